@@ -1,0 +1,83 @@
+"""What to train on, and how images become tensors. Free of torch, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Optional, Tuple, Union
+
+from imixer.errors import InputError
+
+ImageSize = Union[int, Tuple[int, int]]
+
+
+@dataclass
+class DataConfig:
+    """Data set, split, loading and augmentation.
+
+    Args:
+        name: `digits` (built in), a folder of class folders, a folder of parquet shards with an image column,
+            `cifar10`, `cifar100`, `stanford_cars`, `food101`, `imagenet` (torchvision), or any other name that
+            timm's `create_dataset` knows, such as `torch/svhn` or `hfds/mnist`.
+        root: Folder where a named data set lies or is downloaded to. Default: `data`.
+        download: Download a named data set that is not in `root`.
+        val_fraction: Share held out for validation when the data have no split of their own.
+        split_seed: Seed of that split. It does not depend on the training seed.
+        image_size: Size of the model's input in pixels, one side or [height, width]. Default: the model's own.
+        batch_size: Images per step.
+        workers: Loader processes. 0 loads in the training process.
+        skip_bad: Count and skip unreadable images instead of stopping at the first.
+        check: Which image files of a folder to test before training: `full` decodes each, `header` reads its header only,
+            `off` none, `auto` is `full` up to 20,000 files and `header` above.
+        crop: Training crop: `pad` shifts by up to an eighth of the side, `resized` takes a random area and ratio,
+            `center` takes none at random.
+        scale: Range of the area of a `resized` crop, as a share of the image.
+        ratio: Range of the aspect ratio of a `resized` crop.
+        crop_pct: Share of the resized image that the validation crop keeps.
+        interpolation: Resampling filter: `bilinear`, `bicubic`, or `random` (training only).
+        hflip: Probability of a horizontal flip.
+        auto_augment: Policy in timm's notation, such as `rand-m9-mstd0.5-inc1`. Default: none.
+        random_erasing: Probability of erasing a random box.
+        mixup: Mixup alpha; 0 is off.
+        cutmix: CutMix alpha; 0 is off.
+    """
+
+    name: str = "digits"
+    root: Optional[str] = None
+    download: bool = False
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    image_size: Optional[ImageSize] = None
+    batch_size: int = 64
+    workers: int = 0
+    skip_bad: bool = False
+    check: Literal["auto", "full", "header", "off"] = "auto"
+    crop: Literal["pad", "resized", "center"] = "pad"
+    scale: Tuple[float, float] = (0.08, 1.0)
+    ratio: Tuple[float, float] = (0.75, 1.3333333)
+    crop_pct: float = 1.0
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    hflip: float = 0.0
+    auto_augment: Optional[str] = None
+    random_erasing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.val_fraction < 1:
+            raise InputError(f"data.val_fraction is {self.val_fraction}; give a share between 0 and 1")
+        if self.batch_size < 1:
+            raise InputError(f"data.batch_size is {self.batch_size}; give 1 or more")
+        if self.workers < 0:
+            raise InputError(f"data.workers is {self.workers}; give 0 or more")
+        if not 0 < self.crop_pct <= 1:
+            raise InputError(f"data.crop_pct is {self.crop_pct}; give a share above 0, up to 1")
+        for field in ("hflip", "random_erasing"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise InputError(f"data.{field} is {getattr(self, field)}; give a probability from 0 to 1")
+        for field in ("mixup", "cutmix"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise InputError(f"data.{field} is {getattr(self, field)}; give 0 (off) or more")
+        sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
+        if any(side < 1 for side in sizes):
+            raise InputError(f"data.image_size is {self.image_size}; give 1 pixel or more")

@@ -1,0 +1,1 @@
+"""YAML recipes, addressed by their path without the suffix."""

@@ -1,0 +1,1 @@
+"""Typed configs, the Lightning module, run directories."""
