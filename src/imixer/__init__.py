@@ -1,3 +1,10 @@
-"""iMixer: image models derived from hierarchical Hopfield networks."""
+"""iMixer: image models derived from hierarchical Hopfield networks.
+
+Importing this registers the `imixer_*` models with timm: now if timm is imported already, otherwise as soon as it is.
+"""
+
+from imixer import registration
 
 __version__ = "0.1.0"
+
+registration.register_with_timm()

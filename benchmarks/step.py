@@ -1,0 +1,201 @@
+"""Time and memory of iMixer S/16 against timm's mixer_s16_224, beside their ratio of multiply-adds.
+
+    python benchmarks/step.py [--batches 16 1] [--repeats 7] [--no-compile] [--markdown FILE]
+
+Both models run in one process, in turn, so that a drift of the machine's speed falls on both. Figures are medians over
+the repeats after a warm-up; the ratio is the median of the ratios of neighbouring measurements. Multiply-adds are
+counted by torch on the forward (a training step has three times as many), normalisation included.
+"""
+
+import argparse
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import imixer.models
+from imixer.implicit import fold
+
+IMIXER, MIXER = "imixer_s16_224", "mixer_s16_224"
+
+
+def multiply_adds(model: nn.Module, x: Tensor) -> int:
+    """Of one forward over the batch x."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
+
+
+def training_step(
+    model: nn.Module, forward: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> Callable[[Tensor], None]:
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(x: Tensor) -> None:
+        target = torch.arange(len(x), device=x.device)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = nn.functional.cross_entropy(forward(x), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def inference(model: nn.Module, forward: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Callable[[Tensor], None]:
+    model.eval()
+
+    @torch.no_grad()
+    def step(x: Tensor) -> None:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            forward(x)
+
+    return step
+
+
+def build(name: str, mode: str, compiled: bool, dtype: torch.dtype, device: str) -> Callable[[Tensor], None]:
+    torch.manual_seed(0)
+    model = timm.create_model(name).to(device)
+    if mode == "folded" and name == IMIXER:
+        model = fold(model)
+    forward = torch.compile(model) if compiled else model
+    return (training_step if mode == "train" else inference)(model, forward, dtype)
+
+
+def milliseconds(step: Callable[[Tensor], None], x: Tensor) -> float:
+    """Of one call, long enough repeated for the clock."""
+    synchronise = torch.cuda.synchronize if x.is_cuda else (lambda: None)
+    synchronise()
+    calls, start = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - start < 0.3:
+        step(x)
+        calls += 1
+        if x.is_cuda and calls % 10:
+            continue
+        synchronise()
+    synchronise()
+    return (time.perf_counter() - start) / calls * 1e3
+
+
+def peak_memory(device: str, name: str, mode: str, compiled: bool, dtype: torch.dtype, batch: int) -> float:
+    """MiB that a step needs at its highest, above the imports: in a process of its own on the CPU."""
+    if device == "cuda":
+        step, x = build(name, mode, compiled, dtype, device), torch.randn(batch, 3, 224, 224, device=device)
+        step(x)
+        torch.cuda.reset_peak_memory_stats()
+        step(x)
+        return torch.cuda.max_memory_allocated() / 2**20
+    command = [
+        sys.executable,
+        __file__,
+        "--memory",
+        name,
+        mode,
+        str(int(compiled)),
+        str(dtype).split(".")[1],
+        str(batch),
+    ]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def memory_child(name: str, mode: str, compiled: str, dtype: str, batch: str) -> None:
+    before = resident_peak()
+    step = build(name, mode, bool(int(compiled)), getattr(torch, dtype), "cpu")
+    x = torch.randn(int(batch), 3, 224, 224)
+    for _ in range(2):
+        step(x)
+    print(resident_peak() - before)
+
+
+def resident_peak() -> float:
+    """Of this process, MiB. From /proc where there is one, since rusage also remembers the parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 1])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--markdown", type=Path, help="write the table to this file too")
+    parser.add_argument("--memory", nargs=5, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory:
+        return memory_child(*args.memory)
+
+    console = Console()
+    where = (
+        torch.cuda.get_device_name() if args.device == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    )
+    title = f"iMixer S/16 against Mixer S/16, 224x224. {where}; torch {torch.__version__}, timm {timm.__version__}"
+    header = ["mode", "batch", "type", "compiled", "iMixer ms", "Mixer ms", "time ratio", "min-max", "MAC ratio"]
+    header += ["time/MACs", "target 1.1", "iMixer MiB", "Mixer MiB"]
+    rows: list[list[str]] = []
+    macs = {
+        name: multiply_adds(fold(m) if isinstance(m := timm.create_model(name), imixer.models.IMixer) else m,
+                            torch.randn(1, 3, 224, 224))
+        for name in (IMIXER, MIXER)
+    }  # fmt: skip
+    work = macs[IMIXER] / macs[MIXER]
+    compiles = [False, True] if args.compile else [False]
+    cells = list(product(["train", "infer", "folded"], args.batches, [torch.float32, torch.bfloat16], compiles))
+    with console.status("") as status:
+        for i, (mode, batch, dtype, compiled) in enumerate(cells):
+            status.update(
+                f"[{i + 1}/{len(cells)}] {mode}, batch {batch}, {dtype}, {'compiled' if compiled else 'eager'}"
+            )
+            torch.compiler.reset()
+            x = torch.randn(batch, 3, 224, 224, device=args.device)
+            steps = {name: build(name, mode, compiled, dtype, args.device) for name in (IMIXER, MIXER)}
+            for step in steps.values():
+                for _ in range(3):
+                    step(x)
+            times = {name: [] for name in steps}
+            for _ in range(args.repeats):
+                for name, step in steps.items():
+                    times[name].append(milliseconds(step, x))
+            ratios = [a / b for a, b in zip(times[IMIXER], times[MIXER], strict=True)]
+            ratio = statistics.median(ratios)
+            memory = [peak_memory(args.device, name, mode, compiled, dtype, batch) for name in (IMIXER, MIXER)]
+            rows.append([
+                mode, str(batch), str(dtype).split(".")[1], "yes" if compiled else "no",
+                *(f"{statistics.median(times[name]):.1f}" for name in (IMIXER, MIXER)),
+                f"{ratio:.2f} ({min(ratios):.2f}-{max(ratios):.2f})", f"{work:.2f}", f"{ratio / work:.2f}",
+                "met" if ratio / work <= 1.1 else "missed", *(f"{m:.0f}" for m in memory),
+            ])  # fmt: skip
+            console.print(" | ".join(rows[-1]), highlight=False, soft_wrap=True)
+    table = Table(*header, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(console.width, 130)).print(table)
+    if args.markdown:
+        lines = [f"{title}.\n", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        args.markdown.write_text("\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n")
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":")[1].strip() if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()

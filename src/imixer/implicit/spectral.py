@@ -1,0 +1,134 @@
+"""Soft spectral normalisation of a linear layer: W / max(1, sigma(W) / c).
+
+Power iteration finds sigma from below: v <- normalise(W^T W v). Only `v` is kept. The estimate
+sigma = ||W v|| / ||v|| does not depend on the length of v, so averaging or rounding the buffer (EMA, bf16) cannot
+shrink sigma and thereby switch the normalisation off.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WARM_UP_STEPS = 64
+
+
+def exact_sigma(weight: Tensor) -> Tensor:
+    """Largest singular value of a matrix, by SVD in at least float32. Differentiable."""
+    return torch.linalg.matrix_norm(_at_least_float32(weight), ord=2)
+
+
+class SpectralLinear(nn.Linear):
+    """Linear layer whose spectral norm is held at or below a ceiling, softly: smaller norms are left as they are.
+
+    The parameter `weight` is the free matrix W; what multiplies the input is `normalized_weight()`,
+    W / max(1, sigma / coeff). The gradient goes through sigma, so above the ceiling it has no radial component.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Add a bias.
+        coeff: Ceiling c of the spectral norm (paper: 0.9). Must be positive.
+        n_power_iterations: Power iterations n_p per training forward (paper: 8), starting from the last vector.
+            None run in evaluation or while a checkpointed forward is replayed.
+
+    Attributes:
+        advances_itself: Whether a training forward runs the power iterations. An owner that calls `advance()` once per
+            forward, outside whatever it checkpoints, sets it to False: the replay of a checkpointed region inside a
+            compiled graph cannot be told from its forward.
+
+    Raises:
+        ValueError: If coeff is not positive or n_power_iterations is negative.
+
+    Source: paper section 4.1; Behrmann et al., arXiv 1811.00995, section 2.1.
+    """
+
+    v: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        coeff: float = 0.9,
+        n_power_iterations: int = 8,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not coeff > 0:
+            raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
+        if n_power_iterations < 0:
+            raise ValueError(f"n_power_iterations is {n_power_iterations}; give 0 or more")
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.coeff = coeff
+        self.n_power_iterations = n_power_iterations
+        self.advances_itself = True
+        # In float32 whatever the weights are, and from a generator of its own: building a model must neither
+        # depend on nor advance the global one.
+        start = torch.randn(in_features, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("v", F.normalize(start, dim=0).to(self.weight.device))
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Bring the power iteration to rest: call it whenever `weight` was changed other than by training."""
+        self._iterate(WARM_UP_STEPS)
+
+    def advance(self) -> None:
+        """Run one training forward's power iterations."""
+        self._iterate(self.n_power_iterations)
+
+    def sigma(self, exact: bool = False) -> Tensor:
+        """Spectral norm of `weight`: the running estimate, which never exceeds the truth, or exactly by SVD."""
+        if exact:
+            return exact_sigma(self.weight)
+        W = _at_least_float32(self.weight)
+        # A copy: the backward may come after the next forward has moved the buffer on.
+        v = self.v.to(W.dtype, copy=True)
+        with torch.autocast(W.device.type, enabled=False):
+            return torch.linalg.vector_norm(torch.mv(W, v)) / torch.linalg.vector_norm(v)
+
+    def normalized_weight(self) -> Tensor:
+        """W / max(1, sigma / c), in the dtype of W. In training it advances the power iteration first."""
+        if self.training and self.advances_itself and not _replaying():
+            self.advance()
+        excess = torch.clamp(self.sigma() / self.coeff, min=1.0)
+        return (_at_least_float32(self.weight) / excess).to(self.weight.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the normalised layer to x (..., in_features)."""
+        return F.linear(x, self.normalized_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, coeff={self.coeff}, n_power_iterations={self.n_power_iterations}"
+
+    @torch.no_grad()
+    def _iterate(self, steps: int) -> None:
+        W = _at_least_float32(self.weight)
+        v = self.v.to(W.dtype)
+        with torch.autocast(W.device.type, enabled=False):
+            for _ in range(steps):
+                v = F.normalize(torch.mv(W.t(), torch.mv(W, v)), dim=0)
+        self.v.copy_(v)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Weights from elsewhere come without a vector. One that does come belongs to them: moving it would
+        # make a resumed run differ from an uninterrupted one.
+        foreign = state_dict.get(prefix + "weight") is not None and prefix + "v" not in state_dict
+        if foreign:
+            state_dict[prefix + "v"] = self.v
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if foreign:
+            self.warm_up()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _replaying() -> bool:
+    """Whether a backward is running, hence this forward is the replay of a checkpointed one."""
+    if torch.compiler.is_compiling():
+        return False  # not visible while tracing, see `advances_itself`
+    return torch._C._current_graph_task_id() != -1

@@ -1,0 +1,8 @@
+"""iMLP, the mixer block, and the variants; importing this registers them with timm."""
+
+from imixer.models import variants
+from imixer.models.checkpoints import resample_tokens
+from imixer.models.imixer import IMixer, IMixerBlock
+from imixer.models.imlp import IMLP
+
+__all__ = ["IMLP", "IMixer", "IMixerBlock", "resample_tokens", "variants"]

@@ -1,0 +1,81 @@
+"""Weights from elsewhere: the published code's names, and other token grids."""
+
+import math
+from collections.abc import MutableMapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Grid = tuple[int, int]
+
+# Inside `mlp_tokens`: the published code's names -> ours. Its `weight_u` and `weight_sigma` follow from the rest.
+_PUBLISHED = {
+    "fc1.weight": "fc_in.weight",
+    "fc1.bias": "fc_in.bias",
+    "fc_sn1.weight_orig": "contraction.fc1.weight",
+    "fc_sn1.weight_v": "contraction.fc1.v",
+    "fc_sn1.bias": "contraction.fc1.bias",
+    "fc_sn2.weight_orig": "contraction.fc2.weight",
+    "fc_sn2.weight_v": "contraction.fc2.v",
+    "fc_sn2.bias": "contraction.fc2.bias",
+    "fc2.weight": "fc_out.weight",
+    "fc2.bias": "fc_out.bias",
+}
+
+
+def rename_published(state: MutableMapping[str, Tensor]) -> None:
+    """Give the published iMixer's parameters their names here, in place. Does nothing to a state dict of ours."""
+    mark = ".mlp_tokens.fc_sn1.weight_orig"
+    for block in [key[: -len(mark)] for key in state if key.endswith(mark)]:
+        for theirs, ours in _PUBLISHED.items():
+            if f"{block}.mlp_tokens.{theirs}" in state:
+                state[f"{block}.mlp_tokens.{ours}"] = state.pop(f"{block}.mlp_tokens.{theirs}")
+        for derived in ("weight_u", "weight_sigma"):
+            for layer in ("fc_sn1", "fc_sn2"):
+                state.pop(f"{block}.mlp_tokens.{layer}.{derived}", None)
+
+
+def resample_tokens(state: MutableMapping[str, Tensor], target: Grid, likely_source: Grid | None = None) -> None:
+    """Bring every token mixing weight to another token grid, in place. Equal token counts are left alone.
+
+    A row of `fc_in.weight` and a column of `fc_out.weight` are images over the token grid, and are resampled as such
+    (bicubic, antialiased). `fc_in` sums over tokens, so it is divided by the growth of their number. The matrices of
+    the contraction do not touch tokens.
+
+    Args:
+        state: State dict with our names.
+        target: Token grid (height, width) of the model to load into.
+        likely_source: Grid the weights may come from. Used if it has as many tokens as they do; otherwise they are
+            taken to come from a square.
+
+    Raises:
+        ValueError: If the source is neither `likely_source` nor square.
+    """
+    for name in [key for key in state if key.endswith(".mlp_tokens.fc_in.weight")]:
+        block = name.removesuffix("fc_in.weight")
+        tokens = state[name].shape[1]
+        if tokens == target[0] * target[1]:
+            continue
+        source = _grid(tokens, likely_source)
+        state[name] = _resample(state[name], source, target) * (tokens / (target[0] * target[1]))
+        state[block + "fc_out.weight"] = _resample(state[block + "fc_out.weight"].T, source, target).T.contiguous()
+        state[block + "fc_out.bias"] = _resample(state[block + "fc_out.bias"][None], source, target)[0]
+
+
+def _grid(tokens: int, likely: Grid | None) -> Grid:
+    if likely is not None and likely[0] * likely[1] == tokens:
+        return likely
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise ValueError(
+            f"the weights mix {tokens} tokens, not a square grid; resample them first with "
+            "imixer.models.resample_tokens(state_dict, target, likely_source=(height, width))"
+        )
+    return side, side
+
+
+def _resample(rows_NS: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Resample each of N images over the source grid."""
+    image = rows_NS.float().reshape(1, -1, *source)
+    image = F.interpolate(image, size=target, mode="bicubic", antialias=True, align_corners=False)
+    return image.flatten(2)[0].to(rows_NS.dtype)

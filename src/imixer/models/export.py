@@ -1,0 +1,102 @@
+"""Inference models outside Python: ONNX and `torch.export`, each checked against the model it came from."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imixer.errors import InputError
+from imixer.implicit import fold
+
+TOLERANCE = 1e-4  # of the largest logit, float32
+
+
+def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
+    """Write an image model as ONNX, normalisation folded, and compare its logits with onnxruntime's.
+
+    Args:
+        model: A timm model; its `pretrained_cfg` tells the input size.
+        path: File to write.
+        batch_size: Batch size to fix. Default: any.
+
+    Returns:
+        `max_abs_diff`: largest difference of a logit over the batches tried; `largest_logit`: for scale.
+
+    Raises:
+        InputError: If the export extra is not installed.
+        RuntimeError: If the written file computes something else. It is removed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"ONNX export needs {error.name}; install it with: pip install 'imixer[export]'") from error
+
+    folded = fold(model)
+    example = example_images(folded, batch_size or 2)
+    shapes = None if batch_size else ({0: torch.export.Dim("batch")},)
+    program = torch.onnx.export(
+        folded,
+        (example,),
+        input_names=["image"],
+        output_names=["logits"],
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return _compare(
+        model,
+        path,
+        lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]),
+        _batches(folded, batch_size),
+    )
+
+
+def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
+    """Write an image model as a `torch.export` program (.pt2), normalisation folded, and compare its logits.
+
+    Arguments, result and errors as for `export_onnx`, but it needs nothing besides torch.
+    """
+    folded = fold(model)
+    shapes = None if batch_size else ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(folded, (example_images(folded, batch_size or 2),), dynamic_shapes=shapes)
+    torch.export.save(program, path)
+    loaded = torch.export.load(path).module()
+    return _compare(model, path, loaded, _batches(folded, batch_size))
+
+
+def example_images(model: nn.Module, batch_size: int) -> Tensor:
+    """Random images (batch_size, in_chans, H, W) of the size the model takes, from a fixed seed."""
+    cfg: Any = model.pretrained_cfg
+    first_conv: Any = model.get_submodule(cfg["first_conv"])
+    size = getattr(getattr(model, "stem", None), "img_size", None) or cfg["input_size"][-2:]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch_size, first_conv.in_channels, *size, generator=generator)
+
+
+def _batches(model: nn.Module, batch_size: int | None) -> list[Tensor]:
+    return [example_images(model, n) for n in ([batch_size] if batch_size else [1, 2, 5])]
+
+
+@torch.no_grad()
+def _compare(
+    model: nn.Module, path: Path, exported: Callable[[Tensor], Tensor], batches: list[Tensor]
+) -> dict[str, float]:
+    training = model.training
+    model.eval()
+    expected = torch.cat([model(x) for x in batches])
+    model.train(training)
+    got = torch.cat([exported(x) for x in batches])
+    result = {"max_abs_diff": (got - expected).abs().max().item(), "largest_logit": expected.abs().max().item()}
+    if not result["max_abs_diff"] <= TOLERANCE * max(1.0, result["largest_logit"]):
+        path.unlink()
+        raise RuntimeError(
+            f"the exported model differs from the original by {result['max_abs_diff']:.1e}; {path} removed"
+        )
+    return result

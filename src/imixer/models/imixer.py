@@ -1,0 +1,138 @@
+"""iMixer: timm's MLP-Mixer with another token mixing MLP.
+
+S: tokens, C: channels (`embed_dim`), D_S, D_C: widths of the token and channel mixing MLPs.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Dict, Optional, Union
+
+from timm.layers import get_act_layer, to_2tuple
+from timm.models.mlp_mixer import MixerBlock, MlpMixer
+from torch import Tensor, nn
+
+from imixer.implicit import SpectralLinear, fold
+from imixer.implicit.contraction import Norm
+from imixer.models.checkpoints import rename_published, resample_tokens
+from imixer.models.imlp import IMLP
+
+
+class IMixerBlock(MixerBlock):
+    """Mixer block whose tokens are mixed by an `IMLP` and whose channels by an ordinary MLP.
+
+    Takes the arguments of timm's `MixerBlock`, then those of `IMLP`. Source: paper section 4.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        seq_len: int,
+        mlp_ratio: Union[float, tuple[float, float]] = (0.5, 4.0),
+        act_layer: type[nn.Module] = nn.GELU,
+        drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        imlp: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+    ) -> None:
+        dd = {"device": device, "dtype": dtype}
+        super().__init__(dim, seq_len, mlp_ratio, act_layer=act_layer, drop=drop, **dd, **kwargs)
+        tokens_dim = int(to_2tuple(mlp_ratio)[0] * dim)
+        self.mlp_tokens = IMLP(seq_len, tokens_dim, act_layer=act_layer, drop=drop, **(imlp or {}), **dd)
+
+
+class IMixer(MlpMixer):
+    """timm's `MlpMixer` with `IMixerBlock`s. Takes an image (B, in_chans, H, W) and gives logits (B, num_classes).
+
+    Weights trained at another image size, square or not, load through any of timm's ways, as do those of the published
+    code.
+
+    Args:
+        n_iter: Fixed point iterations n. The attribute may be set on a trained model.
+        hidden_ratio: h_r = N_h / D_S.
+        coeff: Ceiling c of the spectral norms.
+        n_power_iterations: Power iterations n_p per training forward.
+        norm: `spectral`, `none` or `batch`.
+        legacy: Normalise per iteration, as published.
+        act_layer: Activation, a class or timm's name of one.
+        kwargs: Arguments of timm's `MlpMixer`.
+
+    Raises:
+        ValueError: If `IMLP` refuses its arguments.
+
+    Source: paper section 4.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_iter: int = 2,
+        hidden_ratio: float = 2.0,
+        coeff: float = 0.9,
+        n_power_iterations: int = 8,
+        norm: Norm = "spectral",
+        legacy: bool = False,
+        act_layer: Union[str, type[nn.Module]] = nn.GELU,
+        **kwargs: Any,
+    ) -> None:
+        imlp = dict(
+            n_iter=n_iter,
+            hidden_ratio=hidden_ratio,
+            coeff=coeff,
+            n_power_iterations=n_power_iterations,
+            norm=norm,
+            legacy=legacy,
+        )
+        block_layer: Any = partial(IMixerBlock, imlp=imlp)
+        super().__init__(block_layer=block_layer, act_layer=get_act_layer(act_layer) or nn.Identity, **kwargs)
+
+        if not legacy:  # which normalises between iterations, hence within the blocks
+            for layer in self._spectral_layers():
+                layer.advances_itself = False
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Image (B, in_chans, H, W) -> tokens (B, S, C)."""
+        self._advance()
+        return super().forward_features(x)
+
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+        """As timm's: the features after the chosen blocks, and the last."""
+        self._advance()
+        return super().forward_intermediates(*args, **kwargs)
+
+    def _advance(self) -> None:
+        if self.training:
+            for layer in self._spectral_layers():
+                if not layer.advances_itself:
+                    layer.advance()
+
+    def _spectral_layers(self) -> Iterator[SpectralLinear]:
+        return (module for module in self.blocks.modules() if isinstance(module, SpectralLinear))
+
+    def __prepare_scriptable__(self) -> MlpMixer:
+        # TorchScript is for inference: it gets the folded model, as the plain class whose forward it understands.
+        scriptable: MlpMixer = fold(self)
+        scriptable.__class__ = MlpMixer
+        return scriptable
+
+    @property
+    def n_iter(self) -> int:
+        return self._imlps()[0].n_iter
+
+    @n_iter.setter
+    def n_iter(self, value: int) -> None:
+        if value < 0:
+            raise ValueError(f"n_iter is {value}; give 0 or more fixed point iterations")
+        for imlp in self._imlps():
+            imlp.n_iter = value
+
+    def _imlps(self) -> list[IMLP]:
+        return [module for module in self.blocks.modules() if isinstance(module, IMLP)]
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        rename_published(state_dict)
+        cfg = getattr(self, "pretrained_cfg", None)
+        likely = self.stem.dynamic_feat_size(cfg["input_size"][-2:]) if cfg else None
+        resample_tokens(state_dict, self.stem.grid_size, likely)
+        super()._load_from_state_dict(state_dict, prefix, *args)
