@@ -5,6 +5,7 @@ sigma = ||W v|| / ||v|| does not depend on the length of v, so averaging or roun
 shrink sigma and thereby switch the normalisation off.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class SpectralLinear(nn.Linear):
         self.advances_itself = True
         # In float32 whatever the weights are, and from a generator of its own: building a model must neither
         # depend on nor advance the global one.
-        start = torch.randn(in_features, generator=torch.Generator().manual_seed(0))
+        start = torch.randn(in_features, device="cpu", generator=torch.Generator().manual_seed(0))
         self.register_buffer("v", F.normalize(start, dim=0).to(self.weight.device))
         self.warm_up()
 
@@ -81,20 +82,13 @@ class SpectralLinear(nn.Linear):
 
     def sigma(self, exact: bool = False) -> Tensor:
         """Spectral norm of `weight`: the running estimate, which never exceeds the truth, or exactly by SVD."""
-        if exact:
-            return exact_sigma(self.weight)
-        W = _at_least_float32(self.weight)
-        # A copy: the backward may come after the next forward has moved the buffer on.
-        v = self.v.to(W.dtype, copy=True)
-        with torch.autocast(W.device.type, enabled=False):
-            return torch.linalg.vector_norm(torch.mv(W, v)) / torch.linalg.vector_norm(v)
+        return exact_sigma(self.weight) if exact else _sigma(self.weight, self.v)
 
     def normalized_weight(self) -> Tensor:
         """W / max(1, sigma / c), in the dtype of W. In training it advances the power iteration first."""
         if self.training and self.advances_itself and not _replaying():
             self.advance()
-        excess = torch.clamp(self.sigma() / self.coeff, min=1.0)
-        return (_at_least_float32(self.weight) / excess).to(self.weight.dtype)
+        return _soft_normalise(self.weight, self.v, self.coeff)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the normalised layer to x (..., in_features)."""
@@ -107,7 +101,7 @@ class SpectralLinear(nn.Linear):
     def _iterate(self, steps: int) -> None:
         W = _at_least_float32(self.weight)
         v = self.v.to(W.dtype)
-        with torch.autocast(W.device.type, enabled=False):
+        with _full_precision(W.device):
             for _ in range(steps):
                 v = F.normalize(torch.mv(W.t(), torch.mv(W, v)), dim=0)
         self.v.copy_(v)
@@ -121,6 +115,24 @@ class SpectralLinear(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if foreign:
             self.warm_up()
+
+
+@torch.fx.wrap  # symbolic tracing must not look inside, where the dtype decides
+def _soft_normalise(weight: Tensor, v: Tensor, coeff: float) -> Tensor:
+    excess = torch.clamp(_sigma(weight, v) / coeff, min=1.0)
+    return (_at_least_float32(weight) / excess).to(weight.dtype)
+
+
+def _sigma(weight: Tensor, v: Tensor) -> Tensor:
+    W = _at_least_float32(weight)
+    # A copy: the backward may come after the next forward has moved the buffer on.
+    v = v.to(W.dtype, copy=True)
+    with _full_precision(W.device):
+        return torch.linalg.vector_norm(torch.mv(W, v)) / torch.linalg.vector_norm(v)
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""Arrows between the packages go one way (DESIGN 3)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import imixer
+
+SOURCE = Path(imixer.__file__).parent
+MAY_IMPORT = {
+    "hopfield": set(),
+    "implicit": set(),
+    "models": {"implicit", "errors"},
+    "data": {"errors"},
+    "recipes": {"errors"},
+    "training": {"models", "data", "recipes", "implicit", "errors"},
+    "analysis": {"training", "models", "data", "implicit", "hopfield", "errors"},
+    "experiments": {"analysis", "training", "models", "data", "implicit", "hopfield", "errors"},
+}
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("imixer.")}
+    return {name for name in found if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").exists()}
+
+
+@pytest.mark.parametrize("package", sorted(p.parent.name for p in SOURCE.glob("*/__init__.py")))
+def test_no_arrow_turns_back(package):
+    for file in (SOURCE / package).rglob("*.py"):
+        assert imports(file) - {package} <= MAY_IMPORT[package], file
+
+
+@pytest.mark.parametrize("file", sorted((SOURCE / "implicit").rglob("*.py")), ids=lambda f: f.name)
+def test_the_implicit_library_needs_torch_only(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            assert name.split(".")[0] in {"torch", "imixer", "copy", "typing", "collections", "math", "dataclasses", "contextlib"}
