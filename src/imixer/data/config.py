@@ -18,7 +18,7 @@ class DataConfig:
     Args:
         name: `digits` (built in), a folder of class folders, a folder of parquet shards with an image column,
             `cifar10`, `cifar100`, `stanford_cars`, `food101`, `imagenet` (torchvision), or any other name that
-            timm's `create_dataset` knows, such as `torch/svhn` or `hfds/mnist`.
+            timm's `create_dataset` knows, such as `torch/mnist` or `hfds/mnist`.
         root: Folder where a named data set lies or is downloaded to. Default: `data`.
         download: Download a named data set that is not in `root`.
         val_fraction: Share held out for validation when the data have no split of their own.
@@ -27,8 +27,8 @@ class DataConfig:
         batch_size: Images per step.
         workers: Loader processes. 0 loads in the training process.
         skip_bad: Count and skip unreadable images instead of stopping at the first.
-        check: Which image files of a folder to test before training: `full` decodes each, `header` reads its header only,
-            `off` none, `auto` is `full` up to 20,000 files and `header` above.
+        check: Which image files of a folder to test before training: `full` decodes each, `header` reads the header of
+            each, `off` none, `auto` is `full` up to 20,000 files and `header` above. Parquet rows: only by `full`.
         crop: Training crop: `pad` shifts by up to an eighth of the side, `resized` takes a random area and ratio,
             `center` takes none at random.
         scale: Range of the area of a `resized` crop, as a share of the image.

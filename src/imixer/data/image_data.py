@@ -1,0 +1,38 @@
+"""What every data set becomes: two lists of labelled images and the facts needed to build loaders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+Item: TypeAlias = "tuple[Image.Image, int]"
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set with a training and a validation part, and no transform yet.
+
+    Args:
+        name: Short name, usable in a folder name.
+        train: Training items, each an image of mode `L` or `RGB` and its label, from 0.
+        val: Held-out items, likewise.
+        class_names: Name of each label.
+        in_chans: 1 when images are delivered as mode `L`, 3 when as `RGB`.
+        native_size: (height, width) in pixels when the images are known to share it.
+        mean: Mean of each channel, with pixel values in [0, 1].
+        std: Standard deviation of each channel, likewise; never 0.
+        skipped: Names of unreadable images that were left out.
+    """
+
+    name: str
+    train: Dataset[Item]
+    val: Dataset[Item]
+    class_names: tuple[str, ...]
+    in_chans: int
+    native_size: tuple[int, int] | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    skipped: tuple[str, ...] = ()

@@ -1,0 +1,66 @@
+"""A held-out part with the same mix of classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imixer.errors import InputError
+
+
+def require_two_classes(labels: NDArray[np.int64], class_names: Sequence[str], what: str) -> None:
+    """Raises InputError unless at least two classes occur among the labels."""
+    present = np.unique(labels)
+    if len(present) < 2:
+        only = f"only the class {class_names[int(present[0])]!r}" if len(present) else "no labelled images"
+        raise InputError(f"{what} has {only}; classification needs two classes or more")
+
+
+def stratified_split(
+    labels: NDArray[np.int64], class_names: Sequence[str], *, fraction: float, seed: int, what: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Split item numbers so that each class keeps its share in both parts.
+
+    Args:
+        labels: Label of each item.
+        class_names: Name of each label, for messages.
+        fraction: Share that is held out, in (0, 1).
+        seed: Seed of the choice; the same seed gives the same split.
+        what: The data set, for messages.
+
+    Returns:
+        Item numbers of the training part and of the held-out part, each ascending.
+
+    Raises:
+        InputError: A class has fewer than two images, or the parts are too small to hold every class.
+    """
+    # deferred: scikit-learn takes a second to import
+    from sklearn.model_selection import train_test_split
+
+    present, counts = np.unique(labels, return_counts=True)
+    if counts.min() < 2:
+        lonely = class_names[int(present[counts.argmin()])]
+        raise InputError(
+            f"class {lonely!r} of {what} has 1 image; holding some out for validation takes 2 or more per class"
+        )
+    held_out = math.ceil(fraction * len(labels))
+    kept = len(labels) - held_out
+    if min(held_out, kept) < len(present):
+        least = math.ceil(1000 * len(present) / len(labels)) / 1000
+        remedy = f"give a share from {least:g} to {1 - least:g}" if least <= 0.5 else "add images"
+        part, size = ("validation", held_out) if held_out < kept else ("training", kept)
+        raise InputError(
+            f"data.val_fraction {fraction:g} of the {len(labels)} images of {what} leaves {size} for {part}, "
+            f"fewer than its {len(present)} classes; {remedy}"
+        )
+    train, val = train_test_split(np.arange(len(labels)), test_size=held_out, random_state=seed, stratify=labels)
+    missing = np.setdiff1d(present, labels[train])
+    if len(missing):
+        raise InputError(
+            f"data.val_fraction {fraction:g} leaves class {class_names[int(missing[0])]!r} of {what} without "
+            "training images; give a smaller share or add images"
+        )
+    return np.sort(train), np.sort(val)

@@ -1,0 +1,136 @@
+"""From an image to a normalised tensor, with and without augmentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from PIL import Image
+from timm.data import create_transform
+from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
+from torch import Tensor
+from torchvision import transforms
+
+from imixer.data.config import DataConfig
+from imixer.data.posterize import mend_posterize
+from imixer.errors import InputError
+
+Transform: TypeAlias = Callable[[Image.Image], Tensor]
+
+_POLICY = re.compile(r"(rand|augmix|v0|v0r|original|originalr|3a)(-([a-z]+\d[\d.]*|t(weights|3a|3aw)))*")
+
+
+def train_transform(
+    config: DataConfig, input_size: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
+) -> Transform:
+    """Crop, flip, augment, normalise and erase, in this order, as `config` says.
+
+    Args:
+        config: Gives `crop`, `hflip`, `auto_augment`, `random_erasing` and their settings.
+        input_size: (channels, height, width) of the result.
+        mean: Mean per channel to subtract, in [0, 1].
+        std: Standard deviation per channel to divide by, in [0, 1].
+
+    Returns:
+        A function from an image of mode `L` or `RGB` and any size to a float tensor of shape `input_size`.
+
+    Raises:
+        InputError: The augmentation policy, or the range of a crop, makes no sense.
+    """
+    _require_range("scale", config.scale, upper=1.0)
+    _require_range("ratio", config.ratio)
+    policy = config.auto_augment or None
+    if policy is not None and not _POLICY.fullmatch(policy):
+        raise _policy_error(policy)
+    settings: dict[str, Any] = {
+        "scale": tuple(config.scale),
+        "ratio": tuple(config.ratio),
+        "hflip": config.hflip,
+        "color_jitter": None,
+        "auto_augment": policy,
+        "interpolation": config.interpolation,
+        "mean": tuple(mean),
+        "std": tuple(std),
+        "re_prob": config.random_erasing,
+        "re_mode": "pixel",
+    }
+    try:
+        crop, augment, finish = create_transform(input_size, is_training=True, separate=True, **settings)
+    except (AssertionError, ValueError, KeyError) as error:
+        if policy is None:
+            raise
+        raise _policy_error(policy) from error
+    mend_posterize(augment.transforms)
+    if config.crop != "resized":
+        build = _pad_crop if config.crop == "pad" else _center_crop
+        flip = [transforms.RandomHorizontalFlip(config.hflip)] if config.hflip else []
+        crop = transforms.Compose([*build(config, input_size[1:]), *flip])
+    return _flat(crop, augment, finish)
+
+
+def eval_transform(
+    input_size: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float,
+    interpolation: str,
+) -> Transform:
+    """Resize, cut out the centre and normalise; nothing is random.
+
+    Args:
+        input_size: (channels, height, width) of the result.
+        mean: Mean per channel to subtract, in [0, 1].
+        std: Standard deviation per channel to divide by, in [0, 1].
+        crop_pct: Share of the resized image's side that is kept, in (0, 1].
+        interpolation: `bilinear` or `bicubic`; `random`, which is for training, means `bicubic` here.
+
+    Returns:
+        A function from an image of mode `L` or `RGB` and any size to a float tensor of shape `input_size`.
+    """
+    transform: Transform = create_transform(
+        input_size,
+        is_training=False,
+        crop_pct=crop_pct,
+        interpolation="bicubic" if interpolation == "random" else interpolation,
+        mean=tuple(mean),
+        std=tuple(std),
+    )
+    return transform
+
+
+def _pad_crop(config: DataConfig, size: tuple[int, int]) -> list[Any]:
+    height, width = size
+    filters = ("bilinear", "bicubic") if config.interpolation == "random" else (config.interpolation,)
+    # torchvision leaves an image alone that has the size already
+    resize = [transforms.Resize(size, interpolation=str_to_interp_mode(name)) for name in filters]
+    padding = (max(1, width // 8), max(1, height // 8))
+    return [
+        resize[0] if len(resize) == 1 else transforms.RandomChoice(resize),
+        transforms.RandomCrop(size, padding=padding, fill=0),
+    ]
+
+
+def _center_crop(config: DataConfig, size: tuple[int, int]) -> list[Any]:
+    whole = tuple(int(side / config.crop_pct) for side in size)
+    return [ResizeKeepRatio(whole, interpolation=config.interpolation), transforms.CenterCrop(size)]
+
+
+def _flat(*parts: Any) -> Transform:
+    # one list instead of three nested ones: fewer calls per image, and it prints better
+    flat: Transform = transforms.Compose([step for part in parts for step in part.transforms])
+    return flat
+
+
+def _policy_error(policy: str) -> InputError:
+    return InputError(
+        f"data.auto_augment {policy!r} is no policy that timm knows; write, for instance, rand-m9-mstd0.5-inc1, "
+        "original-mstd0.5 or augmix-m5-w4-d2"
+    )
+
+
+def _require_range(field: str, value: Sequence[float], upper: float = float("inf")) -> None:
+    low, high = value
+    if not 0 < low <= high <= upper:
+        top = f", up to {upper:g}" if upper < float("inf") else ""
+        raise InputError(f"data.{field} is [{low:g}, {high:g}]; give two numbers above 0{top}, the smaller one first")
