@@ -101,6 +101,12 @@ class IMixer(MlpMixer):
         self._advance()
         return super().forward_intermediates(*args, **kwargs)
 
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """As timm's: a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
+        if isinstance(self.head, nn.Identity):  # timm 1.0.23 asks the old head for its device
+            self.head = nn.Linear(self.embed_dim, 1, device=self.norm.weight.device, dtype=self.norm.weight.dtype)
+        super().reset_classifier(num_classes, global_pool)
+
     def _advance(self) -> None:
         if self.training:
             for layer in self._spectral_layers():

@@ -1,5 +1,6 @@
 """The models that timm knows by name. A name pins every hyperparameter."""
 
+from pathlib import Path
 from typing import Any, Dict
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -47,6 +48,11 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(cls: type, variant: str, pretrained: bool, out_indices: Any = 3, **kwargs: Any) -> Any:
+    cfg = kwargs.get("pretrained_cfg")
+    if isinstance(cfg, dict) and cfg.get("source") == "local-dir":
+        weights = Path(cfg["file"]) / "model.safetensors"
+        if weights.exists():  # timm 1.0.23 would read it as a pickle, but reads it well as a file
+            kwargs["pretrained_cfg"] = cfg | {"source": "", "file": str(weights)}
     return build_model_with_cfg(
         cls, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **kwargs
     )
