@@ -120,7 +120,7 @@ class SpectralLinear(nn.Linear):
 @torch.fx.wrap  # symbolic tracing must not look inside, where the dtype decides
 def _soft_normalise(weight: Tensor, v: Tensor, coeff: float) -> Tensor:
     excess = torch.clamp(_sigma(weight, v) / coeff, min=1.0)
-    return (_at_least_float32(weight) / excess).to(weight.dtype)
+    return (_at_least_float32(weight) * excess.reciprocal()).to(weight.dtype)
 
 
 def _sigma(weight: Tensor, v: Tensor) -> Tensor:

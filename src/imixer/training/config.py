@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Dict, Literal, Optional, Tuple
 
@@ -79,10 +80,12 @@ class OptimConfig:
     clip_grad: Optional[float] = None
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise InputError(f"optim.lr is {self.lr}; give a learning rate above 0")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"optim.weight_decay is {self.weight_decay}; give 0 or more")
+        if self.clip_grad is not None and not self.clip_grad > 0:
+            raise InputError(f"optim.clip_grad is {self.clip_grad}; give a norm above 0, or leave it out")
 
 
 @dataclass
@@ -90,24 +93,36 @@ class ScheduleConfig:
     """Learning rate over time, by timm's factory.
 
     Args:
-        sched: Name of a timm schedule: `cosine`, `step`, `poly`, `plateau` is not supported.
+        sched: `cosine` or `tanh` fall smoothly to `min_lr`; `step` falls by `decay_rate` every `decay_epochs`.
         warmup_epochs: Epochs of linear warm-up, counted within the run's epochs.
         warmup_lr: Learning rate at the first step.
         min_lr: Learning rate at the end.
         cooldown_epochs: Epochs at `min_lr` after the schedule, on top of the run's epochs.
+        decay_epochs: Epochs from one drop of `step` to the next.
+        decay_rate: Factor of a drop of `step`.
     """
 
-    sched: str = "cosine"
+    sched: Literal["cosine", "tanh", "step"] = "cosine"
     warmup_epochs: int = 3
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
     cooldown_epochs: int = 0
+    decay_epochs: int = 30
+    decay_rate: float = 0.1
 
     def __post_init__(self) -> None:
         if self.warmup_epochs < 0 or self.cooldown_epochs < 0:
             raise InputError(
                 f"schedule.warmup_epochs is {self.warmup_epochs} and schedule.cooldown_epochs "
                 f"{self.cooldown_epochs}; give 0 or more"
+            )
+        for name in ("warmup_lr", "min_lr"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"schedule.{name} is {getattr(self, name)}; give 0 or more")
+        if self.decay_epochs < 1 or not 0 < self.decay_rate <= 1:
+            raise InputError(
+                f"schedule.decay_epochs is {self.decay_epochs} and schedule.decay_rate {self.decay_rate}; "
+                "give 1 or more, and a factor above 0, up to 1"
             )
 
 
@@ -146,6 +161,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise InputError(f"epochs is {self.epochs}; give 1 or more")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}; give a whole number from 0, below 2**32")
+        if self.devices < 1:
+            raise InputError(f"devices is {self.devices}; give 1 or more")
         if not 0 <= self.smoothing < 1:
             raise InputError(f"smoothing is {self.smoothing}; give a share from 0, below 1")
         if self.schedule.warmup_epochs >= self.epochs:
