@@ -1,0 +1,197 @@
+"""The `imixer` command. Thin: parses, calls, prints. Free of torch until a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+import imixer
+from imixer.errors import InputError
+from imixer.recipes import recipes
+from imixer.training.parsing import hoist, parse, to_config, train_parser
+from imixer.training.suggest import nearest
+
+_DEVICES = "`cpu`, `cuda`, or `auto`: CUDA where there is any."
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Words after `imixer`. Default: those of the process.
+
+    Returns:
+        0 if all went well, 2 if the user can mend what is wrong, 130 after Ctrl-C.
+    """
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    except InputError as error:
+        print(f"imixer: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print(f"imixer: interrupted {error}".rstrip(), file=sys.stderr)
+        return 130
+    except SystemExit as error:  # --help and the like
+        return error.code if isinstance(error.code, int) else 0
+    return 0
+
+
+def _run(argv: List[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "--version"):
+        return print(f"imixer {imixer.__version__}") if argv[:1] == ["--version"] else _help()
+    name, *rest = argv
+    if name not in _COMMANDS:
+        raise InputError(f"no command {name!r}{nearest(name, _COMMANDS)}; `imixer --help` lists them")
+    _, build, run = _COMMANDS[name]
+    parser = build()
+    parser.prog = f"imixer {name}"
+    words = hoist(rest) if name == "train" else rest
+    run(parse(parser, words))
+
+
+def _help() -> None:
+    parser = ArgumentParser(prog="imixer", description="Train, evaluate and use iMixers and other timm models.")
+    parser.add_argument("--version", action="store_true", help="Print the version.")
+    commands = parser.add_subcommands(metavar="COMMAND", title="`imixer COMMAND --help` tells more")
+    for name, (summary, build, _) in _COMMANDS.items():
+        commands.add_subcommand(name, build(), help=summary)
+    parser.print_help()
+
+
+def _loading(what: str) -> None:
+    """Say that torch, which takes seconds to import, is on its way."""
+    # OpenMP threads that spin for long while idle slow small models tenfold on a machine that does something else too.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    print(f"loading PyTorch and {what} ...", file=sys.stderr, flush=True)
+
+
+def _parser(description: str) -> ArgumentParser:
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False, description=description)
+
+
+def _console() -> Console:
+    # A pipe has no width: lines stay whole. Names of files and classes are no markup or numbers to colour.
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def _train(args: Namespace) -> None:
+    began = time.perf_counter()
+    config = to_config(args)
+    _loading("the data")
+    from imixer.training.report import report_training
+    from imixer.training.train import train
+
+    trained = train(config)
+    report_training(trained, time.perf_counter() - began, _console())
+
+
+def _recipes_parser() -> ArgumentParser:
+    return _parser("List the recipes that ship with the package, for `imixer train --recipe`.")
+
+
+def _recipes(args: Namespace) -> None:
+    known = recipes()
+    width = max(map(len, known))
+    for name, description in known.items():
+        print(f"{name:{width}}  {description}")
+
+
+def _evaluate_parser() -> ArgumentParser:
+    parser = _run_parser("Evaluate a run on its validation data, and write RUN/evaluation.json.")
+    parser.add_argument("--batch_size", type=Optional[int], help="Images per step. Default: that of training.")
+    return parser
+
+
+def _evaluate(args: Namespace) -> None:
+    if args.batch_size is not None and args.batch_size < 1:
+        raise InputError(f"batch_size is {args.batch_size}; give 1 or more")
+    _loading("the run")
+    from imixer.training.evaluate import evaluate
+    from imixer.training.report import report_evaluation
+
+    result = evaluate(args.run, data=args.data, device=args.device, batch_size=args.batch_size or 0)
+    report_evaluation(result, Path(args.run) / "evaluation.json", _console())
+
+
+def _predict_parser() -> ArgumentParser:
+    parser = _run_parser("Predict images, print the most probable classes and draw RUN/prediction.png.")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="Image files or folders. Default: 8 of the run's held-out images."
+    )
+    parser.add_argument("--top", type=int, default=5, help="Classes per image.")
+    parser.add_argument(
+        "--n_iter", type=Optional[int], help="Fixed point iterations, for iMixers. Default: as trained."
+    )
+    parser.add_argument("--csv", metavar="FILE", type=Optional[str], help="Write all predictions here too.")
+    return parser
+
+
+def _predict(args: Namespace) -> None:
+    _loading("the run")
+    from imixer.training.predict import predict
+    from imixer.training.report import report_predictions
+
+    predictions, picture = predict(
+        args.run,
+        args.images or (),
+        top=args.top,
+        n_iter=args.n_iter,
+        data=args.data,
+        device=args.device,
+        csv_file=args.csv,
+    )
+    report_predictions(predictions, picture, _console())
+
+
+def _run_parser(description: str) -> ArgumentParser:
+    parser = _parser(description)
+    parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
+    parser.add_argument(
+        "--data", metavar="PATH", type=Optional[str], help="Where the run's data lie now. Default: where they lay."
+    )
+    parser.add_argument("--device", type=str, choices=["auto", "cpu", "cuda"], default="auto", help=_DEVICES)
+    return parser
+
+
+def _export_parser() -> ArgumentParser:
+    parser = _parser("Write a run's model for inference elsewhere, and check that it computes the same.")
+    parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
+    parser.add_argument(
+        "--format",
+        type=str,
+        choices=["onnx", "torch"],
+        default="onnx",
+        help="`onnx`, or `torch`: a program of torch.export.",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Optional[str], help="File to write. Default: RUN/model.onnx or RUN/model.pt2."
+    )
+    parser.add_argument("--batch_size", type=Optional[int], help="Batch size to fix. Default: any.")
+    return parser
+
+
+def _export(args: Namespace) -> None:
+    _loading("the run")
+    from imixer.training.export import export
+
+    path, checked = export(args.run, args.format, args.out, args.batch_size)
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
+
+
+_Command = Tuple[str, Callable[[], ArgumentParser], Callable[[Namespace], None]]
+_COMMANDS: Dict[str, _Command] = {
+    "train": ("Train a model.", train_parser, _train),
+    "recipes": ("List the recipes.", _recipes_parser, _recipes),
+    "evaluate": ("Evaluate a run on its validation data.", _evaluate_parser, _evaluate),
+    "predict": ("Predict and draw images.", _predict_parser, _predict),
+    "export": ("Write a model for inference elsewhere.", _export_parser, _export),
+}

@@ -1,0 +1,41 @@
+"""A finished run's model, written for use elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from imixer.errors import InputError
+from imixer.models.export import export_onnx, export_torch
+from imixer.training.reload import reload
+
+_FORMATS: Dict[str, Any] = {"onnx": (export_onnx, ".onnx"), "torch": (export_torch, ".pt2")}
+
+
+def export(
+    path: str, format: str = "onnx", out: Optional[str] = None, batch_size: Optional[int] = None
+) -> Tuple[Path, Dict[str, float]]:
+    """Export the model of a run and compare its logits with the original's.
+
+    Args:
+        path: The run's directory.
+        format: `onnx` or `torch`.
+        out: File to write. Default: `model` in the run, with the format's suffix.
+        batch_size: Batch size to fix. Default: any.
+
+    Returns:
+        The file and what was compared.
+
+    Raises:
+        InputError: If the run is not there, the file exists, or the export extra is missing.
+    """
+    write, suffix = _FORMATS[format]
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; give 1 or more")
+    reloaded = reload(path, "cpu")
+    file = Path(out) if out else reloaded.run.path / f"model{suffix}"
+    if file.exists():
+        raise InputError(f"out: {file} exists, and nothing is overwritten; give another name or remove it")
+    if not file.absolute().parent.is_dir():
+        raise InputError(f"out: {file} cannot be written, there is no folder {file.absolute().parent}")
+    return file, write(reloaded.model, file, batch_size=batch_size)

@@ -1,0 +1,120 @@
+"""Pictures of a run. Colours are Okabe and Ito's, told apart by colour-blind eyes too."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure  # without pyplot: no display, no global state
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
+
+_BLUE, _ORANGE, _GREEN, _GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"
+_MANY_CLASSES = 30
+
+
+def draw_learning_curves(rows: Sequence[Dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and learning rate over the epochs.
+
+    Args:
+        rows: One per epoch, as in `metrics.csv`.
+        path: PNG to write.
+    """
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    losses, accuracies, rates = figure.subplots(1, 3)
+    marker = "o" if len(rows) < 3 else None
+    losses.plot(epochs, [row["train_loss"] for row in rows], color=_ORANGE, ls="--", marker=marker, label="training")
+    losses.plot(epochs, [row["val_loss"] for row in rows], color=_BLUE, marker=marker, label="validation")
+    losses.set(ylabel="cross entropy (nats)", title="Loss (training: with smoothing and mixing)")
+    accuracies.plot(epochs, [row["val_acc"] for row in rows], color=_BLUE, marker=marker, label="top-1")
+    if "val_acc_top5" in rows[0]:
+        top5 = [row["val_acc_top5"] for row in rows]
+        accuracies.plot(epochs, top5, color=_GREEN, ls=":", marker=marker, label="top-5")
+    accuracies.set(ylabel="validation accuracy", title=f"Accuracy, {rows[-1]['val_acc']:.2%} at the end")
+    accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
+    rates.plot(epochs, [row["lr"] for row in rows], color=_BLUE, marker=marker)
+    rates.set(ylabel="learning rate", title="Learning rate at the epoch's end")
+    for axes in (losses, accuracies, rates):
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    losses.legend(frameon=False)
+    accuracies.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+    """True against predicted class: shares of each row as colour, counts as numbers.
+
+    Args:
+        counts: Counts (classes, classes), rows the true class.
+        class_names: Names in the order of the rows.
+        path: PNG to write.
+    """
+    n = len(class_names)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(4.0 + 0.32 * n, 12.0)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", format=PercentFormatter(1.0), shrink=0.8)
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"Validation data, {counts.sum():,} images")
+    if n <= _MANY_CLASSES:
+        names = [textwrap.shorten(name, 18, placeholder="...") for name in class_names]
+        axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 3 else 0)
+        axes.set_yticks(range(n), names)
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            color = "black" if shares[row, column] > 0.5 else "white"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def draw_predictions(
+    images: Sequence[Image.Image],
+    probabilities: Sequence[Sequence[float]],
+    labels: Sequence[Sequence[str]],
+    titles: Sequence[str],
+    truths: Sequence[Optional[str]],
+    path: Path,
+) -> None:
+    """Each image beside bars of its most probable classes, the true one in green if it is known.
+
+    Args:
+        images: The images.
+        probabilities: Per image, of its most probable classes, falling.
+        labels: Per image, their names.
+        titles: Per image, what to call it.
+        truths: Per image, its true class or None.
+        path: PNG to write.
+    """
+    columns = 2 if len(images) > 1 else 1
+    lines = -(-len(images) // columns)
+    figure = Figure(figsize=(6.4 * columns, 2.1 * lines + 0.3), layout="constrained")
+    grid = figure.subplots(lines, 2 * columns, squeeze=False, width_ratios=[1, 1.6] * columns)
+    cells: List[Any] = [(row[2 * c], row[2 * c + 1]) for row in grid for c in range(columns)]
+    for (picture, bars), *_ in zip(cells[len(images) :]):
+        picture.set_axis_off()
+        bars.set_axis_off()
+    for (picture, bars), image, chances, names, title, truth in zip(
+        cells, images, probabilities, labels, titles, truths, strict=False
+    ):
+        picture.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
+        picture.set_axis_off()
+        verdict = "" if truth is None else f"\ntrue: {truth}{'' if truth == names[0] else ', missed'}"
+        picture.set_title(textwrap.shorten(title, 28, placeholder="...") + verdict, fontsize=9)
+        colors = [_GREEN if name == truth else _BLUE if truth is None else _GRAY for name in names]
+        bars.barh(range(len(names)), chances, color=colors)
+        bars.set_yticks(range(len(names)), [textwrap.shorten(name, 22, placeholder="...") for name in names])
+        bars.invert_yaxis()
+        bars.set_xlim(0, 1.18)
+        bars.set_xticks([0, 0.5, 1])
+        bars.xaxis.set_major_formatter(PercentFormatter(1.0))
+        bars.set_xlabel("probability", fontsize=9)
+        bars.spines[["top", "right"]].set_visible(False)
+        for place, chance in enumerate(chances):
+            bars.text(chance + 0.02, place, f"{chance:.1%}", va="center", fontsize=8)
+    figure.savefig(path, dpi=110)

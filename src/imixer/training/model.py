@@ -1,0 +1,125 @@
+"""Configuration and data -> model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+import timm
+from timm.layers import PatchEmbed
+from torch import nn
+
+import imixer.models  # noqa: F401  (registers our models with timm)
+from imixer.data.config import DataConfig
+from imixer.errors import InputError
+from imixer.training.config import ModelConfig
+from imixer.training.suggest import nearest
+from imixer.training.weights import load_weights
+
+Size = Tuple[int, int]
+_FROM_DATA = {"img_size", "in_chans", "num_classes"}
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A model and how to build it again.
+
+    Args:
+        model: The model.
+        name: Its name in timm.
+        args: Keyword arguments of `timm.create_model`.
+        input_size: Channels, height and width of its input.
+    """
+
+    model: nn.Module
+    name: str
+    args: Dict[str, Any]
+    input_size: Tuple[int, int, int]
+
+
+def default_name(size: Optional[Size]) -> str:
+    """The iMixer for images of a size. None, for images of many sizes, gives the largest."""
+    if size is not None and max(size) <= 8:
+        return "imixer_t2_8"
+    return "imixer_t4_32" if size is not None and max(size) < 64 else "imixer_s16_224"
+
+
+def build_model(
+    config: ModelConfig, data: DataConfig, *, native_size: Optional[Size], in_chans: int, num_classes: int
+) -> BuiltModel:
+    """Build what the configuration names for the data at hand.
+
+    Args:
+        config: Which model.
+        data: For `image_size`, which decides over the model's own.
+        native_size: Size of the images as stored, if they share one.
+        in_chans: Channels of the images.
+        num_classes: Number of classes.
+
+    Raises:
+        InputError: If there is no such model, an option is not the model's, the patches do not tile the image, or
+            the weights to start from cannot be had.
+    """
+    wanted = (data.image_size,) * 2 if isinstance(data.image_size, int) else data.image_size
+    name = config.name or default_name(wanted or native_size)
+    cfg = _known(name)
+    size = wanted or tuple(cfg.input_size[-2:])
+    if config.patch_size is not None:
+        _check_tiling(name, size, (config.patch_size, config.patch_size))
+    options = config.overrides()
+    if clash := sorted(_FROM_DATA & set(options)):
+        raise InputError(f"model.kwargs.{clash[0]} follows from the data; leave it out (data.image_size sets the size)")
+    args = {"in_chans": in_chans, "num_classes": num_classes, **options}
+    if cfg.fixed_input_size:  # others take any size and no such argument
+        args["img_size"] = size[0] if size[0] == size[1] else list(size)
+    model = _create(name, args, options)
+    for module in model.modules():
+        if isinstance(module, PatchEmbed) and not getattr(module, "dynamic_img_pad", False):
+            _check_tiling(name, size, module.patch_size)
+    if config.pretrained:
+        model = _create_pretrained(name, args)
+    if config.checkpoint:
+        load_weights(model, config.checkpoint)
+    return BuiltModel(model, name, args, (in_chans, *size))
+
+
+def _known(name: str) -> Any:
+    if ":" in name:
+        raise InputError(f"model.name is {name!r}; give the architecture's name, and its weights as model.checkpoint")
+    if not timm.is_model(name.partition(".")[0]):
+        raise InputError(f"no model {name!r}{nearest(name, timm.list_models())}")
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None:
+        raise InputError(f"timm has no configuration for {name!r}{nearest(name, timm.list_pretrained())}")
+    return cfg  # a PretrainedCfg
+
+
+def _check_tiling(name: str, size: Size, patch: Size) -> None:
+    if min(patch) < 1 or any(side % p for side, p in zip(size, patch, strict=True)):
+        raise InputError(
+            f"{name} cuts patches of {patch[0]}x{patch[1]} pixels, which do not tile an image of {size[0]}x{size[1]}; "
+            "set data.image_size or model.patch_size"
+        )
+
+
+def _create(name: str, args: Dict[str, Any], options: Dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, **args)
+    except TypeError as error:
+        for option in options:
+            if f"'{option}'" in str(error):
+                raise InputError(f"{name} has no option model.{option}") from error
+        raise InputError(f"{name} cannot be built with {_listed(options)}: {error}") from error
+    except (AssertionError, ArithmeticError, LookupError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} cannot be built with {_listed(options)}: {error}") from error
+
+
+def _create_pretrained(name: str, args: Dict[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=True, **args)
+    except Exception as error:  # the hub client, the network and timm each raise their own
+        raise InputError(f"model.pretrained: no weights for {name}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _listed(options: Dict[str, Any]) -> str:
+    return ", ".join(f"model.{key} {value}" for key, value in options.items()) or "the given data"

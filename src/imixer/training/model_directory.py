@@ -1,0 +1,82 @@
+"""A trained model as a directory that timm reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+import timm
+from safetensors.torch import save_file
+
+import imixer.models  # noqa: F401  (registers our models with timm)
+from imixer.errors import InputError
+from imixer.training.model import BuiltModel
+
+_WEIGHTS = "model.safetensors"
+
+
+def save_model(
+    built: BuiltModel,
+    path: Path,
+    *,
+    class_names: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float,
+    interpolation: str,
+) -> None:
+    """Write `config.json` and `model.safetensors` in timm's layout.
+
+    `timm.create_model("local-dir:PATH", pretrained=True)` restores the model; its `pretrained_cfg` carries the
+    names of the classes and how images were prepared.
+
+    Args:
+        built: The model.
+        path: Directory to make.
+        class_names: Names in the order of the logits.
+        mean: Mean per channel.
+        std: Standard deviation per channel.
+        crop_pct: Share of the resized image that validation keeps.
+        interpolation: Resampling filter of validation.
+    """
+    path.mkdir(parents=True)
+    model: Any = built.model
+    cfg = model.pretrained_cfg
+    prepared = {
+        "input_size": list(built.input_size),
+        "fixed_input_size": bool(cfg.get("fixed_input_size")),
+        "mean": list(mean),
+        "std": list(std),
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+        "num_classes": len(class_names),
+        "first_conv": cfg.get("first_conv"),
+        "classifier": cfg.get("classifier"),
+        "pool_size": cfg.get("pool_size"),
+        "tag": "imixer",
+    }
+    config = {
+        "architecture": built.name.partition(".")[0],
+        "num_classes": len(class_names),
+        "num_features": model.num_features,
+        "label_names": list(class_names),
+        "model_args": {k: v for k, v in built.args.items() if k != "num_classes"},
+        "pretrained_cfg": prepared,
+    }
+    (path / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    save_file(tensors, path / _WEIGHTS, metadata={"format": "pt"})
+
+
+def load_model(path: Path) -> Any:
+    """The model in a directory that `save_model` wrote, in eval mode.
+
+    Raises:
+        InputError: If the files are damaged or do not belong together.
+    """
+    try:
+        model = timm.create_model(f"local-dir:{path}", pretrained=True)
+    except Exception as error:  # json, safetensors, torch and timm each raise their own
+        raise InputError(f"{path} holds no model that can be read: {' '.join(str(error).split())[:200]}") from error
+    return model.eval()

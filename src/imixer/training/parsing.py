@@ -1,0 +1,161 @@
+"""Command line and YAML -> configuration, and errors in either -> one plain line. Free of torch."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Dict, List, Literal, Union, get_args, get_origin
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from imixer.data.config import DataConfig
+from imixer.errors import InputError
+from imixer.recipes import find_recipe
+from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.suggest import nearest
+
+_GROUPS: Dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def train_parser() -> ArgumentParser:
+    """Parser with one option per field of `TrainConfig`, and `--config`. `hoist` adds `--recipe`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        usage="%(prog)s [--recipe NAME] [--config FILE] [--SETTING VALUE ...]",
+        description="Train a model. Without any option: the built-in handwritten digits.",
+    )
+    parser.add_argument("--recipe", metavar="NAME", help="Recipe to start from; `imixer recipes` lists them.")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, metavar="FILE", help="YAML file, applied over the recipe. Flags win."
+    )
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def hoist(argv: Sequence[str]) -> List[str]:
+    """Bring `--recipe`, as the configuration file that it is, and then `--config` before all flags.
+
+    jsonargparse applies options from left to right; this makes the flags win wherever they stand.
+
+    Raises:
+        InputError: If the recipe is unknown.
+    """
+    taken: Dict[str, List[str]] = {"--recipe": [], "--config": []}
+    rest, words = [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in taken:
+            rest.append(word)
+        elif equals:
+            taken[name].append(value)
+        elif (following := next(words, None)) is not None:
+            taken[name].append(following)
+        else:
+            raise InputError(f"{name} needs a value")
+    files = [str(find_recipe(name)) for name in taken["--recipe"]] + taken["--config"]
+    return [word for file in files for word in ("--config", file)] + rest
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse, with every complaint of the parser as an `InputError`."""
+    try:
+        return parser.parse_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InputError(explain(str(error), parser)) from error
+
+
+def to_config(namespace: Namespace) -> TrainConfig:
+    """The typed configuration of what `train_parser` parsed.
+
+    Raises:
+        InputError: If a value, or a combination of them, is impossible.
+    """
+    values = namespace.as_dict()
+    chosen = {f.name: values[f.name] for f in fields(TrainConfig)}
+    for name, group in _GROUPS.items():
+        if not isinstance(chosen[name], dict):
+            raise InputError(f"{name} is {chosen[name]!r}; give a mapping such as {name}.{fields(group)[0].name}")
+        chosen[name] = group(**chosen[name])
+    return TrainConfig(**chosen)
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read what `save_config` wrote, or any file for `--config`.
+
+    Raises:
+        InputError: If the file is missing or is not such a configuration.
+    """
+    return to_config(parse(train_parser(), ["--config", str(path)]))
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write every field as YAML."""
+    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
+
+
+def explain(text: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message in one line that names the option, the value and what would do."""
+    if unknown := re.search(r"unrecognized arguments: (.*)", text, re.IGNORECASE):
+        words = unknown[1].split()
+        name = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+        kind = "option" if name.startswith("-") else "argument"
+        return f"unknown {kind} {name}{_meant(name.lstrip('-'), parser, '--')}"
+    if unknown := re.match(r"Option '(.+)' is not accepted|Group '(.+)' does not accept option '(.+)'", text):
+        name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
+        return f"unknown setting {name} in the configuration{_meant(name, parser, '')}"
+    if bad := re.match(r'Parser key "(.+?)":\s*(.*)', text, re.DOTALL):
+        return _explain_value(bad[1], bad[2], parser)
+    if re.match("Unexpected config", text):
+        return "the configuration file is not a YAML mapping of settings to values"
+    if missing := re.search(r"arguments are required: (\w+)", text):
+        return f"{missing[1].upper()} is missing; `{parser.prog} --help` tells more"
+    return " ".join(text.split())
+
+
+def _explain_value(key: str, problem: str, parser: ArgumentParser) -> str:
+    if missing := re.search(r"does not exist: (.*)", problem):
+        return f"--{key}: file {missing[1]} does not exist"
+    if file := re.search(r"Unable to load config '(.*?)'", problem):
+        return f"--{key} takes a YAML file, and {file[1]!r} is none; did you mean --{key}.name {file[1]}?"
+    value = re.search(r"(?:Got|Given) value: (.*)", problem, re.DOTALL)
+    action = next((a for a in parser._actions if a.dest == key), None)
+    hint = getattr(action, "_typehint", None) or getattr(action, "type", None)
+    if value and hint:
+        return f"{key} is {value[1].strip()!r}; give {_describe(hint)}"
+    return f"{key}: {' '.join(problem.split())}"
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is Union:
+        return " or ".join(_describe(arg) for arg in args if arg is not type(None))
+    if origin is tuple:
+        return f"[{', '.join(_describe(arg) for arg in args)}]"
+    if origin is dict:
+        return "a mapping"
+    return _NAMES.get(hint, str(hint))
+
+
+def _meant(name: str, parser: ArgumentParser, dashes: str) -> str:
+    """A clause naming the options like `name`; `lr` is like `optim.lr`."""
+    options = [o[2:] for action in parser._actions for o in action.option_strings if o.startswith("--")]
+    inner = [option for option in options if option.endswith(f".{name}")]
+    if inner:
+        return f"; did you mean {dashes}{inner[0]}?"
+    return nearest(name, options, prefix=dashes)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for plain YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,148 @@
+"""What a finished run's model sees in images."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, List, Optional, Sequence, Tuple
+
+import torch
+from PIL import Image
+
+from imixer.data.loading import find_images, load_image
+from imixer.data.transforms import eval_transform
+from imixer.errors import InputError
+from imixer.training.figures import draw_predictions
+from imixer.training.reload import Reloaded, reload
+
+_BATCH = 64
+_SHOWN = 16  # images in the picture
+_HELD_OUT = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable classes of one image.
+
+    Args:
+        image: Its file, or its place in the held-out set.
+        classes: Names, most probable first.
+        probabilities: Their probabilities.
+        truth: The true class, if known.
+    """
+
+    image: str
+    classes: Tuple[str, ...]
+    probabilities: Tuple[float, ...]
+    truth: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    truth: Optional[str]
+    image: Image.Image
+
+
+def predict(
+    path: str,
+    images: Sequence[str] = (),
+    *,
+    top: int = 5,
+    n_iter: Optional[int] = None,
+    data: Optional[str] = None,
+    device: str = "auto",
+    csv_file: Optional[str] = None,
+) -> Tuple[List[Prediction], Path]:
+    """Predict, and draw the first 16 images as the run's `prediction.png`.
+
+    Args:
+        path: The run's directory.
+        images: Files or folders. Default: eight of the held-out images, evenly spread.
+        top: Classes per image.
+        n_iter: Fixed point iterations. Default: as trained.
+        data: Where the run's data lie now, when no images are given. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+        csv_file: Write a row per image and class here too, which must not exist.
+
+    Returns:
+        The predictions and the picture's path.
+
+    Raises:
+        InputError: If the run or an image cannot be read, or the model does not iterate.
+    """
+    if top < 1:
+        raise InputError(f"top is {top}; give 1 or more classes")
+    if csv_file and Path(csv_file).exists():
+        raise InputError(f"csv: {csv_file} exists, and nothing is overwritten; give another name or remove it")
+    if csv_file and not Path(csv_file).absolute().parent.is_dir():
+        raise InputError(f"csv: {csv_file} cannot be written, there is no folder {Path(csv_file).absolute().parent}")
+    reloaded = reload(path, device)
+    if n_iter is not None:
+        _set_n_iter(reloaded.model, n_iter, path)
+    files = [Path(file) for file in find_images(images)] if images else []
+    held_out = [] if files else _held_out(reloaded, data)
+    predictions: List[Prediction] = []
+    shown: List[_Source] = []
+    in_chans = reloaded.input_size[0]
+    for start in range(0, len(files) or len(held_out), _BATCH):
+        batch = [_Source(str(file), None, load_image(file, in_chans)) for file in files[start : start + _BATCH]]
+        batch = batch or held_out[start : start + _BATCH]
+        predictions += _predict(reloaded, batch, top)
+        shown += batch[: max(0, _SHOWN - len(shown))]
+    drawn = predictions[: len(shown)]
+    draw_predictions(
+        [source.image for source in shown],
+        [p.probabilities for p in drawn],
+        [p.classes for p in drawn],
+        [Path(p.image).name for p in drawn],
+        [p.truth for p in drawn],
+        reloaded.run.prediction,
+    )
+    if csv_file:
+        _write_csv(predictions, Path(csv_file))
+    return predictions, reloaded.run.prediction
+
+
+def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
+    if not hasattr(model, "n_iter"):
+        raise InputError(f"n_iter: the model of {path} is no iMixer and does not iterate; leave it out")
+    try:
+        model.n_iter = n_iter
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _held_out(reloaded: Reloaded, moved_to: Optional[str]) -> List[_Source]:
+    data = reloaded.data(moved_to)
+    total = len(data.val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
+    places = sorted({i * total // _HELD_OUT for i in range(_HELD_OUT)})
+    return [
+        _Source(f"held-out {place}", data.class_names[label], image)
+        for place in places
+        for image, label in [data.val[place]]
+    ]
+
+
+@torch.inference_mode()
+def _predict(reloaded: Reloaded, sources: Sequence[_Source], top: int) -> List[Prediction]:
+    cfg, names = reloaded.model.pretrained_cfg, reloaded.class_names
+    transform = eval_transform(
+        reloaded.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
+    )
+    batch = torch.stack([transform(source.image) for source in sources]).to(reloaded.device)
+    chances, classes = reloaded.model(batch).float().softmax(1).topk(min(top, len(names)))
+    return [
+        Prediction(source.name, tuple(names[i] for i in best), tuple(chance), source.truth)
+        for source, best, chance in zip(sources, classes.tolist(), chances.tolist(), strict=True)
+    ]
+
+
+def _write_csv(predictions: Sequence[Prediction], path: Path) -> None:
+    with path.open("x", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "rank", "class", "probability", "true_class"])
+        for p in predictions:
+            for rank, (name, chance) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
+                writer.writerow([p.image, rank, name, f"{chance:.6f}", p.truth or ""])

@@ -1,0 +1,24 @@
+"""Keep the screen for our own words."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+_LOUD = ("lightning.pytorch", "lightning.fabric", "lightning", "torch._inductor", "torch._dynamo", "timm")
+
+
+def silence() -> None:
+    """Quiet Lightning's tips and the warnings about what is as it should be. Errors still show."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in _LOUD:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics|timm)\b.*")
+    for message in (
+        r".*does not have many workers.*",
+        r".*deterministic.*",  # "warn" mode: some CUDA kernels have no deterministic twin
+        r".*LeafSpec.*",
+        r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,92 @@
+"""A finished run, back in memory: its configuration, its model, its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional, Tuple
+
+import torch
+
+from imixer.data.image_data import ImageData
+from imixer.data.source import open_data
+from imixer.errors import InputError
+from imixer.training.config import TrainConfig
+from imixer.training.model_directory import load_model
+from imixer.training.parsing import load_config
+from imixer.training.quiet import silence
+from imixer.training.run_directory import RunDirectory, open_run
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """A run's model, ready to look at images.
+
+    Args:
+        run: Its directory.
+        config: Its configuration.
+        model: The model, in eval mode.
+        device: Where the model is.
+    """
+
+    run: RunDirectory
+    config: TrainConfig
+    model: Any
+    device: torch.device
+
+    @property
+    def class_names(self) -> Tuple[str, ...]:
+        """Names in the order of the logits."""
+        return tuple(self.model.pretrained_cfg["label_names"])
+
+    @property
+    def input_size(self) -> Tuple[int, int, int]:
+        """Channels, height and width of the input."""
+        channels, height, width = self.model.pretrained_cfg["input_size"]
+        return channels, height, width
+
+    def data(self, moved_to: Optional[str] = None) -> ImageData:
+        """The run's data, to be normalised as the model was trained.
+
+        Args:
+            moved_to: Where the data lie now. Default: where they lay.
+
+        Raises:
+            InputError: If they are not there or have other classes or channels.
+        """
+        config = self.config.data
+        if moved_to is not None:
+            named = config.name != "digits" and not Path(config.name).is_absolute()  # then it lies in a root
+            config = replace(config, root=moved_to) if named else replace(config, name=moved_to)
+        data = open_data(config)
+        if tuple(data.class_names) != self.class_names:
+            raise InputError(
+                f"the data have the classes {_few(data.class_names)}, but {self.run.path} was trained on "
+                f"{_few(self.class_names)}; give the data it was trained on with --data"
+            )
+        cfg = self.model.pretrained_cfg
+        return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+
+
+def reload(path: str, device: str = "auto") -> Reloaded:
+    """Load a run.
+
+    Args:
+        path: Its directory.
+        device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+
+    Raises:
+        InputError: If there is no finished run, or no such device.
+    """
+    silence()
+    run = open_run(path)
+    config = load_config(run.config)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
+    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    return Reloaded(run, config, load_model(run.model).to(chosen), chosen)
+
+
+def _few(names: Tuple[str, ...]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown

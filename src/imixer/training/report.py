@@ -1,0 +1,76 @@
+"""Results on the screen."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+_MANY_CLASSES = 20
+
+
+def report_training(trained: Any, wall_s: float, console: Console) -> None:
+    """What a run reached, where it lies and what to type next.
+
+    Args:
+        trained: A `Trained`.
+        wall_s: Seconds since the command started.
+        console: Where to print.
+    """
+    last, run, data = trained.last, trained.run, trained.data
+    grid = Table.grid(padding=(0, 2))
+    top5 = f", top-5 {last['val_acc_top5']:.2%}" if "val_acc_top5" in last else ""
+    grid.add_row("accuracy", f"[bold]{last['val_acc']:.2%}[/] of {len(data.val):,} held-out images{top5}")
+    grid.add_row("model", f"{trained.model_name}, {trained.parameters:,} parameters, on {data.name}")
+    grid.add_row("time", f"{wall_s:.0f} s in all, {trained.seconds:.0f} s for {trained.epochs} epochs")
+    grid.add_row("device", trained.device)
+    if data.skipped:
+        grid.add_row("skipped", f"{len(data.skipped)} unreadable images, the first {data.skipped[0]}")
+    grid.add_row("files", f"{run.path}: model/, metrics.csv, learning_curves.png, confusion_matrix.png")
+    grid.add_row("next", f"imixer evaluate {run.path}")
+    grid.add_row("", f"imixer predict {run.path}")
+    grid.add_row("", f"tensorboard --logdir {run.tensorboard}")
+    console.print(Panel(grid, title="trained", title_align="left", expand=False))
+
+
+def report_evaluation(result: Any, path: Any, console: Console) -> None:
+    """Scores, and a table of the classes unless there are many.
+
+    Args:
+        result: An `Evaluation`.
+        path: Where it was written.
+        console: Where to print.
+    """
+    top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
+    console.print(
+        f"top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  "
+        f"{result.images:,} images at {result.images_per_s:,.0f} images/s on {result.device}"
+    )
+    if len(result.per_class) <= _MANY_CLASSES:
+        table = Table("class", "images", "accuracy", "precision", box=None)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for score in result.per_class:
+            precision = "-" if score.precision is None else f"{score.precision:.1%}"
+            table.add_row(score.name, f"{score.images:,}", f"{score.accuracy:.1%}", precision)
+        console.print(table)
+    console.print(f"written: {path}")
+
+
+def report_predictions(predictions: Sequence[Any], picture: Any, console: Console) -> None:
+    """The most probable classes of each image.
+
+    Args:
+        predictions: `Prediction`s.
+        picture: Where they were drawn.
+        console: Where to print.
+    """
+    known = any(p.truth is not None for p in predictions)
+    table = Table("image", *(["true class"] if known else []), "predicted classes", box=None)
+    for p in predictions:
+        chances = "  ".join(f"{name} {chance:.1%}" for name, chance in zip(p.classes, p.probabilities, strict=True))
+        table.add_row(p.image, *([p.truth or ""] if known else []), chances)
+    console.print(table)
+    console.print(f"picture: {picture}")

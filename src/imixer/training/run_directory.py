@@ -1,0 +1,127 @@
+"""Where a run keeps its files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Optional
+
+from imixer.errors import InputError
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run, by name.
+
+    Args:
+        path: The directory.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The whole configuration; loads again through `--config`."""
+        return self.path / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per epoch."""
+        return self.path / "metrics.csv"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of the same numbers."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Lightning's checkpoint after the latest epoch."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def model(self) -> Path:
+        """Weights and architecture, for `timm.create_model("local-dir:...", pretrained=True)`."""
+        return self.path / "model"
+
+    @property
+    def learning_curves(self) -> Path:
+        """Loss, accuracy and learning rate over the epochs."""
+        return self.path / "learning_curves.png"
+
+    @property
+    def confusion_matrix(self) -> Path:
+        """True against predicted class on the validation data."""
+        return self.path / "confusion_matrix.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """What `imixer evaluate` found."""
+        return self.path / "evaluation.json"
+
+    @property
+    def prediction(self) -> Path:
+        """What `imixer predict` drew."""
+        return self.path / "prediction.png"
+
+
+def check_out(out: Optional[str]) -> None:
+    """See that a run can be written to `out`, without writing.
+
+    Raises:
+        InputError: If it exists, or lies under a file.
+    """
+    if out is None:
+        return
+    path = Path(out)
+    if path.exists():
+        raise InputError(f"out: {out} exists, and nothing is overwritten; give another name or remove it")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise InputError(f"out: {out} cannot be made, {parent} is a file")
+
+
+def create_run(out: Optional[str], data: str, model: str) -> RunDirectory:
+    """Make the directory, `out` or the next free `runs/<data>-<model>-<number>`.
+
+    Raises:
+        InputError: If it exists or cannot be written.
+    """
+    check_out(out)
+    name = f"{_slug(data)}-{_slug(model)}"
+    paths = [Path(out)] if out else (Path("runs") / f"{name}-{number:03d}" for number in count(1))
+    for path in paths:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # another run took the number
+            continue
+        except OSError as error:
+            raise InputError(f"out: {path} cannot be made, {error.strerror}") from error
+        return RunDirectory(path)
+    raise InputError(f"out: {out} exists, and nothing is overwritten; give another name or remove it")
+
+
+def open_run(path: str) -> RunDirectory:
+    """The directory of a finished run.
+
+    Raises:
+        InputError: If `path` is none; it says what is missing.
+    """
+    run = RunDirectory(Path(path))
+    if not run.path.is_dir():
+        raise InputError(f"no run at {path}; `imixer train --out {path}` makes one")
+    for file in (run.config, run.model / "config.json", run.model / "model.safetensors"):
+        if not file.is_file():
+            raise InputError(f"{path} is not a finished run: it has no {file.relative_to(run.path)}")
+    return run
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.]+", "_", name).strip("_") or "run"

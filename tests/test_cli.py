@@ -1,0 +1,317 @@
+"""The command line: help, recipes, and every kind of bad input."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from imixer.cli import main
+from imixer.data.config import DataConfig
+from imixer.errors import InputError
+from imixer.recipes import find_recipe, recipes
+from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.parsing import hoist, load_config, save_config, train_parser
+
+HELP_BUDGET_S = 1.5
+QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder, to see what is left behind."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def imixer(*words):
+    return subprocess.run([sys.executable, "-m", "imixer", *words], capture_output=True, text=True, timeout=120)
+
+
+def refused(capsys, words, parts):
+    """Run a command that must fail: exit code 2 and one line that holds the parts."""
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    *before, line = captured.err.splitlines()
+    assert line.startswith("imixer: ")
+    assert all(text.startswith("loading") for text in before), captured.err
+    for part in parts:
+        assert part in line
+    assert captured.out == ""
+
+
+def default_train(*flags):
+    return ["train", *QUICK, "--out", "out", *flags]
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        # the parser's own
+        ("--foo 3", ["unknown option --foo"]),
+        ("--lr 3", ["--lr", "did you mean --optim.lr?"]),
+        ("--data.batchsize 3", ["--data.batchsize", "--data.batch_size"]),
+        ("--data.batch_size=many", ["data.batch_size", "many", "whole number"]),
+        ("--data.image_size 8,8,8", ["data.image_size", "8,8,8"]),
+        ("--optim.betas 0.9", ["optim.betas", "[a number, a number]"]),
+        ("--model.norm spectrum", ["model.norm", "spectrum", "spectral, none, batch"]),
+        ("--precision 8", ["precision", "8", "32, bf16, 16"]),
+        ("--schedule.sched plateau", ["plateau", "cosine"]),
+        ("--data folder", ["--data.name folder"]),
+        ("--epochs", ["--epochs"]),
+        ("stray", ["stray"]),
+        ("--config nowhere.yaml", ["nowhere.yaml", "does not exist"]),
+        ("--recipe digit", ["'digit'", "digits"]),
+        ("--recipe", ["--recipe"]),
+        # impossible values
+        ("--epochs 0", ["epochs is 0"]),
+        ("--optim.lr 0", ["optim.lr is 0"]),
+        ("--optim.lr .nan", ["optim.lr is nan"]),
+        ("--optim.weight_decay -1", ["optim.weight_decay is -1"]),
+        ("--optim.clip_grad 0", ["optim.clip_grad is 0"]),
+        ("--schedule.warmup_epochs 2", ["schedule.warmup_epochs is 2", "epochs is 2"]),
+        ("--schedule.min_lr -1", ["schedule.min_lr is -1"]),
+        ("--smoothing 1", ["smoothing is 1"]),
+        ("--seed -1", ["seed is -1"]),
+        ("--devices 0", ["devices is 0"]),
+        ("--data.val_fraction 1.5", ["data.val_fraction is 1.5"]),
+        # what only the libraries know
+        ("--optim.opt adamm", ["adamm", "did you mean adam"]),
+        ("--accelerator warp", ["accelerator", "warp"]),
+        ("--data.name nowhere", ["nowhere"]),
+        ("--data.auto_augment wild", ["data.auto_augment", "wild"]),
+        ("--data.mixup 0.5 --data.batch_size 33", ["data.batch_size is 33", "even"]),
+        ("--data.image_size 9", ["4x4", "9x9"]),
+        ("--model.patch_size 3", ["3x3", "8x8"]),
+        ("--model.name imixer_t2", ["imixer_t2", "imixer_t2_8"]),
+        ("--model.name mixer_t2_8 --model.n_iter 3", ["mixer_t2_8", "model.n_iter"]),
+        ("--model.kwargs.wings 2", ["model.wings"]),
+        ("--model.pretrained true", ["pretrained", "imixer_t2_8"]),
+        ("--model.checkpoint nowhere.pt", ["nowhere.pt"]),
+    ],
+)
+def test_bad_training_input(capsys, elsewhere, flags, parts):
+    refused(capsys, default_train(*flags.split()), parts)
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("data: {nam: 3}", ["data.nam", "data.name"]),
+        ("foo: 3", ["unknown setting foo"]),
+        ("epochs: many", ["epochs is 'many'"]),
+        ("data: 3", ["data is 3", "mapping"]),
+        ("- 3", ["mapping"]),
+        ("", ["mapping"]),
+        ("a: [1\nb: }", ["line 1"]),
+    ],
+)
+def test_bad_configuration_files(capsys, elsewhere, content, parts):
+    (elsewhere / "bad.yaml").write_text(content)
+    refused(capsys, default_train("--config", "bad.yaml"), parts)
+    assert not (elsewhere / "out").exists()
+
+
+def test_nothing_is_overwritten(capsys, elsewhere):
+    (elsewhere / "out").mkdir()
+    refused(capsys, default_train(), ["out exists"])
+    (elsewhere / "file").touch()
+    refused(capsys, ["train", "--out", "file/deeper"], ["file"])
+    assert {p.name for p in elsewhere.rglob("*")} == {"out", "file"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("flags", ["--accelerator cuda", "--accelerator gpu", "--precision 16"])
+def test_no_accelerator_to_speak_of(capsys, elsewhere, flags):
+    refused(capsys, default_train(*flags.split()), ["CUDA"])
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_broken_image_is_named(capsys, elsewhere):
+    for name in ("cat", "dog"):
+        (elsewhere / "pets" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(elsewhere / "pets" / name / f"{number}.png")
+    (elsewhere / "pets" / "cat" / "2.png").write_bytes(b"no picture")
+    refused(capsys, default_train("--data.name", "pets"), ["2.png"])
+    # found only while training, in a loader process: the line is as clear, and nothing stays
+    for workers in ("0", "2"):
+        flags = ["--data.name", "pets", "--data.check", "off", "--data.workers", workers, "--data.batch_size", "2"]
+        refused(capsys, default_train(*flags), ["2.png"])
+        assert not (elsewhere / "out").exists()
+
+
+def test_divergence_is_named(capsys, elsewhere):
+    assert main(default_train("--optim.opt", "sgd", "--optim.lr", "1e30")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "diverged" in line
+    assert "optim.lr" in line
+    assert (elsewhere / "out" / "metrics.csv").exists()  # what is known of it stays
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("trian", ["'trian'", "did you mean train?"]),
+        ("evaluate", ["RUN is missing"]),
+        ("evaluate nowhere", ["no run at nowhere"]),
+        ("evaluate .", ["config.yaml"]),
+        ("evaluate nowhere --batch_size 0", ["batch_size is 0"]),
+        ("evaluate nowhere --device warp", ["warp", "cpu"]),
+        ("predict nowhere", ["no run at nowhere"]),
+        ("predict nowhere --top 0", ["top is 0"]),
+        ("predict nowhere --top x", ["top is 'x'"]),
+        ("predict nowhere --csv no/folder.csv", ["no/folder.csv"]),
+        ("export nowhere", ["no run at nowhere"]),
+        ("export nowhere --format jpeg", ["jpeg", "onnx"]),
+        ("export nowhere --batch_size 0", ["batch_size is 0"]),
+        ("recipes all", ["all"]),
+    ],
+)
+def test_bad_input_elsewhere(capsys, elsewhere, words, parts):
+    refused(capsys, words.split(), parts)
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_bad_input_in_a_process_of_its_own(elsewhere):
+    done = imixer("train", "--model.name", "imixer_t2_9")
+    assert done.returncode == 2
+    first, second = done.stderr.splitlines()
+    assert first.startswith("loading")
+    assert second.startswith("imixer: no model 'imixer_t2_9'; did you mean imixer_t2_8")
+    assert done.stdout == ""
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["recipes"]])
+def test_help_is_instant(words):
+    best = float("inf")
+    for _ in range(3):
+        began = time.perf_counter()
+        assert imixer(*words).returncode == 0
+        best = min(best, time.perf_counter() - began)
+    assert best < HELP_BUDGET_S
+
+
+def test_help_imports_no_torch():
+    code = "import sys, imixer.cli as c; c.main(['train', '--help']); print([m for m in %s if m in sys.modules])"
+    heavy = ["torch", "timm", "lightning", "matplotlib", "numpy"]
+    done = subprocess.run([sys.executable, "-c", code % heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_documents_every_setting(capsys):
+    assert main(["train", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    actions = {action.dest: action for action in train_parser()._actions}
+    groups = {"": TrainConfig, "data.": DataConfig, "model.": ModelConfig, "optim.": OptimConfig}
+    for prefix, group in {**groups, "schedule.": ScheduleConfig}.items():
+        for field in dataclasses.fields(group):
+            name = prefix + field.name
+            assert f"--{name} " in shown
+            if name not in ("data", "model", "optim", "schedule"):
+                assert len(actions[name].help or "") > 10, f"{name} is not documented"
+    for title in ("What to train on:", "What to train:", "How to step:", "How the learning rate moves:"):
+        assert title in shown
+
+
+def test_help_lists_the_commands(capsys):
+    for words in ([], ["--help"]):
+        assert main(words) == 0
+        shown = capsys.readouterr().out
+        for command in ("train", "recipes", "evaluate", "predict", "export"):
+            assert command in shown
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("imixer ")
+
+
+def test_every_recipe_parses_and_is_listed(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(recipes()) >= 3
+    for (name, description), line in zip(recipes().items(), lines, strict=True):
+        assert isinstance(load_config(find_recipe(name)), TrainConfig)
+        assert len(description) > 20
+        assert line.split(None, 1) == [name, description]
+
+
+def test_the_cifar_recipes_differ_in_the_model_only():
+    imixer_, mixer = (yaml.safe_load(find_recipe(f"cifar10/{m}_t4_32").read_text()) for m in ("imixer", "mixer"))
+    assert imixer_.pop("model") == {"name": "imixer_t4_32"}
+    assert mixer.pop("model") == {"name": "mixer_t4_32"}
+    assert imixer_ == mixer
+
+
+def test_flags_win_over_files_and_files_over_the_recipe(capsys, elsewhere):
+    (elsewhere / "mine.yaml").write_text("epochs: 7\nsmoothing: 0.2\n")
+    flags = [
+        "--seed",
+        "4",
+        "--config",
+        "mine.yaml",
+        "--recipe=cifar10/mixer_t4_32",
+        "--smoothing",
+        "0.3",
+        "--print_config",
+    ]
+    assert main(["train", *flags]) == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["name"] == "mixer_t4_32"  # from the recipe
+    assert config["epochs"] == 7  # the file over the recipe's 15
+    assert config["smoothing"] == 0.3  # the flag over both
+    assert config["seed"] == 4  # a flag before the files
+
+
+def test_hoist_leaves_other_words_alone():
+    assert hoist(["--a", "1", "--config", "x.yaml", "--b"]) == ["--config", "x.yaml", "--a", "1", "--b"]
+    with pytest.raises(InputError):
+        hoist(["--config"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(),
+        TrainConfig(
+            data=DataConfig(image_size=(8, 12), scale=(0.5, 0.9)),
+            model=ModelConfig(norm="none", kwargs={"mlp_ratio": [0.5, 2.0]}),
+            optim=OptimConfig(betas=(0.8, 0.9)),
+            precision="bf16",
+        ),
+    ],
+)
+def test_configurations_survive_the_file(elsewhere, config):
+    save_config(config, elsewhere / "c.yaml")
+    assert load_config(elsewhere / "c.yaml") == config
+
+
+def test_ctrl_c_says_what_is_saved(capsys, elsewhere, monkeypatch):
+    from imixer.training.record import Record
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        for stop_after, saved in ((0, "nothing is saved"), (1, "last.ckpt")):
+            start = Record.on_train_epoch_start
+
+            def interrupt(self, trainer, module, stop_after=stop_after, start=start):
+                if len(self.rows) == stop_after:
+                    raise KeyboardInterrupt
+                start(self, trainer, module)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Record, "on_train_epoch_start", interrupt)
+                assert main(default_train()) == 130
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert line.startswith("imixer: interrupted")
+            assert saved in line
+            assert (elsewhere / "out").exists() == bool(stop_after)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning has replaced it

@@ -1,0 +1,134 @@
+"""evaluate, predict and export on a finished run, through the command line."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imixer.cli import main
+from imixer.training.reload import reload
+
+
+@pytest.fixture
+def images(tmp_path):
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (10, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def refused(capsys, words, *parts):
+    assert main([str(word) for word in words]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    for part in ("imixer: ", *parts):
+        assert part in line
+
+
+def test_evaluate_agrees_with_training(run, capsys):
+    assert main(["evaluate", str(run), "--batch_size", "100"]) == 0
+    shown = capsys.readouterr().out
+    scores = json.loads((run / "evaluation.json").read_text())
+    with (run / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert scores["images"] == 360
+    assert scores["top1"] == pytest.approx(float(last["val_acc"]), abs=1e-5)
+    assert scores["top5"] == pytest.approx(float(last["val_acc_top5"]), abs=1e-5)
+    assert scores["loss"] == pytest.approx(float(last["val_loss"]), rel=1e-4)
+    assert scores["images_per_s"] > 0
+    assert sum(score["images"] for score in scores["per_class"]) == 360
+    hits = sum(score["accuracy"] * score["images"] for score in scores["per_class"])
+    assert hits / 360 == pytest.approx(scores["top1"], abs=1e-5)
+    for text in (f"top-1 {scores['top1']:.2%}", "top-5", "images/s", "precision", "evaluation.json"):
+        assert text in shown
+
+
+def test_predict_draws_held_out_images(run, capsys):
+    assert main(["predict", str(run), "--top", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("held-out") == 8
+    assert "true class" in shown
+    assert f"picture: {run / 'prediction.png'}" in shown
+    with Image.open(run / "prediction.png") as picture:
+        assert min(picture.size) > 500
+
+
+def test_predict_files_and_folders(run, images, capsys):
+    out = images / "predictions.csv"
+    assert main(["predict", str(run), str(images), str(images / "0.png"), "--csv", str(out), "--top", "99"]) == 0
+    assert "1.png" in capsys.readouterr().out
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["image"] for row in rows} == {str(images / f"{n}.png") for n in range(3)}
+    first = [float(row["probability"]) for row in rows if row["image"].endswith("0.png")]
+    assert len(first) == 10  # no more than there are classes
+    assert first == sorted(first, reverse=True)
+    assert sum(first) == pytest.approx(1, abs=1e-4)
+    refused(capsys, ["predict", run, images / "0.png", "--csv", out], "exists")
+
+
+def test_predict_with_another_number_of_iterations(run, images, tmp_path):
+    found = []
+    for n in ("0", "2", "8"):
+        out = tmp_path / f"{n}.csv"
+        assert main(["predict", str(run), str(images / "0.png"), "--n_iter", n, "--csv", str(out)]) == 0
+        found.append(out.read_text())
+    assert len(set(found)) > 1
+
+
+def test_predict_refuses(run, images, tmp_path, capsys):
+    refused(capsys, ["predict", run, tmp_path / "nowhere.png"], "nowhere.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    refused(capsys, ["predict", run, tmp_path / "broken.png"], "broken.png")
+    refused(capsys, ["predict", run, "--n_iter", "-1"], "n_iter is -1")
+
+
+def test_only_imixers_iterate(train_quick, tmp_path, capsys):
+    vanilla = train_quick(
+        tmp_path / "vanilla", "--model.name", "mixer_t2_8", "--epochs", "1", "--schedule.warmup_epochs", "0"
+    )
+    refused(capsys, ["predict", vanilla, "--n_iter", "3"], "n_iter", "no iMixer")
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", "onnx"), ("torch", "pt2")])
+def test_export(run, tmp_path, capsys, format, suffix):
+    if format == "onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    out = tmp_path / f"m.{suffix}"
+    assert main(["export", str(run), "--format", format, "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert str(out) in shown
+    assert "max_abs_diff" in shown
+    assert out.stat().st_size > 1000
+    refused(capsys, ["export", run, "--format", format, "--out", out], "exists")
+    refused(capsys, ["export", run, "--format", format, "--out", tmp_path / "no" / "m"], "no folder")
+
+
+def test_moved_data(train_quick, tmp_path, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for place, name in enumerate(("cat", "dog")):
+        (here / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = np.random.default_rng(number + 9 * place).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(here / name / f"{number}.png")
+    run = train_quick(tmp_path / "run", "--data.name", str(here), "--data.batch_size", "4")
+    assert main(["evaluate", str(run)]) == 0
+    before = json.loads((run / "evaluation.json").read_text())
+    assert before["top5"] is None  # two classes
+    shutil.move(here, there)
+    refused(capsys, ["evaluate", run], str(here))
+    assert main(["evaluate", str(run), "--data", str(there)]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["loss"] == before["loss"]
+    refused(capsys, ["evaluate", run, "--data", "digits"], "cat, dog", str(run))
+
+
+def test_a_run_is_reloaded_as_trained(run):
+    reloaded = reload(str(run), "cpu")
+    assert reloaded.class_names == tuple("0123456789")
+    assert reloaded.input_size == (1, 8, 8)
+    assert not reloaded.model.training
+    assert reloaded.device == torch.device("cpu")

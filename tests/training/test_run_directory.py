@@ -1,0 +1,98 @@
+"""Every file of a run."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from imixer.errors import InputError
+from imixer.training.parsing import load_config
+from imixer.training.run_directory import create_run, open_run
+
+FILES = {
+    "config.yaml",
+    "environment.json",
+    "metrics.csv",
+    "checkpoints/last.ckpt",
+    "model/config.json",
+    "model/model.safetensors",
+    "learning_curves.png",
+    "confusion_matrix.png",
+}
+
+
+def test_it_holds_these_files(run):
+    found = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    later = {"evaluation.json", "prediction.png", "model.onnx", "model.pt2"}
+    events = {name for name in found if name.startswith("tensorboard/events.out.tfevents")}
+    assert found - later - events == FILES
+    assert len(events) == 1
+
+
+def test_metrics_have_one_row_per_epoch(run):
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2]
+    assert [int(row["step"]) for row in rows] == [22, 44]  # 1437 images in full batches of 64
+    for row in rows:
+        assert all(math.isfinite(float(value)) for value in row.values())
+        assert 0 <= float(row["val_acc"]) <= float(row["val_acc_top5"]) <= 1
+        assert float(row["images_per_s"]) > 0
+    assert float(rows[-1]["lr"]) == pytest.approx(1e-6)  # the schedule ends at min_lr
+
+
+def test_tensorboard_has_the_same_numbers(run):
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    for name in ("train_loss", "val_loss", "val_acc", "lr"):
+        scalars = events.Scalars(name)
+        assert [s.step for s in scalars] == [22, 44]
+        assert [s.value for s in scalars] == pytest.approx([float(row[name]) for row in rows], rel=1e-5)
+
+
+def test_the_configuration_is_whole(run):
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["name"] == "imixer_t2_8"
+    assert config["data"]["image_size"] == 8
+    assert config["out"] is None
+    assert load_config(run / "config.yaml").model.embed_dim == 16
+
+
+def test_the_environment_is_named(run):
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__
+    assert {"imixer", "timm", "lightning", "python", "cpu", "cores", "gpus"} <= set(environment)
+
+
+def test_the_checkpoint_is_plain(run):
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 1
+    assert all(name.startswith("model.") for name in checkpoint["state_dict"])
+
+
+@pytest.mark.parametrize("name", ["learning_curves.png", "confusion_matrix.png"])
+def test_figures_are_pictures(run, name):
+    with Image.open(run / name) as image:
+        assert min(image.size) > 300
+        low, high = image.convert("L").getextrema()
+        assert high - low > 200  # not blank
+
+
+def test_the_next_free_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [create_run(None, "my data", "imixer_t2_8").path.as_posix() for _ in range(2)]
+    assert paths == ["runs/my_data-imixer_t2_8-001", "runs/my_data-imixer_t2_8-002"]
+
+
+@pytest.mark.parametrize("missing", ["config.yaml", "model/config.json", "model/model.safetensors"])
+def test_what_is_missing_is_named(tmp_path, missing):
+    for name in FILES - {missing}:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=missing):
+        open_run(str(tmp_path))
