@@ -45,4 +45,13 @@ def test_the_implicit_library_needs_torch_only(file):
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
-            assert name.split(".")[0] in {"torch", "imixer", "copy", "typing", "collections", "math", "dataclasses", "contextlib"}
+            assert name.split(".")[0] in {
+                "torch",
+                "imixer",
+                "copy",
+                "typing",
+                "collections",
+                "math",
+                "dataclasses",
+                "contextlib",
+            }

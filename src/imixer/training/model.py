@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
@@ -78,8 +79,8 @@ def build_model(
             _check_tiling(name, size, module.patch_size)
     if config.pretrained:
         model = _create_pretrained(name, args)
-    if config.checkpoint:
-        load_weights(model, config.checkpoint)
+    if config.checkpoint and not load_weights(model, config.checkpoint):
+        print(f"{config.checkpoint} has another number of classes: the classifier starts afresh", file=sys.stderr)
     return BuiltModel(model, name, args, (in_chans, *size))
 
 

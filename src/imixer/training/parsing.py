@@ -77,6 +77,8 @@ def to_config(namespace: Namespace) -> TrainConfig:
         InputError: If a value, or a combination of them, is impossible.
     """
     values = namespace.as_dict()
+    if values.get("recipe") is not None:  # `hoist` has taken it from the command line
+        raise InputError("recipe stands in a configuration file; name it on the command line, as --recipe")
     chosen = {f.name: values[f.name] for f in fields(TrainConfig)}
     for name, group in _GROUPS.items():
         if not isinstance(chosen[name], dict):

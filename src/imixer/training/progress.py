@@ -42,8 +42,9 @@ class ShowProgress(Callback):
                 BarColumn(),
                 TextColumn("{task.fields[numbers]}"),
                 TimeElapsedColumn(),
-                TextColumn("of which left"),
+                TextColumn("elapsed,"),
                 TimeRemainingColumn(),
+                TextColumn("left"),
                 console=self._console,
             )
             self._task = self._bar.add_task("epoch 1", total=trainer.estimated_stepping_batches, numbers="")
