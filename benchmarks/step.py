@@ -132,6 +132,9 @@ def resident_peak() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--modes", nargs="+", default=["train", "infer", "folded"], choices=["train", "infer", "folded"]
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 1])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
@@ -157,7 +160,7 @@ def main() -> None:
     }  # fmt: skip
     work = macs[IMIXER] / macs[MIXER]
     compiles = [False, True] if args.compile else [False]
-    cells = list(product(["train", "infer", "folded"], args.batches, [torch.float32, torch.bfloat16], compiles))
+    cells = list(product(args.modes, args.batches, [torch.float32, torch.bfloat16], compiles))
     with console.status("") as status:
         for i, (mode, batch, dtype, compiled) in enumerate(cells):
             status.update(
