@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -119,6 +120,17 @@ def test_a_name_of_timm_is_opened_and_measured(tmp_path, monkeypatch):
     assert (data.name, data.in_chans, data.native_size, len(data.class_names)) == ("torch_mnist", 1, (28, 28), 10)
     assert data.mean == pytest.approx([0.5], abs=0.02)
     assert (data.val[3][0].mode, data.val[3][1]) == ("L", 3)
+
+
+def test_a_failed_download_leaves_no_empty_folders(tmp_path, monkeypatch):
+    def fail(root, **_kwargs):
+        (Path(root) / "food-101").mkdir(parents=True)
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "Food101", fail)
+    with pytest.raises(InputError, match="could not download"):
+        open_data(DataConfig(name="food101", root=str(tmp_path / "data"), download=True))
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_name_of_timm_that_is_not_there_gives_the_reason(tmp_path):

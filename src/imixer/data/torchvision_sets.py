@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ def _read_rgb(path: str) -> Image.Image:
     return to_channels(read_file(path, "fetch the data set again"), 3)
 
 
+def _remove_empty(root: Path) -> None:
+    """Remove the folders that a failed download has made. Whatever holds a file stays."""
+    for folder in sorted([root, *root.rglob("*")], reverse=True):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
 def open_torchvision(name: str, config: DataConfig) -> ImageData:
     """A data set of torchvision, with its own held-out part. Downloads it only when `config.download` says so.
 
@@ -105,12 +113,15 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
     if entry.from_files:
         common["loader"] = _read_rgb
     fetch = config.download and entry.downloadable
+    fresh = not root.exists()
     put = f"put {entry.files} into {root} yourself"
     try:
         train = factory(**common, **entry.train, **({"download": True} if fetch else {}))
         val = factory(**common, **entry.val)
     except Exception as error:  # network, archive and file errors of many kinds
         if fetch:
+            if fresh:
+                _remove_empty(root)
             raise InputError(f"could not download {name}: {reason(error)}; {put}") from error
         # torchvision's own words on missing files are a RuntimeError and speak of its arguments
         why = "" if isinstance(error, RuntimeError) else f" ({reason(error)})"

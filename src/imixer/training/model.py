@@ -116,10 +116,14 @@ def _create(name: str, args: Dict[str, Any], options: Dict[str, Any]) -> nn.Modu
 
 
 def _create_pretrained(name: str, args: Dict[str, Any]) -> nn.Module:
+    print(f"fetching the weights of {name} ...", file=sys.stderr, flush=True)
     try:
         return timm.create_model(name, pretrained=True, **args)
     except Exception as error:  # the hub client, the network and timm each raise their own
-        raise InputError(f"model.pretrained: no weights for {name}: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(
+            f"model.pretrained: no weights for {name} could be had; give a file as "
+            f"model.checkpoint, or leave it out ({' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 def _listed(options: Dict[str, Any]) -> str:

@@ -6,7 +6,15 @@ import logging
 import os
 import warnings
 
-_LOUD = ("lightning.pytorch", "lightning.fabric", "lightning", "torch._inductor", "torch._dynamo", "timm")
+_LOUD = (
+    "lightning.pytorch",
+    "lightning.fabric",
+    "lightning",
+    "torch._inductor",
+    "torch._dynamo",
+    "timm",
+    "huggingface_hub",
+)
 
 
 def silence() -> None:
@@ -19,6 +27,7 @@ def silence() -> None:
         r".*does not have many workers.*",
         r".*deterministic.*",  # "warn" mode: some CUDA kernels have no deterministic twin
         r".*LeafSpec.*",
+        r".*pickle protocol.*",
         r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
     ):
         warnings.filterwarnings("ignore", message=message)
