@@ -116,7 +116,7 @@ def _create(name: str, args: Dict[str, Any], options: Dict[str, Any]) -> nn.Modu
 
 
 def _create_pretrained(name: str, args: Dict[str, Any]) -> nn.Module:
-    print(f"fetching the weights of {name} ...", file=sys.stderr, flush=True)
+    print(f"loading the pretrained weights of {name} ...", file=sys.stderr, flush=True)
     try:
         return timm.create_model(name, pretrained=True, **args)
     except Exception as error:  # the hub client, the network and timm each raise their own

@@ -76,7 +76,9 @@ def load_model(path: Path) -> Any:
         InputError: If the files are damaged or do not belong together.
     """
     try:
-        model = timm.create_model(f"local-dir:{path}", pretrained=True)
+        # As a file, since timm 1.0.23 takes the safetensors of a directory for a pickle.
+        weights = {"source": "", "file": str(path / _WEIGHTS)}
+        model = timm.create_model(f"local-dir:{path}", pretrained=True, pretrained_cfg_overlay=weights)
     except Exception as error:  # json, safetensors, torch and timm each raise their own
         raise InputError(f"{path} holds no model that can be read: {' '.join(str(error).split())[:200]}") from error
     return model.eval()
