@@ -136,27 +136,27 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 def _image_column(schema: pa.Schema, file: Path) -> str:
     usable = [field.name for field in schema if _holds_bytes(field.type)]
-    for name in _IMAGE_NAMES:
-        if name in usable:
-            return name
-    if len(usable) == 1:
-        return usable[0]
-    found = f"several columns of bytes ({', '.join(usable)}) and" if usable else "no image column:"
-    raise InputError(
-        f"{file} has {found} columns {', '.join(schema.names)}; "
-        "name the one with encoded images (bytes, or a struct with bytes) image"
-    )
+    wanted = "name the one with encoded images (bytes, or a struct with bytes) image"
+    return _choose(usable, _IMAGE_NAMES, schema, file, "several columns of bytes", "no image column", wanted)
 
 
 def _label_column(schema: pa.Schema, file: Path) -> str:
     usable = [field.name for field in schema if pa.types.is_integer(field.type)]
-    for name in _LABEL_NAMES:
+    wanted = "name the one with class numbers label"
+    return _choose(usable, _LABEL_NAMES, schema, file, "several integer columns", "no integer label column", wanted)
+
+
+def _choose(
+    usable: list[str], names: Sequence[str], schema: pa.Schema, file: Path, several: str, none: str, wanted: str
+) -> str:
+    """The usable column with one of the names, else the only usable one."""
+    for name in names:
         if name in usable:
             return name
     if len(usable) == 1:
         return usable[0]
-    found = f"several integer columns ({', '.join(usable)}) and" if usable else "no integer label column:"
-    raise InputError(f"{file} has {found} columns {', '.join(schema.names)}; name the one with class numbers label")
+    found = f"{several} ({', '.join(usable)}) and" if usable else f"{none}:"
+    raise InputError(f"{file} has {found} columns {', '.join(schema.names)}; {wanted}")
 
 
 def _metadata_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
