@@ -17,6 +17,16 @@ NAMES = timm.list_models("imixer*")
 SMALL = "imixer_t4_32"
 PAPER = [name for name in NAMES if name.endswith("_224")]
 QUICK = [name for name in NAMES if "_l" not in name]
+DEPTHS = [
+    {},
+    {"num_layers": 2, "tied": True},
+    {"num_layers": 4, "hidden_ratio": [1.0, 0.5], "act_layer": ["gelu", "softmax", "relu"], "coeff": "auto"},
+    {"num_layers": 5, "tied": True, "hidden_ratio": 0.5},
+]
+
+
+def depths(test):
+    return pytest.mark.parametrize("depth", DEPTHS, ids=lambda depth: f"L{depth.get('num_layers', 3)}")(test)
 
 
 def size_of(name: str) -> tuple[int, int, int]:
@@ -136,13 +146,15 @@ def test_features_only(indices):
     assert model.feature_info.reduction() == [4] * len(indices)
 
 
-def test_torchscript():
-    model, x = small().eval(), torch.randn(2, 3, 32, 32)
+@depths
+def test_torchscript(depth):
+    model, x = small(**depth).eval(), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(torch.jit.script(model)(x), model(x), rtol=1e-5, atol=1e-6)
 
 
-def test_fx_tracing_forward_and_backward():
-    model, x = small().train(), torch.randn(2, 3, 32, 32)
+@depths
+def test_fx_tracing_forward_and_backward(depth):
+    model, x = small(**depth).train(), torch.randn(2, 3, 32, 32)
     traced = torch.fx.symbolic_trace(model.eval())
     torch.testing.assert_close(traced(x), model(x))
     traced(x).mean().backward()
@@ -189,15 +201,16 @@ def test_unknown_hyperparameters_raise(name):
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
+@depths
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_checkpoint_path_round_trip(tmp_path, kind):
+def test_checkpoint_path_round_trip(tmp_path, kind, depth):
     from safetensors.torch import save_file
 
-    model, x = small(), torch.randn(2, 3, 32, 32)
+    model, x = small(**depth), torch.randn(2, 3, 32, 32)
     model.train()(x)
     path = tmp_path / f"weights.{kind}"
     torch.save(model.state_dict(), path) if kind == "pth" else save_file(model.state_dict(), path)
-    again = small(checkpoint_path=str(path)).eval()
+    again = small(checkpoint_path=str(path), **depth).eval()
     assert torch.equal(again(x), model.eval()(x))
 
 
@@ -215,6 +228,13 @@ def test_local_dir_carries_hyperparameters_and_adapts(tmp_path, in_chans, num_cl
     if (in_chans, num_classes) == (3, 10):
         assert torch.equal(again(x), model(x))
     assert again(torch.randn(2, in_chans, 32, 32)).shape == (2, num_classes)
+
+
+@depths
+def test_local_dir_carries_the_depth(tmp_path, depth):
+    model, x = small(**depth).eval(), torch.randn(2, 3, 32, 32)
+    save_for_hf(model, tmp_path, model_args={"num_blocks": 3, **depth}, safe_serialization=True)
+    assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
 
 
 def test_hf_hub_loading(tmp_path, monkeypatch):

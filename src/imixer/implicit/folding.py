@@ -25,19 +25,19 @@ def fold(model: ModuleT) -> ModuleT:
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         if isinstance(module, Contraction):
-            module.fc1, module.bn1 = _fold_batch_norm(module.fc1, module.bn1)
-            module.fc2, module.bn2 = _fold_batch_norm(module.fc2, module.bn2)
+            W1, W2 = module.weights()[:2]
+            module.fc1, module.bn1 = _fold_batch_norm(_linear(W1, module.fc1.bias), module.bn1)
+            module.fc2, module.bn2 = _fold_batch_norm(_linear(W2, module.fc2.bias), module.bn2)
     for module in list(folded.modules()):
         for name, child in module.named_children():
             if isinstance(child, SpectralLinear):
-                setattr(module, name, _linear(child, child.normalized_weight(), child.bias))
+                setattr(module, name, _linear(child.normalized_weight(), child.bias))
     return folded.requires_grad_(False)
 
 
-def _linear(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    plain = nn.Linear(
-        layer.in_features, layer.out_features, bias=bias is not None, device=weight.device, dtype=weight.dtype
-    )
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    d_out, d_in = weight.shape
+    plain = nn.Linear(d_in, d_out, bias=bias is not None, device=weight.device, dtype=weight.dtype)
     plain.weight.copy_(weight)
     if bias is not None:
         plain.bias.copy_(bias)
@@ -49,4 +49,4 @@ def _fold_batch_norm(layer: nn.Linear, bn: nn.Module) -> tuple[nn.Linear, nn.Mod
         return layer, bn
     assert bn.running_var is not None and bn.running_mean is not None
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    return _linear(layer, layer.weight * gain[:, None], (layer.bias - bn.running_mean) * gain + bn.bias), nn.Identity()
+    return _linear(layer.weight * gain[:, None], (layer.bias - bn.running_mean) * gain + bn.bias), nn.Identity()

@@ -99,6 +99,8 @@ class SpectralLinear(nn.Linear):
 
     @torch.no_grad()
     def _iterate(self, steps: int) -> None:
+        if self.weight.is_meta:  # has no numbers
+            return
         W = _at_least_float32(self.weight)
         v = self.v.to(W.dtype)
         with _full_precision(W.device):

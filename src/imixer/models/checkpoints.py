@@ -1,4 +1,4 @@
-"""Weights from elsewhere: the published code's names, and other token grids."""
+"""Weights from elsewhere: the published code's names, MLP-Mixer's, and other token grids."""
 
 import math
 from collections.abc import MutableMapping
@@ -9,6 +9,7 @@ from torch import Tensor
 Grid = tuple[int, int]
 
 # Inside `mlp_tokens`: the published code's names -> ours. Its `weight_u` and `weight_sigma` follow from the rest.
+# MLP-Mixer has those without `_sn`.
 _PUBLISHED = {
     "fc1.weight": "fc_in.weight",
     "fc1.bias": "fc_in.bias",
@@ -24,8 +25,11 @@ _PUBLISHED = {
 
 
 def rename_published(state: MutableMapping[str, Tensor]) -> None:
-    """Give the published iMixer's parameters their names here, in place. Does nothing to a state dict of ours."""
-    mark = ".mlp_tokens.fc_sn1.weight_orig"
+    """Give the parameters of the published iMixer, or of timm's MLP-Mixer, their names here, in place.
+
+    Does nothing to a state dict of ours.
+    """
+    mark = ".mlp_tokens.fc1.weight"
     for block in [key[: -len(mark)] for key in state if key.endswith(mark)]:
         for theirs, ours in _PUBLISHED.items():
             if f"{block}.mlp_tokens.{theirs}" in state:
@@ -39,8 +43,9 @@ def resample_tokens(state: MutableMapping[str, Tensor], target: Grid, likely_sou
     """Bring every token mixing weight to another token grid, in place. Equal token counts are left alone.
 
     A row of `fc_in.weight` and a column of `fc_out.weight` are images over the token grid, and are resampled as such
-    (bicubic, antialiased). `fc_in` sums over tokens, so it is divided by the growth of their number. The matrices of
-    the contraction do not touch tokens.
+    (bicubic, antialiased). `fc_in` sums over tokens, so it is divided by the growth of their number. Where it serves
+    both ways (tied couplings), it is divided by the root of that, which leaves the way there and back its scale. The
+    matrices of the contraction do not touch tokens.
 
     Args:
         state: State dict with our names.
@@ -57,8 +62,11 @@ def resample_tokens(state: MutableMapping[str, Tensor], target: Grid, likely_sou
         if tokens == target[0] * target[1]:
             continue
         source = _grid(tokens, likely_source)
-        state[name] = _resample(state[name], source, target) * (tokens / (target[0] * target[1]))
-        state[block + "fc_out.weight"] = _resample(state[block + "fc_out.weight"].T, source, target).T.contiguous()
+        out = block + "fc_out.weight"
+        shrink = tokens / (target[0] * target[1])
+        state[name] = _resample(state[name], source, target) * (shrink if out in state else math.sqrt(shrink))
+        if out in state:
+            state[out] = _resample(state[out].T, source, target).T.contiguous()
         state[block + "fc_out.bias"] = _resample(state[block + "fc_out.bias"][None], source, target)[0]
 
 

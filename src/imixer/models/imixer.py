@@ -3,24 +3,26 @@
 S: tokens, C: channels (`embed_dim`), D_S, D_C: widths of the token and channel mixing MLPs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Dict, Optional, Union
 
-from timm.layers import get_act_layer, to_2tuple
+from timm.layers import to_2tuple
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import Tensor, nn
 
 from imixer.implicit import SpectralLinear, fold
 from imixer.implicit.contraction import Norm
+from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
-from imixer.models.imlp import IMLP
+from imixer.models.imlp import IMLP, Coeff
 
 
 class IMixerBlock(MixerBlock):
     """Mixer block whose tokens are mixed by an `IMLP` and whose channels by an ordinary MLP.
 
-    Takes the arguments of timm's `MixerBlock`, then those of `IMLP`. Source: paper section 4.
+    Takes the arguments of timm's `MixerBlock`, then those of `IMLP`. One `act_layer` serves both MLPs; a sequence, one
+    per hidden layer of the token mixing, leaves GELU to the channels. Source: paper section 4.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class IMixerBlock(MixerBlock):
         dim: int,
         seq_len: int,
         mlp_ratio: Union[float, tuple[float, float]] = (0.5, 4.0),
-        act_layer: type[nn.Module] = nn.GELU,
+        act_layer: ActLayers = nn.GELU,
         drop: float = 0.0,
         device: Any = None,
         dtype: Any = None,
@@ -37,7 +39,8 @@ class IMixerBlock(MixerBlock):
         **kwargs: Any,
     ) -> None:
         dd = {"device": device, "dtype": dtype}
-        super().__init__(dim, seq_len, mlp_ratio, act_layer=act_layer, drop=drop, **dd, **kwargs)
+        channels_act = nn.GELU if isinstance(act_layer, (list, tuple)) else activation(act_layer)
+        super().__init__(dim, seq_len, mlp_ratio, act_layer=channels_act, drop=drop, **dd, **kwargs)
         tokens_dim = int(to_2tuple(mlp_ratio)[0] * dim)
         self.mlp_tokens = IMLP(seq_len, tokens_dim, act_layer=act_layer, drop=drop, **(imlp or {}), **dd)
 
@@ -49,13 +52,16 @@ class IMixer(MlpMixer):
     code.
 
     Args:
+        num_layers: Layers L of the token mixing: 2 is MLP-Mixer, 3 the paper's iMixer, more nest further inverses.
         n_iter: Fixed point iterations n. The attribute may be set on a trained model.
-        hidden_ratio: h_r = N_h / D_S.
-        coeff: Ceiling c of the spectral norms.
+        hidden_ratio: h_r = N_h / D_S, or a sequence with one for each of the layers 3 to L.
+        tied: Symmetric couplings in the token mixing.
+        coeff: Ceiling c of the spectral norms, or `auto`: the largest that guarantees a contraction.
         n_power_iterations: Power iterations n_p per training forward.
         norm: `spectral`, `none` or `batch`.
         legacy: Normalise per iteration, as published.
-        act_layer: Activation, a class or timm's name of one.
+        act_layer: Activation, a class or a name, see `imixer.models.activations`. Or a sequence with one for each of
+            the token mixing's layers 2 to L; the channel mixing then has GELU.
         kwargs: Arguments of timm's `MlpMixer`.
 
     Raises:
@@ -67,25 +73,29 @@ class IMixer(MlpMixer):
     def __init__(
         self,
         *,
+        num_layers: int = 3,
         n_iter: int = 2,
-        hidden_ratio: float = 2.0,
-        coeff: float = 0.9,
+        hidden_ratio: Union[float, Sequence[float]] = 2.0,
+        tied: bool = False,
+        coeff: Coeff = 0.9,
         n_power_iterations: int = 8,
         norm: Norm = "spectral",
         legacy: bool = False,
-        act_layer: Union[str, type[nn.Module]] = nn.GELU,
+        act_layer: ActLayers = nn.GELU,
         **kwargs: Any,
     ) -> None:
         imlp = dict(
+            num_layers=num_layers,
             n_iter=n_iter,
             hidden_ratio=hidden_ratio,
+            tied=tied,
             coeff=coeff,
             n_power_iterations=n_power_iterations,
             norm=norm,
             legacy=legacy,
         )
         block_layer: Any = partial(IMixerBlock, imlp=imlp)
-        super().__init__(block_layer=block_layer, act_layer=get_act_layer(act_layer) or nn.Identity, **kwargs)
+        super().__init__(block_layer=block_layer, act_layer=act_layer, **kwargs)  # type: ignore[arg-type]
 
         if not legacy:  # which normalises between iterations, hence within the blocks
             for layer in self._spectral_layers():

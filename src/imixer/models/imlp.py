@@ -1,52 +1,72 @@
 """iMLP: the token mixing MLP that runs from output to input.
 
-S: tokens, D_S: width of x, N_h: inner width. Axes before the last are batch.
+S: tokens, D_S: width of x, N_h: inner width, L: layers, the visible one included. Axes before the last are batch.
 """
 
-from collections.abc import Callable
-from typing import Any, Dict, Optional
+from collections.abc import Callable, Sequence
+from typing import Any, Dict, Final, List, Literal, Optional, Union
 
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from imixer.implicit import Contraction, SpectralLinear
+from imixer.implicit import Contraction, SpectralLinear, TransposedLinear, ceiling
 from imixer.implicit.contraction import Norm
+from imixer.models.activations import ActLayers, activation, lipschitz_constant
+
+Coeff = Union[float, Literal["auto"]]
 
 
 class IMLP(nn.Module):
     """H(x) with x = (1 - F)^-1 G(v), the inverse approximated by n fixed point iterations x <- G(v) + F(x).
 
+    With L layers F holds L - 3 further inverses, one inside the other: without F (L = 2) this is timm's `Mlp`, L = 3 is
+    the paper's iMLP.
+
     Args:
         in_features: Width of v, the number of tokens S.
         hidden_features: Width D_S of x = the paper's N_x. Default: in_features.
         out_features: Width of the output. Default: in_features.
-        act_layer: Makes the activation (paper: GELU).
+        act_layer: Activation (paper: GELU), a class or a name, see `imixer.models.activations`; or a sequence with one
+            for each of the layers 2 to L.
         drop: Dropout after the last activation and after the output, one probability or two.
-        n_iter: Iterations n; 0 is the plain MLP. May be changed on a trained module.
-        hidden_ratio: h_r = N_h / D_S.
-        coeff: Ceiling c of the spectral norms inside F.
+        num_layers: L. One evaluation of F costs n^(L-3) evaluations of the innermost map.
+        n_iter: Iterations n of every inverse; 0 is the plain MLP. May be changed on a trained module.
+        hidden_ratio: h_r = N_h / D_S, one for all layers 3 to L or a sequence with one for each.
+        tied: Symmetric couplings: the way back through each coupling is the transpose of the way there.
+        coeff: Ceiling c of the spectral norms inside F; `auto`: the largest that guarantees a contraction at every
+            level, whatever the weights, see `imixer.implicit.ceiling`.
         n_power_iterations: Power iterations n_p per training forward.
         norm: How F is kept contractive: `spectral`, `none` or `batch`.
         legacy: Normalise once per iteration, as the published code does, instead of once per forward.
 
-    Raises:
-        ValueError: If n_iter is negative, hidden_ratio leaves no hidden neuron, or Contraction refuses its arguments.
+    Attributes:
+        contraction: F, or None if L = 2.
 
-    Source: paper (30), Algorithms 1 and 2.
+    Raises:
+        ValueError: If num_layers is below 2, n_iter is negative, hidden_ratio leaves no hidden neuron, a sequence has
+            not one entry per layer, an activation is unknown, tied couplings would need out_features to equal
+            in_features, coeff is `auto` where no guarantee can be given, legacy is asked of a depth that was never
+            published, or Contraction refuses its arguments.
+
+    Source: paper (30), Algorithms 1 and 2; for any depth (33)-(42).
     """
+
+    tied: Final[bool]
 
     def __init__(
         self,
         in_features: int,
         hidden_features: Optional[int] = None,
         out_features: Optional[int] = None,
-        act_layer: Callable[[], nn.Module] = nn.GELU,
+        act_layer: ActLayers = nn.GELU,
         drop: float | tuple[float, float] = 0.0,
         *,
+        num_layers: int = 3,
         n_iter: int = 2,
-        hidden_ratio: float = 2.0,
-        coeff: float = 0.9,
+        hidden_ratio: Union[float, Sequence[float]] = 2.0,
+        tied: bool = False,
+        coeff: Coeff = 0.9,
         n_power_iterations: int = 8,
         norm: Norm = "spectral",
         legacy: bool = False,
@@ -56,38 +76,85 @@ class IMLP(nn.Module):
         super().__init__()
         dd: Dict[str, Any] = {"device": device, "dtype": dtype}
         features = hidden_features or in_features
-        inner = int(features * hidden_ratio)
+        out_features = out_features or in_features
+        if num_layers < 2:
+            raise ValueError(f"num_layers is {num_layers}; give 2, which is the plain MLP, or more")
         if n_iter < 0:
             raise ValueError(f"n_iter is {n_iter}; give 0 or more fixed point iterations")
-        if inner < 1:
-            raise ValueError(f"hidden_ratio is {hidden_ratio}, which leaves {inner} of {features} neurons; give more")
+        if tied and out_features != in_features:
+            raise ValueError(f"tied couplings lead back to {in_features} features, and out_features is {out_features}")
+        if legacy and num_layers > 3:
+            raise ValueError(f"legacy is the published code, which has 3 layers, and num_layers is {num_layers}")
+        acts = [activation(act) for act in _one_each("act_layer", act_layer, num_layers - 1)]
         drop1, drop2 = to_2tuple(drop)
 
         self.n_iter = n_iter
         self.legacy = legacy
+        self.tied = tied
         self.fc_in = nn.Linear(in_features, features, **dd)
-        self.contraction = Contraction(
-            features, inner, act_layer, norm=norm, coeff=coeff, n_power_iterations=n_power_iterations, **dd
-        )
-        self.act = act_layer()
+        widths = _widths(features, hidden_ratio, num_layers - 2)
+        self.contraction: Optional[Contraction] = None
+        if widths:
+            self.contraction = Contraction(
+                features,
+                widths,
+                acts,
+                norm=norm,
+                tied=tied,
+                coeff=_ceiling(coeff, norm, acts),
+                n_power_iterations=n_power_iterations,
+                **dd,
+            )
+        self.act = acts[0]()
         self.drop1 = nn.Dropout(drop1)
-        self.fc_out = nn.Linear(features, out_features or in_features, **dd)
+        self.fc_out = TransposedLinear(out_features, **dd) if tied else nn.Linear(features, out_features, **dd)
         self.drop2 = nn.Dropout(drop2)
 
     def forward(self, v: Tensor) -> Tensor:
         """v (..., S) -> (..., S)."""
         F = self.contraction
         x0 = self.fc_in(v)  # G(v)
-        weights = F.weights()
         x = x0
-        for i in range(self.n_iter):
-            if self.legacy and i > 0:
-                weights = F.weights()
-            x = x0 + F(x, weights)
-        return self.drop2(self.fc_out(self.drop1(self.act(x))))  # H(x)
+        if F is not None:
+            weights = F.weights()
+            for i in range(self.n_iter):
+                if self.legacy and i > 0:
+                    weights = F.weights()
+                x = x0 + F(x, weights, self.n_iter)
+        g = self.drop1(self.act(x))
+        return self.drop2(self.fc_out(g, self.fc_in.weight) if self.tied else self.fc_out(g))  # H(x)
 
     def init_weights(self) -> None:
         """Called by timm once it has drawn new weights in place."""
         for layer in self.modules():
             if isinstance(layer, SpectralLinear):
                 layer.warm_up()
+
+
+def _widths(features: int, hidden_ratio: Union[float, Sequence[float]], count: int) -> List[int]:
+    widths = [int(features * ratio) for ratio in _one_each("hidden_ratio", hidden_ratio, count)]
+    if min(widths, default=1) < 1:
+        raise ValueError(f"hidden_ratio is {hidden_ratio}, which leaves {min(widths)} of {features} neurons; give more")
+    return widths
+
+
+def _ceiling(coeff: Coeff, norm: Norm, acts: Sequence[Callable[[], nn.Module]]) -> float:
+    if not isinstance(coeff, str):
+        return coeff
+    if coeff != "auto":
+        raise ValueError(f"coeff is {coeff!r}; give a number or auto")
+    if norm != "spectral":
+        raise ValueError(f"coeff is auto, a ceiling that only norm=spectral holds, and norm is {norm}")
+    try:
+        return ceiling([lipschitz_constant(act()) for act in acts])
+    except ValueError as error:
+        raise ValueError(f"coeff is auto, but {error}; give coeff as a number") from error
+
+
+def _one_each(name: str, value: Any, count: int) -> List[Any]:
+    """A sequence of `count` as it is, anything else repeated."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} has {len(value)} entries; this depth takes {count}, or a single value for all")
+    return list(value)

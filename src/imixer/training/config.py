@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Dict, Literal, Optional, Tuple
+from typing import Any, Dict, List, Literal, Optional, Tuple, Union
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
@@ -18,16 +18,18 @@ class ModelConfig:
         name: Name of a timm model, ours (`imixer_*`) or any other. Default: the iMixer for the data's image size.
         checkpoint: File of weights to start from: safetensors, or a pickle of plain tensors.
         pretrained: Start from the weights that timm knows for this name.
+        num_layers: Layers L of the token mixing's network: 2 is MLP-Mixer, 3 the paper's iMixer, more nest inverses.
         n_iter: Fixed point iterations n of the token mixing.
-        hidden_ratio: Inner width over outer width of the token mixing, h_r = N_h / D_S.
-        coeff: Ceiling c of the spectral norm of the two inner matrices.
+        hidden_ratio: Inner width over outer width of the token mixing, h_r = N_h / D_S, or a list for layers 3 to L.
+        tied: Symmetric couplings in the token mixing.
+        coeff: Ceiling c of the spectral norm of the inner matrices; `auto` guarantees a contraction.
         n_power_iterations: Power iterations n_p per training forward.
         norm: Normalisation of the contraction.
         legacy: Normalise once per fixed point iteration, as the published code does.
         patch_size: Side of a patch in pixels.
         embed_dim: Channels C.
         num_blocks: Number of mixer blocks.
-        act_layer: Activation, by timm's name: `gelu`, `relu`, `silu`, `tanh`, ...
+        act_layer: Activation, by name: `gelu`, `relu`, `silu`, `tanh`, `softplus`, ..., or a list for layers 2 to L.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout inside the MLPs.
         drop_path_rate: Stochastic depth.
@@ -37,16 +39,18 @@ class ModelConfig:
     name: Optional[str] = None
     checkpoint: Optional[str] = None
     pretrained: bool = False
+    num_layers: Optional[int] = None
     n_iter: Optional[int] = None
-    hidden_ratio: Optional[float] = None
-    coeff: Optional[float] = None
+    hidden_ratio: Optional[Union[float, List[float]]] = None
+    tied: Optional[bool] = None
+    coeff: Optional[Union[float, Literal["auto"]]] = None
     n_power_iterations: Optional[int] = None
     norm: Optional[Literal["spectral", "none", "batch"]] = None
     legacy: Optional[bool] = None
     patch_size: Optional[int] = None
     embed_dim: Optional[int] = None
     num_blocks: Optional[int] = None
-    act_layer: Optional[str] = None
+    act_layer: Optional[Union[str, List[str]]] = None
     drop_rate: Optional[float] = None
     proj_drop_rate: Optional[float] = None
     drop_path_rate: Optional[float] = None

@@ -1,0 +1,66 @@
+"""How large the spectral norms may be for every nested inverse to exist."""
+
+import math
+from collections.abc import Sequence
+from typing import List
+
+
+def contraction_bound(coeff: float, lipschitz: Sequence[float]) -> float:
+    """Bound of the Lipschitz constant of F^2 if no spectral norm exceeds `coeff`. Below 1, F^2 is a contraction.
+
+    Innermost first, Lip(F^A) <= coeff^2 l_A l_(A+1) / (1 - Lip(F^(A+1))) with F^L = 0. However few iterations stand in
+    for an inner inverse, its bound 1 / (1 - Lip) holds.
+
+    Args:
+        coeff: Ceiling c of the spectral norms.
+        lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
+
+    Returns:
+        The bound; infinity if an inner map need not be a contraction. It is 0 for L = 2, where there is no F.
+
+    Source: paper (37)-(42).
+    """
+    return _bounds(coeff, lipschitz)[-1]
+
+
+def ceiling(lipschitz: Sequence[float], bound: float = 0.81) -> float:
+    """Largest ceiling c of the spectral norms for which no map of the nest, F^2 to F^(L-1), exceeds `bound`.
+
+    Args:
+        lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
+        bound: Largest Lipschitz constant wanted: each step of a fixed point iteration shrinks its error by as much.
+            The default is what the paper's c = 0.9 gives with L = 3 and an activation of slope 1.
+
+    Returns:
+        c; infinity for L = 2, where there is no F.
+
+    Raises:
+        ValueError: If a Lipschitz constant is not positive, or bound not between 0 and 1.
+    """
+    if not all(slope > 0 for slope in lipschitz):
+        raise ValueError(f"lipschitz is {list(lipschitz)}; each constant must be above 0")
+    if not 0 < bound < 1:
+        raise ValueError(f"bound is {bound}; give a number between 0 and 1")
+    if len(lipschitz) < 2:
+        return math.inf
+    low, high = 0.0, 2 * math.sqrt(bound / max(_products(lipschitz)))
+    while low < (middle := (low + high) / 2) < high:
+        if max(_bounds(middle, lipschitz)) <= bound:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _bounds(coeff: float, lipschitz: Sequence[float]) -> List[float]:
+    """Of F^L, F^(L-1), ..., F^2."""
+    bounds = [0.0]
+    for product in reversed(_products(lipschitz)):
+        inner = bounds[-1]
+        bounds.append(coeff * coeff * product / (1 - inner) if inner < 1 else math.inf)
+    return bounds
+
+
+def _products(lipschitz: Sequence[float]) -> List[float]:
+    """l_A l_(A+1) for A = 2, ..., L-1."""
+    return [lipschitz[i] * lipschitz[i + 1] for i in range(len(lipschitz) - 1)]

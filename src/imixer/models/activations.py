@@ -1,0 +1,67 @@
+"""Activations by name, and how steep they are."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Dict, List, Tuple, Union
+
+from timm.layers import get_act_layer
+from timm.layers.activations import GELUTanh
+from torch import nn
+
+ActLayer = Union[str, Callable[[], nn.Module], None]
+ActLayers = Union[ActLayer, List[ActLayer], Tuple[ActLayer, ...]]
+
+# Each is the activation of the Lagrangian that has its name in `imixer.hopfield`.
+ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "identity": nn.Identity,
+    "relu": nn.ReLU,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "softmax": partial(nn.Softmax, dim=-1),
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+_LIPSCHITZ: Dict[type[nn.Module], float] = {
+    nn.GELU: (1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi),  # at sqrt(2)
+    GELUTanh: 1.1289930686587718,  # at 1.4185
+    nn.Identity: 1.0,
+    nn.ReLU: 1.0,
+    nn.Sigmoid: 0.25,
+    nn.SiLU: 1.099839320128867,  # (1 + u) / 2 at 2 u, where u tanh(u) = 1
+    nn.Softmax: 0.5,
+    nn.Softplus: 1.0,
+    nn.Tanh: 1.0,
+}
+
+
+def activation(act_layer: ActLayer) -> Any:
+    """What makes an activation, a class or a function without arguments.
+
+    Args:
+        act_layer: Such a thing, returned as it is, or a name: one of `ACTIVATIONS`, else timm's; None for the identity.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if isinstance(act_layer, str) and act_layer.lower() in ACTIVATIONS:
+        return ACTIVATIONS[act_layer.lower()]
+    try:
+        return get_act_layer(act_layer) or nn.Identity
+    except KeyError as error:
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"act_layer is {act_layer!r}; choose {known}, or another name that timm knows") from error
+
+
+def lipschitz_constant(act: nn.Module) -> float:
+    """Largest slope of an activation, in absolute value; of one that couples neurons, largest norm of its Jacobian.
+
+    Raises:
+        ValueError: If it is none of ours.
+    """
+    kind = GELUTanh if getattr(act, "approximate", "none") == "tanh" else type(act)
+    if kind not in _LIPSCHITZ:
+        raise ValueError(f"the largest slope of {kind.__name__} is not known here")
+    return _LIPSCHITZ[kind]
