@@ -1,0 +1,42 @@
+"""Hierarchical Hopfield networks: from an energy to dynamics, memories and mixers. Needs torch and torchdiffeq."""
+
+from imixer.hopfield.adiabatic import AdiabaticUpdate
+from imixer.hopfield.chain import chain
+from imixer.hopfield.descent import Descent, descent
+from imixer.hopfield.dynamics import Trajectory, integrate
+from imixer.hopfield.lagrangian import Lagrangian
+from imixer.hopfield.lagrangians import LAGRANGIANS, lagrangian
+from imixer.hopfield.memory import AssociativeMemory, Retrieval
+from imixer.hopfield.network import HopfieldNetwork, State
+from imixer.hopfield.neurons import Neurons
+from imixer.hopfield.synapses import (
+    AttentionSynapse,
+    BilinearSynapse,
+    ConvSynapse,
+    EnergySynapse,
+    LinearSynapse,
+    Synapse,
+)
+
+__all__ = [
+    "LAGRANGIANS",
+    "AdiabaticUpdate",
+    "AssociativeMemory",
+    "AttentionSynapse",
+    "BilinearSynapse",
+    "ConvSynapse",
+    "Descent",
+    "EnergySynapse",
+    "HopfieldNetwork",
+    "Lagrangian",
+    "LinearSynapse",
+    "Neurons",
+    "Retrieval",
+    "State",
+    "Synapse",
+    "Trajectory",
+    "chain",
+    "descent",
+    "integrate",
+    "lagrangian",
+]

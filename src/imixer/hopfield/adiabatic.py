@@ -1,0 +1,183 @@
+"""The adiabatic limit: with hidden layers infinitely fast, a chain of neurons becomes a rule for x1 alone."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import List, Literal, Optional
+
+import torch
+from torch import Tensor, nn
+
+from imixer.hopfield.network import HopfieldNetwork
+from imixer.hopfield.neurons import Neurons, fits
+from imixer.hopfield.synapses import BilinearSynapse
+
+Solve = Literal["nested", "joint"]
+
+
+class AdiabaticUpdate(nn.Module):
+    """x1(t+1) = x1(t) + F1(x1(t)) - alpha x1(t), the limit tau_1 >> tau_2 >> ... >> tau_L of a chain.
+
+        F^A = H^(A+1) . (1 - F^(A+1))^-1 . G^A,  F^(L-1) = H^L . G^(L-1),
+        G^A = xi^(A+1,A) g^A,  H^(A+1) = xi^(A,A+1) g^(A+1)
+
+    alpha is the decay of x1: 0 gives the residual block of a mixer, 1 gives F1(x1) alone, the step of an associative
+    memory.
+
+    Args:
+        network: A chain of bilinear couplings, symmetric or not.
+        layers: Names of its layers from the visible one on. Default: in the order of the network.
+        n_iter: Fixed point iterations n of each inverse, or sweeps over the chain.
+        solve: `nested` solves an inverse inside each step of an inverse, as the paper writes it: n^(L-2) evaluations
+            of the innermost F. `joint` sweeps from xL to x2: n (L-1) updates of a layer, to the same fixed point.
+            With L = 3 they are the same.
+        from_above: Layer name -> the part of its field that comes with what the next layer sends, as the bias of the
+            way down does in an MLP. The fixed point does not depend on it, but its start does, which lacks that part.
+
+    Raises:
+        ValueError: If the network is no chain, a hidden layer does not decay, n_iter is negative, solve is neither, or
+            from_above is no part of a field.
+
+    Source: paper (33)-(42).
+    """
+
+    def __init__(
+        self,
+        network: HopfieldNetwork,
+        layers: Optional[Sequence[str]] = None,
+        *,
+        n_iter: int = 2,
+        solve: Solve = "nested",
+        from_above: Optional[Mapping[str, Tensor]] = None,
+    ) -> None:
+        super().__init__()
+        if n_iter < 0:
+            raise ValueError(f"n_iter is {n_iter}; give 0 or more fixed point iterations")
+        if solve not in ("nested", "joint"):
+            raise ValueError(f"solve is {solve!r}; choose nested or joint")
+        self.network = network
+        self.layers = list(network.neurons if layers is None else layers)
+        self.n_iter = n_iter
+        self.solve = solve
+        wanted = ["-".join(pair) for pair in pairwise(self.layers)]
+        if len(self.layers) < 2:
+            raise ValueError(f"the network has one layer, {self.layers[0]}; a chain has two or more")
+        if sorted(self.layers) != sorted(network.neurons) or sorted(wanted) != sorted(network.synapses):
+            raise ValueError(
+                f"a chain over {' - '.join(self.layers)} needs the synapses {', '.join(wanted) or '(none)'}; the "
+                f"network has the layers {', '.join(network.neurons)} and the synapses {', '.join(network.synapses)}"
+            )
+        for name in wanted:
+            if not isinstance(network.synapse(name), BilinearSynapse):
+                raise ValueError(
+                    f"synapse {name} is a {type(network.synapse(name)).__name__}; a chain needs bilinear ones"
+                )
+        for name in self.layers[1:]:
+            if network.layer(name).decay == 0:
+                raise ValueError(
+                    f"layer {name} has decay 0, so it rests nowhere; give the hidden layers a positive one"
+                )
+        self._couplings = wanted
+        for name, part in (from_above or {}).items():
+            if name not in self.layers[1:-1]:
+                raise ValueError(f"from_above names {name!r}; the layers between are {', '.join(self.layers[1:-1])}")
+            if network.layer(name).field is None or not fits(part.shape, network.layer(name).shape):
+                raise ValueError(f"from_above gives layer {name} {tuple(part.shape)}, which is no part of its field")
+            self.register_buffer(f"from_above_{name}", part.detach().clone())
+
+    def forward(self, x1: Tensor, steps: int = 1) -> Tensor:
+        """x1 (B, *shape) after that many steps."""
+        for _ in range(steps):
+            x1 = (1 - self._neurons(1).decay) * x1 + self.F1(x1)
+        return x1
+
+    def velocity(self, x1: Tensor) -> Tensor:
+        """dx1/dt of the slow flow, (F1(x1) - alpha x1) / tau_1, (B, *shape)."""
+        return (self.F1(x1) - self._neurons(1).decay * x1) / self._neurons(1).tau
+
+    def F1(self, x1: Tensor) -> Tensor:
+        """What x1 receives from the layers behind it, (B, *shape)."""
+        if self.solve == "joint":
+            return self._H(2, self._joint(x1)[0])
+        return self._F(1, x1)
+
+    def hidden(self, x1: Tensor) -> List[Tensor]:
+        """States x2, ..., xL at which the hidden layers rest for a given x1, to the accuracy of n_iter."""
+        if self.solve == "joint":
+            return self._joint(x1)
+        found = []
+        x = x1
+        for A in range(2, self.depth + 1):
+            x = self._inverse(A, self._G(A - 1, x))
+            found.append(x)
+        return found
+
+    def residual(self, x1: Tensor, hidden: Sequence[Tensor]) -> Tensor:
+        """How far hidden layers are from rest, per sample (B,): the largest |inputs - alpha x|."""
+        x = [x1, *hidden]
+        worst = x1.new_zeros(len(x1))
+        for A in range(2, self.depth + 1):
+            received = self._G(A - 1, x[A - 2])
+            if A < self.depth:
+                received = received + self._H(A + 1, x[A])
+            unrest = (received - self._neurons(A).decay * x[A - 1]).abs().flatten(1).amax(1)
+            worst = torch.maximum(worst, unrest)
+        return worst
+
+    @property
+    def depth(self) -> int:
+        """Number of layers L."""
+        return len(self.layers)
+
+    # Layers are counted from 1, as in the paper.
+
+    def _F(self, A: int, x: Tensor) -> Tensor:
+        """F^A = H^(A+1) . (1 - F^(A+1))^-1 . G^A."""
+        return self._H(A + 1, self._inverse(A + 1, self._G(A, x)))
+
+    def _inverse(self, A: int, z: Tensor) -> Tensor:
+        """(1 - F^A)^-1 z by n fixed point iterations; the last layer has no F."""
+        decay = self._neurons(A).decay
+        x = z / decay
+        if A < self.depth:
+            for _ in range(self.n_iter):
+                x = (z + self._F(A, x)) / decay
+        return x
+
+    def _joint(self, x1: Tensor) -> List[Tensor]:
+        """x2, ..., xL by n sweeps from the far end, starting from what comes up from x1."""
+        z = self._G(1, x1)
+        x = [x1, z / self._neurons(2).decay]
+        for A in range(3, self.depth + 1):
+            x.append(self._G(A - 1, x[-1]) / self._neurons(A).decay)
+        for sweep in range(self.n_iter if self.depth > 2 else 0):
+            for A in range(self.depth if sweep else self.depth - 1, 1, -1):  # xL is up to date at first
+                received = z if A == 2 else self._G(A - 1, x[A - 2])
+                if A < self.depth:
+                    received = received + self._H(A + 1, x[A])
+                x[A - 1] = received / self._neurons(A).decay
+        return x[1:]
+
+    def _G(self, A: int, x: Tensor) -> Tensor:
+        """What layer A + 1 receives from layer A, and its field but for what comes from above."""
+        given = self._coupling(A).up(self._neurons(A).activation(x))
+        field, above = self._neurons(A + 1).field, self._from_above(A + 1)
+        if field is None:
+            return given
+        return given + (field if above is None else field - above)
+
+    def _H(self, A: int, x: Tensor) -> Tensor:
+        """What layer A - 1 receives from layer A, and the part of its field that comes with it."""
+        given = self._coupling(A - 1).down(self._neurons(A).activation(x))
+        above = self._from_above(A - 1)
+        return given if above is None else given + above
+
+    def _from_above(self, A: int) -> Optional[Tensor]:
+        if A == 1:  # which has nothing below
+            return self._neurons(1).field
+        return getattr(self, f"from_above_{self.layers[A - 1]}", None)
+
+    def _neurons(self, A: int) -> Neurons:
+        return self.network.layer(self.layers[A - 1])
+
+    def _coupling(self, A: int) -> BilinearSynapse:
+        return self.network.synapse(self._couplings[A - 1])  # type: ignore[return-value]

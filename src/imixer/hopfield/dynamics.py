@@ -1,0 +1,306 @@
+"""Integrating a network in time with torchdiffeq."""
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from imixer.hopfield.network import HopfieldNetwork, State
+
+ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+MOST_STEPS = 20_000  # that torchdiffeq takes at a fixed step in search of a steady state
+FIXED_STEP = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
+ADVICE = "take a smaller step or look at the couplings"
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A network's way through its states.
+
+    Attributes:
+        times: (T,), in the time unit of the network.
+        states: Layer name -> x (T, ..., *shape).
+        residual: Largest |tau dx/dt| of any neuron that may move, at the last time.
+        steady: Whether the residual came down to the tolerance asked for; None if none was.
+        n_evaluations: Evaluations of the velocity.
+        held: Layer name -> mask of the neurons that were clamped.
+        rtol, atol: Tolerances of the integration; for fixed steps those of no meaning.
+    """
+
+    times: Tensor
+    states: State
+    residual: float
+    steady: Optional[bool]
+    n_evaluations: int
+    held: Dict[str, Tensor]
+    rtol: float
+    atol: float
+
+    @property
+    def final(self) -> State:
+        """The last state, layer name -> x (..., *shape). Gradients flow through it."""
+        return {name: x[-1] for name, x in self.states.items()}
+
+
+def integrate(
+    network: HopfieldNetwork,
+    start: State,
+    t_end: float,
+    *,
+    frames: int = 101,
+    until_steady: Optional[float] = None,
+    method: str = "dopri5",
+    step_size: Optional[float] = None,
+    rtol: Optional[float] = None,
+    atol: Optional[float] = None,
+    held: Optional[Mapping[str, Tensor]] = None,
+    adjoint: bool = False,
+    progress: bool = False,
+) -> Trajectory:
+    """Integrate tau_A dx^A/dt = ... (paper (32)) from time 0.
+
+    Args:
+        network: What moves.
+        start: Layer name -> x (..., *shape), see `HopfieldNetwork.initial_state`.
+        t_end: Time to stop at.
+        frames: States to keep, evenly spaced in time. With `until_steady`: at most so many of the solver's own steps,
+            all but the last without gradient.
+        until_steady: Stop as soon as every |tau dx/dt| is at or below this. An adaptive method's own error keeps the
+            residual up, so its tolerances must be smaller.
+        method: One of torchdiffeq's, adaptive (`dopri5`, ...) or of fixed step (`euler`, `rk4`, ...).
+        step_size: Step of a fixed step method, shortened if it does not divide t_end. Default: t_end / (frames - 1).
+        rtol, atol: Tolerances of adaptive steps. Default: 1e-6 and 1e-8 in float64, 1e-4 and 1e-5 otherwise; with
+            `until_steady` at most 1/100 and 1/1000 of it.
+        held: Layer name -> mask (broadcast to the state), true where neurons are clamped to their start.
+        adjoint: Gradients by integrating backwards, with memory that does not grow with the steps. For mild flows
+            only: backwards a decay grows, so gradients are wrong or fail over many time constants or very unequal ones.
+        progress: Show a bar.
+
+    Raises:
+        ValueError: If an argument is impossible or the start does not fit the network; with the name.
+        FloatingPointError: If a state or a velocity stops being finite or a step becomes too small; with the layer and
+            the time.
+    """
+    network.check(start)
+    _check(network, start, t_end, frames, until_steady, method, step_size, held)
+    dtype = next(iter(start.values())).dtype
+    usual = (1e-6, 1e-8) if dtype == torch.float64 else (1e-4, 1e-5)
+    limit, rounding = until_steady or math.inf, torch.finfo(dtype).eps
+    rtol = rtol if rtol is not None else max(min(usual[0], limit / 100), 10 * rounding)
+    atol = atol if atol is not None else max(min(usual[1], limit / 1000), rounding)
+    masks = {name: mask.expand_as(start[name]) for name, mask in (held or {}).items()}
+    options: Dict[str, Any] = {}
+    if method in FIXED_STEP:
+        options = _steps(_count(t_end, step_size or t_end / (frames - 1)), t_end, frames, until_steady is not None)
+    if method in ("explicit_adams", "implicit_adams"):
+        options["max_order"] = 5  # of order 4: torchdiffeq's own choice, 12, is unstable at all but tiny steps
+
+    flow = _Flow(network, start, masks)
+    x0 = flow.pack(start)
+    solve = odeint_adjoint if adjoint else odeint
+    settings: Dict[str, Any] = dict(method=method, rtol=rtol, atol=atol, options=options)
+    with Progress(transient=True) if progress else nullcontext() as bar:
+        if bar is not None:
+            task = bar.add_task("integrating", total=t_end)
+            flow.report = lambda t: bar.update(task, completed=t)
+        try:
+            if until_steady is None:
+                times = torch.linspace(0, t_end, frames, dtype=x0.dtype, device=x0.device)
+                path = solve(flow, x0, times, **settings)
+            else:
+                times, path = _until_steady(flow, solve, x0, t_end, frames, until_steady, settings)
+        except AssertionError as error:
+            if not any(words in str(error) for words in ("underflow in dt", "non-finite")):
+                raise
+            raise FloatingPointError(f"{flow.last_seen()}: {str(error).split(':')[0]}; {ADVICE}") from error
+    states = flow.unpack(path)
+    _require_finite(states, times)
+    residual = float(flow.residual(path[-1].detach()))
+    if not math.isfinite(residual):
+        raise FloatingPointError(f"{flow.last_seen()}; {ADVICE}")
+    # The search for the moment of rest ends on either side of it.
+    early = t_end - float(times[-1]) > 2 * atol + 4 * rounding * t_end
+    return Trajectory(
+        times=times,
+        states=states,
+        residual=residual,
+        steady=None if until_steady is None else early or residual <= until_steady,
+        n_evaluations=flow.n_evaluations,
+        held=masks,
+        rtol=rtol,
+        atol=atol,
+    )
+
+
+def _until_steady(
+    flow: "_Flow",
+    solve: Callable[..., Any],
+    x0: Tensor,
+    t_end: float,
+    frames: int,
+    tolerance: float,
+    settings: Dict[str, Any],
+) -> Tuple[Tensor, Tensor]:
+    """Times (T,) and packed states (T, B, N) until steady or t_end. Keeps the solver's own steps."""
+    kept = _Thinned(frames - 1)
+    kept.add(0.0, x0.detach())
+
+    def event(t: Tensor, x: Tensor) -> Tensor:
+        if float(t.detach()) > kept.latest:  # a new step; the search for the event itself looks back
+            kept.add(float(t.detach()), x.detach())
+            flow.callback_step(t, x, t)
+        return torch.minimum(flow.residual(x) - tolerance, (t_end - t).to(x.dtype))
+
+    start = torch.zeros(2, dtype=x0.dtype, device=x0.device)
+    start[1] = t_end
+    if float(flow.residual(x0)) <= tolerance:
+        return start[:1], x0[None]
+    reached, path = solve(flow, x0, start, event_fn=event, **settings)
+    end = float(reached.detach())
+    steps = [(t, x) for t, x in kept.steps if t < end]
+    times = torch.tensor([*(t for t, _ in steps), end], dtype=x0.dtype, device=x0.device)
+    return times, torch.stack([*(x for _, x in steps), path[-1]])
+
+
+class _Thinned:
+    """At most so many of the steps it is given, evenly spread, the first among them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.stride = 1
+        self.count = 0
+        self.latest = 0.0
+        self.steps: List[Tuple[float, Tensor]] = []
+
+    def add(self, t: float, x: Tensor) -> None:
+        self.latest = t
+        if self.count % self.stride == 0:
+            self.steps.append((t, x))
+        self.count += 1
+        if len(self.steps) > self.limit:
+            self.steps = self.steps[::2]
+            self.stride *= 2
+
+
+class _Flow(nn.Module):
+    """The velocity of all layers as one vector (B, N), as torchdiffeq wants it."""
+
+    def __init__(self, network: HopfieldNetwork, start: State, held: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.n_evaluations = 0
+        self.report: Callable[[float], None] = lambda t: None
+        self._shapes = {name: network.layer(name).shape for name in start}
+        name, x = next(iter(start.items()))
+        self._batch = tuple(x.shape[: x.dim() - len(self._shapes[name])])
+        self._free = None
+        if held:
+            every = {n: ~held[n] if n in held else torch.ones_like(x, dtype=torch.bool) for n, x in start.items()}
+            self._free = self.pack(every)
+        # What one unit of tau dx/dt is, for every component of the vector.
+        self._tau = self.pack({n: torch.full_like(x, network.layer(n).tau) for n, x in start.items()})
+        self._seen: Tuple[float, Tensor] = (0.0, self.pack(start).detach())
+
+    def forward(self, t: Tensor, x: Tensor) -> Tensor:
+        self.n_evaluations += 1
+        velocity = self.pack(self.network.velocity(self.unpack(x)))
+        return velocity if self._free is None else velocity * self._free
+
+    def callback_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
+        self._seen = (float(t.detach()), x.detach())
+        self.report(self._seen[0])
+
+    def residual(self, x: Tensor) -> Tensor:
+        """Largest |tau dx/dt|."""
+        with torch.no_grad():
+            return (self._tau * self(torch.zeros(()), x)).abs().amax()
+
+    def pack(self, state: State) -> Tensor:
+        """Layer name -> (..., *shape) into (..., N)."""
+        return torch.cat([state[n].flatten(len(self._batch)) for n in self._shapes], -1)
+
+    def unpack(self, x: Tensor) -> State:
+        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        parts = x.split(sizes, -1)
+        return {n: part.unflatten(-1, shape) for (n, shape), part in zip(self._shapes.items(), parts, strict=True)}
+
+    def last_seen(self) -> str:
+        """Where the integration was before it failed, and the layer that changed fastest there."""
+        t, x = self._seen
+        with torch.no_grad():
+            velocity = self.unpack(self(torch.zeros(()), x))
+        fastest = {n: float(v.nan_to_num(math.inf, math.inf, math.inf).abs().amax()) for n, v in velocity.items()}
+        name = max(fastest, key=fastest.__getitem__)
+        return f"at time {t:.4g} layer {name} changes at a rate of {fastest[name]:.3g}"
+
+
+def _check(
+    network: HopfieldNetwork,
+    start: State,
+    t_end: float,
+    frames: int,
+    until_steady: Optional[float],
+    method: str,
+    step_size: Optional[float],
+    held: Optional[Mapping[str, Tensor]],
+) -> None:
+    if not (t_end > 0 and math.isfinite(t_end)):
+        raise ValueError(f"t_end is {t_end}; give a positive time")
+    if frames < 2:
+        raise ValueError(f"frames is {frames}; give 2 or more")
+    if until_steady is not None and not until_steady > 0:
+        raise ValueError(f"until_steady is {until_steady}; the tolerance must be above 0")
+    if method not in ADAPTIVE + FIXED_STEP:
+        raise ValueError(f"method is {method!r}; choose one of {', '.join(ADAPTIVE + FIXED_STEP)}")
+    if step_size is not None and (method in ADAPTIVE or not step_size > 0):
+        raise ValueError(f"step_size is {step_size} with {method}; give a positive step to a method of fixed step")
+    steps = 0 if step_size is None else _count(t_end, step_size)
+    if until_steady is not None and steps > MOST_STEPS:
+        raise ValueError(
+            f"step_size is {step_size}: {steps} steps to t_end, and until_steady takes {MOST_STEPS} at most"
+        )
+    for name, mask in (held or {}).items():
+        if name not in network.neurons:
+            raise ValueError(f"held names the layer {name!r}; the layers are {', '.join(network.neurons)}")
+        try:
+            torch.broadcast_to(mask, start[name].shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"layer {name}: the mask of held neurons has shape {tuple(mask.shape)}, "
+                f"which does not broadcast to {tuple(start[name].shape)}"
+            ) from error
+        if mask.dtype != torch.bool:
+            raise ValueError(f"layer {name}: the mask of held neurons is of {mask.dtype}; give booleans")
+
+
+def _count(t_end: float, step_size: float) -> int:
+    """Steps, as long as step_size or shorter, that make t_end."""
+    return max(1, math.ceil(t_end / step_size * (1 - 1e-9)))
+
+
+def _steps(count: int, t_end: float, frames: int, event: bool) -> Dict[str, Any]:
+    """torchdiffeq's options for that many equal steps, which methods of Adams rely on."""
+    if event:
+        return {"step_size": t_end / count}
+
+    def grid(_: Any, __: Any, t: Tensor) -> Tensor:  # of the whole time, or for the adjoint from frame to frame
+        first, last = float(t[0]), float(t[-1])
+        n = _count(abs(last - first), t_end / count)
+        return torch.linspace(first, last, n + 1, dtype=t.dtype, device=t.device)
+
+    on_steps = count % (frames - 1) == 0
+    return {"grid_constructor": grid, "interp": "linear" if on_steps else "cubic"}
+
+
+def _require_finite(states: State, times: Tensor) -> None:
+    for name, x in states.items():
+        finite = x.detach().isfinite().flatten(1).all(1)
+        if not finite.all():
+            first = float(times[int((~finite).to(torch.int).argmax())])
+            raise FloatingPointError(f"layer {name} is not finite from time {first:.4g} on; {ADVICE}")

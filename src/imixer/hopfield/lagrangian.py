@@ -1,0 +1,43 @@
+"""What a Lagrangian is: one scalar function of a layer's neurons, whose gradient is their activation."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Lagrangian(nn.Module):
+    """A function L(x) of the neurons of a layer; g(x) = dL/dx is their activation, M(x) = dg/dx its Hessian.
+
+    A new one is a subclass with `density` and `activation`, and with those of the attributes below that differ.
+
+    Attributes:
+        elementwise: Whether each neuron's activation depends on that neuron alone, so that M is diagonal.
+        convex: Whether M is positive semi-definite everywhere, which energy descent needs.
+        lipschitz: Largest norm of M, the Lipschitz constant of the activation; infinite if there is none.
+        zero_mode: Whether M(x) x = 0 (for LayerNorm: after centring x), up to eps. Then the decay of the neurons
+            leaves their energy alone and may be switched off.
+
+    Source: Krotov & Hopfield, arXiv 2008.06996; paper (3)-(5).
+    """
+
+    elementwise: bool = True
+    convex: bool = True
+    zero_mode: bool = False
+
+    @property
+    def lipschitz(self) -> float:
+        return math.inf
+
+    def density(self, x: Tensor) -> Tensor:
+        """What sums over the neurons to L(x). Axes that L couples are kept with size 1."""
+        raise NotImplementedError(f"{type(self).__name__} has no density")
+
+    def activation(self, x: Tensor) -> Tensor:
+        """g(x) = dL/dx, of the shape of x."""
+        raise NotImplementedError(f"{type(self).__name__} has no activation")
+
+    def hessian_product(self, x: Tensor, u: Tensor) -> Tensor:
+        """M(x) u, of the shape of x."""
+        # torch cannot lay a tangent out like an expanded x.
+        return torch.func.jvp(self.activation, (x.contiguous(),), (u,))[1]

@@ -1,0 +1,35 @@
+"""Lagrangians, each named by its activation. A new one is one class with `@register("its_name")`."""
+
+from imixer.hopfield.lagrangians.coupled import LayerNorm, Softmax, Spherical
+from imixer.hopfield.lagrangians.custom import Elementwise
+from imixer.hopfield.lagrangians.elementwise import (
+    GELU,
+    Exponential,
+    Identity,
+    RectifiedPower,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softplus,
+    Tanh,
+)
+from imixer.hopfield.lagrangians.registry import LAGRANGIANS, lagrangian, register
+
+__all__ = [
+    "GELU",
+    "LAGRANGIANS",
+    "Elementwise",
+    "Exponential",
+    "Identity",
+    "LayerNorm",
+    "ReLU",
+    "RectifiedPower",
+    "SiLU",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Spherical",
+    "Tanh",
+    "lagrangian",
+    "register",
+]

@@ -1,0 +1,167 @@
+"""Lagrangians that couple the neurons along some axes: softmax and the normalisations."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from imixer.hopfield.lagrangian import Lagrangian
+from imixer.hopfield.lagrangians.parts import Tempered, at_least_float32, from_the_end, positive
+from imixer.hopfield.lagrangians.registry import register
+
+
+@register("softmax")
+class Softmax(Tempered):
+    """g = softmax(beta x), L = log(sum(e^(beta x))) / beta: the hidden neurons of a modern Hopfield network.
+
+    Args:
+        beta: Inverse temperature at the start. Positive.
+        axis: Axis or axes of the sum, counted from the end.
+        learnable: Make beta an `nn.Parameter`.
+
+    Raises:
+        ValueError: If beta is not positive and finite, or an axis not counted from the end.
+
+    Source: Krotov & Hopfield, arXiv 2008.06996, model B; Ramsauer et al., arXiv 2008.02217.
+    """
+
+    elementwise = False
+    max_slope = 1 / 2
+
+    def __init__(self, beta: float = 1.0, axis: int | tuple[int, ...] = -1, *, learnable: bool = False) -> None:
+        super().__init__(beta, learnable=learnable)
+        self.axis = from_the_end(axis)
+
+    def density(self, x: Tensor) -> Tensor:
+        z = self.beta * x
+        # torch.logsumexp's own gradient loses digits where z is large.
+        top = z.detach().amax(self.axis, keepdim=True)
+        return (top + torch.exp(z - top).sum(self.axis, keepdim=True).log()) / self.beta
+
+    def activation(self, x: Tensor) -> Tensor:
+        z = self.beta * x
+        if len(self.axis) == 1:
+            return torch.softmax(z, self.axis[0])
+        e = torch.exp(z - z.detach().amax(self.axis, keepdim=True))
+        return e / e.sum(self.axis, keepdim=True)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, axis={self.axis}"
+
+
+@register("layer_norm")
+class LayerNorm(Lagrangian):
+    """g = gain (x - mean) / sqrt(var + eps) + shift, L = N gain sqrt(var + eps) + sum(shift x).
+
+    N is the number of neurons along the axes. The gain is one number: with one per neuron, torch's affine weight, g is
+    not the gradient of anything.
+
+    Args:
+        axis: Axis or axes that are normalised, counted from the end.
+        eps: Added to the variance. Positive.
+        gain: Factor. A negative one makes L concave.
+        shift: Added; a tensor must broadcast to x. An `nn.Parameter` stays one, another tensor becomes a buffer.
+
+    Raises:
+        ValueError: If an axis is not counted from the end, eps not positive, or gain or shift not finite.
+
+    Source: Tang & Kopp, arXiv 2105.15034; paper (8)-(10), which differ by the factor sqrt(N).
+    """
+
+    elementwise = False
+    zero_mode = True
+    shift: float | Tensor
+
+    def __init__(
+        self,
+        axis: int | tuple[int, ...] = -1,
+        eps: float = 1e-6,
+        gain: float = 1.0,
+        shift: float | Tensor = 0.0,
+    ) -> None:
+        super().__init__()
+        self.axis = from_the_end(axis)
+        self.eps = positive("eps", eps)
+        if not math.isfinite(gain):
+            raise ValueError(f"gain is {gain}; it must be finite")
+        self.gain = gain
+        self.convex = gain >= 0
+        if not torch.as_tensor(shift).isfinite().all():
+            raise ValueError(f"shift is {shift}; it must be finite")
+        if isinstance(shift, Tensor) and not isinstance(shift, torch.nn.Parameter):
+            self.register_buffer("shift", shift)
+        else:
+            self.shift = shift
+
+    @property
+    def lipschitz(self) -> float:
+        return abs(self.gain) / math.sqrt(self.eps)
+
+    def density(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        deviation = self._deviation(wide - wide.mean(self.axis, keepdim=True))
+        neurons = math.prod([x.shape[axis] for axis in self.axis])
+        tilt = (self._shift_for(x) * wide).sum(self.axis, keepdim=True)
+        return (neurons * self.gain * deviation + tilt).to(x.dtype)
+
+    def activation(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        centred = wide - wide.mean(self.axis, keepdim=True)
+        return (self.gain * centred / self._deviation(centred) + self._shift_for(x)).to(x.dtype)
+
+    def _deviation(self, centred: Tensor) -> Tensor:
+        return torch.sqrt(centred.square().mean(self.axis, keepdim=True) + self.eps)
+
+    def _shift_for(self, x: Tensor) -> float | Tensor:
+        shift = self.shift
+        if isinstance(shift, Tensor):
+            pairs = list(zip(reversed(shift.shape), reversed(x.shape), strict=False))
+            if shift.ndim > x.ndim or any(mine not in (1, size) for mine, size in pairs):
+                raise ValueError(f"shift {tuple(shift.shape)} does not broadcast to x {tuple(x.shape)}")
+        return shift
+
+    def extra_repr(self) -> str:
+        shift = tuple(self.shift.shape) if isinstance(self.shift, Tensor) else f"{self.shift:g}"
+        return f"axis={self.axis}, eps={self.eps:g}, gain={self.gain:g}, shift={shift}"
+
+
+@register("spherical")
+class Spherical(Lagrangian):
+    """g = radius x / sqrt(sum(x^2) + eps), L = radius sqrt(sum(x^2) + eps): neurons projected on a sphere.
+
+    Args:
+        axis: Axis or axes of the sum, counted from the end.
+        radius: Radius of the sphere. Positive.
+        eps: Added to the sum of squares. Positive.
+
+    Raises:
+        ValueError: If an axis is not counted from the end, or radius or eps not positive.
+
+    Source: Krotov & Hopfield, arXiv 2008.06996, model C.
+    """
+
+    elementwise = False
+    zero_mode = True
+
+    def __init__(self, axis: int | tuple[int, ...] = -1, radius: float = 1.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.axis = from_the_end(axis)
+        self.radius = positive("radius", radius)
+        self.eps = positive("eps", eps)
+
+    @property
+    def lipschitz(self) -> float:
+        return self.radius / math.sqrt(self.eps)
+
+    def density(self, x: Tensor) -> Tensor:
+        return (self.radius * self._norm(at_least_float32(x))).to(x.dtype)
+
+    def activation(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        return (self.radius * wide / self._norm(wide)).to(x.dtype)
+
+    def _norm(self, wide: Tensor) -> Tensor:
+        return torch.sqrt(wide.square().sum(self.axis, keepdim=True) + self.eps)
+
+    def extra_repr(self) -> str:
+        return f"axis={self.axis}, radius={self.radius:g}, eps={self.eps:g}"

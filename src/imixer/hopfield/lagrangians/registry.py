@@ -1,0 +1,47 @@
+"""Lagrangians by name."""
+
+import difflib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from imixer.hopfield.lagrangian import Lagrangian
+
+LAGRANGIANS: dict[str, type[Lagrangian]] = {}
+
+_Class = TypeVar("_Class", bound=type[Lagrangian])
+
+
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Class decorator: make a Lagrangian known to `lagrangian` as `name`.
+
+    Raises:
+        ValueError: If the name is taken by another class.
+    """
+
+    def add(cls: _Class) -> _Class:
+        if name in LAGRANGIANS:
+            raise ValueError(f"Lagrangian {name!r} is already {LAGRANGIANS[name].__name__}; choose another name")
+        LAGRANGIANS[name] = cls
+        return cls
+
+    return add
+
+
+def lagrangian(which: str | Lagrangian, **options: Any) -> Lagrangian:
+    """The Lagrangian of that name, built with `options`; one already built is returned as it is.
+
+    Raises:
+        ValueError: If the name is unknown, or if options come with a Lagrangian already built.
+        TypeError: If `which` is neither, or if the Lagrangian has no such option.
+    """
+    if isinstance(which, Lagrangian):
+        if options:
+            raise ValueError(f"{', '.join(options)}: no effect on a {type(which).__name__} already built")
+        return which
+    if not isinstance(which, str):
+        raise TypeError(f"a Lagrangian is its name or an instance, not {which!r}")
+    if which not in LAGRANGIANS:
+        near = difflib.get_close_matches(which, LAGRANGIANS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown Lagrangian {which!r}; {hint}known: {', '.join(LAGRANGIANS)}")
+    return LAGRANGIANS[which](**options)

@@ -1,0 +1,272 @@
+"""Associative memories: patterns stored in the couplings of a network, and retrieved by letting its energy fall.
+
+xi: patterns as rows, (K, N). m: overlap <xi, g> / N of the visible activation g with a pattern, in [-1, 1] if both are
+of +-1.
+"""
+
+from dataclasses import dataclass
+from typing import Any, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from imixer.hopfield.adiabatic import AdiabaticUpdate
+from imixer.hopfield.memory_kinds import Kind, build, from_patches, to_patches
+from imixer.hopfield.network import HopfieldNetwork, State
+from imixer.hopfield.synapses import LinearSynapse
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How a memory went from queries to patterns.
+
+    Attributes:
+        states: Visible activations (T, B, *shape), the query's first: one frame per step taken, none repeated.
+        energies: Energy (T, B) of these states, hidden layers at rest.
+        steps: Steps (B,) after which a query came to rest, or T - 1.
+        converged: Whether it did, (B,).
+        nearest: Index (B,) of the stored pattern of largest overlap with what was retrieved.
+        overlap: That overlap (B,), a cosine; 0 if the state vanished.
+        tolerance: Rise of the energy that rounding explains.
+    """
+
+    states: Tensor
+    energies: Tensor
+    steps: Tensor
+    converged: Tensor
+    nearest: Tensor
+    overlap: Tensor
+    tolerance: float
+
+    @property
+    def retrieved(self) -> Tensor:
+        """Visible activations (B, *shape) where each query came to rest. They do not depend on the rest of the batch,
+        whose frames go on until all have come to rest."""
+        return self.states[self.steps, torch.arange(self.states.shape[1], device=self.steps.device)]
+
+    @property
+    def largest_rise(self) -> float:
+        """Largest rise of the energy in any step; 0 or below if it never rose."""
+        return float(self.energies.diff(dim=0).max()) if len(self.energies) > 1 else 0.0
+
+    @property
+    def falls(self) -> bool:
+        """Whether the energy rose in no step by more than the tolerance."""
+        return self.largest_rise <= self.tolerance
+
+
+class AssociativeMemory(nn.Module):
+    """A Hopfield network that stores patterns and retrieves them from corrupted or incomplete queries.
+
+    The kinds, and their options with the defaults. The first three store patterns of +-1, the others any.
+
+    - `classical` (Hopfield 1982, 1984): x <- sum_mu xi_mu m_mu, g = tanh(steepness x).
+      `steepness=10`: slope of the visible activation, which stands for the sign of the papers.
+    - `polynomial` (Krotov & Hopfield 2016): x <- sum_mu xi_mu (max(m_mu, 0) / threshold)^(order - 1), g as above.
+      `order=4` of the energy in the overlaps, `threshold=0.2`, `steepness=10`.
+    - `exponential` (Demircigil et al. 2017): x <- sum_mu xi_mu e^(beta (m_mu - threshold)), g as above.
+      `beta`: min(N, 40); N is the published one. `threshold=0`, the hidden neurons' field. `steepness=10`.
+    - `modern` (Ramsauer et al. 2020): x <- softmax(beta x xi^T) xi, which is attention, g = x.
+      `beta`: 100 / mean |xi|^2, so that a similarity 5 % lower weighs e^-5. `similarity="dot"`: in it patterns of large
+      norm win. `distance` gives the hidden neurons the field -|xi|^2 / 2, so that they compare |x - xi|^2.
+    - `hierarchical` (Krotov 2021): visible patches, then one softmax per patch over a dictionary of primitives that all
+      positions and patterns share, then a softmax over whole patterns, assembled from primitives. g = x.
+      `patch_size=4`: side of a square patch of patterns (..., H, W), or length of a piece of patterns (N,).
+      `primitives`: size of the dictionary; default all patches that differ. `beta`: 20 / mean |patch|^2, of both
+      softmaxes. `feedback=1`: what a pattern sends to its primitives, in units of mean |patch|^2. `n_iter=5`: fixed
+      point iterations of the primitives in a step.
+
+    `threshold` is the overlap at which one pattern drives the visible neurons by 1. Where all overlaps lie far below, a
+    query is too weak and the state goes to 0. It also keeps numbers in range. The published factors e^(N m) overflow
+    float32 from N = 88 on, and with a field of -N they vanish instead, and the visible activation with them. Only their
+    ratios matter as long as the largest is 1 or more; with the defaults they lie between e^-40 and e^40.
+
+    A step is x <- F1(x), hidden layers at rest. With one hidden layer the energy is one convex function of g minus
+    another, and the step minimises the one minus the tangent of the other: it never raises the energy, though all
+    neurons move at once, and whatever pixels are clamped (the concave-convex procedure). That needs the couplings of
+    each neuron with itself, which Hopfield leaves out. With the two hidden layers of `hierarchical` it is no theorem:
+    their fixed point iteration starts anew at every step.
+
+    Couplings and fields are parameters, so that memories can be trained.
+
+    Args:
+        patterns: To store, (K, *shape).
+        kind: One of the above.
+        binarise: Store +1 where a pattern is above its own mean and -1 elsewhere, as `binarised` does.
+        **options: Of the kind, as listed above.
+
+    Attributes:
+        kind: As given.
+        options: All options of the kind, as given or by default.
+        shape: Shape of a pattern.
+        update: The step, on visible states in the network's shape.
+
+    Raises:
+        ValueError: If kind, an option or the patterns are impossible; with what to do.
+
+    Source: Hopfield 1982, 1984; Krotov & Hopfield, arXiv 1606.01164; Demircigil et al., arXiv 1702.01929; Ramsauer et
+    al., arXiv 2008.02217; Krotov, arXiv 2107.06446; Yuille & Rangarajan 2003 for the descent.
+    """
+
+    def __init__(self, patterns: Tensor, kind: Kind = "modern", *, binarise: bool = False, **options: Any) -> None:
+        super().__init__()
+        patterns = _check(patterns)
+        built = build(kind, binarised(patterns) if binarise else patterns, options)
+        self.kind = kind
+        self.options = built.options
+        self.shape = tuple(patterns.shape[1:])
+        self.update = AdiabaticUpdate(built.network, n_iter=built.options.get("n_iter", 0)).to(patterns)
+        self._scales = built.scales
+        self._patch_size: Optional[int] = built.options.get("patch_size")
+
+    @property
+    def network(self) -> HopfieldNetwork:
+        """The neurons and synapses: layer `visible`, then `hidden`, or `primitives` and `patterns`."""
+        return self.update.network
+
+    @property
+    def patterns(self) -> Tensor:
+        """What the couplings store, (K, *shape); with fewer primitives than patches not quite what was given."""
+        weights = [synapse.weight / scale for synapse, scale in zip(self._synapses(), self._scales, strict=True)]
+        if len(weights) == 1:
+            return weights[0].unflatten(1, self.shape)
+        dictionary, assembly = weights
+        return self.from_visible(assembly.unflatten(1, (-1, len(dictionary))) @ dictionary)
+
+    def forward(self, query: Tensor, steps: int = 1, known: Optional[Tensor] = None) -> Tensor:
+        """Visible activations (B, *shape) after a number of steps. Gradients flow.
+
+        Args:
+            query: (B, *shape).
+            steps: 0 or more.
+            known: Mask of the pixels that stay as they are, as in `retrieve`.
+        """
+        start, held = self._start(query, known)
+        x = start
+        for _ in range(steps):
+            x = self._step(x, start, held)
+        return self.read({"visible": x})
+
+    @torch.no_grad()
+    def retrieve(
+        self, query: Tensor, *, steps: int = 50, known: Optional[Tensor] = None, until: float = 1e-4
+    ) -> Retrieval:
+        """Let the energy fall from each query until it rests.
+
+        Args:
+            query: States to start from, (B, *shape).
+            steps: Largest number of steps.
+            known: Mask of the pixels that are clamped to the query, `shape` or (B, *shape), true where known. The other
+                pixels of the query are only a start; for patterns around 0, 0 is a neutral one.
+            until: Largest change of any visible activation in a step that counts as rest.
+
+        Raises:
+            ValueError: If the query or the mask does not fit, or steps or until is negative.
+        """
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; give 0 or more")
+        if not until >= 0:
+            raise ValueError(f"until is {until}; give the change that counts as rest, 0 or more")
+        start, held = self._start(query, known)
+        x, g = start, self.read({"visible": start})
+        states, components = [g], [self._components(x)]
+        count = torch.full((len(query),), steps, device=x.device)
+        resting = torch.zeros_like(count, dtype=torch.bool)
+        for step in range(1, steps + 1):
+            x = self._step(x, start, held)
+            g = self.read({"visible": x})
+            rests = (g - states[-1]).flatten(1).abs().amax(1) <= until
+            count = torch.where(rests & ~resting, step, count)
+            resting |= rests
+            states.append(g)
+            components.append(self._components(x))
+            if resting.all():
+                break
+        frames = torch.stack(states)
+        final = frames[count, torch.arange(len(query), device=count.device)]
+        overlap, nearest = overlaps(final, self.patterns).max(1)
+        parts = torch.stack(components)  # (T, parts, B); far larger than their sum, which is the energy
+        tolerance = 10 * torch.finfo(parts.dtype).eps * float(parts.abs().sum(1).max())
+        return Retrieval(frames, parts.sum(1), count, resting, nearest, overlap, tolerance)
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Energy (B,) at visible states x in the network's shape, hidden layers at rest."""
+        return self._components(x).sum(0)
+
+    def state(self, query: Tensor) -> State:
+        """The network's state for a query (B, *shape), hidden layers at rest: a start for `integrate`."""
+        return self._at_rest(self._start(query, None)[0])
+
+    def read(self, state: State) -> Tensor:
+        """Visible activations (..., *shape) of a state of the network."""
+        return self.from_visible(self.network.layer("visible").activation(state["visible"]))
+
+    def to_visible(self, images: Tensor) -> Tensor:
+        """(..., *shape) in the shape of the visible layer: patches (..., P, D) if hierarchical, else as it is."""
+        return images if self._patch_size is None else to_patches(images, len(self.shape), self._patch_size)
+
+    def from_visible(self, x: Tensor) -> Tensor:
+        """The inverse of `to_visible`."""
+        return x if self._patch_size is None else from_patches(x, self.shape, self._patch_size)
+
+    def extra_repr(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.kind}, {self._synapses()[-1].weight.shape[0]} patterns of shape {self.shape}, {options}"
+
+    def _synapses(self) -> List[LinearSynapse]:
+        return [self.network.synapse(name) for name in self.network.synapses]  # type: ignore[misc]
+
+    def _components(self, x: Tensor) -> Tensor:
+        return torch.stack(list(self.network.energies(self._at_rest(x)).values()))
+
+    def _step(self, x: Tensor, start: Tensor, held: Optional[Tensor]) -> Tensor:
+        new = self.update(x)
+        return new if held is None else torch.where(held, start, new)
+
+    def _at_rest(self, x: Tensor) -> State:
+        return dict(zip(self.update.layers, [x, *self.update.hidden(x)], strict=True))
+
+    def _start(self, query: Tensor, known: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+        """The query and the mask in the shape of the visible layer."""
+        if query.shape[1:] != self.shape or query.dim() == len(self.shape):
+            raise ValueError(
+                f"the query has shape {tuple(query.shape)}; give (B, {', '.join(map(str, self.shape))}), with an axis "
+                "of queries in front as query[None] adds one"
+            )
+        if not query.isfinite().all():
+            raise ValueError(
+                f"{int((~query.isfinite()).sum())} values of the query are not finite; give 0 where pixels are unknown "
+                "and, as known, a mask of the others"
+            )
+        x = self.to_visible(query.to(self._synapses()[0].weight))
+        if known is None:
+            return x, None
+        if known.dtype != torch.bool:
+            raise ValueError(f"known is of {known.dtype}; give booleans, true where a pixel is known")
+        if known.shape not in (query.shape, query.shape[1:]):
+            raise ValueError(f"known has shape {tuple(known.shape)}; give {tuple(self.shape)} or {tuple(query.shape)}")
+        return x, self.to_visible(known.to(x.device).expand(query.shape))
+
+
+def binarised(images: Tensor) -> Tensor:
+    """+1 where an image (..., *shape) of (B, *shape) is above its own mean, -1 elsewhere."""
+    mean = images.flatten(1).mean(1).view(-1, *[1] * (images.dim() - 1))
+    return torch.where(images > mean, 1.0, -1.0).to(images)
+
+
+def overlaps(images: Tensor, patterns: Tensor) -> Tensor:
+    """Cosines (B, K) of images (B, *shape) with patterns (K, *shape); 0 where one of the two is 0."""
+    a, b = (nn.functional.normalize(x.flatten(1), dim=1) for x in (images, patterns))
+    return a @ b.T
+
+
+def _check(patterns: Tensor) -> Tensor:
+    if not isinstance(patterns, Tensor):
+        raise ValueError(f"patterns is a {type(patterns).__name__}; give a tensor (K, *shape)")
+    if patterns.dim() < 2 or 0 in patterns.shape:
+        raise ValueError(
+            f"patterns has shape {tuple(patterns.shape)}; give (K, *shape), one or more patterns along the first axis"
+        )
+    if patterns.is_complex() or not patterns.isfinite().all():
+        raise ValueError(f"{int((~patterns.isfinite()).sum())} values of the patterns are not finite; give numbers")
+    return patterns.detach() if patterns.is_floating_point() else patterns.to(torch.get_default_dtype())

@@ -1,0 +1,84 @@
+"""A layer of neurons: a shape, a Lagrangian, and how fast its neurons move and decay."""
+
+import math
+from collections.abc import Sequence
+from typing import Optional, Tuple
+
+from torch import Tensor, nn
+
+from imixer.hopfield.lagrangian import Lagrangian
+from imixer.hopfield.lagrangians import lagrangian as named
+
+
+class Neurons(nn.Module):
+    """Layer A of a network: tau dx/dt = inputs + b - alpha x, with activations g = dL/dx.
+
+    Args:
+        shape: Shape of x for one sample, such as (tokens, channels).
+        lagrangian: L, an instance or a name such as `gelu`.
+        tau: Time constant, in the time unit of the network. Positive.
+        decay: alpha (paper (13)). 0 only where the Lagrangian has a zero mode.
+        field: External field b, any tensor that broadcasts to `shape`; it becomes a parameter. Default: none.
+
+    Raises:
+        ValueError: If shape, tau, decay or field is impossible, or the Lagrangian couples more axes than shape has.
+
+    Source: paper (32); DESIGN 1 for the field.
+    """
+
+    def __init__(
+        self,
+        shape: int | Sequence[int],
+        lagrangian: str | Lagrangian = "identity",
+        *,
+        tau: float = 1.0,
+        decay: float = 1.0,
+        field: Optional[Tensor] = None,
+    ) -> None:
+        super().__init__()
+        self.shape: Tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.lagrangian = named(lagrangian)
+        self.tau = float(tau)
+        self.decay = float(decay)
+        if not self.shape or min(self.shape) < 1:
+            raise ValueError(f"shape is {self.shape}; give one or more sizes of 1 or more")
+        if not (self.tau > 0 and math.isfinite(self.tau)):
+            raise ValueError(f"tau is {tau}; a time constant must be positive and finite")
+        if not (self.decay >= 0 and math.isfinite(self.decay)):
+            raise ValueError(f"decay is {decay}; give 0 or more")
+        if self.decay == 0 and not self.lagrangian.zero_mode:
+            raise ValueError(
+                f"decay is 0, but {type(self.lagrangian).__name__} has no zero mode: nothing would hold the neurons; "
+                "give a positive decay, or layer_norm or spherical as the Lagrangian"
+            )
+        reach = -min(getattr(self.lagrangian, "axis", (-1,)))
+        if reach > len(self.shape):
+            raise ValueError(
+                f"{type(self.lagrangian).__name__} acts on axis {-reach}, beyond the shape {self.shape}: "
+                "it would couple samples"
+            )
+        if field is not None and not fits(field.shape, self.shape):
+            raise ValueError(f"field has shape {tuple(field.shape)}, which does not broadcast to {self.shape}")
+        self.field = None if field is None else nn.Parameter(field.detach().clone())
+
+    def activation(self, x: Tensor) -> Tensor:
+        """g(x) for x (..., *shape)."""
+        return self.lagrangian.activation(x)
+
+    def energy(self, x: Tensor, g: Tensor) -> Tensor:
+        """alpha (<x, g> - L(x)) - <b, g>, for x and g (..., *shape) -> (...). Source: paper (6)."""
+        energy = self.decay * (self.total(x * g) - self.total(self.lagrangian.density(x)))
+        return energy if self.field is None else energy - self.total(self.field * g)
+
+    def total(self, density: Tensor) -> Tensor:
+        """Sum over the neurons, (..., *shape) -> (...)."""
+        return density.flatten(-len(self.shape)).sum(-1)
+
+    def extra_repr(self) -> str:
+        return f"{self.shape}, tau={self.tau:g}, decay={self.decay:g}" + ("" if self.field is None else ", field")
+
+
+def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether a tensor of that shape broadcasts to the target, and no further."""
+    last = target[len(target) - len(shape) :]
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape, last, strict=True))

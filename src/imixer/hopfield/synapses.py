@@ -1,0 +1,322 @@
+"""Couplings between layers: what each layer receives, given the activations of those it is connected to.
+
+g_a, g_b: activations of the first and the second connected layer, (B, *shape of the layer).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Optional, Tuple
+
+import torch
+import torch.nn.functional as fn
+from torch import Tensor, nn
+
+from imixer.hopfield.neurons import fits
+
+Shape = Tuple[int, ...]
+
+
+class Synapse(nn.Module):
+    """An energy of the activations of one or more layers. Each layer receives minus its gradient.
+
+    A new one is a subclass with `energy`, and with `inputs` where the gradient has a closed form.
+    """
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the inputs are minus the gradient of the energy."""
+        return True
+
+    def connect(self, *shapes: Shape) -> None:
+        """Refuse layers of shapes that do not fit. Called once, by the network, with one shape per layer.
+
+        Raises:
+            ValueError: If they do not fit.
+        """
+
+    def energy(self, *g: Tensor) -> Tensor:
+        """Energy per sample, (B,)."""
+        raise NotImplementedError(f"{type(self).__name__} has no energy")
+
+    def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
+        """What each connected layer receives, of the shapes of g."""
+        layers = tuple(range(len(g)))
+        return torch.func.grad(lambda *g: -self.energy(*g).sum(), argnums=layers)(*g)
+
+
+class EnergySynapse(Synapse):
+    """Any energy of activations, differentiated by autograd.
+
+    Args:
+        function: Takes the activations g_a, g_b, ... of the connected layers, each (B, *shape), and gives the energy
+            per sample (B,). A module's parameters become the network's.
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def connect(self, *shapes: Shape) -> None:
+        try:
+            energy = self._probe(shapes)
+        except RuntimeError as error:
+            raise ValueError(f"no energy for layers of shapes {', '.join(map(str, shapes))}: {error}") from error
+        if energy.shape != (2,):
+            raise ValueError(f"the energy of 2 samples has shape {tuple(energy.shape)}; give one number per sample")
+
+    def energy(self, *g: Tensor) -> Tensor:
+        return self.function(*g)
+
+    def _probe(self, shapes: Tuple[Shape, ...]) -> Tensor:
+        like = next(self.parameters(), torch.zeros(()))
+        try:
+            return self.function(*(like.new_zeros(2, *shape) for shape in shapes))
+        except RuntimeError:  # it may use tensors of double precision
+            return self.function(*(like.new_zeros(2, *shape, dtype=torch.float64) for shape in shapes))
+
+
+class BilinearSynapse(Synapse):
+    """Two layers a and b; b receives xi g_a (`up`), a receives xi~ g_b (`down`). Symmetric if xi~ = xi^T.
+
+    The energy is that of the symmetric part, -<g_b, (xi + xi~^T) g_a> / 2, which is -<g_b, xi g_a> if symmetric.
+    """
+
+    def up(self, g_a: Tensor) -> Tensor:
+        """xi g_a, of the shape of layer b."""
+        raise NotImplementedError
+
+    def down(self, g_b: Tensor) -> Tensor:
+        """xi~ g_b, of the shape of layer a."""
+        raise NotImplementedError
+
+    def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
+        g_a, g_b = g
+        return self.down(g_b), self.up(g_a)
+
+    def energy(self, *g: Tensor) -> Tensor:
+        g_a, g_b = g
+        up = _inner(g_b, self.up(g_a))
+        return -up if self.symmetric else -(up + _inner(g_a, self.down(g_b))) / 2
+
+
+class LinearSynapse(BilinearSynapse):
+    """A matrix along one axis, shared by all others: xi kron identity.
+
+    Args:
+        in_features: Size of the axis in layer a.
+        out_features: Size of the axis in layer b.
+        axis: The axis, counted from the end: -1 mixes channels, -2 tokens. None couples all neurons with all.
+        tied: xi~ = xi^T. Otherwise xi~ is a parameter of its own, `feedback`.
+        gain: Factor on g_a in `up` only, broadcast to the shape of layer a: xi diag(gain), which untied couplings may
+            have. It becomes a parameter.
+
+    Raises:
+        ValueError: If a size is below 1, axis is not negative, or a tied coupling is given a gain.
+
+    Source: paper (31)-(32); DESIGN 1 for matrix-shaped neurons.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        axis: Optional[int] = -1,
+        *,
+        tied: bool = True,
+        gain: Optional[Tensor] = None,
+    ) -> None:
+        super().__init__()
+        if axis is not None and axis >= 0:
+            raise ValueError(f"axis is {axis}; count it from the end: -1, -2, ..., or None for all")
+        if tied and gain is not None:
+            raise ValueError("a tied coupling cannot have a gain: give tied=False")
+        self.axis = axis
+        self.weight = nn.Parameter(_drawn(out_features, in_features))
+        self.feedback = None if tied else nn.Parameter(_drawn(in_features, out_features))
+        self.gain = None if gain is None else nn.Parameter(gain.detach().clone())
+        self._shapes: Tuple[Shape, ...] = ()
+
+    @property
+    def symmetric(self) -> bool:
+        return self.feedback is None
+
+    @property
+    def asymmetry(self) -> float:
+        """||xi - xi~^T|| / (||xi|| + ||xi~||), in 0 (symmetric) to 1 (antisymmetric). 0.71 for independent matrices."""
+        if self.feedback is None:
+            return 0.0
+        with torch.no_grad():
+            up, down = self.weight, self.feedback
+            return float((up - down.T).norm() / (up.norm() + down.norm()))
+
+    def connect(self, *shapes: Shape) -> None:
+        if len(shapes) != 2:
+            raise ValueError(f"it joins {len(shapes)} layers; a linear coupling joins two")
+        out_features, in_features = self.weight.shape
+        sizes = [math.prod(shape) if self.axis is None else _size(shape, self.axis) for shape in shapes]
+        if sizes != [in_features, out_features]:
+            raise ValueError(
+                f"its matrix takes {in_features} to {out_features} neurons along axis {self.axis}, "
+                f"but the layers, of shapes {shapes[0]} and {shapes[1]}, have {sizes[0]} and {sizes[1]}"
+            )
+        if self.axis is not None and _without(shapes[0], self.axis) != _without(shapes[1], self.axis):
+            raise ValueError(f"the layers' shapes {shapes[0]} and {shapes[1]} differ beyond axis {self.axis}")
+        if self.gain is not None and not fits(self.gain.shape, shapes[0]):
+            raise ValueError(f"its gain has shape {tuple(self.gain.shape)}, which does not broadcast to {shapes[0]}")
+        self._shapes = shapes
+
+    def up(self, g_a: Tensor) -> Tensor:
+        return self._apply_matrix(self.weight, g_a if self.gain is None else self.gain * g_a, -1)
+
+    def down(self, g_b: Tensor) -> Tensor:
+        return self._apply_matrix(self.weight.T if self.feedback is None else self.feedback, g_b, 0)
+
+    def _apply_matrix(self, matrix: Tensor, g: Tensor, target: int) -> Tensor:
+        if self.axis is None:
+            return fn.linear(g.flatten(1), matrix).unflatten(1, self._shapes[target])
+        if self.axis == -1:
+            return fn.linear(g, matrix)
+        if self.axis == -2:
+            return matrix @ g
+        return fn.linear(g.movedim(self.axis, -1), matrix).movedim(-1, self.axis)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}, axis={self.axis}, tied={self.symmetric}"
+
+
+class ConvSynapse(BilinearSynapse):
+    """A two-dimensional convolution from layer a (channels, height, width) to layer b, and its adjoint back.
+
+    Args:
+        in_channels, out_channels: Channels of layers a and b.
+        kernel_size, stride, padding: As in `torch.nn.Conv2d`, square.
+        tied: The way back is the adjoint. Otherwise it has a kernel of its own, `feedback`.
+
+    Raises:
+        ValueError: If a size is below 1, or padding negative.
+
+    Source: Krotov, arXiv 2107.06446, section 4.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        *,
+        tied: bool = True,
+    ) -> None:
+        super().__init__()
+        if min(kernel_size, stride) < 1 or padding < 0:
+            raise ValueError(
+                f"kernel_size, stride and padding are {kernel_size}, {stride}, {padding}; give 1, 1, 0 or more"
+            )
+        self.stride = stride
+        self.padding = padding
+        fan_in = in_channels * kernel_size**2
+        kernel = (out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(_drawn(out_channels, fan_in).view(kernel))
+        self.feedback = None if tied else nn.Parameter(_drawn(out_channels, fan_in).view(kernel))
+        self._left_over: Tuple[int, ...] = (0, 0)  # rows and columns that no step of the stride reaches
+
+    @property
+    def symmetric(self) -> bool:
+        return self.feedback is None
+
+    def connect(self, *shapes: Shape) -> None:
+        if len(shapes) != 2 or any(len(shape) != 3 for shape in shapes):
+            raise ValueError(f"it joins two layers of shape (channels, height, width), not {shapes}")
+        a, b = shapes
+        out_channels, in_channels, size, _ = self.weight.shape
+        reach = [length + 2 * self.padding - size for length in a[1:]]
+        made = (out_channels, *(r // self.stride + 1 for r in reach))
+        if a[0] != in_channels or b != made:
+            raise ValueError(f"it takes {(in_channels, *a[1:])} to {made}, but the layers have shapes {a} and {b}")
+        self._left_over = tuple(r % self.stride for r in reach)
+
+    def up(self, g_a: Tensor) -> Tensor:
+        return fn.conv2d(g_a, self.weight, stride=self.stride, padding=self.padding)
+
+    def down(self, g_b: Tensor) -> Tensor:
+        kernel = self.weight if self.feedback is None else self.feedback
+        return fn.conv_transpose2d(g_b, kernel, None, self.stride, self.padding, self._left_over)
+
+
+class AttentionSynapse(Synapse):
+    """Attention as an energy: -1/beta sum over heads and queries of logsumexp over keys of beta <W_q g_i, W_k g_j>.
+
+    It joins one layer (tokens, channels) with itself, or the layer of the queries with that of the keys. A query
+    receives the keys by their softmax, as in attention; a key receives the queries that look at it.
+
+    Args:
+        features: Channels of the layers.
+        num_heads: Heads.
+        head_features: Width of a head. Default: features / num_heads.
+        beta: Inverse temperature. Default: 1 / sqrt(head_features).
+
+    Raises:
+        ValueError: If a size is below 1 or beta not positive.
+
+    Source: Hoover et al., arXiv 2302.07253, equation 4.
+    """
+
+    def __init__(
+        self, features: int, num_heads: int = 1, head_features: Optional[int] = None, beta: Optional[float] = None
+    ) -> None:
+        super().__init__()
+        width = features // max(1, num_heads) if head_features is None else head_features
+        if min(features, num_heads, width) < 1:
+            raise ValueError(
+                f"features, num_heads and head_features are {features}, {num_heads}, {width}; give 1 or more"
+            )
+        self.beta = 1 / math.sqrt(width) if beta is None else float(beta)
+        if not (self.beta > 0 and math.isfinite(self.beta)):
+            raise ValueError(f"beta is {beta}; an inverse temperature must be positive and finite")
+        self.query = nn.Parameter(_drawn(num_heads * width, features).view(num_heads, width, features))
+        self.key = nn.Parameter(_drawn(num_heads * width, features).view(num_heads, width, features))
+
+    def connect(self, *shapes: Shape) -> None:
+        features = self.query.shape[-1]
+        if len(shapes) not in (1, 2) or any(len(shape) != 2 or shape[1] != features for shape in shapes):
+            raise ValueError(f"it joins one or two layers of shape (tokens, {features}), not {shapes}")
+
+    def energy(self, *g: Tensor) -> Tensor:
+        q, k = self._project(*g)
+        return -torch.logsumexp(self.beta * q @ k.mT, -1).sum((1, 2)) / self.beta
+
+    def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
+        q, k = self._project(*g)
+        p = torch.softmax(self.beta * q @ k.mT, -1)  # (B, heads, queries, keys)
+        to_queries = torch.einsum("bhqd,hdc->bqc", p @ k, self.query)
+        to_keys = torch.einsum("bhkd,hdc->bkc", p.mT @ q, self.key)
+        return (to_queries + to_keys,) if len(g) == 1 else (to_queries, to_keys)
+
+    def _project(self, *g: Tensor) -> Tuple[Tensor, Tensor]:
+        q = torch.einsum("bqc,hdc->bhqd", g[0], self.query)
+        k = torch.einsum("bkc,hdc->bhkd", g[-1], self.key)
+        return q, k
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> per sample, (B, ...) -> (B,)."""
+    return (x * y).flatten(1).sum(1)
+
+
+def _drawn(rows: int, columns: int) -> Tensor:
+    """A matrix with variance 1/columns: inputs of the size of the activations."""
+    if min(rows, columns) < 1:
+        raise ValueError(f"a coupling of {columns} to {rows} features; give 1 or more of each")
+    return torch.randn(rows, columns) / math.sqrt(columns)
+
+
+def _size(shape: Shape, axis: int) -> int:
+    if -axis > len(shape):
+        raise ValueError(f"a layer of shape {shape} has no axis {axis}")
+    return shape[axis]
+
+
+def _without(shape: Shape, axis: int) -> Tuple[Shape, Shape]:
+    return shape[:axis], shape[len(shape) + axis + 1 :]

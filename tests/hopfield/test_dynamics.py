@@ -1,0 +1,322 @@
+"""Integrating in time: exact where an exact solution is known, honest about where it stops, differentiable."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from imixer.hopfield import HopfieldNetwork, LinearSynapse, Neurons, chain, integrate
+from imixer.hopfield.dynamics import ADAPTIVE, FIXED_STEP
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def linear() -> tuple[HopfieldNetwork, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    network = chain([2, 3], ["identity"] * 2, tau=[1.0, 0.3], decay=[1.0, 2.0], field=True).double()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    return network, network.initial_state(x1=torch.randn(4, 2).double(), x2=torch.randn(4, 3).double())
+
+
+def exact(network: HopfieldNetwork, start: dict[str, Tensor], t: float) -> Tensor:
+    """x1 and x2 side by side, by the exponential of the system's matrix, with the fields as one more column."""
+    W, b = network.synapse("x1-x2").weight, [network.layer(f"x{i}").field for i in (1, 2)]
+    A, eye = torch.zeros(6, 6, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    A[:2, :2], A[:2, 2:5], A[:2, 5] = -eye[:2, :2], W.T, b[0]
+    A[2:5, :2], A[2:5, 2:5], A[2:5, 5] = W / 0.3, -2 * eye / 0.3, b[1] / 0.3
+    one = torch.ones(4, 1, dtype=torch.float64)
+    return (torch.cat([*start.values(), one], -1) @ torch.linalg.matrix_exp(t * A).T)[:, :5].detach()
+
+
+def tanh_chain(**kwargs) -> tuple[HopfieldNetwork, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    network = chain([3, 4, 2], ["tanh", "softmax", "layer_norm"], field=True, **kwargs).double()
+    return network, network.initial_state(x1=torch.randn(2, 3).double(), x3=torch.randn(2, 2).double())
+
+
+def oscillator() -> HopfieldNetwork:
+    network = HopfieldNetwork({"v": Neurons(2, "tanh")}, [(("v", "v"), LinearSynapse(2, 2, tied=False))])
+    with torch.no_grad():
+        network.synapse("v-v").weight.copy_(torch.tensor([[2.0, -5.0], [5.0, 2.0]]))
+        network.synapse("v-v").feedback.zero_()
+    return network.double()
+
+
+def explosive() -> tuple[HopfieldNetwork, dict[str, Tensor]]:
+    """Layer hot: dx/dt = x^2 - x, which from 2 on is infinite at time log 2. Layer calm decays."""
+    hot = LinearSynapse(1, 1)
+    torch.nn.init.constant_(hot.weight, 0.5)
+    network = HopfieldNetwork({"calm": Neurons(1), "hot": Neurons(1, "rectified_power")}, [(("hot", "hot"), hot)])
+    return network.double(), {name: torch.full((1, 1), 2.0, dtype=torch.float64) for name in ("calm", "hot")}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "tolerance"),
+    [
+        ("dopri5", {}, 1e-5),
+        ("dopri5", TIGHT, 1e-9),
+        ("dopri8", TIGHT, 1e-7),
+        ("bosh3", {"rtol": 1e-8, "atol": 1e-9}, 1e-5),
+        ("adaptive_heun", {"rtol": 1e-6, "atol": 1e-7}, 1e-5),
+        ("fehlberg2", {"rtol": 1e-6, "atol": 1e-7}, 1e-4),
+        ("euler", {"step_size": 1e-3}, 1e-2),
+        ("midpoint", {"step_size": 1e-2}, 1e-3),
+        ("heun2", {"step_size": 1e-2}, 1e-3),
+        ("heun3", {"step_size": 1e-2}, 1e-5),
+        ("rk4", {"step_size": 1e-2}, 1e-7),
+        ("explicit_adams", {"step_size": 1e-2}, 1e-5),
+        ("implicit_adams", {"step_size": 1e-2}, 1e-6),
+    ],
+)
+def test_a_linear_network_follows_the_matrix_exponential_at_every_frame(method, options, tolerance):
+    network, start = linear()
+    with torch.no_grad():
+        way = integrate(network, start, 2.0, frames=5, method=method, **options)
+    torch.testing.assert_close(way.times, torch.linspace(0, 2, 5, dtype=torch.float64))
+    for i, t in enumerate(way.times):
+        found = torch.cat([x[i] for x in way.states.values()], -1)
+        torch.testing.assert_close(found, exact(network, start, float(t)), rtol=0, atol=tolerance)
+
+
+def test_every_method_is_tried_above():
+    marks = test_a_linear_network_follows_the_matrix_exponential_at_every_frame.pytestmark
+    assert {case[0] for case in marks[0].args[1]} == {*ADAPTIVE, *FIXED_STEP}
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)])
+def test_half_the_step_gives_the_error_of_the_methods_order(method, order):
+    network, start = linear()
+    errors = []
+    for n in (20, 40, 80):
+        with torch.no_grad():
+            way = integrate(network, start, 2.0, frames=n + 1, method=method)
+        errors.append((torch.cat(list(way.final.values()), -1) - exact(network, start, 2.0)).abs().max())
+    assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([order] * 2, abs=0.35)
+
+
+@pytest.mark.parametrize("method", ["rk4", "explicit_adams"])
+@pytest.mark.parametrize("step_size", [0.007, 0.009, 0.011])
+def test_a_step_that_does_not_divide_the_time_costs_no_accuracy(method, step_size):
+    """Methods of Adams rely on equal steps, and frames between steps are interpolated."""
+    network, start = linear()
+    with torch.no_grad():
+        way = integrate(network, start, 1.0, frames=8, method=method, step_size=step_size)
+    for i, t in enumerate(way.times):
+        found = torch.cat([x[i] for x in way.states.values()], -1)
+        torch.testing.assert_close(found, exact(network, start, float(t)), rtol=0, atol=3e-5)
+
+
+def test_each_layer_has_its_own_time_constant():
+    network = HopfieldNetwork({"a": Neurons(1, tau=0.5), "b": Neurons(2, tau=4.0, decay=2.0)}, []).double()
+    way = integrate(network, {"a": torch.ones(1).double(), "b": torch.ones(2).double()}, 1.0, **TIGHT)
+    torch.testing.assert_close(way.states["a"][:, 0], torch.exp(-way.times / 0.5))
+    torch.testing.assert_close(way.states["b"][:, 1], torch.exp(-way.times * 2 / 4))
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_frames_begin_with_the_start_and_keep_the_batch(method, batch):
+    network = chain([(2, 3), (2, 4)], ["layer_norm", "relu"]).double()
+    start = network.initial_state(x1=torch.randn(*batch, 2, 3).double())
+    with torch.no_grad():
+        way = integrate(network, start, 0.5, frames=4, method=method)
+        velocity = network.velocity(way.final)
+    assert way.states["x1"].shape == (4, *batch, 2, 3) and way.states["x2"].shape == (4, *batch, 2, 4)
+    assert way.times.tolist() == pytest.approx([0, 1 / 6, 1 / 3, 0.5])
+    for name, x in start.items():
+        assert torch.equal(way.states[name][0], x) and torch.equal(way.final[name], way.states[name][-1])
+    assert way.residual == pytest.approx(max(float(v.abs().max()) for v in velocity.values()))
+    assert way.steady is None
+
+
+@pytest.mark.parametrize("options", [{"method": "rk4", "step_size": 0.1}, {}, {"method": "bosh3"}])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-7])
+def test_it_stops_where_the_network_is_steady_and_says_so(options, tolerance):
+    network, start = tanh_chain(tau=[1.0, 0.5, 0.2])
+    with torch.no_grad():
+        way = integrate(network, start, 500.0, until_steady=tolerance, frames=20, **options)
+        velocity = network.velocity(way.final)
+    assert way.steady and way.residual <= 1.1 * tolerance and way.times[-1] < 100
+    unrest = max(float((v * network.layer(name).tau).abs().max()) for name, v in velocity.items())
+    assert way.residual == pytest.approx(unrest)
+    assert 2 <= len(way.times) <= 20 and (way.times.diff() > 0).all() and way.times[0] == 0
+    assert all(torch.equal(way.states[name][0], x) for name, x in start.items())
+    there = integrate(network, way.final, 500.0, until_steady=2 * tolerance)
+    assert there.steady and there.times.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("options", [{"method": "rk4", "step_size": 0.01}, {}])
+def test_a_network_that_never_rests_stops_at_the_end_of_time_and_says_so(options):
+    network = oscillator()
+    with torch.no_grad():
+        way = integrate(network, network.initial_state(v=torch.ones(1, 2).double()), 5.0, until_steady=1e-3, **options)
+    assert way.steady is False and way.residual > 0.1 and len(way.times) <= 101
+    assert float(way.times[-1]) == pytest.approx(5, abs=1e-6)
+
+
+def test_float32_comes_to_rest_too():
+    network, start = tanh_chain()
+    network, start = network.float(), {name: x.float() for name, x in start.items()}
+    with torch.no_grad():
+        way = integrate(network, start, 200.0, until_steady=1e-4)
+    assert way.steady and way.residual < 2e-4 and way.final["x1"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rk4"}, {"until_steady": 1e-3}])
+def test_held_neurons_do_not_move_and_the_others_see_them(options):
+    network, start = tanh_chain()
+    start["x2"] = torch.randn(2, 4).double()
+    some = torch.tensor([True, False, True, False])
+    held = {"x1": torch.tensor(True), "x2": some}
+    with torch.no_grad():
+        way = integrate(network, start, 2.0, held=held, **options)
+    torch.testing.assert_close(way.states["x1"], start["x1"].expand_as(way.states["x1"]), rtol=0, atol=1e-12)
+    fixed = way.states["x2"][..., some]
+    torch.testing.assert_close(fixed, start["x2"][:, some].expand_as(fixed), rtol=0, atol=1e-12)
+    assert (way.final["x2"] - start["x2"])[:, ~some].abs().min() > 1e-3
+    velocity = network.velocity(way.final)
+    assert way.residual == pytest.approx(
+        float(torch.cat([velocity["x2"][:, ~some], velocity["x3"]], 1).detach().abs().max())
+    )
+    assert way.held["x2"].shape == start["x2"].shape
+
+
+def gradients(network: HopfieldNetwork, start: dict[str, Tensor], **options) -> list[Tensor]:
+    start = {name: x.clone().requires_grad_() for name, x in start.items()}
+    way = integrate(network, start, 1.0, frames=3, **options)
+    loss = sum((x[1] * x[2].cos()).sum() for x in way.states.values())
+    return list(torch.autograd.grad(loss, [*network.parameters(), *start.values()]))
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+@pytest.mark.parametrize("held", [None, {"x1": torch.tensor([True, False, False])}])
+def test_the_adjoint_gives_the_direct_gradient_of_a_mild_flow(method, held):
+    network, start = tanh_chain()
+    network.layer("x3").lagrangian.eps = 0.1
+    options = {"method": method, "held": held} | (TIGHT if method == "dopri5" else {"step_size": 0.01})
+    for ours, theirs in zip(
+        gradients(network, start, adjoint=True, **options), gradients(network, start, **options), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("options", [{"method": "rk4", "step_size": 0.05}, TIGHT])
+def test_gradients_are_finite_differences(options):
+    """Of every parameter, field, and of the initial state, each along a random direction."""
+    network, start = tanh_chain()
+    found = gradients(network, start, **options)
+    assert {name for name, _ in network.named_parameters()} >= {"neurons.x2.field", "synapses.x1-x2.weight"}
+
+    def loss() -> float:
+        with torch.no_grad():
+            way = integrate(network, start, 1.0, frames=3, **options)
+            return float(sum((x[1] * x[2].cos()).sum() for x in way.states.values()))
+
+    h = 1e-5
+    for p, gradient in zip([*network.parameters(), *start.values()], found, strict=True):
+        direction = torch.randn(p.shape, dtype=p.dtype)
+        with torch.no_grad():
+            p += h * direction
+            above = loss()
+            p -= 2 * h * direction
+            below = loss()
+            p += h * direction
+        assert float((gradient * direction).sum()) == pytest.approx((above - below) / (2 * h), rel=1e-5, abs=1e-7)
+
+
+def test_the_state_at_rest_has_gradients():
+    network, start = tanh_chain()
+    way = integrate(network, start, 100.0, until_steady=1e-6)
+    way.final["x1"].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "when"),
+    [
+        ({}, math.log(2)),
+        ({"method": "bosh3"}, math.log(2)),
+        ({"method": "euler", "step_size": 0.01}, 0.8),
+        ({"method": "rk4", "step_size": 0.01}, 0.72),
+        ({"until_steady": 1e-3}, math.log(2)),
+        ({"until_steady": 1e-3, "method": "euler", "step_size": 0.01}, 0.8),
+    ],
+)
+def test_a_divergent_network_is_reported_with_layer_and_time(options, when):
+    network, start = explosive()
+    with torch.no_grad(), pytest.raises(FloatingPointError, match="layer hot") as caught:
+        integrate(network, start, 2.0, frames=201, **options)
+    message = str(caught.value)
+    assert float(message.split("time ")[1].split()[0]) == pytest.approx(when, abs=0.1)
+    assert "smaller step" in message and len(message) < 200
+
+
+def test_too_large_a_fixed_step_is_reported():
+    network, start = tanh_chain(tau=[1e-3, 1.0, 1.0])
+    with pytest.raises(FloatingPointError, match="layer x1 is not finite from time"):
+        integrate(network, start, 200.0, method="euler")
+
+
+@pytest.mark.parametrize(("method", "stages"), [("euler", 1), ("midpoint", 2), ("heun3", 3), ("rk4", 4)])
+def test_evaluations_are_counted(method, stages, monkeypatch):
+    network, start = tanh_chain()
+    calls = []
+    velocity = network.velocity
+    monkeypatch.setattr(network, "velocity", lambda x: (calls.append(1), velocity(x))[1])
+    way = integrate(network, start, 1.0, frames=11, method=method)
+    assert way.n_evaluations == len(calls) == 10 * stages + 1  # one for the residual
+    calls.clear()
+    assert integrate(network, start, 1.0, until_steady=1e-9).n_evaluations == len(calls)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rk4"}, {"until_steady": 1e-3}])
+def test_a_bar_without_a_terminal_changes_nothing(options, capfd):
+    network, start = tanh_chain()
+    with torch.no_grad():
+        plain = integrate(network, start, 1.0, **options)
+        shown = integrate(network, start, 1.0, progress=True, **options)
+    assert torch.equal(plain.final["x1"], shown.final["x1"]) and plain.n_evaluations == shown.n_evaluations
+    assert not capfd.readouterr().out.strip()
+
+
+def test_nothing_given_is_changed():
+    network, start = tanh_chain()
+    before, weights = copy.deepcopy(start), copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        integrate(network, start, 1.0)
+    assert all(torch.equal(before[name], x) for name, x in start.items())
+    assert all(torch.equal(weights[name], p) for name, p in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"t_end": 0.0}, "t_end is 0"),
+        ({"t_end": -1.0}, "t_end is -1"),
+        ({"t_end": math.nan}, "t_end is nan"),
+        ({"t_end": math.inf}, "t_end is inf"),
+        ({"frames": 1}, "frames is 1"),
+        ({"until_steady": 0.0}, "until_steady is 0"),
+        ({"until_steady": math.nan}, "until_steady is nan"),
+        ({"method": "rk5"}, "method is 'rk5'; choose one of dopri5"),
+        ({"method": "rk4", "step_size": 0.0}, "step_size is 0"),
+        ({"method": "rk4", "step_size": math.nan}, "step_size is nan"),
+        ({"step_size": 0.1}, "step_size is 0.1 with dopri5"),
+        ({"method": "rk4", "step_size": 1e-5, "until_steady": 1e-3}, "100000 steps"),
+        ({"held": {"y": torch.tensor(True)}}, "held names the layer 'y'"),
+        ({"held": {"x1": torch.tensor([True, False])}}, "layer x1: the mask"),
+        ({"held": {"x1": torch.ones(5, 2, 3, dtype=torch.bool)}}, "layer x1: the mask"),
+        ({"held": {"x1": torch.ones(3)}}, "layer x1: the mask of held neurons is of torch.float32"),
+        ({"start": {"x1": torch.full((1, 3), math.nan), "x2": torch.zeros(1, 4)}}, "layer x1: 3 values"),
+        ({"start": {"x1": torch.zeros(1, 3), "x2": torch.zeros(1, 5)}}, "layer x2"),
+        ({"start": {"x1": torch.zeros(1, 3)}}, "the network has x1, x2"),
+    ],
+)
+def test_impossible_arguments_are_refused_by_name(kwargs, named):
+    network = chain([3, 4], ["relu", "relu"])
+    with pytest.raises(ValueError, match=named):
+        integrate(network, **{"start": network.initial_state(x1=torch.zeros(2, 3)), "t_end": 1.0} | kwargs)

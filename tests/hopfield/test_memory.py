@@ -1,0 +1,420 @@
+"""Associative memories: what each kind computes, stores and retrieves, and that its energy never rises."""
+
+import copy
+import math
+import re
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from imixer.hopfield import descent, integrate
+from imixer.hopfield.memory import AssociativeMemory, Retrieval, binarised, overlaps
+from imixer.hopfield.memory_kinds import BINARY, Kind
+
+KINDS = get_args(Kind)
+ONE_HIDDEN_LAYER = [kind for kind in KINDS if kind != "hierarchical"]
+N = 64
+quick = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def signs(count: int, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (count, *(shape or (8, 8))), generator=generator).double() * 2 - 1
+
+
+def flip(patterns: Tensor, share: float, seed: int = 1) -> Tensor:
+    """Change the sign of that share of the values of each pattern."""
+    values = patterns.flatten(1)
+    draw = torch.rand(values.shape, generator=torch.Generator().manual_seed(seed))
+    chosen = draw.argsort(1)[:, : round(share * values.shape[1])]
+    return values.scatter(1, chosen, -values.gather(1, chosen)).view_as(patterns)
+
+
+def share_retrieved(kind: str, patterns: Tensor, flips: float, **options) -> float:
+    found = AssociativeMemory(patterns, kind, **options).retrieve(flip(patterns, flips))
+    right = (found.nearest == torch.arange(len(patterns))) & (found.overlap >= 0.95)
+    return float(right.double().mean())
+
+
+# What a step is
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (2, 2, 3)])
+def test_a_step_of_the_modern_memory_is_attention(shape):
+    torch.manual_seed(0)
+    xi, x = torch.randn(7, *shape).double(), torch.randn(4, *shape).double()
+    memory = AssociativeMemory(xi, "modern", beta=0.7)
+    keys, queries = xi.flatten(1), x.flatten(1)
+    attention = torch.nn.functional.scaled_dot_product_attention(queries, keys, keys, scale=0.7)
+    torch.testing.assert_close(memory(x).flatten(1), attention, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(memory(x).flatten(1), torch.softmax(0.7 * queries @ keys.T, 1) @ keys)
+
+
+def test_a_step_by_distance_is_the_mean_of_a_mixture_of_gaussians():
+    torch.manual_seed(0)
+    xi, x = torch.randn(7, 5).double(), torch.randn(4, 5).double()
+    memory = AssociativeMemory(xi, "modern", beta=0.7, similarity="distance")
+    squares = torch.cdist(x, xi).square()
+    torch.testing.assert_close(memory(x), torch.softmax(-0.7 * squares / 2, 1) @ xi)
+    log_density = torch.logsumexp(-0.7 * squares / 2, 1) / 0.7
+    torch.testing.assert_close(memory.energy(x), -log_density)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "answer"),
+    [
+        ("classical", {"steepness": 3.0}, lambda m: m),
+        ("polynomial", {"order": 3, "threshold": 0.5, "steepness": 3.0}, lambda m: (m.clamp(min=0) / 0.5) ** 2),
+        ("polynomial", {"order": 20, "threshold": 0.2, "steepness": 3.0}, lambda m: (m.clamp(min=0) / 0.2) ** 19),
+        ("exponential", {"beta": 9.0, "threshold": 0.25, "steepness": 3.0}, lambda m: torch.exp(9 * (m - 0.25))),
+        ("exponential", {"steepness": 10.0}, lambda m: torch.exp(40 * m)),
+    ],
+)
+def test_a_step_of_the_binary_memories(kind, options, answer):
+    xi, x = signs(5, N), 0.3 * torch.randn(4, N, generator=torch.Generator().manual_seed(0)).double()
+    memory = AssociativeMemory(xi, kind, **options)
+    m = torch.tanh(options["steepness"] * x) @ xi.T / N
+    torch.testing.assert_close(memory.update(x), answer(m) @ xi, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(memory(x), torch.tanh(options["steepness"] * memory.update(x)))
+
+
+def test_the_hierarchy_is_made_of_patches_primitives_and_patterns():
+    xi = signs(5, 2, 8, 4)
+    memory = AssociativeMemory(xi, "hierarchical", patch_size=2)
+    visible = memory.to_visible(xi)
+    assert visible.shape == (5, 8, 8)
+    torch.testing.assert_close(visible[:, 1], xi[:, :, :2, 2:].flatten(1))
+    torch.testing.assert_close(memory.from_visible(visible), xi)
+    torch.testing.assert_close(memory.patterns, xi)
+    network = memory.network
+    assert [network.layer(name).shape[-1] for name in network.neurons] == [8, memory.options["primitives"], 5]
+    # a dictionary is shared: each of its entries once, whatever the position
+    dictionary = network.synapse("visible-primitives").weight
+    assert len(dictionary.unique(dim=0)) == len(dictionary) == len(visible.flatten(0, 1).unique(dim=0))
+
+
+def test_a_small_dictionary_assembles_patterns_approximately():
+    xi = signs(20, N)
+    memory = AssociativeMemory(xi, "hierarchical", patch_size=4, primitives=8)
+    assert memory.options["primitives"] == 8
+    similar = overlaps(memory.patterns, xi).diagonal()
+    assert 0.5 < similar.min() and similar.max() < 1
+    whole = AssociativeMemory(xi, "hierarchical", patch_size=4, primitives=999)
+    torch.testing.assert_close(whole.patterns, xi)
+    assert whole.options["primitives"] <= 16
+
+
+# What is stored and retrieved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_random_patterns_are_fixed_points(kind):
+    xi = signs(3)
+    memory = AssociativeMemory(xi, kind)
+    torch.testing.assert_close(memory(xi, steps=1), xi, rtol=0, atol=1e-3)
+    found = memory.retrieve(xi)
+    assert found.converged.all() and found.steps.max() <= 2
+    torch.testing.assert_close(found.retrieved, xi, rtol=0, atol=1e-3)
+    torch.testing.assert_close(memory.patterns, xi)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_fifth_of_the_signs_flipped_is_mended(kind, seed):
+    xi = signs(4, 16, 16, seed=seed)
+    found = AssociativeMemory(xi, kind).retrieve(flip(xi, 0.2))
+    assert found.converged.all()
+    assert found.nearest.tolist() == [0, 1, 2, 3]
+    assert (found.overlap > 0.999).all()
+    torch.testing.assert_close(found.retrieved, xi, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batched", [False, True])
+def test_half_a_pattern_is_completed_and_what_is_known_stays(kind, batched):
+    xi = signs(4)
+    known = torch.zeros(8, 8, dtype=torch.bool)
+    known[:, :4] = True
+    mask = known.expand(4, 8, 8) if batched else known
+    query = torch.where(known, flip(xi, 0.1), 0.0)
+    memory = AssociativeMemory(xi, kind)
+    found = memory.retrieve(query, known=mask)
+    assert found.nearest.tolist() == [0, 1, 2, 3]
+    torch.testing.assert_close(found.retrieved[:, ~known], xi[:, ~known], rtol=0, atol=0.05)
+    for state in found.states:
+        assert torch.equal(state[:, known], found.states[0][:, known])
+    steps = int(found.steps[0])
+    torch.testing.assert_close(memory(query, steps, known=mask)[0], found.retrieved[0])
+
+
+def test_modern_kinds_store_what_the_classical_cannot():
+    """30 patterns of 64 neurons are three times the classical capacity of 0.14 N, and 10 signs are wrong in 64."""
+    xi = signs(30)
+    assert share_retrieved("classical", xi, 0.15) < 0.2
+    for kind in ("polynomial", "exponential", "modern", "hierarchical"):
+        assert share_retrieved(kind, xi, 0.15) == 1.0, kind
+
+
+def test_capacity_grows_with_the_order():
+    xi = signs(200)
+    shares = [share_retrieved("polynomial", xi, 0.2, order=order) for order in (2, 3, 4)]
+    assert shares[0] < 0.1 < shares[1] < 0.9 < shares[2]
+
+
+def test_the_classical_memory_mixes_correlated_patterns():
+    """Patterns that share most signs: what the newer kinds tell apart flows together into their common part."""
+    base = signs(1)
+    xi = torch.cat([flip(base, 0.15, seed=seed) for seed in range(5)])
+    assert share_retrieved("classical", xi, 0.05) == 0.0
+    for kind in ("exponential", "modern"):
+        assert share_retrieved(kind, xi, 0.05) == 1.0, kind
+
+
+# Energy
+
+
+@quick
+@given(
+    kind=st.sampled_from(ONE_HIDDEN_LAYER),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 99),
+    clamped=st.booleans(),
+    size=st.sampled_from([0.01, 0.3, 1.0, 3.0]),
+    options=st.integers(0, 2),
+)
+def test_the_energy_never_rises(kind, count, seed, clamped, size, options):
+    """From anywhere, far above capacity too, in parallel steps."""
+    chosen = {
+        "classical": [{}, {"steepness": 1.0}, {"steepness": 100.0}],
+        "polynomial": [{}, {"order": 2}, {"order": 11, "threshold": 0.3, "steepness": 0.5}],
+        "exponential": [{}, {"beta": 5.0, "threshold": 0.5}, {"beta": 64.0, "threshold": 0.1}],
+        "modern": [{}, {"beta": 0.1}, {"beta": 0.5, "similarity": "distance"}],
+    }[kind][options]
+    memory = AssociativeMemory(signs(count, seed=seed), kind, **chosen)
+    generator = torch.Generator().manual_seed(seed)
+    query = size * torch.randn(5, 8, 8, generator=generator).double()
+    known = torch.rand(8, 8, generator=generator) < 0.5 if clamped else None
+    found = memory.retrieve(query, known=known, steps=20)
+    assert found.energies.isfinite().all()
+    assert found.falls, (found.largest_rise, found.tolerance)
+    assert found.tolerance < 1e-8 * (1 + found.energies.abs().max())
+
+
+def test_the_energy_of_the_hierarchy_falls_from_noisy_patterns():
+    """Observed, not guaranteed."""
+    xi = signs(20)
+    found = AssociativeMemory(xi, "hierarchical").retrieve(flip(xi, 0.15))
+    assert found.falls
+    assert (found.energies[-1] < found.energies[0]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_flow_in_time_retrieves_the_same(kind):
+    xi = signs(3)
+    query = flip(xi, 0.15)
+    memory = AssociativeMemory(xi, kind)
+    start = memory.state(query)
+    torch.testing.assert_close(memory.read(start), memory.retrieve(query, steps=0).retrieved)
+    with torch.no_grad():
+        path = integrate(memory.network, start, t_end=20.0)
+    found = memory.retrieve(query)
+    torch.testing.assert_close(memory.read(path.final), found.retrieved, rtol=0, atol=5e-3)
+    assert descent(memory.network, path).verdict == "guaranteed"
+
+
+# What comes back
+
+
+def test_frames_are_those_of_the_steps_taken():
+    xi = signs(30)
+    memory = AssociativeMemory(xi, "polynomial")
+    query = flip(xi, 0.2)
+    found = memory.retrieve(query)
+    taken = len(found.states) - 1
+    assert found.states.shape == (taken + 1, 30, 8, 8) and found.energies.shape == (taken + 1, 30)
+    assert taken == found.steps.max() < 50
+    for step, state in enumerate(found.states):
+        torch.testing.assert_close(state, memory(query, steps=step).detach())
+    cut = memory.retrieve(query, steps=1)
+    assert len(cut.states) == 2 and (cut.steps == 1).all() and not cut.converged.all()
+    none = memory.retrieve(query, steps=0)
+    assert len(none.states) == 1 and not none.converged.any() and none.largest_rise == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_query_does_not_depend_on_the_rest_of_the_batch(kind):
+    xi = signs(12)
+    memory = AssociativeMemory(xi, kind)
+    query = torch.cat([xi[:2], flip(xi, 0.25), torch.zeros(1, 8, 8)])
+    together = memory.retrieve(query)
+    for i in range(len(query)):
+        alone = memory.retrieve(query[i : i + 1])
+        assert alone.steps == together.steps[i] and alone.converged == together.converged[i]
+        assert alone.nearest == together.nearest[i]
+        torch.testing.assert_close(alone.retrieved[0], together.retrieved[i], rtol=0, atol=1e-9)
+        torch.testing.assert_close(alone.overlap[0], together.overlap[i], rtol=0, atol=1e-9)
+
+
+def test_too_weak_a_query_is_forgotten():
+    xi = signs(3)
+    found = AssociativeMemory(xi, "exponential", threshold=0.8).retrieve(flip(xi, 0.25))
+    assert found.retrieved.abs().max() < 1e-3
+    assert found.converged.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pixels", [64, 784, 4096])
+def test_exponentials_neither_overflow_nor_vanish(pixels, dtype):
+    """Demircigil's exponents reach 4096 here; ours stay within 40, and store as much."""
+    xi = signs(50, pixels).to(dtype)
+    query = torch.cat([flip(xi, 0.3), -xi[:1]])
+    found = AssociativeMemory(xi, "exponential").retrieve(query)
+    assert found.retrieved.dtype == dtype
+    assert found.states.isfinite().all() and found.energies.isfinite().all()
+    assert (found.nearest[:50] == torch.arange(50)).double().mean() > 0.95
+    assert found.overlap[:50].median() > 0.999
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patterns_can_be_learned(kind):
+    """The gradient reaches every pattern, and is that of finite differences."""
+    options = {"steepness": 1.0} if kind in BINARY else {"beta": 0.2}
+    if kind in ("polynomial", "exponential"):
+        options["threshold"] = 0.5
+    if kind == "exponential":
+        options["beta"] = 2.0
+    if kind == "hierarchical":
+        options["patch_size"] = 2
+    memory = AssociativeMemory(signs(3, 4, 4), kind, **options)
+    query = flip(signs(3, 4, 4), 0.1)
+
+    def loss() -> Tensor:
+        return (memory(query, steps=2) - signs(3, 4, 4)).square().mean()
+
+    loss().backward()
+    for name, parameter in memory.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+        with torch.no_grad():
+            at = int(parameter.grad.abs().argmax())
+            values = []
+            for shift in (1e-5, -2e-5):
+                parameter.view(-1)[at] += shift
+                values.append(float(loss()))
+            parameter.view(-1)[at] += 1e-5
+        assert math.isclose((values[0] - values[1]) / 2e-5, float(parameter.grad.view(-1)[at]), rel_tol=1e-4), name
+
+
+def test_training_sharpens_a_memory():
+    torch.manual_seed(0)
+    data = torch.randn(4, 16).double()
+    memory = AssociativeMemory(torch.randn(4, 16).double(), "modern", beta=1.0)
+    optimiser = torch.optim.Adam(memory.parameters(), lr=0.1)
+    losses = []
+    for _ in range(60):
+        optimiser.zero_grad()
+        loss = (memory(data + 0.3 * torch.randn_like(data)) - data).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_and_state_dicts_hold_the_patterns_once(kind):
+    memory = AssociativeMemory(signs(3), kind)
+    other = AssociativeMemory(signs(3), kind)
+    torch.testing.assert_close(copy.deepcopy(memory).patterns, memory.patterns)
+    with torch.no_grad():
+        for parameter in memory.parameters():
+            parameter.mul_(1.5)
+    other.load_state_dict(memory.state_dict())
+    torch.testing.assert_close(other.patterns, memory.patterns)
+    assert len(memory.state_dict()) == len(list(memory.parameters()))
+    assert f"{kind}, 3 patterns of shape (8, 8)" in repr(memory)
+
+
+def test_building_one_draws_no_random_numbers():
+    before = torch.random.get_rng_state()
+    for kind in KINDS:
+        AssociativeMemory(signs(3), kind)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_whole_numbers_are_taken_too():
+    assert AssociativeMemory(signs(3).int(), "classical").patterns.dtype == torch.float32
+
+
+def test_binarised_means_above_the_own_mean():
+    images = torch.tensor([[0.0, 0.2, 1.0], [5.0, 5.0, 5.0], [-3.0, -1.0, -1.0]])
+    expected = torch.tensor([[-1.0, -1.0, 1.0], [-1.0, -1.0, -1.0], [-1.0, 1.0, 1.0]])
+    assert torch.equal(binarised(images), expected)
+    assert torch.equal(AssociativeMemory(images, "classical", binarise=True).patterns.sign(), expected)
+
+
+def test_a_vanished_state_overlaps_with_nothing():
+    assert torch.equal(overlaps(torch.zeros(1, 4), torch.ones(2, 4)), torch.zeros(1, 2))
+    empty = torch.zeros(2, 1)
+    still = Retrieval(torch.zeros(2, 1, 4), empty, torch.tensor([1]), torch.tensor([True]), empty[0], empty[0], 0.0)
+    assert torch.equal(still.retrieved, torch.zeros(1, 4))
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("patterns", "kind", "options", "parts"),
+    [
+        (signs(3), "clasical", {}, ["'clasical'", "did you mean 'classical'", "hierarchical"]),
+        (signs(3), "modern", {"betta": 1.0}, ["modern", "'betta'", "did you mean 'beta'", "similarity"]),
+        (signs(3), "classical", {"beta": 1.0}, ["classical", "'beta'", "steepness"]),
+        (torch.ones(5), "modern", {}, ["(5,)", "(K, *shape)"]),
+        (torch.ones(0, 5), "modern", {}, ["(0, 5)", "one or more"]),
+        ([[1.0]], "modern", {}, ["list", "tensor"]),
+        (torch.tensor([[1.0, math.nan], [math.inf, 1.0]]), "modern", {}, ["2 values", "not finite"]),
+        (torch.tensor([[1.0, 0.5]]), "classical", {}, ["1 of the patterns' values", "0.5", "binarise=True"]),
+        (torch.rand(2, 5), "polynomial", {}, ["-1 and +1", "binarise=True"]),
+        (signs(3), "classical", {"steepness": 0.0}, ["steepness is 0.0"]),
+        (signs(3), "polynomial", {"order": 1}, ["order is 1", "2 or more"]),
+        (signs(3), "polynomial", {"threshold": 0.0}, ["threshold is 0.0"]),
+        (signs(3), "polynomial", {"order": 60}, ["order 60", "e^95", "lower the order"]),
+        (signs(3), "exponential", {"beta": -1.0}, ["beta is -1.0"]),
+        (signs(3), "exponential", {"beta": 80.0}, ["beta 80", "e^80", "lower beta"]),
+        (signs(3), "exponential", {"threshold": 2.0}, ["threshold is 2.0"]),
+        (signs(3), "modern", {"beta": math.nan}, ["beta is nan"]),
+        (signs(3), "modern", {"similarity": "cosine"}, ["'cosine'", "dot or distance"]),
+        (signs(3), "hierarchical", {"patch_size": 3}, ["patch_size is 3", "8 and 8"]),
+        (signs(3, 10), "hierarchical", {}, ["patch_size is 4", "divisor of 10"]),
+        (signs(3), "hierarchical", {"primitives": 0}, ["primitives is 0"]),
+        (signs(3), "hierarchical", {"feedback": 0.0}, ["feedback is 0.0"]),
+        (signs(3), "hierarchical", {"n_iter": 0}, ["n_iter is 0"]),
+    ],
+)
+def test_bad_memories(patterns, kind, options, parts):
+    with pytest.raises(ValueError, match=re.escape(parts[0])) as error:
+        AssociativeMemory(patterns, kind, **options)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("query", "options", "parts"),
+    [
+        (signs(1)[0], {}, ["(8, 8)", "(B, 8, 8)", "query[None]"]),
+        (signs(2, 8, 4), {}, ["(2, 8, 4)", "(B, 8, 8)"]),
+        (signs(2) / 0, {}, ["128 values", "known"]),
+        (signs(2), {"steps": -1}, ["steps is -1"]),
+        (signs(2), {"until": -1.0}, ["until is -1.0"]),
+        (signs(2), {"until": math.nan}, ["until is nan"]),
+        (signs(2), {"known": torch.ones(8, 8)}, ["known", "float32", "booleans"]),
+        (signs(2), {"known": torch.ones(8, dtype=torch.bool)}, ["known has shape (8,)", "(8, 8)", "(2, 8, 8)"]),
+    ],
+)
+def test_bad_queries(query, options, parts):
+    with pytest.raises(ValueError, match=re.escape(parts[0])) as error:
+        AssociativeMemory(signs(3)).retrieve(query, **options)
+    for part in parts:
+        assert part in str(error.value)
