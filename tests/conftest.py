@@ -1,9 +1,31 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from imixer.cli import main
+
+QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
 
 
 @pytest.fixture
 def golden() -> Path:
     """Reference numbers of the authors' implementation, see its README."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def train_quick() -> Callable[..., Path]:
+    """Train a tiny model for two epochs through the command line."""
+
+    def train(out: Path, *flags: str) -> Path:
+        assert main(["train", *QUICK, "--out", str(out), *flags]) == 0
+        return out
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def run(train_quick, tmp_path_factory) -> Path:
+    """A finished run on the digits. Tests only add to it what commands write into a run."""
+    return train_quick(tmp_path_factory.mktemp("runs") / "digits")

@@ -153,12 +153,16 @@ def _predict(args: Namespace) -> None:
 
 def _run_parser(description: str) -> ArgumentParser:
     parser = _parser(description)
+    _add_run(parser)
+    return parser
+
+
+def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
     parser.add_argument(
         "--data", metavar="PATH", type=Optional[str], help="Where the run's data lie now. Default: where they lay."
     )
     parser.add_argument("--device", type=str, choices=["auto", "cpu", "cuda"], default="auto", help=_DEVICES)
-    return parser
 
 
 def _export_parser() -> ArgumentParser:
@@ -187,11 +191,100 @@ def _export(args: Namespace) -> None:
     print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
 
 
+def _analyze_parser() -> ArgumentParser:
+    parser = _parser("Measure a run, print a table, and write it and a figure into RUN/analysis.")
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        type=str,
+        choices=["energy"],
+        help="`energy`: of every mixing step as a Hopfield network, and how symmetric its couplings are.",
+    )
+    _add_run(parser)
+    parser.add_argument("--images", type=int, default=64, help="Held-out images to measure on, evenly spread.")
+    return parser
+
+
+def _analyze(args: Namespace) -> None:
+    _loading("the run")
+    from imixer.analysis.energy import analyze_energy
+    from imixer.analysis.report import report_energy
+
+    found, folder = analyze_energy(args.run, images=args.images, data=args.data, device=args.device)
+    report_energy(found, folder, _console())
+
+
+def _recall_parser() -> ArgumentParser:
+    parser = _parser(
+        "Store images in an associative memory, corrupt some, retrieve them, and write a picture and the numbers."
+    )
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="Image files or folders to store. Default: handwritten digits."
+    )
+    parser.add_argument(
+        "--memory",
+        type=Optional[str],
+        help="`classical`, `polynomial`, `exponential` (of +-1), `modern` or `hierarchical` (gray). Default: modern.",
+    )
+    parser.add_argument("--patterns", type=Optional[int], help="Images to store. Default: 20 digits, or all images.")
+    parser.add_argument(
+        "--noise",
+        type=Optional[float],
+        help="Share of pixels flipped (+-1), or standard deviation of Gaussian noise, black to white being 1 (gray). "
+        "Default: 0.3, or 0 with a mask.",
+    )
+    parser.add_argument(
+        "--mask",
+        type=Optional[str],
+        help="Half to hide: `none`, `top`, `bottom`, `left` or `right`. The other is held if without noise. "
+        "Default: none.",
+    )
+    parser.add_argument("--queries", type=Optional[int], help="Images to corrupt and retrieve. Default: 6.")
+    parser.add_argument("--steps", type=Optional[int], help="Largest number of steps. Default: 50.")
+    parser.add_argument(
+        "--beta", type=Optional[float], help="Inverse temperature of exponential, modern and hierarchical memories."
+    )
+    parser.add_argument("--order", type=Optional[float], help="Order of the energy of a polynomial memory. Default: 4.")
+    parser.add_argument(
+        "--similarity", type=Optional[str], help="What a modern memory compares by: `dot` or `distance`. Default: dot."
+    )
+    parser.add_argument("--size", type=Optional[int], help="Side in pixels that given images get. Default: 32.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the choice of images and of the noise.")
+    parser.add_argument("--out", metavar="DIR", type=Optional[str], help="Folder to make. Default: next free in runs/.")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="Measure all kinds instead, against load and noise (about half a minute). Takes --seed and --out only.",
+    )
+    return parser
+
+
+def _recall(args: Namespace) -> None:
+    given = {name: value for name, value in args.as_dict().items() if value not in (None, [])}
+    compare = given.pop("compare")
+    superfluous = [name for name in given if name not in ("seed", "out")]
+    if compare and superfluous:
+        raise InputError(f"compare has a protocol of its own; leave out {', '.join(superfluous)}")
+    _loading("the images")
+    if compare:
+        from imixer.analysis.recall_report import report_study
+        from imixer.analysis.recall_study import study
+
+        report_study(*study(**given), _console())
+    else:
+        from imixer.analysis.recall import recall
+        from imixer.analysis.recall_report import report_recall
+
+        report_recall(*recall(**given), _console())
+
+
 _Command = Tuple[str, Callable[[], ArgumentParser], Callable[[Namespace], None]]
 _COMMANDS: Dict[str, _Command] = {
     "train": ("Train a model.", train_parser, _train),
     "recipes": ("List the recipes.", _recipes_parser, _recipes),
     "evaluate": ("Evaluate a run on its validation data.", _evaluate_parser, _evaluate),
     "predict": ("Predict and draw images.", _predict_parser, _predict),
+    "analyze": ("Measure a trained model.", _analyze_parser, _analyze),
+    "recall": ("Store images in an associative memory and retrieve them.", _recall_parser, _recall),
     "export": ("Write a model for inference elsewhere.", _export_parser, _export),
 }

@@ -71,6 +71,11 @@ class RunDirectory:
         """What `imixer predict` drew."""
         return self.path / "prediction.png"
 
+    @property
+    def analysis(self) -> Path:
+        """What `imixer analyze` measured: a table and a figure for each measurement."""
+        return self.path / "analysis"
+
 
 def check_out(out: Optional[str]) -> None:
     """See that a run can be written to `out`, without writing.

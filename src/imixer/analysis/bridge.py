@@ -1,0 +1,176 @@
+"""From a trained mixer back to the Hopfield networks its blocks are.
+
+S: tokens, C: channels. The visible neurons are v (S, C), with LayerNorm over the channels as their activation.
+"""
+
+from dataclasses import dataclass
+from typing import Any, List, Optional, cast
+
+import torch
+from timm.layers import Mlp
+from timm.models.mlp_mixer import MixerBlock, MlpMixer
+from torch import Tensor, nn
+
+from imixer.hopfield import (
+    LAGRANGIANS,
+    AdiabaticUpdate,
+    HopfieldNetwork,
+    Lagrangian,
+    LinearSynapse,
+    Neurons,
+    lagrangian,
+)
+from imixer.hopfield.lagrangians import LayerNorm
+from imixer.implicit import Contraction, TransposedLinear, fold
+from imixer.models import IMLP
+
+
+@dataclass(frozen=True)
+class BlockNetworks:
+    """The two Hopfield networks of a mixer block: `channels(tokens(v))` is the block's output.
+
+    Attributes:
+        tokens: v + iMLP along the tokens, as x1(t+1) = x1(t) + F1(x1(t)).
+        channels: v + MLP along the channels.
+    """
+
+    tokens: AdiabaticUpdate
+    channels: AdiabaticUpdate
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """The block's output (B, S, C) for its input (B, S, C), without dropout or dropped paths."""
+        return self.channels(self.tokens(v))
+
+
+def block_networks(block: MixerBlock) -> BlockNetworks:
+    """The networks whose adiabatic update is a mixer block: timm's, or an iMixer's of any depth.
+
+    The visible decay is 0, which the zero mode of LayerNorm allows: that is the skip connection. LayerNorm's affine
+    weights differ from channel to channel, so they belong to no Lagrangian. Its gain stands in the coupling from v on,
+    and not in the one back; its shift joins the field of the next layer. A gain that is the same for all channels
+    goes into the Lagrangian.
+
+    Args:
+        block: The block. It is left as it is; the networks have weights of their own, normalised.
+
+    Raises:
+        ValueError: If an activation has no Lagrangian here, or the block mixes in another way.
+
+    Source: paper section 3; DESIGN 1.
+    """
+    with torch.no_grad():
+        return BlockNetworks(
+            tokens=_update(block.norm1, block.mlp_tokens, axis=-2),
+            channels=_update(block.norm2, block.mlp_channels, axis=-1, tokens=_tokens(block.mlp_tokens)),
+        )
+
+
+def model_networks(model: MlpMixer) -> List[BlockNetworks]:
+    """`block_networks` of every block, from the image on.
+
+    Raises:
+        ValueError: With the number of the block.
+    """
+    found = []
+    for i, block in enumerate(model.blocks):
+        try:
+            found.append(block_networks(block))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"block {i}: {error}") from error
+    return found
+
+
+@dataclass(frozen=True)
+class _Level:
+    """A layer of neurons, and its coupling with the layer below."""
+
+    up: Tensor
+    up_bias: Tensor
+    down: Tensor
+    down_bias: Tensor
+    activation: nn.Module
+
+
+def _update(norm: nn.Module, mlp: nn.Module, axis: int, tokens: Optional[int] = None) -> AdiabaticUpdate:
+    levels = _levels(mlp)
+    width = levels[0].up.shape[1]
+    S, C = (width, _channels(norm)) if axis == -2 else (tokens or 0, width)
+    visible, gain, shift = _layer_norm(norm, C)
+    neurons = {"x1": Neurons((S, C), visible, decay=0.0, field=_along(levels[0].down_bias, axis))}
+    synapses: List[Any] = []
+    from_above = {}
+    for i, level in enumerate(levels):
+        below, name = f"x{i + 1}", f"x{i + 2}"
+        field = _along(level.up_bias, axis)
+        coupling = _coupling(level, axis, gain if i == 0 else None)
+        if i == 0:  # LayerNorm's shift, as the first matrix passes it on
+            field = field + (level.up @ shift.expand(S, C) if axis == -2 else level.up @ shift)
+        if i + 1 < len(levels):
+            from_above[name] = _along(levels[i + 1].down_bias, axis)
+            field = field + from_above[name]
+        shape = (len(level.up), C) if axis == -2 else (S, len(level.up))
+        neurons[name] = Neurons(shape, _lagrangian_of(level.activation, axis), field=field)
+        synapses.append(((below, name), coupling))
+    network = HopfieldNetwork(neurons, synapses).to(levels[0].up)
+    return AdiabaticUpdate(network, n_iter=getattr(mlp, "n_iter", 0), from_above=from_above).requires_grad_(False)
+
+
+def _coupling(level: _Level, axis: int, gain: Optional[Tensor]) -> LinearSynapse:
+    tied = gain is None and torch.equal(level.up, level.down.T)
+    synapse = LinearSynapse(level.up.shape[1], level.up.shape[0], axis, tied=tied, gain=gain)
+    synapse.weight.copy_(level.up)
+    if synapse.feedback is not None:
+        synapse.feedback.copy_(level.down)
+    return synapse
+
+
+def _levels(mlp: nn.Module) -> List[_Level]:
+    if isinstance(mlp, IMLP):
+        plain = fold(mlp)
+        fc_in, fc_out = plain.fc_in, plain.fc_out
+        back = fc_in.weight.T if isinstance(fc_out, TransposedLinear) else fc_out.weight
+        levels = [_Level(fc_in.weight, fc_in.bias, back, fc_out.bias, plain.act)]
+        inner: Optional[Contraction] = plain.contraction
+        while inner is not None:
+            up, down = inner.weights()[:2]
+            levels.append(_Level(up, inner.fc1.bias, down, inner.fc2.bias, inner.act_hidden))
+            inner = inner.inner
+        return levels
+    if isinstance(mlp, Mlp):
+        fc1, fc2 = cast(nn.Linear, mlp.fc1), cast(nn.Linear, mlp.fc2)
+        return [_Level(fc1.weight, fc1.bias, fc2.weight, fc2.bias, mlp.act)]
+    raise ValueError(f"{type(mlp).__name__} is no MLP whose Hopfield network is known; give a mixer's block")
+
+
+def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Optional[Tensor], Tensor]:
+    """The Lagrangian, what of the gain does not fit into it, and the shift (C,)."""
+    if not isinstance(norm, nn.LayerNorm):
+        raise ValueError(f"the visible neurons are normalised by {type(norm).__name__}; only LayerNorm is known here")
+    if norm.weight is None:
+        return LayerNorm(eps=norm.eps), None, torch.zeros(channels)
+    shift = norm.bias if norm.bias is not None else torch.zeros_like(norm.weight)
+    if torch.equal(norm.weight, norm.weight[0].expand_as(norm.weight)):
+        return LayerNorm(eps=norm.eps, gain=float(norm.weight[0])), None, shift
+    return LayerNorm(eps=norm.eps), norm.weight, shift
+
+
+def _lagrangian_of(activation: nn.Module, axis: int) -> Lagrangian:
+    name = type(activation).__name__.lower()
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64)
+    found = LAGRANGIANS.get(name)
+    if found is None or not torch.allclose(found().activation(x), activation(x), atol=1e-6):
+        raise ValueError(f"the activation {activation} has no Lagrangian here; known are {', '.join(LAGRANGIANS)}")
+    return lagrangian(name, axis=axis) if name == "softmax" else found()  # the MLP sees its axis last
+
+
+def _along(bias: Tensor, axis: int) -> Tensor:
+    """A bias of features on `axis`, to broadcast to (S, C)."""
+    return bias[:, None] if axis == -2 else bias
+
+
+def _tokens(mlp: nn.Module) -> int:
+    return _levels(mlp)[0].up.shape[1]
+
+
+def _channels(norm: nn.Module) -> int:
+    return int(torch.Size(norm.normalized_shape).numel())  # type: ignore[arg-type]

@@ -1,0 +1,212 @@
+"""How much each kind of memory holds, against load and noise, beside a look-up of the nearest stored pattern."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from imixer.analysis.recall import MASKS, corrupt, digit_patterns, known_half, retrieve
+from imixer.analysis.recall_figures import draw_study
+from imixer.errors import InputError
+from imixer.hopfield.memory import AssociativeMemory, binarised
+from imixer.training.run_directory import check_out, create_run
+
+LOADS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+FLIPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+SIGMAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+LOAD_OF_NOISE = 20
+FLIP_OF_LOAD = 0.2
+SIGMA_OF_LOAD = 0.3
+QUERIES = 100
+DRAWS = 5
+LOOK_UP = "nearest neighbour"
+
+# What the table shows, by what is varied and whether patterns are gray.
+_SHOWN = {
+    ("load", False): (5, 10, 20, 100, 500),
+    ("load", True): (5, 10, 20, 100, 500),
+    ("noise", False): (0.0, 0.1, 0.3),
+    ("noise", True): (0.0, 0.3, 0.6),
+    ("half hidden", False): (5, 20, 100, 500),
+    ("half hidden", True): (5, 20, 100, 500),
+}
+
+_BINARY: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "classical": ("classical", {}),
+    "polynomial, order 4": ("polynomial", {"order": 4}),
+    "polynomial, order 10": ("polynomial", {"order": 10}),
+    "exponential": ("exponential", {}),
+    "modern": ("modern", {}),
+}
+_GRAY: Dict[str, Tuple[str, Dict[str, Any]]] = {
+    "modern": ("modern", {}),
+    "modern, by distance": ("modern", {"similarity": "distance"}),
+    "hierarchical, 400": ("hierarchical", {"primitives": 400}),
+}
+SETS = {"random signs": _BINARY, "digits, binary": _BINARY, "digits, gray": _GRAY}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of the study.
+
+    Attributes:
+        patterns: Set of patterns.
+        against: `load`, `noise` or `half hidden`.
+        label: What x is.
+        x: Patterns stored, or noise.
+        setting: What was held.
+        memory: Kind and options, or the look-up.
+        mean, std: Share retrieved over the draws of patterns and noise.
+        draws: How many.
+        falls: Whether the energy rose in no step of any query.
+    """
+
+    patterns: str
+    against: str
+    label: str
+    x: float
+    setting: str
+    memory: str
+    mean: float
+    std: float
+    draws: int
+    falls: bool
+
+
+def study(
+    *, seed: int = 0, draws: int = DRAWS, loads: Tuple[int, ...] = LOADS, out: Optional[str] = None
+) -> Tuple[List[Cell], Path]:
+    """Measure all kinds; write `recall.png`, `recall.md`, `recall.csv` and `recall.json`.
+
+    A draw takes other patterns and other noise, and retrieves 100 queries, made from the stored patterns in turn. A
+    query counts as retrieved if its own pattern is the nearest of all to what was retrieved, with a cosine of 0.95 or
+    more.
+
+    Args:
+        seed: Of the first draw.
+        draws: Draws of patterns, of which mean and standard deviation are taken.
+        loads: Numbers of patterns; noise is varied at 20.
+        out: Directory to write. Default: the next free `runs/recall-study-<number>`.
+
+    Raises:
+        InputError: If a number is impossible or `out` exists.
+    """
+    if draws < 1:
+        raise InputError(f"draws is {draws}; give 1 or more")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+    check_out(out)
+    found: Dict[Tuple[str, str, str, float, str, str], List[Tuple[float, bool]]] = {}
+    units = [(name, draw, load) for name in SETS for draw in range(draws) for load in loads]
+    for name, draw, load in _with_progress(units):
+        for condition, value in _measure(name, seed + draw, load):
+            found.setdefault((name, *condition), []).append(value)
+    cells = []
+    for key, values in found.items():
+        shares = [value for value, _ in values]
+        std = stdev(shares) if draws > 1 else 0.0
+        cells.append(Cell(*key, mean=fmean(shares), std=std, draws=draws, falls=all(falls for _, falls in values)))
+    cells.sort(key=lambda cell: [list(SETS).index(cell.patterns), ("load", "noise", "half hidden").index(cell.against)])
+    folder = create_run(out, "recall", "study").path
+    _write(cells, folder)
+    draw_study(cells, folder / "recall.png")
+    return cells, folder
+
+
+_Key = Tuple[str, str, float, str, str]
+
+
+def _measure(name: str, seed: int, load: int) -> Iterator[Tuple[_Key, Tuple[float, bool]]]:
+    """All conditions at one load, of one draw."""
+    binary = name != "digits, gray"
+    generator = torch.Generator().manual_seed(seed)
+    patterns = _patterns(name, load, generator)
+    own = torch.arange(QUERIES) % load
+    noise = FLIP_OF_LOAD if binary else SIGMA_OF_LOAD
+    corruption = f"{noise:.0%} of the signs flipped" if binary else f"noise of {noise:.0%} of the range"
+    whole = known_half("none", (8, 8))
+    # Another half in each round through the patterns.
+    halves = torch.stack([known_half(MASKS[1 + (i // load + i % load) % 4], (8, 8)) for i in range(QUERIES)])
+    conditions: List[Tuple[str, str, float, str, float, Tensor]] = [
+        ("load", "patterns stored", load, corruption, noise, whole),
+        ("half hidden", "patterns stored", load, "one half hidden, the other clamped", 0.0, halves),
+    ]
+    if load == LOAD_OF_NOISE:
+        label = "share of signs flipped" if binary else "standard deviation of the noise (black to white: 1)"
+        for level in FLIPS if binary else SIGMAS:
+            conditions.append(("noise", label, level, f"{load} patterns stored", level, whole))
+    queries = [corrupt(patterns[own], noise, binary, generator) for *_, noise, _ in conditions]
+    for memory, (kind, options) in SETS[name].items():
+        built = AssociativeMemory(patterns, kind, **options)  # type: ignore[arg-type]
+        for (*condition, _, known), query in zip(conditions, queries, strict=True):
+            recalled = retrieve(built, patterns, own, query, known)
+            yield (*condition, memory), (_share(recalled.retrieved), recalled.retrieval.falls)  # type: ignore[misc]
+            if memory == "modern":
+                yield (*condition, LOOK_UP), (_share(recalled.looked_up), True)  # type: ignore[misc]
+
+
+def _patterns(name: str, count: int, generator: torch.Generator) -> Tensor:
+    if name == "random signs":
+        return torch.randint(0, 2, (count, 8, 8), generator=generator) * 2.0 - 1.0
+    digits, _ = digit_patterns(count, generator)
+    return binarised(digits) if name == "digits, binary" else digits
+
+
+def _share(right: Tensor) -> float:
+    return float(right.double().mean())
+
+
+def _with_progress(units: List[Tuple[str, int, int]]) -> Iterator[Tuple[str, int, int]]:
+    """A bar on a terminal, otherwise a line per draw."""
+    console = Console(file=sys.stderr)
+    with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
+        task = bar.add_task("recalling", total=len(units)) if bar is not None else None
+        before = None
+        for i, unit in enumerate(units):
+            name, draw, _ = unit
+            if bar is None and (name, draw) != before:
+                print(f"recalling {name}, draw {draw + 1} ({i / len(units):.0%} done)", file=sys.stderr, flush=True)
+            before = (name, draw)
+            yield unit
+            if bar is not None and task is not None:
+                bar.update(task, advance=1, description=f"recalling {name}, draw {draw + 1}")
+
+
+def table(cells: List[Cell], patterns: str) -> Tuple[List[str], List[List[str]]]:
+    """A choice of the numbers of one set of patterns, in per cent: headings, and a row per memory."""
+    here = [cell for cell in cells if cell.patterns == patterns]
+    columns = [(cell.against, cell.x) for cell in here if cell.x in _SHOWN[cell.against, patterns == "digits, gray"]]
+    columns = list(dict.fromkeys(columns))
+    names = {"load": "{:.0f} stored", "noise": "noise {:.1f}", "half hidden": "half of {:.0f}"}
+    rows = []
+    for memory in [*SETS[patterns], LOOK_UP]:
+        row = {(cell.against, cell.x): cell for cell in here if cell.memory == memory}
+        rows.append([memory, *(f"{row[c].mean * 100:.0f} ± {row[c].std * 100:.0f}" for c in columns)])
+    return [patterns, *(names[against].format(x) for against, x in columns)], rows
+
+
+def _write(cells: List[Cell], folder: Path) -> None:
+    rows = [asdict(cell) for cell in cells]
+    with (folder / "recall.csv").open("x", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({**row, "mean": f"{row['mean']:.4f}", "std": f"{row['std']:.4f}"})
+    (folder / "recall.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    lines = []
+    for patterns in SETS:
+        head, body = table(cells, patterns)
+        rule = ["---"] * len(head)
+        lines += [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)] + [""]
+    (folder / "recall.md").write_text("\n".join(lines), encoding="utf-8")

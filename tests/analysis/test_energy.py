@@ -1,0 +1,108 @@
+"""Energies of a trained mixer are those of its networks, and the verdict says what is known."""
+
+import json
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import imixer  # noqa: F401
+from imixer.analysis.bridge import model_networks
+from imixer.analysis.energy import energy_along_depth
+from imixer.cli import main
+from imixer.hopfield import AdiabaticUpdate, chain
+
+
+def symmetric(act: str, depth: int = 2) -> torch.nn.Module:
+    """A mixer whose couplings are all symmetric."""
+    torch.manual_seed(0)
+    model = timm.create_model("imixer_t2_8", num_layers=depth, tied=True, act_layer=act, coeff="auto", n_iter=50)
+    for block in model.eval().blocks:
+        block.mlp_channels.fc2.weight.data = block.mlp_channels.fc1.weight.data.T.clone()
+    return model
+
+
+def test_energy_is_that_of_the_networks_with_their_hidden_layers_at_rest():
+    model = symmetric("relu")
+    images = torch.randn(3, 3, 8, 8)
+    found = energy_along_depth(model, images)
+    v = model.stem(images)
+    for i, networks in enumerate(model_networks(model)):
+        for mixing, update in zip(("tokens", "channels"), (networks.tokens, networks.channels), strict=True):
+            state = dict(zip(("x1", "x2"), (v, *update.hidden(v)), strict=True))
+            measured = next(m for m in found if (m.block, m.mixing) == (i, mixing))
+            torch.testing.assert_close(measured.before * v[0].numel(), update.network.energy(state))
+            v = update(v)
+
+
+def test_symmetric_convex_blocks_of_two_layers_are_guaranteed_to_descend():
+    found = energy_along_depth(symmetric("relu"), torch.randn(3, 3, 8, 8))
+    assert {m.verdict for m in found} == {"guaranteed"}
+
+
+def test_gelu_asymmetry_and_a_truncated_inverse_each_stand_against_a_guarantee():
+    gelu = energy_along_depth(symmetric("gelu"), torch.randn(3, 3, 8, 8))
+    deep = energy_along_depth(symmetric("relu", depth=3), torch.randn(3, 3, 8, 8))
+    plain = energy_along_depth(timm.create_model("imixer_t2_8", act_layer="relu"), torch.randn(3, 3, 8, 8))
+    assert any("GELU" in o for o in gelu[0].obstacles)
+    assert any("cut off" in o for o in deep[0].obstacles) and not deep[1].obstacles
+    assert any("not symmetric" in o for o in plain[1].obstacles)
+    assert all(m.verdict != "guaranteed" for m in (*gelu, deep[0], *plain))
+
+
+@given(
+    st.integers(0, 10_000), st.floats(0.1, 30.0), st.sampled_from(["relu", "softplus", "tanh", "softmax", "sigmoid"])
+)
+def test_a_residual_step_of_a_symmetric_convex_chain_never_raises_the_energy_however_long(seed, scale, act):
+    torch.manual_seed(seed)
+    network = chain([(4, 6), (5, 6)], ["layer_norm", act], axis=-2, decay=[0.0, 1.0], field=True).double()
+    for p in network.parameters():
+        p.data = scale * torch.randn_like(p)
+    update = AdiabaticUpdate(network)
+    v = torch.randn(8, 4, 6, dtype=torch.float64)
+    energies = []
+    for _ in range(4):
+        energies.append(network.energy(dict(zip(("x1", "x2"), (v, *update.hidden(v)), strict=True))))
+        v = update(v)
+    rise = torch.stack(energies).diff(dim=0)
+    assert rise.max() <= 1e-9 * torch.stack(energies).abs().max()
+
+
+@given(st.integers(0, 10_000), st.floats(0.1, 0.9))
+def test_with_a_contraction_inside_a_converged_step_of_three_layers_never_raises_it_either(seed, norm):
+    torch.manual_seed(seed)
+    network = chain(
+        [(4, 6), (5, 6), (7, 6)], ["layer_norm", "softplus", "relu"], axis=-2, decay=[0.0, 1.0, 1.0]
+    ).double()
+    inner = network.synapse("x2-x3").weight
+    inner.data *= norm / torch.linalg.matrix_norm(inner.data, 2)
+    update = AdiabaticUpdate(network, n_iter=200)
+    v = 3 * torch.randn(4, 4, 6, dtype=torch.float64)
+    state = [dict(zip(update.layers, (x, *update.hidden(x)), strict=True)) for x in (v, update(v))]
+    before, after = (network.energy(s) for s in state)
+    assert (after <= before + 1e-9 * before.abs()).all()
+
+
+def test_analyze_energy_writes_a_table_and_a_figure(run, capsys):
+    assert main(["analyze", "energy", str(run), "--images", "5"]) == 0
+    written = json.loads((run / "analysis" / "energy.json").read_text())
+    assert written["images"] == 5
+    assert {row["mixing"] for row in written["mixings"]} == {"tokens", "channels"}
+    assert (run / "analysis" / "energy.png").stat().st_size > 10_000
+    assert "descent is not guaranteed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["energy", "RUN", "--images", "0"], "images"),
+        (["energy", "nowhere"], "nowhere"),
+        (["weather", "RUN"], "weather"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(words, named, run, capsys):
+    assert main(["analyze", *(str(run) if w == "RUN" else w for w in words)]) == 2
+    error = capsys.readouterr().err
+    assert named in error and "Traceback" not in error
