@@ -1,5 +1,7 @@
 """What the documents say is so."""
 
+import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -61,3 +63,39 @@ def test_every_file_of_a_run_directory_is_explained():
         if isinstance(member, property):
             path = getattr(run, name).relative_to("run").as_posix()
             assert f"`{path}" in text, path
+
+
+def rows(page):
+    for line in (ROOT / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) >= 3 and cells[-2].startswith("`imixer.") and cells[-1].startswith("`"):
+            yield cells[0], cells[-2].strip("`"), cells[-1].strip("`")
+
+
+def resolve(dotted):
+    module, attributes = dotted, []
+    while True:
+        try:
+            found = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            module, _, name = module.rpartition(".")
+            attributes.insert(0, name)
+    for name in attributes:
+        found = getattr(found, name)
+    return found
+
+
+@pytest.mark.parametrize(("paper", "dotted", "line"), list(rows("docs/theory.md")), ids=str)
+def test_the_theorys_equations_are_where_it_says(paper, dotted, line):
+    source = re.sub(r"\s+", " ", inspect.getsource(resolve(dotted)))
+    assert line in source, f"{dotted} has no line `{line}`"
+
+
+def test_the_theory_covers_every_equation_of_the_paper():
+    covered = set()
+    for paper, _, _ in rows("docs/theory.md"):
+        numbers = [int(n) for n in re.findall(r"\((\d+)\)", paper)]
+        if numbers:
+            covered |= set(range(numbers[0], numbers[-1] + 1))
+    assert covered == set(range(1, 43))
