@@ -255,6 +255,15 @@ def test_a_divergent_network_is_reported_with_layer_and_time(options, when):
     assert "smaller step" in message and len(message) < 200
 
 
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_velocity_that_overflows_is_no_state_of_rest(seed):
+    torch.manual_seed(seed)
+    network = chain([4, 4], ["exponential"] * 2).double()
+    start = network.initial_state(x1=torch.full((1, 4), 3.0).double())
+    with torch.no_grad(), pytest.raises(FloatingPointError, match=r"at time .* layer x1 changes at a rate of inf"):
+        integrate(network, start, 10.0, until_steady=1e-3, method="euler")
+
+
 def test_too_large_a_fixed_step_is_reported():
     network, start = tanh_chain(tau=[1e-3, 1.0, 1.0])
     with pytest.raises(FloatingPointError, match="layer x1 is not finite from time"):
