@@ -27,5 +27,5 @@ def train_quick() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def run(train_quick, tmp_path_factory) -> Path:
-    """A finished run on the digits. Tests only add to it what commands write into a run."""
+    """A finished run on the digits. Tests only add to it what `evaluate` and `predict` write."""
     return train_quick(tmp_path_factory.mktemp("runs") / "digits")
