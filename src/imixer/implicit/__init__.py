@@ -1,17 +1,34 @@
-"""Solving x = z + F(x) for a contraction F. Needs torch only."""
+"""Solving x = z + F(x) for a contraction F: solvers, gradients, certificates. Needs torch only."""
 
 from imixer.implicit.ceiling import ceiling, contraction_bound
+from imixer.implicit.certificate import Certificate, certify
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
+from imixer.implicit.gradients import Implicit, Recompute, ThroughSteps
+from imixer.implicit.solution import NotConvergedError, Solution
+from imixer.implicit.solve import solve
+from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
 from imixer.implicit.spectral import SpectralLinear, exact_sigma
 from imixer.implicit.transposed import TransposedLinear
 
 __all__ = [
+    "Anderson",
+    "Broyden",
+    "Certificate",
     "Contraction",
+    "FixedIterations",
+    "Implicit",
+    "NotConvergedError",
+    "Picard",
+    "Recompute",
+    "Solution",
     "SpectralLinear",
+    "ThroughSteps",
     "TransposedLinear",
     "ceiling",
+    "certify",
     "contraction_bound",
     "exact_sigma",
     "fold",
+    "solve",
 ]

@@ -23,6 +23,26 @@ def contraction_bound(coeff: float, lipschitz: Sequence[float]) -> float:
     return _bounds(coeff, lipschitz)[-1]
 
 
+def nested_bounds(gains: Sequence[float]) -> List[float]:
+    """Bounds of the Lipschitz constants of F^2, ..., F^(L-1), each F^A being steeper by 1 / (1 - Lip(F^(A+1))).
+
+    Args:
+        gains: What F^2, ..., F^(L-1) would have without the inverse inside: of F^A, l_A l_(A+1) times the spectral
+            norms of its two matrices.
+
+    Returns:
+        The bounds in that order; infinity from the first inner map on that need not be a contraction.
+
+    Source: paper (37)-(42).
+    """
+    bounds: List[float] = []
+    inner = 0.0
+    for gain in reversed(gains):
+        inner = gain / (1 - inner) if inner < 1 else math.inf
+        bounds.insert(0, inner)
+    return bounds
+
+
 def ceiling(lipschitz: Sequence[float], bound: float = 0.81) -> float:
     """Largest ceiling c of the spectral norms for which no map of the nest, F^2 to F^(L-1), exceeds `bound`.
 
@@ -54,11 +74,7 @@ def ceiling(lipschitz: Sequence[float], bound: float = 0.81) -> float:
 
 def _bounds(coeff: float, lipschitz: Sequence[float]) -> List[float]:
     """Of F^L, F^(L-1), ..., F^2."""
-    bounds = [0.0]
-    for product in reversed(_products(lipschitz)):
-        inner = bounds[-1]
-        bounds.append(coeff * coeff * product / (1 - inner) if inner < 1 else math.inf)
-    return bounds
+    return [0.0, *reversed(nested_bounds([coeff * coeff * product for product in _products(lipschitz)]))]
 
 
 def _products(lipschitz: Sequence[float]) -> List[float]:

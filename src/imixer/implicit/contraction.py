@@ -19,8 +19,9 @@ class Contraction(nn.Module):
     F' is `inner`, one more contraction, for the layer above; without it the inverse is 1. The paper's F^A is F, and
     F^(A+1) is F'.
 
-    `F(x, weights)` takes the effective weights from `F.weights()`, so that the caller decides how often they are
-    computed: once per forward, however often F and all inside it are applied.
+    `F(x, weights)` takes all that F depends on besides x from `F.weights()`: the effective matrices, so that the caller
+    decides how often they are computed (once per forward, however often F and all inside it are applied), and the
+    biases, so that `solve(F, z, F.weights())` has a gradient for everything. Not so with norm=batch.
 
     Args:
         features: Width of x, D_S in a token mixing MLP.
@@ -82,11 +83,12 @@ class Contraction(nn.Module):
         self.bn2 = normalise(features)
 
     def weights(self) -> List[Tensor]:
-        """The matrices as they multiply, after normalisation: W1 and W2, then those of `inner`."""
+        """W1, W2, b1 and b2, the matrices as they multiply, after normalisation; then those of `inner`."""
         if torch.jit.is_scripting():  # of a folded model only
             weights: List[Tensor] = [self.fc1.weight, self.fc2.weight]  # type: ignore[list-item]
         else:
             weights = _effective_weights(self.fc1, self.fc2)
+        weights += [self.fc1.bias, self.fc2.bias]
         if self.inner is not None:
             weights += self.inner.weights()
         return weights
@@ -102,14 +104,14 @@ class Contraction(nn.Module):
         Raises:
             ValueError: If n_iter is missing.
         """
-        h = self.bn1(fn.linear(self.act(x), weights[0], self.fc1.bias))
+        h = self.bn1(fn.linear(self.act(x), weights[0], weights[2]))
         if self.inner is not None:
             if n_iter is None:
                 raise ValueError("n_iter is missing, and this contraction has another inside: F(x, weights, n_iter)")
             z = h
             for _ in range(n_iter):
-                h = z + self.inner(h, weights[2:], n_iter)
-        return self.bn2(fn.linear(self.act_hidden(h), weights[1], self.fc2.bias))
+                h = z + self.inner(h, weights[4:], n_iter)
+        return self.bn2(fn.linear(self.act_hidden(h), weights[1], weights[3]))
 
 
 class FeatureBatchNorm(nn.BatchNorm1d):

@@ -4,5 +4,6 @@ from imixer.models import variants
 from imixer.models.checkpoints import resample_tokens
 from imixer.models.imixer import IMixer, IMixerBlock
 from imixer.models.imlp import IMLP
+from imixer.models.inversion import Inversion
 
-__all__ = ["IMLP", "IMixer", "IMixerBlock", "resample_tokens", "variants"]
+__all__ = ["IMLP", "IMixer", "IMixerBlock", "Inversion", "resample_tokens", "variants"]

@@ -5,16 +5,28 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Dict, List, Tuple, Union
 
+import torch.nn.functional as fn
 from timm.layers import get_act_layer
 from timm.layers.activations import GELUTanh
-from torch import nn
+from torch import Tensor, nn
+
+GELU_SLOPE = (1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi)  # its largest, at sqrt(2): 1.1289...
+
+
+class GELU1Lip(nn.Module):
+    """GELU divided by its largest slope, so that its Lipschitz constant is 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fn.gelu(x) / GELU_SLOPE
+
 
 ActLayer = Union[str, Callable[[], nn.Module], None]
 ActLayers = Union[ActLayer, List[ActLayer], Tuple[ActLayer, ...]]
 
-# Each is the activation of the Lagrangian that has its name in `imixer.hopfield`.
+# Each is the activation of the Lagrangian that has its name in `imixer.hopfield`, but for gelu_1lip, which has none.
 ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
+    "gelu_1lip": GELU1Lip,
     "identity": nn.Identity,
     "relu": nn.ReLU,
     "sigmoid": nn.Sigmoid,
@@ -25,7 +37,8 @@ ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
 }
 
 _LIPSCHITZ: Dict[type[nn.Module], float] = {
-    nn.GELU: (1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi),  # at sqrt(2)
+    nn.GELU: GELU_SLOPE,
+    GELU1Lip: 1.0,
     GELUTanh: 1.1289930686587718,  # at 1.4185
     nn.Identity: 1.0,
     nn.ReLU: 1.0,

@@ -4,6 +4,7 @@ S: tokens, C: channels (`embed_dim`), D_S, D_C: widths of the token and channel 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Dict, Optional, Union
 
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 
 from imixer.implicit import SpectralLinear, fold
 from imixer.implicit.contraction import Norm
+from imixer.implicit.gradients import Gradient
+from imixer.implicit.solution import Policy
+from imixer.implicit.solvers import Solver
 from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
 from imixer.models.imlp import IMLP, Coeff
+from imixer.models.inversion import GradientName, SolverName
 
 
 class IMixerBlock(MixerBlock):
@@ -45,6 +50,20 @@ class IMixerBlock(MixerBlock):
         self.mlp_tokens = IMLP(seq_len, tokens_dim, act_layer=act_layer, drop=drop, **(imlp or {}), **dd)
 
 
+def _of_inversion(option: str) -> Any:
+    """An option of every block's inversion, as an attribute of the model."""
+
+    def get(self: "IMixer") -> Any:
+        return getattr(self._imlps()[0].inversion, option)
+
+    def set_(self: "IMixer", value: Any) -> None:
+        changed = replace(self._imlps()[0].inversion, **{option: value})  # raises before anything has changed
+        for imlp in self._imlps():
+            imlp.inversion = changed
+
+    return property(get, set_)
+
+
 class IMixer(MlpMixer):
     """timm's `MlpMixer` with `IMixerBlock`s. Takes an image (B, in_chans, H, W) and gives logits (B, num_classes).
 
@@ -53,13 +72,17 @@ class IMixer(MlpMixer):
 
     Args:
         num_layers: Layers L of the token mixing: 2 is MLP-Mixer, 3 the paper's iMixer, more nest further inverses.
-        n_iter: Fixed point iterations n. The attribute may be set on a trained model.
+        n_iter: Fixed point iterations n. The attribute may be set on a trained model, and so may those of the solver.
         hidden_ratio: h_r = N_h / D_S, or a sequence with one for each of the layers 3 to L.
         tied: Symmetric couplings in the token mixing.
         coeff: Ceiling c of the spectral norms, or `auto`: the largest that guarantees a contraction.
         n_power_iterations: Power iterations n_p per training forward.
         norm: `spectral`, `none` or `batch`.
         legacy: Normalise per iteration, as published.
+        solver: How the inverse is found: `fixed`, by n iterations; to a tolerance: `picard`, `damped`, `anderson` or
+            `broyden`.
+        gradient: How it is differentiated: `unroll`, `implicit`, `neumann`, `jacobian_free` or `recompute`.
+        tolerance, max_steps, gradient_terms, on_failure: See `imixer.models.Inversion`.
         act_layer: Activation, a class or a name, see `imixer.models.activations`. Or a sequence with one for each of
             the token mixing's layers 2 to L; the channel mixing then has GELU.
         kwargs: Arguments of timm's `MlpMixer`.
@@ -81,6 +104,12 @@ class IMixer(MlpMixer):
         n_power_iterations: int = 8,
         norm: Norm = "spectral",
         legacy: bool = False,
+        solver: Union[SolverName, Solver] = "fixed",
+        gradient: Union[GradientName, Gradient] = "unroll",
+        tolerance: float = 1e-4,
+        max_steps: int = 100,
+        gradient_terms: int = 5,
+        on_failure: Optional[Policy] = None,
         act_layer: ActLayers = nn.GELU,
         **kwargs: Any,
     ) -> None:
@@ -93,10 +122,18 @@ class IMixer(MlpMixer):
             n_power_iterations=n_power_iterations,
             norm=norm,
             legacy=legacy,
+            solver=solver,
+            gradient=gradient,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            gradient_terms=gradient_terms,
+            on_failure=on_failure,
         )
         block_layer: Any = partial(IMixerBlock, imlp=imlp)
         super().__init__(block_layer=block_layer, act_layer=act_layer, **kwargs)  # type: ignore[arg-type]
 
+        for i, mlp in enumerate(self._imlps()):
+            mlp.name = f"blocks.{i}.mlp_tokens"
         if not legacy:  # which normalises between iterations, hence within the blocks
             for layer in self._spectral_layers():
                 layer.advances_itself = False
@@ -128,7 +165,12 @@ class IMixer(MlpMixer):
 
     def __prepare_scriptable__(self) -> MlpMixer:
         # TorchScript is for inference: it gets the folded model, as the plain class whose forward it understands.
-        scriptable: MlpMixer = fold(self)
+        folded = fold(self)
+        if self.solver == "fixed":
+            folded.gradient = "unroll"
+        if not folded._imlps()[0].inversion.by_steps:
+            raise ValueError(f"solver is {self.solver}, and TorchScript knows fixed; set model.solver and model.n_iter")
+        scriptable: MlpMixer = folded
         scriptable.__class__ = MlpMixer
         return scriptable
 
@@ -142,6 +184,13 @@ class IMixer(MlpMixer):
             raise ValueError(f"n_iter is {value}; give 0 or more fixed point iterations")
         for imlp in self._imlps():
             imlp.n_iter = value
+
+    solver = _of_inversion("solver")
+    gradient = _of_inversion("gradient")
+    tolerance = _of_inversion("tolerance")
+    max_steps = _of_inversion("max_steps")
+    gradient_terms = _of_inversion("gradient_terms")
+    on_failure = _of_inversion("on_failure")
 
     def _imlps(self) -> list[IMLP]:
         return [module for module in self.blocks.modules() if isinstance(module, IMLP)]

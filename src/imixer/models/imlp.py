@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from imixer.implicit import Contraction, SpectralLinear, TransposedLinear, ceiling
 from imixer.implicit.contraction import Norm
+from imixer.implicit.gradients import Gradient
+from imixer.implicit.solution import Policy
+from imixer.implicit.solvers import Solver
 from imixer.models.activations import ActLayers, activation, lipschitz_constant
+from imixer.models.inversion import GradientName, Inversion, SolverName
 
 Coeff = Union[float, Literal["auto"]]
 
 
 class IMLP(nn.Module):
-    """H(x) with x = (1 - F)^-1 G(v), the inverse approximated by n fixed point iterations x <- G(v) + F(x).
+    """H(x) with x = (1 - F)^-1 G(v), the inverse approximated by n fixed point iterations x <- G(v) + F(x), or solved.
 
     With L layers F holds L - 3 further inverses, one inside the other: without F (L = 2) this is timm's `Mlp`, L = 3 is
     the paper's iMLP.
@@ -31,7 +35,8 @@ class IMLP(nn.Module):
             for each of the layers 2 to L.
         drop: Dropout after the last activation and after the output, one probability or two.
         num_layers: L. One evaluation of F costs n^(L-3) evaluations of the innermost map.
-        n_iter: Iterations n of every inverse; 0 is the plain MLP. May be changed on a trained module.
+        n_iter: Iterations n of every inverse; 0 is the plain MLP. May be changed on a trained module. With another
+            solver, those of the inverses inside F.
         hidden_ratio: h_r = N_h / D_S, one for all layers 3 to L or a sequence with one for each.
         tied: Symmetric couplings: the way back through each coupling is the transpose of the way there.
         coeff: Ceiling c of the spectral norms inside F; `auto`: the largest that guarantees a contraction at every
@@ -39,20 +44,26 @@ class IMLP(nn.Module):
         n_power_iterations: Power iterations n_p per training forward.
         norm: How F is kept contractive: `spectral`, `none` or `batch`.
         legacy: Normalise once per iteration, as the published code does, instead of once per forward.
+        solver, gradient, tolerance, max_steps, gradient_terms, on_failure: How the outermost inverse is found and
+            differentiated, see `Inversion`.
 
     Attributes:
         contraction: F, or None if L = 2.
+        inversion: The `Inversion`. May be replaced on a trained module.
+        name: What messages call this module.
 
     Raises:
         ValueError: If num_layers is below 2, n_iter is negative, hidden_ratio leaves no hidden neuron, a sequence has
             not one entry per layer, an activation is unknown, tied couplings would need out_features to equal
             in_features, coeff is `auto` where no guarantee can be given, legacy is asked of a depth that was never
-            published, or Contraction refuses its arguments.
+            published, or Contraction or Inversion refuse their arguments.
 
     Source: paper (30), Algorithms 1 and 2; for any depth (33)-(42).
     """
 
     tied: Final[bool]
+    __constants__ = ("by_steps",)  # by which TorchScript knows what not to look at
+    __jit_unused_properties__ = ("inversion",)
 
     def __init__(
         self,
@@ -70,6 +81,12 @@ class IMLP(nn.Module):
         n_power_iterations: int = 8,
         norm: Norm = "spectral",
         legacy: bool = False,
+        solver: Union[SolverName, Solver] = "fixed",
+        gradient: Union[GradientName, Gradient] = "unroll",
+        tolerance: float = 1e-4,
+        max_steps: int = 100,
+        gradient_terms: int = 5,
+        on_failure: Optional[Policy] = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -88,8 +105,12 @@ class IMLP(nn.Module):
         acts = [activation(act) for act in _one_each("act_layer", act_layer, num_layers - 1)]
         drop1, drop2 = to_2tuple(drop)
 
+        self.name = "iMLP"
         self.n_iter = n_iter
         self.legacy = legacy
+        self.inversion = Inversion(
+            solver, gradient, tolerance, max_steps, gradient_terms, on_failure, norm=norm, legacy=legacy
+        )
         self.tied = tied
         self.fc_in = nn.Linear(in_features, features, **dd)
         widths = _widths(features, hidden_ratio, num_layers - 2)
@@ -117,12 +138,23 @@ class IMLP(nn.Module):
         x = x0
         if F is not None:
             weights = F.weights()
-            for i in range(self.n_iter):
-                if self.legacy and i > 0:
-                    weights = F.weights()
-                x = x0 + F(x, weights, self.n_iter)
+            if self.by_steps:
+                for i in range(self.n_iter):
+                    if self.legacy and i > 0:
+                        weights = F.weights()
+                    x = x0 + F(x, weights, self.n_iter)
+            else:
+                x = self.inversion(F, x0, weights, self.n_iter, self.name)
         g = self.drop1(self.act(x))
         return self.drop2(self.fc_out(g, self.fc_in.weight) if self.tied else self.fc_out(g))  # H(x)
+
+    @property
+    def inversion(self) -> Inversion:
+        return self._inversion
+
+    @inversion.setter
+    def inversion(self, value: Inversion) -> None:
+        self._inversion, self.by_steps = value, value.by_steps
 
     def init_weights(self) -> None:
         """Called by timm once it has drawn new weights in place."""

@@ -9,7 +9,9 @@ from timm.models.mlp_mixer import MlpMixer
 from imixer.models.imixer import IMixer
 
 # What the paper's experiments share (section 5, Table 5).
-_PAPER: Dict[str, Any] = dict(num_layers=3, n_iter=2, hidden_ratio=2.0, coeff=0.9, n_power_iterations=8)
+_PAPER: Dict[str, Any] = dict(
+    num_layers=3, n_iter=2, hidden_ratio=2.0, coeff=0.9, n_power_iterations=8, solver="fixed", gradient="unroll"
+)
 
 
 def _cfg(size: int = 224, **kwargs: Any) -> Dict[str, Any]:

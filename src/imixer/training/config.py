@@ -26,6 +26,13 @@ class ModelConfig:
         n_power_iterations: Power iterations n_p per training forward.
         norm: Normalisation of the contraction.
         legacy: Normalise once per fixed point iteration, as the published code does.
+        solver: How the token mixing's inverse is found: `fixed`, by n iterations; the others go to a tolerance.
+        gradient: How the inverse is differentiated: `unroll`, through the solver's steps; `recompute`, the same with
+            little memory; `implicit`, through the equation; `neumann` and `jacobian_free`, cheaper and approximate.
+        tolerance: Relative residual at which the inverse is found. Not for the solver `fixed`.
+        max_steps: Steps after which a solver with a tolerance gives up.
+        gradient_terms: Terms of the gradient `neumann`.
+        on_failure: What to do about an inverse that is not found. Default: `raise` if there is a tolerance.
         patch_size: Side of a patch in pixels.
         embed_dim: Channels C.
         num_blocks: Number of mixer blocks.
@@ -47,6 +54,12 @@ class ModelConfig:
     n_power_iterations: Optional[int] = None
     norm: Optional[Literal["spectral", "none", "batch"]] = None
     legacy: Optional[bool] = None
+    solver: Optional[Literal["fixed", "picard", "damped", "anderson", "broyden"]] = None
+    gradient: Optional[Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"]] = None
+    tolerance: Optional[float] = None
+    max_steps: Optional[int] = None
+    gradient_terms: Optional[int] = None
+    on_failure: Optional[Literal["raise", "warn", "ignore"]] = None
     patch_size: Optional[int] = None
     embed_dim: Optional[int] = None
     num_blocks: Optional[int] = None

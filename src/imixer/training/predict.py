@@ -108,6 +108,8 @@ def predict(
 def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
     if not hasattr(model, "n_iter"):
         raise InputError(f"n_iter: the model of {path} is no iMixer and does not iterate; leave it out")
+    if getattr(model, "solver", "fixed") != "fixed":
+        raise InputError(f"n_iter: the model of {path} solves to a tolerance with {model.solver}; leave it out")
     try:
         model.n_iter = n_iter
     except ValueError as error:

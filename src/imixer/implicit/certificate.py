@@ -1,0 +1,190 @@
+"""Is F a contraction? Whatever the input, by its matrices; and at given inputs, by its Jacobian."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Optional, Tuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from imixer.implicit.ceiling import nested_bounds
+from imixer.implicit.contraction import Contraction
+from imixer.implicit.folding import fold
+from imixer.implicit.nest import fixed_point, jacobian_norms, levels
+from imixer.implicit.spectral import SpectralLinear, exact_sigma
+
+Verdict = Literal["guaranteed", "observed", "violated"]
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """What the matrices of F^2, ..., F^(L-1) allow, for any input. Each sequence has one entry per level.
+
+    Attributes:
+        sigmas: Spectral norms of W1 and W2 as they multiply in evaluation, after normalisation: exact, by SVD in
+            float64.
+        estimates: The same by the running power iteration, which sees them from below; None without spectral norm.
+        coeff: Ceiling c that the estimates are held at; None without spectral norm.
+        lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
+        bounds: Bounds of the Lipschitz constants.
+    """
+
+    sigmas: Tuple[Tuple[float, float], ...]
+    estimates: Optional[Tuple[Tuple[float, float], ...]]
+    coeff: Optional[float]
+    lipschitz: Tuple[float, ...]
+    bounds: Tuple[float, ...]
+
+    @property
+    def bound(self) -> float:
+        """Of F = F^2. Below 1 it implies that all inverses inside exist too."""
+        return self.bounds[0]
+
+
+@dataclass(frozen=True)
+class OnData:
+    """What F^2, ..., F^(L-1) do at the fixed points of given inputs z (..., D).
+
+    Attributes:
+        x: The fixed point x^2 = z + F(x^2) with all inverses inside exact, (..., D).
+        converged: Whether it was found, (...).
+        norms: Largest singular value of each level's Jacobian there, (L - 2, ...).
+        settled: Whether the power iteration met its tolerance, (L - 2, ...). If not, the norm is a lower bound.
+    """
+
+    x: Tensor
+    converged: Tensor
+    norms: Tensor
+    settled: Tensor
+
+    @property
+    def holds(self) -> bool:
+        """Whether all fixed points were found and all norms are below 1."""
+        return bool(self.converged.all() and (self.norms < 1).all())
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Both. `worst` speaks about any input, `data` about the given ones."""
+
+    worst: WorstCase
+    data: OnData
+
+    @property
+    def verdict(self) -> Verdict:
+        """`guaranteed` by the bound, `observed` at all given inputs, or `violated` at some."""
+        if not self.data.holds:
+            return "violated"
+        return "guaranteed" if self.worst.bound < 1 else "observed"
+
+
+def certify(
+    F: Contraction, lipschitz: Sequence[float], z: Tensor, *, tol: float = 1e-3, max_steps: int = 200
+) -> Certificate:
+    """`worst_case` and `on_data` of one contraction.
+
+    Raises:
+        ValueError: As those do.
+    """
+    return Certificate(worst_case(F, lipschitz), on_data(F, z, tol=tol, max_steps=max_steps))
+
+
+@torch.no_grad()
+def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
+    """Bound the Lipschitz constant of F by its matrices and activations.
+
+    Lip(F^A) <= sigma(W1) sigma(W2) l_A l_(A+1) / (1 - Lip(F^(A+1))). BatchNorm, in evaluation, belongs to its matrix.
+
+    Args:
+        F: The contraction. It is left as it is.
+        lipschitz: Lipschitz constants l_2, ..., l_L of the activations; infinity where unknown.
+
+    Raises:
+        ValueError: If their number is not that of the activations.
+
+    Source: Behrmann et al., arXiv 1811.00995, section 2; paper (37)-(42) for the nest.
+    """
+    nest = levels(F)
+    if len(lipschitz) != len(nest) + 1:
+        raise ValueError(f"lipschitz has {len(lipschitz)} entries; this contraction has {len(nest) + 1} activations")
+    sigmas = [(_sigma(plain.fc1), _sigma(plain.fc2)) for plain in levels(fold(F))]
+    gains = [s1 * s2 * lipschitz[A] * lipschitz[A + 1] for A, (s1, s2) in enumerate(sigmas)]
+    estimates = [_estimates(level) for level in nest]
+    known = tuple(pair for pair in estimates if pair is not None)
+    return WorstCase(
+        sigmas=tuple(sigmas),
+        estimates=known if len(known) == len(nest) else None,
+        coeff=nest[0].fc1.coeff if isinstance(nest[0].fc1, SpectralLinear) else None,
+        lipschitz=tuple(lipschitz),
+        bounds=tuple(nested_bounds(gains)),
+    )
+
+
+def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 200) -> OnData:
+    """Solve x = z + F(x) and measure the Jacobians there, in float64.
+
+    F acts on the last axis; the Jacobian of a whole image, all its channels at once, is block diagonal and its norm the
+    largest of theirs.
+
+    Args:
+        F: The contraction, in evaluation mode. It is left as it is.
+        z: (..., D).
+        tol, max_steps: Of the power iteration, see `jacobian_norms`.
+
+    Raises:
+        ValueError: If tol is not positive or max_steps below 1.
+    """
+    points = z.detach().double().flatten(0, -2)
+    solved = fixed_point(F, points)
+    norms, settled = jacobian_norms(F, solved.states, tol=tol, max_steps=max_steps)
+    axes = z.shape[:-1]
+    return OnData(
+        x=solved.states[0].view(z.shape),
+        converged=solved.converged.view(axes),
+        norms=norms.view(len(norms), *axes),
+        settled=settled.view(len(norms), *axes),
+    )
+
+
+def iterations_needed(rate: float, error: float) -> float:
+    """Iterations n after which rate^n <= error.
+
+    x <- z + F(x) shrinks ||x - x*||, x* being the fixed point, by the Lipschitz constant of F per iteration, or more.
+
+    Args:
+        rate: Lipschitz constant of F, or a bound of it; or, for an estimate instead of a promise, its Jacobian's norm.
+        error: ||x_n - x*|| wanted, relative to ||x_0 - x*|| = ||z - x*||.
+
+    Returns:
+        n; infinity if rate is 1 or more.
+
+    Raises:
+        ValueError: If rate is negative, or error not between 0 and 1.
+    """
+    if not rate >= 0 or not 0 < error < 1:
+        raise ValueError(
+            f"rate and error are {rate} and {error}; give a rate of 0 or more and an error between 0 and 1"
+        )
+    if rate >= 1:
+        return math.inf
+    if rate == 0:
+        return 1
+    # Without the slack, rounding would ask for one iteration more where rate^n is error exactly.
+    return math.ceil(math.log(error) / math.log(rate) * (1 - 1e-12))
+
+
+def _sigma(layer: nn.Module) -> float:
+    weight = cast(nn.Linear, layer).weight
+    return float(exact_sigma(weight.double()))
+
+
+def _estimates(level: Contraction) -> Optional[Tuple[float, float]]:
+    if not isinstance(level.fc1, SpectralLinear):
+        return None
+    fc2 = level.fc2 if isinstance(level.fc2, SpectralLinear) else level.fc1  # tied: the same matrix
+    return _estimate(level.fc1), _estimate(fc2)
+
+
+def _estimate(layer: SpectralLinear) -> float:
+    return min(float(layer.sigma()), layer.coeff)

@@ -1,0 +1,314 @@
+"""Gradients of x = z + F(x, *tensors) with respect to z and the tensors, whichever solver found x.
+
+J: dF/dx at x. But for `ThroughSteps`, F is applied again in the backward pass, under the autocast of the forward, and
+must give the same; and `torch.compile` breaks its graph there.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from imixer.implicit.solution import Policy, Solution
+from imixer.implicit.solvers import FixedIterations, Map, Picard, Solver
+
+DEFAULT_ADJOINT = Picard(rtol=1e-5, atol=0.0)
+
+# F(x, *tensors): all that F depends on and that needs a gradient is among the tensors.
+ContractionMap = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """x = z + F(x, *tensors), how to solve it, and what to do and say if that fails; see `solve`."""
+
+    F: ContractionMap
+    solver: Solver
+    policy: Policy
+    name: str
+    solutions: List[Solution] = field(default_factory=list)  # what an autograd function found, besides its value
+
+    def map(self, z: Tensor, tensors: Sequence[Tensor]) -> Map:
+        """x -> z + F(x, *tensors)."""
+
+        def f(x: Tensor) -> Tensor:
+            fx = self.F(x, *tensors)
+            if fx.shape != z.shape:
+                raise ValueError(f"{self.name}: F leads from shape {tuple(z.shape)} to {tuple(fx.shape)}")
+            return z + fx
+
+        return f
+
+    def solve(self, z: Tensor, tensors: Sequence[Tensor]) -> Solution:
+        return self.solver(self.map(z, tensors), z)
+
+
+@dataclass(frozen=True)
+class ThroughSteps:
+    """Differentiate the solver's own steps: exact for what was computed, with memory for every step."""
+
+    def __call__(self, problem: Problem, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+        return problem.solve(z, tensors)
+
+
+@dataclass(frozen=True)
+class Implicit:
+    """Differentiate the equation: dx = (1 - J)^-1 (dz + dF). Exact at a fixed point, with memory for one step.
+
+    Backward solves y = g + J^T y for the incoming gradient g, by a solver of its own. `FixedIterations(k - 1)` keeps k
+    terms of the Neumann series of the inverse; k = 1 is the Jacobian-free gradient, which leaves the inverse out.
+    These are no derivatives of anything, and have none; with an adjoint to a tolerance, second derivatives are exact.
+
+    Args:
+        adjoint: Solver of y = g + J^T y.
+
+    Source: Bai et al., arXiv 1909.01377, theorem 1; Fung et al., arXiv 2103.12803; Geng et al., arXiv 2111.05177.
+    """
+
+    adjoint: Solver = DEFAULT_ADJOINT
+
+    def __call__(self, problem: Problem, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+        if not torch.is_grad_enabled():
+            return problem.solve(z, tensors)
+        return _apply(_ImplicitFunction, problem, self.adjoint, z, tensors)
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """The gradient of `ThroughSteps`, with memory that does not grow with the number of steps.
+
+    Backward finds the iterates again, from a few kept ones, by the schedule that needs the fewest evaluations: about
+    n log n / log s for s kept. For `FixedIterations` only.
+
+    Args:
+        kept: Iterates s kept at a time, 0 or more.
+
+    Raises:
+        ValueError: If kept is negative; when applied, if the solver is another.
+
+    Source: Griewank & Walther, ACM Trans. Math. Softw. 26 (2000).
+    """
+
+    kept: int = 3
+
+    def __post_init__(self) -> None:
+        if self.kept < 0:
+            raise ValueError(f"kept is {self.kept}; give 0 or more iterates to keep")
+
+    def __call__(self, problem: Problem, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+        if not isinstance(problem.solver, FixedIterations):
+            raise ValueError(
+                f"{problem.name}: recompute replays fixed iterations, and the solver is "
+                f"{type(problem.solver).__name__}; choose the solver FixedIterations, or the gradient Implicit"
+            )
+        if not torch.is_grad_enabled():
+            return problem.solve(z, tensors)
+        return _apply(_RecomputeFunction, problem, self.kept, z, tensors)
+
+
+Gradient = ThroughSteps | Implicit | Recompute
+
+
+@torch.compiler.disable(reason="compiled, it would keep what it is to compute again")  # type: ignore[untyped-decorator]
+def _apply(function: Any, problem: Problem, option: Any, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+    if not any(t.requires_grad for t in (z, *tensors)):
+        # There will be no backward pass to find hidden tensors in.
+        _refuse_hidden_tensors(problem.F(z, *tensors), ())
+    value = function.apply(problem, option, z, *tensors)
+    found = problem.solutions.pop()
+    return Solution(value, found.residuals, found.n_evaluations, found.converged)
+
+
+def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: Tuple[Tensor, ...]) -> Tensor:
+    # Detached, lest autocast remember casts of the tensors that were made without a graph.
+    solution = problem.solve(z, [t.detach() for t in tensors])
+    problem.solutions.append(solution)
+    ctx.problem, ctx.option, ctx.autocast = problem, option, _autocast_state(z)
+    # A solver that takes no step gives z itself back, which autograd does not allow.
+    return solution.value.clone() if solution.value is z else solution.value
+
+
+class _ImplicitFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, adjoint: Solver, z: Tensor, *tensors: Tensor) -> Tensor:
+        x = _forward(ctx, problem, adjoint, z, tensors)
+        ctx.save_for_backward(x, *tensors)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, *tensors = ctx.saved_tensors
+        create_graph = torch.is_grad_enabled()  # somebody will differentiate again
+        p: Problem = ctx.problem
+        if create_graph and isinstance(ctx.option, FixedIterations):
+            raise RuntimeError(
+                f"{p.name}: an adjoint of fixed iterations approximates the gradient, and the approximation has no "
+                "second derivative to offer; choose ThroughSteps, Recompute, or Implicit with an adjoint to a tolerance"
+            )
+        with torch.autocast(**ctx.autocast), torch.enable_grad():
+            x, *inputs = _cut([x, *tensors], create_graph)
+            fx = p.F(x, *inputs)
+            _refuse_hidden_tensors(fx, [x, *inputs])
+            adjoint = Problem(p.F, ctx.option, p.policy, f"{p.name}, gradient")
+            with torch.set_grad_enabled(create_graph):
+                y = _differentiable_adjoint(adjoint, g, x, inputs) if create_graph else _adjoint(adjoint, g, x, fx)
+            return None, None, y, *_gradients(fx, inputs, y, create_graph, retain_graph=create_graph)
+
+
+def _adjoint(problem: Problem, g: Tensor, x: Tensor, fx: Tensor) -> Tensor:
+    """y = (1 - J^T)^-1 g."""
+
+    def transposed(y: Tensor) -> Tensor:
+        product = _gradients(fx, [x], y)[0]
+        return torch.zeros_like(x) if product is None else product
+
+    solution = Problem(transposed, problem.solver, problem.policy, problem.name).solve(g, ())
+    _check_adjoint(problem, solution, g)
+    return solution.value
+
+
+def _differentiable_adjoint(problem: Problem, g: Tensor, x: Tensor, tensors: List[Tensor]) -> Tensor:
+    """The same as a function of g, x and the tensors: y is a fixed point too, with an implicit gradient of its own."""
+
+    def transposed(y: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = _cut([x], create_graph)[0].requires_grad_()
+            product = _gradients(problem.F(x, *tensors), [x], y, create_graph)[0]
+            return torch.zeros_like(x) if product is None else product
+
+    again = Problem(transposed, problem.solver, problem.policy, problem.name)
+    solution = _apply(_ImplicitFunction, again, problem.solver, g, (x, *tensors))
+    _check_adjoint(problem, solution, g)
+    return solution.value
+
+
+def _check_adjoint(problem: Problem, solution: Solution, g: Tensor) -> None:
+    if problem.policy != "ignore":
+        # A gradient that comes in broken, as those of a scaled loss sometimes do, is not this problem's fault.
+        failed = solution.failed() & ~Solution(g, None, 0, None).failed()
+        if failed.any():
+            solution.report(failed, problem.policy, problem.name)
+
+
+class _RecomputeFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, kept: int, z: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(z, *tensors)
+        return _forward(ctx, problem, kept, z, tensors)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        z, *tensors = ctx.saved_tensors
+        p: Problem = ctx.problem
+        n_iter = p.solver.n_iter  # type: ignore[union-attr]
+        with torch.autocast(**ctx.autocast):
+            if torch.is_grad_enabled():  # somebody will differentiate again: keep the whole graph
+                inputs = _cut([z, *tensors], True)
+                x = p.solve(inputs[0], inputs[1:]).value
+                _refuse_hidden_tensors(x, inputs)
+                return None, None, *_gradients(x, inputs, g, True)
+            leaves = _cut(tensors, False)
+            f = p.map(z, [t.detach() for t in tensors])
+            sums: List[Optional[Tensor]] = [None] * (1 + len(leaves))
+
+            def advance(x: Tensor, steps: int) -> Tensor:
+                for _ in range(steps):
+                    x = f(x)
+                return x
+
+            def back(x: Tensor) -> None:
+                """Through one step from x: g, the gradient of the next, becomes that of x."""
+                nonlocal g
+                x = x.detach().requires_grad_()
+                with torch.enable_grad():
+                    fx = p.F(x, *leaves)
+                    _refuse_hidden_tensors(fx, [x, *leaves])
+                product, *products = _gradients(fx, [x, *leaves], g, retain_graph=False)
+                del fx
+                for i, more in enumerate([g, *products]):
+                    sums[i] = _add(sums[i], more)
+                g = torch.zeros_like(x) if product is None else product
+
+            _reverse(z, n_iter, ctx.option, advance, back)
+            # The start is z as well.
+            return None, None, _add(sums[0], g), *sums[1:]
+
+
+def _reverse(
+    x: Tensor,
+    steps: int,
+    kept: int,
+    advance: Callable[[Tensor, int], Tensor],
+    back: Callable[[Tensor], None],
+) -> None:
+    """Go back through `steps` steps from x, the last one first, with at most `kept` iterates besides x in memory."""
+    while steps > 1:
+        if kept:
+            ahead = _split(steps, kept)
+            _reverse(advance(x, ahead), steps - ahead, kept - 1, advance, back)
+            steps = ahead
+        else:
+            back(advance(x, steps - 1))
+            steps -= 1
+    if steps:
+        back(x)
+
+
+def _split(steps: int, kept: int) -> int:
+    """How far ahead to keep the next iterate, so that replays are fewest.
+
+    With s kept and no step replayed more than r times, binomial(s + 1 + r, r) steps can be pulled back through.
+    """
+    r = next(r for r in range(steps) if math.comb(kept + 1 + r, r) >= steps)
+    return min(math.comb(kept + r, r - 1), steps - math.comb(kept + r - 1, r - 1))
+
+
+def _cut(tensors: Sequence[Tensor], create_graph: bool) -> List[Tensor]:
+    """The same values where a derivative may stop, though one of them depends on another."""
+    if create_graph:
+        return [t.view_as(t) for t in tensors]
+    return [t.detach().requires_grad_(t.requires_grad) for t in tensors]
+
+
+def _gradients(
+    y: Tensor, inputs: Sequence[Tensor], g: Tensor, create_graph: bool = False, retain_graph: bool = True
+) -> List[Optional[Tensor]]:
+    """The products of g with dy/dinput, None where there is none."""
+    wanted = [t for t in inputs if t.requires_grad]
+    if not wanted or not y.requires_grad:
+        return [None] * len(inputs)
+    options: Dict[str, Any] = dict(retain_graph=retain_graph, create_graph=create_graph, allow_unused=True)
+    products = iter(torch.autograd.grad(y, wanted, g.to(y.dtype), **options))
+    return [next(products) if t.requires_grad else None for t in inputs]
+
+
+def _add(x: Optional[Tensor], y: Optional[Tensor]) -> Optional[Tensor]:
+    return y if x is None else x if y is None else x + y
+
+
+def _refuse_hidden_tensors(fx: Tensor, known: Sequence[Tensor]) -> None:
+    """Raise if fx depends on a tensor that needs a gradient and will not get it."""
+    leaves = {id(t) for t in known}
+    seen = {t.grad_fn for t in known}
+    stack = [fx.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in leaves:
+            raise ValueError(
+                f"F depends on a tensor of shape {tuple(variable.shape)} that needs a gradient and is not among its "
+                "arguments; let F take it, and pass it: solve(F, z, tensors)"
+            )
+        stack += [parent for parent, _ in node.next_functions]
+
+
+def _autocast_state(x: Tensor) -> Dict[str, Any]:
+    kind = x.device.type
+    return dict(device_type=kind, enabled=torch.is_autocast_enabled(kind), dtype=torch.get_autocast_dtype(kind))

@@ -1,0 +1,293 @@
+"""Solvers of x = f(x), all samples at once, each judged on its own.
+
+B: samples, the first axis; N: all others, flattened; m: steps remembered.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import List, Optional
+
+import torch
+from torch import Tensor
+
+from imixer.implicit.solution import Solution
+
+Map = Callable[[Tensor], Tensor]
+Step = Callable[[Tensor, Tensor], Tensor]
+
+# A relative gap of a few units in the last place is as good as none.
+RESOLVED = 4
+
+
+@dataclass(frozen=True)
+class FixedIterations:
+    """x <- f(x), n times. No tolerance, no synchronisation with the device, one graph when compiled.
+
+    Args:
+        n_iter: Steps n.
+        measure: Whether to take the residuals, which costs two norms a step.
+
+    Raises:
+        ValueError: If n_iter is negative.
+
+    Source: paper (29).
+    """
+
+    n_iter: int = 2
+    measure: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_iter < 0:
+            raise ValueError(f"n_iter is {self.n_iter}; give 0 or more fixed point iterations")
+
+    def __call__(self, f: Map, x: Tensor) -> Solution:
+        """n steps from x (B, ...)."""
+        residuals: List[Tensor] = []
+        for _ in range(self.n_iter):
+            fx = f(x)
+            if self.measure:
+                residuals.append(_relative(*_gap(x, fx)))
+            x = fx
+        return Solution(x, torch.stack(residuals) if residuals else None, self.n_iter, None)
+
+
+@dataclass(frozen=True)
+class ToTolerance:
+    """What the solvers with a tolerance share: a sample that has converged stays as it is while others go on.
+
+    The value of a sample is f(x) of the first x that meets the tolerance. For a contraction with Lipschitz constant L
+    it is within L / (1 - L) gaps of the solution.
+
+    Args:
+        rtol, atol: A sample has converged when ||f(x) - x|| <= atol + rtol ||f(x)||. One of them must be positive. An
+            rtol below 4 epsilon, of x or of what autocast computes in, counts as that.
+        max_steps: Steps, each one evaluation of f, after which to give up.
+        check_every: Steps between looks at whether all samples have converged: each makes the host wait for the device.
+
+    Raises:
+        ValueError: If no tolerance is positive, one is negative, or a number of steps is below 1.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    max_steps: int = 100
+    check_every: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.rtol >= 0 and self.atol >= 0 and max(self.rtol, self.atol) > 0):
+            raise ValueError(
+                f"rtol and atol are {self.rtol} and {self.atol}; neither may be negative, and one must be positive"
+            )
+        if self.max_steps < 1 or self.check_every < 1:
+            raise ValueError(
+                f"max_steps and check_every are {self.max_steps} and {self.check_every}; give 1 or more of each"
+            )
+
+    def __call__(self, f: Map, x: Tensor) -> Solution:
+        """Solve from x (B, ...)."""
+        propose = self._stepper()
+        rtol = max(self.rtol, RESOLVED * _epsilon(x))
+        done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        residuals: List[Tensor] = []
+        for step in range(1, self.max_steps + 1):
+            fx = f(x)
+            gap, size = _gap(x, fx)
+            residuals.append(_relative(gap, size))
+            # A sample that has converged before sees no gap any more, and without a gap no method moves.
+            fx = _where(done, x, fx)
+            finite = gap.isfinite()
+            done = done | (finite & (gap <= self.atol + rtol * size))
+            with torch.autocast(x.device.type, enabled=False):
+                proposed = propose(x, fx)
+            x = fx if proposed is fx else _where(done, fx, proposed)
+            if step % self.check_every == 0 and bool((done | ~finite).all()):
+                break
+        return Solution(x, torch.stack(residuals), len(residuals), done)
+
+    def _stepper(self) -> Step:
+        """What proposes the next x from x and f(x), remembering what it saw."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Picard(ToTolerance):
+    """x <- (1 - damping) x + damping f(x), until it stays.
+
+    Args:
+        damping: Length of the step, in (0, 1]. Below 1 it tames an f that overshoots.
+
+    Raises:
+        ValueError: If damping is not in (0, 1].
+    """
+
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_damping(self.damping)
+
+    def _stepper(self) -> Step:
+        return lambda x, fx: fx if self.damping == 1 else torch.lerp(x, fx, self.damping)
+
+
+@dataclass(frozen=True)
+class Anderson(ToTolerance):
+    """Anderson's mixing: the step whose gap would be least if f were linear in the span of the last m steps.
+
+    Where the mixing is not finite, the step is the damped one of `Picard`.
+
+    Args:
+        memory: Steps m to combine, the present one included.
+        ridge: Weight of the mixing's own size against the gap, relative to the size of each remembered difference.
+        damping: Share of the combined f(x) against the combined x, in (0, 1].
+
+    Raises:
+        ValueError: If memory is below 1, ridge not positive, or damping not in (0, 1].
+
+    Source: Walker & Ni, SIAM J. Numer. Anal. 49 (2011), (2.3).
+    """
+
+    memory: int = 6
+    ridge: float = 1e-6
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_memory(self.memory)
+        _check_damping(self.damping)
+        if not self.ridge > 0:
+            raise ValueError(f"ridge is {self.ridge}; give more than 0")
+
+    def _stepper(self) -> Step:
+        last: List[Tensor] = []  # x and g = f(x) - x of the step before, (B, N)
+        dG: List[Tensor] = []  # what g changed by in each step
+        moves: List[Tensor] = []  # what x + damping g changed by
+        dots: List[List[Tensor]] = []  # dots[i][j] = <dG_i, dG_j> for j <= i, (B,)
+
+        def propose(x: Tensor, fx: Tensor) -> Tensor:
+            rows = _rows(x)
+            g = _rows(fx) - rows
+            if last and self.memory > 1:
+                dG.append(g - last[1])
+                moves.append(torch.add(rows - last[0], dG[-1], alpha=self.damping))
+                dots.append([_dot(dG[-1], d) for d in dG])
+                if len(dG) == self.memory:
+                    del dG[0], moves[0], dots[0]
+                    for row in dots:
+                        del row[0]
+            last[:] = [rows, g]
+            following = torch.add(rows, g, alpha=self.damping)
+            if dG:
+                share = self._mix(dots, torch.stack([_dot(d, g) for d in dG], 1))
+                for i, move in enumerate(moves):
+                    following = torch.addcmul(following, share[:, i : i + 1], move, value=-1)
+            return following.to(fx.dtype).view_as(fx)
+
+        return propose
+
+    def _mix(self, dots: List[List[Tensor]], target: Tensor) -> Tensor:
+        """The shares (B, m) that make ||g - sum of share_i dG_i||^2 least, from the scalar products."""
+        m = len(dots)
+        gram = torch.stack([dots[max(i, j)][min(i, j)] for i in range(m) for j in range(m)], 1).view(-1, m, m)
+        square = gram.diagonal(dim1=1, dim2=2)
+        scale = torch.where(square > 0, square, 1).rsqrt()  # makes every dG_i a unit vector, but for those that are 0
+        gram = gram * scale[:, :, None] * scale[:, None]
+        gram = gram + self.ridge * torch.eye(m, dtype=gram.dtype, device=gram.device)
+        share = scale * torch.linalg.solve_ex(gram, scale * target)[0]
+        return torch.where(share.isfinite().all(1, keepdim=True), share, 0)
+
+
+@dataclass(frozen=True)
+class Broyden(ToTolerance):
+    """Broyden's good method on g(x) = f(x) - x, from the Jacobian -1.
+
+    The inverse Jacobian is a product of 1 + s_(j+1) s_j^T / |s_j|^2 over the steps s_j, so that these are all it needs.
+    After m of them, and for a sample whose step is not finite, it begins anew with f(x).
+
+    Args:
+        memory: Steps m to keep; 1 makes it `Picard`.
+
+    Raises:
+        ValueError: If memory is below 1.
+
+    Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 7.3.
+    """
+
+    memory: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_memory(self.memory)
+
+    def _stepper(self) -> Step:
+        S: List[Tensor] = []  # s_j, (B, N)
+        per_square: List[Tensor] = []  # 1 / |s_j|^2, or 0 to forget, (B,)
+
+        def propose(x: Tensor, fx: Tensor) -> Tensor:
+            rows = _rows(x)
+            g = _rows(fx) - rows
+            s = g
+            if len(S) == self.memory:
+                S.clear()
+                per_square.clear()
+            for j in range(len(S) - 1):
+                s = torch.addcmul(s, (per_square[j] * _dot(S[j], s))[:, None], S[j + 1])
+            if S:  # the last factor holds the unknown step itself
+                divisor = 1 - per_square[-1] * _dot(S[-1], s)
+                s = s / torch.where(divisor == 0, 1, divisor)[:, None]
+            square = _dot(s, s)
+            fine = square.detach().isfinite()
+            s = _where(fine, s, g)
+            per_square[:] = [torch.where(fine, p, 0) for p in per_square]
+            square = torch.where(fine, square, _dot(g, g))
+            S.append(s)
+            per_square.append(torch.where(square > 0, 1 / torch.where(square > 0, square, 1), 0))
+            return (rows + s).to(fx.dtype).view_as(fx)
+
+        return propose
+
+
+Solver = FixedIterations | ToTolerance
+
+
+def _gap(x: Tensor, fx: Tensor) -> tuple[Tensor, Tensor]:
+    """||f(x) - x|| and ||f(x)|| per sample, (B,)."""
+    with torch.no_grad():
+        return torch.linalg.vector_norm(_rows(fx - x), dim=1), torch.linalg.vector_norm(_rows(fx), dim=1)
+
+
+def _relative(gap: Tensor, size: Tensor) -> Tensor:
+    return gap / torch.where(size == 0, 1, size)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, ...) -> (B, N), in at least float32."""
+    x = x.flatten(1) if x.dim() > 1 else x[:, None]
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """(B, N), (B, N) -> (B,)."""
+    return torch.linalg.vecdot(x, y)
+
+
+def _where(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Choose per sample, which (B,)."""
+    return torch.where(which.view(-1, *[1] * (yes.dim() - 1)), yes, no)
+
+
+def _epsilon(x: Tensor) -> float:
+    """Of what f is computed in."""
+    kind = x.device.type
+    narrow: Optional[torch.dtype] = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return max(torch.finfo(dtype).eps for dtype in (x.dtype, narrow) if dtype is not None)
+
+
+def _check_memory(memory: int) -> None:
+    if memory < 1:
+        raise ValueError(f"memory is {memory}; give 1 or more steps to remember")
+
+
+def _check_damping(damping: float) -> None:
+    if not 0 < damping <= 1:
+        raise ValueError(f"damping is {damping}; give a step length above 0 and at most 1")

@@ -1,0 +1,168 @@
+"""A certificate is exact where it claims to be, above the truth where it bounds, and refuses what it must."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from imixer.implicit import Contraction, SpectralLinear, ceiling
+from imixer.implicit.certificate import Certificate, OnData, certify, iterations_needed, on_data, worst_case
+from imixer.implicit.nest import apply, fixed_point, jacobian_norms
+
+GELU = 1.128904145185155
+
+
+def make(depth=3, seed=0, width=6, scale=3.0, **kwargs) -> Contraction:
+    """A float64 contraction whose ceilings bind."""
+    torch.manual_seed(seed)
+    F = Contraction(width, [width + 1 + i for i in range(depth - 2)], dtype=torch.float64, **kwargs).eval()
+    for layer in F.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data *= scale
+            if isinstance(layer, SpectralLinear):
+                for _ in range(20):
+                    layer.warm_up()
+    return F
+
+
+def points(count=5, width=6, seed=1):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+OPTIONS = [
+    dict(),
+    dict(tied=True),
+    dict(norm="none", scale=1.0),
+    dict(norm="batch", scale=1.0),
+    dict(act_layer=lambda: nn.Softmax(dim=-1)),
+    dict(depth=4, coeff=0.5),
+    dict(depth=5, coeff=0.5, tied=True),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_jacobians_norm_is_that_of_the_dense_jacobian(options):
+    F = make(**options)
+    if options.get("norm") == "batch":
+        for bn in (F.bn1, F.bn2):
+            bn.running_var.uniform_(1, 3)
+            bn.weight.data.uniform_(0.5, 1)
+    depth = options.get("depth", 3)
+    rest = fixed_point(F, points(5 if depth == 3 else 2))
+    norms, settled = jacobian_norms(F, rest.states, tol=1e-4, max_steps=1000)
+    assert rest.converged.all() and settled.all()
+    weights = F.weights()
+    for x, norm in zip(rest.states[0], norms[0], strict=True):
+        J = torch.autograd.functional.jacobian(lambda x: F(x, weights, 12), x[None])
+        torch.testing.assert_close(norm, torch.linalg.matrix_norm(J[0, :, 0], 2), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("depth", [3, 4, 5])
+def test_all_inverses_are_solved_at_once(depth):
+    F, z = make(depth, coeff=0.5), points()
+    x, weights = z, F.weights()
+    for _ in range(30):
+        x = z + F(x, weights, 12)
+    torch.testing.assert_close(fixed_point(F, z).states[0], x, rtol=1e-6, atol=0)
+    torch.testing.assert_close(z + apply(F, x), x, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+@pytest.mark.parametrize("norm", ["spectral", "none"])
+def test_no_point_exceeds_the_bound(depth, norm):
+    F = make(depth, coeff=0.5, norm=norm, scale=0.8 if norm == "none" else 3.0)
+    worst = worst_case(F, [GELU] * (depth - 1))
+    norms, _ = jacobian_norms(F, fixed_point(F, 2 * points(300)).states, max_steps=30)
+    for bound, level in zip(worst.bounds, norms, strict=True):
+        assert level.max() <= bound < math.inf
+        assert level.max() > 0.03 * bound
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_sigmas_are_exact_as_they_multiply(tied):
+    F = make(tied=tied, coeff=0.7, n_power_iterations=0)
+    F.fc1.v.copy_(torch.ones(6))  # a poor estimate lets the norm slip above the ceiling
+    worst = worst_case(F, [1.0, 1.0])
+    W1, W2 = F.weights()[:2]
+    assert worst.sigmas == ((pytest.approx(matrix_norm(W1)), pytest.approx(matrix_norm(W2))),)
+    assert worst.sigmas[0][0] > worst.estimates[0][0] == worst.coeff == 0.7
+    assert worst.bound == pytest.approx(matrix_norm(W1) * matrix_norm(W2))
+
+
+def matrix_norm(W):
+    return float(torch.linalg.matrix_norm(W.detach(), 2))
+
+
+def test_the_papers_ceiling_with_gelu_has_a_counterexample():
+    F = Contraction(1, 1, coeff=0.9, dtype=torch.float64).eval()
+    x = torch.full((1, 1), math.sqrt(2), dtype=torch.float64)  # where GELU is steepest, in both layers
+    for layer in (F.fc1, F.fc2):
+        layer.weight.data.fill_(5.0)
+    F.fc1.bias.data = (x - 0.9 * F.act(x))[0]
+    F.fc2.bias.data = -(0.9 * F.act(x))[0]  # then F(x) = 0, and x is the fixed point of z = x
+    found = certify(F, [GELU, GELU], x)
+    assert float(found.data.norms) == pytest.approx(1.0323, abs=1e-4)
+    assert found.worst.bound == pytest.approx(1.0323, abs=1e-4)
+    assert found.verdict == "violated"
+    assert Certificate(found.worst, on_data(F, x - 3)).verdict == "observed"
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_the_automatic_ceiling_is_guaranteed(depth):
+    slopes = [GELU] * (depth - 1)
+    found = certify(make(depth, coeff=ceiling(slopes)), slopes, points())
+    assert found.verdict == "guaranteed" and found.worst.bound == pytest.approx(0.81, abs=1e-3)
+
+
+def test_a_divergent_map_is_violated_and_an_unknown_slope_is_no_guarantee():
+    F = make(norm="none", scale=30.0)
+    assert certify(F, [GELU, GELU], points()).verdict == "violated"
+    assert certify(make(coeff=0.5), [math.inf, 1.0], points()).verdict == "observed"
+
+
+def test_iterations_needed_are_enough_and_their_rate_is_real():
+    F, z = make(coeff=0.8, act_layer=nn.ReLU, tied=True), points()
+    rate, weights = worst_case(F, [1.0, 1.0]).bound, F.weights()
+    rest = fixed_point(F, z).states[0]
+    for error in (1e-1, 1e-2, 1e-4):
+        x = z
+        for _ in range(iterations_needed(rate, error)):
+            x = z + F(x, weights)
+        assert ((x - rest).norm(dim=1) <= error * (z - rest).norm(dim=1)).all()
+    norms = on_data(F, z).norms[0]
+    for _ in range(15):  # ReLU is linear near the fixed point
+        before, x = x, z + F(x, weights)
+        assert ((x - rest).norm(dim=1) <= norms * (1 + 1e-3) * (before - rest).norm(dim=1) + 1e-13).all()
+
+
+def test_iterations_needed_count():
+    assert iterations_needed(0.1, 1e-4) == 4
+    assert iterations_needed(0.5, 1e-2) == 7
+    assert iterations_needed(0.0, 1e-2) == 1
+    assert iterations_needed(1.0, 1e-2) == iterations_needed(1.2, 1e-2) == math.inf
+
+
+def test_leading_axes_are_kept_and_the_contraction_left_alone():
+    F = make()
+    F.train()
+    before = {name: value.clone() for name, value in F.state_dict().items()}
+    found = on_data(F, points(24).view(2, 3, 4, 6).float())
+    assert isinstance(found, OnData) and found.holds
+    assert found.x.shape == (2, 3, 4, 6) and found.norms.shape == (1, 2, 3, 4) and found.converged.shape == (2, 3, 4)
+    assert F.training and all(torch.equal(before[name], value) for name, value in F.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda: worst_case(make(), [1.0]), "lipschitz"),
+        (lambda: on_data(make(), points(), tol=0), "tol"),
+        (lambda: on_data(make(), points(), max_steps=0), "max_steps"),
+        (lambda: iterations_needed(0.5, 2.0), "error"),
+        (lambda: iterations_needed(-1.0, 0.1), "rate"),
+    ],
+)
+def test_impossible_arguments_are_named(call, named):
+    with pytest.raises(ValueError, match=named):
+        call()

@@ -1,0 +1,26 @@
+"""Solvers and gradients are set from the command line, and survive in the run."""
+
+import timm
+import yaml
+
+from imixer.cli import main
+
+OPTIONS = {"solver": "anderson", "gradient": "implicit", "tolerance": 1e-3, "max_steps": 60, "on_failure": "warn"}
+
+
+def test_a_model_trains_and_evaluates_with_the_solver_of_the_command_line(train_quick, tmp_path):
+    flags = [word for name, value in OPTIONS.items() for word in (f"--model.{name}", str(value))]
+    run = train_quick(tmp_path / "solved", *flags, "--model.act_layer", "[gelu_1lip, gelu_1lip]")
+    saved = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    assert OPTIONS.items() <= saved.items()
+    model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True)
+    assert {name: getattr(model, name) for name in OPTIONS} == OPTIONS
+    assert main(["evaluate", str(run)]) == 0
+
+
+def test_impossible_combinations_are_one_line(tmp_path, capsys):
+    flags = ["--model.solver", "picard", "--model.gradient", "recompute"]
+    assert main(["train", *flags, "--out", str(tmp_path / "x")]) == 2
+    assert "gradient is recompute" in capsys.readouterr().err
+    assert main(["train", "--model.solver", "newton", "--out", str(tmp_path / "x")]) == 2
+    assert "model.solver is 'newton'; give one of fixed, picard" in capsys.readouterr().err
