@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -28,11 +28,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: Words after `imixer`. Default: those of the process.
 
     Returns:
-        0 if all went well, 2 if the user can mend what is wrong, 130 after Ctrl-C.
+        0 if all went well, 1 if a run does not meet what `--require` asks, 2 if the user can mend what is wrong, 130
+        after Ctrl-C.
     """
     try:
-        _run(list(sys.argv[1:] if argv is None else argv))
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
+        print(f"imixer: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "NotConvergedError":  # of imixer.implicit, which nobody may have needed yet
+            raise
         print(f"imixer: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
@@ -40,12 +46,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 130
     except SystemExit as error:  # --help and the like
         return error.code if isinstance(error.code, int) else 0
-    return 0
 
 
-def _run(argv: List[str]) -> None:
+def _run(argv: List[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "--version"):
-        return print(f"imixer {imixer.__version__}") if argv[:1] == ["--version"] else _help()
+        print(f"imixer {imixer.__version__}") if argv[:1] == ["--version"] else _help()
+        return 0
     name, *rest = argv
     if name not in _COMMANDS:
         raise InputError(f"no command {name!r}{nearest(name, _COMMANDS)}; `imixer --help` lists them")
@@ -53,7 +59,7 @@ def _run(argv: List[str]) -> None:
     parser = build()
     parser.prog = f"imixer {name}"
     words = hoist(rest) if name == "train" else rest
-    run(parse(parser, words))
+    return run(parse(parser, words)) or 0
 
 
 def _help() -> None:
@@ -191,27 +197,90 @@ def _export(args: Namespace) -> None:
     print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
 
 
+_MEASUREMENTS = {
+    "energy": "of every mixing step as a Hopfield network, and how symmetric its couplings are",
+    "contraction": "whether each inverse exists, in theory and on images, and the error that the iterations leave",
+    "inverse": "what of each iMLP's input can be recovered from its inner state",
+    "iterations": "accuracy and latency against the number of iterations, and against a tolerance",
+}
+
+
 def _analyze_parser() -> ArgumentParser:
     parser = _parser("Measure a run, print a table, and write it and a figure into RUN/analysis.")
     parser.add_argument(
         "what",
         metavar="WHAT",
         type=str,
-        choices=["energy"],
-        help="`energy`: of every mixing step as a Hopfield network, and how symmetric its couplings are.",
+        choices=list(_MEASUREMENTS),
+        help="; ".join(f"`{name}`: {what}" for name, what in _MEASUREMENTS.items()) + ".",
     )
     _add_run(parser)
-    parser.add_argument("--images", type=int, default=64, help="Held-out images to measure on, evenly spread.")
+    parser.add_argument(
+        "--images",
+        type=Optional[int],
+        help="Held-out images to measure on, evenly spread. Default: 64; for `iterations` all.",
+    )
+    parser.add_argument(
+        "--require",
+        type=Optional[str],
+        choices=["guaranteed", "observed"],
+        help="For `contraction`: exit with 1 unless every block is a contraction, for any input (`guaranteed`) or at "
+        "least on the images (`observed`).",
+    )
     return parser
 
 
-def _analyze(args: Namespace) -> None:
+def _analyze(args: Namespace) -> int:
+    if args.require is not None and args.what != "contraction":
+        raise InputError(f"require is {args.require}, and {args.what} has nothing to require; leave it out")
     _loading("the run")
+    given = {} if args.images is None else {"images": args.images}
+    given |= {"data": args.data, "device": args.device}
+    return _ANALYSES[args.what](args, given)
+
+
+def _analyze_energy(args: Namespace, given: Dict[str, Any]) -> int:
     from imixer.analysis.energy import analyze_energy
     from imixer.analysis.report import report_energy
 
-    found, folder = analyze_energy(args.run, images=args.images, data=args.data, device=args.device)
-    report_energy(found, folder, _console())
+    report_energy(*analyze_energy(args.run, **given), _console())
+    return 0
+
+
+def _analyze_contraction(args: Namespace, given: Dict[str, Any]) -> int:
+    from imixer.analysis.contraction import analyze_contraction, unmet
+    from imixer.analysis.contraction_report import report_contraction
+
+    found, folder = analyze_contraction(args.run, **given)
+    report_contraction(found, folder, _console())
+    problem = unmet(found, args.require) if args.require else None
+    if problem:
+        print(f"imixer: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+def _analyze_inverse(args: Namespace, given: Dict[str, Any]) -> int:
+    from imixer.analysis.inverse import analyze_inverse
+    from imixer.analysis.inverse_report import report_inverse
+
+    report_inverse(*analyze_inverse(args.run, **given), _console())
+    return 0
+
+
+def _analyze_iterations(args: Namespace, given: Dict[str, Any]) -> int:
+    from imixer.analysis.iterations import analyze_iterations
+    from imixer.analysis.iterations_report import report_iterations
+
+    report_iterations(*analyze_iterations(args.run, **given), _console())
+    return 0
+
+
+_ANALYSES: Dict[str, Callable[[Namespace, Dict[str, Any]], int]] = {
+    "energy": _analyze_energy,
+    "contraction": _analyze_contraction,
+    "inverse": _analyze_inverse,
+    "iterations": _analyze_iterations,
+}
 
 
 def _recall_parser() -> ArgumentParser:
@@ -278,7 +347,8 @@ def _recall(args: Namespace) -> None:
         report_recall(*recall(**given), _console())
 
 
-_Command = Tuple[str, Callable[[], ArgumentParser], Callable[[Namespace], None]]
+# A command returns its exit code, or nothing for 0.
+_Command = Tuple[str, Callable[[], ArgumentParser], Callable[[Namespace], Optional[int]]]
 _COMMANDS: Dict[str, _Command] = {
     "train": ("Train a model.", train_parser, _train),
     "recipes": ("List the recipes.", _recipes_parser, _recipes),

@@ -55,6 +55,14 @@ def test_every_block_is_the_adiabatic_update_of_its_networks(kwargs):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("solver", ["picard", "anderson"])
+def test_a_block_that_solves_to_a_tolerance_is_its_networks_to_that_tolerance(solver):
+    block = perturbed("imixer_t2_8", solver=solver, tolerance=1e-6, coeff="auto").blocks[0]
+    v = torch.randn(2, 16, 96)
+    close(block_networks(block)(v), block(v))
+
+
+@torch.no_grad()
 def test_timms_own_mixer_is_a_network_of_two_layers():
     model = perturbed("mixer_t2_8")
     v = torch.randn(2, model.stem.num_patches, model.embed_dim)
@@ -93,7 +101,12 @@ def test_tied_couplings_give_symmetric_synapses_where_layer_norm_allows_it():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "named"), [({"act_layer": "gelu_tanh"}, "block 0: .*GELU"), ({"act_layer": "mish"}, "Mish")]
+    ("kwargs", "named"),
+    [
+        ({"num_layers": 4, "solver": "picard"}, "solver"),
+        ({"act_layer": "gelu_tanh"}, "block 0: .*GELU"),
+        ({"act_layer": "mish"}, "Mish"),
+    ],
 )
 def test_what_has_no_lagrangian_is_refused_by_name(kwargs, named):
     with pytest.raises(ValueError, match=named):

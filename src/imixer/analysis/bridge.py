@@ -112,7 +112,20 @@ def _update(norm: nn.Module, mlp: nn.Module, axis: int, tokens: Optional[int] = 
         neurons[name] = Neurons(shape, _lagrangian_of(level.activation, axis), field=field)
         synapses.append(((below, name), coupling))
     network = HopfieldNetwork(neurons, synapses).to(levels[0].up)
-    return AdiabaticUpdate(network, n_iter=getattr(mlp, "n_iter", 0), from_above=from_above).requires_grad_(False)
+    return AdiabaticUpdate(network, n_iter=_iterations(mlp), from_above=from_above).requires_grad_(False)
+
+
+def _iterations(mlp: nn.Module) -> int:
+    """Plain steps that give what the MLP computes: where it solves to a tolerance, as many as it may take."""
+    if not isinstance(mlp, IMLP):
+        return 0
+    steps = mlp.inversion.steps(mlp.n_iter)
+    if steps != mlp.n_iter and len(_levels(mlp)) > 2:
+        raise ValueError(
+            f"its outer inverse takes up to {steps} steps and those inside {mlp.n_iter}, and a network has one n_iter; "
+            "set the model's solver to fixed"
+        )
+    return steps
 
 
 def _coupling(level: _Level, axis: int, gain: Optional[Tensor]) -> LinearSynapse:

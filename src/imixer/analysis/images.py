@@ -1,6 +1,7 @@
 """Images to measure a run on."""
 
-from typing import Optional
+from collections.abc import Iterator
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -23,11 +24,34 @@ def held_out_images(reloaded: Reloaded, count: int, moved_to: Optional[str] = No
     """
     if count < 1:
         raise InputError(f"images is {count}; give 1 or more")
+    return next(held_out_batches(reloaded, count, count, moved_to))[0]
+
+
+def held_out_batches(
+    reloaded: Reloaded, count: Optional[int], batch_size: int, moved_to: Optional[str] = None
+) -> Iterator[Tuple[Tensor, Tensor]]:
+    """Held-out images, as `held_out_images`, and their labels (B,), in batches.
+
+    Args:
+        reloaded: The run.
+        count: How many images, evenly spread. Default: all.
+        batch_size: Images per batch.
+        moved_to: Where the data lie now. Default: where they lay.
+
+    Raises:
+        InputError: If count is below 1, or the data are not there.
+    """
+    if count is not None and count < 1:
+        raise InputError(f"images is {count}; give 1 or more")
     val = reloaded.data(moved_to).val
     total = len(val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
     cfg = reloaded.model.pretrained_cfg
     transform = eval_transform(
         reloaded.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
     )
-    places = sorted({i * total // count for i in range(count)})
-    return torch.stack([transform(val[place][0]) for place in places]).to(reloaded.device)
+    wanted = min(count or total, total)
+    places = [i * total // wanted for i in range(wanted)]
+    for start in range(0, wanted, batch_size):
+        images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
+        batch = torch.stack([transform(image) for image in images])
+        yield batch.to(reloaded.device), torch.tensor(labels, device=reloaded.device)

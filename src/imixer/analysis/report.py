@@ -8,7 +8,7 @@ from rich.table import Table
 
 from imixer.analysis.energy import MixingEnergy
 
-_STYLES = {"guaranteed": "green", "observed": "cyan", "violated": "yellow"}
+STYLES = {"guaranteed": "green", "observed": "cyan", "violated": "yellow"}
 
 
 def report_energy(found: Sequence[MixingEnergy], folder: Path, console: Console) -> None:
@@ -30,7 +30,7 @@ def report_energy(found: Sequence[MixingEnergy], folder: Path, console: Console)
             "  ".join(f"{name} {value:.2f}" for name, value in m.asymmetry.items()),
             *(f"{e.mean():.4g} +- {e.std(correction=min(1, len(e) - 1)):.2g}" for e in (m.before, m.after)),
             f"{m.falls:.0%}",
-            f"[{_STYLES[m.verdict]}]{m.verdict}[/]",
+            f"[{STYLES[m.verdict]}]{m.verdict}[/]",
         )
     console.print(table)
     reasons = sorted({obstacle.split(": ", 1)[1] for m in found for obstacle in m.obstacles})

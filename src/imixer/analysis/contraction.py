@@ -1,0 +1,194 @@
+"""Is each block's F a contraction, in theory and on real images, and how much error do its iterations leave?"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from imixer.analysis.contraction_figure import draw_contraction
+from imixer.analysis.images import held_out_images
+from imixer.analysis.inside import Inside, look_inside
+from imixer.analysis.statistics import spread
+from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
+from imixer.implicit.nest import levels
+from imixer.models.activations import lipschitz_constant
+from imixer.training.reload import reload
+
+Requirement = Literal["guaranteed", "observed"]
+ERRORS = (1e-2, 1e-4, 1e-6)
+TOLERANCE = 1e-3
+MAX_STEPS = 200
+
+
+@dataclass(frozen=True)
+class BlockContraction:
+    """One block.
+
+    Attributes:
+        block: Number of the block, from 0.
+        iterations: How the run solves for x: its n, or the name of its solver.
+        certificate: Of its F, worst case and at the images' fixed points.
+        norms: Of the Jacobian of a whole image, the largest over its channels: (levels, images).
+        settled: Whether the power iteration for it met its tolerance; if not, it is a lower bound. (levels, images).
+        start: ||G(v) - x|| / ||x|| per image, x being the fixed point: the error of 0 iterations.
+        left: ||x_n - x|| / ||x|| per image, x_n being what the run computes.
+        unknown: Activations whose largest slope is not known here; the bound is then infinite.
+    """
+
+    block: int
+    iterations: str
+    certificate: Certificate
+    norms: Tensor
+    settled: Tensor
+    start: Tensor
+    left: Tensor
+    unknown: Tuple[str, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """See `Certificate`."""
+        return self.certificate.verdict
+
+    @property
+    def rates(self) -> Dict[str, float]:
+        """What one iteration multiplies an error by at most: by the bound, and by the largest norm on the images."""
+        return {"bound": self.certificate.worst.bound, "data": float(self.norms[0].max())}
+
+    def needed(self, error: float) -> Dict[str, Optional[int]]:
+        """Iterations for an error relative to that of the start, by both rates; None where there is no promise."""
+        found = {name: iterations_needed(rate, error) for name, rate in self.rates.items()}
+        return {name: int(n) if math.isfinite(n) else None for name, n in found.items()}
+
+
+def contraction_along_depth(model: Any, images: Tensor) -> List[BlockContraction]:
+    """Certify every block of an iMixer and measure it on images.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: (B, in_chans, H, W), normalised as the model expects.
+
+    Raises:
+        InputError: If the model has no inverse.
+
+    Source: paper section 3.3; DESIGN 4b.
+    """
+    return [_measure(inside) for inside in look_inside(model, images, "certify")]
+
+
+def _measure(inside: Inside) -> BlockContraction:
+    F, imlp = inside.F, inside.imlp
+    slopes, unknown = _slopes([F.act, *(level.act_hidden for level in levels(F))])
+    certificate = certify(F, slopes, inside.z, tol=TOLERANCE, max_steps=MAX_STEPS)
+    x = certificate.data.x
+    norms, channel = certificate.data.norms.max(-1)
+    solver = imlp.inversion.solver
+    return BlockContraction(
+        block=inside.block,
+        iterations=f"n = {imlp.n_iter}" if solver == "fixed" else str(solver),
+        certificate=certificate,
+        norms=norms.cpu(),
+        settled=certificate.data.settled.gather(-1, channel[..., None])[..., 0].cpu(),
+        start=_distance(inside.z, x),
+        left=_distance(inside.x, x),
+        unknown=unknown,
+    )
+
+
+def _slopes(acts: Sequence[nn.Module]) -> Tuple[List[float], Tuple[str, ...]]:
+    slopes, unknown = [], []
+    for act in acts:
+        try:
+            slopes.append(lipschitz_constant(act))
+        except ValueError:
+            slopes.append(math.inf)
+            unknown.append(type(act).__name__)
+    return slopes, tuple(sorted(set(unknown)))
+
+
+def _distance(x: Tensor, truth: Tensor) -> Tensor:
+    gap = torch.linalg.vector_norm((x.double() - truth).flatten(1), dim=1)
+    return (gap / torch.linalg.vector_norm(truth.flatten(1), dim=1)).cpu()
+
+
+def analyze_contraction(
+    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
+) -> Tuple[List[BlockContraction], Path]:
+    """Measure a run on its held-out images and write `contraction.json` and `.png` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        images: Held-out images, evenly spread.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: If run or data are not there, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    found = contraction_along_depth(reloaded.model, held_out_images(reloaded, images, data))
+    folder = reloaded.run.analysis
+    folder.mkdir(exist_ok=True)
+    written = {
+        "images": len(found[0].left),
+        "jacobian_tolerance": TOLERANCE,
+        "jacobian_max_steps": MAX_STEPS,
+        "blocks": [_row(block) for block in found],
+    }
+    (folder / "contraction.json").write_text(json.dumps(written, indent=2, allow_nan=False), encoding="utf-8")
+    draw_contraction(found, folder / "contraction.png")
+    return found, folder
+
+
+def unmet(found: Sequence[BlockContraction], require: Requirement) -> Optional[str]:
+    """Which blocks do not meet a requirement, and the remedy, in one line; None if all do.
+
+    Args:
+        found: What `contraction_along_depth` gave.
+        require: `guaranteed`: by the bound; `observed`: at least on the images.
+    """
+    accepted = ("guaranteed",) if require == "guaranteed" else ("guaranteed", "observed")
+    bad = [block for block in found if block.verdict not in accepted]
+    if not bad:
+        return None
+    named = ", ".join(f"{block.block} ({block.verdict})" for block in bad)
+    return (
+        f"{require} is required of every block, and these are not: {named}; retrain with --model.coeff auto, or with a "
+        "lower --model.coeff"
+    )
+
+
+def _row(block: BlockContraction) -> Dict[str, Any]:
+    worst, converged = block.certificate.worst, block.certificate.data.converged
+    return {
+        "block": block.block,
+        "iterations": block.iterations,
+        "sigma": worst.sigmas,
+        "sigma_estimated": worst.estimates,
+        "coeff": worst.coeff,
+        "lipschitz": [_finite(slope) for slope in worst.lipschitz],
+        "unknown_activations": list(block.unknown),
+        "bounds": [_finite(bound) for bound in worst.bounds],
+        "jacobian_norms": [_finite_spread(norms) for norms in block.norms],
+        "jacobians_settled": float(block.settled.double().mean()),
+        "fixed_points_found": float(converged.all(-1).double().mean()),
+        "error_of_start": _finite_spread(block.start),
+        "error_left": _finite_spread(block.left),
+        "iterations_needed": {f"{error:g}": block.needed(error) for error in ERRORS},
+        "verdict": block.verdict,
+    }
+
+
+def _finite(value: float) -> Optional[float]:
+    """JSON knows no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _finite_spread(values: Tensor) -> Dict[str, Optional[float]]:
+    return {name: _finite(value) for name, value in (spread(values) | {"max": float(values.max())}).items()}

@@ -1,0 +1,100 @@
+"""What a trained iMixer's token mixing works on, block by block.
+
+S: tokens, C: channels, D: D_S, width of x.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Dict, List, Tuple
+
+import torch
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor
+
+from imixer.errors import InputError
+from imixer.implicit import Contraction
+from imixer.models import IMLP
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One block's iMLP, and what passed through it.
+
+    Attributes:
+        block: Number of the block, from 0.
+        imlp: The iMLP.
+        v: Its input (images, C, S).
+        z: G(v), (images, C, D).
+        x: What its solver made of it, (images, C, D).
+    """
+
+    block: int
+    imlp: IMLP
+    v: Tensor
+    z: Tensor
+    x: Tensor
+
+    @property
+    def F(self) -> Contraction:
+        """The contraction."""
+        assert self.imlp.contraction is not None
+        return self.imlp.contraction
+
+
+def implicit_blocks(model: Any, what: str) -> List[Tuple[int, IMLP]]:
+    """The blocks that have an inverse, with their numbers.
+
+    Args:
+        model: The model.
+        what: What is wanted of it, for the message.
+
+    Raises:
+        InputError: If there is none.
+    """
+    blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
+    mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
+    found = [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
+    if not found:
+        raise InputError(
+            f"the model of this run is {_kind(model)}, whose blocks have no inverse: there is nothing to {what}; give "
+            "a run of an iMixer with num_layers 3 or more"
+        )
+    return found
+
+
+@torch.no_grad()
+def look_inside(model: Any, images: Tensor, what: str = "look at") -> List[Inside]:
+    """Follow images through an iMixer, as it computes.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: (B, in_chans, H, W), normalised as the model expects.
+        what: See `implicit_blocks`.
+
+    Raises:
+        InputError: As there.
+    """
+    blocks = implicit_blocks(model, what)
+    seen: Dict[Tuple[int, str], Tensor] = {}
+
+    def see(block: int, name: str, module: Any, args: Any, output: Any = None) -> None:
+        seen[block, name] = args[0] if output is None else output
+
+    hooks = []
+    for i, imlp in blocks:
+        hooks.append(imlp.register_forward_pre_hook(partial(see, i, "v")))
+        hooks.append(imlp.fc_in.register_forward_hook(partial(see, i, "z")))
+        hooks.append(imlp.act.register_forward_pre_hook(partial(see, i, "x")))
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [Inside(i, imlp, *(seen[i, name] for name in ("v", "z", "x"))) for i, imlp in blocks]
+
+
+def _kind(model: Any) -> str:
+    name = type(model).__name__
+    return f"{'an' if name[0] in 'AEIOUi' else 'a'} {name}" + (
+        " with num_layers 2" if any(isinstance(m, IMLP) for m in model.modules()) else ""
+    )

@@ -1,0 +1,181 @@
+"""The i in iMixer: back from the inner state x = (1 - F)^-1 G(v) to G(v), and to what G sees of v.
+
+Back is easier than there: G(v) = x - F(x) takes one evaluation of F and no iteration.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from imixer.analysis.images import held_out_images
+from imixer.analysis.inside import Inside, look_inside
+from imixer.analysis.inverse_figure import draw_inverse
+from imixer.analysis.statistics import spread
+from imixer.implicit import Contraction, fold
+from imixer.implicit.nest import CONVERGED, apply, fixed_point
+from imixer.implicit.solvers import Solver
+from imixer.training.reload import reload
+
+
+@torch.no_grad()
+def recover_G(F: Contraction, x: Tensor, n_iter: Optional[int] = None, solver: Solver = CONVERGED) -> Tensor:
+    """G(v) = x - F(x).
+
+    Exact if x = (1 - F)^-1 G(v). After n iterations, x_n = G(v) + F(x_(n-1)), so that this gives
+    G(v) - (F(x_n) - F(x_(n-1))): what is missing is x_(n+1) - x_n, the truncation, at most Lip(F) ||x_n - x_(n-1)||.
+
+    Args:
+        F: The contraction, used in evaluation mode.
+        x: Inner state (..., D_S), in the dtype to compute in.
+        n_iter: Iterations n of inverses inside F. Default: as many as `solver` takes.
+        solver: See `imixer.implicit.nest.fixed_point`.
+
+    Returns:
+        (..., D_S).
+
+    Source: paper (29)-(30).
+    """
+    if n_iter is None:
+        return x - apply(F, x.flatten(0, -2), solver).view(x.shape)
+    plain = fold(F).to(x)
+    return x - plain(x, plain.weights(), n_iter)
+
+
+@torch.no_grad()
+def recover_v(fc_in: nn.Linear, z: Tensor) -> Tensor:
+    """The v of least norm with fc_in(v) as near to z as possible: (W^+)(z - b), W^+ being the pseudoinverse.
+
+    For z = fc_in(v) that is the projection of v onto the row space of W, `visible_part(fc_in, v)`: all that G sees of
+    it, and all of v if W has as many independent rows as v has entries.
+
+    Args:
+        fc_in: The layer G.
+        z: G(v), (..., D_S), in the dtype to compute in.
+
+    Returns:
+        (..., S).
+    """
+    W = fc_in.weight.to(z)
+    z = z if fc_in.bias is None else z - fc_in.bias.to(z)
+    return z @ torch.linalg.pinv(W).T
+
+
+@torch.no_grad()
+def visible_part(fc_in: nn.Linear, v: Tensor) -> Tensor:
+    """Projection W^+ W v of v (..., S) onto the row space of fc_in's matrix, in the dtype of v."""
+    W = fc_in.weight.to(v)
+    return v @ W.T @ torch.linalg.pinv(W).T
+
+
+@dataclass(frozen=True)
+class BlockInverse:
+    """A round trip through one block's inner state. All errors are relative, per image, (images,).
+
+    Attributes:
+        block: Number of the block, from 0.
+        error_run: Of G(v), from the x that the run computes: the truncation of its iterations.
+        error_solved: Of G(v), from the fixed point, in float64.
+        error_v_run: Of what G sees of v, from the x that the run computes.
+        error_v_solved: The same, from the fixed point, in float64.
+        rank: Of G's matrix.
+        tokens: S, entries of v.
+        condition: Largest over smallest singular value of G's matrix that is not 0: by how much going back to v may
+            enlarge an error.
+        visible: ||what G sees of v||^2 / ||v||^2.
+    """
+
+    block: int
+    error_run: Tensor
+    error_solved: Tensor
+    error_v_run: Tensor
+    error_v_solved: Tensor
+    rank: int
+    tokens: int
+    condition: float
+    visible: Tensor
+
+
+def inverse_along_depth(model: Any, images: Tensor) -> List[BlockInverse]:
+    """Go back from the inner state of every block of an iMixer.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: (B, in_chans, H, W), normalised as the model expects.
+
+    Raises:
+        InputError: If the model has no inverse.
+    """
+    return [_measure(inside) for inside in look_inside(model, images, "invert")]
+
+
+def _measure(inside: Inside) -> BlockInverse:
+    F, fc_in = inside.F, inside.imlp.fc_in
+    v, W = inside.v.double(), fc_in.weight.detach().double()
+    z = nn.functional.linear(v, W, None if fc_in.bias is None else fc_in.bias.detach().double())
+    solved = fixed_point(F, z.flatten(0, -2)).states[0].view(z.shape)
+    back_run, back_solved = recover_G(F, inside.x.double()), recover_G(F, solved)
+    seen = visible_part(fc_in, v)
+    singular = torch.linalg.svdvals(W)
+    nonzero = singular[singular > singular[0] * max(W.shape) * torch.finfo(fc_in.weight.dtype).eps]
+    return BlockInverse(
+        block=inside.block,
+        error_run=relative_error(back_run, z),
+        error_solved=relative_error(back_solved, z),
+        error_v_run=relative_error(recover_v(fc_in, back_run), seen),
+        error_v_solved=relative_error(recover_v(fc_in, back_solved), seen),
+        rank=len(nonzero),
+        tokens=v.shape[-1],
+        condition=float(nonzero[0] / nonzero[-1]),
+        visible=(seen.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).cpu(),
+    )
+
+
+def relative_error(x: Tensor, truth: Tensor) -> Tensor:
+    """||x - truth|| / ||truth|| of each sample along the first axis, in float64, on the CPU."""
+    x, truth = x.double().flatten(1), truth.double().flatten(1)
+    return (torch.linalg.vector_norm(x - truth, dim=1) / torch.linalg.vector_norm(truth, dim=1)).cpu()
+
+
+def analyze_inverse(
+    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
+) -> Tuple[List[BlockInverse], Path]:
+    """Measure a run on its held-out images and write `inverse.json` and `inverse.png` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        images: Held-out images, evenly spread.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: If run or data are not there, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    found = inverse_along_depth(reloaded.model, held_out_images(reloaded, images, data))
+    folder = reloaded.run.analysis
+    folder.mkdir(exist_ok=True)
+    written = {"images": len(found[0].error_run), "blocks": [_row(block) for block in found]}
+    (folder / "inverse.json").write_text(json.dumps(written, indent=2), encoding="utf-8")
+    draw_inverse(found, folder / "inverse.png")
+    return found, folder
+
+
+def _row(block: BlockInverse) -> Dict[str, Any]:
+    return {
+        "block": block.block,
+        "error_of_G_from_the_runs_x": spread(block.error_run),
+        "error_of_G_from_the_fixed_point": spread(block.error_solved),
+        "error_of_v_from_the_runs_x": spread(block.error_v_run),
+        "error_of_v_from_the_fixed_point": spread(block.error_v_solved),
+        "rank": block.rank,
+        "tokens": block.tokens,
+        "condition": block.condition,
+        "visible_share": spread(block.visible),
+    }

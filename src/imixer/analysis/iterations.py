@@ -1,0 +1,313 @@
+"""What the number of iterations is worth at test time: accuracy and latency of one trained model."""
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from imixer.analysis.images import held_out_batches
+from imixer.analysis.inside import implicit_blocks
+from imixer.analysis.iterations_figure import draw_iterations
+from imixer.analysis.statistics import spread
+from imixer.implicit import Contraction
+from imixer.implicit.solve import solve
+from imixer.implicit.solvers import Picard
+from imixer.models import IMLP
+from imixer.training.reload import reload
+
+NUMBERS = tuple(range(9))
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+BATCH_SIZE = 64
+MAX_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model solves for x in every block: in n iterations, to a tolerance, or, with neither, as it was trained.
+
+    Args:
+        n_iter: Iterations of every inverse.
+        tolerance: Relative residual ||G + F(x) - x|| / ||G + F(x)|| at which an image stops, each on its own, after at
+            most `MAX_STEPS` evaluations. Inverses inside F then keep the n they were trained with.
+    """
+
+    n_iter: Optional[int] = None
+    tolerance: Optional[float] = None
+
+    def __str__(self) -> str:
+        if self.tolerance is not None:
+            return f"tolerance {self.tolerance:g}"
+        return "as trained" if self.n_iter is None else f"n = {self.n_iter}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model does with a setting.
+
+    Attributes:
+        setting: The setting.
+        correct: Whether an image is recognised, (images,).
+        same: Whether it gets the answer that it gets as trained, (images,).
+        change: ||logits - logits as trained|| / ||logits as trained||, (images,).
+        evaluations: Evaluations of F for each image, (blocks, images).
+        converged: Share of all (block, image) whose tolerance was met; None without a tolerance.
+        latency: Milliseconds per image, of repeats.
+    """
+
+    setting: Setting
+    correct: Tensor
+    same: Tensor
+    change: Tensor
+    evaluations: Tensor
+    converged: Optional[float]
+    latency: Tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images recognised."""
+        return float(self.correct.double().mean())
+
+    @property
+    def accuracy_error(self) -> float:
+        """Standard error of the accuracy, by the number of images."""
+        return float((self.accuracy * (1 - self.accuracy) / len(self.correct)) ** 0.5)
+
+    @property
+    def latency_quartiles(self) -> Tuple[float, float, float]:
+        """Lower quartile, median and upper quartile, in ms per image."""
+        low, middle, high = statistics.quantiles(self.latency, n=4, method="inclusive")
+        return low, middle, high
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model with all settings.
+
+    Attributes:
+        trained: How it was trained, such as `n = 2`.
+        outcomes: One per setting.
+        batch_size: Images per step, for the latency.
+        device: Where it ran, with the number of threads on a CPU.
+    """
+
+    trained: str
+    outcomes: Tuple[Outcome, ...]
+    batch_size: int
+    device: str
+
+
+class _EarlyExit:
+    """Stands in for an iMLP's `Inversion`: each image on its own, to a tolerance, and no further.
+
+    Attributes:
+        counts: Evaluations of F that each image took, (images,), per call.
+        met: Whether the tolerance was met, (images,), per call.
+    """
+
+    by_steps = False
+
+    def __init__(self, tolerance: float) -> None:
+        self.solver = Picard(rtol=tolerance, atol=0.0, max_steps=MAX_STEPS)
+        self.counts: List[Tensor] = []
+        self.met: List[Tensor] = []
+
+    def __call__(self, F: Contraction, z: Tensor, weights: List[Tensor], n_iter: int, name: str) -> Tensor:
+        def f(x: Tensor, *weights: Tensor) -> Tensor:
+            return F(x, list(weights), n_iter)
+
+        found = solve(f, z, weights, solver=self.solver, on_failure="ignore", early_exit=True, name=name)
+        assert found.residuals is not None and found.converged is not None
+        going = ~(found.residuals <= self.solver.rtol)  # also where it is not a number
+        self.counts.append((going.int().cumprod(0).sum(0) + 1).clamp_max(len(going)))
+        self.met.append(found.converged)
+        return found.value
+
+
+@torch.no_grad()
+def compare_iterations(
+    model: Any,
+    batches: Iterable[Tuple[Tensor, Tensor]],
+    settings: Sequence[Setting],
+    *,
+    repeats: int = 11,
+) -> Comparison:
+    """Run a model on labelled images, once per setting, and time it.
+
+    Args:
+        model: An iMixer in evaluation mode. It is left as it was.
+        batches: Images (B, in_chans, H, W) and labels (B,). The first batch is timed.
+        settings: What to compare.
+        repeats: Timings per setting, after one that does not count; settings take turns, so that whatever else the
+            machine does meets all alike.
+
+    Raises:
+        InputError: If the model has no inverse.
+    """
+    imlps = [imlp for _, imlp in implicit_blocks(model, "iterate")]
+    before = [(imlp.n_iter, imlp.inversion) for imlp in imlps]
+    try:
+        seen: List[List[Dict[str, Any]]] = [[] for _ in settings]
+        first: Optional[Tensor] = None
+        for images, labels in batches:
+            first = images if first is None else first
+            _apply(Setting(), imlps, before)
+            reference = model(images).float()
+            for rows, setting in zip(seen, settings, strict=True):
+                rows.append(_run(model, images, labels, reference, setting, imlps, before))
+        assert first is not None
+        latencies = _time(model, first, settings, imlps, before, repeats)
+    finally:
+        _apply(Setting(), imlps, before)
+    return Comparison(
+        trained=_trained(imlps[0]),
+        outcomes=tuple(_joined(s, rows, ms) for s, rows, ms in zip(settings, seen, latencies, strict=True)),
+        batch_size=len(first),
+        device=str(first.device) if first.device.type != "cpu" else _cpu(),
+    )
+
+
+def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[Tuple[int, Any]]) -> Optional[_EarlyExit]:
+    early = None if setting.tolerance is None else _EarlyExit(setting.tolerance)
+    for imlp, (n_iter, inversion) in zip(imlps, before, strict=True):
+        imlp.n_iter = n_iter if setting.n_iter is None else setting.n_iter
+        if early is not None:
+            imlp.inversion = early  # type: ignore[assignment]
+        elif setting.n_iter is not None:
+            # In evaluation all gradients, and the published code's normalisation, compute the same.
+            imlp.inversion = replace(inversion, solver="fixed", gradient="unroll", legacy=False)
+        else:
+            imlp.inversion = inversion
+    return early
+
+
+def _run(
+    model: Any,
+    images: Tensor,
+    labels: Tensor,
+    reference: Tensor,
+    setting: Setting,
+    imlps: Sequence[IMLP],
+    before: Sequence[Tuple[int, Any]],
+) -> Dict[str, Any]:
+    early = _apply(setting, imlps, before)
+    logits = model(images).float()
+    answer = logits.argmax(1)
+    norm = torch.linalg.vector_norm
+    fixed = torch.full((len(imlps), len(images)), imlps[0].n_iter, device=images.device)
+    return {
+        "correct": answer == labels,
+        "same": answer == reference.argmax(1),
+        "change": norm(logits - reference, dim=1) / norm(reference, dim=1),
+        "evaluations": fixed if early is None else torch.stack(early.counts),
+        "met": None if early is None else torch.stack(early.met),
+    }
+
+
+def _joined(setting: Setting, rows: Sequence[Dict[str, Any]], latency: List[float]) -> Outcome:
+    def join(name: str) -> Tensor:
+        return torch.cat([row[name] for row in rows], -1).cpu()
+
+    return Outcome(
+        setting=setting,
+        correct=join("correct"),
+        same=join("same"),
+        change=join("change"),
+        evaluations=join("evaluations"),
+        converged=None if setting.tolerance is None else float(join("met").double().mean()),
+        latency=tuple(latency),
+    )
+
+
+def _time(
+    model: Any,
+    images: Tensor,
+    settings: Sequence[Setting],
+    imlps: Sequence[IMLP],
+    before: Sequence[Tuple[int, Any]],
+    repeats: int,
+) -> List[List[float]]:
+    taken: List[List[float]] = [[] for _ in settings]
+    for repeat in range(repeats + 1):
+        for times, setting in zip(taken, settings, strict=True):
+            _apply(setting, imlps, before)
+            _wait(images)
+            began = time.perf_counter()
+            model(images)
+            _wait(images)
+            if repeat:
+                times.append(1e3 * (time.perf_counter() - began) / len(images))
+    return taken
+
+
+def _wait(images: Tensor) -> None:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+
+
+def _cpu() -> str:
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _trained(imlp: IMLP) -> str:
+    solver = imlp.inversion.solver
+    if solver == "fixed":
+        return str(Setting(n_iter=imlp.n_iter))
+    return f"{solver} to {imlp.inversion.tolerance:g}" if isinstance(solver, str) else type(solver).__name__
+
+
+def analyze_iterations(
+    path: str, *, images: Optional[int] = None, data: Optional[str] = None, device: str = "auto"
+) -> Tuple[Comparison, Path]:
+    """Measure a run on its held-out images and write `iterations.json` and `iterations.png` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        images: Held-out images, evenly spread. Default: all.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: If run or data are not there, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
+    batches = held_out_batches(reloaded, images, BATCH_SIZE, data)
+    found = compare_iterations(reloaded.model, batches, settings)
+    folder = reloaded.run.analysis
+    folder.mkdir(exist_ok=True)
+    written = {
+        "images": len(found.outcomes[0].correct),
+        "trained": found.trained,
+        "device": found.device,
+        "latency_batch_size": found.batch_size,
+        "latency_repeats": len(found.outcomes[0].latency),
+        "settings": [_row(outcome) for outcome in found.outcomes],
+    }
+    (folder / "iterations.json").write_text(json.dumps(written, indent=2), encoding="utf-8")
+    draw_iterations(found, folder / "iterations.png")
+    return found, folder
+
+
+def _row(outcome: Outcome) -> Dict[str, Any]:
+    low, middle, high = outcome.latency_quartiles
+    return {
+        "n_iter": outcome.setting.n_iter,
+        "tolerance": outcome.setting.tolerance,
+        "accuracy": outcome.accuracy,
+        "accuracy_standard_error": outcome.accuracy_error,
+        "same_answer": float(outcome.same.double().mean()),
+        "logit_change": spread(outcome.change),
+        "evaluations_per_block": [spread(block.double()) for block in outcome.evaluations],
+        "converged": outcome.converged,
+        "latency_ms_per_image": {"median": middle, "lower_quartile": low, "upper_quartile": high},
+    }

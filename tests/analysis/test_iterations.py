@@ -1,0 +1,84 @@
+"""Each setting is what it says, and the model is left as it was."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+import imixer  # noqa: F401
+from imixer.analysis.iterations import Setting, compare_iterations
+from imixer.cli import main
+from imixer.errors import InputError
+
+IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(6)
+
+
+def create(**kwargs):
+    torch.manual_seed(0)
+    model = timm.create_model("imixer_t2_8", num_blocks=2, embed_dim=16, num_classes=10, **kwargs).eval()
+    torch.nn.init.normal_(model.head.weight)  # timm starts it at 0
+    return model
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(num_layers=4), dict(legacy=True), dict(norm="batch")], ids=str)
+def test_numbers_and_tolerances_lead_to_the_same_place(kwargs):
+    model = create(**kwargs)
+    before = model(IMAGES)
+    settings = [Setting(), Setting(n_iter=2), Setting(n_iter=0), Setting(tolerance=1e-1), Setting(tolerance=1e-5)]
+    found = compare_iterations(model, [(IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])], settings, repeats=2)
+    same, trained, none, loose, tight = found.outcomes
+    assert found.trained == "n = 2" and found.batch_size == 4
+    assert same.change.max() == trained.change.max() == 0 < none.change.max()
+    assert none.evaluations.shape == (2, 6) and (none.evaluations == 0).all() and (trained.evaluations == 2).all()
+    assert loose.converged == tight.converged == 1
+    assert (loose.evaluations >= 1).all() and (loose.evaluations <= tight.evaluations).all()
+    assert loose.evaluations.sum() < tight.evaluations.sum()
+    assert all(len(o.latency) == 2 and len(o.correct) == 6 for o in found.outcomes)
+    torch.testing.assert_close(model(IMAGES), before, rtol=0, atol=0)
+
+    if not kwargs:
+        model.n_iter = 50
+        logits = model(IMAGES)
+        solved = ((logits - before).norm(dim=1) / before.norm(dim=1)).detach()
+        torch.testing.assert_close(tight.change, solved, rtol=1e-2, atol=1e-5)
+        assert tight.accuracy == float((logits.argmax(1) == LABELS).double().mean())
+
+
+def test_images_are_judged_on_their_own():
+    model = create()
+    alone = [
+        compare_iterations(model, [(IMAGES[i : i + 1], LABELS[i : i + 1])], [Setting(tolerance=1e-4)], repeats=2)
+        for i in range(6)
+    ]
+    together = compare_iterations(model, [(IMAGES, LABELS)], [Setting(tolerance=1e-4)], repeats=2)
+    counts = torch.cat([a.outcomes[0].evaluations for a in alone], 1)
+    assert ((counts - together.outcomes[0].evaluations).abs() <= 1).all()
+
+
+def test_a_mixer_has_nothing_to_iterate():
+    with pytest.raises(InputError, match="nothing to iterate"):
+        compare_iterations(timm.create_model("mixer_t2_8"), [(IMAGES, LABELS)], [Setting(n_iter=1)])
+
+
+def test_analyze_iterations_writes_a_table_and_a_figure(run, capsys):
+    assert main(["analyze", "iterations", str(run)]) == 0
+    written = json.loads((run / "analysis" / "iterations.json").read_text())
+    assert written["images"] == 360
+    rows = written["settings"]
+    assert [row["n_iter"] for row in rows] == [*range(9), *[None] * 5]
+    assert [row["tolerance"] for row in rows[9:]] == [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
+    assert rows[2]["same_answer"] == 1 and rows[2]["logit_change"]["mean"] == 0
+    assert (run / "analysis" / "iterations.png").stat().st_size > 10_000
+    assert "ms per image" in capsys.readouterr().out
+
+    assert main(["evaluate", str(run)]) == 0  # and the accuracy is the run's
+    assert rows[2]["accuracy"] == pytest.approx(json.loads((run / "evaluation.json").read_text())["top1"], abs=1e-6)
+
+
+@pytest.mark.parametrize(("words", "named"), [(["--images", "0"], "images"), (["--require", "observed"], "require")])
+def test_bad_input_is_refused_in_one_line(words, named, run, capsys):
+    assert main(["analyze", "iterations", str(run), *words]) == 2
+    error = capsys.readouterr().err
+    assert named in error and "Traceback" not in error
