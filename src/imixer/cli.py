@@ -241,7 +241,7 @@ def _analyze(args: Namespace) -> int:
 
 def _analyze_energy(args: Namespace, given: Dict[str, Any]) -> int:
     from imixer.analysis.energy import analyze_energy
-    from imixer.analysis.report import report_energy
+    from imixer.analysis.energy_report import report_energy
 
     report_energy(*analyze_energy(args.run, **given), _console())
     return 0

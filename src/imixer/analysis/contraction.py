@@ -1,6 +1,5 @@
 """Is each block's F a contraction, in theory and on real images, and how much error do its iterations leave?"""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from imixer.analysis.contraction_figure import draw_contraction
 from imixer.analysis.images import held_out_images
 from imixer.analysis.inside import Inside, look_inside
+from imixer.analysis.record import record
 from imixer.analysis.statistics import spread
 from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
 from imixer.implicit.nest import levels
@@ -133,17 +133,13 @@ def analyze_contraction(
     """
     reloaded = reload(path, device)
     found = contraction_along_depth(reloaded.model, held_out_images(reloaded, images, data))
-    folder = reloaded.run.analysis
-    folder.mkdir(exist_ok=True)
     written = {
         "images": len(found[0].left),
         "jacobian_tolerance": TOLERANCE,
         "jacobian_max_steps": MAX_STEPS,
         "blocks": [_row(block) for block in found],
     }
-    (folder / "contraction.json").write_text(json.dumps(written, indent=2, allow_nan=False), encoding="utf-8")
-    draw_contraction(found, folder / "contraction.png")
-    return found, folder
+    return found, record(reloaded.run, "contraction", written, lambda path: draw_contraction(found, path))
 
 
 def unmet(found: Sequence[BlockContraction], require: Requirement) -> Optional[str]:
@@ -172,23 +168,18 @@ def _row(block: BlockContraction) -> Dict[str, Any]:
         "sigma": worst.sigmas,
         "sigma_estimated": worst.estimates,
         "coeff": worst.coeff,
-        "lipschitz": [_finite(slope) for slope in worst.lipschitz],
+        "lipschitz": worst.lipschitz,
         "unknown_activations": list(block.unknown),
-        "bounds": [_finite(bound) for bound in worst.bounds],
-        "jacobian_norms": [_finite_spread(norms) for norms in block.norms],
+        "bounds": worst.bounds,
+        "jacobian_norms": [_with_largest(norms) for norms in block.norms],
         "jacobians_settled": float(block.settled.double().mean()),
         "fixed_points_found": float(converged.all(-1).double().mean()),
-        "error_of_start": _finite_spread(block.start),
-        "error_left": _finite_spread(block.left),
+        "error_of_start": _with_largest(block.start),
+        "error_left": _with_largest(block.left),
         "iterations_needed": {f"{error:g}": block.needed(error) for error in ERRORS},
         "verdict": block.verdict,
     }
 
 
-def _finite(value: float) -> Optional[float]:
-    """JSON knows no infinity."""
-    return value if math.isfinite(value) else None
-
-
-def _finite_spread(values: Tensor) -> Dict[str, Optional[float]]:
-    return {name: _finite(value) for name, value in (spread(values) | {"max": float(values.max())}).items()}
+def _with_largest(values: Tensor) -> Dict[str, float]:
+    return spread(values) | {"max": float(values.max())}

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imixer.analysis.contraction import ERRORS, TOLERANCE, BlockContraction
-from imixer.analysis.report import STYLES
+from imixer.analysis.energy_report import STYLES
 from imixer.analysis.statistics import plus_minus
 
 

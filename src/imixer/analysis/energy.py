@@ -1,6 +1,5 @@
 """The energy of a trained mixer's blocks: does mixing go downhill, and how symmetric did the couplings become?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Tuple
@@ -11,6 +10,8 @@ from torch import Tensor
 from imixer.analysis.bridge import model_networks
 from imixer.analysis.energy_figure import draw_energy
 from imixer.analysis.images import held_out_images
+from imixer.analysis.record import record
+from imixer.analysis.statistics import spread
 from imixer.errors import InputError
 from imixer.hopfield import AdiabaticUpdate, LinearSynapse
 from imixer.training.reload import reload
@@ -135,15 +136,13 @@ def analyze_energy(
         found = energy_along_depth(reloaded.model, batch)
     except (ValueError, AttributeError) as error:
         raise InputError(f"the model of {path} is no mixer with a known Hopfield network: {error}") from error
-    folder = reloaded.run.analysis
-    folder.mkdir(exist_ok=True)
-    rows = [
+    rows: List[Dict[str, Any]] = [
         {
             "block": m.block,
             "mixing": m.mixing,
             "asymmetry": {name: round(value, 6) for name, value in m.asymmetry.items()},
-            "energy_before": _spread(m.before),
-            "energy_after": _spread(m.after),
+            "energy_before": spread(m.before),
+            "energy_after": spread(m.after),
             "share_falling": m.falls,
             "unrest": m.unrest,
             "verdict": m.verdict,
@@ -151,10 +150,5 @@ def analyze_energy(
         }
         for m in found
     ]
-    (folder / "energy.json").write_text(json.dumps({"images": len(batch), "mixings": rows}, indent=2), encoding="utf-8")
-    draw_energy(found, folder / "energy.png")
-    return found, folder
-
-
-def _spread(values: Tensor) -> Dict[str, float]:
-    return {"mean": float(values.mean()), "std": float(values.std()) if len(values) > 1 else 0.0}
+    written = {"images": len(batch), "mixings": rows}
+    return found, record(reloaded.run, "energy", written, lambda path: draw_energy(found, path))

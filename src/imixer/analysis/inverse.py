@@ -3,7 +3,6 @@
 Back is easier than there: G(v) = x - F(x) takes one evaluation of F and no iteration.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from imixer.analysis.images import held_out_images
 from imixer.analysis.inside import Inside, look_inside
 from imixer.analysis.inverse_figure import draw_inverse
+from imixer.analysis.record import record
 from imixer.analysis.statistics import spread
 from imixer.implicit import Contraction, fold
 from imixer.implicit.nest import CONVERGED, apply, fixed_point
@@ -159,12 +159,8 @@ def analyze_inverse(
     """
     reloaded = reload(path, device)
     found = inverse_along_depth(reloaded.model, held_out_images(reloaded, images, data))
-    folder = reloaded.run.analysis
-    folder.mkdir(exist_ok=True)
     written = {"images": len(found[0].error_run), "blocks": [_row(block) for block in found]}
-    (folder / "inverse.json").write_text(json.dumps(written, indent=2), encoding="utf-8")
-    draw_inverse(found, folder / "inverse.png")
-    return found, folder
+    return found, record(reloaded.run, "inverse", written, lambda path: draw_inverse(found, path))
 
 
 def _row(block: BlockInverse) -> Dict[str, Any]:

@@ -1,6 +1,5 @@
 """What the number of iterations is worth at test time: accuracy and latency of one trained model."""
 
-import json
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor
 from imixer.analysis.images import held_out_batches
 from imixer.analysis.inside import implicit_blocks
 from imixer.analysis.iterations_figure import draw_iterations
+from imixer.analysis.record import record
 from imixer.analysis.statistics import spread
 from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
@@ -283,8 +283,6 @@ def analyze_iterations(
     settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
     batches = held_out_batches(reloaded, images, BATCH_SIZE, data)
     found = compare_iterations(reloaded.model, batches, settings)
-    folder = reloaded.run.analysis
-    folder.mkdir(exist_ok=True)
     written = {
         "images": len(found.outcomes[0].correct),
         "trained": found.trained,
@@ -293,9 +291,7 @@ def analyze_iterations(
         "latency_repeats": len(found.outcomes[0].latency),
         "settings": [_row(outcome) for outcome in found.outcomes],
     }
-    (folder / "iterations.json").write_text(json.dumps(written, indent=2), encoding="utf-8")
-    draw_iterations(found, folder / "iterations.png")
-    return found, folder
+    return found, record(reloaded.run, "iterations", written, lambda path: draw_iterations(found, path))
 
 
 def _row(outcome: Outcome) -> Dict[str, Any]:
