@@ -168,7 +168,7 @@ def _add_run(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="PATH", type=Optional[str], help="Where the run's data lie now. Default: where they lay."
     )
-    parser.add_argument("--device", type=str, choices=["auto", "cpu", "cuda"], default="auto", help=_DEVICES)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help=_DEVICES)
 
 
 def _export_parser() -> ArgumentParser:
@@ -176,7 +176,6 @@ def _export_parser() -> ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
     parser.add_argument(
         "--format",
-        type=str,
         choices=["onnx", "torch"],
         default="onnx",
         help="`onnx`, or `torch`: a program of torch.export.",
@@ -210,7 +209,6 @@ def _analyze_parser() -> ArgumentParser:
     parser.add_argument(
         "what",
         metavar="WHAT",
-        type=str,
         choices=list(_MEASUREMENTS),
         help="; ".join(f"`{name}`: {what}" for name, what in _MEASUREMENTS.items()) + ".",
     )
@@ -222,7 +220,6 @@ def _analyze_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--require",
-        type=Optional[str],
         choices=["guaranteed", "observed"],
         help="For `contraction`: exit with 1 unless every block is a contraction, for any input (`guaranteed`) or at "
         "least on the images (`observed`).",

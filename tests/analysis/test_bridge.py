@@ -19,6 +19,7 @@ GENERAL = [
     {"norm": "none"},
     {"norm": "batch"},
     {"act_layer": "relu"},
+    {"act_layer": "gelu_1lip"},
     {"act_layer": ["softmax", "tanh"]},
     {"act_layer": ["softplus", "silu", "sigmoid"], "num_layers": 4},
 ]

@@ -23,6 +23,7 @@ from imixer.hopfield import (
 from imixer.hopfield.lagrangians import LayerNorm
 from imixer.implicit import Contraction, TransposedLinear, fold
 from imixer.models import IMLP
+from imixer.models.activations import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Optional[Ten
 
 
 def _lagrangian_of(activation: nn.Module, axis: int) -> Lagrangian:
-    name = type(activation).__name__.lower()
+    names = {type(make()): name for name, make in ACTIVATIONS.items()}
+    name = names.get(type(activation), type(activation).__name__.lower())
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     found = LAGRANGIANS.get(name)
     if found is None or not torch.allclose(found().activation(x), activation(x), atol=1e-6):

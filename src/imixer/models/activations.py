@@ -23,7 +23,7 @@ class GELU1Lip(nn.Module):
 ActLayer = Union[str, Callable[[], nn.Module], None]
 ActLayers = Union[ActLayer, List[ActLayer], Tuple[ActLayer, ...]]
 
-# Each is the activation of the Lagrangian that has its name in `imixer.hopfield`, but for gelu_1lip, which has none.
+# Each is the activation of the Lagrangian that has its name in `imixer.hopfield`.
 ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_1lip": GELU1Lip,

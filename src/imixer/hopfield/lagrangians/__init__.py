@@ -20,6 +20,7 @@ __all__ = [
     "LAGRANGIANS",
     "Elementwise",
     "Exponential",
+    "GELU1Lip",
     "Identity",
     "LayerNorm",
     "ReLU",

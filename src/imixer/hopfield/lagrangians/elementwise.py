@@ -171,6 +171,19 @@ class GELU(Lagrangian):
         return F.gelu(x)
 
 
+@register("gelu_1lip")
+class GELU1Lip(GELU):
+    """GELU divided by its steepest slope, 1.1289: Lipschitz constant 1. Not convex either."""
+
+    lipschitz = 1.0
+
+    def density(self, x: Tensor) -> Tensor:
+        return super().density(x) / GELU.lipschitz
+
+    def activation(self, x: Tensor) -> Tensor:
+        return super().activation(x) / GELU.lipschitz
+
+
 @register("silu")
 class SiLU(Lagrangian):
     """g = x / (1 + e^-x), L = x log(1 + e^x) + Li2(-e^x), which vanishes at -inf. Not convex: g falls below -1.28."""
