@@ -5,6 +5,7 @@ from imixer.hopfield.lagrangians.custom import Elementwise
 from imixer.hopfield.lagrangians.elementwise import (
     GELU,
     Exponential,
+    GELU1Lip,
     Identity,
     RectifiedPower,
     ReLU,
