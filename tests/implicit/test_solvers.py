@@ -118,6 +118,12 @@ def test_looking_rarely_changes_nothing_but_the_cost(name):
     assert rarely.n_evaluations == 7 * math.ceil(often.n_evaluations / 7)
 
 
+def test_a_gpu_is_not_made_to_wait_at_every_step():
+    assert Picard()._look_every(torch.device("cuda")) == 8
+    assert Picard()._look_every(torch.device("cpu")) == 1
+    assert Picard(check_every=3)._look_every(torch.device("cuda")) == 3
+
+
 class Synchronisations(TorchDispatchMode):
     """How often a value leaves the device for the host."""
 
