@@ -14,7 +14,7 @@ from imixer.data.config import DataConfig
 from imixer.data.source import open_data
 from imixer.errors import InputError
 
-CIFAR10 = Path("/work/shared/data/cifar10")
+CIFAR10 = Path(__file__).parents[3] / "shared/data/cifar10"
 HALF = [0, 1] * 10
 
 
