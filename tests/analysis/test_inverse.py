@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import imixer  # noqa: F401
-from imixer.analysis.inverse import inverse_along_depth, recover_G, recover_v, relative_error, visible_part
+from imixer.analysis.inverse import inverse_along_depth, recover_G, recover_v, visible_part
 from imixer.analysis.inverse_study import FEATURES, untrained
+from imixer.analysis.statistics import relative_error
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.implicit.nest import fixed_point

@@ -3,8 +3,9 @@
 S: tokens, C: channels. The visible neurons are v (S, C), with LayerNorm over the channels as their activation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, List, Optional, cast
+from typing import Any, List, Optional, Tuple, cast
 
 import torch
 from timm.layers import Mlp
@@ -21,9 +22,12 @@ from imixer.hopfield import (
     lagrangian,
 )
 from imixer.hopfield.lagrangians import LayerNorm
-from imixer.implicit import Contraction, TransposedLinear, fold
+from imixer.implicit import TransposedLinear, fold
+from imixer.implicit.nest import levels
 from imixer.models import IMLP
 from imixer.models.activations import ACTIVATIONS
+
+_NAMES = {type(make()): name for name, make in ACTIVATIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,11 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
     Source: paper section 3; DESIGN 1.
     """
     with torch.no_grad():
+        tokens, channels = _levels(block.mlp_tokens), _levels(block.mlp_channels)
+        shape = tokens[0].up.shape[1], channels[0].up.shape[1]
         return BlockNetworks(
-            tokens=_update(block.norm1, block.mlp_tokens, axis=-2),
-            channels=_update(block.norm2, block.mlp_channels, axis=-1, tokens=_tokens(block.mlp_tokens)),
+            tokens=_update(block.norm1, tokens, shape, axis=-2, n_iter=_iterations(block.mlp_tokens)),
+            channels=_update(block.norm2, channels, shape, axis=-1, n_iter=0),
         )
 
 
@@ -92,28 +98,28 @@ class _Level:
     activation: nn.Module
 
 
-def _update(norm: nn.Module, mlp: nn.Module, axis: int, tokens: Optional[int] = None) -> AdiabaticUpdate:
-    levels = _levels(mlp)
-    width = levels[0].up.shape[1]
-    S, C = (width, _channels(norm)) if axis == -2 else (tokens or 0, width)
+def _update(
+    norm: nn.Module, chain: Sequence[_Level], shape: Tuple[int, int], *, axis: int, n_iter: int
+) -> AdiabaticUpdate:
+    S, C = shape
     visible, gain, shift = _layer_norm(norm, C)
-    neurons = {"x1": Neurons((S, C), visible, decay=0.0, field=_along(levels[0].down_bias, axis))}
+    neurons = {"x1": Neurons(shape, visible, decay=0.0, field=_along(chain[0].down_bias, axis))}
     synapses: List[Any] = []
     from_above = {}
-    for i, level in enumerate(levels):
+    for i, level in enumerate(chain):
         below, name = f"x{i + 1}", f"x{i + 2}"
         field = _along(level.up_bias, axis)
         coupling = _coupling(level, axis, gain if i == 0 else None)
         if i == 0:  # LayerNorm's shift, as the first matrix passes it on
             field = field + (level.up @ shift.expand(S, C) if axis == -2 else level.up @ shift)
-        if i + 1 < len(levels):
-            from_above[name] = _along(levels[i + 1].down_bias, axis)
+        if i + 1 < len(chain):
+            from_above[name] = _along(chain[i + 1].down_bias, axis)
             field = field + from_above[name]
-        shape = (len(level.up), C) if axis == -2 else (S, len(level.up))
-        neurons[name] = Neurons(shape, _lagrangian_of(level.activation, axis), field=field)
+        hidden = (len(level.up), C) if axis == -2 else (S, len(level.up))
+        neurons[name] = Neurons(hidden, _lagrangian_of(level.activation, axis), field=field)
         synapses.append(((below, name), coupling))
-    network = HopfieldNetwork(neurons, synapses).to(levels[0].up)
-    return AdiabaticUpdate(network, n_iter=_iterations(mlp), from_above=from_above).requires_grad_(False)
+    network = HopfieldNetwork(neurons, synapses).to(chain[0].up)
+    return AdiabaticUpdate(network, n_iter=n_iter, from_above=from_above).requires_grad_(False)
 
 
 def _iterations(mlp: nn.Module) -> int:
@@ -121,7 +127,7 @@ def _iterations(mlp: nn.Module) -> int:
     if not isinstance(mlp, IMLP):
         return 0
     steps = mlp.inversion.steps(mlp.n_iter)
-    if steps != mlp.n_iter and len(_levels(mlp)) > 2:
+    if steps != mlp.n_iter and mlp.contraction is not None and mlp.contraction.inner is not None:
         raise ValueError(
             f"its outer inverse takes up to {steps} steps and those inside {mlp.n_iter}, and a network has one n_iter; "
             "set the model's solver to fixed"
@@ -143,17 +149,18 @@ def _levels(mlp: nn.Module) -> List[_Level]:
         plain = fold(mlp)
         fc_in, fc_out = plain.fc_in, plain.fc_out
         back = fc_in.weight.T if isinstance(fc_out, TransposedLinear) else fc_out.weight
-        levels = [_Level(fc_in.weight, fc_in.bias, back, fc_out.bias, plain.act)]
-        inner: Optional[Contraction] = plain.contraction
-        while inner is not None:
-            up, down = inner.weights()[:2]
-            levels.append(_Level(up, inner.fc1.bias, down, inner.fc2.bias, inner.act_hidden))
-            inner = inner.inner
-        return levels
+        inside = [] if plain.contraction is None else levels(plain.contraction)
+        return [
+            _Level(fc_in.weight, fc_in.bias, back, fc_out.bias, plain.act),
+            *(_linear_level(F.fc1, cast(nn.Linear, F.fc2), F.act_hidden) for F in inside),
+        ]
     if isinstance(mlp, Mlp):
-        fc1, fc2 = cast(nn.Linear, mlp.fc1), cast(nn.Linear, mlp.fc2)
-        return [_Level(fc1.weight, fc1.bias, fc2.weight, fc2.bias, mlp.act)]
+        return [_linear_level(cast(nn.Linear, mlp.fc1), cast(nn.Linear, mlp.fc2), mlp.act)]
     raise ValueError(f"{type(mlp).__name__} is no MLP whose Hopfield network is known; give a mixer's block")
+
+
+def _linear_level(there: nn.Linear, back: nn.Linear, activation: nn.Module) -> _Level:
+    return _Level(there.weight, there.bias, back.weight, back.bias, activation)
 
 
 def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Optional[Tensor], Tensor]:
@@ -169,8 +176,7 @@ def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Optional[Ten
 
 
 def _lagrangian_of(activation: nn.Module, axis: int) -> Lagrangian:
-    names = {type(make()): name for name, make in ACTIVATIONS.items()}
-    name = names.get(type(activation), type(activation).__name__.lower())
+    name = _NAMES.get(type(activation), type(activation).__name__.lower())
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
     found = LAGRANGIANS.get(name)
     if found is None or not torch.allclose(found().activation(x), activation(x), atol=1e-6):
@@ -181,11 +187,3 @@ def _lagrangian_of(activation: nn.Module, axis: int) -> Lagrangian:
 def _along(bias: Tensor, axis: int) -> Tensor:
     """A bias of features on `axis`, to broadcast to (S, C)."""
     return bias[:, None] if axis == -2 else bias
-
-
-def _tokens(mlp: nn.Module) -> int:
-    return _levels(mlp)[0].up.shape[1]
-
-
-def _channels(norm: nn.Module) -> int:
-    return int(torch.Size(norm.normalized_shape).numel())  # type: ignore[arg-type]

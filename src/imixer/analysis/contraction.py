@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
 
-import torch
 from torch import Tensor, nn
 
 from imixer.analysis.contraction_figure import draw_contraction
 from imixer.analysis.images import held_out_images
 from imixer.analysis.inside import Inside, look_inside
 from imixer.analysis.record import record
-from imixer.analysis.statistics import spread
+from imixer.analysis.statistics import relative_error, spread
 from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
 from imixer.implicit.nest import levels
 from imixer.models.activations import lipschitz_constant
@@ -92,8 +91,8 @@ def _measure(inside: Inside) -> BlockContraction:
         certificate=certificate,
         norms=norms.cpu(),
         settled=certificate.data.settled.gather(-1, channel[..., None])[..., 0].cpu(),
-        start=_distance(inside.z, x),
-        left=_distance(inside.x, x),
+        start=relative_error(inside.z, x),
+        left=relative_error(inside.x, x),
         unknown=unknown,
     )
 
@@ -107,11 +106,6 @@ def _slopes(acts: Sequence[nn.Module]) -> Tuple[List[float], Tuple[str, ...]]:
             slopes.append(math.inf)
             unknown.append(type(act).__name__)
     return slopes, tuple(sorted(set(unknown)))
-
-
-def _distance(x: Tensor, truth: Tensor) -> Tensor:
-    gap = torch.linalg.vector_norm((x.double() - truth).flatten(1), dim=1)
-    return (gap / torch.linalg.vector_norm(truth.flatten(1), dim=1)).cpu()
 
 
 def analyze_contraction(

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
-from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+
+from imixer.analysis.depth_figure import draw_spread, finish
 
 if TYPE_CHECKING:
     from imixer.analysis.contraction import BlockContraction
@@ -49,29 +48,18 @@ def draw_contraction(found: Sequence["BlockContraction"], path: Path) -> None:
         color, marker = ((_BLUE, "o"), (_GREEN, "^"), (_PINK, "v"))[level % 3]
         name = "" if len(worst[0].sigmas) == 1 else f" of $F^{level + 2}$"
         norms = [block.norms[level] for block in found]
-        _errorbar(slopes, blocks, norms, color, marker, f"images{name}, mean and std")
+        draw_spread(slopes, blocks, norms, color=color, marker=marker, label=f"images{name}, mean and std")
         slopes.plot(blocks, [float(n.max()) for n in norms], color=color, marker="_", ms=12, ls="", label="largest")
     slopes.axhline(1, color="0.2", lw=1, ls=":", label="a contraction below 1")
     slopes.set(ylabel=r"Lipschitz constant, $\|\partial F/\partial x\|$", title=f"How steep F is, {images} images")
     slopes.set_ylim(bottom=0)
     slopes.margins(y=0.12)
 
-    _errorbar(errors, blocks, [block.start for block in found], "0.45", "s", "before, x = G(v)")
+    starts = [block.start for block in found]
+    draw_spread(errors, blocks, starts, color="0.45", marker="s", label="before, x = G(v)")
     label = f"after, {found[0].iterations}" if len(found[0].iterations) < 20 else "after"
-    _errorbar(errors, blocks, [block.left for block in found], _BLUE, "o", label)
+    draw_spread(errors, blocks, [block.left for block in found], color=_BLUE, marker="o", label=label)
     errors.set(ylabel=r"$\|x_n - x\| \,/\, \|x\|$", yscale="log", title="Error of x, mean and std")
     for axes in (matrices, slopes, errors):
-        axes.set_xlabel("block")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        finish(axes)
     figure.savefig(path, dpi=120)
-
-
-def _errorbar(
-    axes: Axes, blocks: Sequence[int], samples: Sequence[Tensor], color: str, marker: str, label: str
-) -> None:
-    mean = [float(s.mean()) for s in samples]
-    std = [float(s.std()) if len(s) > 1 else 0.0 for s in samples]
-    axes.errorbar(blocks, mean, std, color=color, marker=marker, capsize=3, label=label)

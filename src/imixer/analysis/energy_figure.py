@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
-from matplotlib.ticker import MaxNLocator
+
+from imixer.analysis.depth_figure import draw_spread, finish
 
 if TYPE_CHECKING:
     from imixer.analysis.energy import MixingEnergy
@@ -27,12 +28,8 @@ def draw_energy(found: Sequence["MixingEnergy"], path: Path) -> None:
         steps = [m for m in found if m.mixing == mixing]
         blocks = [m.block for m in steps]
         change = [m.after - m.before for m in steps]
-        mean = [float(c.mean()) for c in change]
-        std = [float(c.std()) if len(c) > 1 else 0.0 for c in change]
-        shift = -0.06 if mixing == "tokens" else 0.06
-        changes.errorbar(
-            [b + shift for b in blocks], mean, std, color=color, marker="o", capsize=3, label=f"mixing of {mixing}"
-        )
+        aside = [b + (-0.06 if mixing == "tokens" else 0.06) for b in blocks]
+        draw_spread(changes, aside, change, color=color, marker="o", label=f"mixing of {mixing}")
         for name, marker in zip(steps[0].asymmetry, _MARKERS, strict=False):
             values = [m.asymmetry[name] for m in steps]
             ls = "-" if marker == "o" else "--"
@@ -48,9 +45,5 @@ def draw_energy(found: Sequence["MixingEnergy"], path: Path) -> None:
         title="Asymmetry of the couplings",
     )
     for axes in (changes, asymmetries):
-        axes.set_xlabel("block")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        finish(axes)
     figure.savefig(path, dpi=120)

@@ -6,7 +6,6 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.training.reload import Reloaded
 
@@ -22,8 +21,6 @@ def held_out_images(reloaded: Reloaded, count: int, moved_to: Optional[str] = No
     Raises:
         InputError: If count is below 1, or the data are not there.
     """
-    if count < 1:
-        raise InputError(f"images is {count}; give 1 or more")
     return next(held_out_batches(reloaded, count, count, moved_to))[0]
 
 
@@ -45,13 +42,9 @@ def held_out_batches(
         raise InputError(f"images is {count}; give 1 or more")
     val = reloaded.data(moved_to).val
     total = len(val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
-    cfg = reloaded.model.pretrained_cfg
-    transform = eval_transform(
-        reloaded.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
-    )
     wanted = min(count or total, total)
     places = [i * total // wanted for i in range(wanted)]
     for start in range(0, wanted, batch_size):
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
-        batch = torch.stack([transform(image) for image in images])
+        batch = torch.stack([reloaded.transform(image) for image in images])
         yield batch.to(reloaded.device), torch.tensor(labels, device=reloaded.device)

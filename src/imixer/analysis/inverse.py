@@ -14,7 +14,7 @@ from imixer.analysis.images import held_out_images
 from imixer.analysis.inside import Inside, look_inside
 from imixer.analysis.inverse_figure import draw_inverse
 from imixer.analysis.record import record
-from imixer.analysis.statistics import spread
+from imixer.analysis.statistics import relative_error, spread
 from imixer.implicit import Contraction, fold
 from imixer.implicit.nest import CONVERGED, apply, fixed_point
 from imixer.implicit.solvers import Solver
@@ -132,12 +132,6 @@ def _measure(inside: Inside) -> BlockInverse:
         condition=float(nonzero[0] / nonzero[-1]),
         visible=(seen.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).cpu(),
     )
-
-
-def relative_error(x: Tensor, truth: Tensor) -> Tensor:
-    """||x - truth|| / ||truth|| of each sample along the first axis, in float64, on the CPU."""
-    x, truth = x.double().flatten(1), truth.double().flatten(1)
-    return (torch.linalg.vector_norm(x - truth, dim=1) / torch.linalg.vector_norm(truth, dim=1)).cpu()
 
 
 def analyze_inverse(

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
-from matplotlib.ticker import MaxNLocator
+
+from imixer.analysis.depth_figure import draw_spread, finish
 
 if TYPE_CHECKING:
     from imixer.analysis.inverse import BlockInverse
@@ -27,13 +28,8 @@ def draw_inverse(found: Sequence["BlockInverse"], path: Path) -> None:
         ("v, from the fixed point", [b.error_v_solved for b in found], "#D55E00", "s", "--"),
         ("G(v), from the fixed point", [b.error_solved for b in found], "#0072B2", "o", "--"),
     ):
-        mean = [float(e.mean()) for e in errors]
-        std = [float(e.std()) if len(e) > 1 else 0.0 for e in errors]
-        axes.errorbar(blocks, mean, std, color=color, marker=marker, ls=ls, capsize=3, label=label)
-    axes.set(xlabel="block", ylabel="relative error", yscale="log")
+        draw_spread(axes, blocks, errors, color=color, marker=marker, ls=ls, label=label)
+    axes.set(ylabel="relative error", yscale="log")
     axes.set_title(f"Back from x, {len(found[0].error_run)} images, mean and std")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    finish(axes)
     figure.savefig(path, dpi=120)

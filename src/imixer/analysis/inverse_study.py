@@ -9,7 +9,8 @@ from typing import Dict, Tuple
 import torch
 from torch import Tensor, nn
 
-from imixer.analysis.inverse import recover_G, relative_error
+from imixer.analysis.inverse import recover_G
+from imixer.analysis.statistics import relative_error
 from imixer.implicit import Contraction, SpectralLinear, fold
 from imixer.implicit.certificate import on_data
 from imixer.implicit.nest import fixed_point

@@ -1,7 +1,8 @@
-"""Mean and spread of a measurement."""
+"""Mean, spread and error of a measurement."""
 
 from typing import Dict
 
+import torch
 from torch import Tensor
 
 
@@ -14,3 +15,9 @@ def plus_minus(values: Tensor, digits: int = 3) -> str:
     """`mean +- std` of a sample (N,)."""
     found = spread(values.double())
     return f"{found['mean']:.{digits}g} +- {found['std']:.2g}"
+
+
+def relative_error(x: Tensor, truth: Tensor) -> Tensor:
+    """||x - truth|| / ||truth|| of each sample along the first axis, in float64, on the CPU."""
+    x, truth = x.double().flatten(1), truth.double().flatten(1)
+    return (torch.linalg.vector_norm(x - truth, dim=1) / torch.linalg.vector_norm(truth, dim=1)).cpu()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Exponential, RectifiedPower, Softmax, Tanh
+from imixer.hopfield.lagrangians.parts import positive
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse
@@ -68,7 +69,7 @@ def _classical(patterns: Tensor, *, steepness: float = 10.0) -> Built:
     """x = sum_mu xi_mu m_mu."""
     scale = 1 / math.sqrt(patterns[0].numel())
     network = _two_layers(
-        patterns, scale, Tanh(_positive("steepness", steepness)), Neurons(len(patterns), tau=_HIDDEN_TAU)
+        patterns, scale, Tanh(positive("steepness", steepness)), Neurons(len(patterns), tau=_HIDDEN_TAU)
     )
     return Built(network, (scale,), dict(steepness=steepness))
 
@@ -84,7 +85,7 @@ def _polynomial(patterns: Tensor, *, order: float = 4, threshold: float = 0.2, s
     # Couplings c xi give c xi (c N m)^(order - 1), both ways.
     scale = (patterns[0].numel() * threshold) ** (1 / order - 1)
     hidden = Neurons(len(patterns), RectifiedPower(order - 1), tau=_HIDDEN_TAU)
-    network = _two_layers(patterns, scale, Tanh(_positive("steepness", steepness)), hidden)
+    network = _two_layers(patterns, scale, Tanh(positive("steepness", steepness)), hidden)
     return Built(network, (scale,), dict(order=order, threshold=threshold, steepness=steepness))
 
 
@@ -93,13 +94,13 @@ def _exponential(
 ) -> Built:
     """x = sum_mu xi_mu e^(beta (m_mu - threshold))."""
     N = patterns[0].numel()
-    beta = min(N, 40.0) if beta is None else _positive("beta", beta)
+    beta = min(N, 40.0) if beta is None else positive("beta", beta)
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give an overlap from -1 to 1")
     _check_drive(beta * (1 - threshold), f"beta {beta:g} at threshold {threshold}", "lower beta or raise the threshold")
     field = patterns.new_full((1,), -threshold * N)
     hidden = Neurons(len(patterns), Exponential(beta / N, cutoff=_LARGEST_EXPONENT), tau=_HIDDEN_TAU, field=field)
-    network = _two_layers(patterns, 1.0, Tanh(_positive("steepness", steepness)), hidden)
+    network = _two_layers(patterns, 1.0, Tanh(positive("steepness", steepness)), hidden)
     return Built(network, (1.0,), dict(beta=beta, threshold=threshold, steepness=steepness))
 
 
@@ -108,7 +109,7 @@ def _modern(patterns: Tensor, *, beta: Optional[float] = None, similarity: Liter
     if similarity not in ("dot", "distance"):
         raise ValueError(f"similarity is {similarity!r}; choose dot or distance")
     squares = patterns.flatten(1).square().sum(1)
-    beta = 100 / _mean_square(squares) if beta is None else _positive("beta", beta)
+    beta = 100 / _mean_square(squares) if beta is None else positive("beta", beta)
     field = -squares / 2 if similarity == "distance" else None
     hidden = Neurons(len(patterns), Softmax(beta), tau=_HIDDEN_TAU, field=field)
     network = _two_layers(patterns, 1.0, "identity", hidden)
@@ -133,8 +134,8 @@ def _hierarchical(
     dictionary_MD = _dictionary(patches_KPD.flatten(0, 1), primitives)
     M = len(dictionary_MD)
     unit = _mean_square(patches_KPD.square().sum(-1))
-    beta = 20 / unit if beta is None else _positive("beta", beta)
-    strength = _positive("feedback", feedback) * unit
+    beta = 20 / unit if beta is None else positive("beta", beta)
+    strength = positive("feedback", feedback) * unit
     which_KP = torch.cdist(patches_KPD.flatten(0, 1), dictionary_MD).argmin(1).view(K, P)
     assembly = strength * nn.functional.one_hot(which_KP, M).to(patterns)
     neurons = {
@@ -227,12 +228,6 @@ def _check_drive(exponent: float, what: str, remedy: str) -> None:
         raise ValueError(
             f"{what} drives the visible neurons by e^{exponent:.0f}, beyond e^{_LARGEST_EXPONENT:.0f}; {remedy}"
         )
-
-
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value}; it must be positive and finite")
-    return float(value)
 
 
 def _mean_square(squares: Tensor) -> float:

@@ -17,7 +17,7 @@ WARM_UP_STEPS = 64
 
 def exact_sigma(weight: Tensor) -> Tensor:
     """Largest singular value of a matrix, by SVD in at least float32. Differentiable."""
-    return torch.linalg.matrix_norm(_at_least_float32(weight), ord=2)
+    return torch.linalg.matrix_norm(at_least_float32(weight), ord=2)
 
 
 class SpectralLinear(nn.Linear):
@@ -101,7 +101,7 @@ class SpectralLinear(nn.Linear):
     def _iterate(self, steps: int) -> None:
         if self.weight.is_meta:  # has no numbers
             return
-        W = _at_least_float32(self.weight)
+        W = at_least_float32(self.weight)
         v = self.v.to(W.dtype)
         with _full_precision(W.device):
             for _ in range(steps):
@@ -122,11 +122,11 @@ class SpectralLinear(nn.Linear):
 @torch.fx.wrap  # symbolic tracing must not look inside, where the dtype decides
 def _soft_normalise(weight: Tensor, v: Tensor, coeff: float) -> Tensor:
     excess = torch.clamp(_sigma(weight, v) / coeff, min=1.0)
-    return (_at_least_float32(weight) * excess.reciprocal()).to(weight.dtype)
+    return (at_least_float32(weight) * excess.reciprocal()).to(weight.dtype)
 
 
 def _sigma(weight: Tensor, v: Tensor) -> Tensor:
-    W = _at_least_float32(weight)
+    W = at_least_float32(weight)
     # A copy: the backward may come after the next forward has moved the buffer on.
     v = v.to(W.dtype, copy=True)
     with _full_precision(W.device):
@@ -137,7 +137,7 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 

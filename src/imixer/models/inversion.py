@@ -12,6 +12,7 @@ from imixer.implicit.gradients import Gradient, Implicit, Recompute, ThroughStep
 from imixer.implicit.solution import POLICIES, Policy, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard, Solver, ToTolerance
+from imixer.implicit.spectral import at_least_float32
 
 SolverName = Literal["fixed", "picard", "damped", "anderson", "broyden"]
 GradientName = Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"]
@@ -115,8 +116,8 @@ class Inversion:
         if not self.needs_float32:
             return self._solve(F, z, weights, n_iter, name)
         with torch.autocast(z.device.type, enabled=False):
-            weights = [_at_least_float32(weight) for weight in weights]
-            return self._solve(F, _at_least_float32(z), weights, n_iter, name).to(z.dtype)
+            weights = [at_least_float32(weight) for weight in weights]
+            return self._solve(F, at_least_float32(z), weights, n_iter, name).to(z.dtype)
 
     def _solve(self, F: Contraction, z: Tensor, weights: List[Tensor], n_iter: int, name: str) -> Tensor:
         def f(x: Tensor, *weights: Tensor) -> Tensor:
@@ -167,7 +168,3 @@ def _check_choice(option: str, value: object, names: tuple, kinds: tuple) -> Non
     if not isinstance(value, kinds) and value not in names:
         known = f"{', '.join(names[:-1])} or {names[-1]}"
         raise ValueError(f"{option} is {value!r}; choose {known}, or give one of imixer.implicit")
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from imixer.data.loading import find_images, load_image
-from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.training.figures import draw_predictions
 from imixer.training.reload import Reloaded, reload
@@ -129,11 +128,8 @@ def _held_out(reloaded: Reloaded, moved_to: Optional[str]) -> List[_Source]:
 
 @torch.inference_mode()
 def _predict(reloaded: Reloaded, sources: Sequence[_Source], top: int) -> List[Prediction]:
-    cfg, names = reloaded.model.pretrained_cfg, reloaded.class_names
-    transform = eval_transform(
-        reloaded.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
-    )
-    batch = torch.stack([transform(source.image) for source in sources]).to(reloaded.device)
+    names = reloaded.class_names
+    batch = torch.stack([reloaded.transform(source.image) for source in sources]).to(reloaded.device)
     chances, classes = reloaded.model(batch).float().softmax(1).topk(min(top, len(names)))
     return [
         Prediction(source.name, tuple(names[i] for i in best), tuple(chance), source.truth)

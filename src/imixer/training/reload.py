@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional, Tuple
 
 import torch
+from PIL.Image import Image
 
 from imixer.data.image_data import ImageData
 from imixer.data.source import open_data
+from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.training.config import TrainConfig
 from imixer.training.model_directory import load_model
@@ -44,6 +48,14 @@ class Reloaded:
         """Channels, height and width of the input."""
         channels, height, width = self.model.pretrained_cfg["input_size"]
         return channels, height, width
+
+    @cached_property
+    def transform(self) -> Callable[[Image], torch.Tensor]:
+        """From an image to what the model takes."""
+        cfg = self.model.pretrained_cfg
+        return eval_transform(
+            self.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
+        )
 
     def data(self, moved_to: Optional[str] = None) -> ImageData:
         """The run's data, to be normalised as the model was trained.
