@@ -24,8 +24,10 @@ class DataConfig:
         val_fraction: Share held out for validation when the data have no split of their own.
         split_seed: Seed of that split. It does not depend on the training seed.
         image_size: Size of the model's input in pixels, one side or [height, width]. Default: the model's own.
-        batch_size: Images per step.
-        workers: Loader processes. 0 loads in the training process.
+        batch_size: Images per optimizer step, over all devices.
+        pipeline: `timm` decodes and augments image by image, in loader processes; `device` keeps all images as bytes in
+            the memory of the device that trains and augments whole batches there, for images of one size.
+        workers: Loader processes per device. 0 loads in the training process.
         skip_bad: Count and skip unreadable images instead of stopping at the first.
         check: Which image files of a folder to test before training: `full` decodes each, `header` reads the header of
             each, `off` none, `auto` is `full` up to 20,000 files and `header` above. Parquet rows: only by `full`.
@@ -49,6 +51,7 @@ class DataConfig:
     split_seed: int = 0
     image_size: Optional[ImageSize] = None
     batch_size: int = 64
+    pipeline: Literal["timm", "device"] = "timm"
     workers: int = 0
     skip_bad: bool = False
     check: Literal["auto", "full", "header", "off"] = "auto"

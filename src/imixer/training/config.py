@@ -83,6 +83,8 @@ class OptimConfig:
     Args:
         opt: Name of a timm optimizer: `adamw`, `sgd`, `lamb`, ...
         lr: Learning rate at its highest.
+        lr_batch: Batch size that `lr` is meant for; another `data.batch_size` scales it in proportion. Default: `lr`
+            as it is.
         weight_decay: Weight decay; biases and norms are exempt.
         eps: Epsilon of Adam's denominator. Default: the optimizer's.
         betas: Adam's two momenta. Default: the optimizer's.
@@ -91,6 +93,7 @@ class OptimConfig:
 
     opt: str = "adamw"
     lr: float = 2e-3
+    lr_batch: Optional[int] = None
     weight_decay: float = 0.05
     eps: Optional[float] = None
     betas: Optional[Tuple[float, float]] = None
@@ -101,6 +104,8 @@ class OptimConfig:
             raise InputError(f"optim.lr is {self.lr}; give a learning rate above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"optim.weight_decay is {self.weight_decay}; give 0 or more")
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise InputError(f"optim.lr_batch is {self.lr_batch}; give 1 or more, or leave it out")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise InputError(f"optim.clip_grad is {self.clip_grad}; give a norm above 0, or leave it out")
 
@@ -144,6 +149,29 @@ class ScheduleConfig:
 
 
 @dataclass
+class CheckpointConfig:
+    """What is kept for `imixer train --resume`. The state of the best epoch is always kept besides.
+
+    Args:
+        every_minutes: Save when the last one is older than this. It is saved after every epoch anyhow.
+        every_steps: Save after so many steps too. Default: not by steps.
+        keep: How many of the latest to keep.
+    """
+
+    every_minutes: float = 10.0
+    every_steps: Optional[int] = None
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.every_minutes > 0:
+            raise InputError(f"checkpoints.every_minutes is {self.every_minutes}; give minutes above 0")
+        for name in ("every_steps", "keep"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"checkpoints.{name} is {value}; give 1 or more")
+
+
+@dataclass
 class TrainConfig:
     """One training run.
 
@@ -156,10 +184,21 @@ class TrainConfig:
         smoothing: Label smoothing of the training loss.
         seed: Seed of weights, order and augmentation. Same seed, same numbers.
         out: Run directory, which must not exist. Default: the next free `runs/<data>-<model>-<number>`.
+        ema: Decay of a running average of the weights, such as 0.999; the average is then what is validated and kept
+            as the model. Default: none.
+        accumulate: Forward passes that each device's share of `data.batch_size` is cut into, for small memories.
         precision: Arithmetic of the forward: `32`, `bf16`, or `16` with loss scaling (CUDA).
-        accelerator: `auto`, `cpu`, `cuda`, or another that Lightning knows.
-        devices: How many devices.
+        tf32: Let NVIDIA GPUs round the factors of float32 matrix products to TF32.
         compile: Compile the model with `torch.compile`.
+        channels_last: Keep images and convolutions in channels-last order: for convolutional models on a GPU.
+        grad_checkpointing: Keep block inputs only and compute the rest again in the backward: less memory, more time.
+        accelerator: `auto`, `cpu`, `cuda`, or another that Lightning knows.
+        devices: How many devices, per machine.
+        num_nodes: How many machines. With more than one, start with `torchrun` or `srun`.
+        strategy: How devices work together: `ddp` copies the model, `fsdp` shards it. `auto` is `ddp`.
+        checkpoints: What is kept for `--resume`.
+        non_finite: What to do about a loss or gradient that is not finite: `stop`, or `skip` the step.
+        logger: Where the numbers of an epoch go besides `metrics.csv`: `csv` is nowhere.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -170,18 +209,47 @@ class TrainConfig:
     smoothing: float = 0.1
     seed: int = 0
     out: Optional[str] = None
+    ema: Optional[float] = None
+    accumulate: int = 1
     precision: Literal["32", "bf16", "16"] = "32"
+    tf32: bool = True
+    compile: bool = False
+    channels_last: bool = False
+    grad_checkpointing: bool = False
     accelerator: str = "auto"
     devices: int = 1
-    compile: bool = False
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    non_finite: Literal["stop", "skip"] = "stop"
+    logger: Literal["tensorboard", "csv", "wandb", "mlflow"] = "tensorboard"
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate at its highest, scaled to the batch."""
+        return self.optim.lr * self.data.batch_size / (self.optim.lr_batch or self.data.batch_size)
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of one forward pass on one device."""
+        return self.data.batch_size // (self.devices * self.num_nodes * self.accumulate)
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise InputError(f"epochs is {self.epochs}; give 1 or more")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; give a whole number from 0, below 2**32")
-        if self.devices < 1:
-            raise InputError(f"devices is {self.devices}; give 1 or more")
+        for name in ("devices", "num_nodes", "accumulate"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
+        parts = self.devices * self.num_nodes * self.accumulate
+        if self.data.batch_size % parts:
+            raise InputError(
+                f"data.batch_size is {self.data.batch_size}, the images of a step over all devices, and does not divide "
+                f"into devices x num_nodes x accumulate = {parts} equal parts; change one of them"
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"ema is {self.ema}; give a decay between 0 and 1, or leave it out")
         if not 0 <= self.smoothing < 1:
             raise InputError(f"smoothing is {self.smoothing}; give a share from 0, below 1")
         if self.schedule.warmup_epochs >= self.epochs:

@@ -15,10 +15,16 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.recipes import find_recipe
-from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.config import CheckpointConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.suggest import nearest
 
-_GROUPS: Dict[str, Any] = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
+_GROUPS: Dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "checkpoints": CheckpointConfig,
+}
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
