@@ -1,37 +1,77 @@
-"""Order of the training images."""
+"""Which images make up each batch: a function of seed and epoch, whatever the number of devices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import RandomSampler
+from torch import Tensor
+
+from imixer.errors import InputError
 
 
-class EpochShuffle(RandomSampler):
-    """A fresh order each epoch that depends on the seed and the epoch only.
-
-    A run that resumes at an epoch sees the order it would have seen, and the number of workers changes nothing.
-    Lightning calls `set_epoch`; without it each pass over the data counts as one epoch.
+@dataclass(frozen=True)
+class Share:
+    """What of each batch one process gets, and in how many parts.
 
     Args:
-        items: Anything with a length.
-        seed: Seed, 0 or more.
+        rank: Number of the process.
+        world: How many processes there are.
+        accumulate: Parts that the process cuts its share into.
     """
 
-    def __init__(self, items: Sized, seed: int) -> None:
-        super().__init__(items, generator=torch.Generator())
+    rank: int = 0
+    world: int = 1
+    accumulate: int = 1
+
+
+class BatchOrder:
+    """Parts of batches, each a list of image numbers, in a fresh order each epoch.
+
+    Step k of an epoch takes the k-th `batch_size` images of the epoch's order; each process takes its share of them, in
+    parts. Images that fill no whole batch sit the epoch out.
+
+    Args:
+        count: How many images there are.
+        batch_size: Images per step, over all processes.
+        seed: Seed, 0 or more.
+        share: Which of them are this process's.
+
+    Raises:
+        InputError: If there are fewer images than a batch takes.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, share: Share = Share()) -> None:  # noqa: B008
+        if batch_size > count:
+            raise InputError(
+                f"data.batch_size is {batch_size}, more than the {count} training images; give {count} or less"
+            )
+        self.count = count
+        self.batch_size = batch_size
         self.seed = seed
-        self.epoch = 0
+        self.share = share
+        self.part = batch_size // (share.world * share.accumulate)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass."""
-        self.epoch = epoch
+    def __len__(self) -> int:
+        """Parts per epoch."""
+        return self.count // self.batch_size * self.share.accumulate
 
-    def __iter__(self) -> Iterator[int]:
-        # adding the two would make epoch 1 of seed 0 the same as epoch 0 of seed 1
-        mixed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0]
-        self.generator.manual_seed(int(mixed))
-        self.epoch += 1
-        yield from torch.randperm(len(self.data_source), generator=self.generator).tolist()
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Image numbers (part,) of the parts of an epoch, from part number `start` on."""
+        order = epoch_order(self.count, self.seed, epoch)
+        for number in range(start, len(self)):
+            step, part = divmod(number, self.share.accumulate)
+            first = step * self.batch_size + (self.share.rank * self.share.accumulate + part) * self.part
+            yield order[first : first + self.part]
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """A permutation of 0 to count - 1 that depends on seed and epoch only."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed below 2**32 from several numbers; adding them would make epoch 1 of seed 0 the same as epoch 0 of seed 1."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
