@@ -1,6 +1,7 @@
 """The command line: help, recipes, and every kind of bad input."""
 
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.recipes import find_recipe, recipes
+from imixer.recipes import recipes
 from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.parsing import hoist, load_config, save_config, train_parser
 
@@ -155,7 +156,10 @@ def test_divergence_is_named(capsys, elsewhere):
     line = capsys.readouterr().err.splitlines()[-1]
     assert "diverged" in line
     assert "optim.lr" in line
-    assert (elsewhere / "out" / "metrics.csv").exists()  # what is known of it stays
+    step = next((elsewhere / "out" / "nonfinite").iterdir())
+    assert f"imixer replay {step.relative_to(elsewhere)}" in line
+    assert main(["replay", str(step)]) == 0
+    assert "blocks.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -239,16 +243,9 @@ def test_every_recipe_parses_and_is_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(recipes()) >= 3
     for (name, description), line in zip(recipes().items(), lines, strict=True):
-        assert isinstance(load_config(find_recipe(name)), TrainConfig)
+        assert isinstance(to_config(parse(train_parser(), hoist(["--recipe", name]))), TrainConfig)
         assert len(description) > 20
         assert line.split(None, 1) == [name, description]
-
-
-def test_the_cifar_recipes_differ_in_the_model_only():
-    imixer_, mixer = (yaml.safe_load(find_recipe(f"cifar10/{m}_quick").read_text()) for m in ("imixer", "mixer"))
-    assert imixer_["model"].pop("name") == "imixer_t4_32"
-    assert mixer["model"].pop("name") == "mixer_t4_32"
-    assert imixer_ == mixer
 
 
 def test_flags_win_over_files_and_files_over_the_recipe(capsys, elsewhere):
@@ -294,25 +291,35 @@ def test_configurations_survive_the_file(elsewhere, config):
     assert load_config(elsewhere / "c.yaml") == config
 
 
-def test_ctrl_c_says_what_is_saved(capsys, elsewhere, monkeypatch):
-    from imixer.training.record import Record
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_after_the_step_which_is_saved(capsys, elsewhere, monkeypatch, number, code):
+    from imixer.training.progress import ShowProgress
 
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        for stop_after, saved in ((0, "nothing is saved"), (1, "last.ckpt")):
-            start = Record.on_train_epoch_start
+    def interrupt(self, done, loss):
+        if done == 5:
+            os.kill(os.getpid(), number)
 
-            def interrupt(self, trainer, module, stop_after=stop_after, start=start):
-                if len(self.rows) == stop_after:
-                    raise KeyboardInterrupt
-                start(self, trainer, module)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(ShowProgress, "step", interrupt)
+        assert main(default_train()) == code
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("imixer: interrupted after step 5 (epoch 0.23 of 2), which is saved")
+    assert "imixer train --resume out" in line
+    assert torch.load(elsewhere / "out" / "checkpoints" / "step-00000005.pt", weights_only=True)["step"] == 5
 
-            with monkeypatch.context() as patch:
-                patch.setattr(Record, "on_train_epoch_start", interrupt)
-                assert main(default_train()) == 130
-            line = capsys.readouterr().err.splitlines()[-1]
-            assert line.startswith("imixer: interrupted")
-            assert saved in line
-            assert (elsewhere / "out").exists() == bool(stop_after)
-    finally:
-        signal.signal(signal.SIGINT, handler)  # Lightning has replaced it
+
+def test_a_second_ctrl_c_ends_training_at_once(capsys, elsewhere, monkeypatch):
+    from imixer.training import stopping
+    from imixer.training.trainee import Trainee
+
+    def interrupt(self, step):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(stopping, "_PATIENCE_S", -1.0)
+    monkeypatch.setattr(Trainee, "move", interrupt)
+    assert main(default_train()) == 130
+    assert "nothing is saved" in capsys.readouterr().err.splitlines()[-1]
+    assert not (elsewhere / "out").exists()

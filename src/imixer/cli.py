@@ -29,7 +29,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     Returns:
         0 if all went well, 1 if a run does not meet what `--require` asks, 2 if the user can mend what is wrong, 130
-        after Ctrl-C.
+        after Ctrl-C, 143 after SIGTERM.
     """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
@@ -43,7 +43,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
     except KeyboardInterrupt as error:
         print(f"imixer: interrupted {error}".rstrip(), file=sys.stderr)
-        return 130
+        return getattr(error, "exit_code", 130)
     except SystemExit as error:  # --help and the like
         return error.code if isinstance(error.code, int) else 0
 
@@ -92,11 +92,28 @@ def _train(args: Namespace) -> None:
     began = time.perf_counter()
     config = to_config(args)
     _loading("the data")
+    from imixer.training.devices import is_first_process
     from imixer.training.report import report_training
-    from imixer.training.train import train
+    from imixer.training.train import resume, train
 
-    trained = train(config)
-    report_training(trained, time.perf_counter() - began, _console())
+    trained = train(config) if args.resume is None else resume(args.resume, config)
+    if is_first_process():
+        report_training(trained, time.perf_counter() - began, _console())
+
+
+def _replay_parser() -> ArgumentParser:
+    parser = _parser("Compute a training step that was not finite once more, and say where it first is not.")
+    parser.add_argument("dump", metavar="FILE", type=str, help="File in RUN/nonfinite that training named.")
+    return parser
+
+
+def _replay(args: Namespace) -> None:
+    _loading("the step")
+    from imixer.training.non_finite import replay
+
+    step, place = replay(args.dump)
+    print(f"step {step.step + 1} of {step.name}, learning rate {step.lr:.3g}, precision {step.precision}")
+    print(f"first that is not finite: {place}")
 
 
 def _recipes_parser() -> ArgumentParser:
@@ -348,6 +365,7 @@ def _recall(args: Namespace) -> None:
 _Command = Tuple[str, Callable[[], ArgumentParser], Callable[[Namespace], Optional[int]]]
 _COMMANDS: Dict[str, _Command] = {
     "train": ("Train a model.", train_parser, _train),
+    "replay": ("Look into a training step that was not finite.", _replay_parser, _replay),
     "recipes": ("List the recipes.", _recipes_parser, _recipes),
     "evaluate": ("Evaluate a run on its validation data.", _evaluate_parser, _evaluate),
     "predict": ("Predict and draw images.", _predict_parser, _predict),

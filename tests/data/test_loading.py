@@ -14,11 +14,13 @@ import torch
 
 import imixer.data.config
 from imixer.data.config import DataConfig
-from imixer.data.loading import build_loaders, seed_worker, worker_message
+from imixer.data.loading import build_held_out, build_training, worker_message
+from imixer.data.sampler import Share
 from imixer.data.source import ImageData, open_data
 from imixer.errors import InputError
 
 SIZE = (1, 8, 8)
+CPU = torch.device("cpu")
 AUGMENT = {"hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5}
 
 
@@ -27,15 +29,17 @@ def digits() -> ImageData:
     return open_data(DataConfig())
 
 
-def loaders(data, seed=0, **settings):
-    return build_loaders(data, DataConfig(**settings), SIZE, seed=seed)
+def training(data, seed=0, share=Share(), size=SIZE, **settings):  # noqa: B008
+    config = DataConfig(**settings)
+    return build_training(data, config, size, num_classes=10, smoothing=0.1, seed=seed, device=CPU, share=share)
 
 
-def batches(loader, count=None):
-    torch.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
-    return [batch for batch, _ in zip(loader, range(count or len(loader)), strict=False)]
+def held_out(data, batch_size=64, share=Share(), **settings):  # noqa: B008
+    return build_held_out(data, DataConfig(**settings), SIZE, device=CPU, batch_size=batch_size, share=share)
+
+
+def first(batches, count, epoch=0, start=0):
+    return [batch for batch, _ in zip(batches.epoch(epoch, start), range(count), strict=False)]
 
 
 def same(left, right):
@@ -45,108 +49,101 @@ def same(left, right):
 
 
 def test_batches_are_float_images_and_int_labels(digits):
-    train, val = loaders(digits, batch_size=32)
-    for loader in (train, val):
-        images, labels = next(iter(loader))
+    for images, labels in (next(training(digits, batch_size=32).epoch(0)), next(iter(held_out(digits, 32)))):
         assert (images.shape, images.dtype) == ((32, *SIZE), torch.float32)
         assert (labels.shape, labels.dtype) == ((32,), torch.int64)
 
 
+def test_mixed_batches_have_targets_of_shares(digits):
+    images, targets = next(training(digits, batch_size=32, mixup=0.8).epoch(0))
+    assert images.shape == (32, *SIZE)
+    assert targets.shape == (32, 10)
+    torch.testing.assert_close(targets.sum(1), torch.ones(32))
+
+
 def test_training_images_have_about_mean_zero_and_deviation_one(digits):
-    images = torch.cat([images for images, _ in loaders(digits, crop="center")[0]])
+    images = torch.cat([images for images, _ in training(digits, crop="center").epoch(0)])
     assert images.mean().abs() < 0.02
     assert (images.std() - 1).abs() < 0.02
 
 
 def test_training_drops_the_last_incomplete_batch_and_validation_keeps_it(digits):
-    train, val = loaders(digits, batch_size=64)
-    assert [len(labels) for _, labels in train] == [64] * 22
-    assert [len(labels) for _, labels in val] == [64] * 5 + [40]
+    assert [len(labels) for _, labels in training(digits, batch_size=64).epoch(0)] == [64] * 22
+    assert [len(labels) for _, labels in held_out(digits)] == [64] * 5 + [40]
+    assert len(held_out(digits)) == 6
 
 
-def test_a_set_smaller_than_a_batch_is_one_batch(digits):
-    train, _ = loaders(digits, batch_size=2000)
-    assert [len(labels) for _, labels in train] == [1437]
+def test_a_batch_larger_than_the_data_set_is_refused(digits):
+    with pytest.raises(InputError, match=r"data\.batch_size is 2000.*1437 training images; give 1437 or less"):
+        training(digits, batch_size=2000)
 
 
 def test_validation_is_in_order_and_not_augmented(digits):
-    _, val = loaders(digits, **AUGMENT)
-    labels = torch.cat([labels for _, labels in val])
+    labels = torch.cat([labels for _, labels in held_out(digits, **AUGMENT)])
     assert labels.tolist() == [digits.val[i][1] for i in range(len(digits.val))]
-    assert same(list(val), list(val))
+    assert same(list(held_out(digits, **AUGMENT)), list(held_out(digits)))
 
 
-def test_an_epoch_has_each_training_image_at_most_once_in_random_order(digits):
-    train, _ = loaders(digits)
-    order = list(train.sampler)
-    assert sorted(order) == list(range(1437))
-    assert order != sorted(order)
+def test_validation_images_are_shared_out_without_loss_or_repetition(digits):
+    whole = torch.cat([images for images, _ in held_out(digits)])
+    parts = [torch.cat([i for i, _ in held_out(digits, share=Share(rank, 7))]) for rank in range(7)]
+    assert sum(map(len, parts)) == len(whole) == 360
+    for rank, part in enumerate(parts):
+        assert torch.equal(part, whole[rank::7])
 
 
-def test_the_same_seed_gives_the_same_batches(digits):
-    assert same(batches(loaders(digits, seed=3, **AUGMENT)[0]), batches(loaders(digits, seed=3, **AUGMENT)[0]))
-    assert not same(batches(loaders(digits, seed=3)[0]), batches(loaders(digits, seed=4)[0]))
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_entered_in_the_middle_goes_on_identically(digits, workers):
+    settings = AUGMENT | {"mixup": 0.8, "cutmix": 1.0, "workers": workers, "batch_size": 128}
+    whole = first(training(digits, **settings), 11, epoch=3)
+    later = training(digits, **settings)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)  # whatever the generators have gone through
+    assert same(whole[7:], first(later, 11, epoch=3, start=7))
+    assert same(whole, first(later, 11, epoch=3))  # and the same loader serves again
 
 
-def test_epochs_differ_and_can_be_chosen(digits):
-    orders = {}
-    train, _ = loaders(digits, seed=1)
-    for epoch in range(3):
-        orders[epoch] = list(train.sampler)
-    assert orders[0] != orders[1] != orders[2]
-    resumed, _ = loaders(digits, seed=1)
-    resumed.sampler.set_epoch(2)
-    assert list(resumed.sampler) == orders[2]
-    other, _ = loaders(digits, seed=2)
-    assert list(other.sampler) != orders[1]
+def test_epochs_and_seeds_differ(digits):
+    runs = [first(training(digits, seed=seed, crop="center"), 3, epoch=e) for seed, e in ((3, 0), (3, 1), (4, 0))]
+    assert not same(runs[0], runs[1])
+    assert not same(runs[0], runs[2])
+    augmented = [
+        images[0] for images, _ in (training(digits, batch_size=1437).epoch(epoch).__next__() for epoch in (0, 1))
+    ]
+    assert not torch.equal(*augmented)
+
+
+def test_workers_change_neither_order_nor_augmentation(digits):
+    alone, helped = training(digits, **AUGMENT), training(digits, workers=2, **AUGMENT)
+    for epoch in range(2):
+        assert same(first(alone, 6, epoch), first(helped, 6, epoch))
+
+
+def test_processes_share_each_batch_out(digits):
+    whole = [images for images, _ in training(digits, batch_size=96, **AUGMENT).epoch(1)]
+    shared = [training(digits, batch_size=96, share=Share(rank, 2, 3), **AUGMENT) for rank in range(2)]
+    parts = [[images for images, _ in each.epoch(1)] for each in shared]
+    assert [len(each) for each in shared] == [3 * len(whole)] * 2
+    for step, images in enumerate(whole):
+        put_together = torch.cat([torch.cat(parts[rank][3 * step : 3 * step + 3]) for rank in range(2)])
+        assert torch.equal(put_together, images)
 
 
 def test_starting_a_loader_leaves_the_global_generator_untouched(digits):
-    for loader in loaders(digits, crop="center"):
+    for batches in (iter(training(digits, crop="center", workers=1).epoch(0)), iter(held_out(digits, workers=1))):
         torch.manual_seed(7)
         before = torch.get_rng_state()
-        next(iter(loader))
+        next(batches)
         assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_workers_change_neither_order_nor_images_without_augmentation(digits):
-    alone, _ = loaders(digits, crop="center")
-    helped, _ = loaders(digits, crop="center", workers=2)
-    for _ in range(2):
-        assert same(batches(alone), batches(helped))
-
-
-def test_the_same_seed_gives_the_same_augmented_batches_with_workers(digits):
-    runs = [batches(loaders(digits, seed=seed, workers=2, **AUGMENT)[0], 6) for seed in (3, 3, 4)]
-    assert same(runs[0], runs[1])
-    assert not same(runs[0], runs[2])
-
-
-def test_workers_are_seeded_for_random_and_numpy():
-    drawn = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        seed_worker(0)
-        drawn.append((random.random(), np.random.rand()))
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_workers_persist_and_memory_is_pinned_for_cuda_only(digits):
-    for workers in (0, 2):
-        train, val = loaders(digits, workers=workers)
-        assert train.persistent_workers == val.persistent_workers == (workers > 0)
-        assert train.pin_memory == val.pin_memory == torch.cuda.is_available()
 
 
 def test_channels_that_do_not_match_the_model_are_refused(digits):
     with pytest.raises(InputError, match="digits has 1-channel images, but the model takes 3"):
-        build_loaders(digits, DataConfig(), (3, 8, 8), seed=0)
+        training(digits, size=(3, 8, 8))
 
 
-def test_mixup_refuses_an_odd_only_batch(digits):
-    with pytest.raises(InputError, match=r"data\.batch_size is 2000.*1437 training images.*give 1436 or less"):
-        loaders(digits, batch_size=2000, mixup=0.8)
-    loaders(digits, batch_size=1436, mixup=0.8)
+def test_mixing_refuses_an_odd_part(digits):
+    with pytest.raises(InputError, match=r"data\.batch_size is 36, 9 images at a time.*even"):
+        training(digits, batch_size=36, share=Share(0, 2, 2), mixup=0.8)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -157,9 +154,8 @@ def test_a_bad_image_reaches_the_main_process_as_one_line(tmp_path, make_folder,
     bad = data.val.paths[2]
     with open(bad, "wb"):
         pass
-    _, val = build_loaders(data, config, SIZE, seed=0)
     with pytest.raises(InputError) as caught:
-        list(val)
+        list(held_out(data, workers=workers))
     message = worker_message(caught.value)
     assert message.startswith(f"cannot read image {bad}: it is empty (0 bytes); mend or remove it")
     assert "\n" not in message
@@ -175,7 +171,7 @@ def test_the_configuration_is_free_of_torch():
 
 
 @pytest.mark.parametrize(
-    "file", sorted(Path(imixer.data.config.__file__).parent.glob("*.py")), ids=lambda path: path.stem
+    "file", sorted(Path(imixer.data.config.__file__).parent.rglob("*.py")), ids=lambda path: path.stem
 )
 def test_the_package_imports_nothing_of_imixer_but_itself_and_its_errors(file):
     tree = ast.parse(file.read_text())

@@ -14,9 +14,9 @@ from imixer.training.model_directory import load_model, save_model
 
 
 def test_timm_restores_the_trained_model(run):
-    trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    trained = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)["model"]
     fresh = timm.create_model("imixer_t2_8", img_size=8, in_chans=1, num_classes=10, num_blocks=1, embed_dim=16)
-    fresh.load_state_dict({name.removeprefix("model."): value for name, value in trained.items()})
+    fresh.load_state_dict(trained)
     restored = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True)
     images = torch.randn(4, 1, 8, 8)
     assert torch.equal(fresh.eval()(images), restored.eval()(images))
@@ -50,6 +50,7 @@ def test_any_model_comes_back(tmp_path, config, size, in_chans):
     statistics = ((0.4,) * in_chans, (0.2,) * in_chans)
     save_model(
         built,
+        built.model.state_dict(),
         path,
         class_names="abc",
         mean=statistics[0],

@@ -12,13 +12,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from imixer.errors import InputError
 from imixer.training.parsing import load_config
-from imixer.training.run_directory import create_run, open_run
+from imixer.training.result import read_result
+from imixer.training.run_directory import RunDirectory, create_run, open_run
 
 FILES = {
     "config.yaml",
     "environment.json",
     "metrics.csv",
-    "checkpoints/last.ckpt",
+    "convergence.csv",
+    "result.json",
+    ".lock",
+    "checkpoints/index.json",
+    "checkpoints/step-00000022.pt",
+    "checkpoints/step-00000044.pt",
     "model/config.json",
     "model/model.safetensors",
     "learning_curves.png",
@@ -70,9 +76,25 @@ def test_the_environment_is_named(run):
 
 
 def test_the_checkpoint_is_plain(run):
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["epoch"] == 1
-    assert all(name.startswith("model.") for name in checkpoint["state_dict"])
+    checkpoint = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)
+    assert checkpoint["step"] == 44
+    assert {"model", "optimizer", "rows", "facts"} <= set(checkpoint)
+
+
+def test_convergence_is_written_per_epoch_and_block(run):
+    rows = list(csv.DictReader((run / "convergence.csv").open()))
+    assert [(row["epoch"], row["block"]) for row in rows] == [("1", "0"), ("2", "0")]
+    for row in rows:
+        assert 0 < float(row["residual"]) < 0.1
+        assert float(row["sigma"]) > 0
+        assert 0 < float(row["bound"]) <= 0.81 * 1.129**2
+
+
+def test_the_result_comes_back(run):
+    result = read_result(RunDirectory(run))
+    assert (result.epochs, result.held_out, result.model, result.data) == (2, 360, "imixer_t2_8", "digits")
+    assert result.last["step"] == 44
+    assert result.seconds > 0
 
 
 @pytest.mark.parametrize("name", ["learning_curves.png", "confusion_matrix.png"])

@@ -39,7 +39,7 @@ def test_safetensors_load(tmp_path):
 
 def test_the_checkpoint_of_a_run_loads(run):
     target = model(num_classes=10, in_chans=1, embed_dim=16)
-    assert load_weights(target, str(run / "checkpoints" / "last.ckpt"))
+    assert load_weights(target, str(run / "checkpoints" / "step-00000044.pt"))
 
 
 def test_another_number_of_classes_keeps_the_new_classifier(tmp_path):

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from imixer.analysis.contraction_figure import draw_contraction
 from imixer.analysis.images import held_out_images
-from imixer.analysis.inside import Inside, look_inside
 from imixer.analysis.record import record
 from imixer.analysis.statistics import relative_error, spread
 from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
 from imixer.implicit.nest import levels
 from imixer.models.activations import lipschitz_constant
+from imixer.models.inside import Inside, look_inside
 from imixer.training.reload import reload
 
 Requirement = Literal["guaranteed", "observed"]

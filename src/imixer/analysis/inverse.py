@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from imixer.analysis.images import held_out_images
-from imixer.analysis.inside import Inside, look_inside
 from imixer.analysis.inverse_figure import draw_inverse
 from imixer.analysis.record import record
 from imixer.analysis.statistics import relative_error, spread
 from imixer.implicit import Contraction, fold
 from imixer.implicit.nest import CONVERGED, apply, fixed_point
 from imixer.implicit.solvers import Solver
+from imixer.models.inside import Inside, look_inside
 from imixer.training.reload import reload
 
 

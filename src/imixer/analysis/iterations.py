@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from imixer.analysis.images import held_out_batches
-from imixer.analysis.inside import implicit_blocks
 from imixer.analysis.iterations_figure import draw_iterations
 from imixer.analysis.record import record
 from imixer.analysis.statistics import spread
@@ -19,6 +18,7 @@ from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Picard
 from imixer.models import IMLP
+from imixer.models.inside import implicit_blocks
 from imixer.training.reload import reload
 
 NUMBERS = tuple(range(9))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -17,92 +16,219 @@ from imixer.data.config import DataConfig
 from imixer.data.decoding import read_file, to_channels
 from imixer.data.image_data import ImageData, Item
 from imixer.data.image_files import images_under
-from imixer.data.sampler import EpochShuffle
+from imixer.data.mixup import build_mixup
+from imixer.data.randomness import mixed_seed, seed_globally
+from imixer.data.sampler import BatchOrder, Share
 from imixer.data.transforms import Transform, eval_transform, train_transform
 from imixer.errors import InputError
 
+Batch: TypeAlias = "tuple[Tensor, Tensor]"
 
-class TransformedImages(Dataset["tuple[Tensor, int]"]):
-    """Labelled images as tensors.
+
+class TrainingImages(Dataset["tuple[Tensor, int]"]):
+    """Augmented images, addressed by (number, epoch): what augmentation draws depends on these and the seed only.
 
     Args:
         items: Pairs of an image and a label.
-        transform: From an image to a tensor.
+        transform: From an image to a tensor; it may draw from the generators of random, numpy and torch.
+        seed: Training seed.
     """
 
-    def __init__(self, items: Dataset[Item], transform: Transform) -> None:
+    def __init__(self, items: Dataset[Item], transform: Transform, seed: int) -> None:
         self.items = items
         self.transform = transform
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(cast(Sized, self.items))
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.items[index]
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
+        number, epoch = address
+        image, label = self.items[number]
+        seed_globally(self.seed, epoch, number, devices=False)
         return self.transform(image), label
 
 
-def build_loaders(
-    data: ImageData, config: DataConfig, input_size: tuple[int, int, int], *, seed: int
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Loaders of (images, labels): floats of shape (batch, *input_size), and int64 of shape (batch,).
+class HeldOutImages(Dataset["tuple[Tensor, int]"]):
+    """Every `world`-th image, from number `rank` on, as a tensor.
 
-    Training images are shuffled by seed and epoch, and an incomplete last batch is dropped unless it is the only
-    one. Validation images come in order and completely. With workers, augmentation draws from generators
-    that depend on the seed; without, from the global ones of torch, numpy and random.
+    Args:
+        items: Pairs of an image and a label.
+        transform: From an image to a tensor.
+        share: Which of them are this process's.
+    """
+
+    def __init__(self, items: Dataset[Item], transform: Transform, share: Share) -> None:
+        self.items = items
+        self.transform = transform
+        self.numbers = range(share.rank, len(cast(Sized, items)), share.world)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        image, label = self.items[self.numbers[place]]
+        return self.transform(image), label
+
+
+class _Addresses:
+    """What a `DataLoader` is to fetch: the rest of the epoch that it was set to."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return len(self.order) - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for numbers in self.order.epoch(self.epoch, self.start):
+            yield [(number, self.epoch) for number in numbers.tolist()]
+
+
+class TrainingBatches:
+    """Augmented parts of batches on a device, loaded and augmented image by image.
+
+    Args:
+        images: The images.
+        order: Which of them make up each part.
+        mixup: timm's `Mixup`, or None.
+        device: Where the parts are wanted.
+        loading: Further arguments of the `DataLoader`.
+    """
+
+    def __init__(
+        self, images: TrainingImages, order: BatchOrder, mixup: Any, device: torch.device, **loading: Any
+    ) -> None:
+        self.order = order
+        self.mixup = mixup
+        self.device = device
+        self.seed = images.seed
+        self._addresses = _Addresses(order)
+        self._loader = DataLoader(images, batch_sampler=cast(Any, self._addresses), **loading)
+
+    def __len__(self) -> int:
+        """Parts per epoch."""
+        return len(self.order)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Images (part, C, H, W), float, and targets, int64 (part,) or, mixed, float (part, classes).
+
+        Args:
+            epoch: Which epoch.
+            start: Number of the first part wanted.
+        """
+        self._addresses.epoch, self._addresses.start = epoch, start
+        for number, (images, labels) in enumerate(self._loader, start):
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            if self.mixup is None:
+                yield images, labels
+            else:
+                np.random.seed(mixed_seed(self.seed, epoch, number, self.order.share.rank))
+                yield self.mixup(images, labels)
+
+
+class HeldOutBatches:
+    """This process's share of the held-out images, in order, on a device.
+
+    Args:
+        images: The images.
+        device: Where the batches are wanted.
+        loading: Further arguments of the `DataLoader`.
+    """
+
+    def __init__(self, images: HeldOutImages, device: torch.device, **loading: Any) -> None:
+        self.device = device
+        self._loader = DataLoader(images, **loading)
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self._loader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def build_training(
+    data: ImageData,
+    config: DataConfig,
+    input_size: tuple[int, int, int],
+    *,
+    num_classes: int,
+    smoothing: float,
+    seed: int,
+    device: torch.device,
+    share: Share = Share(),  # noqa: B008
+) -> TrainingBatches:
+    """Training images, shuffled and augmented, as `config` says.
 
     Args:
         data: The data set.
         config: Batch size, workers and augmentation.
         input_size: (channels, height, width) of the model's input in pixels.
+        num_classes: Number of classes.
+        smoothing: Label smoothing, contained in the targets if images are mixed.
         seed: Training seed, 0 or more.
-
-    Returns:
-        The training loader and the validation loader.
+        device: Where the images are wanted.
+        share: What of each batch is this process's.
 
     Raises:
-        InputError: Channels do not match, an augmentation setting makes no sense, or mixup meets an odd batch.
+        InputError: Channels do not match, an augmentation setting makes no sense, a batch is larger than the data set,
+            or images are to be mixed and cannot be paired.
     """
+    _check_channels(data, input_size)
+    images = TrainingImages(data.train, train_transform(config, input_size, data.mean, data.std), seed)
+    order = BatchOrder(len(images), config.batch_size, seed, share)
+    mixup = build_mixup(config, order.part, num_classes, smoothing)
+    return TrainingBatches(images, order, mixup, device, **_loading(config, seed))
+
+
+def build_held_out(
+    data: ImageData,
+    config: DataConfig,
+    input_size: tuple[int, int, int],
+    *,
+    device: torch.device,
+    batch_size: int,
+    share: Share = Share(),  # noqa: B008
+) -> HeldOutBatches:
+    """Held-out images in order, never augmented.
+
+    Args:
+        data: The data set.
+        config: Workers, `crop_pct` and interpolation.
+        input_size: (channels, height, width) of the model's input in pixels.
+        device: Where the images are wanted.
+        batch_size: Images per batch.
+        share: Which of them are this process's.
+
+    Raises:
+        InputError: Channels do not match.
+    """
+    _check_channels(data, input_size)
+    transform = eval_transform(input_size, data.mean, data.std, config.crop_pct, config.interpolation)
+    images = HeldOutImages(data.val, transform, share)
+    return HeldOutBatches(images, device, batch_size=batch_size, **_loading(config, 0))
+
+
+def _check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:
     if input_size[0] != data.in_chans:
         raise InputError(
             f"{data.name} has {data.in_chans}-channel images, but the model takes {input_size[0]} channels; "
             f"build the model with in_chans={data.in_chans}"
         )
-    train = TransformedImages(data.train, train_transform(config, input_size, data.mean, data.std))
-    val = TransformedImages(
-        data.val, eval_transform(input_size, data.mean, data.std, config.crop_pct, config.interpolation)
-    )
-    full_batch = len(train) >= config.batch_size
-    if not full_batch and len(train) % 2 and (config.mixup or config.cutmix):
-        raise InputError(
-            f"data.batch_size is {config.batch_size}, but {data.name} has {len(train)} training images; data.mixup "
-            f"and data.cutmix need an even batch, give {len(train) - 1} or less"
-        )
-    common: dict[str, Any] = {
-        "batch_size": config.batch_size,
+
+
+def _loading(config: DataConfig, seed: int) -> dict[str, Any]:
+    return {
         "num_workers": config.workers,
         "persistent_workers": config.workers > 0,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": seed_worker,
+        # of its own, so that starting a loader leaves the global one untouched
+        "generator": torch.Generator().manual_seed(seed),
     }
-    # generators of their own, so that starting a loader leaves the global one untouched
-    return (
-        DataLoader(
-            train,
-            sampler=EpochShuffle(train, seed),
-            drop_last=full_batch,
-            generator=torch.Generator().manual_seed(seed),
-            **common,
-        ),
-        DataLoader(val, generator=torch.Generator().manual_seed(seed), **common),
-    )
-
-
-def seed_worker(_worker: int) -> None:
-    """Seed random and numpy from the seed that torch gave this worker: timm's augmentation draws from both."""
-    seed = torch.initial_seed()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
 
 
 def worker_message(error: InputError) -> str:

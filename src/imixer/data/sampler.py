@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from imixer.data.randomness import mixed_seed
 from imixer.errors import InputError
 
 
@@ -43,7 +43,7 @@ class BatchOrder:
         InputError: If there are fewer images than a batch takes.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, share: Share = Share()) -> None:  # noqa: B008
+    def __init__(self, count: int, batch_size: int, seed: int, share: Share = Share()) -> None:
         if batch_size > count:
             raise InputError(
                 f"data.batch_size is {batch_size}, more than the {count} training images; give {count} or less"
@@ -70,8 +70,3 @@ class BatchOrder:
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """A permutation of 0 to count - 1 that depends on seed and epoch only."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
-
-
-def mixed_seed(*numbers: int) -> int:
-    """A seed below 2**32 from several numbers; adding them would make epoch 1 of seed 0 the same as epoch 0 of seed 1."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])

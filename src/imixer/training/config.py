@@ -245,8 +245,8 @@ class TrainConfig:
         parts = self.devices * self.num_nodes * self.accumulate
         if self.data.batch_size % parts:
             raise InputError(
-                f"data.batch_size is {self.data.batch_size}, the images of a step over all devices, and does not divide "
-                f"into devices x num_nodes x accumulate = {parts} equal parts; change one of them"
+                f"data.batch_size is {self.data.batch_size}, the images of a step over all devices, and does not "
+                f"divide into devices x num_nodes x accumulate = {parts} equal parts; change one of them"
             )
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"ema is {self.ema}; give a decay between 0 and 1, or leave it out")

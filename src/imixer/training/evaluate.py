@@ -10,7 +10,7 @@ from typing import Any, Dict, List, Optional
 import torch
 import torch.nn.functional as F
 
-from imixer.data.loading import build_loaders, worker_message
+from imixer.data.loading import build_held_out, worker_message
 from imixer.errors import InputError
 from imixer.training.reload import reload
 
@@ -75,12 +75,16 @@ def evaluate(path: str, *, data: Optional[str] = None, device: str = "auto", bat
     """
     reloaded = reload(path, device)
     images = reloaded.data(data)
-    config = reloaded.config.data
-    if batch_size:
-        config.batch_size = batch_size
-    _, loader = build_loaders(images, config, reloaded.input_size, seed=reloaded.config.seed)
+    config = reloaded.config
+    batches = build_held_out(
+        images,
+        config.data,
+        reloaded.input_size,
+        device=reloaded.device,
+        batch_size=batch_size or config.micro_batch,
+    )
     try:
-        logits, targets, speed = _run(reloaded.model, loader, reloaded.device)
+        logits, targets, speed = _run(reloaded.model, batches)
     except InputError as error:
         raise InputError(worker_message(error)) from error
     correct = logits.argmax(1) == targets
@@ -100,13 +104,13 @@ def evaluate(path: str, *, data: Optional[str] = None, device: str = "auto", bat
 
 
 @torch.inference_mode()
-def _run(model: Any, loader: Any, device: torch.device) -> Any:
+def _run(model: Any, batches: Any) -> Any:
     logits, targets, began, counted = [], [], time.perf_counter(), 0
-    for step, (images, labels) in enumerate(loader):
-        logits.append(model(images.to(device, non_blocking=True)).float().cpu())
-        targets.append(labels)
+    for step, (images, labels) in enumerate(batches):
+        logits.append(model(images).float().cpu())
+        targets.append(labels.cpu())
         counted += len(labels)
-        if step + 1 == _WARM_UP < len(loader):
+        if step + 1 == _WARM_UP < len(batches):
             began, counted = time.perf_counter(), 0
     return torch.cat(logits), torch.cat(targets), counted / (time.perf_counter() - began)
 

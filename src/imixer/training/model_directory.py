@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Dict, Sequence
 
 import timm
 from safetensors.torch import save_file
+from torch import Tensor
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.errors import InputError
+from imixer.training.atomic import make_folder
 from imixer.training.model import BuiltModel
 
 _WEIGHTS = "model.safetensors"
@@ -18,6 +20,7 @@ _WEIGHTS = "model.safetensors"
 
 def save_model(
     built: BuiltModel,
+    weights: Dict[str, Tensor],
     path: Path,
     *,
     class_names: Sequence[str],
@@ -33,14 +36,14 @@ def save_model(
 
     Args:
         built: The model.
-        path: Directory to make.
+        weights: Its state dictionary.
+        path: Directory to make. It appears whole, or not at all.
         class_names: Names in the order of the logits.
         mean: Mean per channel.
         std: Standard deviation per channel.
         crop_pct: Share of the resized image that validation keeps.
         interpolation: Resampling filter of validation.
     """
-    path.mkdir(parents=True)
     model: Any = built.model
     cfg = model.pretrained_cfg
     prepared = {
@@ -64,9 +67,13 @@ def save_model(
         "model_args": {k: v for k, v in built.args.items() if k != "num_classes"},
         "pretrained_cfg": prepared,
     }
-    (path / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(tensors, path / _WEIGHTS, metadata={"format": "pt"})
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+
+    def fill(folder: Path) -> None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+
+    make_folder(path, fill)
 
 
 def load_model(path: Path) -> Any:

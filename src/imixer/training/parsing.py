@@ -14,8 +14,10 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.recipes import find_recipe
+from imixer.recipes import load_recipe
+from imixer.training.atomic import write_text
 from imixer.training.config import CheckpointConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run_directory import open_begun
 from imixer.training.suggest import nearest
 
 _GROUPS: Dict[str, Any] = {
@@ -33,26 +35,32 @@ def train_parser() -> ArgumentParser:
     parser = ArgumentParser(
         exit_on_error=False,
         allow_abbrev=False,
-        usage="%(prog)s [--recipe NAME] [--config FILE] [--SETTING VALUE ...]",
+        usage="%(prog)s [--resume RUN] [--recipe NAME] [--config FILE] [--SETTING VALUE ...]",
         description="Train a model. Without any option: the built-in handwritten digits.",
     )
     parser.add_argument("--recipe", metavar="NAME", help="Recipe to start from; `imixer recipes` lists them.")
     parser.add_argument(
         "--config", action=ActionConfigFile, metavar="FILE", help="YAML file, applied over the recipe. Flags win."
     )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="Continue this run from its latest checkpoint, as if it had never stopped. Only how and where it is "
+        "computed may change, such as devices, workers and checkpoints.",
+    )
     parser.add_class_arguments(TrainConfig)
     return parser
 
 
 def hoist(argv: Sequence[str]) -> List[str]:
-    """Bring `--recipe`, as the configuration file that it is, and then `--config` before all flags.
+    """Bring the configurations that `--resume`, `--recipe` and `--config` stand for, in this order, before all flags.
 
-    jsonargparse applies options from left to right; this makes the flags win wherever they stand.
+    jsonargparse applies options from left to right; this makes the flags win wherever they stand. `--resume` stays.
 
     Raises:
-        InputError: If the recipe is unknown.
+        InputError: If there is no such run or recipe.
     """
-    taken: Dict[str, List[str]] = {"--recipe": [], "--config": []}
+    taken: Dict[str, List[str]] = {"--resume": [], "--recipe": [], "--config": []}
     rest, words = [], iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
@@ -64,8 +72,10 @@ def hoist(argv: Sequence[str]) -> List[str]:
             taken[name].append(following)
         else:
             raise InputError(f"{name} needs a value")
-    files = [str(find_recipe(name)) for name in taken["--recipe"]] + taken["--config"]
-    return [word for file in files for word in ("--config", file)] + rest
+    configs = [str(open_begun(path).config) for path in taken["--resume"]]
+    configs += [yaml.safe_dump(load_recipe(name)) for name in taken["--recipe"]] + taken["--config"]
+    first = [word for config in configs for word in ("--config", config)]
+    return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
@@ -104,7 +114,7 @@ def load_config(path: Path) -> TrainConfig:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write every field as YAML."""
-    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
 
 
 def explain(text: str, parser: ArgumentParser) -> str:

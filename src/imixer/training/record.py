@@ -1,88 +1,103 @@
-"""Write down each epoch: a CSV row and TensorBoard scalars."""
+"""Write down each epoch: CSV rows, and a logger's scalars."""
 
 from __future__ import annotations
 
 import csv
-import math
+import io
 import time
-from typing import Any, Dict, List
+from pathlib import Path
+from typing import Any, Dict, List, Sequence
 
-from lightning.pytorch import Callback, Trainer
-from torch.utils.tensorboard import SummaryWriter
+import torch
 
-from imixer.errors import InputError
+from imixer.training.atomic import write_text
+from imixer.training.loggers import Logger
 from imixer.training.run_directory import RunDirectory
 
 Row = Dict[str, Any]
 
 
-class Record(Callback):
-    """Appends a row per epoch to `metrics.csv`, sends it to TensorBoard and keeps it in `rows`.
-
-    `images_per_s` counts training images over the time spent training, validation left out; `seconds` is the time
-    since training began.
-
-    Works with a `Classifier`.
+class Record:
+    """Keeps `metrics.csv`, a row per epoch, and `convergence.csv`, a row per epoch and block; tells a logger too.
 
     Args:
         run: Where to write.
+        logger: What else is told.
 
-    Raises:
-        InputError: During training, as soon as an epoch's training loss is not finite.
+    Attributes:
+        images_per_s: Training images over all processes, over the time spent training, in the last epoch.
     """
 
-    def __init__(self, run: RunDirectory) -> None:
-        self.run = run
-        self.rows: List[Row] = []
-        self._began = self._epoch_began = time.perf_counter()
-        self._images = 0
-        self._images_per_s = 0.0
-        self._writer: Any = None
+    def __init__(self, run: RunDirectory, logger: Logger) -> None:
+        self.run, self.logger = run, logger
+        self.images_per_s = 0.0
+        self._began, self._images = 0.0, 0
 
-    def on_train_start(self, trainer: Trainer, module: Any) -> None:
-        self._began = time.perf_counter()
-        if trainer.is_global_zero:
-            self._writer = SummaryWriter(str(self.run.tensorboard))
+    def restart(self, rows: Sequence[Row]) -> None:
+        """Drop what was written after a checkpoint that training goes back to.
 
-    def on_train_epoch_start(self, trainer: Trainer, module: Any) -> None:
-        self._epoch_began, self._images = time.perf_counter(), 0
+        Args:
+            rows: The epochs that the checkpoint knows.
+        """
+        _rewrite(self.run.metrics, [_plain(row) for row in rows])
+        if self.run.convergence.is_file():
+            with self.run.convergence.open(newline="", encoding="utf-8") as file:
+                kept = [row for row in csv.DictReader(file) if int(row["epoch"]) <= len(rows)]
+            _rewrite(self.run.convergence, kept)
 
-    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._images += len(batch[0]) * trainer.world_size
+    def begin_epoch(self, device: torch.device) -> None:
+        """Start the clock of an epoch's training."""
+        self._began, self._images = time.perf_counter(), 0
 
-    def on_validation_start(self, trainer: Trainer, module: Any) -> None:
-        module.train_loss.compute().item()  # waits for the accelerator
-        self._images_per_s = self._images / (time.perf_counter() - self._epoch_began)
+    def count(self, images: int) -> None:
+        """Count images as trained on."""
+        self._images += images
 
-    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            **module.results,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "images_per_s": round(self._images_per_s, 1),
-            "seconds": round(time.perf_counter() - self._began, 2),
-        }
-        self.rows.append(row)
-        if trainer.is_global_zero:
-            self._write(row)
-        if not math.isfinite(row["train_loss"]):
-            raise InputError(
-                f"training diverged: the loss of epoch {row['epoch']} is {row['train_loss']}; "
-                "lower optim.lr, warm up longer or set optim.clip_grad"
-            )
+    def end_training(self, device: torch.device) -> None:
+        """Stop the clock, once the device has done its work."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.images_per_s = round(self._images / (time.perf_counter() - self._began), 1)
 
-    def teardown(self, trainer: Trainer, module: Any, stage: str) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def write(self, row: Row, blocks: List[Dict[str, float]]) -> None:
+        """Add an epoch.
 
-    def _write(self, row: Row) -> None:
-        with self.run.metrics.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
-            if row["epoch"] == 1:
-                writer.writeheader()
-            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                self._writer.add_scalar(name, value, row["step"])
-        self._writer.flush()
+        Args:
+            row: Its numbers.
+            blocks: How its inverses converge, see `convergence`.
+        """
+        _append(self.run.metrics, [_plain(row)])
+        _append(self.run.convergence, [_plain({"epoch": row["epoch"]} | block) for block in blocks])
+        scalars = {name: value for name, value in row.items() if name not in ("epoch", "step")}
+        for block in blocks:
+            scalars |= {f"{name}/block_{block['block']}": v for name, v in block.items() if name != "block"}
+        self.logger.log(scalars, row["step"])
+
+    def close(self) -> None:
+        """Finish the logger."""
+        self.logger.close()
+
+
+def _plain(row: Row) -> Row:
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _append(path: Path, rows: Sequence[Row]) -> None:
+    if not rows:
+        return
+    with path.open("a", newline="", encoding="utf-8") as file:
+        _write(file, rows, header=file.tell() == 0)
+
+
+def _rewrite(path: Path, rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    if rows:
+        _write(text, rows, header=True)
+    write_text(path, text.getvalue())
+
+
+def _write(file: Any, rows: Sequence[Row], *, header: bool) -> None:
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)

@@ -19,15 +19,15 @@ def report_training(trained: Any, wall_s: float, console: Console) -> None:
         wall_s: Seconds since the command started.
         console: Where to print.
     """
-    last, run, data = trained.last, trained.run, trained.data
+    last, run = trained.last, trained.run
     grid = Table.grid(padding=(0, 2))
     top5 = f", top-5 {last['val_acc_top5']:.2%}" if "val_acc_top5" in last else ""
-    grid.add_row("accuracy", f"[bold]{last['val_acc']:.2%}[/] of {len(data.val):,} held-out images{top5}")
-    grid.add_row("model", f"{trained.model_name}, {trained.parameters:,} parameters, on {data.name}")
+    grid.add_row("accuracy", f"[bold]{last['val_acc']:.2%}[/] of {trained.held_out:,} held-out images{top5}")
+    grid.add_row("model", f"{trained.model}, {trained.parameters:,} parameters, on {trained.data}")
     grid.add_row("time", f"{wall_s:.0f} s in all, {trained.seconds:.0f} s for {trained.epochs} epochs")
     grid.add_row("device", trained.device)
-    if data.skipped:
-        grid.add_row("skipped", f"{len(data.skipped)} unreadable images, the first {data.skipped[0]}")
+    if trained.skipped:
+        grid.add_row("skipped", f"{len(trained.skipped)} unreadable images, the first {trained.skipped[0]}")
     grid.add_row("files", f"{run.path}: model/, metrics.csv, learning_curves.png, confusion_matrix.png")
     grid.add_row("next", f"imixer evaluate {run.path}")
     grid.add_row("", f"imixer predict {run.path}")

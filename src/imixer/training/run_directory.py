@@ -42,9 +42,34 @@ class RunDirectory:
         return self.path / "tensorboard"
 
     @property
-    def checkpoint(self) -> Path:
-        """Lightning's checkpoint after the latest epoch."""
-        return self.path / "checkpoints" / "last.ckpt"
+    def convergence(self) -> Path:
+        """How the inverses converge: one row per epoch and block."""
+        return self.path / "convergence.csv"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The latest checkpoints and the best."""
+        return self.path / "checkpoints"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Steps that were not finite, for `imixer replay`."""
+        return self.path / "nonfinite"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that trains."""
+        return self.path / ".lock"
+
+    @property
+    def result(self) -> Path:
+        """What came out."""
+        return self.path / "result.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training is done and everything is written."""
+        return (self.model / "model.safetensors").is_file()
 
     @property
     def model(self) -> Path:
@@ -113,18 +138,33 @@ def create_run(out: Optional[str], data: str, model: str) -> RunDirectory:
     raise InputError(f"out: {out} exists, and nothing is overwritten; give another name or remove it")
 
 
+def open_begun(path: str) -> RunDirectory:
+    """The directory of a run, finished or not.
+
+    Raises:
+        InputError: If `path` is none.
+    """
+    run = RunDirectory(Path(path))
+    if not run.path.is_dir():
+        raise InputError(f"no run at {path}; `imixer train --out {path}` makes one")
+    if not run.config.is_file():
+        raise InputError(f"{path} is no run: it has no {run.config.name}")
+    return run
+
+
 def open_run(path: str) -> RunDirectory:
     """The directory of a finished run.
 
     Raises:
         InputError: If `path` is none; it says what is missing.
     """
-    run = RunDirectory(Path(path))
-    if not run.path.is_dir():
-        raise InputError(f"no run at {path}; `imixer train --out {path}` makes one")
-    for file in (run.config, run.model / "config.json", run.model / "model.safetensors"):
+    run = open_begun(path)
+    for file in (run.model / "config.json", run.model / "model.safetensors"):
         if not file.is_file():
-            raise InputError(f"{path} is not a finished run: it has no {file.relative_to(run.path)}")
+            raise InputError(
+                f"{path} is not a finished run: it has no {file.relative_to(run.path)}; `imixer train --resume {path}` "
+                "finishes it"
+            )
     return run
 
 

@@ -1,105 +1,87 @@
-"""A training run, from configuration to run directory."""
+"""A training run, from configuration to run directory, from its beginning or from where it stopped."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, TypeVar
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from filelock import FileLock, Timeout
+from lightning.fabric import Fabric
+from lightning.fabric.utilities.seed import seed_everything
 
+from imixer.data.batches import build_batches
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
-from imixer.data.loading import build_loaders, worker_message
-from imixer.data.mixup import build_mixup
+from imixer.data.loading import worker_message
 from imixer.data.source import open_data
 from imixer.errors import InputError
+from imixer.training.changes import check_changes
+from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
+from imixer.training.devices import build_fabric, device_name, placed, share, started_by_launcher
 from imixer.training.environment import environment
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
+from imixer.training.launch import launch, report_run
+from imixer.training.loggers import build_logger, check_logger
+from imixer.training.loop import Loop
 from imixer.training.model import BuiltModel, build_model
 from imixer.training.model_directory import save_model
-from imixer.training.module import Classifier, build_optimizer
-from imixer.training.parsing import save_config
+from imixer.training.optimizing import build_optimizer
+from imixer.training.parsing import load_config, save_config
 from imixer.training.progress import ShowProgress
 from imixer.training.quiet import silence
 from imixer.training.record import Record
-from imixer.training.run_directory import RunDirectory, check_out, create_run
+from imixer.training.result import Trained, read_result
+from imixer.training.run_directory import RunDirectory, check_out, create_run, open_begun
+from imixer.training.scores import Scores
+from imixer.training.stopping import Interrupted
 
-_PRECISION: Dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-
-
-class Interrupted(KeyboardInterrupt):
-    """Training was interrupted; the message says what is saved."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What came out of a run.
-
-    Args:
-        run: Its directory.
-        last: The row of its last epoch.
-        seconds: From the first to the last step, validation included.
-        epochs: Epochs run.
-        parameters: Trainable numbers of the model.
-        model_name: Name of the model.
-        data: What it was trained on.
-        device: Where.
-    """
-
-    run: RunDirectory
-    last: Dict[str, Any]
-    seconds: float
-    epochs: int
-    parameters: int
-    model_name: str
-    data: ImageData
-    device: str
+_T = TypeVar("_T")
 
 
 def train(config: TrainConfig) -> Trained:
     """Train as configured and write the run directory. Nothing is written before all input is found good.
+
+    With several devices, processes are started, one for each, unless `torchrun` or `srun` has done so.
 
     Args:
         config: The run.
 
     Raises:
         InputError: If something in the configuration or the data is wrong, or training diverges.
-        Interrupted: On Ctrl-C.
+        Interrupted: On SIGTERM or Ctrl-C, after the step at hand is finished and saved.
     """
-    silence()
+    config = placed(config)
     check_out(config.out)
-    _check_hardware(config)
-    data = open_data(config.data)
-    seed_everything(config.seed, workers=True, verbose=False)
-    num_classes = len(data.class_names)
-    built = build_model(
-        config.model, config.data, native_size=data.native_size, in_chans=data.in_chans, num_classes=num_classes
-    )
-    build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
-    loaders = build_loaders(data, config.data, built.input_size, seed=config.seed)
-    if not len(loaders[0]):
-        raise InputError(
-            f"data.batch_size is {config.data.batch_size}, more than the training images; give at most "
-            f"{len(data.train)}"  # type: ignore[arg-type]
-        )
-    mixup = build_mixup(config.data, num_classes, config.smoothing)
-    module = Classifier(built.model, config, num_classes=num_classes, updates_per_epoch=len(loaders[0]), mixup=mixup)
-    run = create_run(config.out, data.name, built.name)
-    began = time.perf_counter()
-    record = _fit(config, run, built, module, loaders)
-    seconds = time.perf_counter() - began
-    _write_results(config, run, built, module, record, data)
-    parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
-    device = _device_name(config.accelerator)
-    return Trained(run, record.rows[-1], seconds, len(record.rows), parameters, built.name, data, device)
+    return _start(config, None)
+
+
+def resume(path: str, config: Optional[TrainConfig] = None) -> Trained:
+    """Continue a run from its latest checkpoint, as if it had never stopped. A finished run is left as it is.
+
+    Args:
+        path: Its directory.
+        config: The run's configuration, with changes to how and where it is computed. Default: none.
+
+    Raises:
+        InputError: If there is no such run, another process trains it, its checkpoints are damaged, its data are gone
+            or others, or the configuration changes what is computed; and as `train` does.
+        Interrupted: As `train` does.
+    """
+    run = open_begun(path)
+    stored = load_config(run.config)
+    config = stored if config is None else config
+    check_changes(stored, config, path)
+    if run.finished:
+        return read_result(run)
+    return _start(placed(config), run)
 
 
 def resolved(config: TrainConfig, built: BuiltModel) -> TrainConfig:
@@ -116,100 +98,191 @@ def resolved(config: TrainConfig, built: BuiltModel) -> TrainConfig:
     return replace(config, data=data, model=replace(config.model, name=built.name, checkpoint=checkpoint), out=None)
 
 
-def _fit(
-    config: TrainConfig,
-    run: RunDirectory,
-    built: BuiltModel,
-    module: Classifier,
-    loaders: Tuple[DataLoader[Any], DataLoader[Any]],
-) -> Record:
-    record = Record(run)
-    checkpoints = ModelCheckpoint(run.checkpoint.parent, run.checkpoint.stem, enable_version_counter=False)
+def _start(config: TrainConfig, run: Optional[RunDirectory]) -> Trained:
+    """Train in this process, or in one per device."""
+    silence()
+    check_logger(config.logger)
+    fabric = build_fabric(config)
+    if config.devices == 1 or started_by_launcher():
+        return _train(fabric, config, run)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder) / "config.yaml"
+        save_config(config, settings)
+        resumed = [] if run is None else [str(run.path)]
+        path = launch("imixer.training.worker", str(settings), *resumed, devices=config.devices)
+    return read_result(RunDirectory(path))
+
+
+def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -> Trained:
+    """Train in this process, one of the run's."""
+    fabric.launch()
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    data = open_data(config.data)
+    seed_everything(config.seed, workers=True, verbose=False)
+    built = build_model(
+        config.model,
+        config.data,
+        native_size=data.native_size,
+        in_chans=data.in_chans,
+        num_classes=len(data.class_names),
+    )
+    build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
+    training, held_out = build_batches(
+        data,
+        config.data,
+        built.input_size,
+        smoothing=config.smoothing,
+        seed=config.seed,
+        device=fabric.device,
+        share=share(fabric, config),
+        held_out_batch=config.micro_batch,
+    )
+    run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
+    report_run(run.path)
+    with _locked(fabric, run):
+        state = Checkpoints(run.checkpoints).latest(loud=fabric.is_global_zero) if begun else None
+        if state is not None:
+            _check_data(state, data, run)
+        if fabric.is_global_zero and not begun:
+            save_config(resolved(config, built), run.config)
+            run.environment.write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+        logger = build_logger(
+            config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
+        )
+        record = Record(run, logger)
+        loop = Loop(
+            fabric,
+            config,
+            run,
+            built,
+            training,
+            held_out,
+            Scores(len(data.class_names)),
+            record,
+            ShowProgress(fabric.is_global_zero),
+            facts=_facts(data),
+        )
+        if state is not None:
+            loop.load(state)
+        if begun and fabric.is_global_zero:
+            record.restart(loop.rows)
+        _fit(loop)
+        return _finish(loop, config, data, device_name(fabric.device))
+
+
+def _fit(loop: Loop) -> None:
+    """Train, and leave no directory behind that holds nothing."""
+    run = loop.run
     try:
-        save_config(resolved(config, built), run.config)
-        run.environment.write_text(json.dumps(environment(), indent=2), encoding="utf-8")
-        trainer = _trainer(config, [record, ShowProgress(record), checkpoints])
-        if config.compile:
-            built.model.compile()  # in place: names of the weights stay
-        try:
-            trainer.fit(module, *loaders)
-        except SystemExit as error:  # Lightning's way to end after Ctrl-C
-            raise Interrupted from error
+        loop.fit()
+    except Interrupted:
+        raise
     except KeyboardInterrupt as error:
-        raise Interrupted(_saved(run, record)) from error
+        _remove_if_empty(loop)
+        raise Interrupted(_left(run)) from error
     except InputError as error:
-        _remove_if_empty(run, record)
+        _remove_if_empty(loop)
         raise InputError(worker_message(error)) from error
     except BaseException:
-        _remove_if_empty(run, record)
+        _remove_if_empty(loop)
         raise
-    return record
+    finally:
+        loop.record.close()
 
 
-def _trainer(config: TrainConfig, callbacks: Any) -> Trainer:
-    cooled = config.epochs + config.schedule.cooldown_epochs
-    return Trainer(
-        max_epochs=cooled,
-        accelerator=config.accelerator,
-        devices=config.devices,
-        precision=_PRECISION[config.precision],
-        gradient_clip_val=config.optim.clip_grad,
-        deterministic="warn",
-        callbacks=callbacks,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
+def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Trained:
+    run, built = loop.run, loop.built
+    trained = Trained(
+        run=run,
+        last=loop.rows[-1],
+        seconds=round(loop.seconds, 2),
+        epochs=len(loop.rows),
+        parameters=sum(p.numel() for p in built.model.parameters() if p.requires_grad),
+        model=built.name,
+        data=data.name,
+        held_out=len(data.val),  # type: ignore[arg-type]
+        skipped=data.skipped,
+        device=device if loop.fabric.world_size == 1 else f"{loop.fabric.world_size} x {device}",
     )
+    weights = loop.trainee.weights()
+    if loop.fabric.is_global_zero:
+        trained.write()
+        draw_learning_curves(loop.rows, run.learning_curves)
+        assert loop.scores.confusion is not None  # set by the last validation
+        draw_confusion_matrix(loop.scores.confusion.numpy(), data.class_names, run.confusion_matrix)
+        save_model(  # last: it is what makes a run finished
+            built,
+            weights,
+            run.model,
+            class_names=data.class_names,
+            mean=data.mean,
+            std=data.std,
+            crop_pct=config.data.crop_pct,
+            interpolation="bicubic" if config.data.interpolation == "random" else config.data.interpolation,
+        )
+    loop.fabric.barrier()
+    return trained
 
 
-def _check_hardware(config: TrainConfig) -> None:
-    if config.accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise InputError(f"accelerator is {config.accelerator!r}, but torch sees no CUDA device here; use auto or cpu")
-    if config.precision == "16" and (config.accelerator == "cpu" or not torch.cuda.is_available()):
-        raise InputError("precision is '16', which needs CUDA; use bf16 or 32")
+def _facts(data: ImageData) -> Dict[str, Any]:
+    """What must not change between a run's sessions."""
+    return {
+        "training images": len(data.train),  # type: ignore[arg-type]
+        "held-out images": len(data.val),  # type: ignore[arg-type]
+        "classes": list(data.class_names),
+    }
+
+
+def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
+    for name, here in _facts(data).items():
+        before = state["facts"][name]
+        if before != here:
+            shown = (len(before), len(here)) if isinstance(here, list) else (before, here)
+            raise InputError(
+                f"{run.path} was trained on {data.name} with other {name} ({shown[0]}; now {shown[1]}); give the data "
+                "it was trained on with --data.name or --data.root"
+            )
+
+
+@contextmanager
+def _locked(fabric: Fabric, run: RunDirectory) -> Iterator[None]:
+    """Keep other processes from training the same run."""
+    lock = FileLock(run.lock)
+
+    def take() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"{run.path} is being trained by another process; wait for it or stop it") from None
+
+    _by_first(fabric, take)
     try:
-        _trainer(config, [])
-    except Exception as error:  # Lightning's own complaints about accelerators and devices, of many kinds
-        raise InputError(
-            f"accelerator {config.accelerator!r} with {config.devices} devices: {' '.join(str(error).split())[:200]}"
-        ) from error
+        yield
+    finally:
+        lock.release()
 
 
-def _write_results(
-    config: TrainConfig, run: RunDirectory, built: BuiltModel, module: Classifier, record: Record, data: ImageData
-) -> None:
-    save_model(
-        built,
-        run.model,
-        class_names=data.class_names,
-        mean=data.mean,
-        std=data.std,
-        crop_pct=config.data.crop_pct,
-        interpolation="bicubic" if config.data.interpolation == "random" else config.data.interpolation,
-    )
-    draw_learning_curves(record.rows, run.learning_curves)
-    assert module.confusion is not None  # set by the last validation
-    draw_confusion_matrix(module.confusion.numpy(), data.class_names, run.confusion_matrix)
+def _by_first(fabric: Fabric, work: Callable[[], _T]) -> _T:
+    """Do something in the first process; all get its result, or its InputError."""
+    result: Any = None
+    if fabric.is_global_zero:
+        try:
+            result = work()
+        except InputError as error:
+            result = error
+    result = fabric.broadcast(result)
+    if isinstance(result, InputError):
+        raise result
+    return result
 
 
-def _saved(run: RunDirectory, record: Record) -> str:
-    if not run.checkpoint.is_file():
-        _remove_if_empty(run, record)
-        return "before the first epoch ended, nothing is saved"
-    return (
-        f"after epoch {len(record.rows)}; {run.metrics} and {run.checkpoint} are saved, "
-        "and --model.checkpoint starts from the latter's weights"
-    )
+def _left(run: RunDirectory) -> str:
+    entries = Checkpoints(run.checkpoints).entries() if run.path.exists() else []
+    if not entries:
+        return "before the first checkpoint, nothing is saved"
+    return f"in the middle of a step; `imixer train --resume {run.path}` continues from step {entries[-1].step}"
 
 
-def _remove_if_empty(run: RunDirectory, record: Record) -> None:
-    if not record.rows:  # the directory is ours and holds no result
-        shutil.rmtree(run.path, ignore_errors=True)
-
-
-def _device_name(accelerator: str) -> str:
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+def _remove_if_empty(loop: Loop) -> None:
+    if loop.fabric.is_global_zero and not Checkpoints(loop.run.checkpoints).entries():
+        shutil.rmtree(loop.run.path, ignore_errors=True)  # the directory is ours and holds no result

@@ -23,7 +23,7 @@ def load_weights(model: nn.Module, path: str) -> bool:
 
     Args:
         model: A timm model.
-        path: safetensors, or a pickle of plain tensors, such as a run's `checkpoints/last.ckpt`.
+        path: safetensors, or a pickle of plain tensors, such as one of a run's `checkpoints`.
 
     Returns:
         Whether the classifier was loaded too.

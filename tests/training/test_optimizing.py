@@ -1,14 +1,13 @@
-"""Optimizer, schedule and the numbers of an epoch."""
+"""Optimizer and schedule."""
 
 import pytest
 import timm
-import torch
 from torch import nn
 
 import imixer.models  # noqa: F401
 from imixer.errors import InputError
-from imixer.training.config import OptimConfig, ScheduleConfig, TrainConfig
-from imixer.training.module import Classifier, build_optimizer, build_scheduler
+from imixer.training.config import OptimConfig, ScheduleConfig
+from imixer.training.optimizing import build_optimizer, build_scheduler
 
 
 def test_biases_and_norms_do_not_decay():
@@ -58,27 +57,3 @@ def test_impossible_optimizers_are_refused(config, parts):
         build_optimizer(nn.Linear(2, 2), config)
     for part in parts:
         assert part in str(refused.value)
-
-
-def test_validation_numbers_against_plain_torch():
-    torch.manual_seed(0)
-    logits, targets = torch.randn(50, 7), torch.randint(7, (50,))
-    module = Classifier(nn.Identity(), TrainConfig(), num_classes=7, updates_per_epoch=1)
-    module.log_dict = lambda *_, **__: None
-    module.train_loss.update(1.0)
-    for start in range(0, 50, 16):  # the last batch is smaller
-        module.validation_step((logits[start : start + 16], targets[start : start + 16]), 0)
-    module.on_validation_epoch_end()
-    top5 = (logits.topk(5).indices == targets[:, None]).any(1).float().mean().item()
-    assert module.results == pytest.approx(
-        {
-            "train_loss": 1.0,
-            "val_loss": nn.functional.cross_entropy(logits, targets).item(),
-            "val_acc": (logits.argmax(1) == targets).float().mean().item(),
-            "val_acc_top5": top5,
-        }
-    )
-    confusion = torch.zeros(7, 7, dtype=torch.long)
-    for true, predicted in zip(targets, logits.argmax(1), strict=True):
-        confusion[true, predicted] += 1
-    assert torch.equal(module.confusion, confusion)

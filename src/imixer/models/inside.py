@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imixer.errors import InputError
 from imixer.implicit import Contraction
-from imixer.models import IMLP
+from imixer.models.imlp import IMLP
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,15 @@ class Inside:
         return self.imlp.contraction
 
 
+def inverses(model: Any) -> List[Tuple[int, IMLP]]:
+    """The iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
+    blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
+    mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
+    return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
+
+
 def implicit_blocks(model: Any, what: str) -> List[Tuple[int, IMLP]]:
-    """The blocks that have an inverse, with their numbers.
+    """`inverses`, of which there must be some.
 
     Args:
         model: The model.
@@ -51,9 +58,7 @@ def implicit_blocks(model: Any, what: str) -> List[Tuple[int, IMLP]]:
     Raises:
         InputError: If there is none.
     """
-    blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
-    mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
-    found = [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
+    found = inverses(model)
     if not found:
         raise InputError(
             f"the model of this run is {_kind(model)}, whose blocks have no inverse: there is nothing to {what}; give "
@@ -86,7 +91,7 @@ def look_inside(model: Any, images: Tensor, what: str = "look at") -> List[Insid
         hooks.append(imlp.fc_in.register_forward_hook(partial(see, i, "z")))
         hooks.append(imlp.act.register_forward_pre_hook(partial(see, i, "x")))
     try:
-        model(images)
+        model.forward(images)  # as a call, a compiled model would pass by the hooks
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,32 @@
+"""Randomness as a function of where training stands, so that it goes on anywhere as if it had never stopped."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def mixed_seed(*numbers: int) -> int:
+    """A seed below 2**32 from several numbers.
+
+    Were they added, epoch 1 of seed 0 would be the same as epoch 0 of seed 1.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_globally(*numbers: int, devices: bool = True) -> None:
+    """Seed random, numpy and torch, from all of which timm's augmentation and torch's dropout draw.
+
+    Args:
+        numbers: What the seed is mixed from.
+        devices: Whether to seed the accelerators' generators too.
+    """
+    seed = mixed_seed(*numbers)
+    random.seed(seed)
+    np.random.seed(seed)
+    if devices:
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)

@@ -1,0 +1,133 @@
+"""From the configuration to the devices that train: Lightning's Fabric."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, Dict
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+from imixer.data.sampler import Share
+from imixer.errors import InputError
+from imixer.implicit import SpectralLinear
+from imixer.training.config import TrainConfig
+
+_PRECISION: Dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+_BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo carries the loop's own small messages
+
+
+def placed(config: TrainConfig) -> TrainConfig:
+    """The configuration with the devices and machines that `torchrun` or `srun` has started processes for, if one has.
+
+    Raises:
+        InputError: If the batch does not divide among them.
+    """
+    if TorchElasticEnvironment.detect():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return replace(config, devices=here, num_nodes=int(os.environ["WORLD_SIZE"]) // here)
+    if SLURMEnvironment.detect() and "SLURM_NTASKS" in os.environ:
+        nodes = int(os.environ.get("SLURM_NNODES", 1))
+        return replace(config, devices=int(os.environ["SLURM_NTASKS"]) // nodes, num_nodes=nodes)
+    return config
+
+
+def started_by_launcher() -> bool:
+    """Whether this process is one of several that somebody else has started."""
+    return TorchElasticEnvironment.detect() or (
+        SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    )
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of its run that talks."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def build_fabric(config: TrainConfig) -> Fabric:
+    """Accelerator, devices, strategy and arithmetic, not yet launched.
+
+    Raises:
+        InputError: If there is no such accelerator, fewer devices than asked for, or they cannot do what is asked.
+    """
+    cuda = torch.cuda.is_available()
+    if config.accelerator in ("cuda", "gpu") and not cuda:
+        raise InputError(f"accelerator is {config.accelerator!r}, but torch sees no CUDA device here; use auto or cpu")
+    on_cuda = cuda and config.accelerator in ("auto", "cuda", "gpu")
+    if config.precision == "16" and not on_cuda:
+        raise InputError("precision is '16', which needs CUDA; use bf16 or 32")
+    if on_cuda and config.devices > torch.cuda.device_count():
+        raise InputError(
+            f"devices is {config.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here; give fewer"
+        )
+    if config.strategy == "fsdp" and config.ema is not None:
+        raise InputError(f"ema is {config.ema}, and strategy is fsdp, which shards weights; leave one of them out")
+    if config.strategy == "fsdp" and config.compile:
+        raise InputError("compile is true, and strategy is fsdp; leave one of them out")
+    if config.num_nodes > 1 and not started_by_launcher():
+        raise InputError(f"num_nodes is {config.num_nodes}; start the processes with torchrun or srun on each machine")
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=_strategy(config, "cuda" if on_cuda else "cpu"),
+            precision=_PRECISION[config.precision],
+        )
+    except Exception as error:  # Lightning's own complaints about accelerators and devices, of many kinds
+        raise InputError(
+            f"accelerator {config.accelerator!r} with {config.devices} devices: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def share(fabric: Fabric, config: TrainConfig) -> Share:
+    """What of each batch this process trains on."""
+    return Share(fabric.global_rank, fabric.world_size, config.accumulate)
+
+
+def largest_over_processes(fabric: Fabric, *values: int) -> tuple[int, ...]:
+    """The largest of each value over all processes. It keeps them in step, and no accelerator waits for it."""
+    if fabric.world_size == 1:
+        return values
+    exchanged = torch.tensor(values)
+    dist.all_reduce(exchanged, op=dist.ReduceOp.MAX)
+    return tuple(exchanged.tolist())
+
+
+def device_name(device: torch.device) -> str:
+    """What the device is called."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _strategy(config: TrainConfig, device: str) -> Any:
+    if config.strategy == "fsdp":
+        return ModelParallelStrategy(
+            _shard,
+            data_parallel_size=config.devices * config.num_nodes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=_BACKEND[device],
+        )
+    if config.devices * config.num_nodes == 1:
+        return "auto"
+    return DDPStrategy(process_group_backend=_BACKEND[device])
+
+
+def _shard(model: nn.Module, mesh: Any) -> nn.Module:
+    """Shard a model block by block; each block is put together while it computes."""
+    for module in model.modules():
+        if isinstance(module, SpectralLinear):
+            module.advances_itself = True  # within its block, where its weight is whole
+    for block in getattr(model, "blocks", ()):
+        fully_shard(block, mesh=mesh["data_parallel"])
+    fully_shard(model, mesh=mesh["data_parallel"])
+    return model

@@ -1,0 +1,75 @@
+"""How well the inverses of an iMixer converge while it is trained."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, List
+
+import torch
+from torch import Tensor, nn
+
+from imixer.implicit import SpectralLinear
+from imixer.implicit.ceiling import nested_bounds
+from imixer.implicit.contraction import Contraction
+from imixer.implicit.nest import levels
+from imixer.implicit.spectral import exact_sigma
+from imixer.models.activations import lipschitz_constant
+from imixer.models.inside import Inside, inverses, look_inside
+
+
+def convergence(model: nn.Module, images: Tensor) -> List[Dict[str, float]]:
+    """For each block with an inverse: its number, and how its fixed point iteration does on some images.
+
+    `residual` is ||x - G(v) - F(x)|| / ||x|| over all images, what the iterations leave of the equation; `sigma` is the
+    largest spectral norm of the matrices inside F, before normalisation, as the power iteration has it; `bound` is what
+    the norms and activations guarantee of F's Lipschitz constant: below 1, the inverse exists for any input.
+
+    Args:
+        model: In evaluation mode.
+        images: (B, in_chans, H, W).
+
+    Returns:
+        Nothing for a model without inverses.
+
+    Source: paper section 4.1 and (37)-(42).
+    """
+    if not inverses(model):
+        return []
+    return [_measure(inside) for inside in look_inside(model, images)]
+
+
+@torch.no_grad()
+def _measure(inside: Inside) -> Dict[str, float]:
+    F, x = inside.F, inside.x.float()
+    left = x - inside.z.float() - F(inside.x, F.weights(), inside.imlp.n_iter).float()
+    nest = levels(F)
+    free = [_sigmas(level) for level in nest]
+    slopes = [_slope(act) for act in (F.act, *(level.act_hidden for level in nest))]
+    ceilings = [level.fc1.coeff if isinstance(level.fc1, SpectralLinear) else math.inf for level in nest]
+    gains = [
+        min(s1, c) * min(s2, c) * slopes[A] * slopes[A + 1]
+        for A, ((s1, s2), c) in enumerate(zip(free, ceilings, strict=True))
+    ]
+    return {
+        "block": inside.block,
+        "residual": float(left.norm() / x.norm()),
+        "sigma": max(max(pair) for pair in free),
+        "bound": nested_bounds(gains)[0],
+    }
+
+
+def _sigmas(level: Contraction) -> tuple[float, float]:
+    first, second = level.fc1, level.fc2
+    other = second if isinstance(second, nn.Linear) else first  # tied: the same matrix
+    return _sigma(first), _sigma(other)
+
+
+def _sigma(layer: Any) -> float:
+    return float(layer.sigma() if isinstance(layer, SpectralLinear) else exact_sigma(layer.weight))
+
+
+def _slope(act: nn.Module) -> float:
+    try:
+        return lipschitz_constant(act)
+    except ValueError:  # unknown
+        return math.inf

@@ -1,0 +1,111 @@
+"""A step that is not finite: found, written down, and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, List, Optional, Tuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imixer.data.randomness import seed_globally
+from imixer.errors import InputError
+from imixer.training.atomic import replacing
+from imixer.training.diagnosis import first_non_finite
+from imixer.training.model import BuiltModel
+from imixer.training.trainee import STEP_STREAM, Part
+
+_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A step, with all that is needed to compute it again.
+
+    Args:
+        step: Its number, from 0.
+        lr: Its learning rate.
+        rank: The process.
+        seed: The run's seed.
+        precision: Arithmetic, as in `TrainConfig`.
+        smoothing: Label smoothing.
+        name: Name of the model.
+        args: Its arguments.
+    """
+
+    step: int
+    lr: float
+    rank: int
+    seed: int
+    precision: str
+    smoothing: float
+    name: str
+    args: dict[str, Any]
+
+    def place(self, model: nn.Module, parts: Sequence[Part]) -> Optional[str]:
+        """Where in the step the first number that is not finite appears; None if everything is finite.
+
+        Args:
+            model: With the weights before the step.
+            parts: Images and targets.
+        """
+        seed_globally(STEP_STREAM, self.seed, self.step, self.rank)
+        model.train()
+        for images, targets in parts:
+            with self._autocast(images.device):
+                place = first_non_finite(model, images, self._loss(targets))
+            if place is not None:
+                return place
+        return None
+
+    def _loss(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        smoothing = 0.0 if targets.is_floating_point() else self.smoothing
+        return lambda logits: F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+
+    def _autocast(self, device: torch.device) -> Any:
+        dtype = _DTYPES.get(self.precision)
+        return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+
+    def write(self, path: Path, model: nn.Module, parts: Sequence[Part]) -> None:
+        """Write the step down."""
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary:
+            torch.save(
+                asdict(self) | {"weights": model.state_dict(), "parts": [list(part) for part in parts]}, temporary
+            )
+
+
+def record_step(built: BuiltModel, config: Any, step: int, lr: float, rank: int) -> Recorded:
+    """What is known of a step of a run."""
+    return Recorded(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args)
+
+
+def replay(path: str) -> Tuple[Recorded, str]:
+    """Compute a step that was written down once more, on the CPU.
+
+    Args:
+        path: File in a run's `nonfinite` folder.
+
+    Returns:
+        The step, and where the first number that is not finite appears.
+
+    Raises:
+        InputError: If the file cannot be read.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no file {path}; a run that met a step that is not finite names it")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = found.pop("weights")
+        parts: List[Part] = [(images, targets) for images, targets in found.pop("parts")]
+        step = Recorded(**found)
+        model = timm.create_model(step.name, **step.args)
+        model.load_state_dict(weights)
+    except Exception as error:  # torch and timm raise many kinds on a damaged or foreign file
+        raise InputError(f"{path} is no recorded step: {' '.join(str(error).split())[:200]}") from error
+    return step, step.place(model, parts) or "nothing: all is finite here"

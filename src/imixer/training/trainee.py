@@ -1,0 +1,153 @@
+"""A model with all that moves it: optimizer, schedule, loss scale, running average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Dict, Tuple
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+
+from imixer.data.randomness import seed_globally
+from imixer.training.averaging import Average
+from imixer.training.config import TrainConfig
+from imixer.training.guard import Guard, gradient_norm
+from imixer.training.optimizing import build_optimizer, build_scheduler
+from imixer.training.sharding import gathered, scatter
+
+Part = Tuple[Tensor, Tensor]
+STEP_STREAM = 1  # keeps the randomness of steps apart from that of orders and images, which mix two or three numbers
+
+
+class Trainee:
+    """Takes optimizer steps. What is random in one depends on the seed, its number and the process only.
+
+    Args:
+        fabric: Launched.
+        config: The run.
+        model: Image (B, in_chans, H, W) -> logits (B, classes).
+        steps_per_epoch: Optimizer steps per epoch.
+
+    Attributes:
+        plain: The model, not wrapped.
+        guard: Decides on steps that are not finite.
+    """
+
+    def __init__(self, fabric: Fabric, config: TrainConfig, model: nn.Module, steps_per_epoch: int) -> None:
+        self.fabric, self.config = fabric, config
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
+        if config.grad_checkpointing:
+            model.set_grad_checkpointing()  # type: ignore[operator]
+        self.plain = model.to(fabric.device)
+        self.average = Average(model, config.ema) if config.ema else None
+        if config.compile:
+            model.compile()  # in place: names of the weights stay
+        self.model: Any = fabric.setup_module(model)
+        self._optimizer = build_optimizer(model, config.optim, config.peak_lr, fused=fabric.device.type == "cuda")
+        self._scheduler, _ = build_scheduler(self._optimizer, config.schedule, config.epochs, steps_per_epoch)
+        self.optimizer: Any = fabric.setup_optimizers(self._optimizer)
+        self.guard = Guard(self._optimizer, scaled=config.precision == "16")
+        self._sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step."""
+        return self._optimizer.param_groups[0]["lr"]
+
+    def gradient(self, parts: Sequence[Part], step: int) -> Tuple[Tensor, bool]:
+        """Compute the gradient of a step.
+
+        Args:
+            parts: The parts of this process's share of the batch.
+            step: Number of the step, from 0.
+
+        Returns:
+            This process's mean loss, a scalar, and whether the step must not be taken: the gradient is not finite.
+        """
+        seed_globally(STEP_STREAM, self.config.seed, step, self.fabric.global_rank)
+        self.model.train()
+        total = torch.zeros((), device=self.fabric.device)
+        for number, (images, targets) in enumerate(parts, 1):
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
+                loss = self.loss(self.model(images), targets) / len(parts)
+                self.fabric.backward(loss)
+            total += loss.detach()
+        precision: Any = self.fabric.strategy.precision
+        precision.unscale_gradients(self._optimizer)
+        parameters = [p for p in self.plain.parameters() if p.grad is not None]
+        norm = gradient_norm(parameters)
+        if limit := self.config.optim.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return total, self.guard.refuses(norm)
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy in nats; labels are smoothed, mixed targets are already."""
+        smoothing = 0.0 if targets.is_floating_point() else self.config.smoothing
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+    def move(self, step: int) -> None:
+        """Take step number `step`, from 0, along the gradient computed."""
+        self.optimizer.step()
+        self.skip(step)
+        if self.average is not None:
+            self.average.update(self.plain, step + 1)
+
+    def skip(self, step: int) -> None:
+        """Leave step number `step` out."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scheduler.step_update(step + 1)
+
+    def ready(self) -> Callable[[Tensor], Tensor]:
+        """The model as it is to be judged, from images to logits: averaged, if there is an average."""
+        if self._sharded:
+            self.model.eval()
+            return self.model
+        # Not wrapped: a process with more batches than another would wait for it.
+        model = self.judged
+
+        def run(images: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                return model(images)
+
+        model.eval()
+        return run
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model that is validated and kept: the average, if there is one."""
+        return self.plain if self.average is None else self.average.model()
+
+    def weights(self) -> Dict[str, Tensor]:
+        """The state dictionary of the model that is kept. All processes must call it."""
+        if self._sharded:
+            return gathered(self.plain, self._optimizer)["model"]
+        return self.judged.state_dict()
+
+    def state(self) -> Dict[str, Any]:
+        """All of it, for a checkpoint. All processes must call it."""
+        precision: Any = self.fabric.strategy.precision
+        whole = gathered if self._sharded else _held
+        return whole(self.plain, self._optimizer) | {
+            "average": None if self.average is None else self.average.state_dict(),
+            "scaler": precision.state_dict(),
+        }
+
+    def load(self, state: Dict[str, Any]) -> None:
+        """Become what `state` gave."""
+        if self._sharded:
+            scatter(self.plain, self._optimizer, state)
+        else:
+            self.plain.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        precision: Any = self.fabric.strategy.precision
+        precision.load_state_dict(state["scaler"])
+
+
+def _held(model: nn.Module, optimizer: Any) -> Dict[str, Any]:
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}

@@ -1,0 +1,43 @@
+"""What `launch` starts: one process of a run on several devices. `python -m imixer.training.worker CONFIG [RUN]`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from imixer.errors import InputError
+from imixer.training.launch import report_error
+from imixer.training.parsing import load_config
+from imixer.training.stopping import Interrupted
+from imixer.training.train import resume, train
+
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer")
+
+
+def main(config: str, run: str = "") -> int:
+    """Train as one of several processes; exit codes are those of the command line."""
+    try:
+        settings = load_config(Path(config))
+        if run:
+            resume(run, settings)
+        else:
+            train(settings)
+        return 0
+    except InputError as error:
+        report_error(str(error))
+        return 2
+    except Interrupted as error:
+        report_error(str(error))
+        return error.exit_code
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _PEER_GONE):
+            raise
+        return 1  # the launcher tells of the process that died
+
+
+if __name__ == "__main__":
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # at once: torch would wait for processes that are gone

@@ -1,0 +1,31 @@
+"""The numbers on held-out data."""
+
+import pytest
+import torch
+from torch import nn
+
+from imixer.training.scores import Scores
+
+
+def test_scores_against_plain_torch():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(50, 7), torch.randint(7, (50,))
+    batches = [(logits[start : start + 16], targets[start : start + 16]) for start in range(0, 50, 16)]
+    scores = Scores(7)
+    for _ in range(2):  # nothing is left of an earlier scoring
+        found = scores.score(nn.Identity(), batches)  # the last batch is smaller
+    assert found == pytest.approx(
+        {
+            "val_loss": nn.functional.cross_entropy(logits, targets).item(),
+            "val_acc": (logits.argmax(1) == targets).float().mean().item(),
+            "val_acc_top5": (logits.topk(5).indices == targets[:, None]).any(1).float().mean().item(),
+        }
+    )
+    confusion = torch.zeros(7, 7, dtype=torch.long)
+    for true, predicted in zip(targets, logits.argmax(1), strict=True):
+        confusion[true, predicted] += 1
+    assert torch.equal(scores.confusion, confusion)
+
+
+def test_five_classes_or_fewer_have_no_top5():
+    assert set(Scores(5).score(nn.Identity(), [(torch.eye(5), torch.arange(5))])) == {"val_loss", "val_acc"}
