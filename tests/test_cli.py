@@ -18,7 +18,7 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.recipes import recipes
 from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
-from imixer.training.parsing import hoist, load_config, save_config, train_parser
+from imixer.training.parsing import hoist, load_config, parse, save_config, to_config, train_parser
 
 HELP_BUDGET_S = 1.5
 QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]

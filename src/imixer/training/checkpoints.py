@@ -92,7 +92,8 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             before = self.entries()
             with replacing(path) as temporary:
-                torch.save(state, temporary)
+                with temporary.open("wb") as file:  # with a file of its own, torch hides what the system says
+                    torch.save(state, file)
                 checksum = _checksum(temporary)
             others = [entry for entry in before if entry.step < step]  # later ones were damaged, and are passed by
             if best:
@@ -100,7 +101,7 @@ class Checkpoints:
             best = best or any(entry.best for entry in before if entry.step == step)
             wanted = self._wanted([*others, Entry(path.name, step, checksum, best)])
             self._write(wanted)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch may wrap what the system says
             raise NotSaved(self._unsaved(path, error)) from error
         kept = {entry.file for entry in wanted}
         for file in [*self.folder.glob("*.pt"), *self.folder.glob(".*.writing")]:  # the latter of a killed process
@@ -140,10 +141,12 @@ class Checkpoints:
         write_text(self.index, json.dumps([asdict(entry) for entry in entries], indent=1))
 
     def _unsaved(self, path: Path, error: Exception) -> str:
-        why = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        why = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         entries = self.entries()
         left = f"that of step {entries[-1].step} is whole" if entries else "there is none before it"
-        return f"checkpoint {path} could not be written ({why}); {left}. Make room"
+        again = f"make room, then `imixer train --resume {self.folder.parent}`"
+        return f"checkpoint {path} could not be written ({why}); {left}; {again}"
 
 
 def _problem(path: Path, entry: Entry) -> Optional[str]:

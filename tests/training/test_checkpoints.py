@@ -1,0 +1,141 @@
+"""Checkpoints that are whole, or not there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from imixer.errors import InputError
+from imixer.training.checkpoints import Checkpoints
+
+
+def state(step):
+    return {"model": {"weight": torch.full((1000,), float(step))}, "step": step, "rows": [{"epoch": 1}]}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    found = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (10, 20, 30):
+        found.save(state(step), step)
+    return found
+
+
+def files(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_there_is_none_at_first(tmp_path):
+    assert Checkpoints(tmp_path / "nowhere").latest() is None
+
+
+def test_the_latest_come_back_and_older_ones_go(checkpoints):
+    assert checkpoints.latest()["step"] == 30
+    assert torch.equal(checkpoints.latest()["model"]["weight"], torch.full((1000,), 30.0))
+    assert files(checkpoints) == ["index.json", "step-00000020.pt", "step-00000030.pt"]
+
+
+def test_the_best_is_kept_besides_the_latest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in range(1, 7):
+        checkpoints.save(state(step), step, best=step in (1, 2))
+    assert files(checkpoints) == ["index.json", *(f"step-0000000{step}.pt" for step in (2, 5, 6))]
+    assert [entry.step for entry in checkpoints.entries() if entry.best] == [2]
+
+
+def test_saving_a_step_again_keeps_its_honours(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(state(1), 1, best=True)
+    checkpoints.save(state(1) | {"step": 100}, 1)
+    assert [(entry.step, entry.best) for entry in checkpoints.entries()] == [(1, True)]
+    assert checkpoints.latest()["step"] == 100
+
+
+def truncate(path):
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
+def tamper(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, tamper, os.unlink], ids=["truncated", "one bit flipped", "gone"])
+def test_a_damaged_one_is_named_and_the_one_before_it_used(checkpoints, capsys, damage):
+    damage(checkpoints.folder / "step-00000030.pt")
+    assert checkpoints.latest()["step"] == 20
+    said = capsys.readouterr().err
+    assert "step-00000030.pt" in said
+    assert "damaged" in said or "gone" in said
+    checkpoints.save(state(25), 25)  # training went back, and passes the damaged one by
+    assert files(checkpoints) == ["index.json", "step-00000020.pt", "step-00000025.pt"]
+
+
+def test_if_all_are_damaged_nothing_is_guessed(checkpoints):
+    for path in checkpoints.folder.glob("*.pt"):
+        truncate(path)
+    with pytest.raises(InputError, match=r"no checkpoint in .* is whole; start the run again"):
+        checkpoints.latest()
+
+
+@pytest.mark.parametrize("content", ["", "[{]", '[{"file": 1}]', '{"a": 1}'])
+def test_a_damaged_list_is_refused_with_the_files_that_are_there(checkpoints, content):
+    checkpoints.index.write_text(content)
+    with pytest.raises(InputError, match=r"index\.json is damaged.*step-00000020\.pt, step-00000030\.pt"):
+        checkpoints.latest()
+
+
+SMALL_DISK = """
+    import resource, sys, torch
+    from imixer.training.checkpoints import Checkpoints, NotSaved
+    checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]))
+    checkpoints.save({"weight": torch.zeros(1000)}, 1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        checkpoints.save({"weight": torch.zeros(1_000_000)}, 2)
+    except NotSaved as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    """By the system's own limit on the size of a file."""
+    code = textwrap.dedent(SMALL_DISK)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "step-00000002.pt could not be written" in done.stdout
+    assert "that of step 1 is whole; make room" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "step-00000001.pt"]
+    assert Checkpoints(tmp_path).latest()["weight"].shape == (1000,)
+
+
+ENDLESS = """
+    import itertools, pathlib, sys, torch
+    from imixer.training.checkpoints import Checkpoints
+    checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
+    for step in itertools.count(1):
+        checkpoints.save({"step": step, "weight": torch.full((300_000,), float(step))}, step, best=step % 5 == 0)
+        print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after", [1, 7, 20])
+def test_a_writer_killed_at_any_moment_leaves_a_whole_one(tmp_path, after):
+    writer = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(ENDLESS), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    for _ in range(after):
+        done = int(writer.stdout.readline())
+    writer.send_signal(signal.SIGKILL)  # in the middle of the next
+    writer.wait()
+    found = Checkpoints(tmp_path).latest()
+    assert found["step"] >= done
+    assert torch.equal(found["weight"], torch.full((300_000,), float(found["step"])))
+    listed = {entry["file"] for entry in json.loads((tmp_path / "index.json").read_text())}
+    assert all((tmp_path / file).is_file() for file in listed)

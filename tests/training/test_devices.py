@@ -1,0 +1,186 @@
+"""Several processes train as one does."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from imixer.cli import main
+from imixer.training.config import TrainConfig
+from imixer.training.devices import placed
+
+SCRIPT = Path(__file__).with_name("two_processes.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+TINY = ["--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+IN_SECONDS = 20
+
+
+def processes(folder, count, strategy="auto"):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), strategy]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return processes(tmp_path_factory.mktemp("alone"), 1)[0]
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two(request, tmp_path_factory):
+    return processes(tmp_path_factory.mktemp(request.param), 2, request.param)
+
+
+def test_gradients_are_those_of_one_process_with_the_same_batch(alone, two):
+    for step, expected in enumerate(alone["gradients"]):
+        assert len(expected) > 20
+        for each in two:
+            for name, gradient in expected.items():
+                torch.testing.assert_close(each["gradients"][step][name], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_power_iterations_are_identical_on_every_process(alone, two):
+    assert alone["v"]
+    for name, v in alone["v"].items():
+        assert torch.equal(two[0]["v"][name], two[1]["v"][name]), name
+        torch.testing.assert_close(two[0]["v"][name], v, rtol=1e-4, atol=1e-5)
+
+
+def test_no_image_is_lost_or_seen_twice(alone, two):
+    seen = torch.cat([each["seen"] for each in two]).tolist()
+    assert sorted(seen) == sorted(alone["seen"].tolist())
+    assert len(seen) == len(set(seen)) == 1437 // 48 * 48
+    assert sorted(two[0]["held_out"] + two[1]["held_out"]) == list(range(360))
+
+
+def test_scores_are_those_of_all_processes_images(alone, two):
+    assert two[0]["scores"] == two[1]["scores"]
+    assert two[0]["scores"] == pytest.approx(alone["scores"], rel=1e-5)
+    mean = sum(each["loss"] for each in two) / 2
+    torch.testing.assert_close(mean, alone["loss"], rtol=1e-6, atol=0)
+
+
+def numbers(run):
+    with (run / "metrics.csv").open() as file:
+        return [
+            {name: float(value) for name, value in row.items() if name not in ("images_per_s", "seconds")}
+            for row in csv.DictReader(file)
+        ]
+
+
+def start(*flags):
+    return subprocess.Popen(
+        [sys.executable, "-m", "imixer", "train", "--accelerator", "cpu", *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=ENVIRONMENT,
+    )
+
+
+def wait_for(training, text):
+    """Read what a training says until a line holds the text."""
+    for line in training.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"it ended without {text!r}")
+
+
+def workers(training):
+    children = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text().split()
+    return [
+        int(child) for child in children if b"imixer.training.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes through /proc")
+def test_a_killed_process_ends_the_run_in_seconds_and_one_device_finishes_it(tmp_path):
+    run = tmp_path / "run"
+    flags = [*TINY, "--epochs", "10", "--checkpoints.every_steps", "5", "--checkpoints.keep", "3"]
+    training = start("--out", str(run), "--devices", "2", *flags)
+    wait_for(training, "epoch  2/10")
+    os.kill(workers(training)[1], signal.SIGKILL)
+    began = time.monotonic()
+    said = training.stderr.read()
+    assert training.wait() == 2
+    assert time.monotonic() - began < IN_SECONDS
+    assert "process 1 of the run was killed by SIGKILL, and the others were stopped" in said
+    assert f"`imixer train --resume {run}` continues" in said
+    assert "Traceback" not in said
+
+    # the same run, stopped by SIGTERM
+    training = start("--resume", str(run))
+    wait_for(training, "/10")
+    training.send_signal(signal.SIGTERM)
+    said = training.stderr.read()
+    assert training.wait() == 143
+    assert re.search(r"interrupted after step \d+ .*which is saved", said)
+
+    # finished by one device, it is what one device alone makes of it, up to rounding
+    assert main(["train", "--resume", str(run), "--devices", "1"]) == 0
+    assert main(["train", "--out", str(tmp_path / "alone"), "--accelerator", "cpu", *flags]) == 0
+    for row, expected in zip(numbers(run), numbers(tmp_path / "alone"), strict=True):
+        assert row == pytest.approx(expected, rel=0.02, abs=0.02)
+    weights, alone = (load_file(each / "model" / "model.safetensors") for each in (run, tmp_path / "alone"))
+    for name, weight in alone.items():
+        torch.testing.assert_close(weights[name], weight, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("--devices 3", ["data.batch_size is 64", "devices x num_nodes x accumulate = 3"]),
+        ("--accumulate 5", ["data.batch_size is 64", "= 5 equal parts"]),
+        ("--devices 0", ["devices is 0"]),
+        ("--num_nodes 2", ["num_nodes is 2", "torchrun or srun"]),
+        ("--data.batch_size 2000", ["data.batch_size is 2000", "1437"]),
+        ("--strategy fsdp --ema 0.9", ["ema is 0.9", "fsdp"]),
+        ("--strategy fsdp --compile true", ["compile is true", "fsdp"]),
+        ("--strategy deepspeed", ["strategy", "deepspeed", "auto, ddp, fsdp"]),
+        ("--ema 1", ["ema is 1.0"]),
+        ("--checkpoints.keep 0", ["checkpoints.keep is 0"]),
+        ("--checkpoints.every_minutes 0", ["checkpoints.every_minutes is 0"]),
+        ("--optim.lr_batch 0", ["optim.lr_batch is 0"]),
+        ("--non_finite ignore", ["non_finite", "ignore", "stop, skip"]),
+        ("--logger wandb2", ["logger", "wandb2", "tensorboard"]),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, flags, parts):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--out", "run", *flags.split()]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    for part in parts:
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_more_gpus_than_there_are_are_refused(capsys):
+    count = torch.cuda.device_count() + 1
+    assert main(["train", "--accelerator", "cuda", "--devices", str(count), "--data.batch_size", str(count * 8)]) == 2
+    assert f"devices is {count}" in capsys.readouterr().err
+
+
+def test_the_devices_are_those_that_torchrun_has_started_processes_for(monkeypatch):
+    variables = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = placed(TrainConfig())
+    assert (found.devices, found.num_nodes, found.micro_batch) == (4, 2, 8)
+
+
+def test_the_learning_rate_scales_with_the_batch_if_it_is_said_what_it_is_for():
+    config = TrainConfig()
+    assert config.peak_lr == config.optim.lr
+    config.optim.lr_batch = 256
+    assert config.peak_lr == config.optim.lr / 4

@@ -1,0 +1,152 @@
+"""Steps that are not finite."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import imixer.models  # noqa: F401
+from imixer.cli import main
+from imixer.training.diagnosis import first_non_finite
+from imixer.training.guard import Guard, gradient_norm
+from imixer.training.non_finite import replay
+from imixer.training.parsing import load_config
+
+INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
+TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "2", "--model.embed_dim", "16"]
+
+
+@pytest.mark.parametrize("bad", [INF, NAN, -INF])
+def test_one_bad_step_is_refused_and_the_next_good_one_taken(bad):
+    guard = Guard(torch.optim.SGD([nn.Parameter(torch.ones(1))]))
+    assert [guard.refuses(norm) for norm in (torch.ones(()), bad, torch.ones(()))] == [False, True, False]
+    assert not guard.refused()
+
+
+def test_with_a_loss_scale_only_a_long_row_counts():
+    guard = Guard(torch.optim.SGD([nn.Parameter(torch.ones(1))]), scaled=True)
+    assert not any(guard.refuses(INF) for _ in range(20))
+    assert not guard.refuses(torch.ones(()))
+    assert [guard.refuses(INF) for _ in range(21)] == [False] * 20 + [True]
+
+
+def test_a_fused_optimizer_leaves_out_a_step_by_the_flag_that_the_guard_gives_it():
+    """What is relied upon where the host must not wait."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    for flag, moved in ((1.0, False), (0.0, True), (1.0, False)):
+        before = weight.detach().clone()
+        weight.grad = torch.full((3,), math.nan if flag else 1.0)
+        optimizer.found_inf = torch.tensor(flag)
+        optimizer.step()
+        assert torch.isfinite(weight).all()
+        assert torch.equal(weight, before) != moved
+
+
+def test_the_norm_is_of_the_whole_gradient():
+    weights = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    weights[0].grad, weights[1].grad = torch.full((3,), 2.0), torch.full((2,), -1.0)
+    assert gradient_norm(weights).item() == pytest.approx(math.sqrt(14))
+
+
+class Spoiled(nn.Module):
+    """A small iMixer with something wrong in block 1."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner = timm.create_model("imixer_t2_8", num_blocks=3, embed_dim=16, num_classes=4, in_chans=1)
+        if how == "weight":
+            with torch.no_grad():
+                self.inner.blocks[1].mlp_channels.fc1.weight[0, 0] = math.nan
+        if how == "output":
+            self.inner.blocks[1].mlp_channels.fc1.register_forward_hook(lambda m, a, out: out * math.inf)
+        if how == "gradient":
+            self.inner.blocks[1].mlp_channels.fc1.register_forward_hook(
+                lambda m, a, out: out + 0 * torch.sqrt(out * 0)  # finite, with a slope of 0 / 0
+            )
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "place"),
+    [
+        ("weight", "the weight inner.blocks.1.mlp_channels.fc1.weight"),
+        ("output", "the output of inner.blocks.1.mlp_channels.fc1"),
+        ("gradient", "inner.blocks.1"),
+        ("images", "the images"),
+        ("nothing", None),
+    ],
+)
+def test_the_first_place_that_is_not_finite_is_named(how, place):
+    torch.manual_seed(0)
+    model, images = Spoiled(how), torch.randn(2, 1, 8, 8)
+    if how == "images":
+        images[0, 0, 0, 0] = math.inf
+    found = first_non_finite(model, images, lambda logits: nn.functional.cross_entropy(logits, torch.tensor([0, 1])))
+    assert (found is None) if place is None else place in found
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Make the gradient of some steps not finite, as an overflow would."""
+
+    def at(*steps):
+        from imixer.training.trainee import Trainee
+
+        loss = Trainee.loss
+
+        def spoiled(self, logits, targets):
+            number = self.spoiled = getattr(self, "spoiled", -1) + 1
+            return loss(self, logits * (math.inf if number in steps else 1), targets)
+
+        monkeypatch.setattr(Trainee, "loss", spoiled)
+
+    return at
+
+
+def test_training_stops_with_step_place_and_rate_before_the_weights_are_touched(tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--optim.opt", "sgd", "--optim.lr", "1e25", "--schedule.warmup_lr", "1e25"]
+    assert main(["train", "--out", str(run), *TINY, *flags]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    dump = next((run / "nonfinite").iterdir())
+    for part in ("step 2 (epoch 1)", "blocks.0", "learning rate 1e+25", f"imixer replay {dump}", "--non_finite skip"):
+        assert part in line, line
+    saved = torch.load(run / "checkpoints" / "step-00000001.pt", weights_only=True)
+    weights = [weight for name, weight in saved["model"].items() if not name.endswith(".v")]  # v is the forward's
+    assert all(torch.isfinite(weight).all() for weight in weights)
+    step, place = replay(str(dump))
+    assert (step.step, step.lr) == (1, 1e25)
+    assert place in line
+
+
+def test_a_step_can_be_skipped_instead(tmp_path, capsys, poison):
+    poison(4, 30)
+    run = tmp_path / "run"
+    assert main(["train", "--out", str(run), *TINY, "--non_finite", "skip"]) == 0
+    said = capsys.readouterr().err
+    assert "step 5 (epoch 1) is not finite" in said
+    assert "step 31 (epoch 2) is not finite" in said
+    assert said.count("; skipped") == 2
+    saved = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)
+    assert all(math.isfinite(row["train_loss"]) for row in saved["rows"])
+
+
+def test_a_stopped_run_goes_on_without_the_step(tmp_path, capsys, poison):
+    poison(4, 5)  # the second: the same step, in the resumed run, to which the count goes on
+    run = tmp_path / "run"
+    assert main(["train", "--out", str(run), *TINY]) == 2
+    assert load_config(run / "config.yaml").non_finite == "stop"
+    assert main(["train", "--resume", str(run), "--non_finite", "skip"]) == 0
+
+
+def test_what_is_no_recorded_step_is_refused(tmp_path, capsys):
+    (tmp_path / "x.pt").write_bytes(b"no")
+    for name, part in (("nowhere.pt", "no file"), ("x.pt", "no recorded step")):
+        assert main(["replay", str(tmp_path / name)]) == 2
+        assert part in capsys.readouterr().err

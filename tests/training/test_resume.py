@@ -1,0 +1,232 @@
+"""A run that was stopped ends as one that was not, bit for bit."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from imixer.cli import main
+from imixer.training.checkpoints import Checkpoints
+
+# everything that has a state: an average, mixing, dropout, stochastic depth, augmentation, momentum, a part of a batch
+EVERYTHING = [
+    *("--ema", "0.98", "--data.mixup", "0.8", "--data.cutmix", "1", "--data.random_erasing", "0.3"),
+    *("--model.drop_rate", "0.1", "--model.drop_path_rate", "0.1", "--model.num_blocks", "2"),
+    *("--model.embed_dim", "16"),
+    *("--accumulate", "2", "--schedule.warmup_epochs", "1", "--optim.clip_grad", "1"),
+]
+TIMES = {"images_per_s", "seconds"}
+
+
+def rows(run):
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(file)]
+
+
+def equal(left, right):
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left if k not in TIMES)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right
+
+
+def assert_same(run, other):
+    assert rows(run) == rows(other)
+    for name in ("model/model.safetensors", "convergence.csv", "config.yaml"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    assert equal(*(Checkpoints(each / "checkpoints").latest() for each in (run, other)))
+
+
+def train(out, *flags):
+    assert main(["train", "--out", str(out), *EVERYTHING, *flags]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("resume") / "run", "--epochs", "2")
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Stop a training by SIGTERM after a step, and leave its directory."""
+
+    def stop(out, step, *flags):
+        from imixer.training.progress import ShowProgress
+
+        def interrupt(self, done, loss):
+            if done == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ShowProgress, "step", interrupt)
+            assert main(["train", "--out", str(out), *EVERYTHING, "--epochs", "2", *flags]) == 143
+        return out
+
+    return stop
+
+
+@pytest.mark.parametrize("step", [1, 13, 22, 23, 44])  # an epoch has 22
+def test_a_run_stopped_at_any_step_ends_the_same(uninterrupted, stop_at, tmp_path, step):
+    run = stop_at(tmp_path / "run", step)
+    assert not (run / "model").exists()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, uninterrupted)
+
+
+def test_loader_processes_change_nothing(uninterrupted, stop_at, tmp_path):
+    run = stop_at(tmp_path / "run", 30, "--data.workers", "1")
+    assert main(["train", "--resume", str(run), "--data.workers", "2"]) == 0
+    assert rows(run) == rows(uninterrupted)
+    weights = "model/model.safetensors"
+    assert (run / weights).read_bytes() == (uninterrupted / weights).read_bytes()
+
+
+def kill_and_resume(run, kills, seed, *flags):
+    script = Path(__file__).with_name("kill_and_resume.py")
+    command = [sys.executable, str(script), str(run), str(kills), str(seed), *EVERYTHING, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.parametrize(
+    ("kills", "epochs"), [(4, 3), pytest.param(25, 12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_a_run_killed_at_random_moments_ends_the_same(tmp_path, kills, epochs):
+    flags = ["--epochs", str(epochs), "--checkpoints.every_steps", "3"]
+    assert kill_and_resume(tmp_path / "whole", 0, 0, *flags) == 0
+    assert kill_and_resume(tmp_path / "killed", kills, 7, *flags) == kills
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert not list(tmp_path.rglob("*.writing"))
+
+
+def damaged(run):
+    latest = Checkpoints(run / "checkpoints").entries()[-1]
+    path = run / "checkpoints" / latest.file
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def test_a_damaged_checkpoint_is_named_and_costs_only_time(uninterrupted, stop_at, tmp_path, capsys):
+    run = stop_at(tmp_path / "run", 30, "--checkpoints.every_steps", "10")
+    path = damaged(run)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert f"{path} is damaged" in capsys.readouterr().err
+    assert rows(run) == rows(uninterrupted)
+    weights = "model/model.safetensors"
+    assert (run / weights).read_bytes() == (uninterrupted / weights).read_bytes()
+
+
+def test_metrics_written_after_the_checkpoint_are_dropped(uninterrupted, stop_at, tmp_path):
+    run = stop_at(tmp_path / "run", 30)
+    with (run / "metrics.csv").open("a") as file:  # as a process leaves it that is killed before its checkpoint
+        file.write("2,44,9,9,9,9,9,9,9\n")
+    with (run / "convergence.csv").open("a") as file:
+        file.write("2,0,9,9,9\n")
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, uninterrupted)
+
+
+def refused(capsys, words, *parts):
+    assert main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("imixer: ")
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("--optim.lr 1", ["optim.lr is 1.0", "was begun with 0.002"]),
+        ("--epochs 9", ["epochs is 9", "begun with 2"]),
+        ("--model.n_iter 3", ["model.n_iter is 3"]),
+        ("--data.mixup 0", ["data.mixup is 0.0", "begun with 0.8"]),
+        ("--recipe cifar10/imixer_quick", ["data.batch_size is 128", "begun with 64"]),
+    ],
+)
+def test_a_changed_configuration_is_named(uninterrupted, capsys, flags, parts):
+    before = (uninterrupted / "config.yaml").read_bytes()
+    refused(capsys, ["train", "--resume", str(uninterrupted), *flags.split()], *parts)
+    assert (uninterrupted / "config.yaml").read_bytes() == before
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted, capsys):
+    before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")}
+    assert main(["train", "--resume", str(uninterrupted), "--devices", "1"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*")} == before
+    assert "held-out images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "part"), [("nowhere", "no run at nowhere"), (".", "it has no config.yaml")])
+def test_what_is_no_run_is_refused(tmp_path, monkeypatch, capsys, words, part):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, ["train", "--resume", words], part)
+
+
+def test_a_run_that_is_being_trained_is_refused(stop_at, tmp_path, capsys):
+    run = stop_at(tmp_path / "run", 3)
+    with FileLock(run / ".lock"):
+        refused(capsys, ["train", "--resume", str(run)], "is being trained by another process")
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+def folder(root, images):
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for number in range(images):
+            pixels = np.random.default_rng(number).integers(0, 255, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}.png")
+
+
+def test_other_data_or_none_are_refused_and_moved_data_found(stop_at, tmp_path, capsys):
+    folder(tmp_path / "pets", 20)
+    flags = ["--data.name", str(tmp_path / "pets"), "--data.batch_size", "8", "--data.image_size", "8"]
+    run = stop_at(tmp_path / "run", 3, *flags)
+    saved = {path: path.read_bytes() for path in (run / "checkpoints").iterdir()}
+    (tmp_path / "pets").rename(tmp_path / "moved")
+    refused(capsys, ["train", "--resume", str(run)], "no such folder", "pets")
+    folder(tmp_path / "other", 30)
+    other = ["train", "--resume", str(run), "--data.name", str(tmp_path / "other")]
+    refused(capsys, other, "other training images (32; now 48)", "--data.name")
+    (tmp_path / "moved" / "cat" / "3.png").write_bytes(b"")
+    moved = ["train", "--resume", str(run), "--data.name", str(tmp_path / "moved")]
+    refused(capsys, moved, "3.png", "empty")
+    assert {path: path.read_bytes() for path in (run / "checkpoints").iterdir()} == saved
+    folder(tmp_path / "moved", 20)
+    assert main(moved) == 0
+
+
+def test_a_disk_that_fills_up_ends_training_in_one_line_and_what_is_saved_serves(uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    code = (
+        "import resource, sys\n"
+        "from imixer.training.progress import ShowProgress\n"
+        "from imixer.cli import main\n"
+        "def full(self, done, loss):\n"
+        "    if done == 25: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "ShowProgress.step = full\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    flags = ["train", "--out", str(run), *EVERYTHING, "--epochs", "2", "--checkpoints.every_steps", "10"]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], capture_output=True, text=True, env=os.environ | threads
+    )
+    assert done.returncode == 2, done.stderr
+    assert "step-00000030.pt could not be written (File too large); that of step 22 is whole" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert main(["train", "--resume", str(run)]) == 0
+    assert rows(run) == rows(uninterrupted)
