@@ -15,7 +15,7 @@ from imixer.data.batches import build_batches
 from imixer.data.config import DataConfig
 from imixer.data.source import open_data
 from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
-from imixer.training.devices import build_fabric, placed, share
+from imixer.training.devices import build_fabric, largest_over_processes, placed, share
 from imixer.training.scores import Scores
 from imixer.training.trainee import Trainee
 
@@ -29,7 +29,7 @@ def whole(tensor):
 def main(folder, strategy):
     config = placed(
         TrainConfig(
-            data=DataConfig(batch_size=48),
+            data=DataConfig(batch_size=48, val_fraction=0.1994),
             model=ModelConfig(name="imixer_t2_8", num_blocks=2, embed_dim=16),
             optim=OptimConfig(opt="sgd", lr=0.1),
             schedule=ScheduleConfig(warmup_epochs=0),
@@ -51,7 +51,7 @@ def main(folder, strategy):
         seed=0,
         device=fabric.device,
         share=share(fabric, config),
-        held_out_batch=32,
+        held_out_batch=179,  # two batches in one process, one in the other
     )
     trainee = Trainee(fabric, config, model, len(training))
     gradients = []
@@ -63,9 +63,8 @@ def main(folder, strategy):
         assert not refused
         trainee.move(step)
     move.remove()
-    scores = Scores(10).score(
-        lambda images: trainee.ready()(images.double()), ((images, labels) for images, labels in held_out)
-    )
+    rounds = largest_over_processes(fabric, len(held_out))[0]
+    scores = Scores(10).score(lambda images: trainee.ready()(images.double()), held_out, rounds)
     torch.save(
         {
             "seen": torch.cat(list(training.order.epoch(0))),

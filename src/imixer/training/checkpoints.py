@@ -92,8 +92,8 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)
             before = self.entries()
             with replacing(path) as temporary:
-                with temporary.open("wb") as file:  # with a file of its own, torch hides what the system says
-                    torch.save(state, file)
+                with temporary.open("wb") as opened:  # with a file of its own, torch hides what the system says
+                    torch.save(state, opened)
                 checksum = _checksum(temporary)
             others = [entry for entry in before if entry.step < step]  # later ones were damaged, and are passed by
             if best:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any, Dict, List, Protocol
 
@@ -38,6 +38,14 @@ class Batches(Protocol):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Part]: ...
 
 
+class HeldOut(Protocol):
+    """This process's share of the held-out data."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Part]: ...
+
+
 class Loop:
     """Trains for the epochs that are left, and saves.
 
@@ -67,7 +75,7 @@ class Loop:
         run: RunDirectory,
         built: BuiltModel,
         training: Batches,
-        held_out: Iterable[Part],
+        held_out: HeldOut,
         scores: Scores,
         record: Record,
         progress: ShowProgress,
@@ -142,8 +150,8 @@ class Loop:
         self.record.end_training(self.fabric.device)
         losses: Any = self.fabric.all_reduce(self._losses, reduce_op="sum")
         total, number = losses.tolist()
-        model = self.trainee.ready()
-        scores = self.scores.score(model, self.held_out)
+        rounds = largest_over_processes(self.fabric, len(self.held_out))[0]
+        scores = self.scores.score(self.trainee.ready(), self.held_out, rounds)
         row: Row = {
             "epoch": len(self.rows) + 1,
             "step": self.step,
@@ -219,10 +227,8 @@ class Loop:
         self.step, self.rows, self._earlier_s = state["step"], state["rows"], state["seconds"]
         self.scores.confusion = state["confusion"]
         losses = state["losses"]
-        # Of as many processes as before, each goes on with its own; otherwise the first takes the sum.
-        mine = losses[self.fabric.global_rank] if len(losses) == self.fabric.world_size else losses.sum(0)
-        keep = len(losses) == self.fabric.world_size or self.fabric.is_global_zero
-        self._losses = (mine if keep else torch.zeros(2)).to(self.fabric.device)
+        same = len(losses) == self.fabric.world_size  # otherwise there is only their mean to go on with
+        self._losses = (losses[self.fabric.global_rank] if same else losses.mean(0)).to(self.fabric.device)
 
     def _gathered_losses(self) -> Tensor:
         """Of all processes (processes, 2)."""

@@ -32,20 +32,26 @@ class Scores(nn.Module):
         self.confusion: Optional[Tensor] = None
 
     @torch.no_grad()
-    def score(self, model: Any, batches: Iterable[Tuple[Tensor, Tensor]]) -> Dict[str, float]:
+    def score(self, model: Any, batches: Iterable[Tuple[Tensor, Tensor]], rounds: int = 0) -> Dict[str, float]:
         """`val_loss` (plain cross entropy, nats), `val_acc` and perhaps `val_acc_top5`, over all processes' images.
 
         Args:
             model: Images -> logits.
             batches: This process's share of the held-out data.
+            rounds: How often the model is called at least, for nothing after the last batch: a sharded model computes
+                on all processes or on none.
         """
         metrics = (self.loss, self.accuracies, self.counts)
         for metric in metrics:
             metric.reset()
+        images, done = None, 0
         for images, targets in batches:
             logits = model(images).float()
             self.loss.update(F.cross_entropy(logits, targets), weight=len(targets))
             self.accuracies.update(logits, targets)
             self.counts.update(logits, targets)
+            done += 1
+        for _ in range(done, rounds):
+            model(images)
         self.confusion = self.counts.compute().cpu()
         return {"val_loss": self.loss.compute().item()} | {k: v.item() for k, v in self.accuracies.compute().items()}

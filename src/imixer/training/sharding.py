@@ -1,4 +1,7 @@
-"""Whole states of a model and its optimizer that are sharded over processes."""
+"""Whole states of a model and its optimizer, whether these are sharded over processes or not.
+
+One form for both, so that a run may go on with another strategy.
+"""
 
 from __future__ import annotations
 

@@ -130,24 +130,15 @@ class Trainee:
     def state(self) -> Dict[str, Any]:
         """All of it, for a checkpoint. All processes must call it."""
         precision: Any = self.fabric.strategy.precision
-        whole = gathered if self._sharded else _held
-        return whole(self.plain, self._optimizer) | {
+        return gathered(self.plain, self._optimizer) | {
             "average": None if self.average is None else self.average.state_dict(),
             "scaler": precision.state_dict(),
         }
 
     def load(self, state: Dict[str, Any]) -> None:
         """Become what `state` gave."""
-        if self._sharded:
-            scatter(self.plain, self._optimizer, state)
-        else:
-            self.plain.load_state_dict(state["model"])
-            self._optimizer.load_state_dict(state["optimizer"])
+        scatter(self.plain, self._optimizer, state)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         precision: Any = self.fabric.strategy.precision
         precision.load_state_dict(state["scaler"])
-
-
-def _held(model: nn.Module, optimizer: Any) -> Dict[str, Any]:
-    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
