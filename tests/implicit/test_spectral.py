@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from imixer.implicit import Contraction, SpectralLinear, exact_sigma, fold
+from imixer.implicit.spectral import _advance_together, advance
 
 C = 0.9
 
@@ -236,3 +237,24 @@ def test_impossible_values_are_refused_by_name(kwargs, named):
 def test_unknown_norm_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="spectral, none or batch"):
         Contraction(4, 4, norm="layer")
+
+
+def test_layers_of_one_shape_advance_together_as_each_by_itself():
+    torch.manual_seed(0)
+    layers = [SpectralLinear(12, 7, n_power_iterations=3) for _ in range(4)]
+    for each in layers:
+        torch.nn.init.normal_(each.weight)  # the vectors lag behind
+    alone = copy.deepcopy(layers)
+    _advance_together(layers)
+    for found, expected in zip(layers, alone, strict=True):
+        expected.advance()
+        torch.testing.assert_close(found.v, expected.v)
+
+
+def test_layers_of_any_shape_advance():
+    layers = [SpectralLinear(5, 5), SpectralLinear(3, 5), SpectralLinear(5, 5, n_power_iterations=0)]
+    for each in layers:
+        torch.nn.init.normal_(each.weight)
+    before = [each.v.clone() for each in layers]
+    advance(layers)
+    assert [torch.equal(each.v, v) for each, v in zip(layers, before, strict=True)] == [False, False, True]

@@ -5,6 +5,7 @@ sigma = ||W v|| / ||v|| does not depend on the length of v, so averaging or roun
 shrink sigma and thereby switch the normalisation off.
 """
 
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -117,6 +118,35 @@ class SpectralLinear(nn.Linear):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if foreign:
             self.warm_up()
+
+
+def advance(layers: Iterable[SpectralLinear]) -> None:
+    """Run one training forward's power iterations of several layers.
+
+    On an accelerator those of one shape are run at once, by few large kernels instead of many small ones; on a CPU that
+    would be slower.
+    """
+    alike: dict[Any, list[SpectralLinear]] = {}
+    for number, layer in enumerate(layers):
+        key = number if layer.weight.device.type == "cpu" else (layer.weight.shape, layer.n_power_iterations)
+        alike.setdefault(key, []).append(layer)
+    for group in alike.values():
+        group[0].advance() if len(group) == 1 else _advance_together(group)
+
+
+@torch.no_grad()
+def _advance_together(layers: Sequence[SpectralLinear]) -> None:
+    """For layers of one shape. G: layers, O: out_features, I: in_features."""
+    if layers[0].weight.is_meta:
+        return
+    W_GOI = torch.stack([at_least_float32(layer.weight) for layer in layers])
+    v_GI = torch.stack([layer.v for layer in layers]).to(W_GOI.dtype)
+    for _ in range(layers[0].n_power_iterations):
+        # not as matrix products, which GPUs round to TF32
+        u_GO = (W_GOI * v_GI[:, None, :]).sum(2)
+        v_GI = F.normalize((W_GOI * u_GO[:, :, None]).sum(1), dim=1)
+    for layer, v in zip(layers, v_GI.unbind(), strict=True):
+        layer.v.copy_(v)
 
 
 @torch.fx.wrap  # symbolic tracing must not look inside, where the dtype decides

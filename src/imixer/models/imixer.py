@@ -17,6 +17,7 @@ from imixer.implicit.contraction import Norm
 from imixer.implicit.gradients import Gradient
 from imixer.implicit.solution import Policy
 from imixer.implicit.solvers import Solver
+from imixer.implicit.spectral import advance
 from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
 from imixer.models.imlp import IMLP, Coeff
@@ -156,9 +157,7 @@ class IMixer(MlpMixer):
 
     def _advance(self) -> None:
         if self.training:
-            for layer in self._spectral_layers():
-                if not layer.advances_itself:
-                    layer.advance()
+            advance(layer for layer in self._spectral_layers() if not layer.advances_itself)
 
     def _spectral_layers(self) -> Iterator[SpectralLinear]:
         return (module for module in self.blocks.modules() if isinstance(module, SpectralLinear))

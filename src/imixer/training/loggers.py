@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import os
 from typing import Any, Dict, Protocol
 
 from imixer.errors import InputError
@@ -88,6 +90,8 @@ def _lightning(name: str, run: RunDirectory) -> Any:
 
     title = run.path.absolute().name
     if name == "wandb":  # a resumed run continues its page
-        return loggers.WandbLogger(name=title, save_dir=str(run.path), project="imixer", id=title, resume="allow")
+        identity = json.loads(run.environment.read_text(encoding="utf-8"))["run"]
+        return loggers.WandbLogger(name=title, save_dir=str(run.path), project="imixer", id=identity, resume="allow")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    return loggers.MLFlowLogger(experiment_name="imixer", run_name=title, tracking_uri=f"file:{run.path / 'mlruns'}")
+    server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.path.absolute() / 'mlflow.db'}")
+    return loggers.MLFlowLogger(experiment_name="imixer", run_name=title, tracking_uri=server)

@@ -31,7 +31,8 @@ def report_training(trained: Any, wall_s: float, console: Console) -> None:
     grid.add_row("files", f"{run.path}: model/, metrics.csv, learning_curves.png, confusion_matrix.png")
     grid.add_row("next", f"imixer evaluate {run.path}")
     grid.add_row("", f"imixer predict {run.path}")
-    grid.add_row("", f"tensorboard --logdir {run.tensorboard}")
+    if run.tensorboard.is_dir():
+        grid.add_row("", f"tensorboard --logdir {run.tensorboard}")
     console.print(Panel(grid, title="trained", title_align="left", expand=False))
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Dict, Optional, TypeVar
+from uuid import uuid4
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +23,7 @@ from imixer.data.image_data import ImageData
 from imixer.data.loading import worker_message
 from imixer.data.source import open_data
 from imixer.errors import InputError
+from imixer.training.atomic import write_text
 from imixer.training.changes import check_changes
 from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
@@ -145,7 +147,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
             _check_data(state, data, run)
         if fabric.is_global_zero and not begun:
             save_config(resolved(config, built), run.config)
-            run.environment.write_text(json.dumps(environment(), indent=2), encoding="utf-8")
+            write_text(run.environment, json.dumps({"run": uuid4().hex} | environment(), indent=2))
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )

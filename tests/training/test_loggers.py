@@ -1,0 +1,61 @@
+"""Where an epoch's numbers go."""
+
+import csv
+import importlib.util
+import os
+import signal
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from imixer.cli import main
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_without_its_package_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, name):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda wanted, *rest: None if wanted == name else find(wanted, *rest)
+    )
+    assert main(["train", "--out", str(tmp_path / "run"), "--logger", name]) == 2
+    assert f"pip install 'imixer[{name}]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_csv_is_the_files_alone(train_quick, tmp_path):
+    run = train_quick(tmp_path / "run", "--logger", "csv")
+    assert not (run / "tensorboard").exists()
+    assert (run / "metrics.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "file"),
+    [("wandb", "wandb", "wandb"), ("mlflow", "mlflow", "mlflow.db")],
+    ids=["wandb", "mlflow"],
+)
+def test_other_loggers_write_into_the_run_without_a_server(train_quick, tmp_path, monkeypatch, name, package, file):
+    pytest.importorskip(package)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = train_quick(tmp_path / "run", "--logger", name)
+    assert (run / file).exists()
+
+
+def test_tensorboard_shows_each_epoch_of_a_resumed_run_once(train_quick, tmp_path, monkeypatch):
+    from imixer.training.progress import ShowProgress
+
+    def interrupt(self, done, loss):
+        if done == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ShowProgress, "step", interrupt)
+        with pytest.raises(AssertionError):
+            train_quick(run)
+    assert main(["train", "--resume", str(run)]) == 0
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [scalar.step for scalar in events.Scalars("val_acc")] == [22, 44]
+    assert [scalar.step for scalar in events.Scalars("residual/block_0")] == [22, 44]
+    with (run / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["22", "44"]
