@@ -164,11 +164,21 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_more_gpus_than_there_are_are_refused(capsys):
-    count = torch.cuda.device_count() + 1
-    assert main(["train", "--accelerator", "cuda", "--devices", str(count), "--data.batch_size", str(count * 8)]) == 2
-    assert f"devices is {count}" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("accelerator", "count"),
+    [
+        ("cpu", os.cpu_count()),
+        pytest.param(
+            "cuda",
+            torch.cuda.device_count(),
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+        ),
+    ],
+)
+def test_more_devices_than_there_are_are_refused(capsys, accelerator, count):
+    flags = ["--accelerator", accelerator, "--devices", str(count + 1), "--data.batch_size", str(count + 1)]
+    assert main(["train", *flags]) == 2
+    assert f"devices is {count + 1}, but there are {count}" in capsys.readouterr().err
 
 
 def test_the_devices_are_those_that_torchrun_has_started_processes_for(monkeypatch):

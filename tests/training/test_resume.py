@@ -93,6 +93,14 @@ def test_loader_processes_change_nothing(uninterrupted, stop_at, tmp_path):
     assert (run / weights).read_bytes() == (uninterrupted / weights).read_bytes()
 
 
+def test_augmentation_on_the_device_is_resumed_too(stop_at, tmp_path):
+    flags = ["--data.pipeline", "device", "--data.auto_augment", "rand-m9-mstd0.5-inc1"]
+    whole = train(tmp_path / "whole", "--epochs", "2", *flags)
+    run = stop_at(tmp_path / "run", 30, *flags)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, whole)
+
+
 def kill_and_resume(run, kills, seed, *flags):
     script = Path(__file__).with_name("kill_and_resume.py")
     command = [sys.executable, str(script), str(run), str(kills), str(seed), *EVERYTHING, *flags]

@@ -47,7 +47,7 @@ def build_batches(
     if config.pipeline == "device":
         from imixer.data.device import build_resident
 
-        return build_resident(data, config, input_size, **mixing, **common)
+        return build_resident(data, config, input_size, held_out_batch=held_out_batch, **mixing, **common)
     return (
         build_training(data, config, input_size, **mixing, **common),
         build_held_out(data, config, input_size, batch_size=held_out_batch, **common),

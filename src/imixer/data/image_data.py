@@ -8,6 +8,8 @@ from typing import TypeAlias
 from PIL import Image
 from torch.utils.data import Dataset
 
+from imixer.errors import InputError
+
 Item: TypeAlias = "tuple[Image.Image, int]"
 
 
@@ -36,3 +38,20 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: tuple[str, ...] = ()
+
+
+def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:
+    """See that a model takes the images of a data set.
+
+    Args:
+        data: The data set.
+        input_size: (channels, height, width) of the model's input.
+
+    Raises:
+        InputError: The channels differ.
+    """
+    if input_size[0] != data.in_chans:
+        raise InputError(
+            f"{data.name} has {data.in_chans}-channel images, but the model takes {input_size[0]} channels; "
+            f"build the model with in_chans={data.in_chans}"
+        )

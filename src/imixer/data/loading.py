@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from imixer.data.config import DataConfig
 from imixer.data.decoding import read_file, to_channels
-from imixer.data.image_data import ImageData, Item
+from imixer.data.image_data import ImageData, Item, check_channels
 from imixer.data.image_files import images_under
 from imixer.data.mixup import build_mixup
 from imixer.data.randomness import mixed_seed, seed_globally
@@ -178,7 +178,7 @@ def build_training(
         InputError: Channels do not match, an augmentation setting makes no sense, a batch is larger than the data set,
             or images are to be mixed and cannot be paired.
     """
-    _check_channels(data, input_size)
+    check_channels(data, input_size)
     images = TrainingImages(data.train, train_transform(config, input_size, data.mean, data.std), seed)
     order = BatchOrder(len(images), config.batch_size, seed, share)
     mixup = build_mixup(config, order.part, num_classes, smoothing)
@@ -207,18 +207,10 @@ def build_held_out(
     Raises:
         InputError: Channels do not match.
     """
-    _check_channels(data, input_size)
+    check_channels(data, input_size)
     transform = eval_transform(input_size, data.mean, data.std, config.crop_pct, config.interpolation)
     images = HeldOutImages(data.val, transform, share)
     return HeldOutBatches(images, device, batch_size=batch_size, **_loading(config, 0))
-
-
-def _check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:
-    if input_size[0] != data.in_chans:
-        raise InputError(
-            f"{data.name} has {data.in_chans}-channel images, but the model takes {input_size[0]} channels; "
-            f"build the model with in_chans={data.in_chans}"
-        )
 
 
 def _loading(config: DataConfig, seed: int) -> dict[str, Any]:

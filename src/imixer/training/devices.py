@@ -62,10 +62,9 @@ def build_fabric(config: TrainConfig) -> Fabric:
     on_cuda = cuda and config.accelerator in ("auto", "cuda", "gpu")
     if config.precision == "16" and not on_cuda:
         raise InputError("precision is '16', which needs CUDA; use bf16 or 32")
-    if on_cuda and config.devices > torch.cuda.device_count():
-        raise InputError(
-            f"devices is {config.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here; give fewer"
-        )
+    there, what = (torch.cuda.device_count(), "CUDA devices") if on_cuda else (os.cpu_count() or 1, "processors")
+    if config.devices > there:
+        raise InputError(f"devices is {config.devices}, but there are {there} {what} here; give fewer")
     if config.strategy == "fsdp" and config.ema is not None:
         raise InputError(f"ema is {config.ema}, and strategy is fsdp, which shards weights; leave one of them out")
     if config.strategy == "fsdp" and config.compile:

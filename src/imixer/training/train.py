@@ -118,7 +118,8 @@ def _start(config: TrainConfig, run: Optional[RunDirectory]) -> Trained:
 def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -> Trained:
     """Train in this process, one of the run's."""
     fabric.launch()
-    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+    if fabric.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     data = open_data(config.data)
     seed_everything(config.seed, workers=True, verbose=False)
     built = build_model(

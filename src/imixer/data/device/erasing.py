@@ -1,0 +1,68 @@
+"""Random erasing in batches: timm's RandomErasing in mode `pixel`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+
+_ATTEMPTS = 10  # of timm, before it leaves an image alone
+
+
+class ErasingDraws(NamedTuple):
+    """The box of each image of a batch; arrays of shape (batch,).
+
+    Args:
+        top: First row.
+        left: First column.
+        height: Rows; 0 erases nothing.
+        width: Columns.
+        noise: Where the image's values start in the noise of the batch.
+    """
+
+    top: NDArray[np.int64]
+    left: NDArray[np.int64]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    noise: NDArray[np.int64]
+
+
+class Erasing:
+    """Boxes filled with normal noise, value by value.
+
+    Args:
+        erasing: timm's, whose numbers it takes.
+        shape: (channels, height, width) of the images.
+    """
+
+    def __init__(self, erasing: RandomErasing, shape: tuple[int, int, int]) -> None:
+        self.prob = erasing.probability
+        self.area = (erasing.min_area, erasing.max_area)
+        self.log_aspect = erasing.log_aspect_ratio
+        self.shape = shape
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[ErasingDraws, int]:
+        """Decide on `count` images, and how many values of noise they take."""
+        channels, height, width = self.shape
+        area = rng.uniform(*self.area, (count, _ATTEMPTS)) * (height * width)
+        aspect = np.exp(rng.uniform(*self.log_aspect, (count, _ATTEMPTS)))
+        heights, widths = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (heights < height) & (widths < width)
+        erased = (rng.random(count) <= self.prob) & fits.any(axis=1)
+        image, first = np.arange(count), fits.argmax(axis=1)
+        box_height = np.where(erased, heights[image, first], 0).astype(int)
+        box_width = np.where(erased, widths[image, first], 0).astype(int)
+        top, left = rng.integers(0, height - box_height + 1), rng.integers(0, width - box_width + 1)
+        end = np.cumsum(channels * box_height * box_width)
+        return ErasingDraws(top, left, box_height, box_width, end - channels * box_height * box_width), int(end[-1])
+
+    def __call__(self, images: Tensor, draws: ErasingDraws, noise: Tensor) -> None:
+        """Erase in images (images, channels, height, width) as drawn, in place, by the noise (values,) of the batch."""
+        channels = images.shape[1]
+        for image, top, left, height, width, start in zip(images, *(each.tolist() for each in draws), strict=True):
+            if height and width:
+                values = noise[start : start + channels * height * width]
+                image[:, top : top + height, left : left + width] = values.view(channels, height, width)

@@ -1,0 +1,69 @@
+"""Mixup and CutMix of a part with its own reverse: timm's Mixup in mode `batch`."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from torch import Tensor
+
+from imixer.data.device.transfer import pieces
+
+
+class MixingDraw(NamedTuple):
+    """How a part is mixed.
+
+    Args:
+        share: Share of each image's own target.
+        box: Rows and columns (first, end, first, end) that are swapped, or None: all pixels are blended by `share`.
+    """
+
+    share: float
+    box: tuple[int, int, int, int] | None
+
+
+class Mixing:
+    """Mixing of each part with its own reverse.
+
+    Args:
+        mixup: timm's, whose numbers it takes.
+        size: (height, width) of the images.
+    """
+
+    def __init__(self, mixup: Mixup, size: tuple[int, int]) -> None:
+        self.mixup_alpha, self.cutmix_alpha = mixup.mixup_alpha, mixup.cutmix_alpha
+        self.smoothing, self.num_classes = mixup.label_smoothing, mixup.num_classes
+        self.size = size
+
+    def draw(self, rng: np.random.Generator) -> MixingDraw:
+        """Decide on one part."""
+        cut = self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or rng.random() < 0.5)
+        alpha = self.cutmix_alpha if cut else self.mixup_alpha
+        share = float(rng.beta(alpha, alpha))
+        if not cut:
+            return MixingDraw(share, None)
+        height, width = self.size
+        cut_height, cut_width = (int(side * math.sqrt(1 - share)) for side in self.size)
+        y, x = int(rng.integers(height)), int(rng.integers(width))
+        top, bottom = max(y - cut_height // 2, 0), min(y + (cut_height + 1) // 2, height)
+        left, right = max(x - cut_width // 2, 0), min(x + (cut_width + 1) // 2, width)
+        # what the border cuts off does not count
+        return MixingDraw(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
+
+    def __call__(self, images: Tensor, labels: Tensor, draw: MixingDraw) -> Tensor:
+        """Mix images (part, channels, height, width) in place; return the targets (part, classes)."""
+        if draw.box:
+            top, bottom, left, right = draw.box
+            box = images[:, :, top:bottom, left:right]
+            box.copy_(box.flip(0))
+        else:
+            count = len(images)
+            for piece in pieces(count // 2, images[0].numel(), images.device):
+                one, other = images[piece], images[count - piece.stop : count - piece.start]
+                moved = other.flip(0).sub_(one).mul_(1 - draw.share)
+                one.add_(moved)
+                other.sub_(moved.flip(0))
+        return mixup_target(labels, self.num_classes, draw.share, self.smoothing)

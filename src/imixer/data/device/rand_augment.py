@@ -1,0 +1,147 @@
+"""RandAugment in batches: what timm's `rand-...` policies do, decided on the host for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data import auto_augment
+from torch import Tensor
+
+from imixer.data.device import geometry, tone
+from imixer.data.device.transfer import pieces, to_device
+
+_Floats: TypeAlias = NDArray[np.float64]
+_Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+_Move: TypeAlias = Callable[..., Tensor]  # also `cubic` and `fill`
+# from a level, which is magnitude / 10, and a random sign
+_Argument: TypeAlias = Callable[[_Floats, _Floats], "_Floats | float"]
+
+
+def _enhance(level: _Floats, sign: _Floats) -> _Floats:
+    return level * 1.8 + 0.1
+
+
+def _enhance_increasing(level: _Floats, sign: _Floats) -> _Floats:
+    return np.maximum(0.1, 1 + sign * (level * 0.9))
+
+
+# by timm's names
+_TONES: dict[str, tuple[_Change, _Argument]] = {
+    "AutoContrast": (tone.auto_contrast, lambda level, sign: 0),
+    "Equalize": (tone.equalize, lambda level, sign: 0),
+    "Invert": (tone.solarize, lambda level, sign: 0),
+    "Solarize": (tone.solarize, lambda level, sign: np.trunc(level * 256).clip(max=256)),
+    "SolarizeIncreasing": (tone.solarize, lambda level, sign: 256 - np.trunc(level * 256).clip(max=256)),
+    "SolarizeAdd": (tone.solarize_add, lambda level, sign: np.trunc(level * 110).clip(max=128)),
+    "Posterize": (tone.posterize, lambda level, sign: np.trunc(level * 4).clip(max=8)),
+    "PosterizeIncreasing": (tone.posterize, lambda level, sign: (4 - np.trunc(level * 4)).clip(min=0)),
+    "Brightness": (tone.brightness, _enhance),
+    "BrightnessIncreasing": (tone.brightness, _enhance_increasing),
+    "Contrast": (tone.contrast, _enhance),
+    "ContrastIncreasing": (tone.contrast, _enhance_increasing),
+    "Color": (tone.color, _enhance),
+    "ColorIncreasing": (tone.color, _enhance_increasing),
+    "Sharpness": (tone.sharpness, _enhance),
+    "SharpnessIncreasing": (tone.sharpness, _enhance_increasing),
+}
+_MOVES: dict[str, tuple[_Move, _Argument]] = {
+    "ShearX": (geometry.shear_x, lambda level, sign: sign * (level * 0.3)),
+    "ShearY": (geometry.shear_y, lambda level, sign: sign * (level * 0.3)),
+    "TranslateXRel": (geometry.translate_x, lambda level, sign: sign * (level * 0.45)),
+    "TranslateYRel": (geometry.translate_y, lambda level, sign: sign * (level * 0.45)),
+    "Rotate": (geometry.rotate, lambda level, sign: sign * (level * 30)),
+}
+KNOWN = frozenset({*_TONES, *_MOVES})
+
+
+class OperationDraws(NamedTuple):
+    """What is done to each image of a batch; arrays of shape (batch, layers).
+
+    Args:
+        change: Number of the operation, -1 for none.
+        argument: Its argument.
+    """
+
+    change: NDArray[np.int64]
+    argument: _Floats
+
+
+class RandAugment:
+    """A few random operations on each image of a batch.
+
+    Args:
+        policy: timm's, whose numbers it takes. Its operations must be `KNOWN`.
+        channels: Of the images.
+        device: Where the images are.
+    """
+
+    def __init__(self, policy: auto_augment.RandAugment, channels: int, device: torch.device) -> None:
+        self.layers, self.weights = policy.num_layers, policy.choice_weights
+        each = policy.ops[0]  # they differ in name only
+        self.prob, self.magnitude, self.deviation = each.prob, each.magnitude, each.magnitude_std
+        self.largest = each.magnitude_max or 10
+        filters = each.kwargs["resample"]
+        filters = filters if isinstance(filters, (list, tuple)) else (filters,)
+        fill = torch.tensor(each.kwargs["fillcolor"][:channels], dtype=torch.uint8).view(1, -1, 1, 1).to(device)
+
+        self.changes: list[_Change] = []
+        self.arguments: list[_Argument] = []
+        numbers = []  # of the changes, for each of timm's operations and each filter
+        for name in (operation.name for operation in policy.ops):
+            if name in _TONES:
+                change, argument = _TONES[name]
+                numbers.append([len(self.changes)] * len(filters))
+                self.changes.append(change)
+            else:
+                move, argument = _MOVES[name]
+                numbers.append([len(self.changes) + kind for kind in range(len(filters))])
+                self.changes += [partial(move, cubic=each == Image.Resampling.BICUBIC, fill=fill) for each in filters]
+            self.arguments.append(argument)
+        self.numbers = np.array(numbers)
+
+    def draw(self, rng: np.random.Generator, count: int) -> OperationDraws:
+        """Decide on `count` images."""
+        shape = (count, self.layers)
+        operations, filters = self.numbers.shape
+        if self.weights is None:
+            chosen = rng.integers(operations, size=shape)
+        else:  # without replacement, as timm does: the largest of weighted Gumbel variables
+            scores = rng.gumbel(size=(count, operations)) + np.log(self.weights)
+            chosen = np.argsort(-scores, axis=1)[:, : self.layers]
+        applied = rng.random(shape) <= self.prob
+        if self.deviation == np.inf:
+            magnitude = rng.uniform(0, self.magnitude, shape)
+        else:
+            magnitude = rng.normal(self.magnitude, self.deviation, shape)
+        level = magnitude.clip(0, self.largest) / 10
+        sign = np.where(rng.random(shape) > 0.5, -1.0, 1.0)
+        argument = np.zeros(shape)
+        for operation, of_level in enumerate(self.arguments):
+            here = chosen == operation
+            argument[here] = of_level(level[here], sign[here])
+        change = self.numbers[chosen, rng.integers(filters, size=shape)]
+        return OperationDraws(np.where(applied, change, -1), argument)
+
+    def __call__(self, images: Tensor, draws: OperationDraws) -> None:
+        """Change images (batch, channels, height, width), bytes, in place as drawn."""
+        wide = _wide(images)
+        for drawn, argument in zip(draws.change.T, draws.argument.T, strict=True):
+            for number, change in enumerate(self.changes):
+                chosen = np.flatnonzero(drawn == number)
+                for piece in pieces(len(chosen), images[0].numel(), images.device):
+                    places = to_device(chosen[piece], images.device)
+                    arguments = to_device(argument[chosen[piece]], images.device).view(-1, 1, 1, 1)
+                    changed = change(images.index_select(0, places), arguments)
+                    wide.index_copy_(0, places, _wide(changed.contiguous()))
+
+
+def _wide(images: Tensor) -> Tensor:
+    # a view of eight bytes at a time where they divide: index_copy_ goes value by value on a CPU
+    flat = images.view(len(images), -1)
+    return flat.view(torch.int64) if flat.shape[1] % 8 == 0 else flat
