@@ -32,7 +32,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,export]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,export,cluster]'
 	touch $@ $(VENV)/.installed
 
 clean:

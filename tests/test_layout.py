@@ -16,8 +16,9 @@ MAY_IMPORT = {
     "data": {"errors"},
     "recipes": {"errors"},
     "training": {"models", "data", "recipes", "implicit", "errors"},
+    "sweep": {"training", "data", "recipes", "errors"},
     "analysis": {"training", "models", "data", "implicit", "hopfield", "errors"},
-    "experiments": {"analysis", "training", "models", "data", "implicit", "hopfield", "errors"},
+    "experiments": {"analysis", "sweep", "training", "models", "data", "implicit", "hopfield", "errors"},
 }
 
 

@@ -28,8 +28,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: Words after `imixer`. Default: those of the process.
 
     Returns:
-        0 if all went well, 1 if a run does not meet what `--require` asks, 2 if the user can mend what is wrong, 130
-        after Ctrl-C, 143 after SIGTERM.
+        0 if all went well, 1 if a run does not meet what `--require` asks or a trial failed, 2 if the user can mend
+        what is wrong, 130 after Ctrl-C, 143 after SIGTERM.
     """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
@@ -114,6 +114,73 @@ def _replay(args: Namespace) -> None:
     step, place = replay(args.dump)
     print(f"step {step.step + 1} of {step.name}, learning rate {step.lr:.3g}, precision {step.precision}")
     print(f"first that is not finite: {place}")
+
+
+def _sweep_parser() -> ArgumentParser:
+    parser = _parser("Train a grid of configurations with several seeds each: what is not yet finished of it.")
+    parser.add_argument(
+        "spec",
+        metavar="SPEC",
+        type=str,
+        help="YAML file with any of: name; recipe and config, to start from; set, settings; grid, lists of values by "
+        "setting; cases, settings by name of the case; seeds, a number or a list.",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Optional[str], help="Folder of the sweep. Default: sweeps/<name>.")
+    parser.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="`local`: one trial after the other, in this process. `ray`: side by side, on this machine or a cluster.",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="ADDR",
+        type=Optional[str],
+        help="Ray cluster to use, such as HOST:6379, or `auto` on one of its machines. Default: start one here.",
+    )
+    parser.add_argument(
+        "--cpus", metavar="N", type=Optional[int], help="CPUs of a trial on Ray. Default: 1 + data.workers, per device."
+    )
+    parser.add_argument(
+        "--gpus",
+        metavar="N",
+        type=Optional[float],
+        help="GPUs of a trial on Ray; 0.5 lets two share one. Default: its devices if the cluster has GPUs, else 0.",
+    )
+    parser.add_argument(
+        "--retries",
+        metavar="N",
+        type=Optional[int],
+        help="How often a trial whose process or machine is lost goes on elsewhere, on Ray. Default: 3.",
+    )
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        type=Optional[str],
+        help="Do only the I-th of N shares of the trials, from 0: for job arrays. Default: all.",
+    )
+    return parser
+
+
+def _sweep(args: Namespace) -> int:
+    from imixer.sweep.spec import read_sweep, share
+
+    sweep = read_sweep(args.spec)
+    trials = share(sweep, args.share or "0/1")
+    given = {name: getattr(args, name) for name in ("address", "cpus", "gpus", "retries")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and args.executor != "ray":
+        raise InputError(f"{next(iter(given))} is given, which needs --executor ray")
+    from imixer.sweep.cluster import Cluster
+    from imixer.sweep.local import Local
+    from imixer.sweep.sweep import run_sweep
+    from imixer.sweep.table import report_sweep
+
+    executor = Cluster(**given) if args.executor == "ray" else Local()
+    _loading("the trials")
+    results = run_sweep(sweep, args.out, executor, trials)
+    report_sweep(results, _console())
+    return int(any(results[trial].status == "failed" for trial in trials))
 
 
 def _recipes_parser() -> ArgumentParser:
@@ -365,6 +432,7 @@ def _recall(args: Namespace) -> None:
 _Command = Tuple[str, Callable[[], ArgumentParser], Callable[[Namespace], Optional[int]]]
 _COMMANDS: Dict[str, _Command] = {
     "train": ("Train a model.", train_parser, _train),
+    "sweep": ("Train a grid of configurations and seeds, here or on Ray.", _sweep_parser, _sweep),
     "replay": ("Look into a training step that was not finite.", _replay_parser, _replay),
     "recipes": ("List the recipes.", _recipes_parser, _recipes),
     "evaluate": ("Evaluate a run on its validation data.", _evaluate_parser, _evaluate),

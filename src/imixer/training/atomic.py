@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 @contextmanager
@@ -15,7 +16,7 @@ def replacing(path: Path) -> Iterator[Path]:
     What was written is forced to the disk before and after the renaming. If anything goes wrong, the temporary file is
     removed and `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.writing")
     try:
         yield temporary
         _sync(temporary)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Dict
 
 from imixer.errors import InputError
 from imixer.training.config import TrainConfig
+from imixer.training.parsing import flat
 
 _FREE = {
     "out",
@@ -39,20 +39,10 @@ def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
     Raises:
         InputError: If not; it names the first setting that differs.
     """
-    old, new = _flat(asdict(before)), _flat(asdict(now))
+    old, new = flat(asdict(before)), flat(asdict(now))
     for name, value in new.items():
         if value != old.get(name) and name not in _FREE and not name.startswith("checkpoints."):
             raise InputError(
                 f"{name} is {value}, but {path} was begun with {old.get(name)}; leave it out to resume, or start a new "
                 f"run, from these weights with --model.checkpoint {path}/model/model.safetensors"
             )
-
-
-def _flat(settings: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
-    found: Dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = list(value) if isinstance(value, tuple) else value
-    return found

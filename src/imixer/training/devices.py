@@ -50,16 +50,15 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
 
 
-def build_fabric(config: TrainConfig) -> Fabric:
-    """Accelerator, devices, strategy and arithmetic, not yet launched.
+def check_devices(config: TrainConfig) -> None:
+    """See that this machine has what a configuration asks for, without touching it.
 
     Raises:
         InputError: If there is no such accelerator, fewer devices than asked for, or they cannot do what is asked.
     """
-    cuda = torch.cuda.is_available()
-    if config.accelerator in ("cuda", "gpu") and not cuda:
+    on_cuda = _on_cuda(config)
+    if config.accelerator in ("cuda", "gpu") and not on_cuda:
         raise InputError(f"accelerator is {config.accelerator!r}, but torch sees no CUDA device here; use auto or cpu")
-    on_cuda = cuda and config.accelerator in ("auto", "cuda", "gpu")
     if config.precision == "16" and not on_cuda:
         raise InputError("precision is '16', which needs CUDA; use bf16 or 32")
     there, what = (torch.cuda.device_count(), "CUDA devices") if on_cuda else (os.cpu_count() or 1, "processors")
@@ -71,15 +70,23 @@ def build_fabric(config: TrainConfig) -> Fabric:
         raise InputError("compile is true, and strategy is fsdp; leave one of them out")
     if config.num_nodes > 1 and not started_by_launcher():
         raise InputError(f"num_nodes is {config.num_nodes}; start the processes with torchrun or srun on each machine")
+
+
+def build_fabric(config: TrainConfig) -> Fabric:
+    """Accelerator, devices, strategy and arithmetic, not yet launched.
+
+    Raises:
+        InputError: If Lightning knows no such accelerator, or not so many devices.
+    """
     try:
         return Fabric(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=_strategy(config, "cuda" if on_cuda else "cpu"),
+            strategy=_strategy(config, "cuda" if _on_cuda(config) else "cpu"),
             precision=_PRECISION[config.precision],
         )
-    except Exception as error:  # Lightning's own complaints about accelerators and devices, of many kinds
+    except Exception as error:  # of many kinds
         raise InputError(
             f"accelerator {config.accelerator!r} with {config.devices} devices: {' '.join(str(error).split())[:200]}"
         ) from error
@@ -105,6 +112,10 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _on_cuda(config: TrainConfig) -> bool:
+    return config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
 
 
 def _strategy(config: TrainConfig, device: str) -> Any:

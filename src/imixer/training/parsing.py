@@ -117,6 +117,15 @@ def save_config(config: TrainConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
 
 
+def flat(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """`{"optim": {"lr": 1}}` as `{"optim.lr": 1}`, and tuples as lists."""
+    found: Dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = {f"{name}.{rest}": leaf for rest, leaf in flat(value).items()} if isinstance(value, dict) else None
+        found |= {name: _plain(value)} if inner is None else inner
+    return found
+
+
 def explain(text: str, parser: ArgumentParser) -> str:
     """jsonargparse's message in one line that names the option, the value and what would do."""
     if unknown := re.search(r"unrecognized arguments: (.*)", text, re.IGNORECASE):

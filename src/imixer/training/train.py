@@ -27,7 +27,7 @@ from imixer.training.atomic import write_text
 from imixer.training.changes import check_changes
 from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
-from imixer.training.devices import build_fabric, device_name, placed, share, started_by_launcher
+from imixer.training.devices import build_fabric, check_devices, device_name, placed, share, started_by_launcher
 from imixer.training.environment import environment
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
 from imixer.training.launch import launch, report_run
@@ -104,9 +104,9 @@ def _start(config: TrainConfig, run: Optional[RunDirectory]) -> Trained:
     """Train in this process, or in one per device."""
     silence()
     check_logger(config.logger)
-    fabric = build_fabric(config)
+    check_devices(config)
     if config.devices == 1 or started_by_launcher():
-        return _train(fabric, config, run)
+        return _train(build_fabric(config), config, run)
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "config.yaml"
         save_config(config, settings)

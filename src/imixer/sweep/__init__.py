@@ -1,0 +1,1 @@
+"""A grid of configurations times seeds: resumable, here or on a cluster."""

@@ -1,0 +1,169 @@
+"""Trials side by side on Ray: on this machine, or on a cluster whose machines share a file system."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Dict, Optional, Set, Tuple
+
+from imixer.errors import InputError
+from imixer.sweep.plan import Trial
+from imixer.sweep.spec import RAY_LOG
+from imixer.sweep.trial import log, record_failure, run_trial
+
+_POLL_S = 0.5
+_SAVING_S = 120  # for running trials to save a checkpoint when interrupted
+_QUIET: Dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
+_OBJECT_STORE = 100 * 2**20  # bytes; trials exchange nothing but their configuration
+
+
+@dataclass
+class Cluster:
+    """An executor that gives each trial a process and a share of a Ray cluster's CPUs and GPUs.
+
+    A trial whose process or machine is lost goes on from its latest checkpoint. PyTorch gets as many threads as the
+    trial has CPUs. Settings that name files are relative to the present folder, on every machine.
+
+    Args:
+        address: A running cluster, such as `host:6379` or `auto`. Default: one on this machine, for the time it takes.
+        cpus: CPUs of a trial. Default: per device one, and one for each loader process, or as many as a machine has.
+        gpus: GPUs of a trial, of which several trials may share one. Default: one per device if the cluster has any
+            and the trial is not for CPU.
+        retries: How often a lost trial is started again.
+
+    Raises:
+        InputError: If a number is impossible, or Ray is not installed; when entered, if there is no cluster, or this
+            machine has less than a trial's share.
+    """
+
+    address: Optional[str] = None
+    cpus: Optional[int] = None
+    gpus: Optional[float] = None
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise InputError(f"cpus is {self.cpus}; give 1 or more")
+        if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus % 1)):
+            raise InputError(f"gpus is {self.gpus}; give 0, a share of one such as 0.5, or a whole number")
+        if self.retries < 0:
+            raise InputError(f"retries is {self.retries}; give 0 or more")
+        if find_spec("ray") is None:
+            raise InputError("--executor ray needs Ray; pip install 'imixer[cluster]'")
+
+    def __enter__(self) -> Cluster:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self._at_sigterm = signal.getsignal(signal.SIGTERM)
+        if self.address is None:
+            self._start()
+        else:
+            _connect(self.address)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as after Ctrl-C
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import ray
+
+        signal.signal(signal.SIGTERM, self._at_sigterm)
+        ray.shutdown()
+
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[Tuple[Trial, bool], None, None]:
+        import ray
+
+        task = ray.remote(max_retries=self.retries, retry_exceptions=True)(_run_trial)
+        tasks: Dict[Any, Trial] = {}
+        logged = {trial: _log_size(trial, folder) for trial in trials}
+        for trial in trials:
+            cpus, gpus = self._share(trial)
+            tasks[task.options(num_cpus=cpus, num_gpus=gpus).remote(trial, folder, os.getcwd(), cpus)] = trial
+        begun: Set[Trial] = set()
+        with (folder / RAY_LOG).open("a", encoding="utf-8") as file, redirect_stdout(file):  # what Ray prints of losses
+            try:
+                while tasks:
+                    done, _ = ray.wait(list(tasks), timeout=_POLL_S)
+                    for trial in tasks.values():
+                        if trial not in begun and _log_size(trial, folder) > logged[trial]:
+                            begun.add(trial)
+                            yield trial, True
+                    for reference in done:
+                        trial = tasks.pop(reference)
+                        try:
+                            ray.get(reference)
+                        except ray.exceptions.RayError as error:
+                            cause = getattr(error, "cause", error)  # without Ray's traceback
+                            record_failure(folder / trial.name, f"{type(cause).__name__}: {cause}")
+                        yield trial, False
+            finally:
+                if tasks:
+                    print("stopping: running trials save a checkpoint first ...", file=sys.stderr, flush=True)
+                    for reference in tasks:
+                        ray.cancel(reference)
+                    ray.wait(list(tasks), num_returns=len(tasks), timeout=_SAVING_S)
+
+    def _start(self) -> None:
+        import ray
+
+        ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **_QUIET)
+        for name, wanted, there in (("cpus", self.cpus, _most("CPU")), ("gpus", self.gpus, _most("GPU"))):
+            if wanted is not None and wanted > there:  # Ray would wait for a larger machine, for ever
+                ray.shutdown()
+                raise InputError(f"{name} is {wanted:g}, and this machine has {there:g}; give at most that")
+
+    def _share(self, trial: Trial) -> Tuple[int, float]:
+        config, gpus = trial.cell.config, self.gpus
+        if gpus is None:
+            gpus = min(config.devices, _most("GPU")) if config.accelerator != "cpu" else 0
+        cpus = self.cpus or min(config.devices * (1 + config.data.workers), _most("CPU", gpus))
+        return max(1, int(cpus)), gpus
+
+
+def _connect(address: str) -> None:
+    import ray
+
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdecimal():  # if nobody listens, Ray would try for minutes
+            socket.create_connection((host, int(port)), timeout=5).close()
+        ray.init(address, **_QUIET)
+    except Exception as error:  # of many kinds
+        raise InputError(
+            f"address is {address}, and no Ray cluster lets us in there: {error}; "
+            "if it asks for a token, set RAY_AUTH_MODE=token"
+        ) from error
+
+
+def _most(resource: str, gpus: float = 0) -> float:
+    """The most that a machine of the cluster has of a resource, among those with so many GPUs."""
+    import ray
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max((m.get(resource, 0) for m in machines if m.get("GPU", 0) >= gpus), default=0)
+
+
+def _run_trial(trial: Trial, folder: Path, here: str, threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what Ray interrupts by; ignored by processes of `... &`
+    import torch
+
+    try:
+        os.chdir(here)
+    except OSError as error:
+        raise InputError(f"{here} is not on {platform.node()}; the machines must share a file system") from error
+    torch.set_num_threads(threads)
+    try:
+        run_trial(trial, folder)
+    except KeyboardInterrupt as error:  # unless the whole sweep is stopped, Ray goes on with the trial elsewhere
+        raise RuntimeError(f"stopped {error}") from error
+
+
+def _log_size(trial: Trial, folder: Path) -> int:
+    """Bytes in a trial's log, which grows as soon as it begins."""
+    file = log(folder / trial.name)
+    return file.stat().st_size if file.exists() else 0

@@ -1,0 +1,26 @@
+"""Trials in this process, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Tuple
+
+from imixer.sweep.plan import Trial
+from imixer.sweep.trial import run_trial
+
+
+class Local:
+    """An executor that runs one trial after the other, in this process."""
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[Tuple[Trial, bool], None, None]:
+        for trial in trials:
+            yield trial, True
+            run_trial(trial, folder)
+            yield trial, False

@@ -1,0 +1,156 @@
+"""What has become of a sweep's trials, read from their directories."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Dict, Iterable, List, Literal, Optional, Set
+
+from imixer.sweep.plan import Cell, Sweep, Trial
+from imixer.sweep.spec import RESULTS, SUMMARY, text
+from imixer.sweep.trial import failure
+from imixer.training.atomic import write_text
+from imixer.training.run_directory import RunDirectory
+
+Status = Literal["waiting", "running", "unfinished", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a trial has come.
+
+    Args:
+        status: `unfinished` is begun, and not of this process: interrupted, or run by another.
+        epoch: Its last complete epoch; the figures are of this epoch. 0 before the first.
+        val_acc: Top-1 accuracy on the validation data, from 0 to 1.
+        val_loss: Validation loss.
+        seconds: Training time, as in `metrics.csv`.
+        error: Why it failed.
+    """
+
+    status: Status
+    epoch: int = 0
+    val_acc: Optional[float] = None
+    val_loss: Optional[float] = None
+    seconds: Optional[float] = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean of a figure over the finished trials of a cell.
+
+    Args:
+        trials: How many there are.
+        planned: How many there will be.
+        mean: None without trials.
+        std: Standard deviation of the sample (n - 1); None below two trials.
+    """
+
+    trials: int
+    planned: int
+    mean: Optional[float] = None
+    std: Optional[float] = None
+
+
+class Results:
+    """The outcomes of a sweep's trials, as they are on disk at the moment.
+
+    Args:
+        sweep: The sweep.
+        folder: Where it lies.
+    """
+
+    def __init__(self, sweep: Sweep, folder: Path) -> None:
+        self.sweep = sweep
+        self.folder = folder
+        self._running: Set[Trial] = set()
+        self._finished: Dict[Trial, Outcome] = {}
+
+    def __getitem__(self, trial: Trial) -> Outcome:
+        if trial not in self._finished:
+            outcome = self._read(trial)
+            if outcome.status != "finished":
+                return outcome
+            self._finished[trial] = outcome  # it stays so
+        return self._finished[trial]
+
+    def _read(self, trial: Trial) -> Outcome:
+        run = RunDirectory(self.folder / trial.name)
+        row = _last_row(run.metrics)
+        figures: Dict[str, Any] = {}
+        if row:
+            figures = {name: float(row[name]) for name in ("val_acc", "val_loss", "seconds")}
+            figures["epoch"] = int(row["epoch"])
+        if run.finished:
+            return Outcome("finished", **figures)
+        if trial in self._running:
+            return Outcome("running", **figures)
+        if (error := failure(run.path)) is not None:
+            return Outcome("failed", **figures, error=error)
+        return Outcome("unfinished" if run.path.exists() else "waiting", **figures)
+
+    def are(self, *statuses: Status) -> List[Trial]:
+        """The trials of which one of the statuses is true."""
+        return [trial for trial in self.sweep.trials if self[trial].status in statuses]
+
+    def mean(self, cell: Cell, figure: str = "val_acc") -> Mean:
+        """Mean of `val_acc`, `val_loss` or `seconds` over the finished trials of a cell."""
+        outcomes = [self[Trial(cell, seed)] for seed in self.sweep.seeds]
+        values = [getattr(outcome, figure) for outcome in outcomes if outcome.status == "finished"]
+        return Mean(
+            len(values),
+            len(outcomes),
+            fmean(values) if values else None,
+            stdev(values) if len(values) > 1 else None,
+        )
+
+    def note(self, trial: Trial, running: bool) -> None:
+        """A trial of this process begins or ends."""
+        (self._running.add if running else self._running.discard)(trial)
+        self.write()
+
+    def stop(self) -> None:
+        """Nothing runs any more."""
+        self._running.clear()
+        self.write()
+
+    def write(self) -> None:
+        """Write `results.csv`, a row per trial, and `summary.csv`, a row per cell, whole or not at all."""
+        fields = list(dict.fromkeys(field for cell in self.sweep.cells for field in cell.settings))
+        figures = list(Outcome.__dataclass_fields__)
+        rows: List[List[Any]] = [
+            [trial.cell.name, *_values(trial.cell, fields), trial.seed, *vars(self[trial]).values()]
+            for trial in self.sweep.trials
+        ]
+        _write_csv(self.folder / RESULTS, ["cell", *fields, "seed", *figures], rows)
+        means = [(cell, self.mean(cell)) for cell in self.sweep.cells]
+        rows = [
+            [cell.name, *_values(cell, fields), found.trials, found.planned, found.mean, found.std]
+            for cell, found in means
+        ]
+        _write_csv(self.folder / SUMMARY, ["cell", *fields, "trials", "planned", "val_acc_mean", "val_acc_std"], rows)
+
+
+def _values(cell: Cell, fields: Iterable[str]) -> List[str]:
+    return [text(cell.settings[field]) if field in cell.settings else "" for field in fields]
+
+
+def _write_csv(file: Path, header: List[str], rows: List[List[Any]]) -> None:
+    content = io.StringIO()
+    writer = csv.writer(content, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    write_text(file, content.getvalue())
+
+
+def _last_row(metrics: Path) -> Optional[Dict[str, str]]:
+    try:
+        content = metrics.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    header, *rows = content[: content.rfind("\n") + 1].splitlines() or [""]  # another process may be at its last line
+    return dict(zip(header.split(","), rows[-1].split(","), strict=True)) if rows else None

@@ -1,0 +1,254 @@
+"""YAML -> sweep. Whatever is wrong with it is found here, before anything starts. Free of torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from imixer.errors import InputError
+from imixer.recipes import load_recipe
+from imixer.sweep.plan import Cell, Sweep, Trial
+from imixer.training.config import TrainConfig
+from imixer.training.parsing import parse, to_config, train_parser
+from imixer.training.suggest import nearest
+
+SPEC, RESULTS, SUMMARY, RAY_LOG = _FILES = ("spec.yaml", "results.csv", "summary.csv", "ray.log")  # beside the cells
+_FIELDS = ("name", "recipe", "config", "set", "grid", "cases", "seeds")
+_OTHERWISE = {
+    "seed": "list the seeds under seeds",
+    "out": "give --out to `imixer sweep`; each trial gets its folder in there",
+    "recipe": "name the recipe beside set, not in it",
+    "config": "name the file beside set, not in it",
+}
+_LONGEST_NAME = 150
+
+
+def read_sweep(path: str) -> Sweep:
+    """Read the YAML file of a sweep, see `build_sweep`. Without `name`, it is called like the file.
+
+    Raises:
+        InputError: If the file cannot be read, or `build_sweep` refuses it.
+    """
+    file = Path(path)
+    try:
+        return build_sweep(_load(file), file.stem, file.parent)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
+    """The sweep that a specification describes, every trial of it a valid configuration.
+
+    Fields of the specification, all optional: `recipe`, the name of one; `config`, a file like those for
+    `imixer train --config`, over the recipe; `set`, settings over both; `cases`, named cells and their settings over
+    those; `grid`, lists of values by setting, whose product multiplies the cases; `seeds`, a list or a number n for
+    0 to n - 1, by default 1; `name`. Settings are dotted (`model.n_iter`) or nested.
+
+    Args:
+        spec: The mapping.
+        name: Name if the specification has none.
+        folder: What `config` is relative to.
+
+    Raises:
+        InputError: If a field or a setting is unknown, of a wrong type, stands twice or is impossible, if two cells
+            are the same, or nothing is left to train.
+    """
+    if not isinstance(spec, dict):
+        raise InputError(f"a sweep is a mapping with the fields {', '.join(_FIELDS)}")
+    for field in spec:
+        if field not in _FIELDS:
+            raise InputError(f"unknown field {field}{nearest(str(field), _FIELDS)}; there are {', '.join(_FIELDS)}")
+    base = _base(spec, folder)
+    fixed = _settings(spec.get("set", {}), "set")
+    grid, cases = _grid(spec), _cases(spec)
+    for where, settings in {"set": fixed, **{f"cases.{case}": found for case, found in cases.items()}}.items():
+        if both := settings.keys() & grid:
+            raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
+    base = {field: value for field, value in (base | fixed).items() if field not in grid}
+    name, seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1))
+    resolved = {"name": name, "set": base, "grid": grid, "cases": cases, "seeds": seeds}
+    return Sweep(name, tuple(_cells(base, grid, cases, seeds)), tuple(seeds), {k: v for k, v in resolved.items() if v})
+
+
+def share(sweep: Sweep, which: str) -> Tuple[Trial, ...]:
+    """The trials of a share.
+
+    Args:
+        sweep: The sweep.
+        which: `i/n`, for the i-th of n shares, from 0.
+
+    Raises:
+        InputError: If there is no such share.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", which)
+    if not found or int(found[1]) >= int(found[2]):
+        raise InputError(f"share is {which!r}; give I/N with I from 0, below N")
+    return sweep.trials[int(found[1]) :: int(found[2])]
+
+
+def text(value: Any) -> str:
+    """A setting's value as YAML has it, in one line."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key that stands twice, of which PyYAML would silently keep the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise InputError(f"{twice[0]} stands twice, in line {node.start_mark.line + 1} and below")
+        return super().construct_mapping(node, deep)
+
+
+def _load(file: Path) -> Any:
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise InputError(f"cannot be read, {error.strerror}; give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _base(spec: Dict[str, Any], folder: Path) -> Dict[str, Any]:
+    """Settings of the recipe and of the file over it, but for the seed and place of a run whose file it may be."""
+    base: Dict[str, Any] = {}
+    for field, load in (("recipe", load_recipe), ("config", lambda file: _load(folder / file))):
+        given = spec.get(field)
+        if given is None:
+            continue
+        if not isinstance(given, str):
+            raise InputError(f"{field} is {given!r}; give text")
+        try:
+            found = _flat(load(given), "the file")
+            base |= _settings({name: found[name] for name in found if name not in ("seed", "out")}, "the file")
+        except InputError as error:
+            raise InputError(f"{field} {given}: {error}") from error
+    return base
+
+
+def _settings(given: Any, where: str) -> Dict[str, Any]:
+    settings = _flat(given, where)
+    for field in settings.keys() & _OTHERWISE.keys():
+        raise InputError(f"{field} cannot be set in {where}; {_OTHERWISE[field]}")
+    return settings
+
+
+def _grid(spec: Dict[str, Any]) -> Dict[str, List[Any]]:
+    grid = _settings(spec.get("grid", {}), "grid")
+    if not grid and "grid" in spec:
+        raise InputError("grid is empty; list values of a setting, or leave it out")
+    for field, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(f"grid.{field} is {values!r}; give a list of values, such as [1, 2]")
+        if any(isinstance(value, dict) for value in values):
+            raise InputError(f"grid.{field} lists mappings; spell them out under cases, which have names")
+    return grid
+
+
+def _cases(spec: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+    cases = spec.get("cases", {})
+    if not isinstance(cases, dict) or (not cases and "cases" in spec):
+        raise InputError(f"cases is {cases!r}; give a mapping of names to settings, or leave it out")
+    for case in cases:
+        if not isinstance(case, str) or _slug(case) != case:
+            raise InputError(f"cases: {case!r} cannot name a folder; use letters, digits and _ . + - =, in quotes")
+    return {case: _settings({} if given is None else given, f"cases.{case}") for case, given in cases.items()}
+
+
+def _seeds(given: Any) -> List[int]:
+    seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
+    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
+        raise InputError(f"seeds is {given!r}; give their number, 1 or more, or a list of whole numbers")
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise InputError(f"seeds: {twice[0]} stands there twice")
+    return seeds
+
+
+def _name(given: Any) -> str:
+    if not isinstance(given, str) or _slug(given) != given:
+        raise InputError(f"name is {given!r}, which cannot name a folder; use letters, digits and _ . + - =")
+    return given
+
+
+def _cells(
+    base: Dict[str, Any], grid: Dict[str, List[Any]], cases: Dict[str, Dict[str, Any]], seeds: List[int]
+) -> Iterable[Cell]:
+    parser = train_parser()
+    short = _short_names(grid)
+    cells: Dict[str, Cell] = {}  # by what they train
+    taken = {file: file for file in _FILES}  # file systems may not tell case apart
+    for case, own in (cases or {"": {}}).items():
+        for values in product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            parts = [case] * bool(case) + [f"{short[field]}={_slug(text(value))}" for field, value in point.items()]
+            name = ",".join(parts) or "base"
+            if len(name) > _LONGEST_NAME:
+                raise InputError(f"cell {name} has too long a name for a folder; spell such cells out under cases")
+            if other := taken.get(name.lower()):
+                raise InputError(f"cell {name} and {other} would share a folder; leave one out, or use cases")
+            taken[name.lower()] = name
+            config = _config(parser, base | own | point, seeds, name)
+            if same := cells.get(repr(config)):
+                raise InputError(f"cells {same.name} and {name} are the same; leave one out")
+            cells[repr(config)] = Cell(name, own | point, config)
+    return cells.values()
+
+
+def _config(parser: ArgumentParser, settings: Dict[str, Any], seeds: List[int], cell: str) -> TrainConfig:
+    try:
+        config = to_config(parse(parser, ["--config", yaml.safe_dump(_nested(settings))]))
+        for seed in seeds:
+            replace(config, seed=seed)  # refuses what is impossible
+    except InputError as error:
+        raise InputError(f"cell {cell}: {error}") from error
+    return config
+
+
+def _short_names(grid: Iterable[str]) -> Dict[str, str]:
+    """The last word of a dotted name, where that is of one setting only."""
+    last = {field: field.rpartition(".")[2] for field in grid}
+    return {field: word if list(last.values()).count(word) == 1 else field for field, word in last.items()}
+
+
+def _slug(value: str) -> str:
+    return re.sub(r"[^\w.+=-]+", "_", value).strip("._") or "none"
+
+
+def _flat(settings: Any, where: str) -> Dict[str, Any]:
+    """`{a: {b: 1}}` and `{a.b: 1}` alike as the latter."""
+    if not isinstance(settings, dict):
+        raise InputError(f"{where} is {settings!r}; give a mapping of settings to values")
+    found: Dict[str, Any] = {}
+    for key, value in settings.items():
+        inner = _flat(value, where) if isinstance(value, dict) else {"": value}
+        for rest, leaf in inner.items():
+            field = f"{key}.{rest}".rstrip(".")
+            if field in found:
+                raise InputError(f"{where}: {field} stands there twice")
+            found[field] = leaf
+    return found
+
+
+def _nested(settings: Dict[str, Any]) -> Dict[str, Any]:
+    """The other way round."""
+    nested: Dict[str, Any] = {}
+    for field, value in settings.items():
+        *groups, last = field.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+            if not isinstance(inner, dict):
+                raise InputError(f"{group} is {inner!r}, and {field} is set too; leave one out")
+        if isinstance(inner.get(last), dict):
+            raise InputError(f"{field} is {value!r}, and settings in it are set too; leave one out")
+        inner[last] = value
+    return nested

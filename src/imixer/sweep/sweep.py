@@ -1,0 +1,115 @@
+"""Run a sweep, or what is left of it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Optional, Protocol, Tuple
+
+import yaml
+
+from imixer.errors import InputError
+from imixer.sweep.local import Local
+from imixer.sweep.plan import Cell, Sweep, Trial
+from imixer.sweep.results import Results
+from imixer.sweep.spec import SPEC, read_sweep
+from imixer.sweep.table import watch
+from imixer.training.atomic import write_text
+from imixer.training.parsing import flat
+from imixer.training.run_directory import check_out
+
+
+class Executor(Protocol):
+    """Runs trials. It is entered before anything is written, and may then refuse what it was given."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *exception: Any) -> None: ...
+
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[Tuple[Trial, bool], None, None]:
+        """Run each trial by `run_trial`. Yields a trial with True as it begins and with False as it ends."""
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Optional[str] = None,
+    executor: Optional[Executor] = None,
+    trials: Optional[Sequence[Trial]] = None,
+) -> Results:
+    """Train what is not finished of a sweep, and keep `results.csv` and `summary.csv` up to date meanwhile.
+
+    A trial that fails is recorded with its reason, and the others go on.
+
+    Args:
+        sweep: What to train.
+        out: Folder of the sweep. It may hold an earlier start of the same, or of part of it. Default: `sweeps/<name>`.
+        executor: What runs the trials. Default: `Local()`.
+        trials: Which of the sweep's trials to run. Default: all.
+
+    Raises:
+        InputError: If the folder holds something else, or the executor cannot run. Nothing is written then.
+        KeyboardInterrupt: When interrupted; the message says what is done.
+    """
+    folder = Path(out or f"sweeps/{sweep.name}")
+    _check(folder, sweep)
+    results = Results(sweep, folder)
+    chosen = sweep.trials if trials is None else trials
+    left = [trial for trial in chosen if results[trial].status != "finished"]
+    with executor if executor and left else Local() as entered:  # no cluster is started for nothing
+        _prepare(folder, sweep)
+        results.write()
+        with watch(results) as shown:
+            try:
+                with closing(entered.run(left, folder)) as events:
+                    for trial, running in events:
+                        results.note(trial, running)
+                        shown.note(trial)
+            except KeyboardInterrupt as error:  # keeps its class, which may say more
+                finished = len(results.are("finished"))
+                error.args = (f"with {finished} of {len(sweep.trials)} trials finished; the same command goes on",)
+                raise
+            finally:
+                results.stop()
+    return results
+
+
+def _check(folder: Path, sweep: Sweep) -> None:
+    """See that the folder is free, or holds this sweep or part of it."""
+    if (folder / SPEC).is_file():
+        if problem := _difference(read_sweep(str(folder / SPEC)), sweep):
+            raise InputError(f"out: {folder} holds another sweep: {problem}; give another --out")
+    elif not folder.is_dir() or any(folder.iterdir()):
+        check_out(str(folder))
+
+
+def _prepare(folder: Path, sweep: Sweep) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / SPEC, yaml.safe_dump(sweep.spec, sort_keys=False))
+        for cell in sweep.cells:
+            (folder / cell.name).mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: {error.filename} cannot be made, {error.strerror}") from error
+
+
+def _difference(old: Sweep, new: Sweep) -> Optional[str]:
+    """What the new sweep lacks, or has otherwise, of the old one."""
+    cells = {cell.name: cell for cell in new.cells}
+    for cell in old.cells:
+        if cell.name not in cells:
+            return f"it has a cell {cell.name}, and this one has not"
+        if field := _differing(cell, cells[cell.name]):
+            return field
+    if gone := set(old.seeds) - set(new.seeds):
+        return f"it has seed {min(gone)}, and this one has not"
+    return None
+
+
+def _differing(old: Cell, new: Cell) -> Optional[str]:
+    was, will = flat(asdict(old.config)), flat(asdict(new.config))
+    for field in was | will:
+        if was.get(field) != will.get(field):
+            return f"{field} of cell {new.name} is {was.get(field)!r} there and {will.get(field)!r} here"
+    return None

@@ -1,0 +1,64 @@
+"""One trial: trained, or continued, with its output in a log."""
+
+from __future__ import annotations
+
+import os
+import platform
+import traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from shutil import rmtree
+from typing import Optional
+
+from imixer.errors import InputError
+from imixer.sweep.plan import Trial
+from imixer.training.run_directory import RunDirectory
+
+_FAILED = "failed: "
+_TAIL = 8192  # bytes, more than the longest reason
+
+
+def run_trial(trial: Trial, folder: Path) -> None:
+    """Train a trial of the sweep in `folder`, from its latest checkpoint if there is one.
+
+    What it prints, and why it fails if it does, goes to its log. Only an interruption is raised.
+    """
+    from imixer.training.train import resume, train
+
+    run = folder / trial.name
+    with log(run).open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        print(f"process {os.getpid()} on {platform.node()}")
+        try:
+            if RunDirectory(run).config.is_file():
+                resume(str(run))
+            else:
+                if run.exists():  # lost before there was anything
+                    rmtree(run)
+                train(trial.config(folder))
+        except InputError as error:
+            record_failure(run, str(error))
+        except Exception as error:  # whatever it is, the other trials go on
+            traceback.print_exc()
+            record_failure(run, f"{type(error).__name__}: {error}")
+
+
+def record_failure(run: Path, reason: str) -> None:
+    """Let the log of a run end with why it failed."""
+    with log(run).open("a", encoding="utf-8") as file:
+        file.write(f"{_FAILED}{' '.join(reason.split())[: _TAIL // 8]}\n")
+
+
+def failure(run: Path) -> Optional[str]:
+    """Why the last attempt at a run failed; None if it did not."""
+    try:
+        with log(run).open("rb") as file:
+            file.seek(max(0, log(run).stat().st_size - _TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    return lines[-1][len(_FAILED) :] if lines and lines[-1].startswith(_FAILED) else None
+
+
+def log(run: Path) -> Path:
+    """The log of a run: beside its directory, which must not exist before training."""
+    return run.with_name(f"{run.name}.log")
