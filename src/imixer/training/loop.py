@@ -28,6 +28,7 @@ from imixer.training.stopping import Interrupted, StopRequest, on_request
 from imixer.training.trainee import Part, Trainee
 
 _MONITORED = 64  # images on which convergence is watched
+_UNSAVED_S = 60
 
 
 class Batches(Protocol):
@@ -148,6 +149,8 @@ class Loop:
     def _end_epoch(self, request: StopRequest) -> None:
         self._look_back()
         self.record.end_training(self.fabric.device)
+        if largest_over_processes(self.fabric, time.monotonic() - self._saved_at > _UNSAVED_S)[0]:
+            self._save()  # validation may take longer than whoever sends SIGTERM will wait
         losses: Any = self.fabric.all_reduce(self._losses, reduce_op="sum")
         total, number = losses.tolist()
         rounds = largest_over_processes(self.fabric, len(self.held_out))[0]

@@ -47,10 +47,12 @@ class Trainee:
         if config.compile:
             model.compile()  # in place: names of the weights stay
         self.model: Any = fabric.setup_module(model)
-        self._optimizer = build_optimizer(model, config.optim, config.peak_lr, fused=fabric.device.type == "cuda")
+        scaled = config.precision == "16"
+        fused = fabric.device.type == "cuda" and not scaled  # a fused optimizer would unscale gradients by itself
+        self._optimizer = build_optimizer(model, config.optim, config.peak_lr, fused=fused)
         self._scheduler, _ = build_scheduler(self._optimizer, config.schedule, config.epochs, steps_per_epoch)
         self.optimizer: Any = fabric.setup_optimizers(self._optimizer)
-        self.guard = Guard(self._optimizer, scaled=config.precision == "16")
+        self.guard = Guard(self._optimizer, scaled)
         self._sharded = isinstance(fabric.strategy, ModelParallelStrategy)
 
     @property
