@@ -1,12 +1,17 @@
 """What the documents say is so."""
 
 import importlib
+import importlib.util
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
+import yaml
 
 import imixer  # noqa: F401  (registers the models)
 from imixer.training.run_directory import RunDirectory
@@ -30,7 +35,7 @@ def test_code_samples_run():
     for page in PAGES:
         scope: dict = {}
         for sample in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-            if "self." in sample:  # an excerpt, checked below
+            if "self." in sample or "local-dir:" in sample:  # an excerpt, or for a trained run: checked below
                 continue
             exec(sample, scope)
             ran += 1
@@ -99,3 +104,70 @@ def test_the_theory_covers_every_equation_of_the_paper():
         if numbers:
             covered |= set(range(numbers[0], numbers[-1] + 1))
     assert covered == set(range(1, 43))
+
+
+@pages
+def test_no_text_is_taken_for_html(page):
+    text = re.sub(r"```.*?```|`[^`]*`|(?m:^    .*$)", "", page.read_text(), flags=re.DOTALL)
+    assert re.findall(r"<[A-Za-z/!].*", text) == []
+
+
+def in_nav(entries):
+    for entry in entries:
+        if isinstance(entry, str):
+            yield entry
+        else:
+            (inside,) = entry.values()
+            yield from in_nav(inside if isinstance(inside, list) else [inside])
+
+
+def test_the_sites_navigation_has_every_page_once_and_nothing_else():
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    docs = ROOT / "docs"
+    assert sorted(in_nav(nav)) == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
+
+
+def test_the_index_of_results_names_every_result():
+    results = ROOT / "docs/results"
+    linked = re.findall(r"\]\((\w+\.md)\)", (results / "index.md").read_text())
+    assert sorted([*linked, "index.md"]) == sorted(page.name for page in results.glob("*.md"))
+
+
+def test_the_api_pages_document_what_their_index_links_to():
+    api = ROOT / "docs/api"
+    linked = re.findall(r"\[`(\w+)`\]\((\w+\.md)#([\w.]+)\)", (api / "index.md").read_text())
+    documented = [
+        (dotted.rpartition(".")[2], page.name, dotted)
+        for page in api.glob("*.md")
+        for dotted in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    ]
+    assert sorted(linked) == sorted(documented)
+
+
+@pytest.mark.parametrize("package", ["hopfield", "hopfield.lagrangians", "implicit", "models"])
+def test_the_api_pages_document_all_that_a_package_exports(package):
+    module = importlib.import_module(f"imixer.{package}")
+    page = (ROOT / f"docs/api/{package.split('.')[0]}.md").read_text()
+    documented = [resolve(dotted) for dotted in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
+    for name in module.__all__:
+        exported = getattr(module, name)
+        assert inspect.ismodule(exported) or any(exported is one for one in documented), name
+
+
+def test_the_figures_of_the_idea_are_drawn_by_their_script(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
+    figures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figures)
+    monkeypatch.setattr(figures, "IMAGES", tmp_path)
+    figures.main()
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in (ROOT / "docs/images").glob("idea_*")}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_quickstart_works_as_written(tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    text = (ROOT / "docs/quickstart.md").read_text()
+    for language, sample in re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL):
+        command = ["bash", "-ec", sample] if language == "bash" else [sys.executable, "-c", sample]
+        subprocess.run(command, cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "training": {"models", "data", "recipes", "implicit", "errors"},
     "sweep": {"training", "data", "recipes", "errors"},
     "analysis": {"training", "models", "data", "implicit", "hopfield", "errors"},
-    "experiments": {"analysis", "sweep", "training", "models", "data", "implicit", "hopfield", "errors"},
+    "experiments": {"analysis", "sweep", "training", "models", "data", "recipes", "implicit", "hopfield", "errors"},
 }
 
 

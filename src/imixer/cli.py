@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
@@ -126,6 +127,17 @@ def _sweep_parser() -> ArgumentParser:
         "setting; cases, settings by name of the case; seeds, a number or a list.",
     )
     parser.add_argument("--out", metavar="DIR", type=Optional[str], help="Folder of the sweep. Default: sweeps/<name>.")
+    _add_executor(parser)
+    parser.add_argument(
+        "--share",
+        metavar="I/N",
+        type=Optional[str],
+        help="Do only the I-th of N shares of the trials, from 0: for job arrays. Default: all.",
+    )
+    return parser
+
+
+def _add_executor(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--executor",
         choices=["local", "ray"],
@@ -153,13 +165,17 @@ def _sweep_parser() -> ArgumentParser:
         type=Optional[int],
         help="How often a trial whose process or machine is lost goes on elsewhere, on Ray. Default: 3.",
     )
-    parser.add_argument(
-        "--share",
-        metavar="I/N",
-        type=Optional[str],
-        help="Do only the I-th of N shares of the trials, from 0: for job arrays. Default: all.",
-    )
-    return parser
+
+
+def _executor(args: Namespace) -> Any:
+    given = {name: getattr(args, name) for name in ("address", "cpus", "gpus", "retries")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and args.executor != "ray":
+        raise InputError(f"{next(iter(given))} is given, which needs --executor ray")
+    from imixer.sweep.cluster import Cluster
+    from imixer.sweep.local import Local
+
+    return Cluster(**given) if args.executor == "ray" else Local()
 
 
 def _sweep(args: Namespace) -> int:
@@ -167,20 +183,64 @@ def _sweep(args: Namespace) -> int:
 
     sweep = read_sweep(args.spec)
     trials = share(sweep, args.share or "0/1")
-    given = {name: getattr(args, name) for name in ("address", "cpus", "gpus", "retries")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and args.executor != "ray":
-        raise InputError(f"{next(iter(given))} is given, which needs --executor ray")
-    from imixer.sweep.cluster import Cluster
-    from imixer.sweep.local import Local
+    executor = _executor(args)
     from imixer.sweep.sweep import run_sweep
     from imixer.sweep.table import report_sweep
 
-    executor = Cluster(**given) if args.executor == "ray" else Local()
     _loading("the trials")
     results = run_sweep(sweep, args.out, executor, trials)
     report_sweep(results, _console())
     return int(any(results[trial].status == "failed" for trial in trials))
+
+
+def _reproduce_parser() -> ArgumentParser:
+    from imixer.experiments.registry import EXPERIMENTS
+    from imixer.experiments.scales import SCALES
+
+    parser = _parser(
+        "Train what is not yet finished of an experiment, and set what came out beside the paper's numbers."
+    )
+    titles = "; ".join(f"`{name}`: {each.title}" for name, each in EXPERIMENTS.items())
+    parser.add_argument("what", metavar="WHAT", choices=[*EXPERIMENTS, "all"], help=f"{titles}; or `all`.")
+    summaries = "; ".join(f"`{name}`: {scale.data}, {scale.summary}" for name, scale in SCALES.items())
+    parser.add_argument("--scale", choices=list(SCALES), default="smoke", help=f"How large. {summaries}.")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Optional[str], help="Folder for what comes out. Default: reproduced/<scale>."
+    )
+    parser.add_argument(
+        "--trials", metavar="N", type=Optional[int], help="Trials per row. Default: 3; at the scale paper 10."
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Optional[str],
+        help="Folder with the data sets as torchvision lays them out, or in folders called cifar10, cifar100, "
+        "stanford_cars, food101, imagenet of parquet shards or class folders; or CIFAR-10's parquet shards. "
+        "Default: data.",
+    )
+    _add_executor(parser)
+    return parser
+
+
+def _reproduce(args: Namespace) -> int:
+    from imixer.experiments.registry import EXPERIMENTS
+    from imixer.experiments.scales import SCALES
+
+    executor = _executor(args)
+    _loading("the data")
+    from imixer.experiments.reproduce import reproduce
+
+    experiments = list(EXPERIMENTS.values()) if args.what == "all" else [EXPERIMENTS[args.what]]
+    found = reproduce(
+        experiments,
+        SCALES[args.scale],
+        _console(),
+        out=args.out,
+        trials=args.trials,
+        data=args.data,
+        executor=executor,
+    )
+    return int(any(each.failed for each in found))
 
 
 def _recipes_parser() -> ArgumentParser:
@@ -197,18 +257,68 @@ def _recipes(args: Namespace) -> None:
 def _evaluate_parser() -> ArgumentParser:
     parser = _run_parser("Evaluate a run on its validation data, and write RUN/evaluation.json.")
     parser.add_argument("--batch_size", type=Optional[int], help="Images per step. Default: that of training.")
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="Also with common corruptions at five severities, to RUN/corruptions.json. Needs imixer[robust].",
+    )
+    parser.add_argument(
+        "--adversarial", action="store_true", help="Also under attack by PGD (L-infinity), to RUN/adversarial.json."
+    )
+    parser.add_argument(
+        "--images",
+        type=Optional[int],
+        help="Held-out images for --corruptions and --adversarial, evenly spread. Default: all.",
+    )
+    parser.add_argument(
+        "--epsilon",
+        nargs="+",
+        type=float,
+        metavar="E",
+        help="Largest changes of a pixel in an attack, of 255. Default: 1 2 4 8.",
+    )
+    parser.add_argument("--steps", type=Optional[int], help="Steps of an attack. Default: 20.")
+    parser.add_argument("--step_size", type=Optional[float], help="Of 255. Default: 2.5 epsilon / steps.")
     return parser
 
 
 def _evaluate(args: Namespace) -> None:
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"batch_size is {args.batch_size}; give 1 or more")
+    attack = {"epsilon": args.epsilon, "steps": args.steps, "step_size": args.step_size}
+    attack = {name: value for name, value in attack.items() if value is not None}
+    if attack and not args.adversarial:
+        raise InputError(f"{next(iter(attack))} is given, which needs --adversarial")
+    if args.images is not None and not (args.corruptions or args.adversarial):
+        raise InputError("images is given, which needs --corruptions or --adversarial")
     _loading("the run")
     from imixer.training.evaluate import evaluate
     from imixer.training.report import report_evaluation
 
+    harder = _harder(args, attack)  # finds fault with its options before anything is computed
     result = evaluate(args.run, data=args.data, device=args.device, batch_size=args.batch_size or 0)
     report_evaluation(result, Path(args.run) / "evaluation.json", _console())
+    for each in harder:
+        each()
+
+
+def _harder(args: Namespace, attack: Dict[str, Any]) -> List[Callable[[], None]]:
+    """The evaluations on harder images that are asked for."""
+    given = {"images": args.images, "data": args.data, "device": args.device}
+    wanted: List[Callable[[], None]] = []
+    if args.corruptions:
+        from imixer.analysis.corruptions import evaluate_corruptions, require_corruptions
+        from imixer.analysis.robustness_report import report_corruptions
+
+        require_corruptions()
+        wanted.append(lambda: report_corruptions(*evaluate_corruptions(args.run, **given), _console()))
+    if args.adversarial:
+        from imixer.analysis.adversarial import Attack, evaluate_adversarial
+        from imixer.analysis.robustness_report import report_adversarial
+
+        pgd = Attack(**{"epsilons" if name == "epsilon" else name: value for name, value in attack.items()})
+        wanted.append(lambda: report_adversarial(*evaluate_adversarial(args.run, pgd, **given), _console()))
+    return wanted
 
 
 def _predict_parser() -> ArgumentParser:
@@ -280,11 +390,31 @@ def _export(args: Namespace) -> None:
     print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
 
 
-_MEASUREMENTS = {
-    "energy": "of every mixing step as a Hopfield network, and how symmetric its couplings are",
-    "contraction": "whether each inverse exists, in theory and on images, and the error that the iterations leave",
-    "inverse": "what of each iMLP's input can be recovered from its inner state",
-    "iterations": "accuracy and latency against the number of iterations, and against a tolerance",
+# What each looks at, and the options it takes.
+_ANALYSES = {
+    "energy": ("of every mixing step as a Hopfield network, and how symmetric its couplings are", ("images", "data")),
+    "contraction": (
+        "whether each inverse exists, in theory and on images, and the error that the iterations leave",
+        ("images", "data", "require"),
+    ),
+    "inverse": ("what of each iMLP's input can be recovered from its inner state", ("images", "data")),
+    "iterations": (
+        "accuracy and latency against the number of iterations, and against a tolerance",
+        ("images", "data"),
+    ),
+    "convergence": (
+        "how far and in which direction each iteration moves the inner state",
+        ("images", "data", "n_iter", "seed"),
+    ),
+    "features": (
+        "what each iteration of one block makes of one image, as feature maps",
+        ("image", "data", "n_iter", "block"),
+    ),
+    "weights": ("token mixing matrices as pictures over the token grid", ()),
+    "ood": (
+        "whether energies, residuals and logits tell images of another kind from the run's own",
+        ("images", "data", "against"),
+    ),
 }
 
 
@@ -293,14 +423,15 @@ def _analyze_parser() -> ArgumentParser:
     parser.add_argument(
         "what",
         metavar="WHAT",
-        choices=list(_MEASUREMENTS),
-        help="; ".join(f"`{name}`: {what}" for name, what in _MEASUREMENTS.items()) + ".",
+        choices=list(_ANALYSES),
+        help="; ".join(f"`{name}`: {what}" for name, (what, _) in _ANALYSES.items()) + ".",
     )
     _add_run(parser)
     parser.add_argument(
         "--images",
         type=Optional[int],
-        help="Held-out images to measure on, evenly spread. Default: 64; for `iterations` all.",
+        help="Held-out images to measure on, evenly spread. Default: 64; for `iterations` and `ood` all. For "
+        "`convergence` drawn at random, 16.",
     )
     parser.add_argument(
         "--require",
@@ -308,60 +439,47 @@ def _analyze_parser() -> ArgumentParser:
         help="For `contraction`: exit with 1 unless every block is a contraction, for any input (`guaranteed`) or at "
         "least on the images (`observed`).",
     )
+    parser.add_argument(
+        "--n_iter",
+        type=Optional[int],
+        help="For `convergence` and `features`: iterations to look at. Default: as trained.",
+    )
+    parser.add_argument("--seed", type=Optional[int], help="For `convergence`: of the draw of images. Default: 0.")
+    parser.add_argument(
+        "--image",
+        type=Optional[Union[int, str]],
+        help="For `features`: number of a held-out image, or an image file. Default: 0.",
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        metavar="DATA",
+        type=str,
+        help="For `ood`: images of another kind, as `noise`, `shuffled`, `rotated` or `inverted`, made from the run's "
+        "own, or a data set, as for --data.name. Default: those four.",
+    )
+    parser.add_argument("--block", type=Optional[int], help="For `features`: which, from 0. Default: the last.")
     return parser
 
 
 def _analyze(args: Namespace) -> int:
-    if args.require is not None and args.what != "contraction":
-        raise InputError(f"require is {args.require}, and {args.what} has nothing to require; leave it out")
+    given = {name: value for name, value in args.as_dict().items() if value is not None}
+    what, run, device = (given.pop(name) for name in ("what", "run", "device"))
+    for name, value in given.items():
+        if name not in _ANALYSES[what][1]:
+            raise InputError(f"{name} is {value}, of which analyze {what} has no use; leave it out")
+    require = given.pop("require", None)
     _loading("the run")
-    given = {} if args.images is None else {"images": args.images}
-    given |= {"data": args.data, "device": args.device}
-    return _ANALYSES[args.what](args, given)
-
-
-def _analyze_energy(args: Namespace, given: Dict[str, Any]) -> int:
-    from imixer.analysis.energy import analyze_energy
-    from imixer.analysis.energy_report import report_energy
-
-    report_energy(*analyze_energy(args.run, **given), _console())
-    return 0
-
-
-def _analyze_contraction(args: Namespace, given: Dict[str, Any]) -> int:
-    from imixer.analysis.contraction import analyze_contraction, unmet
-    from imixer.analysis.contraction_report import report_contraction
-
-    found, folder = analyze_contraction(args.run, **given)
-    report_contraction(found, folder, _console())
-    problem = unmet(found, args.require) if args.require else None
+    analysis, report = import_module(f"imixer.analysis.{what}"), import_module(f"imixer.analysis.{what}_report")
+    found, folder = getattr(analysis, f"analyze_{what}")(run, device=device, **given)
+    console = _console()
+    getattr(report, f"report_{what}")(found, console)
+    files = (folder / f"{what}.{kind}" for kind in ("json", "png", "pdf"))
+    console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
+    problem = analysis.unmet(found, require) if require else None
     if problem:
         print(f"imixer: {problem}", file=sys.stderr)
     return 1 if problem else 0
-
-
-def _analyze_inverse(args: Namespace, given: Dict[str, Any]) -> int:
-    from imixer.analysis.inverse import analyze_inverse
-    from imixer.analysis.inverse_report import report_inverse
-
-    report_inverse(*analyze_inverse(args.run, **given), _console())
-    return 0
-
-
-def _analyze_iterations(args: Namespace, given: Dict[str, Any]) -> int:
-    from imixer.analysis.iterations import analyze_iterations
-    from imixer.analysis.iterations_report import report_iterations
-
-    report_iterations(*analyze_iterations(args.run, **given), _console())
-    return 0
-
-
-_ANALYSES: Dict[str, Callable[[Namespace, Dict[str, Any]], int]] = {
-    "energy": _analyze_energy,
-    "contraction": _analyze_contraction,
-    "inverse": _analyze_inverse,
-    "iterations": _analyze_iterations,
-}
 
 
 def _recall_parser() -> ArgumentParser:
@@ -428,16 +546,36 @@ def _recall(args: Namespace) -> None:
         report_recall(*recall(**given), _console())
 
 
+def _report_parser() -> ArgumentParser:
+    parser = _parser("Write one HTML file about runs, with tables, charts and pictures. It needs no server or network.")
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="Run directories, or folders that hold some, such as those of `sweep`.",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Optional[str], help="Default: report.html in the first path.")
+    return parser
+
+
+def _report(args: Namespace) -> None:
+    from imixer.experiments.report.report import write_report
+
+    print(f"written: {write_report(args.paths, args.out)}")
+
+
 # A command returns its exit code, or nothing for 0.
 _Command = Tuple[str, Callable[[], ArgumentParser], Callable[[Namespace], Optional[int]]]
 _COMMANDS: Dict[str, _Command] = {
     "train": ("Train a model.", train_parser, _train),
     "sweep": ("Train a grid of configurations and seeds, here or on Ray.", _sweep_parser, _sweep),
+    "reproduce": ("Do the paper's experiments again, at any scale.", _reproduce_parser, _reproduce),
     "replay": ("Look into a training step that was not finite.", _replay_parser, _replay),
     "recipes": ("List the recipes.", _recipes_parser, _recipes),
     "evaluate": ("Evaluate a run on its validation data.", _evaluate_parser, _evaluate),
     "predict": ("Predict and draw images.", _predict_parser, _predict),
     "analyze": ("Measure a trained model.", _analyze_parser, _analyze),
     "recall": ("Store images in an associative memory and retrieve them.", _recall_parser, _recall),
+    "report": ("Write an HTML report about runs.", _report_parser, _report),
     "export": ("Write a model for inference elsewhere.", _export_parser, _export),
 }

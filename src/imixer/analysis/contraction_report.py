@@ -1,7 +1,6 @@
 """The contraction of a run's blocks, on the screen."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Optional
 
 from rich.console import Console
@@ -12,12 +11,11 @@ from imixer.analysis.energy_report import STYLES
 from imixer.analysis.statistics import plus_minus
 
 
-def report_contraction(found: Sequence[BlockContraction], folder: Path, console: Console) -> None:
+def report_contraction(found: Sequence[BlockContraction], console: Console) -> None:
     """One row per block.
 
     Args:
         found: What `contraction_along_depth` gave.
-        folder: Where it was written.
         console: Where to print.
     """
     worst = found[0].certificate.worst
@@ -57,7 +55,6 @@ def report_contraction(found: Sequence[BlockContraction], folder: Path, console:
         "images; - where none do. error left: distance to the fixed point, relative to its norm"
     )
     _report_trouble(found, console)
-    console.print(f"written: {folder / 'contraction.json'}, {folder / 'contraction.png'}")
 
 
 def _report_trouble(found: Sequence[BlockContraction], console: Console) -> None:

@@ -1,7 +1,6 @@
 """Measurements on the screen."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,12 +10,11 @@ from imixer.analysis.energy import MixingEnergy
 STYLES = {"guaranteed": "green", "observed": "cyan", "violated": "yellow"}
 
 
-def report_energy(found: Sequence[MixingEnergy], folder: Path, console: Console) -> None:
+def report_energy(found: Sequence[MixingEnergy], console: Console) -> None:
     """One row per mixing step.
 
     Args:
         found: What `energy_along_depth` gave.
-        folder: Where it was written.
         console: Where to print.
     """
     images = len(found[0].before)
@@ -36,4 +34,3 @@ def report_energy(found: Sequence[MixingEnergy], folder: Path, console: Console)
     reasons = sorted({obstacle.split(": ", 1)[1] for m in found for obstacle in m.obstacles})
     if reasons:
         console.print(f"descent is not guaranteed: {'; '.join(reasons)}")
-    console.print(f"written: {folder / 'energy.json'}, {folder / 'energy.png'}")

@@ -1,7 +1,6 @@
 """Round trips through a run's blocks, on the screen."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -10,12 +9,11 @@ from imixer.analysis.inverse import BlockInverse
 from imixer.analysis.statistics import plus_minus, spread
 
 
-def report_inverse(found: Sequence[BlockInverse], folder: Path, console: Console) -> None:
+def report_inverse(found: Sequence[BlockInverse], console: Console) -> None:
     """One row per block.
 
     Args:
         found: What `inverse_along_depth` gave.
-        folder: Where it was written.
         console: Where to print.
     """
     table = Table(
@@ -41,4 +39,3 @@ def report_inverse(found: Sequence[BlockInverse], folder: Path, console: Console
         "point: solved to 1e-13 in float64. v: against its projection onto what G sees, whose share of ||v||^2 is in "
         "the last column; an error of G(v) grows by up to the condition of G"
     )
-    console.print(f"written: {folder / 'inverse.json'}, {folder / 'inverse.png'}")

@@ -1,7 +1,5 @@
 """Accuracy and latency against the number of iterations, on the screen."""
 
-from pathlib import Path
-
 from rich.console import Console
 from rich.table import Table
 
@@ -9,12 +7,11 @@ from imixer.analysis.iterations import MAX_STEPS, Comparison
 from imixer.analysis.statistics import plus_minus
 
 
-def report_iterations(found: Comparison, folder: Path, console: Console) -> None:
+def report_iterations(found: Comparison, console: Console) -> None:
     """One row per setting.
 
     Args:
         found: What `compare_iterations` gave.
-        folder: Where it was written.
         console: Where to print.
     """
     first = found.outcomes[0]
@@ -45,4 +42,3 @@ def report_iterations(found: Comparison, folder: Path, console: Console) -> None
     for o in found.outcomes:
         if o.converged is not None and o.converged < 1:
             console.print(f"{o.setting}: {1 - o.converged:.2%} of the inverses not met in {MAX_STEPS} evaluations")
-    console.print(f"written: {folder / 'iterations.json'}, {folder / 'iterations.png'}")

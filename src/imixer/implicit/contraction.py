@@ -21,7 +21,8 @@ class Contraction(nn.Module):
 
     `F(x, weights)` takes all that F depends on besides x from `F.weights()`: the effective matrices, so that the caller
     decides how often they are computed (once per forward, however often F and all inside it are applied), and the
-    biases, so that `solve(F, z, F.weights())` has a gradient for everything. Not so with norm=batch.
+    biases, so that `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for everything. Not so with
+    norm=batch.
 
     Args:
         features: Width of x, D_S in a token mixing MLP.

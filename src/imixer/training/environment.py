@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any, Dict
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Optional
 
 import lightning
 import timm
@@ -12,11 +14,14 @@ import torch
 
 import imixer
 
+_FULL_HASH = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
+
 
 def environment() -> Dict[str, Any]:
-    """Versions, processor, cores and accelerators."""
+    """Versions, the commit if this is a checkout (with `-dirty` if it was changed), processor, cores, accelerators."""
     return {
         "imixer": imixer.__version__,
+        "commit": _commit(Path(imixer.__file__)),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -35,3 +40,14 @@ def _cpu() -> str:
             return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):  # not Linux, or not x86
         return platform.processor() or platform.machine()
+
+
+def _commit(file: Path) -> Optional[str]:
+    """The commit of the checkout that tracks a file, which need not be every checkout that the file lies in."""
+    git = ["git", "-C", str(file.parent)]
+    commands = ([*git, "ls-files", "--error-unmatch", file.name], [*git, "describe", *_FULL_HASH])
+    try:
+        done = [subprocess.run(each, capture_output=True, text=True, check=True, timeout=10) for each in commands]
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
+        return None
+    return done[-1].stdout.strip()

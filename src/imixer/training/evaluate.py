@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, Dict, List, Optional
+from typing import Any, List, Optional
 
 import torch
 import torch.nn.functional as F
 
 from imixer.data.loading import build_held_out, worker_message
 from imixer.errors import InputError
+from imixer.training.calibration import ConfidenceBin, calibration_error, reliability
 from imixer.training.reload import reload
 
 _WARM_UP = 2  # batches left out of the speed
@@ -45,9 +46,11 @@ class Evaluation:
         top1: Share recognised.
         top5: Share with the true class among the five most probable. None with five classes or fewer.
         loss: Mean cross entropy, in nats.
+        ece: Expected calibration error, see `calibration_error`.
         images_per_s: Speed of loading and model together.
         device: Where it ran.
         per_class: Each class.
+        reliability: Accuracy by confidence.
     """
 
     model: str
@@ -56,9 +59,11 @@ class Evaluation:
     top1: float
     top5: Optional[float]
     loss: float
+    ece: float
     images_per_s: float
     device: str
     per_class: List[ClassScore] = field(default_factory=list)
+    reliability: List[ConfidenceBin] = field(default_factory=list)
 
 
 def evaluate(path: str, *, data: Optional[str] = None, device: str = "auto", batch_size: int = 0) -> Evaluation:
@@ -95,9 +100,11 @@ def evaluate(path: str, *, data: Optional[str] = None, device: str = "auto", bat
         top1=correct.float().mean().item(),
         top5=_top5(logits, targets),
         loss=F.cross_entropy(logits, targets).item(),
+        ece=calibration_error(logits, targets),
         images_per_s=round(speed, 1),
         device=str(reloaded.device),
         per_class=_per_class(logits.argmax(1), targets, reloaded.class_names),
+        reliability=reliability(logits, targets),
     )
     reloaded.run.evaluation.write_text(json.dumps(_rounded(asdict(result)), indent=2), encoding="utf-8")
     return result
@@ -131,7 +138,10 @@ def _per_class(predicted: torch.Tensor, targets: torch.Tensor, names: Any) -> Li
     ]
 
 
-def _rounded(scores: Dict[str, Any]) -> Dict[str, Any]:
+def _rounded(scores: Any) -> Any:
     """Six decimals are more than the number of images can tell."""
-    short = {k: round(v, 6) if isinstance(v, float) else v for k, v in scores.items()}
-    return short | {"per_class": [_rounded(c) for c in scores["per_class"]]} if "per_class" in scores else short
+    if isinstance(scores, dict):
+        return {name: _rounded(value) for name, value in scores.items()}
+    if isinstance(scores, list):
+        return [_rounded(value) for value in scores]
+    return round(scores, 6) if isinstance(scores, float) else scores

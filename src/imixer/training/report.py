@@ -46,7 +46,7 @@ def report_evaluation(result: Any, path: Any, console: Console) -> None:
     """
     top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
     console.print(
-        f"top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  "
+        f"top-1 {result.top1:.2%}{top5}  loss {result.loss:.4f}  calibration error {result.ece:.2%}  "
         f"{result.images:,} images at {result.images_per_s:,.0f} images/s on {result.device}"
     )
     if len(result.per_class) <= _MANY_CLASSES:

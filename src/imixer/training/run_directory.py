@@ -92,6 +92,16 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     @property
+    def corruptions(self) -> Path:
+        """What `imixer evaluate --corruptions` found."""
+        return self.path / "corruptions.json"
+
+    @property
+    def adversarial(self) -> Path:
+        """What `imixer evaluate --adversarial` found."""
+        return self.path / "adversarial.json"
+
+    @property
     def prediction(self) -> Path:
         """What `imixer predict` drew."""
         return self.path / "prediction.png"

@@ -1,0 +1,195 @@
+"""How the fixed point iteration of each iMLP settles: the paper's Figures 3, 5 and 6.
+
+S: tokens, C: channels, D: D_S, width of x.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from imixer.analysis.convergence_figure import draw_convergence
+from imixer.analysis.images import random_images
+from imixer.analysis.record import record
+from imixer.analysis.statistics import spread
+from imixer.errors import InputError
+from imixer.models import IMLP
+from imixer.models.inside import Inside, look_inside
+from imixer.training.reload import reload
+from imixer.training.run_directory import open_run
+
+
+@dataclass(frozen=True)
+class BlockConvergence:
+    """One block's iteration, for a = 0, ..., n - 1, with x^0 = G(v).
+
+    Attributes:
+        block: Number of the block, from 0.
+        norms: Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), (n, images).
+        cosines: cos_a, of the angle between x^(a+1) and x^a, (n, images).
+    """
+
+    block: int
+    norms: Tensor
+    cosines: Tensor
+
+    @property
+    def rate(self) -> Optional[Tensor]:
+        """Norm_(a+1) / Norm_a, (images,), as the geometric mean over a: below 1 where it settles. None if n is 1."""
+        n = len(self.norms)
+        return (self.norms[-1] / self.norms[0]) ** (1 / (n - 1)) if n > 1 else None
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """The iterations of all iMLPs of a model.
+
+    Attributes:
+        trained: The model's own n; None if it solves to a tolerance.
+        blocks: One per iMLP.
+    """
+
+    trained: Optional[int]
+    blocks: Tuple[BlockConvergence, ...]
+
+    @property
+    def n_iter(self) -> int:
+        """Iterations looked at."""
+        return len(self.blocks[0].norms)
+
+    @property
+    def images(self) -> int:
+        """Images looked at."""
+        return self.blocks[0].norms.shape[1]
+
+
+@torch.no_grad()
+def convergence_along_depth(model: Any, images: Tensor, n_iter: Optional[int] = None) -> Convergence:
+    """Norm_a and cos_a of every iMLP, per image, over its tokens and channels together.
+
+    What enters a block is what the model computes with its own n, whatever n_iter is: only the block looked at goes on
+    iterating.
+
+    Args:
+        model: An iMixer in evaluation mode.
+        images: (B, in_chans, H, W), normalised as the model expects.
+        n_iter: Iterations to look at. Default: the model's own n.
+
+    Raises:
+        InputError: If the model has no inverse, n_iter is below 1, or it is missing where the model has no n.
+
+    Source: paper section 5, Figures 3, 5 and 6.
+    """
+    insides = look_inside(model, images, "iterate")
+    imlp = insides[0].imlp
+    n = resolve_n_iter(imlp, n_iter)
+    return Convergence(
+        trained=imlp.n_iter if imlp.inversion.solver == "fixed" else None,
+        blocks=tuple(_measure(inside, n) for inside in insides),
+    )
+
+
+def resolve_n_iter(imlp: IMLP, n_iter: Optional[int]) -> int:
+    """The number of iterations asked for, or else the iMLP's own.
+
+    Raises:
+        InputError: If it is below 1, or there is none.
+    """
+    if n_iter is None:
+        if imlp.inversion.solver != "fixed":
+            raise InputError(
+                f"the model of this run solves to a tolerance with {imlp.inversion.solver}, so that it has no "
+                "n_iter of its own; give n_iter"
+            )
+        n_iter = imlp.n_iter
+    if n_iter < 1:
+        raise InputError(
+            f"n_iter is {n_iter}, and without iterations there is nothing to compare; give n_iter 1 or more"
+        )
+    return n_iter
+
+
+@torch.no_grad()
+def iterates(inside: Inside, n_iter: int) -> Tensor:
+    """x^0 = G(v), x^(a+1) = G(v) + F(x^a): (n_iter + 1, images, C, D). Inverses inside F keep the model's n.
+
+    Source: paper (29).
+    """
+    F, z = inside.F, inside.z
+    weights = F.weights()
+    found = [z]
+    for _ in range(n_iter):
+        found.append(z + F(found[-1], weights, inside.imlp.n_iter))
+    return torch.stack(found)
+
+
+def _measure(inside: Inside, n_iter: int) -> BlockConvergence:
+    x = iterates(inside, n_iter).double().flatten(2)
+    tokens_and_channels = inside.v[0].numel()
+    return BlockConvergence(
+        block=inside.block,
+        norms=(torch.linalg.vector_norm(x.diff(dim=0), dim=2) / tokens_and_channels**0.5).cpu(),
+        cosines=torch.cosine_similarity(x[1:], x[:-1], dim=2).cpu(),
+    )
+
+
+def convergence_of(
+    path: str,
+    *,
+    images: int = 16,
+    n_iter: Optional[int] = None,
+    seed: int = 0,
+    data: Optional[str] = None,
+    device: str = "auto",
+) -> Convergence:
+    """Measure a run on held-out images, without writing anything.
+
+    Args:
+        path: The run's directory.
+        images: Held-out images, drawn at random.
+        n_iter: Iterations to look at. Default: the model's own n.
+        seed: Of the draw.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        InputError: If run or data are not there, a number is impossible, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    return convergence_along_depth(reloaded.model, random_images(reloaded, images, seed, data), n_iter)
+
+
+def analyze_convergence(path: str, *, seed: int = 0, **options: Any) -> Tuple[Convergence, Path]:
+    """`convergence_of` a run, written as `convergence.json`, `.png` and `.pdf` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        seed: Of the draw.
+        options: Of `convergence_of`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: As there.
+    """
+    found = convergence_of(path, seed=seed, **options)
+    written = {
+        "images": found.images,
+        "seed": seed,
+        "n_iter": found.n_iter,
+        "trained_n_iter": found.trained,
+        "blocks": [_row(block) for block in found.blocks],
+    }
+    return found, record(open_run(path), "convergence", written, lambda path: draw_convergence([found], path))
+
+
+def _row(block: BlockConvergence) -> Dict[str, Any]:
+    return {
+        "block": block.block,
+        "norm": [spread(norms) for norms in block.norms],
+        "cosine": [spread(cosines) for cosines in block.cosines],
+        "rate": None if block.rate is None else spread(block.rate),
+    }

@@ -1,0 +1,173 @@
+"""What each fixed point iteration of one block makes of one image: the paper's Figure 7.
+
+S: tokens on a grid (gh, gw), C: channels, D: D_S, width of x.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from imixer.analysis.convergence import iterates, resolve_n_iter
+from imixer.analysis.features_figure import draw_features
+from imixer.analysis.record import record
+from imixer.data.loading import load_image
+from imixer.errors import InputError
+from imixer.models.imlp import IMLP
+from imixer.models.inside import implicit_blocks, look_inside
+from imixer.training.reload import Reloaded, reload
+from imixer.training.run_directory import open_run
+
+
+@dataclass(frozen=True)
+class Features:
+    """One image in one block.
+
+    The D entries of x have no place in the image: each is a weighted sum over all tokens. H leads back to the tokens,
+    so that H(x^a), what the block would add to its input were it to stop after a iterations, is a picture per channel.
+
+    Attributes:
+        block: Number of the block, from 0.
+        name: Of the image.
+        picture: The image as the model sees it, in [0, 1], (height, width, in_chans).
+        x: Iterates x^0 = G(v), ..., x^n, (n + 1, C, D).
+        maps: H(x^a), (n + 1, C, gh, gw).
+    """
+
+    block: int
+    name: str
+    picture: Tensor
+    x: Tensor
+    maps: Tensor
+
+    @property
+    def n_iter(self) -> int:
+        """Iterations looked at."""
+        return len(self.x) - 1
+
+    @property
+    def changes_of_x(self) -> Tensor:
+        """||x^(a+1) - x^a|| / ||x^n||, (n,)."""
+        return _changes(self.x)
+
+    @property
+    def changes_of_maps(self) -> Tensor:
+        """||H(x^(a+1)) - H(x^a)|| / ||H(x^n)||, (n,)."""
+        return _changes(self.maps)
+
+    def channels(self, count: int) -> Tuple[int, ...]:
+        """The channels whose H(x^n) varies most over the tokens, the most varied first."""
+        return tuple(self.maps[-1].flatten(1).std(1).topk(min(count, self.maps.shape[1])).indices.tolist())
+
+
+@torch.no_grad()
+def features_at(
+    model: Any, image: Tensor, *, block: Optional[int] = None, n_iter: Optional[int] = None, name: str = "image"
+) -> Features:
+    """Follow one image through the iteration of one block.
+
+    Args:
+        model: An iMixer in evaluation mode.
+        image: (in_chans, H, W), normalised as the model expects.
+        block: Number of the block, from 0. Default: the last.
+        n_iter: Iterations to look at. Default: the model's own n, which is also what the blocks before always do.
+        name: What to call the image.
+
+    Raises:
+        InputError: If the model has no inverse or no such block, n_iter is below 1, or it is missing where the model
+            has no n.
+
+    Source: paper Figure 7.
+    """
+    blocks = [number for number, _ in implicit_blocks(model, "draw")]
+    block = blocks[-1] if block is None else block
+    if block not in blocks:
+        raise InputError(f"block is {block}; this model has the blocks {blocks[0]} to {blocks[-1]}")
+    inside = look_inside(model, image[None], "draw")[blocks.index(block)]
+    x = iterates(inside, resolve_n_iter(inside.imlp, n_iter))[:, 0]
+    return Features(
+        block=block,
+        name=name,
+        picture=_picture(image, model.pretrained_cfg),
+        x=x.double().cpu(),
+        maps=_output(inside.imlp, x).unflatten(-1, tuple(model.stem.grid_size)).double().cpu(),
+    )
+
+
+def _output(imlp: IMLP, x: Tensor) -> Tensor:
+    """H(x) in evaluation mode."""
+    g = imlp.act(x)
+    return imlp.fc_out(g, imlp.fc_in.weight) if imlp.tied else imlp.fc_out(g)
+
+
+def _picture(image: Tensor, cfg: Dict[str, Any]) -> Tensor:
+    mean, std = (torch.tensor(cfg[key]).to(image)[:, None, None] for key in ("mean", "std"))
+    return (image * std + mean).clamp(0, 1).movedim(0, -1).cpu()
+
+
+def _changes(values: Tensor) -> Tensor:
+    values = values.flatten(1)
+    return torch.linalg.vector_norm(values.diff(dim=0), dim=1) / torch.linalg.vector_norm(values[-1])
+
+
+def features_of(
+    path: str,
+    *,
+    image: Union[int, str] = 0,
+    block: Optional[int] = None,
+    n_iter: Optional[int] = None,
+    data: Optional[str] = None,
+    device: str = "auto",
+) -> Features:
+    """Look into a run's model, without writing anything.
+
+    Args:
+        path: The run's directory.
+        image: Number of a held-out image, from 0, or an image file.
+        block: Number of the block, from 0. Default: the last.
+        n_iter: Iterations to look at. Default: the model's own n.
+        data: Where its data lie now, for a held-out image. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        InputError: If run, data or image are not there, a number is impossible, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    name, pixels = _load(reloaded, image, data)
+    return features_at(reloaded.model, pixels.to(reloaded.device), block=block, n_iter=n_iter, name=name)
+
+
+def _load(reloaded: Reloaded, image: Union[int, str], moved_to: Optional[str]) -> Tuple[str, Tensor]:
+    if isinstance(image, str):
+        return Path(image).name, reloaded.transform(load_image(image, reloaded.input_size[0]))
+    val = reloaded.data(moved_to).val
+    total = len(val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
+    if not 0 <= image < total:
+        raise InputError(f"image is {image}; give 0 to {total - 1}, or a file")
+    return f"held-out {image}", reloaded.transform(val[image][0])
+
+
+def analyze_features(path: str, **options: Any) -> Tuple[Features, Path]:
+    """`features_of` a run, written as `features.json`, `.png` and `.pdf` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        options: Of `features_of`.
+
+    Returns:
+        The features and the folder.
+
+    Raises:
+        InputError: As there.
+    """
+    found = features_of(path, **options)
+    written = {
+        "image": found.name,
+        "block": found.block,
+        "n_iter": found.n_iter,
+        "changes_of_x": found.changes_of_x.tolist(),
+        "changes_of_maps": found.changes_of_maps.tolist(),
+    }
+    return found, record(open_run(path), "features", written, lambda path: draw_features(found, path))

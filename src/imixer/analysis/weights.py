@@ -1,0 +1,129 @@
+"""What the hidden neurons of token mixing read from the image, and what they write back.
+
+S: tokens on a grid (gh, gw), D: hidden neurons, D_S.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Tuple
+
+import torch
+from timm.layers import Mlp
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor, nn
+
+from imixer.analysis.record import record
+from imixer.analysis.statistics import spread
+from imixer.analysis.weights_figure import SHOWN, draw_weights
+from imixer.errors import InputError
+from imixer.models import IMLP
+from imixer.training.reload import reload
+from imixer.training.run_directory import open_run
+
+
+@dataclass(frozen=True)
+class TokenMixing:
+    """The matrices of one block, of G and H in an iMixer and of both layers of the MLP in a Mixer.
+
+    Attributes:
+        block: Number of the block, from 0.
+        reads: Rows of the first matrix: what each hidden neuron reads of each token, (D, gh, gw).
+        writes: Columns of the last: what it writes there, (D, gh, gw).
+    """
+
+    block: int
+    reads: Tensor
+    writes: Tensor
+
+    @property
+    def energies(self) -> Tensor:
+        """||read||^2 ||write||^2 of each neuron, (D,): of the matrix of rank one that it adds to the mixing."""
+        return self.reads.flatten(1).square().sum(1) * self.writes.flatten(1).square().sum(1)
+
+    @property
+    def effective(self) -> float:
+        """Neurons that as many equal ones would be worth, (sum of energies)^2 / (sum of their squares)."""
+        return float(self.energies.sum() ** 2 / self.energies.square().sum())
+
+    @property
+    def cosines(self) -> Tensor:
+        """Between what a neuron reads and what it writes, (D,): 1 for a symmetric coupling."""
+        return torch.cosine_similarity(self.reads.flatten(1), self.writes.flatten(1), dim=1)
+
+    def strongest(self, count: int) -> Tensor:
+        """Numbers of the neurons of most energy, falling."""
+        return self.energies.topk(min(count, len(self.energies))).indices
+
+    def share(self, count: int) -> float:
+        """Share of all energy that is in the strongest."""
+        return float(self.energies[self.strongest(count)].sum() / self.energies.sum())
+
+
+def token_mixing(model: Any) -> Tuple[TokenMixing, ...]:
+    """The token mixing matrices of an iMixer or a Mixer, in float64.
+
+    Raises:
+        InputError: If the model is neither.
+    """
+    mlps = [getattr(block, "mlp_tokens", None) for block in (model.blocks if isinstance(model, MlpMixer) else ())]
+    if not mlps or not all(isinstance(mlp, (IMLP, Mlp)) for mlp in mlps):
+        raise InputError(
+            f"the model of this run is of the kind {type(model).__name__}, without an MLP that mixes tokens; give a "
+            "run of an iMixer or a Mixer"
+        )
+    found = []
+    for number, mlp in enumerate(mlps):
+        first, last = _matrices(mlp)
+        grid = tuple(model.stem.grid_size)
+        reads, writes = (matrix.detach().double().cpu().unflatten(1, grid) for matrix in (first, last.T))
+        found.append(TokenMixing(number, reads, writes))
+    return tuple(found)
+
+
+def _matrices(mlp: Any) -> Tuple[Tensor, Tensor]:
+    """(D, S) and (S, D)."""
+    if isinstance(mlp, IMLP):
+        return mlp.fc_in.weight, mlp.fc_out.weight if isinstance(mlp.fc_out, nn.Linear) else mlp.fc_in.weight.T
+    return mlp.fc1.weight, mlp.fc2.weight
+
+
+def weights_of(path: str, *, device: str = "auto") -> Tuple[TokenMixing, ...]:
+    """`token_mixing` of a run's model.
+
+    Args:
+        path: The run's directory.
+        device: `cpu`, `cuda` or `auto`.
+
+    Raises:
+        InputError: If there is no run, or its model mixes no tokens.
+    """
+    return token_mixing(reload(path, device).model)
+
+
+def analyze_weights(path: str, *, device: str = "auto") -> Tuple[Tuple[TokenMixing, ...], Path]:
+    """`weights_of` a run, written as `weights.json`, `.png` and `.pdf` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The matrices and the folder.
+
+    Raises:
+        InputError: As there.
+    """
+    found = weights_of(path, device=device)
+    written = {"grid": list(found[0].reads.shape[1:]), "blocks": [_row(mixing) for mixing in found]}
+    return found, record(open_run(path), "weights", written, lambda path: draw_weights(found, path))
+
+
+def _row(mixing: TokenMixing) -> Dict[str, Any]:
+    return {
+        "block": mixing.block,
+        "neurons": len(mixing.energies),
+        "effective_neurons": mixing.effective,
+        "strongest": mixing.strongest(SHOWN).tolist(),
+        "share_of_strongest": mixing.share(SHOWN),
+        "cosine_of_read_and_write": spread(mixing.cosines),
+    }

@@ -1,0 +1,1 @@
+"""The paper's tables and more, each reproduced by one command: one small file per experiment."""

@@ -1,0 +1,81 @@
+"""Beyond the paper: one change of the iMixer at a time, against the paper's iMixer-S."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Tuple
+
+from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.paper import TABLE1
+from imixer.experiments.scales import Scale
+
+_Change = Tuple[str, Dict[str, Any]]  # in words, and as fields of `ModelConfig`
+
+
+def _beyond(name: str, title: str, column: str, baseline: str, changes: Dict[str, _Change]) -> Experiment:
+    """The paper's iMixer-S, which a table calls `baseline`, and a row for each change of it."""
+
+    def rows(scale: Scale) -> List[Row]:
+        default = Row("imixer", {column: baseline}, scale.imixer(), scale.data, paper=TABLE1["imixer", "S"])
+        changed = [
+            Row(row, {column: words}, scale.imixer(**change), scale.data, default.name)
+            for row, (words, change) in changes.items()
+        ]
+        return [default, *changed]
+
+    return Experiment(name, f"Beyond the paper: {title}", f"the paper's iMixer-S ({column}: {baseline})", rows)
+
+
+DEPTH = _beyond(
+    "depth",
+    "layers L of the Hopfield network behind the token mixing",
+    "L",
+    "3",
+    {f"L={layers}": (f"{layers}", {"num_layers": layers}) for layers in (4, 5)},
+)
+
+ACTIVATIONS = _beyond(
+    "activations",
+    "activation of the token mixing's hidden neurons",
+    "activation",
+    "gelu",
+    {act: (act, {"act_layer": [act, act]}) for act in ("relu", "silu", "tanh", "softplus")},
+)
+
+TIED = _beyond(
+    "tied",
+    "symmetric couplings, as the energy wants them",
+    "couplings",
+    "free",
+    {"tied": ("symmetric", {"tied": True})},
+)
+
+SOLVER = _beyond(
+    "solver",
+    "the inverse solved to a tolerance, with its implicit gradient",
+    "solver, gradient",
+    "2 iterations, unrolled",
+    {
+        # what is not solved in max_steps is in a run's convergence.csv
+        solver: (f"{solver}, implicit", {"solver": solver, "gradient": "implicit", "on_failure": "warn"})
+        for solver in ("picard", "anderson")
+    },
+)
+
+GUARANTEE = _beyond(
+    "guarantee",
+    "a ceiling of the spectral norms that guarantees a contraction",
+    "ceiling c, activation",
+    "0.9, gelu",
+    {
+        "gelu": ("auto (0.797), gelu", {"coeff": "auto"}),
+        "gelu_1lip": ("auto (0.9), gelu / 1.129", {"coeff": "auto", "act_layer": ["gelu_1lip", "gelu_1lip"]}),
+    },
+)
+
+LEGACY = _beyond(
+    "legacy",
+    "weights normalised once per forward, or per iteration as in the published code",
+    "normalised",
+    "per forward",
+    {"legacy": ("per iteration", {"legacy": True})},
+)

@@ -1,0 +1,47 @@
+"""What a model costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from imixer.implicit import fold
+from imixer.training.config import TrainConfig
+from imixer.training.model import build_model
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Size of a model.
+
+    Args:
+        parameters: Trainable numbers.
+        multiply_adds: Of one image's forward, normalisation baked in. None if they depend on the image.
+    """
+
+    parameters: int
+    multiply_adds: Optional[int]
+
+
+def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
+    """Count on the model of a configuration, without making its weights.
+
+    Args:
+        config: The configuration, with a model's name.
+        in_chans: Channels of the images.
+        num_classes: Number of classes.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    with torch.device("meta"):
+        built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
+    parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
+    if config.model.solver not in (None, "fixed"):
+        return Costs(parameters, None)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        fold(built.model)(torch.empty(1, *built.input_size, device="meta"))
+    return Costs(parameters, counter.get_total_flops() // 2)

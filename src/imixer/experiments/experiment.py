@@ -1,0 +1,56 @@
+"""What an experiment is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
+
+from rich.console import Console
+
+from imixer.experiments.paper import Published
+from imixer.experiments.scales import Scale
+from imixer.experiments.writing import write_table
+
+if TYPE_CHECKING:
+    from imixer.experiments.outcome import Reproduced
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration, trained with several seeds.
+
+    Args:
+        name: Unique in its experiment, and safe as the name of a folder.
+        labels: What the table calls it: a text for each of its first columns.
+        settings: All its settings, by dotted name, but for where the data lie.
+        data: Its data set.
+        baseline: Name of the row that it is compared to. Default: it is one itself.
+        paper: What the paper reports.
+    """
+
+    name: str
+    labels: Dict[str, str]
+    settings: Dict[str, Any]
+    data: str
+    baseline: Optional[str] = None
+    paper: Optional[Published] = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Rows to train, and what is then made of them.
+
+    Args:
+        name: What the command line calls it.
+        title: What it shows.
+        baseline: What its rows are compared to, in words.
+        rows: Its rows at a scale.
+        present: Writes and prints what came out. Default: a table.
+    """
+
+    name: str
+    title: str
+    baseline: str
+    rows: Callable[[Scale], List[Row]]
+    present: Callable[[Reproduced, Console], None] = write_table

@@ -1,0 +1,30 @@
+"""All experiments by name, in the order of `imixer reproduce all`. A figure is one with a `present` of its own."""
+
+from __future__ import annotations
+
+from typing import Dict
+
+from imixer.experiments.beyond import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
+from imixer.experiments.experiment import Experiment
+from imixer.experiments.figures import FIGURES
+from imixer.experiments.table1 import TABLE_1
+from imixer.experiments.table2 import TABLE_2
+from imixer.experiments.table3 import TABLE_3
+from imixer.experiments.table4 import TABLE_4
+
+EXPERIMENTS: Dict[str, Experiment] = {
+    experiment.name: experiment
+    for experiment in (
+        TABLE_1,
+        TABLE_2,
+        TABLE_3,
+        TABLE_4,
+        *FIGURES,
+        DEPTH,
+        ACTIVATIONS,
+        TIED,
+        SOLVER,
+        GUARANTEE,
+        LEGACY,
+    )
+}

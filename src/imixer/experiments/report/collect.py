@@ -1,0 +1,140 @@
+"""What there is to tell of runs, read from their directories. Free of torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Sequence, Tuple
+
+import yaml
+
+from imixer.errors import InputError
+from imixer.training.parsing import flat
+from imixer.training.run_directory import RunDirectory
+
+_PICTURES = {  # by the file's stem
+    "learning_curves": "Learning curves",
+    "confusion_matrix": "Confusion matrix",
+    "prediction": "Predictions",
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a run.
+
+    Args:
+        title: What it shows.
+        file: PNG.
+    """
+
+    title: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, finished or not, as plain data.
+
+    Args:
+        name: Its directory, as short as tells the runs apart.
+        path: Its directory.
+        settings: Its configuration, by dotted name.
+        environment: Versions and hardware.
+        rows: `metrics.csv`.
+        convergence: `convergence.csv`.
+        result: `result.json`, empty if the run is not finished.
+        evaluation: `evaluation.json`, if there is one.
+        pictures: What `imixer train`, `predict` and `analyze` have drawn.
+    """
+
+    name: str
+    path: Path
+    settings: Dict[str, Any]
+    environment: Dict[str, Any]
+    rows: List[Dict[str, float]]
+    convergence: List[Dict[str, float]]
+    result: Dict[str, Any]
+    evaluation: Dict[str, Any]
+    pictures: List[Picture]
+
+    @property
+    def finished(self) -> bool:
+        """Whether training is done."""
+        return bool(self.result)
+
+
+def find_runs(paths: Sequence[str]) -> List[Run]:
+    """The runs at some paths: run directories, and folders that hold some at any depth.
+
+    Raises:
+        InputError: If a path does not exist or holds no run, or a run's files are damaged.
+    """
+    found: Dict[Path, None] = {}  # keeps order, drops repetition
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"no run and no folder of runs at {path}; correct the path")
+        inside = (each.parent for each in path.rglob("config.yaml"))
+        runs = [path] if _is_run(path) else sorted(each for each in inside if _is_run(each))
+        if not runs:
+            raise InputError(f"{path} holds no run; give what `imixer train`, `sweep` or `reproduce` has written")
+        found.update(dict.fromkeys(runs))
+    return [_read(path, name) for path, name in zip(found, short_names(list(found)), strict=True)]
+
+
+def short_names(paths: Sequence[Path]) -> List[str]:
+    """The ends of some paths, as long as it takes to tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def differing(runs: Sequence[Run]) -> List[Tuple[str, List[Any]]]:
+    """The settings that are not the same in all runs, and their value in each."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name != "out")
+    values = [(name, [run.settings.get(name) for run in runs]) for name in names]
+    return [(name, each) for name, each in values if any(value != each[0] for value in each)]
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and (path / "environment.json").is_file()
+
+
+def _read(path: Path, name: str) -> Run:
+    run = RunDirectory(path)
+    try:
+        return Run(
+            name=name,
+            path=path,
+            settings=flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))),
+            environment=_json(run.environment),
+            rows=_table(run.metrics),
+            convergence=_table(run.convergence),
+            result=_json(run.result),
+            evaluation=_json(run.evaluation),
+            pictures=_pictures(run),
+        )
+    except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error
+
+
+def _pictures(run: RunDirectory) -> List[Picture]:
+    drawn = [Picture(title, run.path / f"{stem}.png") for stem, title in _PICTURES.items()]
+    analysed = [Picture(file.stem.replace("_", " ").capitalize(), file) for file in sorted(run.analysis.glob("*.png"))]
+    return [picture for picture in drawn if picture.file.is_file()] + analysed
+
+
+def _json(file: Path) -> Dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _table(file: Path) -> List[Dict[str, float]]:
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as opened:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(opened)]

@@ -1,0 +1,120 @@
+"""Sections of text, tables, charts and pictures -> one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar, List, Sequence, Union
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+import imixer
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A few sentences."""
+
+    text: str
+    kind: ClassVar[str] = "text"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """Starts a part of a section."""
+
+    text: str
+    kind: ClassVar[str] = "heading"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header; the first cell of a row names it."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A Plotly figure."""
+
+    caption: str
+    id: str
+    figure: Any
+    kind: ClassVar[str] = "chart"
+
+    @property
+    def json(self) -> str:
+        """The figure, safe inside a script element."""
+        return self.figure.to_json().replace("</", "<\\/")
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A PNG."""
+
+    caption: str
+    file: Path
+    kind: ClassVar[str] = "picture"
+
+    @property
+    def data(self) -> str:
+        """The file in base64."""
+        return base64.b64encode(self.file.read_bytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Long text that opens on demand."""
+
+    summary: str
+    text: str
+    kind: ClassVar[str] = "fold"
+
+
+Item = Union[Paragraph, Heading, Table, Chart, PictureFile, Fold]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page."""
+
+    title: str
+    items: List[Item] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> str:
+        """What links point to."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """The page.
+
+    Args:
+        title: Its title.
+        sections: Those without items are left out.
+    """
+    sections = [section for section in sections if section.items]
+    charts = any(isinstance(item, Chart) for section in sections for item in section.items)
+    loader = jinja2.FileSystemLoader(_FOLDER)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("page.html").render(
+        title=title,
+        sections=sections,
+        charts=charts,
+        plotly=get_plotlyjs() if charts else "",
+        css=jinja2.utils.markupsafe.Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
+        js=(_FOLDER / "page.js").read_text(encoding="utf-8"),
+        version=imixer.__version__,
+        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )

@@ -1,0 +1,139 @@
+"""From runs and reproduced experiments to a report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import yaml
+
+from imixer.errors import InputError
+from imixer.experiments.report import charts
+from imixer.experiments.report.collect import Run, differing, find_runs
+from imixer.experiments.report.page import Chart, Fold, Heading, Item, Paragraph, PictureFile, Section, Table, render
+from imixer.training.atomic import write_text
+
+_MANY = 40  # runs, of which each has its own figures
+
+
+def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
+    """Write one HTML file about runs; it needs neither server nor network.
+
+    Args:
+        paths: Run directories, and folders of them, such as those of a sweep.
+        out: File to write. Default: `report.html` in the first path.
+
+    Raises:
+        InputError: If there is no run at a path, a run is damaged, or the file cannot be written.
+    """
+    runs = find_runs(paths)
+    file = Path(out) if out else Path(paths[0]) / "report.html"
+    if file.is_dir():
+        raise InputError(f"out: {file} is a folder; give the name of a file")
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    try:
+        write_text(file, render(f"imixer: {title}", _sections(runs)))
+    except OSError as error:
+        raise InputError(f"out: {file} cannot be written, {error.strerror}") from error
+    return file
+
+
+def _sections(runs: List[Run]) -> List[Section]:
+    return [
+        Section("Summary", _summary(runs)),
+        Section("Learning curves", _curves(runs)),
+        Section("Convergence", _convergence(runs)),
+        Section("Classes", _classes(runs)),
+        Section("Pictures", _pictures(runs)),
+        Section("Settings", _settings(runs)),
+        Section("Environment", _environment(runs)),
+    ]
+
+
+def _summary(runs: List[Run]) -> List[Item]:
+    header = ["run", "model", "data", "accuracy", "loss", "epochs", "images/s", "time", "seed", "parameters", "device"]
+    unfinished = [run.name for run in runs if not run.finished]
+    items: List[Item] = [Table("All runs", header, [_summary_row(run) for run in runs])]
+    if unfinished:
+        items.append(Paragraph(f"Not finished, with the numbers of their last epoch: {', '.join(unfinished)}."))
+    return items
+
+
+def _summary_row(run: Run) -> List[str]:
+    last = run.rows[-1] if run.rows else {}
+    epochs = int(run.settings["epochs"]) + int(run.settings["schedule.cooldown_epochs"])
+    return [
+        run.name,
+        str(run.settings["model.name"]),
+        str(run.result.get("data", run.settings["data.name"])),
+        f"{last['val_acc']:.2%}" if last else "-",
+        f"{last['val_loss']:.4f}" if last else "-",
+        f"{len(run.rows)} of {epochs}",
+        f"{last['images_per_s']:,.0f}" if last else "-",
+        f"{last['seconds']:,.0f} s" if last else "-",
+        str(run.settings["seed"]),
+        f"{run.result['parameters']:,}" if run.finished else "-",
+        str(run.result.get("device", "-")),
+    ]
+
+
+def _curves(runs: List[Run]) -> List[Item]:
+    begun = [run for run in runs if run.rows]
+    if not begun:
+        return []
+    return [Chart("Losses in nats, and accuracy on the held-out images", "curves", charts.learning_curves(begun))]
+
+
+def _convergence(runs: List[Run]) -> List[Item]:
+    items: List[Item] = []
+    for number, run in enumerate(run for run in runs[:_MANY] if run.convergence):
+        items += [
+            Heading(run.name),
+            Chart(
+                "What the iterations leave of x = G(v) + F(x), relative to x; spectral norms; and what they guarantee: "
+                "below 1, the inverse exists for any input",
+                f"convergence-{number}",
+                charts.convergence(run),
+            ),
+        ]
+    return items
+
+
+def _classes(runs: List[Run]) -> List[Item]:
+    items: List[Item] = []
+    for number, run in enumerate(run for run in runs[:_MANY] if run.evaluation.get("per_class")):
+        items += [Heading(run.name), Chart("Accuracy of each class", f"classes-{number}", charts.per_class(run))]
+    return items
+
+
+def _pictures(runs: List[Run]) -> List[Item]:
+    items: List[Item] = []
+    for run in runs[:_MANY]:
+        if run.pictures:
+            items.append(Heading(run.name))
+            items += [PictureFile(f"{picture.title} of {run.name}", picture.file) for picture in run.pictures]
+    if len(runs) > _MANY:
+        items.append(Paragraph(f"Pictures and convergence are of the first {_MANY} of {len(runs)} runs."))
+    return items
+
+
+def _settings(runs: List[Run]) -> List[Item]:
+    items: List[Item] = []
+    if len(runs) > 1:
+        changed = differing(runs)
+        rows = [[name, *map(_shown, values)] for name, values in changed]
+        items.append(Table("Settings that differ", ["setting", *(run.name for run in runs)], rows))
+    return items + [Fold(f"All settings of {run.name}", yaml.safe_dump(run.settings, sort_keys=False)) for run in runs]
+
+
+def _environment(runs: List[Run]) -> List[Item]:
+    texts: Dict[str, List[str]] = {}
+    for run in runs:
+        known = {name: value for name, value in run.environment.items() if name != "run"}
+        texts.setdefault(json.dumps(known, indent=2), []).append(run.name)
+    return [Fold(f"Versions and hardware of {', '.join(names)}", text) for text, names in texts.items()]
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,135 @@
+"""Experiments from a name to a table: what is missing of them is trained, the rest is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from rich.console import Console
+
+from imixer.errors import InputError
+from imixer.experiments.costs import costs
+from imixer.experiments.data_sets import DataSet, find_data
+from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.outcome import Line, Reproduced, Run
+from imixer.experiments.scales import Scale
+from imixer.experiments.sharing import Sharing
+from imixer.sweep.local import Local
+from imixer.sweep.plan import Sweep, Trial
+from imixer.sweep.results import Results
+from imixer.sweep.spec import build_sweep
+from imixer.sweep.sweep import Executor, run_sweep
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An experiment with what there is to train; `sweep` is None if all its data are missing."""
+
+    experiment: Experiment
+    rows: Tuple[Row, ...]
+    data: Dict[str, DataSet]
+    sweep: Optional[Sweep]
+
+
+def reproduce(
+    experiments: Sequence[Experiment],
+    scale: Scale,
+    console: Console,
+    *,
+    out: Optional[str] = None,
+    trials: Optional[int] = None,
+    data: Optional[str] = None,
+    executor: Optional[Executor] = None,
+) -> List[Reproduced]:
+    """Train what is not finished of some experiments, and present each of them.
+
+    The sweep of an experiment lies in `<out>/runs/<experiment>`. What another experiment has finished there is linked,
+    not trained again. Rows whose data are missing are left out.
+
+    Args:
+        experiments: Which, in order.
+        scale: How large.
+        console: Where to print.
+        out: Folder for what comes out, which may hold an earlier start. Default: `reproduced/<scale>`.
+        trials: Trials per row. Default: that of the scale.
+        data: Folder of the data sets, see `find_data`.
+        executor: What runs the trials. Default: one after the other, here.
+
+    Returns:
+        What has become of each.
+
+    Raises:
+        InputError: If a number is impossible, all data are missing, or the folder holds something else.
+        KeyboardInterrupt: When interrupted, after the experiment at hand is presented as far as it has come.
+    """
+    trials = scale.trials if trials is None else trials
+    if trials < 1:
+        raise InputError(f"trials is {trials}; give 1 or more")
+    folder = Path(out or f"reproduced/{scale.name}")
+    found = []
+    for plan in _plans(experiments, scale, trials, data):
+        interruption = _train(plan, folder, executor or Local())
+        found.append(_measured(plan, scale, trials, folder))
+        plan.experiment.present(found[-1], console)
+        if interruption:
+            raise interruption
+    return found
+
+
+def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int, folder: Optional[str]) -> List[_Plan]:
+    """All that is to do, so that whatever is wrong with it is found before anything starts."""
+    rows = {experiment.name: experiment.rows(scale) for experiment in experiments}
+    used = dict.fromkeys(row.data for each in rows.values() for row in each)
+    data = {name: _find(name, scale, folder) for name in used}
+    if all(each.missing for each in data.values()):
+        raise InputError("; ".join(each.missing for each in data.values()))
+    plans = []
+    for experiment in experiments:
+        own = {row.data: data[row.data] for row in rows[experiment.name]}
+        cases = {
+            row.name: row.settings | own[row.data].settings
+            for row in rows[experiment.name]
+            if not own[row.data].missing
+        }
+        sweep = build_sweep({"name": experiment.name, "cases": cases, "seeds": trials}) if cases else None
+        plans.append(_Plan(experiment, tuple(rows[experiment.name]), own, sweep))
+    return plans
+
+
+def _find(name: str, scale: Scale, folder: Optional[str]) -> DataSet:
+    if name != scale.data and name not in scale.sets:
+        return DataSet(name, {}, missing=f"not part of the scale {scale.name}")
+    return find_data(name, folder)
+
+
+def _train(plan: _Plan, folder: Path, executor: Executor) -> Optional[KeyboardInterrupt]:
+    """Train what is not finished. Gives back what interrupted it, if something did."""
+    try:
+        if plan.sweep:
+            run_sweep(plan.sweep, str(_sweep_folder(plan, folder)), Sharing(executor))
+    except KeyboardInterrupt as interruption:
+        return interruption
+    return None
+
+
+def _measured(plan: _Plan, scale: Scale, trials: int, folder: Path) -> Reproduced:
+    lines = {row.name: Line(row) for row in plan.rows}
+    if plan.sweep:
+        results = Results(plan.sweep, _sweep_folder(plan, folder))
+        for cell in plan.sweep.cells:
+            row = lines[cell.name].row
+            data = plan.data[row.data]
+            runs = [Trial(cell, seed) for seed in plan.sweep.seeds]
+            lines[cell.name] = Line(
+                row,
+                cell.config,
+                costs(cell.config, data.in_chans, data.num_classes),
+                tuple(Run(trial.seed, results.folder / trial.name, results[trial]) for trial in runs),
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    return Reproduced(plan.experiment, scale, trials, plan.data, tuple(lines.values()), folder)
+
+
+def _sweep_folder(plan: _Plan, folder: Path) -> Path:
+    return folder / "runs" / plan.experiment.name

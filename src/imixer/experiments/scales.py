@@ -1,0 +1,161 @@
+"""How large an experiment is: minutes on digits, or the paper's own recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple, get_args
+
+from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE4, Model, Size
+from imixer.recipes import load_recipe
+from imixer.training.parsing import flat
+
+_PAPERS_SETS = tuple(dict.fromkeys(data for data, _ in TABLE4))
+_OF_ONE_SIZE = ("digits", "cifar10", "cifar100")  # which `data.pipeline: device` wants
+# What an iMixer's name says already. Left out, it makes no second configuration of the same thing.
+_PINNED: Dict[str, Any] = {"n_iter": N_ITER, "hidden_ratio": HIDDEN_RATIO, "norm": "spectral", "num_layers": 3}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What every experiment is cut to.
+
+    Args:
+        name: What the command line calls it.
+        summary: The models, in words.
+        trials: Trials per row, unless the command says otherwise.
+        data: Data set of all experiments but Table 4.
+        sets: Data sets of Table 4.
+        recipe: Recipe to start from, with `{model}`, `{size}` and `{data}` where its name has them.
+        variant: Name of the model, likewise.
+        side: Side of an image in pixels.
+        patch: Side of a patch.
+        channels: Width C by size.
+        over: Settings over the recipe, by dotted name.
+    """
+
+    name: str
+    summary: str
+    trials: int
+    data: str
+    sets: Tuple[str, ...]
+    recipe: str
+    variant: str
+    side: int
+    patch: int
+    channels: Dict[Size, int]
+    over: Dict[str, Any]
+
+    def mixer(self, size: Size = "S", data: Optional[str] = None, mlp_ratio: Optional[float] = None) -> Dict[str, Any]:
+        """Settings of an MLP-Mixer, by dotted name.
+
+        Args:
+            size: Its size.
+            data: Its data set. Default: that of the scale.
+            mlp_ratio: Width of the token mixing over C. Default: 0.5, as in the paper.
+        """
+        wider = {} if mlp_ratio is None else {"model.kwargs.mlp_ratio": [mlp_ratio, 4.0]}
+        return self._settings("mixer", size, data) | wider
+
+    def imixer(self, size: Size = "S", data: Optional[str] = None, **changes: Any) -> Dict[str, Any]:
+        """Settings of an iMixer, by dotted name.
+
+        Args:
+            size: Its size.
+            data: Its data set. Default: that of the scale.
+            changes: Fields of `ModelConfig` that are not the paper's.
+        """
+        changed = {name: value for name, value in changes.items() if _PINNED.get(name) != value}
+        return self._settings("imixer", size, data) | {f"model.{name}": value for name, value in changed.items()}
+
+    def matching_ratio(self, size: Size) -> float:
+        """Width of a Mixer's token mixing over C, for as many multiply-adds as the iMixer of the same size has.
+
+        Per channel and block the token mixing of a Mixer takes 2 S D, of an iMixer 2 S D_S + 2 n D_S N_h, so that
+        D = D_S + n D_S N_h / S, rounded.
+        """
+        S, D_S = (self.side // self.patch) ** 2, self.channels[size] // 2
+        return round(D_S + N_ITER * D_S * int(HIDDEN_RATIO * D_S) / S) / self.channels[size]
+
+    def _settings(self, model: Model, size: Size, data: Optional[str]) -> Dict[str, Any]:
+        data = data or self.data
+        names = {"model": model, "size": size.lower(), "data": data}
+        settings = flat(load_recipe(self.recipe.format(**names))) | self.over
+        settings |= {"data.name": data, "model.name": self.variant.format(**names)}
+        if "{size}" not in self.variant:
+            settings["model.embed_dim"] = self.channels[size]
+        if data not in _OF_ONE_SIZE:
+            settings.pop("data.pipeline", None)
+        return settings
+
+
+SIZES: Tuple[Size, ...] = get_args(Size)
+_PAPERS_MODELS: Dict[str, Any] = dict(
+    recipe="paper/{model}_{size}16_{data}",
+    variant="{model}_{size}16_224",
+    side=224,
+    patch=16,
+    channels={"S": 512, "B": 768, "L": 1024},
+)
+SCALES: Dict[str, Scale] = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            name="smoke",
+            summary="2 blocks, 2x2 patches; S, B and L have 32, 48 and 64 channels",
+            trials=3,
+            data="digits",
+            sets=("digits",),
+            recipe="digits",
+            variant="{model}_t2_8",
+            side=8,
+            patch=2,
+            channels={"S": 32, "B": 48, "L": 64},
+            over={
+                "model.num_blocks": 2,
+                "epochs": 12,
+                "schedule.warmup_epochs": 1,
+                "optim.lr": 5e-3,
+                "data.pipeline": "device",
+                "logger": "csv",
+            },
+        ),
+        Scale(
+            name="cpu",
+            summary="6 blocks, 4x4 patches; S, B and L have 48, 64 and 96 channels",
+            trials=3,
+            data="cifar10",
+            sets=("cifar100", "stanford_cars"),
+            recipe="cifar10/{model}_quick",
+            variant="{model}_t4_32",
+            side=32,
+            patch=4,
+            channels={"S": 48, "B": 64, "L": 96},
+            over={"epochs": 3, "precision": "bf16", "data.pipeline": "device", "logger": "csv"},
+        ),
+        Scale(
+            name="gpu",
+            summary="the paper's models and recipes, with a short schedule",
+            trials=3,
+            data="cifar10",
+            sets=("cifar100", "stanford_cars", "food101"),
+            over={
+                "epochs": 10,
+                "schedule.warmup_epochs": 1,
+                "schedule.cooldown_epochs": 0,
+                "precision": "bf16",
+                "compile": True,
+                "data.pipeline": "device",
+            },
+            **_PAPERS_MODELS,
+        ),
+        Scale(
+            name="paper",
+            summary="the paper's models and recipes",
+            trials=10,
+            data="cifar10",
+            sets=_PAPERS_SETS,
+            over={},
+            **_PAPERS_MODELS,
+        ),
+    )
+}

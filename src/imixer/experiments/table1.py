@@ -1,0 +1,35 @@
+"""Table 1: iMixer against MLP-Mixer in three sizes, and against one of as many multiply-adds.
+
+The latter has a wider token mixing, which is where the iMixer's additional multiply-adds are, and nothing else changed.
+"""
+
+from __future__ import annotations
+
+from typing import List
+
+from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.paper import TABLE1
+from imixer.experiments.scales import SIZES, Scale
+
+
+def _rows(scale: Scale) -> List[Row]:
+    rows = []
+    for size in SIZES:
+        imixer, mixer = f"imixer-{size.lower()}", f"mixer-{size.lower()}"
+        ratio = scale.matching_ratio(size)
+        for name, model, settings, paper in (
+            (imixer, "iMixer", scale.imixer(size), TABLE1["imixer", size]),
+            (mixer, "Mixer", scale.mixer(size), TABLE1["mixer", size]),
+            (f"{mixer}-matched", f"Mixer, tokens_dim {ratio:.3g} C", scale.mixer(size, mlp_ratio=ratio), None),
+        ):
+            baseline = None if name == imixer else imixer
+            rows.append(Row(name, {"size": size, "model": model}, settings, scale.data, baseline, paper))
+    return rows
+
+
+TABLE_1 = Experiment(
+    "table1",
+    "Table 1: iMixer, Mixer, and a Mixer of as many multiply-adds",
+    "the iMixer of the same size",
+    _rows,
+)

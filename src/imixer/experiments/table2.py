@@ -1,0 +1,24 @@
+"""Table 2: inner width and number of iterations."""
+
+from __future__ import annotations
+
+from typing import List
+
+from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE2
+from imixer.experiments.scales import Scale
+
+
+def _rows(scale: Scale) -> List[Row]:
+    rows = []
+    for (ratio, n), paper in TABLE2.items():
+        baseline = None if (ratio, n) == (HIDDEN_RATIO, N_ITER) else f"h_r={HIDDEN_RATIO:g}-n={N_ITER}"
+        settings = scale.imixer(hidden_ratio=ratio, n_iter=n)
+        name, labels = f"h_r={ratio:g}-n={n}", {"h_r": f"{ratio:g}", "n": str(n)}
+        rows.append(Row(name, labels, settings, scale.data, baseline, paper))
+    return rows
+
+
+TABLE_2 = Experiment(
+    "table2", "Table 2: inner width h_r and iterations n", f"h_r = {HIDDEN_RATIO:g}, n = {N_ITER}", _rows
+)

@@ -1,0 +1,24 @@
+"""Table 3: how the inner map is kept contractive, against the number of iterations."""
+
+from __future__ import annotations
+
+from typing import Dict, List
+
+from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.paper import TABLE3, Norm
+from imixer.experiments.scales import Scale
+
+_NAMES: Dict[Norm, str] = {"spectral": "SpecNorm", "none": "without", "batch": "BatchNorm"}
+
+
+def _rows(scale: Scale) -> List[Row]:
+    rows = []
+    for (norm, n), paper in TABLE3.items():
+        baseline = None if norm == "spectral" else f"spectral-n={n}"
+        settings = scale.imixer(norm=norm, n_iter=n)
+        labels = {"normalisation": _NAMES[norm], "n": str(n)}
+        rows.append(Row(f"{norm}-n={n}", labels, settings, scale.data, baseline, paper))
+    return rows
+
+
+TABLE_3 = Experiment("table3", "Table 3: normalisation and iterations n", "SpecNorm with the same n", _rows)

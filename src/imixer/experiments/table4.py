@@ -1,0 +1,34 @@
+"""Table 4: other data sets."""
+
+from __future__ import annotations
+
+from typing import List
+
+from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.paper import TABLE4
+from imixer.experiments.scales import Scale
+
+
+def _rows(scale: Scale) -> List[Row]:
+    rows = []
+    for data in dict.fromkeys([*scale.sets, *(data for data, _ in TABLE4)]):
+        imixer = Row(
+            f"imixer-{data}",
+            {"data": data, "model": "iMixer"},
+            scale.imixer(data=data) if data in scale.sets else {},
+            data,
+            paper=TABLE4.get((data, "imixer")),
+        )
+        mixer = Row(
+            f"mixer-{data}",
+            {"data": data, "model": "Mixer"},
+            scale.mixer(data=data) if data in scale.sets else {},
+            data,
+            imixer.name,
+            TABLE4.get((data, "mixer")),
+        )
+        rows += [imixer, mixer]
+    return rows
+
+
+TABLE_4 = Experiment("table4", "Table 4: other data sets", "the iMixer on the same data", _rows)

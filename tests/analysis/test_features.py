@@ -1,0 +1,120 @@
+"""Feature maps are those of the model, of the image, block and iterations asked for."""
+
+import json
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import imixer  # noqa: F401
+from imixer.analysis.features import features_at, features_of
+from imixer.analysis.features_figure import draw_features
+from imixer.cli import main
+from imixer.errors import InputError
+from imixer.training.reload import reload
+
+IMAGE = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
+
+
+def create(**kwargs):
+    torch.manual_seed(0)
+    return timm.create_model("imixer_t2_8", img_size=(8, 12), num_blocks=3, embed_dim=16, **kwargs).eval()
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(tied=True), dict(num_layers=4)], ids=str)
+def test_the_maps_are_what_the_block_would_add_after_each_number_of_iterations(kwargs):
+    model = create(n_iter=4, **kwargs)
+    found = features_at(model, IMAGE, block=1)
+    assert found.x.shape == (5, 16, 8) and found.maps.shape == (5, 16, 4, 6)
+    seen = {}
+    model.blocks[1].mlp_tokens.register_forward_hook(lambda mlp, args, output: seen.update(v=args[0], output=output))
+    model(IMAGE[None])
+    torch.testing.assert_close(found.maps[-1].float(), seen["output"][0].unflatten(-1, (4, 6)))
+    if "num_layers" not in kwargs:  # where n_iter would change F itself
+        for a in range(5):
+            model.blocks[1].mlp_tokens.n_iter = a
+            output = model.blocks[1].mlp_tokens(seen["v"])[0]
+            torch.testing.assert_close(found.maps[a].float(), output.unflatten(-1, (4, 6)))
+
+
+def test_changes_are_relative_to_the_last():
+    found = features_at(create(n_iter=2), IMAGE)
+    assert found.block == 2
+    for a in range(2):
+        for changes, values in ((found.changes_of_x, found.x), (found.changes_of_maps, found.maps)):
+            torch.testing.assert_close(changes[a], (values[a + 1] - values[a]).norm() / values[2].norm())
+
+
+def test_the_most_varied_channels_come_first():
+    found = features_at(create(), IMAGE)
+    spreads = [float(found.maps[-1, channel].std()) for channel in found.channels(99)]
+    assert len(spreads) == 16 and spreads == sorted(spreads, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "options", "named"),
+    [
+        (dict(), dict(block=3), "block is 3.* 0 to 2"),
+        (dict(), dict(block=-1), "block is -1"),
+        (dict(n_iter=0), dict(), "n_iter is 0"),
+        (dict(num_layers=2), dict(), "nothing to draw"),
+    ],
+)
+def test_what_is_not_there_is_refused(kwargs, options, named):
+    with pytest.raises(InputError, match=named):
+        features_at(create(**kwargs), IMAGE, **options)
+
+
+@pytest.mark.parametrize("n", [1, 4, 9])
+def test_the_figure_holds_any_number_of_iterations(n, tmp_path, is_print_pair):
+    draw_features(features_at(create(), IMAGE, n_iter=n), tmp_path / "features.png", channels=3)
+    is_print_pair(tmp_path / "features.png")
+
+
+def test_maps_of_zeros_are_drawn(tmp_path):
+    model = create()
+    for parameter in model.blocks[2].mlp_tokens.fc_out.parameters():
+        parameter.data.zero_()
+    found = features_at(model, IMAGE, name="an image whose name is long.png")
+    assert (found.maps == 0).all()
+    draw_features(found, tmp_path / "features.png")
+
+
+def test_an_image_may_be_held_out_or_a_file(run, tmp_path):
+    reloaded = reload(str(run))
+    image, _ = reloaded.data().val[7]
+    image.save(tmp_path / "seven.png")
+    number, file = features_of(str(run), image=7), features_of(str(run), image=str(tmp_path / "seven.png"))
+    torch.testing.assert_close(number.maps, file.maps)
+    assert (number.name, file.name) == ("held-out 7", "seven.png")
+    shown = Image.fromarray((number.picture[..., 0] * 255).round().byte().numpy())
+    torch.testing.assert_close(reloaded.transform(shown), reloaded.transform(image))  # what the model sees
+
+
+def test_analyze_features_writes_numbers_and_figures(run, capsys, is_print_pair):
+    assert main(["analyze", "features", str(run), "--image", "3", "--n_iter", "4"]) == 0
+    written = json.loads((run / "analysis" / "features.json").read_text())
+    assert (written["image"], written["block"], written["n_iter"]) == ("held-out 3", 0, 4)
+    found = features_of(str(run), image=3, n_iter=4)
+    assert written["changes_of_x"] == pytest.approx(found.changes_of_x.tolist())
+    assert written["changes_of_maps"] == pytest.approx(found.changes_of_maps.tolist())
+    is_print_pair(run / "analysis" / "features.png")
+    assert "3 -> 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--image", "360"], "image is 360; give 0 to 359"),
+        (["--image", "-1"], "image is -1"),
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--block", "5"], "block is 5"),
+        (["--n_iter", "0"], "n_iter is 0"),
+        (["--images", "3"], "images is 3"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(words, named, run, capsys):
+    assert main(["analyze", "features", str(run), *words]) == 2
+    error = capsys.readouterr().err
+    assert named in error and "Traceback" not in error

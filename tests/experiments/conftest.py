@@ -1,0 +1,22 @@
+from dataclasses import replace
+
+import pytest
+
+from imixer.experiments.scales import SCALES
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Work in an empty folder, to see what is left behind."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Let the scale `smoke` take seconds."""
+    smoke = SCALES["smoke"]
+    over = smoke.over | {"epochs": 2, "model.num_blocks": 1}
+    scale = replace(smoke, channels={"S": 16, "B": 24, "L": 32}, over=over, trials=2)
+    monkeypatch.setitem(SCALES, "smoke", scale)
+    return scale

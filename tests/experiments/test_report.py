@@ -1,0 +1,176 @@
+"""The report, in a real browser."""
+
+import re
+import shutil
+
+import pytest
+
+from imixer.cli import main
+from imixer.errors import InputError
+from imixer.experiments.report.collect import differing, find_runs, short_names
+from imixer.experiments.report.report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def runs(run, train_quick, tmp_path_factory):
+    """Two runs beside each other, one of them evaluated and analysed."""
+    folder = tmp_path_factory.mktemp("report")
+    shutil.copytree(run, folder / "first")
+    train_quick(folder / "second", "--seed", "1", "--model.n_iter", "1")
+    assert main(["evaluate", str(folder / "first")]) == 0
+    assert main(["analyze", "energy", str(folder / "first")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(runs):
+    return write_report([str(runs)], str(runs / "report.html"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, report):
+    """Open the report; at the end nothing may have gone wrong, and nothing been asked of a network."""
+    problems, contexts = [], []
+
+    def opened(**options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: problems.append(request.url) if request.url.startswith("http") else None)
+        page.goto(report.as_uri())
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length == charts.length")
+        return page
+
+    yield opened
+    assert problems == []
+    for context in contexts:
+        context.close()
+
+
+def test_every_chart_and_picture_is_there(open_page, runs):
+    page = open_page()
+    charts = page.locator("[data-chart]").count()
+    assert charts == 1 + 2 + 1  # learning curves; convergence of two runs; classes of one
+    assert page.locator(".js-plotly-plot .main-svg:first-child").count() == charts
+    widths = page.eval_on_selector_all("img", "pictures => pictures.map(picture => picture.naturalWidth)")
+    drawn = len(list((runs / "first").rglob("*.png"))) + len(list((runs / "second").rglob("*.png")))
+    assert len(widths) == drawn and min(widths) > 100
+    titles = page.locator("h2").all_inner_texts()
+    assert titles == ["Summary", "Learning curves", "Convergence", "Classes", "Pictures", "Settings", "Environment"]
+    row = page.locator("#summary tbody tr").nth(0).inner_text()
+    assert re.search(r"first\s+imixer_t2_8\s+digits\s+\d+\.\d\d%", row)
+    assert "model.n_iter" in page.locator("#settings table").inner_text()
+
+
+def test_pointing_at_a_curve_tells_its_number(open_page):
+    page = open_page(viewport={"width": 1280, "height": 900})
+    box = page.locator("[data-chart=curves] .xy .point").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("[data-chart=curves] .hovertext")
+    assert "epoch" in page.locator("[data-chart=curves] .hovertext").first.text_content()
+
+
+def test_the_keyboard_reaches_everything(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    wanted = page.evaluate("document.querySelectorAll('a, figure, summary, [role=region]').length")
+    seen = set()
+    for _ in range(wanted * 2):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.outerHTML.slice(0, 300)"))
+    for kind in ("<a", "<figure", "<summary", "<div"):
+        assert any(each.startswith(kind) for each in seen), kind
+
+
+def test_a_phone_needs_no_sideways_scrolling(open_page):
+    page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_dark_mode_turns_page_and_charts(open_page):
+    def colors(scheme):
+        page = open_page(color_scheme=scheme)
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return ground, page.evaluate("charts[0]._fullLayout.font.color")
+
+    assert colors("light") == ("rgb(255, 255, 255)", "#1b1b1b")
+    assert colors("dark") == ("rgb(22, 24, 28)", "#e8e8e8")
+
+
+def test_it_prints_with_all_settings_open(open_page):
+    page = open_page(color_scheme="dark")
+    page.emulate_media(media="print", color_scheme="light")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate("[...document.querySelectorAll('details')].every(each => each.open)")
+    assert len(page.pdf()) > 50_000
+
+
+def test_it_is_one_file_that_names_no_other(report):
+    text = report.read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", text.partition("<script>")[0])
+
+
+def test_what_a_setting_says_is_not_taken_for_html(train_quick, tmp_path):
+    run = train_quick(tmp_path / "run <b>x")
+    text = write_report([str(run)], str(tmp_path / "r.html")).read_text()
+    assert "run &lt;b&gt;x" in text
+    assert "<b>x" not in text.partition("<script type")[0]
+
+
+def test_the_command_writes_beside_the_run(runs, capsys):
+    assert main(["report", str(runs / "second")]) == 0
+    assert (runs / "second" / "report.html").is_file()
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_runs_are_found_named_and_compared(runs):
+    found = find_runs([str(runs), str(runs / "first")])
+    assert [run.name for run in found] == ["first", "second"]
+    assert dict(differing(found)) == {"seed": [0, 1], "model.n_iter": [None, 1]}
+    nested = [runs / "a" / "seed-0", runs / "b" / "seed-0"]
+    assert short_names(nested) == ["a/seed-0", "b/seed-0"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "message"),
+    [(["nowhere"], "no run and no folder of runs at nowhere"), (["."], r"\. holds no run")],
+)
+def test_what_is_no_run_is_refused(tmp_path, monkeypatch, paths, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        write_report(paths)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_files_and_impossible_places_are_named(runs, tmp_path):
+    shutil.copytree(runs / "second", tmp_path / "run")
+    with pytest.raises(InputError, match="is a folder"):
+        write_report([str(tmp_path / "run")], str(tmp_path))
+    with pytest.raises(InputError, match="cannot be written"):
+        write_report([str(tmp_path / "run")], str(tmp_path / "no" / "report.html"))
+    (tmp_path / "run" / "metrics.csv").write_text("epoch,val_acc\n1,many\n")
+    with pytest.raises(InputError, match="the run's files are damaged"):
+        write_report([str(tmp_path / "run")])
+
+
+def test_an_unfinished_run_is_told_as_such(runs, tmp_path):
+    shutil.copytree(runs / "second", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "result.json").unlink()
+    assert "Not finished" in write_report([str(tmp_path / "run")]).read_text()

@@ -1,0 +1,289 @@
+"""From the command to the files: what is trained, skipped, shared, missing, interrupted and refused."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imixer.cli import main
+from imixer.errors import InputError
+from imixer.experiments.beyond import LEGACY, TIED
+from imixer.experiments.paper import TABLE1, TABLE4
+from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.scales import SCALES
+from imixer.training.parsing import load_config
+
+HERE = Path("reproduced/smoke")
+
+
+def facts(name, folder=HERE):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def rows(name, folder=HERE):
+    return {row["name"]: row for row in facts(name, folder)["rows"]}
+
+
+def models():
+    return {path: path.stat().st_mtime_ns for path in Path().rglob("model.safetensors")}
+
+
+def texts(name, folder=HERE):
+    return {suffix: (folder / f"{name}.{suffix}").read_bytes() for suffix in ("md", "tex", "csv", "json")}
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """Let trials take no time: `accuracy(name)` gives their result, or raises, and the calls are listed."""
+
+    def install(accuracy=lambda name: 0.5):
+        def train(config):
+            run = Path(config.out)
+            name = "/".join(run.parts[-3:])
+            calls.append(name)
+            run.mkdir()
+            result = accuracy(name)
+            (run / "metrics.csv").write_text(f"epoch,val_acc,val_loss,seconds\n{config.epochs},{result},1.5,2.5\n")
+            environment = {"run": name, "python": "3", "torch": "2", "timm": "1", "imixer": "0", "commit": "abc"}
+            (run / "environment.json").write_text(json.dumps(environment | {"gpus": [], "cores": 2, "cpu": "some CPU"}))
+            (run / "model").mkdir()
+            (run / "model" / "model.safetensors").touch()
+
+        calls = []
+        monkeypatch.setattr("imixer.training.train.train", train)
+        return calls
+
+    return install
+
+
+def test_an_experiment_end_to_end_and_again(capsys, tiny):
+    assert main(["reproduce", "tied"]) == 0
+    shown = capsys.readouterr()
+    found = facts("tied")
+    assert (found["experiment"], found["scale"], found["trials"]) == ("tied", "smoke", 2)
+    assert found["data"]["digits"]["training"] == 1437
+    for part in (
+        "Scale smoke",
+        "digits (1,437 training and 360 held-out images)",
+        "8x8 pixels",
+        "2 epochs",
+        "2 trials",
+    ):
+        for text in (shown.out, texts("tied")["md"].decode(), found["conditions"]):
+            assert part in text
+        assert part.replace("_", r"\_") in texts("tied")["tex"].decode()
+    own = rows("tied")
+    assert own["imixer"]["paper"] == asdict(TABLE1["imixer", "S"])
+    for name, row in own.items():
+        assert [run["status"] for run in row["runs"]] == ["finished", "finished"]
+        accuracies = []
+        for run in row["runs"]:
+            with open(Path(run["path"], "metrics.csv"), newline="") as file:
+                accuracies.append(100 * float(list(csv.DictReader(file))[-1]["val_acc"]))
+            assert run["top1"] == pytest.approx(accuracies[-1])
+            assert run["seconds"] > 0
+            config = load_config(Path(run["path"], "config.yaml"))
+            assert (config.seed, bool(config.model.tied)) == (run["seed"], name == "tied")
+        assert row["mean"] == pytest.approx(np.mean(accuracies))
+        assert row["std"] == pytest.approx(np.std(accuracies, ddof=1))
+        assert f"{row['mean']:.2f} ± {row['std']:.2f}" in texts("tied")["md"].decode()
+        assert f"{row['mean']:.2f} +- {row['std']:.2f}" in shown.out
+        result = json.loads(Path(row["runs"][0]["path"], "result.json").read_text())
+        assert row["parameters"] == result["parameters"]
+    assert own["tied"]["comparison"]["difference"] == pytest.approx(own["tied"]["mean"] - own["imixer"]["mean"])
+    with open(HERE / "tied.csv", newline="") as file:
+        table = {row["name"]: row for row in csv.DictReader(file)}
+    assert float(table["tied"]["mean"]) == own["tied"]["mean"]
+    assert float(table["imixer"]["paper_mean"]) == 88.56
+    assert table["tied"]["planned"] == "2"
+
+    before, written = models(), texts("tied")
+    for file in HERE.glob("tied.*"):  # killed before they were written
+        file.unlink()
+    assert main(["reproduce", "tied"]) == 0
+    assert (models(), texts("tied")) == (before, written)
+
+
+def test_what_another_experiment_has_finished_is_linked(pretend, tiny):
+    calls = pretend()
+    assert main(["reproduce", "tied"]) == 0
+    assert main(["reproduce", "legacy", "--trials", "3"]) == 0
+    assert sorted(calls[4:]) == ["legacy/imixer/seed-2", *(f"legacy/legacy/seed-{seed}" for seed in range(3))]
+    linked = Path("reproduced/smoke/runs/legacy/imixer/seed-0")
+    assert linked.is_symlink() and not Path(os.readlink(linked)).is_absolute()
+    assert [run["status"] for run in rows("legacy")["imixer"]["runs"]] == ["finished"] * 3
+    assert "finished" in Path("reproduced/smoke/runs/legacy/results.csv").read_text()
+    # the other way round, and when what was linked is gone
+    assert main(["reproduce", "tied", "--trials", "3"]) == 0
+    assert len(calls) == 9 and calls[-1] == "tied/tied/seed-2"
+    shutil.rmtree("reproduced/smoke/runs/tied")
+    assert main(["reproduce", "legacy", "--trials", "3"]) == 0
+    assert sorted(calls[9:]) == ["legacy/imixer/seed-0", "legacy/imixer/seed-1"]
+    # elsewhere, nothing is shared
+    assert main(["reproduce", "tied", "--out", "other"]) == 0
+    assert len(calls) == 15
+
+
+def test_other_settings_are_not_shared(pretend, tiny, monkeypatch):
+    calls = pretend()
+    assert main(["reproduce", "tied"]) == 0
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, over=tiny.over | {"epochs": 3}))
+    assert main(["reproduce", "legacy"]) == 0
+    assert len(calls) == 8
+
+
+def test_trials_that_fail_or_are_missing_are_said(capsys, pretend, tiny):
+    def accuracy(name):
+        if name == "tied/tied/seed-1":
+            raise InputError("training diverged: lower optim.lr")
+        return 0.25 + 0.125 * ("seed-1" in name)
+
+    pretend(accuracy)
+    assert main(["reproduce", "tied"]) == 1
+    row = rows("tied")["tied"]
+    assert [run["status"] for run in row["runs"]] == ["finished", "failed"]
+    assert (row["mean"], row["std"], row["finished"]) == (25.0, None, 1)
+    assert row["comparison"] == {"difference": -6.25, "low": None, "high": None, "p": None}
+    for text in (capsys.readouterr().out, texts("tied")["md"].decode()):
+        assert "1 of 2 (1 failed)" in text
+        assert "training diverged: lower optim.lr" in text and "seed-1" in text
+    # and they get another chance
+    pretend()
+    assert main(["reproduce", "tied"]) == 0
+    assert rows("tied")["tied"]["finished"] == 2
+
+
+def test_an_interruption_presents_what_there_is(capsys, pretend, tiny):
+    def accuracy(name):
+        if name == "tied/imixer/seed-1":
+            raise KeyboardInterrupt
+        return 0.5
+
+    pretend(accuracy)
+    assert main(["reproduce", "tied"]) == 130
+    assert "with 2 of 4 trials finished; the same command goes on" in capsys.readouterr().err
+    assert {name: row["finished"] for name, row in rows("tied").items()} == {"imixer": 1, "tied": 1}
+    assert "1 of 2 (1 unfinished)" in texts("tied")["md"].decode()
+    assert "1 of 2 (1 waiting)" in texts("tied")["md"].decode()
+    calls = pretend()
+    assert main(["reproduce", "tied"]) == 0
+    assert len(calls) == 2
+
+
+def test_all_is_every_experiment_and_trains_nothing_twice(capsys, pretend, tiny, monkeypatch):
+    calls = pretend()
+    for name in [name for name in EXPERIMENTS if name.startswith("fig")]:
+        monkeypatch.delitem(EXPERIMENTS, name)  # these need a model
+    assert main(["reproduce", "all", "--trials", "1"]) == 0
+    planned = sum(len(row["runs"]) for name in EXPERIMENTS for row in rows(name).values())
+    assert len(set(calls)) == len(calls) < planned
+    assert all(row["finished"] == len(row["runs"]) for name in EXPERIMENTS for row in rows(name).values())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(EXPERIMENTS[name].title in shown for name in EXPERIMENTS)
+    assert {path.name for path in HERE.iterdir()} == {
+        "runs",
+        *(f"{name}.{suffix}" for name in EXPERIMENTS for suffix in ("md", "tex", "csv", "json")),
+    }
+
+
+def test_figures_are_drawn_of_trained_models(capsys, tiny):
+    for name in ("fig6", "fig7"):
+        assert main(["reproduce", name, "--trials", "1"]) == 0
+        shown = capsys.readouterr().out
+        for suffix in ("png", "pdf", "json"):
+            assert (HERE / f"{name}.{suffix}").stat().st_size > 100
+            assert f"{name}.{suffix}" in shown.replace("\n", "")
+    assert (HERE / "runs" / "fig7" / "n=4" / "seed-0").is_symlink()  # trained once
+    assert json.loads((HERE / "fig6.json").read_text())["n_iter"] == 4
+
+
+def test_data_sets_that_are_not_there_are_not_run(capsys, pretend, tiny):
+    calls = pretend()
+    assert main(["reproduce", "table4"]) == 0
+    assert sorted(calls) == [f"table4/{model}-digits/seed-{seed}" for model in ("imixer", "mixer") for seed in (0, 1)]
+    for text in (capsys.readouterr().out, texts("table4")["md"].decode()):
+        for data in ("cifar100", "stanford", "food101", "imagenet"):
+            assert "not run: " + data in text
+    row = rows("table4")["mixer-imagenet"]
+    assert (row["mean"], row["runs"], row["parameters"]) == (None, [], None)
+    assert row["paper"] == asdict(TABLE4["imagenet", "mixer"])
+    assert "| imagenet | Mixer | not run | 73.91 |" in texts("table4")["md"].decode()
+
+
+def test_one_data_set_of_several_is_enough(pretend, tiny, monkeypatch):
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, sets=("digits", "food101")))
+    calls = pretend()
+    Path("sets").mkdir()
+    assert main(["reproduce", "table4", "--data", "sets"]) == 0
+    assert len(calls) == 4
+    assert "food101 is not in sets" in facts("table4")["data"]["food101"]["missing"]
+
+
+def test_a_figure_is_an_experiment_that_presents_its_own(pretend, tiny, monkeypatch):
+    seen = []
+    figure = replace(TIED, name="fig", present=lambda found, console: seen.append(found))
+    monkeypatch.setitem(EXPERIMENTS, "fig", figure)
+    pretend()
+    assert main(["reproduce", "fig"]) == 0
+    (found,) = seen
+    assert [run.path for line in found.lines for run in line.finished] == [
+        HERE / "runs" / "fig" / cell / f"seed-{seed}" for cell in ("imixer", "tied") for seed in (0, 1)
+    ]
+    assert found.folder == HERE
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["table5"], ["table5", "table1"]),
+        ([], ["WHAT is missing"]),
+        (["tied", "--scale", "huge"], ["huge", "smoke"]),
+        (["tied", "--trials", "0"], ["trials is 0"]),
+        (["tied", "--trials", "few"], ["trials is 'few'", "a whole number"]),
+        (["tied", "--cpus", "2"], ["cpus is given", "--executor ray"]),
+        (["table1", "--scale", "cpu"], ["cifar10 is not in data", "--data"]),
+        (["table1", "--scale", "cpu", "--data", "nowhere"], ["data is nowhere"]),
+        (["table4", "--scale", "paper"], ["cifar100 is not in data", "imagenet is not in data"]),
+        (["tied", "--out", "taken"], ["taken"]),
+        (["tied", "--lr", "3"], ["unknown option --lr"]),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(capsys, pretend, words, parts):
+    pretend()
+    Path("taken").touch()
+    assert main(["reproduce", *words]) == 2
+    shown = capsys.readouterr()
+    line = shown.err.splitlines()[-1]
+    assert line.startswith("imixer: ") and all(part in line for part in parts), line
+    assert shown.out == ""
+    assert [path.name for path in Path().iterdir()] == ["taken"]
+
+
+def test_fewer_trials_or_another_scale_do_not_overwrite(capsys, pretend, tiny, monkeypatch):
+    pretend()
+    assert main(["reproduce", "tied"]) == 0
+    before = texts("tied")
+    assert main(["reproduce", "tied", "--trials", "1"]) == 2
+    assert "it has seed 1, and this one has not" in capsys.readouterr().err
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, over=tiny.over | {"epochs": 3}))
+    assert main(["reproduce", "tied"]) == 2
+    assert "epochs of cell imixer is 2 there and 3 here" in capsys.readouterr().err
+    assert texts("tied") == before
+
+
+def test_help_is_free_of_torch():
+    code = "import sys, imixer.cli as c; c.main(['reproduce', '--help']); print([m for m in %s if m in sys.modules])"
+    heavy = ["torch", "timm", "lightning", "matplotlib", "numpy", "scipy"]
+    done = subprocess.run([sys.executable, "-c", code % heavy], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    shown = " ".join(done.stdout.split())
+    for word in (*EXPERIMENTS, *SCALES, "all"):
+        assert f"`{word}`" in shown
+    assert LEGACY.title in shown

@@ -1,0 +1,173 @@
+"""Every experiment at every scale: valid configurations, and at the paper's scale the paper's."""
+
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import pytest
+
+from imixer.experiments.costs import costs
+from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.scales import SCALES, SIZES
+from imixer.sweep.spec import build_sweep
+from imixer.training.config import ModelConfig
+from imixer.training.parsing import hoist, parse, to_config, train_parser
+
+EVERYWHERE = list(product(EXPERIMENTS, SCALES))
+
+
+@cache
+def rows(name, scale):
+    return [row for row in EXPERIMENTS[name].rows(SCALES[scale]) if row.settings]
+
+
+@cache
+def configs(name, scale):
+    sweep = build_sweep({"cases": {row.name: row.settings for row in rows(name, scale)}})
+    return {cell.name: cell.config for cell in sweep.cells}
+
+
+def recipe(name):
+    return to_config(parse(train_parser(), hoist(["--recipe", name])))
+
+
+def changed(config, **model):
+    return replace(config, model=replace(config.model, **model))
+
+
+@pytest.mark.parametrize(("name", "scale"), EVERYWHERE)
+def test_every_row_is_a_valid_configuration_with_a_baseline(name, scale):
+    found = configs(name, scale)
+    assert list(found) == [row.name for row in rows(name, scale)]
+    names = {row.name: row for row in rows(name, scale)}
+    for row in rows(name, scale):
+        assert row.baseline is None or names[row.baseline].baseline is None
+        assert list(row.labels) == list(rows(name, scale)[0].labels)
+    assert len({tuple(row.labels.values()) for row in rows(name, scale)}) == len(names)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_row_is_a_model_that_can_be_built(name):
+    for config in configs(name, "smoke").values():
+        found = costs(config, 3, 10)
+        assert found.parameters > 0
+        assert (found.multiply_adds is None) == (config.model.solver is not None)
+
+
+def test_paper_scale_table_1_trains_the_papers_recipes():
+    found = configs("table1", "paper")
+    for size in SIZES:
+        s = size.lower()
+        assert found[f"imixer-{s}"] == recipe(f"paper/imixer_{s}16_cifar10")
+        mixer = recipe(f"paper/mixer_{s}16_cifar10")
+        assert found[f"mixer-{s}"] == mixer
+        ratio = SCALES["paper"].matching_ratio(size)
+        assert found[f"mixer-{s}-matched"] == changed(mixer, kwargs={"mlp_ratio": [ratio, 4.0]})
+
+
+def test_paper_scale_tables_2_and_3_change_what_they_vary_only():
+    default = recipe("paper/imixer_s16_cifar10")
+    for table, field, named in (("table2", "hidden_ratio", 2.0), ("table3", "norm", "spectral")):
+        found = configs(table, "paper")
+        assert len(found) == (12 if table == "table2" else 9)
+        for row, config in found.items():
+            value, n = row.split("-n=")
+            value = float(value.removeprefix("h_r=")) if field == "hidden_ratio" else value
+            own = {} if value == named else {field: value}
+            own |= {} if n == "2" else {"n_iter": int(n)}
+            assert config == changed(default, **own), row
+
+
+def test_paper_scale_table_4_trains_the_papers_recipes():
+    found = configs("table4", "paper")
+    assert len(found) == 8
+    for row, config in found.items():
+        model, _, data = row.partition("-")
+        assert config == recipe(f"paper/{model}_s16_{data}")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("depth", [{"num_layers": 4}, {"num_layers": 5}]),
+        ("activations", [{"act_layer": [act, act]} for act in ("relu", "silu", "tanh", "softplus")]),
+        ("tied", [{"tied": True}]),
+        (
+            "solver",
+            [{"solver": s, "gradient": "implicit", "on_failure": "warn"} for s in ("picard", "anderson")],
+        ),
+        ("guarantee", [{"coeff": "auto"}, {"coeff": "auto", "act_layer": ["gelu_1lip", "gelu_1lip"]}]),
+        ("legacy", [{"legacy": True}]),
+    ],
+)
+def test_paper_scale_beyond_the_paper_changes_one_thing_of_its_imixer(name, changes):
+    default = recipe("paper/imixer_s16_cifar10")
+    assert list(configs(name, "paper").values()) == [default, *(changed(default, **change) for change in changes)]
+
+
+def test_the_ceilings_that_guarantee_are_as_the_table_says():
+    from imixer.implicit import ceiling
+    from imixer.models.activations import GELU_SLOPE
+
+    words = [row.labels["ceiling c, activation"] for row in rows("guarantee", "smoke")]
+    assert words[1] == f"auto ({ceiling([GELU_SLOPE, GELU_SLOPE]):.3f}), gelu"
+    assert words[2] == f"auto ({ceiling([1.0, 1.0]):.3g}), gelu / {GELU_SLOPE:.3f}"
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_matched_mixer_has_the_imixers_multiply_adds(scale):
+    found = configs("table1", scale)
+    for size in ("s", "b"):
+        imixer, mixer, matched = (
+            costs(found[name], 3, 10).multiply_adds
+            for name in (f"imixer-{size}", f"mixer-{size}", f"mixer-{size}-matched")
+        )
+        assert mixer < 0.9 * imixer
+        assert matched == pytest.approx(imixer, rel=2e-4)  # the width is a whole number
+
+
+def test_costs_are_the_papers():
+    found = configs("table1", "paper")
+    parameters = {size: costs(found[f"imixer-{size}"], 3, 10).parameters for size in "sbl"}
+    assert parameters == {"s": 20_123_690, "b": 66_210_874, "l": 232_384_106}
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu"])
+def test_a_scale_knows_its_models_sizes(scale):
+    from imixer.training.model import build_model
+
+    for config, size in ((configs("table1", scale)[f"imixer-{size.lower()}"], size) for size in SIZES):
+        model = build_model(config.model, config.data, native_size=None, in_chans=3, num_classes=10).model
+        assert model.embed_dim == SCALES[scale].channels[size]
+        assert model.stem.img_size == (SCALES[scale].side,) * 2
+        assert model.stem.patch_size == (SCALES[scale].patch,) * 2
+        words = f"{len(model.blocks)} blocks, {SCALES[scale].patch}x{SCALES[scale].patch} patches"
+        assert words in SCALES[scale].summary and f"{model.embed_dim}" in SCALES[scale].summary
+
+
+def test_experiments_share_the_papers_imixer():
+    """So that it is trained once."""
+    for scale in SCALES:
+        default = configs("table1", scale)["imixer-s"]
+        for name in EXPERIMENTS:
+            if name != "table4" and not name.startswith("fig"):
+                assert default in configs(name, scale).values(), (name, scale)
+
+
+def test_figures_take_their_models_from_the_tables():
+    for scale in SCALES:
+        known = [config for name in ("table1", "table2", "table3") for config in configs(name, scale).values()]
+        for name, n in (("fig3", 1), ("fig5", 2), ("fig6", 4), ("fig7", 4)):
+            (config,) = configs(name, scale).values()
+            assert config in known
+            assert (config.model.n_iter or 2) == n
+
+
+def test_images_of_many_sizes_are_not_kept_on_the_device():
+    found = configs("table4", "gpu")
+    assert {row.partition("-")[2]: config.data.pipeline for row, config in found.items()} == {
+        "cifar100": "device",
+        "stanford_cars": "timm",
+        "food101": "timm",
+    }
+    assert isinstance(found["mixer-food101"].model, ModelConfig)
