@@ -1,9 +1,11 @@
 """The report, in a real browser."""
 
+import json
 import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from imixer.cli import main
 from imixer.errors import InputError
@@ -167,6 +169,20 @@ def test_damaged_files_and_impossible_places_are_named(runs, tmp_path):
     (tmp_path / "run" / "metrics.csv").write_text("epoch,val_acc\n1,many\n")
     with pytest.raises(InputError, match="the run's files are damaged"):
         write_report([str(tmp_path / "run")])
+
+
+def test_tables_and_figures_of_reproduce_are_shown_in_their_order(tmp_path):
+    shown = {"header": ["model", "top-1 %"], "rows": [["Mixer", "88.08 +- 0.51"]], "notes": ["paper: what it reports"]}
+    table = {"title": "Table 1: sizes", "conditions": "Scale smoke", "shown": shown}
+    (tmp_path / "table1.json").write_text(json.dumps(table))
+    (tmp_path / "fig3.json").write_text("{}")
+    Image.new("RGB", (120, 80)).save(tmp_path / "fig3.png")
+    text = write_report([str(tmp_path)]).read_text()
+    assert text.index("Table 1: sizes") < text.index("88.08 ± 0.51") < text.index("Figure 3")
+    assert "data:image/png" in text
+    (tmp_path / "table1.json").write_text("{")
+    with pytest.raises(InputError, match="`imixer reproduce table1` writes it again"):
+        write_report([str(tmp_path)])
 
 
 def test_an_unfinished_run_is_told_as_such(runs, tmp_path):

@@ -37,7 +37,7 @@ def write_table(found: Reproduced, console: Console) -> None:
         "md": f"# {title}\n\n{escape_markdown(conditions)}\n\n{markdown(grid)}\n{notes}\n",
         "tex": latex(grid, " ".join(f"{note}." for note in [title, conditions, *legend]), f"{name}-{found.scale.name}"),
         "csv": _csv(records),
-        "json": json.dumps(_facts(found) | {"rows": records}, indent=2) + "\n",
+        "json": json.dumps(_facts(found) | {"rows": records, "shown": _shown(grid, legend, remarks)}, indent=2) + "\n",
     }
     files = {found.folder / f"{name}.{suffix}": text for suffix, text in texts.items()}
     for file, text in files.items():
@@ -46,6 +46,11 @@ def write_table(found: Reproduced, console: Console) -> None:
     for note in [conditions, *legend, *remarks]:
         console.print(note, markup=False, soft_wrap=True)
     console.print(f"written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+
+
+def _shown(grid: Grid, legend: List[str], remarks: List[str]) -> Dict[str, Any]:
+    """The table as it is printed, for whoever shows it again."""
+    return {"header": grid.header, "rows": grid.rows, "notes": [*legend, *remarks]}
 
 
 def _grid(found: Reproduced) -> Grid:

@@ -6,11 +6,12 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
 from imixer.errors import InputError
+from imixer.experiments.registry import EXPERIMENTS
 from imixer.training.parsing import flat
 from imixer.training.run_directory import RunDirectory
 
@@ -32,6 +33,27 @@ class Picture:
 
     title: str
     file: Path
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A table or figure of `imixer reproduce`.
+
+    Args:
+        title: What it shows.
+        conditions: Scale, data, length.
+        header: What each column is called; empty for a figure.
+        rows: The rows.
+        notes: What to know of them.
+        picture: The figure.
+    """
+
+    title: str
+    conditions: str = ""
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
+    picture: Optional[Path] = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +104,29 @@ def find_runs(paths: Sequence[str]) -> List[Run]:
             raise InputError(f"{path} holds no run; give what `imixer train`, `sweep` or `reproduce` has written")
         found.update(dict.fromkeys(runs))
     return [_read(path, name) for path, name in zip(found, short_names(list(found)), strict=True)]
+
+
+def find_reproduced(paths: Sequence[str]) -> List[Reproduced]:
+    """The tables and figures in some folders that `imixer reproduce` has written, in its order. Other paths have none.
+
+    Raises:
+        InputError: If a file is damaged.
+    """
+    found = []
+    for folder in map(Path, paths):
+        for name, experiment in EXPERIMENTS.items():
+            file = folder / f"{name}.json"
+            if not file.is_file():
+                continue
+            try:
+                facts = _json(file)
+                if "shown" in facts:
+                    found.append(Reproduced(facts["title"], facts["conditions"], **facts["shown"]))
+                elif file.with_suffix(".png").is_file():
+                    found.append(Reproduced(experiment.title, picture=file.with_suffix(".png")))
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
+    return found
 
 
 def short_names(paths: Sequence[Path]) -> List[str]:

@@ -10,7 +10,7 @@ import yaml
 
 from imixer.errors import InputError
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import Run, differing, find_runs
+from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs
 from imixer.experiments.report.page import Chart, Fold, Heading, Item, Paragraph, PictureFile, Section, Table, render
 from imixer.training.atomic import write_text
 
@@ -21,26 +21,31 @@ def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
     """Write one HTML file about runs; it needs neither server nor network.
 
     Args:
-        paths: Run directories, and folders of them, such as those of a sweep.
+        paths: Run directories, folders of them, such as those of a sweep, and folders that `imixer reproduce` has
+            written, of which the tables and figures are shown and not the runs.
         out: File to write. Default: `report.html` in the first path.
 
     Raises:
         InputError: If there is no run at a path, a run is damaged, or the file cannot be written.
     """
-    runs = find_runs(paths)
+    reproduced = find_reproduced(paths)
+    others = [path for path in paths if not find_reproduced([path])]
+    runs = find_runs(others) if others else []
     file = Path(out) if out else Path(paths[0]) / "report.html"
     if file.is_dir():
         raise InputError(f"out: {file} is a folder; give the name of a file")
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    parts = [f"{len(reproduced)} tables and figures"] * bool(reproduced)
+    parts += [runs[0].name if len(runs) == 1 else f"{len(runs)} runs"] * bool(runs)
     try:
-        write_text(file, render(f"imixer: {title}", _sections(runs)))
+        write_text(file, render(f"imixer: {' and '.join(parts)}", _sections(reproduced, runs)))
     except OSError as error:
         raise InputError(f"out: {file} cannot be written, {error.strerror}") from error
     return file
 
 
-def _sections(runs: List[Run]) -> List[Section]:
+def _sections(reproduced: List[Reproduced], runs: List[Run]) -> List[Section]:
     return [
+        Section("Reproduced", _reproduced(reproduced)),
         Section("Summary", _summary(runs)),
         Section("Learning curves", _curves(runs)),
         Section("Convergence", _convergence(runs)),
@@ -51,7 +56,27 @@ def _sections(runs: List[Run]) -> List[Section]:
     ]
 
 
+def _reproduced(found: List[Reproduced]) -> List[Item]:
+    items: List[Item] = []
+    for each in found:
+        items.append(Heading(each.title))
+        if each.conditions:
+            items.append(Paragraph(each.conditions))
+        if each.rows:
+            items.append(Table(each.title, each.header, [[_typeset(cell) for cell in row] for row in each.rows]))
+        if each.picture:
+            items.append(PictureFile(each.title, each.picture))
+        items += [Paragraph(_typeset(note)) for note in each.notes]
+    return items
+
+
+def _typeset(text: str) -> str:
+    return text.replace("+-", "±")
+
+
 def _summary(runs: List[Run]) -> List[Item]:
+    if not runs:
+        return []
     header = ["run", "model", "data", "accuracy", "loss", "epochs", "images/s", "time", "seed", "parameters", "device"]
     unfinished = [run.name for run in runs if not run.finished]
     items: List[Item] = [Table("All runs", header, [_summary_row(run) for run in runs])]
