@@ -9,7 +9,6 @@ also the share of iMixer S/16's training steps that the device pipeline adds, ag
 """
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import timm
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from step import cpu_name, show
 from torch import Tensor, nn
 
 import imixer.models  # noqa: F401
@@ -162,19 +161,7 @@ def main() -> None:
             row += [f"{share:.3f}", "met" if share < STEP_TARGET else "missed"]
         rows.append(row)
         console.print(" | ".join(row), highlight=False, soft_wrap=True)
-    table = Table(*header, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=max(console.width, 110)).print(table)
-    if args.markdown:
-        lines = [f"{title}.\n", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-        args.markdown.write_text("\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n")
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor()
+    show(title, header, rows, 110, args.markdown)
 
 
 if __name__ == "__main__":

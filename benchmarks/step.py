@@ -185,13 +185,18 @@ def main() -> None:
             cell += ["met" if ratio / work <= 1.1 else "missed", *(f"{m:.0f}" for m in memory)]
             rows.append(cell)
             console.print(" | ".join(rows[-1]), highlight=False, soft_wrap=True)
+    show(title, header, rows, 130, args.markdown)
+
+
+def show(title: str, header: list[str], rows: list[list[str]], width: int, markdown: Path | None) -> None:
+    """Print a table at least so wide, and write it to a Markdown file if one is given."""
     table = Table(*header, title=title)
     for row in rows:
         table.add_row(*row)
-    Console(width=max(console.width, 130)).print(table)
-    if args.markdown:
+    Console(width=max(Console().width, width)).print(table)
+    if markdown:
         lines = [f"{title}.\n", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-        args.markdown.write_text("\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n")
+        markdown.write_text("\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n")
 
 
 def cpu_name() -> str:

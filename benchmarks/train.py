@@ -25,8 +25,7 @@ from pathlib import Path
 import timm
 import torch
 from rich.console import Console
-from rich.table import Table
-from step import cpu_name, milliseconds, multiply_adds, resident_peak
+from step import cpu_name, milliseconds, multiply_adds, resident_peak, show
 from torch import Tensor, nn
 
 import imixer.models
@@ -208,14 +207,8 @@ def main() -> None:
         f"{where}; peak {peak / 1e12:.3g} TFLOP/s ({source}); "
         f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
     )
-    table = Table(*header, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=max(console.width, 150)).print(table)
+    show(title, header, rows, 150, args.markdown)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
-    if args.markdown:
-        lines = [f"{title}.\n", "| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-        args.markdown.write_text("\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n")
 
 
 if __name__ == "__main__":

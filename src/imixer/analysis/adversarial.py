@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imixer.analysis.images import held_out_batches
+from imixer.analysis.images import count_held_out, held_out_batches
 from imixer.analysis.pixels import Pixels, pixels_of
 from imixer.data.progress import with_progress
 from imixer.data.randomness import mixed_seed
 from imixer.errors import InputError
 from imixer.training.atomic import write_text
 from imixer.training.reload import reload
-from imixer.training.result import read_result
 
 _REACH = 2.5  # all steps together, in epsilons: from one side of the ball to the other, and some more
 _BATCH_SIZE = 64
@@ -202,13 +201,12 @@ def evaluate_adversarial(
         InputError: If run or data are not there.
     """
     reloaded = reload(path, device)
-    held_out = read_result(reloaded.run).held_out
     found = score_attack(
         reloaded.model,
         held_out_batches(reloaded, images, _BATCH_SIZE, data),
         pixels_of(reloaded),
         attack,
-        total=min(images or held_out, held_out),
+        total=count_held_out(reloaded, images),
     )
     file = reloaded.run.adversarial
     write_text(file, json.dumps(_row(found), indent=2))

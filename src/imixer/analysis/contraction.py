@@ -13,7 +13,7 @@ from imixer.analysis.record import record
 from imixer.analysis.statistics import relative_error, spread
 from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
 from imixer.implicit.nest import levels
-from imixer.models.activations import lipschitz_constant
+from imixer.models.activations import slope_or_infinity
 from imixer.models.inside import Inside, look_inside
 from imixer.training.reload import reload
 
@@ -98,14 +98,9 @@ def _measure(inside: Inside) -> BlockContraction:
 
 
 def _slopes(acts: Sequence[nn.Module]) -> Tuple[List[float], Tuple[str, ...]]:
-    slopes, unknown = [], []
-    for act in acts:
-        try:
-            slopes.append(lipschitz_constant(act))
-        except ValueError:
-            slopes.append(math.inf)
-            unknown.append(type(act).__name__)
-    return slopes, tuple(sorted(set(unknown)))
+    slopes = [slope_or_infinity(act) for act in acts]
+    unknown = {type(act).__name__ for act, slope in zip(acts, slopes, strict=True) if math.isinf(slope)}
+    return slopes, tuple(sorted(unknown))
 
 
 def analyze_contraction(

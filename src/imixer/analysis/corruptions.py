@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imixer.analysis.images import held_out_batches
+from imixer.analysis.images import count_held_out, held_out_batches
 from imixer.analysis.pixels import Pixels, pixels_of
 from imixer.data.progress import with_progress
 from imixer.data.randomness import mixed_seed
 from imixer.errors import InputError
 from imixer.training.atomic import write_text
 from imixer.training.reload import reload
-from imixer.training.result import read_result
 
 SEVERITIES = (1, 2, 3, 4, 5)
 GROUPS: Dict[str, Tuple[str, ...]] = {
@@ -192,13 +191,12 @@ def evaluate_corruptions(
     require_corruptions()
     reloaded = reload(path, device)
     names = applicable(*reloaded.input_size[1:])
-    held_out = read_result(reloaded.run).held_out
     found = score_corruptions(
         reloaded.model,
         held_out_batches(reloaded, images, _BATCH_SIZE, data),
         pixels_of(reloaded),
         names,
-        total=min(images or held_out, held_out),
+        total=count_held_out(reloaded, images),
     )
     file = reloaded.run.corruptions
     write_text(file, json.dumps(_row(found, reloaded.input_size), indent=2))

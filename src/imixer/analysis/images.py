@@ -1,13 +1,14 @@
 """Images to measure a run on."""
 
 from collections.abc import Iterator
-from typing import Optional, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from imixer.errors import InputError
 from imixer.training.reload import Reloaded
+from imixer.training.result import read_result
 
 
 def held_out_images(reloaded: Reloaded, count: int, moved_to: Optional[str] = None) -> Tensor:
@@ -61,13 +62,23 @@ def held_out_batches(
     if count is not None:
         _check_count(count)
     val = reloaded.data(moved_to).val
-    total = len(val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
-    wanted = min(count or total, total)
-    places = [i * total // wanted for i in range(wanted)]
-    for start in range(0, wanted, batch_size):
+    places = evenly_spread(len(val), count)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
+    for start in range(0, len(places), batch_size):
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
         batch = torch.stack([reloaded.transform(image) for image in images])
         yield batch.to(reloaded.device), torch.tensor(labels, device=reloaded.device)
+
+
+def evenly_spread(total: int, count: Optional[int]) -> List[int]:
+    """So many numbers from 0 to total - 1, or all if there are not as many or count is None."""
+    wanted = min(count or total, total)
+    return [i * total // wanted for i in range(wanted)]
+
+
+def count_held_out(reloaded: Reloaded, count: Optional[int]) -> int:
+    """How many images `held_out_batches` gives, as the run's result has it, without opening the data."""
+    there = read_result(reloaded.run).held_out
+    return min(count or there, there)
 
 
 def _check_count(count: int) -> None:

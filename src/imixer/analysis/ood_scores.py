@@ -88,9 +88,6 @@ def _token_energies(model: Any, images: Tensor) -> Tensor | None:
 
 def _residuals(model: Any, images: Tensor) -> Tensor:
     """(blocks, B)."""
-    found = []
-    for inside in look_inside(model, images):
-        x, z = inside.x.double(), inside.z.double()
-        left = x - z - inside.F(inside.x, inside.F.weights(), inside.imlp.n_iter).double()
-        found.append(left.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1))
-    return torch.stack(found)
+    insides = look_inside(model, images)
+    pairs = [(inside.left(torch.float64), inside.x.double()) for inside in insides]
+    return torch.stack([left.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) for left, x in pairs])

@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 import torch
 from torch import Tensor
 
-from imixer.analysis.images import held_out_batches
+from imixer.analysis.images import evenly_spread, held_out_batches
 from imixer.analysis.pixels import pixels_of
 from imixer.data.config import DataConfig
 from imixer.data.decoding import to_channels
@@ -84,8 +84,8 @@ def outside_batches(
         val: Any = open_data(DataConfig(name=against, root=reloaded.config.data.root)).val
     except InputError as error:
         raise InputError(f"against {against!r} is none of {', '.join(SPOILT)}, and as a data set: {error}") from error
-    wanted = min(count or len(val), len(val))
-    for start in range(0, wanted, batch_size):
-        places = [i * len(val) // wanted for i in range(start, min(start + batch_size, wanted))]
-        found = [to_channels(val[place][0], reloaded.input_size[0]) for place in places]
+    places = evenly_spread(len(val), count)
+    for start in range(0, len(places), batch_size):
+        chosen = places[start : start + batch_size]
+        found = [to_channels(val[place][0], reloaded.input_size[0]) for place in chosen]
         yield torch.stack([reloaded.transform(image) for image in found]).to(reloaded.device)

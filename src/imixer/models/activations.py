@@ -78,3 +78,11 @@ def lipschitz_constant(act: nn.Module) -> float:
     if kind not in _LIPSCHITZ:
         raise ValueError(f"the largest slope of {kind.__name__} is not known here")
     return _LIPSCHITZ[kind]
+
+
+def slope_or_infinity(act: nn.Module) -> float:
+    """`lipschitz_constant`, or infinity where it is not known."""
+    try:
+        return lipschitz_constant(act)
+    except ValueError:
+        return math.inf

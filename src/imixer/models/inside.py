@@ -40,6 +40,10 @@ class Inside:
         assert self.imlp.contraction is not None
         return self.imlp.contraction
 
+    def left(self, dtype: torch.dtype) -> Tensor:
+        """x - G(v) - F(x), (images, C, D): what the solver leaves of the equation. F runs in the model's dtype."""
+        return self.x.to(dtype) - self.z.to(dtype) - self.F(self.x, self.F.weights(), self.imlp.n_iter).to(dtype)
+
 
 def inverses(model: Any) -> List[Tuple[int, IMLP]]:
     """The iMLPs of a model that have an inverse, each with the number of its block. None in other models."""

@@ -11,7 +11,7 @@ from typing import Any, Dict, Protocol
 from imixer.errors import InputError
 from imixer.training.run_directory import RunDirectory
 
-_NEEDS = {"wandb": "wandb", "mlflow": "mlflow"}
+_EXTRAS = ("wandb", "mlflow")  # called like their packages
 
 
 class Logger(Protocol):
@@ -28,7 +28,7 @@ def check_logger(name: str) -> None:
     Raises:
         InputError: If its package is missing.
     """
-    if name in _NEEDS and importlib.util.find_spec(_NEEDS[name]) is None:
+    if name in _EXTRAS and importlib.util.find_spec(name) is None:
         raise InputError(f"logger is {name}, which needs a package: pip install 'imixer[{name}]'")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from typing import Any, Dict, List, Protocol
 
@@ -121,7 +122,7 @@ class Loop:
         epoch, accumulate = len(self.rows), self.config.accumulate
         first = self.step - epoch * self.steps_per_epoch
         parts = self.training.epoch(epoch, first * accumulate)
-        self.record.begin_epoch(self.fabric.device)
+        self.record.begin_epoch()
         for _ in range(first, self.steps_per_epoch):
             self._take_step(list(islice(parts, accumulate)))
             self._save_if_due(request)
@@ -181,9 +182,14 @@ class Loop:
     def _convergence(self) -> List[Dict[str, float]]:
         if self.config.strategy == "fsdp":  # the blocks are in pieces
             return []
-        images, _ = next(iter(self.held_out))
         with self.fabric.autocast():
-            return convergence(self.trainee.judged, images[:_MONITORED])
+            return convergence(self.trainee.judged, self._watched)
+
+    @cached_property
+    def _watched(self) -> Tensor:
+        """The held-out images on which convergence is watched, the same after every epoch."""
+        images, _ = next(iter(self.held_out))
+        return images[:_MONITORED].clone()
 
     def _asked(self, request: StopRequest) -> int:
         """The signal by which any process was asked to stop, 0 for none."""

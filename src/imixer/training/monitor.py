@@ -13,7 +13,7 @@ from imixer.implicit.ceiling import nested_bounds
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.nest import levels
 from imixer.implicit.spectral import exact_sigma
-from imixer.models.activations import lipschitz_constant
+from imixer.models.activations import slope_or_infinity
 from imixer.models.inside import Inside, inverses, look_inside
 
 
@@ -40,11 +40,10 @@ def convergence(model: nn.Module, images: Tensor) -> List[Dict[str, float]]:
 
 @torch.no_grad()
 def _measure(inside: Inside) -> Dict[str, float]:
-    F, x = inside.F, inside.x.float()
-    left = x - inside.z.float() - F(inside.x, F.weights(), inside.imlp.n_iter).float()
+    F, left = inside.F, inside.left(torch.float32)
     nest = levels(F)
     free = [_sigmas(level) for level in nest]
-    slopes = [_slope(act) for act in (F.act, *(level.act_hidden for level in nest))]
+    slopes = [slope_or_infinity(act) for act in (F.act, *(level.act_hidden for level in nest))]
     ceilings = [level.fc1.coeff if isinstance(level.fc1, SpectralLinear) else math.inf for level in nest]
     gains = [
         min(s1, c) * min(s2, c) * slopes[A] * slopes[A + 1]
@@ -52,7 +51,7 @@ def _measure(inside: Inside) -> Dict[str, float]:
     ]
     return {
         "block": inside.block,
-        "residual": float(left.norm() / x.norm()),
+        "residual": float(left.norm() / inside.x.float().norm()),
         "sigma": max(max(pair) for pair in free),
         "bound": nested_bounds(gains)[0],
     }
@@ -66,10 +65,3 @@ def _sigmas(level: Contraction) -> tuple[float, float]:
 
 def _sigma(layer: Any) -> float:
     return float(layer.sigma() if isinstance(layer, SpectralLinear) else exact_sigma(layer.weight))
-
-
-def _slope(act: nn.Module) -> float:
-    try:
-        return lipschitz_constant(act)
-    except ValueError:  # unknown
-        return math.inf

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imixer.data.randomness import seed_globally
@@ -18,7 +18,7 @@ from imixer.errors import InputError
 from imixer.training.atomic import replacing
 from imixer.training.diagnosis import first_non_finite
 from imixer.training.model import BuiltModel
-from imixer.training.trainee import STEP_STREAM, Part
+from imixer.training.trainee import STEP_STREAM, Part, training_loss
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
@@ -58,14 +58,13 @@ class Recorded:
         model.train()
         for images, targets in parts:
             with self._autocast(images.device):
-                place = first_non_finite(model, images, self._loss(targets))
+                place = first_non_finite(model, images, partial(self._loss, targets))
             if place is not None:
                 return place
         return None
 
-    def _loss(self, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        smoothing = 0.0 if targets.is_floating_point() else self.smoothing
-        return lambda logits: F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    def _loss(self, targets: Tensor, logits: Tensor) -> Tensor:
+        return training_loss(logits.float(), targets, self.smoothing)
 
     def _autocast(self, device: torch.device) -> Any:
         dtype = _DTYPES.get(self.precision)

@@ -24,8 +24,6 @@ def silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics|timm)\b.*")
     for message in (
-        r".*does not have many workers.*",
-        r".*deterministic.*",  # "warn" mode: some CUDA kernels have no deterministic twin
         r".*LeafSpec.*",
         r".*pickle protocol.*",
         r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",

@@ -45,7 +45,7 @@ class Record:
                 kept = [row for row in csv.DictReader(file) if int(row["epoch"]) <= len(rows)]
             _rewrite(self.run.convergence, kept)
 
-    def begin_epoch(self, device: torch.device) -> None:
+    def begin_epoch(self) -> None:
         """Start the clock of an epoch's training."""
         self._began, self._images = time.perf_counter(), 0
 

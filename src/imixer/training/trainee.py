@@ -22,6 +22,11 @@ Part = Tuple[Tensor, Tensor]
 STEP_STREAM = 1  # keeps the randomness of steps apart from that of orders and images, which mix two or three numbers
 
 
+def training_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Cross entropy in nats; labels are smoothed, mixed targets are already."""
+    return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
+
+
 class Trainee:
     """Takes optimizer steps. What is random in one depends on the seed, its number and the process only.
 
@@ -87,9 +92,8 @@ class Trainee:
         return total, self.guard.refuses(norm)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy in nats; labels are smoothed, mixed targets are already."""
-        smoothing = 0.0 if targets.is_floating_point() else self.config.smoothing
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        """The training loss, a scalar in nats."""
+        return training_loss(logits, targets, self.config.smoothing)
 
     def move(self, step: int) -> None:
         """Take step number `step`, from 0, along the gradient computed."""
