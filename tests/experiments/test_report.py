@@ -22,6 +22,7 @@ def runs(run, train_quick, tmp_path_factory):
     shutil.copytree(run, folder / "first")
     train_quick(folder / "second", "--seed", "1", "--model.n_iter", "1")
     assert main(["evaluate", str(folder / "first")]) == 0
+    assert main(["predict", str(folder / "first")]) == 0
     assert main(["analyze", "energy", str(folder / "first")]) == 0
     return folder
 
@@ -67,24 +68,43 @@ def open_page(browser, report):
 def test_every_chart_and_picture_is_there(open_page, runs):
     page = open_page()
     charts = page.locator("[data-chart]").count()
-    assert charts == 1 + 2 + 1  # learning curves; convergence of two runs; classes of one
+    assert charts == 1 + 2 + 1 + 2 + 1  # curves of all; convergence, energy, confusion, classes of each that has it
     assert page.locator(".js-plotly-plot .main-svg:first-child").count() == charts
     widths = page.eval_on_selector_all("img", "pictures => pictures.map(picture => picture.naturalWidth)")
-    drawn = len(list((runs / "first").rglob("*.png"))) + len(list((runs / "second").rglob("*.png")))
-    assert len(widths) == drawn and min(widths) > 100
+    charted = {"learning_curves", "confusion_matrix", "energy"}
+    drawn = [file for name in ("first", "second") for file in (runs / name).rglob("*.png") if file.stem not in charted]
+    assert len(widths) == len(drawn) > 0 and min(widths) > 100
     titles = page.locator("h2").all_inner_texts()
-    assert titles == ["Summary", "Learning curves", "Convergence", "Classes", "Pictures", "Settings", "Environment"]
+    assert " ".join(titles) == "Summary Learning curves Convergence Energy Classes Pictures Settings Environment"
     row = page.locator("#summary tbody tr").nth(0).inner_text()
     assert re.search(r"first\s+imixer_t2_8\s+digits\s+\d+\.\d\d%", row)
     assert "model.n_iter" in page.locator("#settings table").inner_text()
 
 
-def test_pointing_at_a_curve_tells_its_number(open_page):
+@pytest.mark.parametrize(
+    ("chart", "mark", "told"),
+    [
+        ("curves", ".xy .point", r"epoch 1: \d"),
+        ("energy-0", ".xy .point", r"block 0: .* ± .*falls on \d+% of the images: (guaranteed|observed|violated)"),
+        ("confusion-0", ".hm", r"\d taken for \d: \d+ images, \d+\.\d%"),
+    ],
+)
+def test_pointing_at_a_mark_tells_its_number(open_page, chart, mark, told):
     page = open_page(viewport={"width": 1280, "height": 900})
-    box = page.locator("[data-chart=curves] .xy .point").first.bounding_box()
+    marks = page.locator(f"[data-chart={chart}] {mark}").first
+    marks.scroll_into_view_if_needed()
+    box = marks.bounding_box()
+    page.mouse.move(box["x"] + 3, box["y"] + 3)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_selector("[data-chart=curves] .hovertext")
-    assert "epoch" in page.locator("[data-chart=curves] .hovertext").first.text_content()
+    page.wait_for_selector(f"[data-chart={chart}] .hovertext")
+    assert re.search(told, page.locator(f"[data-chart={chart}] .hovertext").first.text_content())
+
+
+def test_a_damaged_confusion_matrix_is_named(runs, tmp_path):
+    shutil.copytree(runs / "second", tmp_path / "run")
+    (tmp_path / "run" / "confusion_matrix.csv").write_text("true,0,1\n0,3,1\n")
+    with pytest.raises(InputError, match="a row and a column for each class"):
+        write_report([str(tmp_path / "run")])
 
 
 def test_the_keyboard_reaches_everything(open_page):
@@ -115,12 +135,17 @@ def test_dark_mode_turns_page_and_charts(open_page):
     assert colors("dark") == ("rgb(22, 24, 28)", "#e8e8e8")
 
 
-def test_it_prints_with_all_settings_open(open_page):
+def test_it_prints_with_all_settings_open_and_no_chart_cut_off(open_page):
     page = open_page(color_scheme="dark")
     page.emulate_media(media="print", color_scheme="light")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.set_viewport_size({"width": 680, "height": 1000})  # what Letter leaves between wide margins
     assert page.evaluate("[...document.querySelectorAll('details')].every(each => each.open)")
+    assert page.evaluate("charts.every(chart => chart.querySelector('.main-svg').getBoundingClientRect().right <= 680)")
     assert len(page.pdf()) > 50_000
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate("charts[0]._fullLayout.width") > 1000
 
 
 def test_it_is_one_file_that_names_no_other(report):

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imixer.errors import InputError
+from imixer.training.confusion import read_confusion, write_confusion
 from imixer.training.parsing import load_config
 from imixer.training.result import read_result
 from imixer.training.run_directory import RunDirectory, create_run, open_run
@@ -29,6 +30,7 @@ FILES = {
     "model/model.safetensors",
     "learning_curves.png",
     "confusion_matrix.png",
+    "confusion_matrix.csv",
 }
 
 
@@ -95,6 +97,24 @@ def test_the_result_comes_back(run):
     assert (result.epochs, result.held_out, result.model, result.data) == (2, 360, "imixer_t2_8", "digits")
     assert result.last["step"] == 44
     assert result.seconds > 0
+
+
+def test_the_confusion_matrix_counts_every_held_out_image(run):
+    names, counts = read_confusion(run / "confusion_matrix.csv")
+    assert names == [str(digit) for digit in range(10)]
+    assert sum(map(sum, counts)) == 360
+    right = sum(counts[i][i] for i in range(10))
+    assert right / 360 == pytest.approx(read_result(RunDirectory(run)).last["val_acc"], abs=1e-6)
+
+
+def test_a_confusion_matrix_keeps_names_that_look_alike_or_like_csv(tmp_path):
+    names, counts = ["a,b", "a,b", 'c"d'], [[1, 0, 2], [0, 3, 0], [0, 0, 4]]
+    write_confusion(counts, names, tmp_path / "c.csv")
+    assert read_confusion(tmp_path / "c.csv") == (names, counts)
+    for text in ("true,a,b\na,1,0\n", "true,a,b\na,1,0\nb,1\n", "\n"):
+        (tmp_path / "c.csv").write_text(text)
+        with pytest.raises(ValueError, match="a row and a column for each class"):
+            read_confusion(tmp_path / "c.csv")
 
 
 @pytest.mark.parametrize("name", ["learning_curves.png", "confusion_matrix.png"])

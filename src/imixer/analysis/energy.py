@@ -143,6 +143,7 @@ def analyze_energy(
             "asymmetry": {name: round(value, 6) for name, value in m.asymmetry.items()},
             "energy_before": spread(m.before),
             "energy_after": spread(m.after),
+            "change": spread(m.after - m.before),
             "share_falling": m.falls,
             "unrest": m.unrest,
             "verdict": m.verdict,

@@ -83,8 +83,13 @@ class RunDirectory:
 
     @property
     def confusion_matrix(self) -> Path:
-        """True against predicted class on the validation data."""
+        """True against predicted class on the validation data, drawn."""
         return self.path / "confusion_matrix.png"
+
+    @property
+    def confusion_counts(self) -> Path:
+        """The numbers of it: a row per true class, a column per predicted class."""
+        return self.path / "confusion_matrix.csv"
 
     @property
     def evaluation(self) -> Path:

@@ -27,6 +27,7 @@ from imixer.training.atomic import write_text
 from imixer.training.changes import check_changes
 from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
+from imixer.training.confusion import write_confusion
 from imixer.training.devices import build_fabric, check_devices, device_name, placed, share, started_by_launcher
 from imixer.training.environment import environment
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
@@ -212,7 +213,9 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         trained.write()
         draw_learning_curves(loop.rows, run.learning_curves)
         assert loop.scores.confusion is not None  # set by the last validation
-        draw_confusion_matrix(loop.scores.confusion.numpy(), data.class_names, run.confusion_matrix)
+        counts = loop.scores.confusion.numpy()
+        draw_confusion_matrix(counts, data.class_names, run.confusion_matrix)
+        write_confusion(counts.tolist(), data.class_names, run.confusion_counts)
         save_model(  # last: it is what makes a run finished
             built,
             weights,

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from imixer.experiments.report.collect import Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_FEW_CLASSES = 20  # whose counts have room in a confusion matrix
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -43,11 +44,7 @@ def learning_curves(runs: Sequence[Run]) -> go.Figure:
 
 def convergence(run: Run) -> go.Figure:
     """Residual of the fixed point equation, largest norm before normalisation, and bound, per block over the epochs."""
-    panels = {
-        "residual": "residual",
-        "sigma": "largest norm, before normalisation",
-        "bound": "bound of F's Lipschitz constant",
-    }
+    panels = {"residual": "residual", "sigma": "spectral norm", "bound": "Lipschitz bound"}
     figure = make_subplots(1, 3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
     blocks = sorted({int(row["block"]) for row in run.convergence})
     for place, block in enumerate(blocks):
@@ -70,6 +67,66 @@ def convergence(run: Run) -> go.Figure:
     return _finished(figure)
 
 
+def energy(mixings: Sequence[Dict[str, Any]]) -> go.Figure:
+    """Change of energy per neuron in each mixing step, with its verdict; asymmetry of each step's couplings."""
+    titles = ["change of energy, per neuron", "asymmetry of the couplings"]
+    figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.09)
+    for mixing, color in zip(("tokens", "channels"), _COLORS, strict=False):
+        steps = [step for step in mixings if step["mixing"] == mixing]
+        blocks = [step["block"] for step in steps]
+        figure.add_scatter(
+            x=blocks,
+            y=[step["change"]["mean"] for step in steps],
+            error_y={"array": [step["change"]["std"] for step in steps]},
+            customdata=[[step["change"]["std"], step["verdict"], step["share_falling"]] for step in steps],
+            name=f"mixing of {mixing}",
+            mode="markers",
+            marker={"color": color, "symbol": "circle" if mixing == "tokens" else "square", "size": 9},
+            hovertemplate="block %{x}: %{y:.3g} ± %{customdata[0]:.2g}<br>falls on %{customdata[2]:.0%} of the images: "
+            "%{customdata[1]}<extra>" + mixing + "</extra>",
+            row=1,
+            col=1,
+        )
+        for synapse, dash in zip(steps[0]["asymmetry"], _DASHES, strict=False):
+            figure.add_scatter(
+                x=blocks,
+                y=[step["asymmetry"][synapse] for step in steps],
+                name=f"{mixing}, {synapse}",
+                mode="lines+markers",
+                line={"color": color, "dash": dash},
+                hovertemplate="block %{x}: %{y:.3f}<extra>" + f"{mixing}, {synapse}" + "</extra>",
+                row=1,
+                col=2,
+            )
+    figure.add_hline(0.5**0.5, line={"dash": "dot", "color": "#999999"}, row=1, col=2)
+    figure.update_yaxes(range=[0, 1], col=2)
+    figure.update_xaxes(title_text="block", dtick=1 + len(mixings) // 40)
+    return _finished(figure)
+
+
+def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figure:
+    """True against predicted class: the share of the true class as colour, and counts where there is room."""
+    totals = [max(sum(row), 1) for row in counts]
+    figure = go.Figure(
+        go.Heatmap(
+            x=list(names),
+            y=list(names),
+            z=[[count / total for count in row] for row, total in zip(counts, totals, strict=True)],
+            customdata=counts,
+            text=[[count or "" for count in row] for row in counts],
+            texttemplate="%{text}" if len(names) <= _FEW_CLASSES else None,
+            zmin=0,
+            zmax=1,
+            colorscale=[[0, "rgba(0, 114, 178, 0)"], [1, "rgba(0, 114, 178, 0.8)"]],
+            showscale=False,
+            hovertemplate="%{y} taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="predicted class", type="category", constrain="domain", constraintoward="left")
+    figure.update_yaxes(title_text="true class", type="category", autorange="reversed", scaleanchor="x")
+    return _finished(figure).update_layout(height=min(260 + 22 * len(names), 900))
+
+
 def per_class(run: Run) -> go.Figure:
     """Accuracy of each class."""
     scores: List[Dict[str, Any]] = run.evaluation["per_class"]
@@ -82,19 +139,21 @@ def per_class(run: Run) -> go.Figure:
             hovertemplate="%{x}: %{y:.1%} of %{customdata} images<extra></extra>",
         )
     )
+    figure.update_xaxes(type="category")
     figure.update_yaxes(tickformat=".0%", range=[0, 1], title_text="accuracy")
     return _finished(figure)
 
 
 def _finished(figure: go.Figure) -> go.Figure:
     """Transparent, so that the page's colours, light or dark, show; the page sets those of text and grid."""
+    figure.update_xaxes(title_standoff=5)
     figure.update_layout(
         template="none",
-        height=340,
-        margin={"l": 55, "r": 15, "t": 40, "b": 45},
+        height=360,
+        margin={"l": 55, "r": 15, "t": 40, "b": 90 if len(figure.data) > 1 else 45},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
         font={"family": "system-ui, sans-serif", "size": 13},
     )
     return figure

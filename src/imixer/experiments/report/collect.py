@@ -12,14 +12,11 @@ import yaml
 
 from imixer.errors import InputError
 from imixer.experiments.registry import EXPERIMENTS
+from imixer.training.confusion import read_confusion
 from imixer.training.parsing import flat
 from imixer.training.run_directory import RunDirectory
 
-_PICTURES = {  # by the file's stem
-    "learning_curves": "Learning curves",
-    "confusion_matrix": "Confusion matrix",
-    "prediction": "Predictions",
-}
+_MANY_CLASSES = 200  # of which a confusion matrix is a picture only
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,9 @@ class Run:
         convergence: `convergence.csv`.
         result: `result.json`, empty if the run is not finished.
         evaluation: `evaluation.json`, if there is one.
-        pictures: What `imixer train`, `predict` and `analyze` have drawn.
+        classes: Class names and counts of true (row) against predicted (column) class, unless there are very many.
+        energy: What `imixer analyze energy` measured at each mixing step, if it did.
+        pictures: What `imixer train`, `predict` and `analyze` have drawn, without what is in the numbers above.
     """
 
     name: str
@@ -80,6 +79,8 @@ class Run:
     convergence: List[Dict[str, float]]
     result: Dict[str, Any]
     evaluation: Dict[str, Any]
+    classes: Optional[Tuple[List[str], List[List[int]]]]
+    energy: List[Dict[str, Any]]
     pictures: List[Picture]
 
     @property
@@ -106,26 +107,25 @@ def find_runs(paths: Sequence[str]) -> List[Run]:
     return [_read(path, name) for path, name in zip(found, short_names(list(found)), strict=True)]
 
 
-def find_reproduced(paths: Sequence[str]) -> List[Reproduced]:
-    """The tables and figures in some folders that `imixer reproduce` has written, in its order. Other paths have none.
+def find_reproduced(path: str) -> List[Reproduced]:
+    """The tables and figures in a folder that `imixer reproduce` has written, in its order. Others have none.
 
     Raises:
         InputError: If a file is damaged.
     """
     found = []
-    for folder in map(Path, paths):
-        for name, experiment in EXPERIMENTS.items():
-            file = folder / f"{name}.json"
-            if not file.is_file():
-                continue
-            try:
-                facts = _json(file)
-                if "shown" in facts:
-                    found.append(Reproduced(facts["title"], facts["conditions"], **facts["shown"]))
-                elif file.with_suffix(".png").is_file():
-                    found.append(Reproduced(experiment.title, picture=file.with_suffix(".png")))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
+    for name, experiment in EXPERIMENTS.items():
+        file = Path(path) / f"{name}.json"
+        if not file.is_file():
+            continue
+        try:
+            facts = _json(file)
+            if "shown" in facts:
+                found.append(Reproduced(facts["title"], facts["conditions"], **facts["shown"]))
+            elif file.with_suffix(".png").is_file():
+                found.append(Reproduced(experiment.title, picture=file.with_suffix(".png")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
     return found
 
 
@@ -153,6 +153,8 @@ def _is_run(path: Path) -> bool:
 def _read(path: Path, name: str) -> Run:
     run = RunDirectory(path)
     try:
+        classes = _classes(run)
+        energy = _energy(run)
         return Run(
             name=name,
             path=path,
@@ -162,16 +164,31 @@ def _read(path: Path, name: str) -> Run:
             convergence=_table(run.convergence),
             result=_json(run.result),
             evaluation=_json(run.evaluation),
-            pictures=_pictures(run),
+            classes=classes,
+            energy=energy,
+            pictures=_pictures(run, charted=["confusion_matrix"] * bool(classes) + ["energy"] * bool(energy)),
         )
     except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error
 
 
-def _pictures(run: RunDirectory) -> List[Picture]:
-    drawn = [Picture(title, run.path / f"{stem}.png") for stem, title in _PICTURES.items()]
-    analysed = [Picture(file.stem.replace("_", " ").capitalize(), file) for file in sorted(run.analysis.glob("*.png"))]
-    return [picture for picture in drawn if picture.file.is_file()] + analysed
+def _classes(run: RunDirectory) -> Optional[Tuple[List[str], List[List[int]]]]:
+    if not run.confusion_counts.is_file():
+        return None
+    names, counts = read_confusion(run.confusion_counts)
+    return (names, counts) if len(names) <= _MANY_CLASSES else None
+
+
+def _energy(run: RunDirectory) -> List[Dict[str, Any]]:
+    mixings = _json(run.analysis / "energy.json").get("mixings", [])
+    return mixings if all("change" in each for each in mixings) else []  # of an earlier version
+
+
+def _pictures(run: RunDirectory, charted: Sequence[str]) -> List[Picture]:
+    """The pictures of a run that no chart shows as well. Learning curves always are one."""
+    drawn = [run.confusion_matrix, run.prediction, *sorted(run.analysis.glob("*.png"))]
+    shown = [file for file in drawn if file.is_file() and file.stem not in charted]
+    return [Picture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
 
 
 def _json(file: Path) -> Dict[str, Any]:

@@ -6,7 +6,8 @@ function colors() {
   return { text: style.getPropertyValue("--text").trim(), line: style.getPropertyValue("--line").trim() };
 }
 
-function draw() {
+// Without a width, charts are as wide as the window has room for.
+function draw(width) {
   const { text, line } = colors();
   for (const chart of charts) {
     const { data, layout } = JSON.parse(document.getElementById(chart.dataset.chart).textContent);
@@ -17,8 +18,9 @@ function draw() {
       }
     }
     for (const note of layout.annotations || []) note.font = { ...note.font, color: text };
-    const narrow = chart.clientWidth < 640;
-    if (narrow) stack(layout);
+    for (const trace of data) if (trace.type === "heatmap") trace.textfont = { color: text };
+    if ((width || chart.clientWidth) < 640) stack(layout);
+    if (width) Object.assign(layout, { width, height: 0.75 * layout.height });
     Plotly.react(chart, data, layout, { responsive: true, displayModeBar: false });
   }
 }
@@ -37,9 +39,13 @@ function stack(layout) {
     if (note) Object.assign(note, { x: 0.5, y: top, yanchor: "bottom" });
   });
   layout.height = 260 * axes.length;
-  layout.legend = { ...layout.legend, y: -0.1 };
 }
 
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-addEventListener("beforeprint", () => { document.querySelectorAll("details").forEach((d) => { d.open = true; }); draw(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
+const paper = 660; // pixels: within the margins of A4 and of Letter
+addEventListener("beforeprint", () => {
+  document.querySelectorAll("details").forEach((fold) => { fold.open = true; });
+  draw(paper);
+});
+addEventListener("afterprint", () => draw());
 draw();

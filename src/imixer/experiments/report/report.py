@@ -28,8 +28,9 @@ def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
     Raises:
         InputError: If there is no run at a path, a run is damaged, or the file cannot be written.
     """
-    reproduced = find_reproduced(paths)
-    others = [path for path in paths if not find_reproduced([path])]
+    by_path = [(path, find_reproduced(path)) for path in paths]
+    reproduced = [each for _, found in by_path for each in found]
+    others = [path for path, found in by_path if not found]
     runs = find_runs(others) if others else []
     file = Path(out) if out else Path(paths[0]) / "report.html"
     if file.is_dir():
@@ -49,6 +50,7 @@ def _sections(reproduced: List[Reproduced], runs: List[Run]) -> List[Section]:
         Section("Summary", _summary(runs)),
         Section("Learning curves", _curves(runs)),
         Section("Convergence", _convergence(runs)),
+        Section("Energy", _energy(runs)),
         Section("Classes", _classes(runs)),
         Section("Pictures", _pictures(runs)),
         Section("Settings", _settings(runs)),
@@ -116,8 +118,8 @@ def _convergence(runs: List[Run]) -> List[Item]:
         items += [
             Heading(run.name),
             Chart(
-                "What the iterations leave of x = G(v) + F(x), relative to x; spectral norms; and what they guarantee: "
-                "below 1, the inverse exists for any input",
+                "What the iterations leave of x = G(v) + F(x), relative to x; the largest spectral norm before "
+                "normalisation; and the bound of F's Lipschitz constant: below 1, the inverse exists for any input",
                 f"convergence-{number}",
                 charts.convergence(run),
             ),
@@ -125,10 +127,37 @@ def _convergence(runs: List[Run]) -> List[Item]:
     return items
 
 
+def _energy(runs: List[Run]) -> List[Item]:
+    items: List[Item] = []
+    for number, run in enumerate(run for run in runs[:_MANY] if run.energy):
+        items += [
+            Heading(run.name),
+            Chart(
+                "By how much each mixing step changes the energy of its own Hopfield network, mean and standard "
+                "deviation over images, and whether it must fall; and how asymmetric the couplings are: 0 symmetric, "
+                "as an energy wants them, 0.71 (dotted) independent",
+                f"energy-{number}",
+                charts.energy(run.energy),
+            ),
+        ]
+    return items
+
+
 def _classes(runs: List[Run]) -> List[Item]:
     items: List[Item] = []
-    for number, run in enumerate(run for run in runs[:_MANY] if run.evaluation.get("per_class")):
-        items += [Heading(run.name), Chart("Accuracy of each class", f"classes-{number}", charts.per_class(run))]
+    for number, run in enumerate(runs[:_MANY]):
+        found: List[Item] = []
+        if run.classes:
+            found.append(
+                Chart(
+                    "Held-out images of each class, and what they were taken for",
+                    f"confusion-{number}",
+                    charts.confusion(*run.classes),
+                )
+            )
+        if run.evaluation.get("per_class"):
+            found.append(Chart("Accuracy of each class", f"classes-{number}", charts.per_class(run)))
+        items += [Heading(run.name), *found] if found else []
     return items
 
 
