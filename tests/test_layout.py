@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "training": {"models", "data", "recipes", "implicit", "errors"},
     "sweep": {"training", "data", "recipes", "errors"},
     "analysis": {"training", "models", "data", "implicit", "hopfield", "errors"},
+    "cli": {"experiments", "analysis", "sweep", "training", "recipes", "errors"},
     "experiments": {"analysis", "sweep", "training", "models", "data", "recipes", "implicit", "hopfield", "errors"},
 }
 

@@ -1,0 +1,109 @@
+"""`imixer analyze`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Optional, Union
+
+from jsonargparse import ArgumentParser, Namespace
+
+from imixer.cli.command import Command, add_run, new_parser
+from imixer.cli.terminal import announce_loading, new_console
+from imixer.errors import InputError
+
+# What each looks at, and the options it takes.
+_ANALYSES = {
+    "energy": ("of every mixing step as a Hopfield network, and how symmetric its couplings are", ("images", "data")),
+    "contraction": (
+        "whether each inverse exists, in theory and on images, and the error that the iterations leave",
+        ("images", "data", "require"),
+    ),
+    "inverse": ("what of each iMLP's input can be recovered from its inner state", ("images", "data")),
+    "iterations": (
+        "accuracy and latency against the number of iterations, and against a tolerance",
+        ("images", "data"),
+    ),
+    "convergence": (
+        "how far and in which direction each iteration moves the inner state",
+        ("images", "data", "n_iter", "seed"),
+    ),
+    "features": (
+        "what each iteration of one block makes of one image, as feature maps",
+        ("image", "data", "n_iter", "block"),
+    ),
+    "weights": ("token mixing matrices as pictures over the token grid", ()),
+    "ood": (
+        "whether energies, residuals and logits tell images of another kind from the run's own",
+        ("images", "data", "against"),
+    ),
+}
+
+
+def build() -> ArgumentParser:
+    """Its parser."""
+    parser = new_parser("Measure a run, print a table, and write it and a figure into RUN/analysis.")
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        choices=list(_ANALYSES),
+        help="; ".join(f"`{name}`: {what}" for name, (what, _) in _ANALYSES.items()) + ".",
+    )
+    add_run(parser)
+    parser.add_argument(
+        "--images",
+        type=Optional[int],
+        help="Held-out images to measure on, evenly spread. Default: 64; for `iterations` and `ood` all. For "
+        "`convergence` drawn at random, 16.",
+    )
+    parser.add_argument(
+        "--require",
+        choices=["guaranteed", "observed"],
+        help="For `contraction`: exit with 1 unless every block is a contraction, for any input (`guaranteed`) or at "
+        "least on the images (`observed`).",
+    )
+    parser.add_argument(
+        "--n_iter",
+        type=Optional[int],
+        help="For `convergence` and `features`: iterations to look at. Default: as trained.",
+    )
+    parser.add_argument("--seed", type=Optional[int], help="For `convergence`: of the draw of images. Default: 0.")
+    parser.add_argument(
+        "--image",
+        type=Optional[Union[int, str]],
+        help="For `features`: number of a held-out image, or an image file. Default: 0.",
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        metavar="DATA",
+        type=str,
+        help="For `ood`: images of another kind, as `noise`, `shuffled`, `rotated` or `inverted`, made from the run's "
+        "own, or a data set, as for --data.name. Default: those four.",
+    )
+    parser.add_argument("--block", type=Optional[int], help="For `features`: which, from 0. Default: the last.")
+    return parser
+
+
+def run(args: Namespace) -> int:
+    """Run it; gives its exit code."""
+    given = {name: value for name, value in args.as_dict().items() if value is not None}
+    what, run, device = (given.pop(name) for name in ("what", "run", "device"))
+    for name, value in given.items():
+        if name not in _ANALYSES[what][1]:
+            raise InputError(f"{name} is {value}, of which analyze {what} has no use; leave it out")
+    require = given.pop("require", None)
+    announce_loading("the run")
+    analysis, report = import_module(f"imixer.analysis.{what}"), import_module(f"imixer.analysis.{what}_report")
+    found, folder = getattr(analysis, f"analyze_{what}")(run, device=device, **given)
+    console = new_console()
+    getattr(report, f"report_{what}")(found, console)
+    files = (folder / f"{what}.{kind}" for kind in ("json", "png", "pdf"))
+    console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
+    problem = analysis.unmet(found, require) if require else None
+    if problem:
+        print(f"imixer: {problem}", file=sys.stderr)
+    return 1 if problem else 0
+
+
+COMMAND = Command("Measure a trained model.", build, run)

@@ -1,0 +1,85 @@
+"""`imixer evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+from jsonargparse import ArgumentParser, Namespace
+
+from imixer.cli.command import Command, run_parser
+from imixer.cli.terminal import announce_loading, new_console
+from imixer.errors import InputError
+
+
+def build() -> ArgumentParser:
+    """Its parser."""
+    parser = run_parser("Evaluate a run on its validation data, and write RUN/evaluation.json.")
+    parser.add_argument("--batch_size", type=Optional[int], help="Images per step. Default: that of training.")
+    parser.add_argument(
+        "--corruptions",
+        action="store_true",
+        help="Also with common corruptions at five severities, to RUN/corruptions.json. Needs imixer[robust].",
+    )
+    parser.add_argument(
+        "--adversarial", action="store_true", help="Also under attack by PGD (L-infinity), to RUN/adversarial.json."
+    )
+    parser.add_argument(
+        "--images",
+        type=Optional[int],
+        help="Held-out images for --corruptions and --adversarial, evenly spread. Default: all.",
+    )
+    parser.add_argument(
+        "--epsilon",
+        nargs="+",
+        type=float,
+        metavar="E",
+        help="Largest changes of a pixel in an attack, of 255. Default: 1 2 4 8.",
+    )
+    parser.add_argument("--steps", type=Optional[int], help="Steps of an attack. Default: 20.")
+    parser.add_argument("--step_size", type=Optional[float], help="Of 255. Default: 2.5 epsilon / steps.")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """Run it."""
+    if args.batch_size is not None and args.batch_size < 1:
+        raise InputError(f"batch_size is {args.batch_size}; give 1 or more")
+    attack = {"epsilon": args.epsilon, "steps": args.steps, "step_size": args.step_size}
+    attack = {name: value for name, value in attack.items() if value is not None}
+    if attack and not args.adversarial:
+        raise InputError(f"{next(iter(attack))} is given, which needs --adversarial")
+    if args.images is not None and not (args.corruptions or args.adversarial):
+        raise InputError("images is given, which needs --corruptions or --adversarial")
+    announce_loading("the run")
+    from imixer.training.evaluate import evaluate
+    from imixer.training.report import report_evaluation
+
+    harder = _harder(args, attack)  # finds fault with its options before anything is computed
+    result = evaluate(args.run, data=args.data, device=args.device, batch_size=args.batch_size or 0)
+    report_evaluation(result, Path(args.run) / "evaluation.json", new_console())
+    for each in harder:
+        each()
+
+
+def _harder(args: Namespace, attack: Dict[str, Any]) -> List[Callable[[], None]]:
+    """The evaluations on harder images that are asked for."""
+    given = {"images": args.images, "data": args.data, "device": args.device}
+    wanted: List[Callable[[], None]] = []
+    if args.corruptions:
+        from imixer.analysis.corruptions import evaluate_corruptions, require_corruptions
+        from imixer.analysis.robustness_report import report_corruptions
+
+        require_corruptions()
+        wanted.append(lambda: report_corruptions(*evaluate_corruptions(args.run, **given), new_console()))
+    if args.adversarial:
+        from imixer.analysis.adversarial import Attack, evaluate_adversarial
+        from imixer.analysis.robustness_report import report_adversarial
+
+        pgd = Attack(**{"epsilons" if name == "epsilon" else name: value for name, value in attack.items()})
+        wanted.append(lambda: report_adversarial(*evaluate_adversarial(args.run, pgd, **given), new_console()))
+    return wanted
+
+
+COMMAND = Command("Evaluate a run on its validation data.", build, run)

@@ -1,0 +1,56 @@
+"""What runs the trials of a sweep or an experiment, by options."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from jsonargparse import ArgumentParser, Namespace
+
+from imixer.errors import InputError
+
+
+def add_executor(parser: ArgumentParser) -> None:
+    """Add --executor and the options of Ray."""
+    parser.add_argument(
+        "--executor",
+        choices=["local", "ray"],
+        default="local",
+        help="`local`: one trial after the other, in this process. `ray`: side by side, on this machine or a cluster.",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="ADDR",
+        type=Optional[str],
+        help="Ray cluster to use, such as HOST:6379, or `auto` on one of its machines. Default: start one here.",
+    )
+    parser.add_argument(
+        "--cpus", metavar="N", type=Optional[int], help="CPUs of a trial on Ray. Default: 1 + data.workers, per device."
+    )
+    parser.add_argument(
+        "--gpus",
+        metavar="N",
+        type=Optional[float],
+        help="GPUs of a trial on Ray; 0.5 lets two share one. Default: its devices if the cluster has GPUs, else 0.",
+    )
+    parser.add_argument(
+        "--retries",
+        metavar="N",
+        type=Optional[int],
+        help="How often a trial whose process or machine is lost goes on elsewhere, on Ray. Default: 3.",
+    )
+
+
+def build_executor(args: Namespace) -> Any:
+    """The executor that was asked for.
+
+    Raises:
+        InputError: If an option of Ray is given without it, or is impossible.
+    """
+    given = {name: getattr(args, name) for name in ("address", "cpus", "gpus", "retries")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and args.executor != "ray":
+        raise InputError(f"{next(iter(given))} is given, which needs --executor ray")
+    from imixer.sweep.cluster import Cluster
+    from imixer.sweep.local import Local
+
+    return Cluster(**given) if args.executor == "ray" else Local()

@@ -1,0 +1,40 @@
+"""`imixer export`."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from jsonargparse import ArgumentParser, Namespace
+
+from imixer.cli.command import Command, new_parser
+from imixer.cli.terminal import announce_loading
+
+
+def build() -> ArgumentParser:
+    """Its parser."""
+    parser = new_parser("Write a run's model for inference elsewhere, and check that it computes the same.")
+    parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
+    parser.add_argument(
+        "--format",
+        choices=["onnx", "torch"],
+        default="onnx",
+        help="`onnx`, or `torch`: a program of torch.export.",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", type=Optional[str], help="File to write. Default: RUN/model.onnx or RUN/model.pt2."
+    )
+    parser.add_argument("--batch_size", type=Optional[int], help="Batch size to fix. Default: any.")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """Run it."""
+    announce_loading("the run")
+    from imixer.training.export import export
+
+    path, checked = export(args.run, args.format, args.out, args.batch_size)
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
+
+
+COMMAND = Command("Write a model for inference elsewhere.", build, run)

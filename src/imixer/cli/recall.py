@@ -1,0 +1,80 @@
+"""`imixer recall`."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from jsonargparse import ArgumentParser, Namespace
+
+from imixer.cli.command import Command, new_parser
+from imixer.cli.terminal import announce_loading, new_console
+from imixer.errors import InputError
+
+
+def build() -> ArgumentParser:
+    """Its parser."""
+    parser = new_parser(
+        "Store images in an associative memory, corrupt some, retrieve them, and write a picture and the numbers."
+    )
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="Image files or folders to store. Default: handwritten digits."
+    )
+    parser.add_argument(
+        "--memory",
+        type=Optional[str],
+        help="`classical`, `polynomial`, `exponential` (of +-1), `modern` or `hierarchical` (gray). Default: modern.",
+    )
+    parser.add_argument("--patterns", type=Optional[int], help="Images to store. Default: 20 digits, or all images.")
+    parser.add_argument(
+        "--noise",
+        type=Optional[float],
+        help="Share of pixels flipped (+-1), or standard deviation of Gaussian noise, black to white being 1 (gray). "
+        "Default: 0.3, or 0 with a mask.",
+    )
+    parser.add_argument(
+        "--mask",
+        type=Optional[str],
+        help="Half to hide: `none`, `top`, `bottom`, `left` or `right`. The other is held if without noise. "
+        "Default: none.",
+    )
+    parser.add_argument("--queries", type=Optional[int], help="Images to corrupt and retrieve. Default: 6.")
+    parser.add_argument("--steps", type=Optional[int], help="Largest number of steps. Default: 50.")
+    parser.add_argument(
+        "--beta", type=Optional[float], help="Inverse temperature of exponential, modern and hierarchical memories."
+    )
+    parser.add_argument("--order", type=Optional[float], help="Order of the energy of a polynomial memory. Default: 4.")
+    parser.add_argument(
+        "--similarity", type=Optional[str], help="What a modern memory compares by: `dot` or `distance`. Default: dot."
+    )
+    parser.add_argument("--size", type=Optional[int], help="Side in pixels that given images get. Default: 32.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the choice of images and of the noise.")
+    parser.add_argument("--out", metavar="DIR", type=Optional[str], help="Folder to make. Default: next free in runs/.")
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="Measure all kinds instead, against load and noise (about half a minute). Takes --seed and --out only.",
+    )
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """Run it."""
+    given = {name: value for name, value in args.as_dict().items() if value not in (None, [])}
+    compare = given.pop("compare")
+    superfluous = [name for name in given if name not in ("seed", "out")]
+    if compare and superfluous:
+        raise InputError(f"compare has a protocol of its own; leave out {', '.join(superfluous)}")
+    announce_loading("the images")
+    if compare:
+        from imixer.analysis.recall_report import report_study
+        from imixer.analysis.recall_study import study
+
+        report_study(*study(**given), new_console())
+    else:
+        from imixer.analysis.recall import recall
+        from imixer.analysis.recall_report import report_recall
+
+        report_recall(*recall(**given), new_console())
+
+
+COMMAND = Command("Store images in an associative memory and retrieve them.", build, run)

@@ -1,0 +1,34 @@
+"""`imixer report`."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from jsonargparse import ArgumentParser, Namespace
+
+from imixer.cli.command import Command, new_parser
+
+
+def build() -> ArgumentParser:
+    """Its parser."""
+    parser = new_parser(
+        "Write one HTML file about runs, with tables, charts and pictures. It needs no server or network."
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="Run directories, or folders that hold some, such as those of `sweep`.",
+    )
+    parser.add_argument("--out", metavar="FILE", type=Optional[str], help="Default: report.html in the first path.")
+    return parser
+
+
+def run(args: Namespace) -> None:
+    """Run it."""
+    from imixer.experiments.report.report import write_report
+
+    print(f"written: {write_report(args.paths, args.out)}")
+
+
+COMMAND = Command("Write an HTML report about runs.", build, run)

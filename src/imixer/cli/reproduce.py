@@ -1,0 +1,66 @@
+"""`imixer reproduce`."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from jsonargparse import ArgumentParser, Namespace
+
+from imixer.cli.command import Command, new_parser
+from imixer.cli.executor import add_executor, build_executor
+from imixer.cli.terminal import announce_loading, new_console
+
+
+def build() -> ArgumentParser:
+    """Its parser."""
+    from imixer.experiments.registry import EXPERIMENTS
+    from imixer.experiments.scales import SCALES
+
+    parser = new_parser(
+        "Train what is not yet finished of an experiment, and set what came out beside the paper's numbers."
+    )
+    titles = "; ".join(f"`{name}`: {each.title}" for name, each in EXPERIMENTS.items())
+    parser.add_argument("what", metavar="WHAT", choices=[*EXPERIMENTS, "all"], help=f"{titles}; or `all`.")
+    summaries = "; ".join(f"`{name}`: {scale.data}, {scale.summary}" for name, scale in SCALES.items())
+    parser.add_argument("--scale", choices=list(SCALES), default="smoke", help=f"How large. {summaries}.")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Optional[str], help="Folder for what comes out. Default: reproduced/<scale>."
+    )
+    parser.add_argument(
+        "--trials", metavar="N", type=Optional[int], help="Trials per row. Default: 3; at the scale paper 10."
+    )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        type=Optional[str],
+        help="Folder with the data sets as torchvision lays them out, or in folders called cifar10, cifar100, "
+        "stanford_cars, food101, imagenet of parquet shards or class folders; or CIFAR-10's parquet shards. "
+        "Default: data.",
+    )
+    add_executor(parser)
+    return parser
+
+
+def run(args: Namespace) -> int:
+    """Run it; gives its exit code."""
+    from imixer.experiments.registry import EXPERIMENTS
+    from imixer.experiments.scales import SCALES
+
+    executor = build_executor(args)
+    announce_loading("the data")
+    from imixer.experiments.reproduce import reproduce
+
+    experiments = list(EXPERIMENTS.values()) if args.what == "all" else [EXPERIMENTS[args.what]]
+    found = reproduce(
+        experiments,
+        SCALES[args.scale],
+        new_console(),
+        out=args.out,
+        trials=args.trials,
+        data=args.data,
+        executor=executor,
+    )
+    return int(any(each.failed for each in found))
+
+
+COMMAND = Command("Do the paper's experiments again, at any scale.", build, run)
