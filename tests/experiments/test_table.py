@@ -40,7 +40,7 @@ def test_latex_is_balanced_and_regular():
     rows = [line for line in text.splitlines() if line.endswith(r" \\")]
     assert len(rows) == 3
     assert all(len(re.findall(r"(?<!\\)&", row)) == 1 for row in rows)
-    assert r"\begin{tabular}{lr}" in text and r"\label{tab:table1-smoke}" in text
+    assert r"\begin{tabular}{@{}lr@{}}" in text and r"\label{tab:table1-smoke}" in text
     assert "\n\n" not in text  # which would end a caption
 
 

@@ -31,11 +31,14 @@ def write_table(found: Reproduced, console: Console) -> None:
     """
     title, name = found.experiment.title, found.experiment.name
     grid, conditions, legend, remarks = _grid(found), _conditions(found), _legend(found), _remarks(found)
+    caption = f"The paper's {title}" if title.startswith("Table") else title  # LaTeX gives it a number of its own
     records = [_record(found, line) for line in found.lines]
     notes = "\n".join(f"- {escape_markdown(note)}" for note in [*legend, *remarks])
     texts = {
         "md": f"# {title}\n\n{escape_markdown(conditions)}\n\n{markdown(grid)}\n{notes}\n",
-        "tex": latex(grid, " ".join(f"{note}." for note in [title, conditions, *legend]), f"{name}-{found.scale.name}"),
+        "tex": latex(
+            grid, " ".join(f"{note}." for note in [caption, conditions, *legend]), f"{name}-{found.scale.name}"
+        ),
         "csv": _csv(records),
         "json": json.dumps(_facts(found) | {"rows": records, "shown": _shown(grid, legend, remarks)}, indent=2) + "\n",
     }
