@@ -70,7 +70,7 @@ def test_analyze_contraction_writes_a_table_and_a_figure(run, capsys):
 
 
 def test_a_requirement_that_is_not_met_exits_with_1(run, capsys, monkeypatch):
-    monkeypatch.setattr("imixer.analysis.contraction.lipschitz_constant", lambda act: 100.0)
+    monkeypatch.setattr("imixer.analysis.contraction.slope_or_infinity", lambda act: 100.0)
     assert main(["analyze", "contraction", str(run), "--images", "2", "--require", "guaranteed"]) == 1
     error = capsys.readouterr().err
     assert "0 (observed)" in error and "--model.coeff auto" in error

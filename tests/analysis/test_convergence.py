@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 import imixer  # noqa: F401
-from imixer.analysis.convergence import analyze_convergence, convergence_along_depth, convergence_of, iterates
+from imixer.analysis.convergence import convergence_along_depth, convergence_of, iterates
 from imixer.analysis.convergence_figure import draw_convergence
+from imixer.analysis.convergence_report import analyze_convergence
 from imixer.analysis.images import random_images
 from imixer.cli import main
 from imixer.errors import InputError
@@ -132,7 +133,7 @@ def test_what_diverges_is_drawn_and_written_too(run, tmp_path, monkeypatch):
     found = convergence_along_depth(model, IMAGES, n_iter=12)
     assert not found.blocks[0].norms.isfinite().all()
     draw_convergence([found], tmp_path / "diverges.png")
-    monkeypatch.setattr("imixer.analysis.convergence.convergence_of", lambda *args, **kwargs: found)
+    monkeypatch.setattr("imixer.analysis.convergence_report.convergence_of", lambda *args, **kwargs: found)
     _, folder = analyze_convergence(str(run))
     assert json.loads((folder / "convergence.json").read_text())["blocks"][0]["norm"][-1]["mean"] is None
 

@@ -226,10 +226,10 @@ def test_one_data_set_of_several_is_enough(pretend, tiny, monkeypatch):
     assert "food101 is not in sets" in facts("table4")["data"]["food101"]["missing"]
 
 
-def test_a_figure_is_an_experiment_that_presents_its_own(pretend, tiny, monkeypatch):
+def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny, monkeypatch):
     seen = []
-    figure = replace(TIED, name="fig", present=lambda found, console: seen.append(found))
-    monkeypatch.setitem(EXPERIMENTS, "fig", figure)
+    monkeypatch.setitem(EXPERIMENTS, "fig", replace(TIED, name="fig", figure="convergence"))
+    monkeypatch.setattr("imixer.experiments.reproduce.draw_figure", lambda found, console: seen.append(found))
     pretend()
     assert main(["reproduce", "fig"]) == 0
     (found,) = seen

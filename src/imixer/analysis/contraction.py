@@ -2,20 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from imixer.analysis.contraction_figure import draw_contraction
-from imixer.analysis.images import held_out_images
-from imixer.analysis.record import record
-from imixer.analysis.statistics import relative_error, spread
+from imixer.analysis.statistics import relative_error
 from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
 from imixer.implicit.nest import levels
 from imixer.models.activations import slope_or_infinity
 from imixer.models.inside import Inside, look_inside
-from imixer.training.reload import reload
 
 Requirement = Literal["guaranteed", "observed"]
 ERRORS = (1e-2, 1e-4, 1e-6)
@@ -103,34 +98,6 @@ def _slopes(acts: Sequence[nn.Module]) -> Tuple[List[float], Tuple[str, ...]]:
     return slopes, tuple(sorted(unknown))
 
 
-def analyze_contraction(
-    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[List[BlockContraction], Path]:
-    """Measure a run on its held-out images and write `contraction.json` and `.png` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
-    found = contraction_along_depth(reloaded.model, held_out_images(reloaded, images, data))
-    written = {
-        "images": len(found[0].left),
-        "jacobian_tolerance": TOLERANCE,
-        "jacobian_max_steps": MAX_STEPS,
-        "blocks": [_row(block) for block in found],
-    }
-    return found, record(reloaded.run, "contraction", written, lambda path: draw_contraction(found, path))
-
-
 def unmet(found: Sequence[BlockContraction], require: Requirement) -> Optional[str]:
     """Which blocks do not meet a requirement, and the remedy, in one line; None if all do.
 
@@ -147,28 +114,3 @@ def unmet(found: Sequence[BlockContraction], require: Requirement) -> Optional[s
         f"{require} is required of every block, and these are not: {named}; retrain with --model.coeff auto, or with a "
         "lower --model.coeff"
     )
-
-
-def _row(block: BlockContraction) -> Dict[str, Any]:
-    worst, converged = block.certificate.worst, block.certificate.data.converged
-    return {
-        "block": block.block,
-        "iterations": block.iterations,
-        "sigma": worst.sigmas,
-        "sigma_estimated": worst.estimates,
-        "coeff": worst.coeff,
-        "lipschitz": worst.lipschitz,
-        "unknown_activations": list(block.unknown),
-        "bounds": worst.bounds,
-        "jacobian_norms": [_with_largest(norms) for norms in block.norms],
-        "jacobians_settled": float(block.settled.double().mean()),
-        "fixed_points_found": float(converged.all(-1).double().mean()),
-        "error_of_start": _with_largest(block.start),
-        "error_left": _with_largest(block.left),
-        "iterations_needed": {f"{error:g}": block.needed(error) for error in ERRORS},
-        "verdict": block.verdict,
-    }
-
-
-def _with_largest(values: Tensor) -> Dict[str, float]:
-    return spread(values) | {"max": float(values.max())}

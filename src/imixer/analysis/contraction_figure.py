@@ -2,21 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
+from imixer.analysis.contraction import BlockContraction
 from imixer.analysis.depth_figure import draw_spread, finish
-
-if TYPE_CHECKING:
-    from imixer.analysis.contraction import BlockContraction
 
 # Colours that stay apart for the colour-blind; markers tell them apart in gray.
 _BLUE, _ORANGE, _GREEN, _PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _MATRICES = ((_BLUE, "o"), (_ORANGE, "s"), (_GREEN, "^"), (_PINK, "v"), ("#E69F00", "D"), ("#56B4E9", "P"))
 
 
-def draw_contraction(found: Sequence["BlockContraction"], path: Path) -> None:
+def draw_contraction(found: Sequence[BlockContraction], path: Path) -> None:
     """Left: norms of the matrices. Middle: how steep F is at most, and on images. Right: the errors of x.
 
     Args:

@@ -1,14 +1,48 @@
-"""The contraction of a run's blocks, on the screen."""
+"""`imixer analyze contraction`: a run measured, written down and told on the screen."""
 
 from collections.abc import Iterable, Sequence
-from typing import Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from imixer.analysis.contraction import ERRORS, TOLERANCE, BlockContraction
+from imixer.analysis.contraction import ERRORS, MAX_STEPS, TOLERANCE, BlockContraction, contraction_along_depth
+from imixer.analysis.contraction_figure import draw_contraction
 from imixer.analysis.energy_report import STYLES
-from imixer.analysis.statistics import plus_minus
+from imixer.analysis.images import held_out_images
+from imixer.analysis.record import record
+from imixer.analysis.statistics import plus_minus, spread
+from imixer.training.reload import reload
+
+
+def analyze_contraction(
+    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
+) -> Tuple[List[BlockContraction], Path]:
+    """Measure a run on its held-out images and write `contraction.json` and `.png` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        images: Held-out images, evenly spread.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: If run or data are not there, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    found = contraction_along_depth(reloaded.model, held_out_images(reloaded, images, data))
+    written = {
+        "images": len(found[0].left),
+        "jacobian_tolerance": TOLERANCE,
+        "jacobian_max_steps": MAX_STEPS,
+        "blocks": [_row(block) for block in found],
+    }
+    return found, record(reloaded.run, "contraction", written, lambda path: draw_contraction(found, path))
 
 
 def report_contraction(found: Sequence[BlockContraction], console: Console) -> None:
@@ -79,3 +113,28 @@ def _lines(cells: Iterable[str]) -> str:
 
 def _count(n: Optional[int]) -> str:
     return "-" if n is None else str(n)
+
+
+def _row(block: BlockContraction) -> Dict[str, Any]:
+    worst, converged = block.certificate.worst, block.certificate.data.converged
+    return {
+        "block": block.block,
+        "iterations": block.iterations,
+        "sigma": worst.sigmas,
+        "sigma_estimated": worst.estimates,
+        "coeff": worst.coeff,
+        "lipschitz": worst.lipschitz,
+        "unknown_activations": list(block.unknown),
+        "bounds": worst.bounds,
+        "jacobian_norms": [_with_largest(norms) for norms in block.norms],
+        "jacobians_settled": float(block.settled.double().mean()),
+        "fixed_points_found": float(converged.all(-1).double().mean()),
+        "error_of_start": _with_largest(block.start),
+        "error_left": _with_largest(block.left),
+        "iterations_needed": {f"{error:g}": block.needed(error) for error in ERRORS},
+        "verdict": block.verdict,
+    }
+
+
+def _with_largest(values: Tensor) -> Dict[str, float]:
+    return spread(values) | {"max": float(values.max())}

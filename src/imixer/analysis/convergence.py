@@ -4,21 +4,16 @@ S: tokens, C: channels, D: D_S, width of x.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from imixer.analysis.convergence_figure import draw_convergence
 from imixer.analysis.images import random_images
-from imixer.analysis.record import record
-from imixer.analysis.statistics import spread
 from imixer.errors import InputError
 from imixer.models import IMLP
 from imixer.models.inside import Inside, look_inside
 from imixer.training.reload import reload
-from imixer.training.run_directory import open_run
 
 
 @dataclass(frozen=True)
@@ -159,37 +154,3 @@ def convergence_of(
     """
     reloaded = reload(path, device)
     return convergence_along_depth(reloaded.model, random_images(reloaded, images, seed, data), n_iter)
-
-
-def analyze_convergence(path: str, *, seed: int = 0, **options: Any) -> Tuple[Convergence, Path]:
-    """`convergence_of` a run, written as `convergence.json`, `.png` and `.pdf` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        seed: Of the draw.
-        options: Of `convergence_of`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: As there.
-    """
-    found = convergence_of(path, seed=seed, **options)
-    written = {
-        "images": found.images,
-        "seed": seed,
-        "n_iter": found.n_iter,
-        "trained_n_iter": found.trained,
-        "blocks": [_row(block) for block in found.blocks],
-    }
-    return found, record(open_run(path), "convergence", written, lambda path: draw_convergence([found], path))
-
-
-def _row(block: BlockConvergence) -> Dict[str, Any]:
-    return {
-        "block": block.block,
-        "norm": [spread(norms) for norms in block.norms],
-        "cosine": [spread(cosines) for cosines in block.cosines],
-        "rate": None if block.rate is None else spread(block.rate),
-    }

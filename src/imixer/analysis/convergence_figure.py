@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from imixer.analysis.convergence import Convergence
 from imixer.analysis.print_figure import DOUBLE, SINGLE, line_style, print_figure
 from imixer.analysis.statistics import spread
-
-if TYPE_CHECKING:
-    from imixer.analysis.convergence import Convergence
 
 _ASIDE = 0.4  # of an iteration, over which the blocks are spread so that none hides another
 
 
-def draw_convergence(found: Sequence["Convergence"], path: Path, titles: Optional[Sequence[str]] = None) -> None:
+def draw_convergence(found: Sequence[Convergence], path: Path, titles: Optional[Sequence[str]] = None) -> None:
     """Norm_a above and cos_a below, a column per model, a line per block: mean, and standard deviation as a band.
 
     Blocks stand side by side at each iteration. Beyond a dotted line are iterations that the model itself does not do.
@@ -62,5 +60,5 @@ def _draw_band(axes: Axes, aside: float, values: Tensor, **style: Any) -> None:
     axes.plot(x, [s["mean"] for s in found], **style)
 
 
-def _title(found: "Convergence") -> str:
+def _title(found: Convergence) -> str:
     return "trained to a tolerance" if found.trained is None else f"trained with n = {found.trained}"

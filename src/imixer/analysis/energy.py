@@ -1,20 +1,13 @@
 """The energy of a trained mixer's blocks: does mixing go downhill, and how symmetric did the couplings become?"""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, List, Literal, Optional, Tuple
+from typing import Any, Dict, List, Literal, Tuple
 
 import torch
 from torch import Tensor
 
 from imixer.analysis.bridge import model_networks
-from imixer.analysis.energy_figure import draw_energy
-from imixer.analysis.images import held_out_images
-from imixer.analysis.record import record
-from imixer.analysis.statistics import spread
-from imixer.errors import InputError
 from imixer.hopfield import AdiabaticUpdate, LinearSynapse
-from imixer.training.reload import reload
 
 Verdict = Literal["guaranteed", "observed", "violated"]
 
@@ -111,45 +104,3 @@ def _energy(update: AdiabaticUpdate, v: Tensor) -> Tuple[Tensor, float]:
     state = dict(zip(update.layers, [v, *hidden], strict=True))
     energy = update.network.energy(state, symmetrised=True) / v[0].numel()
     return energy, float(update.residual(v, hidden).max())
-
-
-def analyze_energy(
-    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[List[MixingEnergy], Path]:
-    """Measure a run on its held-out images and write `energy.json` and `energy.png` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model is no mixer whose networks are known.
-    """
-    reloaded = reload(path, device)
-    batch = held_out_images(reloaded, images, data)
-    try:
-        found = energy_along_depth(reloaded.model, batch)
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"the model of {path} is no mixer with a known Hopfield network: {error}") from error
-    rows: List[Dict[str, Any]] = [
-        {
-            "block": m.block,
-            "mixing": m.mixing,
-            "asymmetry": {name: round(value, 6) for name, value in m.asymmetry.items()},
-            "energy_before": spread(m.before),
-            "energy_after": spread(m.after),
-            "change": spread(m.after - m.before),
-            "share_falling": m.falls,
-            "unrest": m.unrest,
-            "verdict": m.verdict,
-            "obstacles": list(m.obstacles),
-        }
-        for m in found
-    ]
-    written = {"images": len(batch), "mixings": rows}
-    return found, record(reloaded.run, "energy", written, lambda path: draw_energy(found, path))

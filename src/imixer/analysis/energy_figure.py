@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
 from imixer.analysis.depth_figure import draw_spread, finish
-
-if TYPE_CHECKING:
-    from imixer.analysis.energy import MixingEnergy
+from imixer.analysis.energy import MixingEnergy
 
 _COLORS = {"tokens": "#0072B2", "channels": "#D55E00"}
 _MARKERS = ("o", "s", "^", "D", "v")
 
 
-def draw_energy(found: Sequence["MixingEnergy"], path: Path) -> None:
+def draw_energy(found: Sequence[MixingEnergy], path: Path) -> None:
     """Left: by how much each mixing step changes its own energy. Right: how asymmetric the couplings are.
 
     Args:

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from imixer.analysis.convergence import iterates, resolve_n_iter
-from imixer.analysis.features_figure import draw_features
-from imixer.analysis.record import record
 from imixer.data.loading import load_image
 from imixer.errors import InputError
 from imixer.models.imlp import IMLP
 from imixer.models.inside import implicit_blocks, look_inside
 from imixer.training.reload import Reloaded, reload
-from imixer.training.run_directory import open_run
 
 
 @dataclass(frozen=True)
@@ -147,27 +144,3 @@ def _load(reloaded: Reloaded, image: Union[int, str], moved_to: Optional[str]) -
     if not 0 <= image < total:
         raise InputError(f"image is {image}; give 0 to {total - 1}, or a file")
     return f"held-out {image}", reloaded.transform(val[image][0])
-
-
-def analyze_features(path: str, **options: Any) -> Tuple[Features, Path]:
-    """`features_of` a run, written as `features.json`, `.png` and `.pdf` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        options: Of `features_of`.
-
-    Returns:
-        The features and the folder.
-
-    Raises:
-        InputError: As there.
-    """
-    found = features_of(path, **options)
-    written = {
-        "image": found.name,
-        "block": found.block,
-        "n_iter": found.n_iter,
-        "changes_of_x": found.changes_of_x.tolist(),
-        "changes_of_maps": found.changes_of_maps.tolist(),
-    }
-    return found, record(open_run(path), "features", written, lambda path: draw_features(found, path))

@@ -1,20 +1,18 @@
 """Feature maps of the fixed point iterations, drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 
+from imixer.analysis.features import Features
 from imixer.analysis.print_figure import DOUBLE, SMALL, draw_signed, explain_signed, label_row, print_figure
-
-if TYPE_CHECKING:
-    from imixer.analysis.features import Features
 
 _LARGEST, _SMALLEST = 0.85, 0.5  # inches, of a map
 _LONGEST = 14  # letters below the image
 
 
-def draw_features(found: "Features", path: Path, channels: int = 5) -> None:
+def draw_features(found: Features, path: Path, channels: int = 5) -> None:
     """A row per channel: H(x^a) for a = 0 to n, then by how much each iteration changed it. On the left, the image.
 
     The maps of a row share a scale, whose ends stand on its left. Each change has its own, or later ones would be
@@ -53,7 +51,7 @@ def draw_features(found: "Features", path: Path, channels: int = 5) -> None:
         explain_signed(figure, r"$x^a \to x^{a+1}$: the change $H(x^{a+1}) - H(x^a)$, in % of the row's ends")
 
 
-def _draw_picture(axes: Axes, found: "Features") -> None:
+def _draw_picture(axes: Axes, found: Features) -> None:
     options: Any = dict(cmap="gray") if found.picture.shape[-1] == 1 else {}
     axes.imshow(found.picture.numpy(), vmin=0, vmax=1, interpolation="nearest", **options)
     axes.set_xticks([])

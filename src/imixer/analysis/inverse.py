@@ -4,21 +4,16 @@ Back is easier than there: G(v) = x - F(x) takes one evaluation of F and no iter
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, List, Optional
 
 import torch
 from torch import Tensor, nn
 
-from imixer.analysis.images import held_out_images
-from imixer.analysis.inverse_figure import draw_inverse
-from imixer.analysis.record import record
-from imixer.analysis.statistics import relative_error, spread
+from imixer.analysis.statistics import relative_error
 from imixer.implicit import Contraction, fold
 from imixer.implicit.nest import CONVERGED, apply, fixed_point
 from imixer.implicit.solvers import Solver
 from imixer.models.inside import Inside, look_inside
-from imixer.training.reload import reload
 
 
 @torch.no_grad()
@@ -132,40 +127,3 @@ def _measure(inside: Inside) -> BlockInverse:
         condition=float(nonzero[0] / nonzero[-1]),
         visible=(seen.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).cpu(),
     )
-
-
-def analyze_inverse(
-    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[List[BlockInverse], Path]:
-    """Measure a run on its held-out images and write `inverse.json` and `inverse.png` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
-    found = inverse_along_depth(reloaded.model, held_out_images(reloaded, images, data))
-    written = {"images": len(found[0].error_run), "blocks": [_row(block) for block in found]}
-    return found, record(reloaded.run, "inverse", written, lambda path: draw_inverse(found, path))
-
-
-def _row(block: BlockInverse) -> Dict[str, Any]:
-    return {
-        "block": block.block,
-        "error_of_G_from_the_runs_x": spread(block.error_run),
-        "error_of_G_from_the_fixed_point": spread(block.error_solved),
-        "error_of_v_from_the_runs_x": spread(block.error_v_run),
-        "error_of_v_from_the_fixed_point": spread(block.error_v_solved),
-        "rank": block.rank,
-        "tokens": block.tokens,
-        "condition": block.condition,
-        "visible_share": spread(block.visible),
-    }

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
 from imixer.analysis.depth_figure import draw_spread, finish
-
-if TYPE_CHECKING:
-    from imixer.analysis.inverse import BlockInverse
+from imixer.analysis.inverse import BlockInverse
 
 
-def draw_inverse(found: Sequence["BlockInverse"], path: Path) -> None:
+def draw_inverse(found: Sequence[BlockInverse], path: Path) -> None:
     """Relative errors of G(v) and of what G sees of v, from the run's inner state and from the fixed point.
 
     Args:

@@ -1,12 +1,41 @@
-"""Round trips through a run's blocks, on the screen."""
+"""`imixer analyze inverse`: a run measured, written down and told on the screen."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
 
-from imixer.analysis.inverse import BlockInverse
+from imixer.analysis.images import held_out_images
+from imixer.analysis.inverse import BlockInverse, inverse_along_depth
+from imixer.analysis.inverse_figure import draw_inverse
+from imixer.analysis.record import record
 from imixer.analysis.statistics import plus_minus, spread
+from imixer.training.reload import reload
+
+
+def analyze_inverse(
+    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
+) -> Tuple[List[BlockInverse], Path]:
+    """Measure a run on its held-out images and write `inverse.json` and `inverse.png` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        images: Held-out images, evenly spread.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: If run or data are not there, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    found = inverse_along_depth(reloaded.model, held_out_images(reloaded, images, data))
+    written = {"images": len(found[0].error_run), "blocks": [_row(block) for block in found]}
+    return found, record(reloaded.run, "inverse", written, lambda path: draw_inverse(found, path))
 
 
 def report_inverse(found: Sequence[BlockInverse], console: Console) -> None:
@@ -39,3 +68,17 @@ def report_inverse(found: Sequence[BlockInverse], console: Console) -> None:
         "point: solved to 1e-13 in float64. v: against its projection onto what G sees, whose share of ||v||^2 is in "
         "the last column; an error of G(v) grows by up to the condition of G"
     )
+
+
+def _row(block: BlockInverse) -> Dict[str, Any]:
+    return {
+        "block": block.block,
+        "error_of_G_from_the_runs_x": spread(block.error_run),
+        "error_of_G_from_the_fixed_point": spread(block.error_solved),
+        "error_of_v_from_the_runs_x": spread(block.error_v_run),
+        "error_of_v_from_the_fixed_point": spread(block.error_v_solved),
+        "rank": block.rank,
+        "tokens": block.tokens,
+        "condition": block.condition,
+        "visible_share": spread(block.visible),
+    }

@@ -4,22 +4,16 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from imixer.analysis.images import held_out_batches
-from imixer.analysis.iterations_figure import draw_iterations
-from imixer.analysis.record import record
-from imixer.analysis.statistics import spread
 from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Picard
 from imixer.models import IMLP
 from imixer.models.inside import implicit_blocks
-from imixer.training.reload import reload
 
 NUMBERS = tuple(range(9))
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -260,50 +254,3 @@ def _trained(imlp: IMLP) -> str:
     if solver == "fixed":
         return str(Setting(n_iter=imlp.n_iter))
     return f"{solver} to {imlp.inversion.tolerance:g}" if isinstance(solver, str) else type(solver).__name__
-
-
-def analyze_iterations(
-    path: str, *, images: Optional[int] = None, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[Comparison, Path]:
-    """Measure a run on its held-out images and write `iterations.json` and `iterations.png` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread. Default: all.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
-    settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
-    batches = held_out_batches(reloaded, images, BATCH_SIZE, data)
-    found = compare_iterations(reloaded.model, batches, settings)
-    written = {
-        "images": len(found.outcomes[0].correct),
-        "trained": found.trained,
-        "device": found.device,
-        "latency_batch_size": found.batch_size,
-        "latency_repeats": len(found.outcomes[0].latency),
-        "settings": [_row(outcome) for outcome in found.outcomes],
-    }
-    return found, record(reloaded.run, "iterations", written, lambda path: draw_iterations(found, path))
-
-
-def _row(outcome: Outcome) -> Dict[str, Any]:
-    low, middle, high = outcome.latency_quartiles
-    return {
-        "n_iter": outcome.setting.n_iter,
-        "tolerance": outcome.setting.tolerance,
-        "accuracy": outcome.accuracy,
-        "accuracy_standard_error": outcome.accuracy_error,
-        "same_answer": float(outcome.same.double().mean()),
-        "logit_change": spread(outcome.change),
-        "evaluations_per_block": [spread(block.double()) for block in outcome.evaluations],
-        "converged": outcome.converged,
-        "latency_ms_per_image": {"median": middle, "lower_quartile": low, "upper_quartile": high},
-    }

@@ -1,17 +1,15 @@
 """Accuracy and latency against the number of iterations, drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-if TYPE_CHECKING:
-    from imixer.analysis.iterations import Comparison
+from imixer.analysis.iterations import Comparison
 
 _STYLES = {"n iterations": ("#0072B2", "o", "-"), "to a tolerance": ("#D55E00", "s", "--")}
 
 
-def draw_iterations(found: "Comparison", path: Path) -> None:
+def draw_iterations(found: Comparison, path: Path) -> None:
     """Left: accuracy with its standard error. Right: median latency with its quartiles. Both against the evaluations of
     F per block and image, which are n, or the mean of what a tolerance takes.
 

@@ -1,10 +1,58 @@
-"""Accuracy and latency against the number of iterations, on the screen."""
+"""`imixer analyze iterations`: a run measured, written down and told on the screen."""
+
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
 
 from rich.console import Console
 from rich.table import Table
 
-from imixer.analysis.iterations import MAX_STEPS, Comparison
-from imixer.analysis.statistics import plus_minus
+from imixer.analysis.images import held_out_batches
+from imixer.analysis.iterations import (
+    BATCH_SIZE,
+    MAX_STEPS,
+    NUMBERS,
+    TOLERANCES,
+    Comparison,
+    Outcome,
+    Setting,
+    compare_iterations,
+)
+from imixer.analysis.iterations_figure import draw_iterations
+from imixer.analysis.record import record
+from imixer.analysis.statistics import plus_minus, spread
+from imixer.training.reload import reload
+
+
+def analyze_iterations(
+    path: str, *, images: Optional[int] = None, data: Optional[str] = None, device: str = "auto"
+) -> Tuple[Comparison, Path]:
+    """Measure a run on its held-out images and write `iterations.json` and `iterations.png` into its `analysis` folder.
+
+    Args:
+        path: The run's directory.
+        images: Held-out images, evenly spread. Default: all.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: If run or data are not there, or the model has no inverse.
+    """
+    reloaded = reload(path, device)
+    settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
+    batches = held_out_batches(reloaded, images, BATCH_SIZE, data)
+    found = compare_iterations(reloaded.model, batches, settings)
+    written = {
+        "images": len(found.outcomes[0].correct),
+        "trained": found.trained,
+        "device": found.device,
+        "latency_batch_size": found.batch_size,
+        "latency_repeats": len(found.outcomes[0].latency),
+        "settings": [_row(outcome) for outcome in found.outcomes],
+    }
+    return found, record(reloaded.run, "iterations", written, lambda path: draw_iterations(found, path))
 
 
 def report_iterations(found: Comparison, console: Console) -> None:
@@ -42,3 +90,18 @@ def report_iterations(found: Comparison, console: Console) -> None:
     for o in found.outcomes:
         if o.converged is not None and o.converged < 1:
             console.print(f"{o.setting}: {1 - o.converged:.2%} of the inverses not met in {MAX_STEPS} evaluations")
+
+
+def _row(outcome: Outcome) -> Dict[str, Any]:
+    low, middle, high = outcome.latency_quartiles
+    return {
+        "n_iter": outcome.setting.n_iter,
+        "tolerance": outcome.setting.tolerance,
+        "accuracy": outcome.accuracy,
+        "accuracy_standard_error": outcome.accuracy_error,
+        "same_answer": float(outcome.same.double().mean()),
+        "logit_change": spread(outcome.change),
+        "evaluations_per_block": [spread(block.double()) for block in outcome.evaluations],
+        "converged": outcome.converged,
+        "latency_ms_per_image": {"median": middle, "lower_quartile": low, "upper_quartile": high},
+    }

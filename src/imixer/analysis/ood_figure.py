@@ -1,22 +1,20 @@
 """Scores of images in and out of a run's kind, drawn."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Tuple
+from typing import Any, Tuple
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from imixer.analysis.ood import OutOfDistribution
 from imixer.analysis.ood_scores import SCORES
 from imixer.analysis.print_figure import COLORS, DOUBLE, print_figure
-
-if TYPE_CHECKING:
-    from imixer.analysis.ood import OutOfDistribution
 
 _LINES = ("-", "--", "-.", ":")
 _BINS = 30
 
 
-def draw_ood(found: "OutOfDistribution", path: Path) -> None:
+def draw_ood(found: OutOfDistribution, path: Path) -> None:
     """Above: receiver operating characteristics, a panel per set. Below: histograms, a panel per score.
 
     Args:

@@ -1,11 +1,63 @@
-"""Detection of images of another kind, on the screen."""
+"""`imixer analyze ood`: a run measured, written down and told on the screen."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from imixer.analysis.ood import OutOfDistribution
-from imixer.analysis.ood_detection import Interval
-from imixer.analysis.ood_scores import SCORES
+from imixer.analysis.images import held_out_batches
+from imixer.analysis.ood import OutOfDistribution, compare_ood
+from imixer.analysis.ood_detection import RESAMPLES, Interval
+from imixer.analysis.ood_figure import draw_ood
+from imixer.analysis.ood_scores import SCORES, ood_scores
+from imixer.analysis.ood_sets import SPOILT, outside_batches
+from imixer.analysis.record import record
+from imixer.training.reload import reload
+
+_BATCH_SIZE = 256
+
+
+def analyze_ood(
+    path: str,
+    *,
+    against: Sequence[str] = tuple(SPOILT),
+    images: Optional[int] = None,
+    data: Optional[str] = None,
+    device: str = "auto",
+) -> Tuple[OutOfDistribution, Path]:
+    """Compare a run's held-out images with others and write `ood.json`, `ood.png` and `ood.pdf` into its `analysis`
+    folder.
+
+    Args:
+        path: The run's directory.
+        against: What to compare with, see `outside_batches`.
+        images: Images of each set, evenly spread. Default: all.
+        data: Where its data lie now. Default: where they lay.
+        device: `cpu`, `cuda` or `auto`.
+
+    Returns:
+        The measurements and the folder.
+
+    Raises:
+        InputError: If run or data are not there.
+    """
+    reloaded = reload(path, device)
+
+    def scores(batches: Iterable[Tensor]) -> Dict[str, Tensor]:
+        parts = [ood_scores(reloaded.model, batch) for batch in batches]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    inside = scores(batch for batch, _ in held_out_batches(reloaded, images, _BATCH_SIZE, data))
+    outside = {
+        name: scores(outside_batches(reloaded, name, images, _BATCH_SIZE, data)) for name in dict.fromkeys(against)
+    }
+    found = compare_ood(inside, outside)
+    return found, record(reloaded.run, "ood", _written(found), lambda path: draw_ood(found, path))
 
 
 def report_ood(found: OutOfDistribution, console: Console) -> None:
@@ -36,3 +88,25 @@ def report_ood(found: OutOfDistribution, console: Console) -> None:
 def _per_cent(interval: Interval) -> str:
     estimate, lower, upper = (f"{100 * value:.1f}" for value in interval)
     return f"{estimate} ({lower}-{upper})"
+
+
+def _written(found: OutOfDistribution) -> Dict[str, Any]:
+    return {
+        "images": len(next(iter(found.inside.values()))),
+        "scores": {name: asdict(SCORES[name]) for name in found.inside},
+        "missing": list(found.missing),
+        "intervals": f"95 %, percentiles of {RESAMPLES} bootstrap resamples, in and out drawn apart",
+        "against": {
+            against: {
+                "images": len(next(iter(found.outside[against].values()))),
+                "detection": {
+                    name: {
+                        measure: dict(zip(("estimate", "lower", "upper"), interval, strict=True))
+                        for measure, interval in asdict(detected).items()
+                    }
+                    for name, detected in scores.items()
+                },
+            }
+            for against, scores in found.detections.items()
+        },
+    }

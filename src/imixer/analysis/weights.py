@@ -4,21 +4,16 @@ S: tokens on a grid (gh, gw), D: hidden neurons, D_S.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Tuple
 
 import torch
 from timm.layers import Mlp
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
-from imixer.analysis.record import record
-from imixer.analysis.statistics import spread
-from imixer.analysis.weights_figure import SHOWN, draw_weights
 from imixer.errors import InputError
 from imixer.models import IMLP
 from imixer.training.reload import reload
-from imixer.training.run_directory import open_run
 
 
 @dataclass(frozen=True)
@@ -98,32 +93,3 @@ def weights_of(path: str, *, device: str = "auto") -> Tuple[TokenMixing, ...]:
         InputError: If there is no run, or its model mixes no tokens.
     """
     return token_mixing(reload(path, device).model)
-
-
-def analyze_weights(path: str, *, device: str = "auto") -> Tuple[Tuple[TokenMixing, ...], Path]:
-    """`weights_of` a run, written as `weights.json`, `.png` and `.pdf` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The matrices and the folder.
-
-    Raises:
-        InputError: As there.
-    """
-    found = weights_of(path, device=device)
-    written = {"grid": list(found[0].reads.shape[1:]), "blocks": [_row(mixing) for mixing in found]}
-    return found, record(open_run(path), "weights", written, lambda path: draw_weights(found, path))
-
-
-def _row(mixing: TokenMixing) -> Dict[str, Any]:
-    return {
-        "block": mixing.block,
-        "neurons": len(mixing.energies),
-        "effective_neurons": mixing.effective,
-        "strongest": mixing.strongest(SHOWN).tolist(),
-        "share_of_strongest": mixing.share(SHOWN),
-        "cosine_of_read_and_write": spread(mixing.cosines),
-    }

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imixer.analysis.print_figure import DOUBLE, draw_signed, explain_signed, label_row, print_figure
-
-if TYPE_CHECKING:
-    from imixer.analysis.weights import TokenMixing
+from imixer.analysis.weights import TokenMixing
 
 SHOWN = 8  # hidden neurons of a block
 _BLOCKS = 12  # as many as fit on a page
 
 
-def draw_weights(found: Sequence["TokenMixing"], path: Path) -> None:
+def draw_weights(found: Sequence[TokenMixing], path: Path) -> None:
     """A row per block: what its neurons of most energy read, and what the same neurons write.
 
     Each half of a row has one scale, symmetric about 0. Of more than 12 blocks, 12 are drawn, evenly spread.

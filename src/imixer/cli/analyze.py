@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -94,13 +94,20 @@ def run(args: Namespace) -> int:
             raise InputError(f"{name} is {value}, of which analyze {what} has no use; leave it out")
     require = given.pop("require", None)
     announce_loading("the run")
-    analysis, report = import_module(f"imixer.analysis.{what}"), import_module(f"imixer.analysis.{what}_report")
-    found, folder = getattr(analysis, f"analyze_{what}")(run, device=device, **given)
+    report = import_module(f"imixer.analysis.{what}_report")
+    found, folder = getattr(report, f"analyze_{what}")(run, device=device, **given)
     console = new_console()
     getattr(report, f"report_{what}")(found, console)
     files = (folder / f"{what}.{kind}" for kind in ("json", "png", "pdf"))
     console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
-    problem = analysis.unmet(found, require) if require else None
+    return _judge(found, require) if require else 0
+
+
+def _judge(blocks: Any, require: Any) -> int:
+    """The exit code that `--require` asks for; says why if it is not 0."""
+    from imixer.analysis.contraction import unmet
+
+    problem = unmet(blocks, require)
     if problem:
         print(f"imixer: {problem}", file=sys.stderr)
     return 1 if problem else 0

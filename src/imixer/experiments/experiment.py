@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
-
-from rich.console import Console
+from typing import Any, Dict, List, Literal, Optional
 
 from imixer.experiments.paper import Published
 from imixer.experiments.scales import Scale
-from imixer.experiments.writing import write_table
-
-if TYPE_CHECKING:
-    from imixer.experiments.outcome import Reproduced
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,12 @@ class Experiment:
         title: What it shows.
         baseline: What its rows are compared to, in words.
         rows: Its rows at a scale.
-        present: Writes and prints what came out. Default: a table.
+        figure: The analysis, as `imixer analyze` calls it, whose figure of a trained run is shown. Default: none, but a
+            table of all rows.
     """
 
     name: str
     title: str
     baseline: str
     rows: Callable[[Scale], List[Row]]
-    present: Callable[[Reproduced, Console], None] = write_table
+    figure: Optional[Literal["convergence", "features"]] = None

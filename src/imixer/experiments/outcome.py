@@ -7,18 +7,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from imixer.experiments.comparison import Comparison, compare
+from imixer.experiments.costs import Costs
+from imixer.experiments.data_sets import DataSet
+from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.scales import Scale
 from imixer.sweep.results import Outcome
 from imixer.training.config import TrainConfig
 from imixer.training.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from imixer.experiments.costs import Costs
-    from imixer.experiments.data_sets import DataSet
-    from imixer.experiments.experiment import Experiment, Row
-    from imixer.experiments.scales import Scale
 
 
 @dataclass(frozen=True)

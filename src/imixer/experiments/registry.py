@@ -1,4 +1,4 @@
-"""All experiments by name, in the order of `imixer reproduce all`. A figure is one with a `present` of its own."""
+"""All experiments by name, in the order of `imixer reproduce all`. Free of torch."""
 
 from __future__ import annotations
 

@@ -11,10 +11,12 @@ from rich.console import Console
 from imixer.errors import InputError
 from imixer.experiments.costs import costs
 from imixer.experiments.data_sets import DataSet, find_data
+from imixer.experiments.drawing import draw_figure
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.outcome import Line, Reproduced, Run
 from imixer.experiments.scales import Scale
 from imixer.experiments.sharing import Sharing
+from imixer.experiments.writing import write_table
 from imixer.sweep.local import Local
 from imixer.sweep.plan import Sweep, Trial
 from imixer.sweep.results import Results
@@ -71,7 +73,8 @@ def reproduce(
     for plan in _plans(experiments, scale, trials, data):
         interruption = _train(plan, folder, executor or Local())
         found.append(_measured(plan, scale, trials, folder))
-        plan.experiment.present(found[-1], console)
+        present = draw_figure if plan.experiment.figure else write_table
+        present(found[-1], console)
         if interruption:
             raise interruption
     return found

@@ -58,7 +58,7 @@ def latex(grid: Grid, caption: str, label: str) -> str:
             r"% \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
-            r"\footnotesize\setlength{\tabcolsep}{2.5pt}\setlength{\belowcaptionskip}{6pt}% ten columns on a page of A4",
+            r"\footnotesize\setlength{\tabcolsep}{2.5pt}\setlength{\belowcaptionskip}{6pt}% ten columns on A4",
             rf"\caption{{{escape_latex(caption)}}}",
             rf"\label{{tab:{label}}}",
             rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",

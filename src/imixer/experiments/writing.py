@@ -6,18 +6,16 @@ import csv
 import io
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from rich.console import Console
 
 from imixer.experiments.comparison import CONFIDENCE
+from imixer.experiments.outcome import Line, Reproduced
 from imixer.experiments.paper import CONDITIONS
 from imixer.experiments.table import Grid, escape_markdown, latex, markdown, on_screen
 from imixer.training.atomic import write_text
 from imixer.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from imixer.experiments.outcome import Line, Reproduced
 
 _NUMBERS = ("top-1 %", "paper %", "trials", "difference", f"{CONFIDENCE:.0%} interval", "p", "parameters", "mult-adds")
 
