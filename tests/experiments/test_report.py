@@ -196,18 +196,41 @@ def test_damaged_files_and_impossible_places_are_named(runs, tmp_path):
         write_report([str(tmp_path / "run")])
 
 
-def test_tables_and_figures_of_reproduce_are_shown_in_their_order(tmp_path):
-    shown = {"header": ["model", "top-1 %"], "rows": [["Mixer", "88.08 +- 0.51"]], "notes": ["paper: what it reports"]}
-    table = {"title": "Table 1: sizes", "conditions": "Scale smoke", "shown": shown}
-    (tmp_path / "table1.json").write_text(json.dumps(table))
-    (tmp_path / "fig3.json").write_text("{}")
-    Image.new("RGB", (120, 80)).save(tmp_path / "fig3.png")
-    text = write_report([str(tmp_path)]).read_text()
+@pytest.fixture
+def reproduced(tmp_path):
+    """A table and a figure, as `imixer reproduce` writes them."""
+
+    def write(name, title="Table 1: sizes"):
+        folder = tmp_path / name
+        folder.mkdir()
+        rows = [["S", "Mixer", "88.08 +- 0.51"]]
+        shown = {"header": ["size", "model", "top-1 %"], "rows": rows, "text": 2, "notes": ["paper: what it reports"]}
+        table = {"title": title, "conditions": "Scale smoke", "shown": shown}
+        (folder / "table1.json").write_text(json.dumps(table))
+        (folder / "fig3.json").write_text("{}")
+        Image.new("RGB", (120, 80)).save(folder / "fig3.png")
+        return folder
+
+    return write
+
+
+def test_tables_and_figures_of_reproduce_are_shown_in_their_order(reproduced):
+    folder = reproduced("smoke")
+    text = write_report([str(folder)]).read_text()
     assert text.index("Table 1: sizes") < text.index("88.08 ± 0.51") < text.index("Figure 3")
     assert "data:image/png" in text
-    (tmp_path / "table1.json").write_text("{")
+    assert '<td class="text">Mixer</td><td>88.08' in text
+    (folder / "table1.json").write_text("{")
     with pytest.raises(InputError, match="`imixer reproduce table1` writes it again"):
-        write_report([str(tmp_path)])
+        write_report([str(folder)])
+
+
+def test_every_link_leads_to_one_place_also_with_two_scales(reproduced):
+    smoke, cpu = reproduced("smoke"), reproduced("cpu", "Table 1: larger")
+    text = write_report([str(smoke), str(cpu)]).read_text()
+    links = re.findall(r'<li><a href="#([^"]+)"', text)
+    assert links == ["smoke-table1", "smoke-fig3", "cpu-table1", "cpu-fig3"]
+    assert [text.count(f'id="{link}"') for link in links] == [1, 1, 1, 1]
 
 
 def test_an_unfinished_run_is_told_as_such(runs, tmp_path):

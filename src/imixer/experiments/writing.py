@@ -51,7 +51,7 @@ def write_table(found: Reproduced, console: Console) -> None:
 
 def _shown(grid: Grid, legend: List[str], remarks: List[str]) -> Dict[str, Any]:
     """The table as it is printed, for whoever shows it again."""
-    return {"header": grid.header, "rows": grid.rows, "notes": [*legend, *remarks]}
+    return {"header": grid.header, "rows": grid.rows, "text": grid.text, "notes": [*legend, *remarks]}
 
 
 def _grid(found: Reproduced) -> Grid:

@@ -37,18 +37,22 @@ class Reproduced:
     """A table or figure of `imixer reproduce`.
 
     Args:
+        name: What `imixer reproduce` calls it.
         title: What it shows.
         conditions: Scale, data, length.
         header: What each column is called; empty for a figure.
         rows: The rows.
+        text: How many columns, from the left, are no numbers.
         notes: What to know of them.
         picture: The figure.
     """
 
+    name: str
     title: str
     conditions: str = ""
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str]] = ()
+    text: int = 1
     notes: Sequence[str] = ()
     picture: Optional[Path] = None
 
@@ -121,9 +125,9 @@ def find_reproduced(path: str) -> List[Reproduced]:
         try:
             facts = _json(file)
             if "shown" in facts:
-                found.append(Reproduced(facts["title"], facts["conditions"], **facts["shown"]))
+                found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"]))
             elif file.with_suffix(".png").is_file():
-                found.append(Reproduced(experiment.title, picture=file.with_suffix(".png")))
+                found.append(Reproduced(name, experiment.title, picture=file.with_suffix(".png")))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
     return found

@@ -26,6 +26,14 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What to know of what stands above."""
+
+    lines: Sequence[str]
+    kind: ClassVar[str] = "notes"
+
+
+@dataclass(frozen=True)
 class Heading:
     """Starts a part of a section."""
 
@@ -35,11 +43,12 @@ class Heading:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; the first cell of a row names it."""
+    """Rows under a header; the first cell of a row names it, and the first `text` cells are no numbers."""
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    text: int = 1
     kind: ClassVar[str] = "table"
 
 
@@ -81,20 +90,26 @@ class Fold:
     kind: ClassVar[str] = "fold"
 
 
-Item = Union[Paragraph, Heading, Table, Chart, PictureFile, Fold]
+Item = Union[Paragraph, Notes, Heading, Table, Chart, PictureFile, Fold]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page."""
+    """A section of the page, with a shorter name for the links to it, by default its title."""
 
     title: str
     items: List[Item] = field(default_factory=list)
+    short: str = ""
+
+    @property
+    def link(self) -> str:
+        """What links to it say."""
+        return self.short or self.title
 
     @property
     def anchor(self) -> str:
         """What links point to."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return re.sub(r"[^a-z0-9]+", "-", self.link.lower()).strip("-")
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
 from imixer.errors import InputError
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs
-from imixer.experiments.report.page import Chart, Fold, Heading, Item, Paragraph, PictureFile, Section, Table, render
+from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs, short_names
+from imixer.experiments.report.page import (
+    Chart,
+    Fold,
+    Heading,
+    Item,
+    Notes,
+    Paragraph,
+    PictureFile,
+    Section,
+    Table,
+    render,
+)
 from imixer.training.atomic import write_text
 
 _MANY = 40  # runs, of which each has its own figures
@@ -29,7 +41,7 @@ def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
         InputError: If there is no run at a path, a run is damaged, or the file cannot be written.
     """
     by_path = [(path, find_reproduced(path)) for path in paths]
-    reproduced = [each for _, found in by_path for each in found]
+    reproduced = _named([(path, found) for path, found in by_path if found])
     others = [path for path, found in by_path if not found]
     runs = find_runs(others) if others else []
     file = Path(out) if out else Path(paths[0]) / "report.html"
@@ -44,9 +56,18 @@ def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
     return file
 
 
+def _named(by_path: Sequence[Tuple[str, List[Reproduced]]]) -> List[Reproduced]:
+    """All of some folders; where there are several, named after the folder too."""
+    if len(by_path) == 1:
+        return by_path[0][1]
+    folders = short_names([Path(path) for path, _ in by_path])
+    pairs = zip(folders, by_path, strict=True)
+    return [replace(each, name=f"{folder} {each.name}") for folder, (_, found) in pairs for each in found]
+
+
 def _sections(reproduced: List[Reproduced], runs: List[Run]) -> List[Section]:
     return [
-        Section("Reproduced", _reproduced(reproduced)),
+        *(Section(each.title, _reproduced(each), each.name) for each in reproduced),
         Section("Summary", _summary(runs)),
         Section("Learning curves", _curves(runs)),
         Section("Convergence", _convergence(runs)),
@@ -58,17 +79,17 @@ def _sections(reproduced: List[Reproduced], runs: List[Run]) -> List[Section]:
     ]
 
 
-def _reproduced(found: List[Reproduced]) -> List[Item]:
+def _reproduced(found: Reproduced) -> List[Item]:
     items: List[Item] = []
-    for each in found:
-        items.append(Heading(each.title))
-        if each.conditions:
-            items.append(Paragraph(each.conditions))
-        if each.rows:
-            items.append(Table(each.title, each.header, [[_typeset(cell) for cell in row] for row in each.rows]))
-        if each.picture:
-            items.append(PictureFile(each.title, each.picture))
-        items += [Paragraph(_typeset(note)) for note in each.notes]
+    if found.conditions:
+        items.append(Paragraph(found.conditions))
+    if found.rows:
+        rows = [[_typeset(cell) for cell in row] for row in found.rows]
+        items.append(Table(found.title, found.header, rows, found.text))
+    if found.picture:
+        items.append(PictureFile(found.title, found.picture))
+    if found.notes:
+        items.append(Notes([_typeset(note) for note in found.notes]))
     return items
 
 
