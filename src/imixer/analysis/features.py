@@ -13,7 +13,6 @@ from torch import Tensor
 from imixer.analysis.convergence import iterates, resolve_n_iter
 from imixer.data.loading import load_image
 from imixer.errors import InputError
-from imixer.models.imlp import IMLP
 from imixer.models.inside import implicit_blocks, look_inside
 from imixer.training.reload import Reloaded, reload
 
@@ -89,14 +88,8 @@ def features_at(
         name=name,
         picture=_picture(image, model.pretrained_cfg),
         x=x.double().cpu(),
-        maps=_output(inside.imlp, x).unflatten(-1, tuple(model.stem.grid_size)).double().cpu(),
+        maps=inside.imlp.H(x).unflatten(-1, tuple(model.stem.grid_size)).double().cpu(),
     )
-
-
-def _output(imlp: IMLP, x: Tensor) -> Tensor:
-    """H(x) in evaluation mode."""
-    g = imlp.act(x)
-    return imlp.fc_out(g, imlp.fc_in.weight) if imlp.tied else imlp.fc_out(g)
 
 
 def _picture(image: Tensor, cfg: Dict[str, Any]) -> Tensor:

@@ -145,8 +145,12 @@ class IMLP(nn.Module):
                     x = x0 + F(x, weights, self.n_iter)
             else:
                 x = self.inversion(F, x0, weights, self.n_iter, self.name)
+        return self.H(x)
+
+    def H(self, x: Tensor) -> Tensor:
+        """What the inner state x (..., D_S) shows of itself, (..., S)."""
         g = self.drop1(self.act(x))
-        return self.drop2(self.fc_out(g, self.fc_in.weight) if self.tied else self.fc_out(g))  # H(x)
+        return self.drop2(self.fc_out(g, self.fc_in.weight) if self.tied else self.fc_out(g))
 
     @property
     def inversion(self) -> Inversion:
