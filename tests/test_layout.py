@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,17 @@ def test_the_theory_needs_torch_and_little_else(package, file):
         names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         for name in names:
             assert name.split(".")[0] in THIRD_PARTY[package] | {"imixer"} | sys.stdlib_module_names
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    """Types count too. Packages' faces (`__init__.py`) are left out: they only hand names on."""
+    files = {".".join(file.relative_to(SOURCE.parent).with_suffix("").parts): file for file in SOURCE.rglob("*.py")}
+    files = {name: file for name, file in files.items() if file.name != "__init__.py"}
+
+    def imported(name):
+        for node in ast.walk(ast.parse(files[name].read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                yield from (n for n in (node.module, *(f"{node.module}.{a.name}" for a in node.names)) if n in files)
+
+    order = TopologicalSorter({name: set(imported(name)) for name in files})
+    assert len(list(order.static_order())) == len(files)

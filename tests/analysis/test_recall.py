@@ -10,18 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from imixer.analysis import recall_study
-from imixer.analysis.recall import (
-    MASKS,
-    corrupt,
-    digit_patterns,
-    image_patterns,
-    known_half,
-    nearest,
-    recall,
-    retrieve,
-    share,
-)
+from imixer.analysis import recall_study, recall_study_report
+from imixer.analysis.recall import nearest, retrieve, share
+from imixer.analysis.recall_images import MASKS, corrupt, digit_patterns, image_patterns, known_half
+from imixer.analysis.recall_report import recall
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised, overlaps
@@ -250,7 +242,7 @@ def test_a_broken_image_is_named(capsys, elsewhere, photos):
 
 
 def test_the_study_measures_every_kind(capsys, elsewhere):
-    cells, folder = recall_study.study(loads=(2, 20), draws=2, out="out")
+    cells, folder = recall_study_report.compare(loads=(2, 20), draws=2, out="out")
     assert {path.name for path in folder.iterdir()} == {"recall.png", "recall.md", "recall.csv", "recall.json"}
     assert "recalling digits, gray, draw 2" in capsys.readouterr().err
     by = {(c.patterns, c.against, c.x, c.memory): c for c in cells}
@@ -275,7 +267,7 @@ def test_the_study_measures_every_kind(capsys, elsewhere):
 
 def test_compare_prints_the_tables(capsys, elsewhere, monkeypatch):
     study = recall_study.study
-    monkeypatch.setattr(recall_study, "study", lambda **given: study(loads=(5,), draws=1, **given))
+    monkeypatch.setattr(recall_study_report, "study", lambda **given: study(loads=(5,), draws=1, **given))
     assert main(["recall", "--compare", "--seed", "3"]) == 0
     captured = capsys.readouterr()
     for part in ("random signs", "digits, gray", "nearest neighbour", "over 1 draws", "the energy rose in 0 of"):

@@ -3,14 +3,13 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Tuple, cast
+from typing import Any, Dict, List, Tuple, cast
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
 
-if TYPE_CHECKING:
-    from imixer.analysis.recall import Recall
-    from imixer.analysis.recall_study import Cell
+from imixer.analysis.recall import Recall
+from imixer.analysis.recall_study import Cell
 
 _COLUMNS = 8
 _STEP_ROWS = 3
@@ -26,7 +25,7 @@ _STYLES = (  # colour, marker, line
 )
 
 
-def draw_recall(found: "Recall", path: Path) -> None:
+def draw_recall(found: Recall, path: Path) -> None:
     """Stored, query, some steps and what was retrieved, a column per query; beside them the energies.
 
     Args:
@@ -73,7 +72,7 @@ def draw_recall(found: "Recall", path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_study(cells: Sequence["Cell"], path: Path) -> None:
+def draw_study(cells: Sequence[Cell], path: Path) -> None:
     """Share retrieved against load, noise, and load with half the image hidden, for three sets of patterns.
 
     Curves that coincide are set apart sideways.

@@ -1,15 +1,91 @@
-"""Recalls on the screen."""
+"""`imixer recall`: images stored and retrieved, written down and told on the screen."""
 
+import csv
+import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Dict, List, Optional, Tuple
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
-from imixer.analysis.recall import RETRIEVED, Recall, share
-from imixer.analysis.recall_study import SETS, Cell, table
+from imixer.analysis.recall import RETRIEVED, Recall, retrieve, share
+from imixer.analysis.recall_figures import draw_recall
+from imixer.analysis.recall_images import corrupt, digit_patterns, image_patterns, known_half
+from imixer.errors import InputError
+from imixer.hopfield.memory import AssociativeMemory, binarised
+from imixer.hopfield.memory_kinds import BINARY
+from imixer.training.run_directory import check_out, create_run
 
 _MANY = 20
+
+
+def recall(
+    images: Sequence[str] = (),
+    *,
+    memory: str = "modern",
+    patterns: Optional[int] = None,
+    noise: Optional[float] = None,
+    mask: str = "none",
+    queries: int = 6,
+    steps: int = 50,
+    size: int = 32,
+    seed: int = 0,
+    out: Optional[str] = None,
+    **options: Any,
+) -> Tuple[Recall, Path]:
+    """Store images, corrupt some, retrieve them; write `recall.png`, `recall.csv` and `recall.json`.
+
+    Args:
+        images: Files or folders to store, as gray squares. Default: handwritten digits of 8 x 8 pixels.
+        memory: Kind of memory. Those of +-1 store +1 where a pixel is above the image's mean.
+        patterns: How many to store. Default: 20 digits, or all images.
+        noise: Share of the pixels whose sign changes, of binary kinds; of the others the standard deviation of Gaussian
+            noise, black to white being 1. Default: 0.3, or 0 with a mask.
+        mask: Half that is hidden: `none`, `top`, `bottom`, `left` or `right`. The other is clamped if it has no noise.
+        queries: How many to retrieve.
+        steps: Largest number of steps.
+        size: Side in pixels to which `images` are resized.
+        seed: Of the choice of patterns and of the noise.
+        out: Directory to write. Default: the next free `runs/recall-<memory>-<number>`.
+        **options: Of the memory.
+
+    Raises:
+        InputError: If anything given is impossible.
+    """
+    noise = (0.0 if mask != "none" else 0.3) if noise is None else noise
+    counts = {"patterns": patterns, "queries": queries, "steps": steps, "size": size}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; give 1 or more")
+    if seed < 0:
+        raise InputError(f"seed is {seed}; give 0 or more")
+    most = 1.0 if memory in BINARY else math.inf
+    if not 0 <= noise <= most:
+        what = "a share of flipped pixels from 0 to 1" if memory in BINARY else "a standard deviation of 0 or more"
+        raise InputError(f"noise is {noise}; give {what}")
+    check_out(out)
+    generator = torch.Generator().manual_seed(seed)
+    if images:
+        stored, names = image_patterns(images, size, patterns)
+    else:
+        stored, names = digit_patterns(20 if patterns is None else patterns, generator)
+    try:
+        built = AssociativeMemory(stored, memory, binarise=memory in BINARY, **options)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    stored = binarised(stored) if memory in BINARY else stored
+    own = torch.randperm(len(stored), generator=generator)[torch.arange(queries) % len(stored)]
+    known = known_half(mask, tuple(stored.shape[1:]))
+    query = corrupt(stored[own], noise, memory in BINARY, generator)
+    found = retrieve(built, stored, own, query, known, clamp=noise == 0, steps=steps, names=names)
+    folder = create_run(out, "recall", memory).path
+    settings = dict(memory=memory, options=built.options, patterns=len(stored), noise=noise, mask=mask, seed=seed)
+    _write(found, settings, folder)
+    draw_recall(found, folder / "recall.png")
+    return found, folder
 
 
 def report_recall(found: Recall, folder: Path, console: Console) -> None:
@@ -44,31 +120,8 @@ def report_recall(found: Recall, folder: Path, console: Console) -> None:
         "(mean +- std over the queries)"
     )
     console.print(f"energy: {found.verdict}")
-    _written(folder, console, "recall.png", "recall.csv", "recall.json")
-
-
-def report_study(cells: List[Cell], folder: Path, console: Console) -> None:
-    """A table per set of patterns.
-
-    Args:
-        cells: What `study` measured.
-        folder: Where it was written.
-        console: Where to print.
-    """
-    for patterns in SETS:
-        head, rows = table(cells, patterns)
-        shown = Table(*head, box=None)
-        for column in shown.columns[1:]:
-            column.justify = "right"
-        for row in rows:
-            shown.add_row(*(text.replace("±", "+-") for text in row))
-        console.print(shown)
-        console.print()
-    rose = [cell for cell in cells if not cell.falls]
-    console.print(f"per cent of the queries retrieved, mean +- std over {cells[0].draws} draws")
-    where = "".join(f"; {c.memory}, {c.patterns}, {c.against} {c.x:g}" for c in rose)
-    console.print(f"the energy rose in {len(rose)} of {len(cells)} cells{where}")
-    _written(folder, console, "recall.png", "recall.md", "recall.csv", "recall.json")
+    files = (folder / f"recall.{kind}" for kind in ("png", "csv", "json"))
+    console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
 
 
 def _word(right: Any) -> str:
@@ -79,5 +132,38 @@ def _spread(values: Any) -> str:
     return f"{values.mean():.3f} +- {values.std(correction=min(1, len(values) - 1)):.3f}"
 
 
-def _written(folder: Path, console: Console, *names: str) -> None:
-    console.print("written: " + ", ".join(str(folder / name) for name in names), soft_wrap=True)
+def _write(found: Recall, settings: Dict[str, Any], folder: Path) -> None:
+    rows: List[Dict[str, Any]] = []
+    way = found.retrieval
+    for i, own in enumerate(found.own.tolist()):
+        steps = int(way.steps[i])
+        rows.append(
+            {
+                "query": i,
+                "pattern": own,
+                "name": found.names[own],
+                "overlap_before": round(float(found.before[i]), 6),
+                "overlap_after": round(float(found.after[i]), 6),
+                "retrieved": bool(found.retrieved[i]),
+                "nearest_to_query": bool(found.looked_up[i]),
+                "steps": steps,
+                "converged": bool(way.converged[i]),
+                "energy_before": float(way.energies[0, i]),
+                "energy_after": float(way.energies[steps, i]),
+            }
+        )
+    with (folder / "recall.csv").open("x", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    p, uncertainty = share(found.retrieved)
+    summary = {
+        **settings,
+        "retrieved_share": p,
+        "retrieved_share_uncertainty": uncertainty,
+        "look_up_share": share(found.looked_up)[0],
+        "energy": found.verdict,
+        "energies": way.energies.T.tolist(),
+        "queries": rows,
+    }
+    (folder / "recall.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

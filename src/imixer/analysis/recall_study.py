@@ -1,25 +1,21 @@
 """How much each kind of memory holds, against load and noise, beside a look-up of the nearest stored pattern."""
 
-import csv
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from imixer.analysis.recall import MASKS, corrupt, digit_patterns, known_half, retrieve
-from imixer.analysis.recall_figures import draw_study
+from imixer.analysis.recall import retrieve
+from imixer.analysis.recall_images import MASKS, corrupt, digit_patterns, known_half
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised
-from imixer.training.run_directory import check_out, create_run
 
 LOADS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 FLIPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -30,16 +26,6 @@ SIGMA_OF_LOAD = 0.3
 QUERIES = 100
 DRAWS = 5
 LOOK_UP = "nearest neighbour"
-
-# What the table shows, by what is varied and whether patterns are gray.
-_SHOWN = {
-    ("load", False): (5, 10, 20, 100, 500),
-    ("load", True): (5, 10, 20, 100, 500),
-    ("noise", False): (0.0, 0.1, 0.3),
-    ("noise", True): (0.0, 0.3, 0.6),
-    ("half hidden", False): (5, 20, 100, 500),
-    ("half hidden", True): (5, 20, 100, 500),
-}
 
 _BINARY: Dict[str, Tuple[str, Dict[str, Any]]] = {
     "classical": ("classical", {}),
@@ -84,10 +70,8 @@ class Cell:
     falls: bool
 
 
-def study(
-    *, seed: int = 0, draws: int = DRAWS, loads: Tuple[int, ...] = LOADS, out: Optional[str] = None
-) -> Tuple[List[Cell], Path]:
-    """Measure all kinds; write `recall.png`, `recall.md`, `recall.csv` and `recall.json`.
+def study(*, seed: int = 0, draws: int = DRAWS, loads: Tuple[int, ...] = LOADS) -> List[Cell]:
+    """Measure all kinds.
 
     A draw takes other patterns and other noise, and retrieves 100 queries, made from the stored patterns in turn. A
     query counts as retrieved if its own pattern is the nearest of all to what was retrieved, with a cosine of 0.95 or
@@ -97,16 +81,14 @@ def study(
         seed: Of the first draw.
         draws: Draws of patterns, of which mean and standard deviation are taken.
         loads: Numbers of patterns; noise is varied at 20.
-        out: Directory to write. Default: the next free `runs/recall-study-<number>`.
 
     Raises:
-        InputError: If a number is impossible or `out` exists.
+        InputError: If a number is impossible.
     """
     if draws < 1:
         raise InputError(f"draws is {draws}; give 1 or more")
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
-    check_out(out)
     found: Dict[Tuple[str, str, str, float, str, str], List[Tuple[float, bool]]] = {}
     units = [(name, draw, load) for name in SETS for draw in range(draws) for load in loads]
     for name, draw, load in _with_progress(units):
@@ -117,11 +99,8 @@ def study(
         shares = [value for value, _ in values]
         std = stdev(shares) if draws > 1 else 0.0
         cells.append(Cell(*key, mean=fmean(shares), std=std, draws=draws, falls=all(falls for _, falls in values)))
-    cells.sort(key=lambda cell: [list(SETS).index(cell.patterns), ("load", "noise", "half hidden").index(cell.against)])
-    folder = create_run(out, "recall", "study").path
-    _write(cells, folder)
-    draw_study(cells, folder / "recall.png")
-    return cells, folder
+    order = ("load", "noise", "half hidden")
+    return sorted(cells, key=lambda cell: (list(SETS).index(cell.patterns), order.index(cell.against)))
 
 
 _Key = Tuple[str, str, float, str, str]
@@ -181,32 +160,3 @@ def _with_progress(units: List[Tuple[str, int, int]]) -> Iterator[Tuple[str, int
             yield unit
             if bar is not None and task is not None:
                 bar.update(task, advance=1, description=f"recalling {name}, draw {draw + 1}")
-
-
-def table(cells: List[Cell], patterns: str) -> Tuple[List[str], List[List[str]]]:
-    """A choice of the numbers of one set of patterns, in per cent: headings, and a row per memory."""
-    here = [cell for cell in cells if cell.patterns == patterns]
-    columns = [(cell.against, cell.x) for cell in here if cell.x in _SHOWN[cell.against, patterns == "digits, gray"]]
-    columns = list(dict.fromkeys(columns))
-    names = {"load": "{:.0f} stored", "noise": "noise {:.1f}", "half hidden": "half of {:.0f}"}
-    rows = []
-    for memory in [*SETS[patterns], LOOK_UP]:
-        row = {(cell.against, cell.x): cell for cell in here if cell.memory == memory}
-        rows.append([memory, *(f"{row[c].mean * 100:.0f} ± {row[c].std * 100:.0f}" for c in columns)])
-    return [patterns, *(names[against].format(x) for against, x in columns)], rows
-
-
-def _write(cells: List[Cell], folder: Path) -> None:
-    rows = [asdict(cell) for cell in cells]
-    with (folder / "recall.csv").open("x", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({**row, "mean": f"{row['mean']:.4f}", "std": f"{row['std']:.4f}"})
-    (folder / "recall.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    lines = []
-    for patterns in SETS:
-        head, body = table(cells, patterns)
-        rule = ["---"] * len(head)
-        lines += [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)] + [""]
-    (folder / "recall.md").write_text("\n".join(lines), encoding="utf-8")

@@ -60,19 +60,17 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Run it."""
     given = {name: value for name, value in args.as_dict().items() if value not in (None, [])}
-    compare = given.pop("compare")
+    comparing = given.pop("compare")
     superfluous = [name for name in given if name not in ("seed", "out")]
-    if compare and superfluous:
+    if comparing and superfluous:
         raise InputError(f"compare has a protocol of its own; leave out {', '.join(superfluous)}")
     announce_loading("the images")
-    if compare:
-        from imixer.analysis.recall_report import report_study
-        from imixer.analysis.recall_study import study
+    if comparing:
+        from imixer.analysis.recall_study_report import compare, report_study
 
-        report_study(*study(**given), new_console())
+        report_study(*compare(**given), new_console())
     else:
-        from imixer.analysis.recall import recall
-        from imixer.analysis.recall_report import report_recall
+        from imixer.analysis.recall_report import recall, report_recall
 
         report_recall(*recall(**given), new_console())
 
