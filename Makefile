@@ -37,7 +37,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,export,cluster]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,export,cluster,robust]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
