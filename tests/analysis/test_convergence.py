@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 import imixer  # noqa: F401
-from imixer.analysis.convergence import convergence_along_depth, convergence_of, iterates
+from imixer.analysis.analyze import analyze
+from imixer.analysis.convergence import convergence_along_depth, iterates
 from imixer.analysis.convergence_figure import draw_convergence
-from imixer.analysis.convergence_report import analyze_convergence
+from imixer.analysis.convergence_report import ANALYSIS
 from imixer.analysis.images import random_images
 from imixer.cli import main
 from imixer.errors import InputError
@@ -126,15 +127,14 @@ def test_the_same_figure_is_the_same_file(tmp_path):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
-def test_what_diverges_is_drawn_and_written_too(run, tmp_path, monkeypatch):
+def test_what_diverges_is_drawn_and_written_too(run, tmp_path):
     model = create(norm="none")
     for block in model.blocks:
         block.mlp_tokens.contraction.fc1.weight.data *= 1e6
     found = convergence_along_depth(model, IMAGES, n_iter=12)
     assert not found.blocks[0].norms.isfinite().all()
     draw_convergence([found], tmp_path / "diverges.png")
-    monkeypatch.setattr("imixer.analysis.convergence_report.convergence_of", lambda *args, **kwargs: found)
-    _, folder = analyze_convergence(str(run))
+    _, folder = analyze(replace(ANALYSIS, measure=lambda reloaded: found), str(run))
     assert json.loads((folder / "convergence.json").read_text())["blocks"][0]["norm"][-1]["mean"] is None
 
 
@@ -142,7 +142,7 @@ def test_analyze_convergence_writes_numbers_and_figures(run, capsys, is_print_pa
     assert main(["analyze", "convergence", str(run), "--n_iter", "3", "--seed", "5", "--images", "4"]) == 0
     written = json.loads((run / "analysis" / "convergence.json").read_text())
     assert (written["images"], written["seed"], written["n_iter"], written["trained_n_iter"]) == (4, 5, 3, 2)
-    found = convergence_of(str(run), images=4, n_iter=3, seed=5)
+    found, _ = analyze(ANALYSIS, str(run), images=4, n_iter=3, seed=5)
     for row, block in zip(written["blocks"], found.blocks, strict=True):
         assert [norm["mean"] for norm in row["norm"]] == pytest.approx(block.norms.mean(1).tolist())
         assert [cosine["std"] for cosine in row["cosine"]] == pytest.approx(block.cosines.std(1).tolist())

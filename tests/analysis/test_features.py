@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 import imixer  # noqa: F401
-from imixer.analysis.features import features_at, features_of
+from imixer.analysis.analyze import analyze
+from imixer.analysis.features import features_at
 from imixer.analysis.features_figure import draw_features
+from imixer.analysis.features_report import ANALYSIS
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.training.reload import reload
@@ -85,7 +87,7 @@ def test_an_image_may_be_held_out_or_a_file(run, tmp_path):
     reloaded = reload(str(run))
     image, _ = reloaded.data().val[7]
     image.save(tmp_path / "seven.png")
-    number, file = features_of(str(run), image=7), features_of(str(run), image=str(tmp_path / "seven.png"))
+    number, file = (analyze(ANALYSIS, str(run), image=image)[0] for image in (7, str(tmp_path / "seven.png")))
     torch.testing.assert_close(number.maps, file.maps)
     assert (number.name, file.name) == ("held-out 7", "seven.png")
     shown = Image.fromarray((number.picture[..., 0] * 255).round().byte().numpy())
@@ -96,7 +98,7 @@ def test_analyze_features_writes_numbers_and_figures(run, capsys, is_print_pair)
     assert main(["analyze", "features", str(run), "--image", "3", "--n_iter", "4"]) == 0
     written = json.loads((run / "analysis" / "features.json").read_text())
     assert (written["image"], written["block"], written["n_iter"]) == ("held-out 3", 0, 4)
-    found = features_of(str(run), image=3, n_iter=4)
+    found, _ = analyze(ANALYSIS, str(run), image=3, n_iter=4)
     assert written["changes_of_x"] == pytest.approx(found.changes_of_x.tolist())
     assert written["changes_of_maps"] == pytest.approx(found.changes_of_maps.tolist())
     is_print_pair(run / "analysis" / "features.png")

@@ -141,11 +141,12 @@ def test_it_prints_with_all_settings_open_and_no_chart_cut_off(open_page):
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     page.set_viewport_size({"width": 680, "height": 1000})  # what Letter leaves between wide margins
     assert page.evaluate("[...document.querySelectorAll('details')].every(each => each.open)")
-    assert page.evaluate("charts.every(chart => chart.querySelector('.main-svg').getBoundingClientRect().right <= 680)")
+    within = "charts.every(chart => chart.querySelector('.main-svg').getBoundingClientRect().right <= 680)"
+    page.wait_for_function(within)  # Plotly promises
     assert len(page.pdf()) > 50_000
     page.set_viewport_size({"width": 1280, "height": 900})
     page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert page.evaluate("charts[0]._fullLayout.width") > 1000
+    page.wait_for_function("charts[0]._fullLayout.width > 1000")
 
 
 def test_it_is_one_file_that_names_no_other(report):

@@ -1,57 +1,36 @@
 """`imixer analyze contraction`: a run measured, written down and told on the screen."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from imixer.analysis.analyze import Analysis
 from imixer.analysis.contraction import ERRORS, MAX_STEPS, TOLERANCE, BlockContraction, contraction_along_depth
 from imixer.analysis.contraction_figure import draw_contraction
-from imixer.analysis.energy_report import STYLES
 from imixer.analysis.images import held_out_images
-from imixer.analysis.record import record
 from imixer.analysis.statistics import plus_minus, spread
-from imixer.training.reload import reload
+from imixer.analysis.verdicts import styled
+from imixer.training.reload import Reloaded
 
 
-def analyze_contraction(
-    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[List[BlockContraction], Path]:
-    """Measure a run on its held-out images and write `contraction.json` and `.png` into its `analysis` folder.
+def _measure(reloaded: Reloaded, *, images: int = 64, data: Optional[str] = None) -> List[BlockContraction]:
+    return contraction_along_depth(reloaded.model, held_out_images(reloaded, images, data))
 
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
 
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
-    found = contraction_along_depth(reloaded.model, held_out_images(reloaded, images, data))
-    written = {
+def _numbers(found: Sequence[BlockContraction]) -> Dict[str, Any]:
+    return {
         "images": len(found[0].left),
         "jacobian_tolerance": TOLERANCE,
         "jacobian_max_steps": MAX_STEPS,
         "blocks": [_row(block) for block in found],
     }
-    return found, record(reloaded.run, "contraction", written, lambda path: draw_contraction(found, path))
 
 
-def report_contraction(found: Sequence[BlockContraction], console: Console) -> None:
-    """One row per block.
-
-    Args:
-        found: What `contraction_along_depth` gave.
-        console: Where to print.
-    """
+def _show(found: Sequence[BlockContraction], console: Console) -> None:
+    """One row per block."""
     worst = found[0].certificate.worst
     ceiling = "no ceiling" if worst.coeff is None else f"ceiling c = {worst.coeff:.4g}"
     table = Table(
@@ -77,7 +56,7 @@ def report_contraction(found: Sequence[BlockContraction], console: Console) -> N
             _lines(f"{float(norms.max()):.3f}" for norms in block.norms),
             " | ".join(", ".join(_count(n[name]) for n in needed) for name in ("bound", "data")),
             plus_minus(100 * block.left) + " %",
-            f"[{STYLES[block.verdict]}]{block.verdict}[/]",
+            styled(block.verdict),
         )
     console.print(table)
     if len(worst.sigmas) > 1:
@@ -138,3 +117,6 @@ def _row(block: BlockContraction) -> Dict[str, Any]:
 
 def _with_largest(values: Tensor) -> Dict[str, float]:
     return spread(values) | {"max": float(values.max())}
+
+
+ANALYSIS = Analysis("contraction", _measure, _numbers, draw_contraction, _show)

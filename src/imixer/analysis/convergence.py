@@ -9,11 +9,9 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor
 
-from imixer.analysis.images import random_images
 from imixer.errors import InputError
 from imixer.models import IMLP
 from imixer.models.inside import Inside, look_inside
-from imixer.training.reload import reload
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,12 @@ class Convergence:
     Attributes:
         trained: The model's own n; None if it solves to a tolerance.
         blocks: One per iMLP.
+        seed: Of the draw of images, where they were drawn.
     """
 
     trained: Optional[int]
     blocks: Tuple[BlockConvergence, ...]
+    seed: Optional[int] = None
 
     @property
     def n_iter(self) -> int:
@@ -128,29 +128,3 @@ def _measure(inside: Inside, n_iter: int) -> BlockConvergence:
         norms=(torch.linalg.vector_norm(x.diff(dim=0), dim=2) / tokens_and_channels**0.5).cpu(),
         cosines=torch.cosine_similarity(x[1:], x[:-1], dim=2).cpu(),
     )
-
-
-def convergence_of(
-    path: str,
-    *,
-    images: int = 16,
-    n_iter: Optional[int] = None,
-    seed: int = 0,
-    data: Optional[str] = None,
-    device: str = "auto",
-) -> Convergence:
-    """Measure a run on held-out images, without writing anything.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, drawn at random.
-        n_iter: Iterations to look at. Default: the model's own n.
-        seed: Of the draw.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Raises:
-        InputError: If run or data are not there, a number is impossible, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
-    return convergence_along_depth(reloaded.model, random_images(reloaded, images, seed, data), n_iter)

@@ -1,50 +1,44 @@
 """`imixer analyze convergence`: a run measured, written down and told on the screen."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional
 
 from rich.console import Console
 from rich.table import Table
 
-from imixer.analysis.convergence import BlockConvergence, Convergence, convergence_of
+from imixer.analysis.analyze import Analysis
+from imixer.analysis.convergence import BlockConvergence, Convergence, convergence_along_depth
 from imixer.analysis.convergence_figure import draw_convergence
-from imixer.analysis.record import record
+from imixer.analysis.images import random_images
 from imixer.analysis.statistics import plus_minus, spread
-from imixer.training.run_directory import open_run
+from imixer.training.reload import Reloaded
 
 
-def analyze_convergence(path: str, *, seed: int = 0, **options: Any) -> Tuple[Convergence, Path]:
-    """`convergence_of` a run, written as `convergence.json`, `.png` and `.pdf` into its `analysis` folder.
+def _measure(
+    reloaded: Reloaded,
+    *,
+    images: int = 16,
+    n_iter: Optional[int] = None,
+    seed: int = 0,
+    data: Optional[str] = None,
+) -> Convergence:
+    drawn = random_images(reloaded, images, seed, data)
+    return replace(convergence_along_depth(reloaded.model, drawn, n_iter), seed=seed)
 
-    Args:
-        path: The run's directory.
-        seed: Of the draw.
-        options: Of `convergence_of`.
 
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: As there.
-    """
-    found = convergence_of(path, seed=seed, **options)
-    written = {
+def _numbers(found: Convergence) -> Dict[str, Any]:
+    return {
         "images": found.images,
-        "seed": seed,
+        "seed": found.seed,
         "n_iter": found.n_iter,
         "trained_n_iter": found.trained,
         "blocks": [_row(block) for block in found.blocks],
     }
-    return found, record(open_run(path), "convergence", written, lambda path: draw_convergence([found], path))
 
 
-def report_convergence(found: Convergence, console: Console) -> None:
-    """One row per block, one column per iteration.
-
-    Args:
-        found: What `convergence_along_depth` gave.
-        console: Where to print.
-    """
+def _show(found: Convergence, console: Console) -> None:
+    """One row per block, one column per iteration."""
     trained = "to a tolerance" if found.trained is None else f"with n = {found.trained}"
     table = Table(
         title=f"Norm_a and cos_a, mean over {found.images} held-out images; trained {trained}",
@@ -72,3 +66,10 @@ def _row(block: BlockConvergence) -> Dict[str, Any]:
         "cosine": [spread(cosines) for cosines in block.cosines],
         "rate": None if block.rate is None else spread(block.rate),
     }
+
+
+def _draw(found: Convergence, path: Path) -> None:
+    draw_convergence([found], path)
+
+
+ANALYSIS = Analysis("convergence", _measure, _numbers, _draw, _show)

@@ -1,73 +1,51 @@
 """`imixer analyze energy`: a run measured, written down and told on the screen."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from rich.console import Console
 from rich.table import Table
 
+from imixer.analysis.analyze import Analysis
 from imixer.analysis.energy import MixingEnergy, energy_along_depth
 from imixer.analysis.energy_figure import draw_energy
 from imixer.analysis.images import held_out_images
-from imixer.analysis.record import record
 from imixer.analysis.statistics import spread
+from imixer.analysis.verdicts import styled
 from imixer.errors import InputError
-from imixer.training.reload import reload
+from imixer.training.reload import Reloaded
 
 
-def analyze_energy(
-    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[List[MixingEnergy], Path]:
-    """Measure a run on its held-out images and write `energy.json` and `energy.png` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model is no mixer whose networks are known.
-    """
-    reloaded = reload(path, device)
+def _measure(reloaded: Reloaded, *, images: int = 64, data: Optional[str] = None) -> List[MixingEnergy]:
     batch = held_out_images(reloaded, images, data)
     try:
-        found = energy_along_depth(reloaded.model, batch)
+        return energy_along_depth(reloaded.model, batch)
     except (ValueError, AttributeError) as error:
+        path = reloaded.run.path
         raise InputError(f"the model of {path} is no mixer with a known Hopfield network: {error}") from error
-    rows: List[Dict[str, Any]] = [
-        {
-            "block": m.block,
-            "mixing": m.mixing,
-            "asymmetry": {name: round(value, 6) for name, value in m.asymmetry.items()},
-            "energy_before": spread(m.before),
-            "energy_after": spread(m.after),
-            "change": spread(m.after - m.before),
-            "share_falling": m.falls,
-            "unrest": m.unrest,
-            "verdict": m.verdict,
-            "obstacles": list(m.obstacles),
-        }
-        for m in found
-    ]
-    written = {"images": len(batch), "mixings": rows}
-    return found, record(reloaded.run, "energy", written, lambda path: draw_energy(found, path))
 
 
-STYLES = {"guaranteed": "green", "observed": "cyan", "violated": "yellow"}
+def _numbers(found: Sequence[MixingEnergy]) -> Dict[str, Any]:
+    return {"images": len(found[0].before), "mixings": [_row(mixing) for mixing in found]}
 
 
-def report_energy(found: Sequence[MixingEnergy], console: Console) -> None:
-    """One row per mixing step.
+def _row(mixing: MixingEnergy) -> Dict[str, Any]:
+    return {
+        "block": mixing.block,
+        "mixing": mixing.mixing,
+        "asymmetry": {name: round(value, 6) for name, value in mixing.asymmetry.items()},
+        "energy_before": spread(mixing.before),
+        "energy_after": spread(mixing.after),
+        "change": spread(mixing.after - mixing.before),
+        "share_falling": mixing.falls,
+        "unrest": mixing.unrest,
+        "verdict": mixing.verdict,
+        "obstacles": list(mixing.obstacles),
+    }
 
-    Args:
-        found: What `energy_along_depth` gave.
-        console: Where to print.
-    """
+
+def _show(found: Sequence[MixingEnergy], console: Console) -> None:
+    """One row per mixing step."""
     images = len(found[0].before)
     table = Table(title=f"Energy per neuron, mean +- std over {images} held-out images", title_justify="left")
     for name in ("block", "mixing", "asymmetry of the couplings", "energy before", "after", "falls for", "descent"):
@@ -79,9 +57,12 @@ def report_energy(found: Sequence[MixingEnergy], console: Console) -> None:
             "  ".join(f"{name} {value:.2f}" for name, value in m.asymmetry.items()),
             *(f"{e.mean():.4g} +- {e.std(correction=min(1, len(e) - 1)):.2g}" for e in (m.before, m.after)),
             f"{m.falls:.0%}",
-            f"[{STYLES[m.verdict]}]{m.verdict}[/]",
+            styled(m.verdict),
         )
     console.print(table)
     reasons = sorted({obstacle.split(": ", 1)[1] for m in found for obstacle in m.obstacles})
     if reasons:
         console.print(f"descent is not guaranteed: {'; '.join(reasons)}")
+
+
+ANALYSIS = Analysis("energy", _measure, _numbers, draw_energy, _show)

@@ -4,17 +4,14 @@ S: tokens on a grid (gh, gw), C: channels, D: D_S, width of x.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from imixer.analysis.convergence import iterates, resolve_n_iter
-from imixer.data.loading import load_image
 from imixer.errors import InputError
 from imixer.models.inside import implicit_blocks, look_inside
-from imixer.training.reload import Reloaded, reload
 
 
 @dataclass(frozen=True)
@@ -100,40 +97,3 @@ def _picture(image: Tensor, cfg: Dict[str, Any]) -> Tensor:
 def _changes(values: Tensor) -> Tensor:
     values = values.flatten(1)
     return torch.linalg.vector_norm(values.diff(dim=0), dim=1) / torch.linalg.vector_norm(values[-1])
-
-
-def features_of(
-    path: str,
-    *,
-    image: Union[int, str] = 0,
-    block: Optional[int] = None,
-    n_iter: Optional[int] = None,
-    data: Optional[str] = None,
-    device: str = "auto",
-) -> Features:
-    """Look into a run's model, without writing anything.
-
-    Args:
-        path: The run's directory.
-        image: Number of a held-out image, from 0, or an image file.
-        block: Number of the block, from 0. Default: the last.
-        n_iter: Iterations to look at. Default: the model's own n.
-        data: Where its data lie now, for a held-out image. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Raises:
-        InputError: If run, data or image are not there, a number is impossible, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
-    name, pixels = _load(reloaded, image, data)
-    return features_at(reloaded.model, pixels.to(reloaded.device), block=block, n_iter=n_iter, name=name)
-
-
-def _load(reloaded: Reloaded, image: Union[int, str], moved_to: Optional[str]) -> Tuple[str, Tensor]:
-    if isinstance(image, str):
-        return Path(image).name, reloaded.transform(load_image(image, reloaded.input_size[0]))
-    val = reloaded.data(moved_to).val
-    total = len(val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
-    if not 0 <= image < total:
-        raise InputError(f"image is {image}; give 0 to {total - 1}, or a file")
-    return f"held-out {image}", reloaded.transform(val[image][0])

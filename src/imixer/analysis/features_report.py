@@ -1,48 +1,54 @@
 """`imixer analyze features`: a run measured, written down and told on the screen."""
 
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any, Dict, Optional, Tuple, Union
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from imixer.analysis.features import Features, features_of
+from imixer.analysis.analyze import Analysis
+from imixer.analysis.features import Features, features_at
 from imixer.analysis.features_figure import draw_features
-from imixer.analysis.record import record
-from imixer.training.run_directory import open_run
+from imixer.data.loading import load_image
+from imixer.errors import InputError
+from imixer.training.reload import Reloaded
 
 
-def analyze_features(path: str, **options: Any) -> Tuple[Features, Path]:
-    """`features_of` a run, written as `features.json`, `.png` and `.pdf` into its `analysis` folder.
+def _measure(
+    reloaded: Reloaded,
+    *,
+    image: Union[int, str] = 0,
+    block: Optional[int] = None,
+    n_iter: Optional[int] = None,
+    data: Optional[str] = None,
+) -> Features:
+    name, pixels = _load(reloaded, image, data)
+    return features_at(reloaded.model, pixels.to(reloaded.device), block=block, n_iter=n_iter, name=name)
 
-    Args:
-        path: The run's directory.
-        options: Of `features_of`.
 
-    Returns:
-        The features and the folder.
+def _load(reloaded: Reloaded, image: Union[int, str], moved_to: Optional[str]) -> Tuple[str, Tensor]:
+    if isinstance(image, str):
+        return Path(image).name, reloaded.transform(load_image(image, reloaded.input_size[0]))
+    val = reloaded.data(moved_to).val
+    total = len(val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
+    if not 0 <= image < total:
+        raise InputError(f"image is {image}; give 0 to {total - 1}, or a file")
+    return f"held-out {image}", reloaded.transform(val[image][0])
 
-    Raises:
-        InputError: As there.
-    """
-    found = features_of(path, **options)
-    written = {
+
+def _numbers(found: Features) -> Dict[str, Any]:
+    return {
         "image": found.name,
         "block": found.block,
         "n_iter": found.n_iter,
         "changes_of_x": found.changes_of_x.tolist(),
         "changes_of_maps": found.changes_of_maps.tolist(),
     }
-    return found, record(open_run(path), "features", written, lambda path: draw_features(found, path))
 
 
-def report_features(found: Features, console: Console) -> None:
-    """One row per iteration.
-
-    Args:
-        found: What `features_at` gave.
-        console: Where to print.
-    """
+def _show(found: Features, console: Console) -> None:
+    """One row per iteration."""
     table = Table(title=f"{found.name}, block {found.block}: change in % of the last", title_justify="left")
     for name in ("iteration", "x", "H(x)"):
         table.add_column(name, justify="right")
@@ -50,3 +56,6 @@ def report_features(found: Features, console: Console) -> None:
         table.add_row(f"{a} -> {a + 1}", f"{100 * float(x):.3g}", f"{100 * float(maps):.3g}")
     console.print(table)
     console.print("norms over all channels; H(x): what the block adds to its tokens")
+
+
+ANALYSIS = Analysis("features", _measure, _numbers, draw_features, _show)

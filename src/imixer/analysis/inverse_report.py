@@ -1,50 +1,29 @@
 """`imixer analyze inverse`: a run measured, written down and told on the screen."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from rich.console import Console
 from rich.table import Table
 
+from imixer.analysis.analyze import Analysis
 from imixer.analysis.images import held_out_images
 from imixer.analysis.inverse import BlockInverse, inverse_along_depth
 from imixer.analysis.inverse_figure import draw_inverse
-from imixer.analysis.record import record
 from imixer.analysis.statistics import plus_minus, spread
-from imixer.training.reload import reload
+from imixer.training.reload import Reloaded
 
 
-def analyze_inverse(
-    path: str, *, images: int = 64, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[List[BlockInverse], Path]:
-    """Measure a run on its held-out images and write `inverse.json` and `inverse.png` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
-    found = inverse_along_depth(reloaded.model, held_out_images(reloaded, images, data))
-    written = {"images": len(found[0].error_run), "blocks": [_row(block) for block in found]}
-    return found, record(reloaded.run, "inverse", written, lambda path: draw_inverse(found, path))
+def _measure(reloaded: Reloaded, *, images: int = 64, data: Optional[str] = None) -> List[BlockInverse]:
+    return inverse_along_depth(reloaded.model, held_out_images(reloaded, images, data))
 
 
-def report_inverse(found: Sequence[BlockInverse], console: Console) -> None:
-    """One row per block.
+def _numbers(found: Sequence[BlockInverse]) -> Dict[str, Any]:
+    return {"images": len(found[0].error_run), "blocks": [_row(block) for block in found]}
 
-    Args:
-        found: What `inverse_along_depth` gave.
-        console: Where to print.
-    """
+
+def _show(found: Sequence[BlockInverse], console: Console) -> None:
+    """One row per block."""
     table = Table(
         title=f"Back from x to G(v) and v: relative error, mean +- std over {len(found[0].error_run)} held-out images",
         title_justify="left",
@@ -82,3 +61,6 @@ def _row(block: BlockInverse) -> Dict[str, Any]:
         "condition": block.condition,
         "visible_share": spread(block.visible),
     }
+
+
+ANALYSIS = Analysis("inverse", _measure, _numbers, draw_inverse, _show)

@@ -1,11 +1,11 @@
 """`imixer analyze iterations`: a run measured, written down and told on the screen."""
 
-from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
 from rich.console import Console
 from rich.table import Table
 
+from imixer.analysis.analyze import Analysis
 from imixer.analysis.images import held_out_batches
 from imixer.analysis.iterations import (
     BATCH_SIZE,
@@ -18,33 +18,17 @@ from imixer.analysis.iterations import (
     compare_iterations,
 )
 from imixer.analysis.iterations_figure import draw_iterations
-from imixer.analysis.record import record
 from imixer.analysis.statistics import plus_minus, spread
-from imixer.training.reload import reload
+from imixer.training.reload import Reloaded
 
 
-def analyze_iterations(
-    path: str, *, images: Optional[int] = None, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[Comparison, Path]:
-    """Measure a run on its held-out images and write `iterations.json` and `iterations.png` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        images: Held-out images, evenly spread. Default: all.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there, or the model has no inverse.
-    """
-    reloaded = reload(path, device)
+def _measure(reloaded: Reloaded, *, images: Optional[int] = None, data: Optional[str] = None) -> Comparison:
     settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
-    batches = held_out_batches(reloaded, images, BATCH_SIZE, data)
-    found = compare_iterations(reloaded.model, batches, settings)
-    written = {
+    return compare_iterations(reloaded.model, held_out_batches(reloaded, images, BATCH_SIZE, data), settings)
+
+
+def _numbers(found: Comparison) -> Dict[str, Any]:
+    return {
         "images": len(found.outcomes[0].correct),
         "trained": found.trained,
         "device": found.device,
@@ -52,16 +36,10 @@ def analyze_iterations(
         "latency_repeats": len(found.outcomes[0].latency),
         "settings": [_row(outcome) for outcome in found.outcomes],
     }
-    return found, record(reloaded.run, "iterations", written, lambda path: draw_iterations(found, path))
 
 
-def report_iterations(found: Comparison, console: Console) -> None:
-    """One row per setting.
-
-    Args:
-        found: What `compare_iterations` gave.
-        console: Where to print.
-    """
+def _show(found: Comparison, console: Console) -> None:
+    """One row per setting."""
     first = found.outcomes[0]
     table = Table(
         title=f"Trained with {found.trained}; {len(first.correct)} held-out images; latency: median and quartiles of "
@@ -105,3 +83,6 @@ def _row(outcome: Outcome) -> Dict[str, Any]:
         "converged": outcome.converged,
         "latency_ms_per_image": {"median": middle, "lower_quartile": low, "upper_quartile": high},
     }
+
+
+ANALYSIS = Analysis("iterations", _measure, _numbers, draw_iterations, _show)

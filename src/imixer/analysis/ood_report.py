@@ -2,52 +2,32 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, Optional
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from imixer.analysis.analyze import Analysis
 from imixer.analysis.images import held_out_batches
 from imixer.analysis.ood import OutOfDistribution, compare_ood
 from imixer.analysis.ood_detection import RESAMPLES, Interval
 from imixer.analysis.ood_figure import draw_ood
 from imixer.analysis.ood_scores import SCORES, ood_scores
 from imixer.analysis.ood_sets import SPOILT, outside_batches
-from imixer.analysis.record import record
-from imixer.training.reload import reload
+from imixer.training.reload import Reloaded
 
 _BATCH_SIZE = 256
 
 
-def analyze_ood(
-    path: str,
+def _measure(
+    reloaded: Reloaded,
     *,
     against: Sequence[str] = tuple(SPOILT),
     images: Optional[int] = None,
     data: Optional[str] = None,
-    device: str = "auto",
-) -> Tuple[OutOfDistribution, Path]:
-    """Compare a run's held-out images with others and write `ood.json`, `ood.png` and `ood.pdf` into its `analysis`
-    folder.
-
-    Args:
-        path: The run's directory.
-        against: What to compare with, see `outside_batches`.
-        images: Images of each set, evenly spread. Default: all.
-        data: Where its data lie now. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The measurements and the folder.
-
-    Raises:
-        InputError: If run or data are not there.
-    """
-    reloaded = reload(path, device)
-
+) -> OutOfDistribution:
     def scores(batches: Iterable[Tensor]) -> Dict[str, Tensor]:
         parts = [ood_scores(reloaded.model, batch) for batch in batches]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -56,17 +36,11 @@ def analyze_ood(
     outside = {
         name: scores(outside_batches(reloaded, name, images, _BATCH_SIZE, data)) for name in dict.fromkeys(against)
     }
-    found = compare_ood(inside, outside)
-    return found, record(reloaded.run, "ood", _written(found), lambda path: draw_ood(found, path))
+    return compare_ood(inside, outside)
 
 
-def report_ood(found: OutOfDistribution, console: Console) -> None:
-    """A row per set and score.
-
-    Args:
-        found: What `compare_ood` gave.
-        console: Where to print.
-    """
+def _show(found: OutOfDistribution, console: Console) -> None:
+    """A row per set and score."""
     images = len(next(iter(found.inside.values())))
     table = Table("against", "score", "AUROC %", "AUPR in %", "AUPR out %", "FPR at 95 % TPR", box=None)
     for column in table.columns[2:]:
@@ -90,7 +64,7 @@ def _per_cent(interval: Interval) -> str:
     return f"{estimate} ({lower}-{upper})"
 
 
-def _written(found: OutOfDistribution) -> Dict[str, Any]:
+def _numbers(found: OutOfDistribution) -> Dict[str, Any]:
     return {
         "images": len(next(iter(found.inside.values()))),
         "scores": {name: asdict(SCORES[name]) for name in found.inside},
@@ -110,3 +84,6 @@ def _written(found: OutOfDistribution) -> Dict[str, Any]:
             for against, scores in found.detections.items()
         },
     }
+
+
+ANALYSIS = Analysis("ood", _measure, _numbers, draw_ood, _show)

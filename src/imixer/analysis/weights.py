@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from imixer.errors import InputError
 from imixer.models import IMLP
-from imixer.training.reload import reload
 
 
 @dataclass(frozen=True)
@@ -80,16 +79,3 @@ def _matrices(mlp: Any) -> Tuple[Tensor, Tensor]:
     if isinstance(mlp, IMLP):
         return mlp.fc_in.weight, mlp.fc_out.weight if isinstance(mlp.fc_out, nn.Linear) else mlp.fc_in.weight.T
     return mlp.fc1.weight, mlp.fc2.weight
-
-
-def weights_of(path: str, *, device: str = "auto") -> Tuple[TokenMixing, ...]:
-    """`token_mixing` of a run's model.
-
-    Args:
-        path: The run's directory.
-        device: `cpu`, `cuda` or `auto`.
-
-    Raises:
-        InputError: If there is no run, or its model mixes no tokens.
-    """
-    return token_mixing(reload(path, device).model)

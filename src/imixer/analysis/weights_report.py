@@ -1,44 +1,28 @@
 """`imixer analyze weights`: a run measured, written down and told on the screen."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Dict, Tuple
 
 from rich.console import Console
 from rich.table import Table
 
-from imixer.analysis.record import record
+from imixer.analysis.analyze import Analysis
 from imixer.analysis.statistics import plus_minus, spread
-from imixer.analysis.weights import TokenMixing, weights_of
+from imixer.analysis.weights import TokenMixing, token_mixing
 from imixer.analysis.weights_figure import SHOWN, draw_weights
-from imixer.training.run_directory import open_run
+from imixer.training.reload import Reloaded
 
 
-def analyze_weights(path: str, *, device: str = "auto") -> Tuple[Tuple[TokenMixing, ...], Path]:
-    """`weights_of` a run, written as `weights.json`, `.png` and `.pdf` into its `analysis` folder.
-
-    Args:
-        path: The run's directory.
-        device: `cpu`, `cuda` or `auto`.
-
-    Returns:
-        The matrices and the folder.
-
-    Raises:
-        InputError: As there.
-    """
-    found = weights_of(path, device=device)
-    written = {"grid": list(found[0].reads.shape[1:]), "blocks": [_row(mixing) for mixing in found]}
-    return found, record(open_run(path), "weights", written, lambda path: draw_weights(found, path))
+def _measure(reloaded: Reloaded) -> Tuple[TokenMixing, ...]:
+    return token_mixing(reloaded.model)
 
 
-def report_weights(found: Sequence[TokenMixing], console: Console) -> None:
-    """One row per block.
+def _numbers(found: Sequence[TokenMixing]) -> Dict[str, Any]:
+    return {"grid": list(found[0].reads.shape[1:]), "blocks": [_row(mixing) for mixing in found]}
 
-    Args:
-        found: What `token_mixing` gave.
-        console: Where to print.
-    """
+
+def _show(found: Sequence[TokenMixing], console: Console) -> None:
+    """One row per block."""
     height, width = found[0].reads.shape[1:]
     table = Table(title=f"Token mixing, {height} x {width} tokens", title_justify="left")
     for name in ("block", "neurons", "effective", f"energy of the strongest {SHOWN}", "cosine of read and written"):
@@ -67,3 +51,6 @@ def _row(mixing: TokenMixing) -> Dict[str, Any]:
         "share_of_strongest": mixing.share(SHOWN),
         "cosine_of_read_and_write": spread(mixing.cosines),
     }
+
+
+ANALYSIS = Analysis("weights", _measure, _numbers, draw_weights, _show)

@@ -94,10 +94,12 @@ def run(args: Namespace) -> int:
             raise InputError(f"{name} is {value}, of which analyze {what} has no use; leave it out")
     require = given.pop("require", None)
     announce_loading("the run")
-    report = import_module(f"imixer.analysis.{what}_report")
-    found, folder = getattr(report, f"analyze_{what}")(run, device=device, **given)
+    from imixer.analysis.analyze import analyze
+
+    analysis = import_module(f"imixer.analysis.{what}_report").ANALYSIS
+    found, folder = analyze(analysis, run, device=device, **given)
     console = new_console()
-    getattr(report, f"report_{what}")(found, console)
+    analysis.show(found, console)
     files = (folder / f"{what}.{kind}" for kind in ("json", "png", "pdf"))
     console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
     return _judge(found, require) if require else 0

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from rich.console import Console
 
+from imixer.analysis.analyze import analyze
 from imixer.experiments.outcome import Reproduced
 
 
@@ -24,9 +25,9 @@ def draw_figure(found: Reproduced, console: Console) -> None:
         console.print(f"not run: {missing or 'no trial is finished'}", markup=False)
         return
     what = found.experiment.figure
-    report = import_module(f"imixer.analysis.{what}_report")
-    measured, folder = getattr(report, f"analyze_{what}")(str(run.path))
-    getattr(report, f"report_{what}")(measured, console)
+    analysis = import_module(f"imixer.analysis.{what}_report").ANALYSIS
+    measured, folder = analyze(analysis, str(run.path))
+    analysis.show(measured, console)
     files = [found.folder / f"{found.experiment.name}.{suffix}" for suffix in ("png", "pdf", "json")]
     for file in files:
         shutil.copyfile(folder / f"{what}{file.suffix}", file)
