@@ -37,7 +37,7 @@ def learning_curves(runs: Sequence[Run]) -> go.Figure:
                 row=1,
                 col=column,
             )
-    figure.update_xaxes(title_text="epoch")
+    _count_epochs(figure, max(len(run.rows) for run in runs))
     figure.update_yaxes(tickformat=".0%", col=3)
     return _finished(figure)
 
@@ -63,7 +63,7 @@ def convergence(run: Run) -> go.Figure:
                 col=column,
             )
     figure.update_yaxes(type="log", exponentformat="power", col=1)
-    figure.update_xaxes(title_text="epoch")
+    _count_epochs(figure, len(run.rows))
     return _finished(figure)
 
 
@@ -142,6 +142,10 @@ def per_class(run: Run) -> go.Figure:
     figure.update_xaxes(type="category")
     figure.update_yaxes(tickformat=".0%", range=[0, 1], title_text="accuracy")
     return _finished(figure)
+
+
+def _count_epochs(figure: go.Figure, epochs: int) -> None:
+    figure.update_xaxes(title_text="epoch", tick0=0, dtick=1 + epochs // 10)
 
 
 def _finished(figure: go.Figure) -> go.Figure:

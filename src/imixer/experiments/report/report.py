@@ -102,7 +102,7 @@ def _summary(runs: List[Run]) -> List[Item]:
         return []
     header = ["run", "model", "data", "accuracy", "loss", "epochs", "images/s", "time", "seed", "parameters", "device"]
     unfinished = [run.name for run in runs if not run.finished]
-    items: List[Item] = [Table("All runs", header, [_summary_row(run) for run in runs])]
+    items: List[Item] = [Table("All runs", header, [_summary_row(run) for run in runs], text=3)]
     if unfinished:
         items.append(Paragraph(f"Not finished, with the numbers of their last epoch: {', '.join(unfinished)}."))
     return items
