@@ -13,7 +13,7 @@ demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a predi
 	$(BIN)/imixer predict $(RUN)
 
 test: lint  ## lint, types, tests: what CI runs
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
 
 test-slow: $(VENV)/.installed-test  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow

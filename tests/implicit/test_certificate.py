@@ -1,5 +1,6 @@
 """A certificate is exact where it claims to be, above the truth where it bounds, and refuses what it must."""
 
+import functools
 import math
 
 import pytest
@@ -35,7 +36,7 @@ OPTIONS = [
     dict(tied=True),
     dict(norm="none", scale=1.0),
     dict(norm="batch", scale=1.0),
-    dict(act_layer=lambda: nn.Softmax(dim=-1)),
+    dict(act_layer=functools.partial(nn.Softmax, dim=-1)),
     dict(depth=4, coeff=0.5),
     dict(depth=5, coeff=0.5, tied=True),
 ]

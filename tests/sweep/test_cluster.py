@@ -18,7 +18,7 @@ from imixer.cli import main
 pytest.importorskip("ray")
 
 PLAN = """
-set: {epochs: 5, schedule.warmup_epochs: 1, model: {num_blocks: 1, embed_dim: 16}}
+set: {epochs: 15, schedule.warmup_epochs: 1, model: {num_blocks: 1, embed_dim: 16}}
 grid: {optim: {opt: [adamw, sgdd]}}
 """
 
@@ -29,7 +29,7 @@ def workers(log):
 
 def kill_after_first_epoch(run, killed):
     """Kill the process that trains a run as soon as it can be resumed."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120  # starting a cluster takes long where other tests run
     while time.monotonic() < deadline:
         if any((run / "checkpoints").glob("*")):
             killed.extend(workers(run.with_name(f"{run.name}.log")))
@@ -63,7 +63,7 @@ def test_trials_run_side_by_side_and_a_killed_one_goes_on(capfd, tiny, one_threa
     first, second = workers(run.with_name("seed-0.log"))
     assert killed == [first] and second != first
     # as if nothing had happened
-    flags = ["--epochs", "5", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+    flags = ["--epochs", "15", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
     assert main(["train", *flags, "--optim.opt", "adamw", "--out", "alone"]) == 0
     assert metrics(run) == metrics(Path("alone"))
     with open("sweeps/tiny/results.csv", newline="") as file:
@@ -80,7 +80,7 @@ def test_trials_run_side_by_side_and_a_killed_one_goes_on(capfd, tiny, one_threa
 
 @pytest.mark.slow
 def test_a_stopped_sweep_lets_its_trials_save(elsewhere, tiny):
-    tiny(PLAN.replace("epochs: 5", "epochs: 1000"))
+    tiny(PLAN.replace("epochs: 15", "epochs: 1000"))
     command = [sys.executable, "-m", "imixer", "sweep", "tiny.yaml", "--executor", "ray"]
     background = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # as a shell's `... &` has it
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **background) as process:
