@@ -24,6 +24,8 @@ def runs(run, train_quick, tmp_path_factory):
     assert main(["evaluate", str(folder / "first")]) == 0
     assert main(["predict", str(folder / "first")]) == 0
     assert main(["analyze", "energy", str(folder / "first")]) == 0
+    assert main(["analyze", "convergence", str(folder / "first")]) == 0
+    assert main(["analyze", "weights", str(folder / "first")]) == 0
     return folder
 
 
@@ -68,10 +70,11 @@ def open_page(browser, report):
 def test_every_chart_and_picture_is_there(open_page, runs):
     page = open_page()
     charts = page.locator("[data-chart]").count()
-    assert charts == 1 + 2 + 1 + 2 + 1  # curves of all; convergence, energy, confusion, classes of each that has it
+    # curves of all; of each that has it: convergence, iterations, energy, confusion, classes
+    assert charts == 1 + 2 + 1 + 1 + 2 + 1
     assert page.locator(".js-plotly-plot .main-svg:first-child").count() == charts
     widths = page.eval_on_selector_all("img", "pictures => pictures.map(picture => picture.naturalWidth)")
-    charted = {"learning_curves", "confusion_matrix", "energy"}
+    charted = {"learning_curves", "confusion_matrix", "convergence", "energy"}
     drawn = [file for name in ("first", "second") for file in (runs / name).rglob("*.png") if file.stem not in charted]
     assert len(widths) == len(drawn) > 0 and min(widths) > 100
     titles = page.locator("h2").all_inner_texts()
@@ -85,6 +88,7 @@ def test_every_chart_and_picture_is_there(open_page, runs):
     ("chart", "mark", "told"),
     [
         ("curves", ".xy .point", r"epoch 1: \d"),
+        ("iterations-0", ".xy .point", r"block 0a = 0: .* ± "),
         ("energy-0", ".xy .point", r"block 0: .* ± .*falls on \d+% of the images: (guaranteed|observed|violated)"),
         ("confusion-0", ".hm", r"\d taken for \d: \d+ images, \d+\.\d%"),
     ],
@@ -199,7 +203,7 @@ def test_damaged_files_and_impossible_places_are_named(runs, tmp_path):
 
 @pytest.fixture
 def reproduced(tmp_path):
-    """A table and a figure, as `imixer reproduce` writes them."""
+    """A table and two figures, as `imixer reproduce` writes them."""
 
     def write(name, title="Table 1: sizes"):
         folder = tmp_path / name
@@ -208,8 +212,10 @@ def reproduced(tmp_path):
         shown = {"header": ["size", "model", "top-1 %"], "rows": rows, "text": 2, "notes": ["paper: what it reports"]}
         table = {"title": title, "conditions": "Scale smoke", "shown": shown}
         (folder / "table1.json").write_text(json.dumps(table))
-        (folder / "fig3.json").write_text("{}")
-        Image.new("RGB", (120, 80)).save(folder / "fig3.png")
+        measured = [{"mean": 0.5, "std": 0.1}]
+        (folder / "fig3.json").write_text(json.dumps({"blocks": [{"block": 0, "norm": measured, "cosine": measured}]}))
+        (folder / "fig7.json").write_text("{}")
+        Image.new("RGB", (120, 80)).save(folder / "fig7.png")
         return folder
 
     return write
@@ -219,7 +225,7 @@ def test_tables_and_figures_of_reproduce_are_shown_in_their_order(reproduced):
     folder = reproduced("smoke")
     text = write_report([str(folder)]).read_text()
     assert text.index("Table 1: sizes") < text.index("88.08 ± 0.51") < text.index("Figure 3")
-    assert "data:image/png" in text
+    assert text.count('data-chart="iterations-fig3"') == text.count("<img") == 1
     assert '<td class="text">Mixer</td><td>88.08' in text
     (folder / "table1.json").write_text("{")
     with pytest.raises(InputError, match="`imixer reproduce table1` writes it again"):
@@ -230,8 +236,8 @@ def test_every_link_leads_to_one_place_also_with_two_scales(reproduced):
     smoke, cpu = reproduced("smoke"), reproduced("cpu", "Table 1: larger")
     text = write_report([str(smoke), str(cpu)]).read_text()
     links = re.findall(r'<li><a href="#([^"]+)"', text)
-    assert links == ["smoke-table1", "smoke-fig3", "cpu-table1", "cpu-fig3"]
-    assert [text.count(f'id="{link}"') for link in links] == [1, 1, 1, 1]
+    assert links == [f"{scale}-{name}" for scale in ("smoke", "cpu") for name in ("table1", "fig3", "fig7")]
+    assert [text.count(f'id="{link}"') for link in links] == [1] * len(links)
 
 
 def test_an_unfinished_run_is_told_as_such(runs, tmp_path):

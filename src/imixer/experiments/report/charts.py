@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 from imixer.experiments.report.collect import Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_ASIDE = 0.4  # of an iteration, over which the blocks are spread so that none hides another
 _FEW_CLASSES = 20  # whose counts have room in a confusion matrix
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -64,6 +65,35 @@ def convergence(run: Run) -> go.Figure:
             )
     figure.update_yaxes(type="log", exponentformat="power", col=1)
     _count_epochs(figure, len(run.rows))
+    return _finished(figure)
+
+
+def iterations(blocks: Sequence[Dict[str, Any]]) -> go.Figure:
+    """Norm_a and cos_a over the iterations, mean and standard deviation over images; blocks stand side by side."""
+    panels = {"norm": "Norm<sub>a</sub>", "cosine": "cos<sub>a</sub>"}
+    figure = make_subplots(1, 2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
+    for place, (block, (color, dash)) in enumerate(zip(blocks, _styles(len(blocks)), strict=True)):
+        name = f"block {block['block']}"
+        aside = _ASIDE * ((place + 0.5) / len(blocks) - 0.5)
+        for column, measure in enumerate(panels, 1):
+            stds = [each["std"] for each in block[measure]]
+            figure.add_scatter(
+                x=[a + aside for a in range(len(stds))],
+                y=[each["mean"] for each in block[measure]],
+                error_y={"array": stds, "thickness": 1, "width": 0},
+                customdata=list(enumerate(stds)),
+                name=name,
+                legendgroup=name,
+                showlegend=column == 1,
+                mode="lines+markers",
+                line={"color": color, "dash": dash},
+                hovertemplate="a = %{customdata[0]}: %{y:.5g} ± %{customdata[1]:.2g}<extra>" + name + "</extra>",
+                row=1,
+                col=column,
+            )
+    most = max(len(block["norm"]) for block in blocks)
+    figure.update_xaxes(title_text="iteration a", tick0=0, dtick=1 + most // 10, range=[-0.5, most - 0.5])
+    figure.update_yaxes(type="log", exponentformat="power", col=1)
     return _finished(figure)
 
 

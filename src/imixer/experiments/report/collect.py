@@ -44,7 +44,8 @@ class Reproduced:
         rows: The rows.
         text: How many columns, from the left, are no numbers.
         notes: What to know of them.
-        picture: The figure.
+        iterations: The figure's numbers, if it is about the iterations: of each block, Norm_a and cos_a.
+        picture: The figure, if it is about something else.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Reproduced:
     rows: Sequence[Sequence[str]] = ()
     text: int = 1
     notes: Sequence[str] = ()
+    iterations: Sequence[Dict[str, Any]] = ()
     picture: Optional[Path] = None
 
 
@@ -71,6 +73,7 @@ class Run:
         result: `result.json`, empty if the run is not finished.
         evaluation: `evaluation.json`, if there is one.
         classes: Class names and counts of true (row) against predicted (column) class, unless there are very many.
+        iterations: What `imixer analyze convergence` measured in each block, if it did.
         energy: What `imixer analyze energy` measured at each mixing step, if it did.
         pictures: What `imixer train`, `predict` and `analyze` have drawn, without what is in the numbers above.
     """
@@ -84,6 +87,7 @@ class Run:
     result: Dict[str, Any]
     evaluation: Dict[str, Any]
     classes: Optional[Tuple[List[str], List[List[int]]]]
+    iterations: List[Dict[str, Any]]
     energy: List[Dict[str, Any]]
     pictures: List[Picture]
 
@@ -126,6 +130,8 @@ def find_reproduced(path: str) -> List[Reproduced]:
             facts = _json(file)
             if "shown" in facts:
                 found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"]))
+            elif experiment.figure == "convergence":
+                found.append(Reproduced(name, experiment.title, iterations=facts["blocks"]))
             elif file.with_suffix(".png").is_file():
                 found.append(Reproduced(name, experiment.title, picture=file.with_suffix(".png")))
         except (ValueError, KeyError, TypeError) as error:
@@ -159,6 +165,8 @@ def _read(path: Path, name: str) -> Run:
     try:
         classes = _classes(run)
         energy = _energy(run)
+        iterations = _json(run.analysis / "convergence.json").get("blocks", [])
+        charted = {"confusion_matrix": classes, "convergence": iterations, "energy": energy}
         return Run(
             name=name,
             path=path,
@@ -169,8 +177,9 @@ def _read(path: Path, name: str) -> Run:
             result=_json(run.result),
             evaluation=_json(run.evaluation),
             classes=classes,
+            iterations=iterations,
             energy=energy,
-            pictures=_pictures(run, charted=["confusion_matrix"] * bool(classes) + ["energy"] * bool(energy)),
+            pictures=_pictures(run, charted=[name for name, numbers in charted.items() if numbers]),
         )
     except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error

@@ -27,6 +27,10 @@ from imixer.experiments.report.page import (
 from imixer.training.atomic import write_text
 
 _MANY = 40  # runs, of which each has its own figures
+_ITERATIONS = (
+    "What each iteration of x = G(v) + F(x) changes, Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), and the cosine between "
+    "its input and output; mean and standard deviation over images"
+)
 
 
 def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
@@ -86,6 +90,10 @@ def _reproduced(found: Reproduced) -> List[Item]:
     if found.rows:
         rows = [[_typeset(cell) for cell in row] for row in found.rows]
         items.append(Table(found.title, found.header, rows, found.text))
+    if found.iterations:
+        items.append(
+            Chart(_ITERATIONS, f"iterations-{found.name.replace(' ', '-')}", charts.iterations(found.iterations))
+        )
     if found.picture:
         items.append(PictureFile(found.title, found.picture))
     if found.notes:
@@ -135,16 +143,20 @@ def _curves(runs: List[Run]) -> List[Item]:
 
 def _convergence(runs: List[Run]) -> List[Item]:
     items: List[Item] = []
-    for number, run in enumerate(run for run in runs[:_MANY] if run.convergence):
-        items += [
-            Heading(run.name),
-            Chart(
-                "What the iterations leave of x = G(v) + F(x), relative to x; the largest spectral norm before "
-                "normalisation; and the bound of F's Lipschitz constant: below 1, the inverse exists for any input",
-                f"convergence-{number}",
-                charts.convergence(run),
-            ),
-        ]
+    for number, run in enumerate(runs[:_MANY]):
+        found: List[Item] = []
+        if run.convergence:
+            found.append(
+                Chart(
+                    "What the iterations leave of x = G(v) + F(x), relative to x; the largest spectral norm before "
+                    "normalisation; and the bound of F's Lipschitz constant: below 1, the inverse exists for any input",
+                    f"convergence-{number}",
+                    charts.convergence(run),
+                )
+            )
+        if run.iterations:
+            found.append(Chart(_ITERATIONS, f"iterations-{number}", charts.iterations(run.iterations)))
+        items += [Heading(run.name), *found] if found else []
     return items
 
 
