@@ -170,6 +170,8 @@ def test_divergence_is_named(capsys, elsewhere):
         ("evaluate nowhere", ["no run at nowhere"]),
         ("evaluate .", ["config.yaml"]),
         ("evaluate nowhere --batch_size 0", ["batch_size is 0"]),
+        ("evaluate nowhere --test a --data b", ["data is given", "--test"]),
+        ("evaluate nowhere --test a --corruptions", ["corruptions is given", "--test"]),
         ("evaluate nowhere --device warp", ["warp", "cpu"]),
         ("predict nowhere", ["no run at nowhere"]),
         ("predict nowhere --top 0", ["top is 0"]),

@@ -11,6 +11,7 @@ from imixer.cli import main
 from imixer.errors import InputError
 from imixer.experiments.report.collect import differing, find_runs, short_names
 from imixer.experiments.report.report import write_report
+from imixer.training.reload import reload
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -22,6 +23,10 @@ def runs(run, train_quick, tmp_path_factory):
     shutil.copytree(run, folder / "first")
     train_quick(folder / "second", "--seed", "1", "--model.n_iter", "1")
     assert main(["evaluate", str(folder / "first")]) == 0
+    digit, label = reload(str(run)).data().val[0]
+    (folder / "test" / f"{label}").mkdir(parents=True)
+    digit.save(folder / "test" / f"{label}" / "0.png")
+    assert main(["evaluate", str(folder / "first"), "--test", str(folder / "test")]) == 0
     assert main(["predict", str(folder / "first")]) == 0
     assert main(["analyze", "energy", str(folder / "first")]) == 0
     assert main(["analyze", "convergence", str(folder / "first")]) == 0
@@ -70,8 +75,8 @@ def open_page(browser, report):
 def test_every_chart_and_picture_is_there(open_page, runs):
     page = open_page()
     charts = page.locator("[data-chart]").count()
-    # curves of all; of each that has it: convergence, iterations, energy, confusion, classes
-    assert charts == 1 + 2 + 1 + 1 + 2 + 1
+    # curves of all; of each that has it: convergence, iterations, energy, confusion, classes, test set
+    assert charts == 1 + 2 + 1 + 1 + 2 + 1 + 1
     assert page.locator(".js-plotly-plot .main-svg:first-child").count() == charts
     widths = page.eval_on_selector_all("img", "pictures => pictures.map(picture => picture.naturalWidth)")
     charted = {"learning_curves", "confusion_matrix", "convergence", "energy"}
@@ -90,6 +95,7 @@ def test_every_chart_and_picture_is_there(open_page, runs):
         ("curves", ".xy .point", r"epoch 1: \d"),
         ("iterations-0", ".xy .point", r"block 0a = 0: .* ± "),
         ("energy-0", ".xy .point", r"block 0: .* ± .*falls on \d+% of the images: (guaranteed|observed|violated)"),
+        ("classes-0", ".point path", r"\d: \d+\.\d% of \d+ images"),
         ("confusion-0", ".hm", r"\d taken for \d: \d+ images, \d+\.\d%"),
     ],
 )

@@ -46,6 +46,54 @@ def test_evaluate_agrees_with_training(run, capsys):
         assert text in shown
 
 
+@pytest.fixture
+def test_set(run, tmp_path):
+    """The run's held-out images as files in class folders, without those of the last class."""
+    items = reload(str(run)).data().val
+    for number in range(len(items)):
+        image, label = items[number]
+        if label != 9:
+            (tmp_path / "test" / f"{label}").mkdir(parents=True, exist_ok=True)
+            image.save(tmp_path / "test" / f"{label}" / f"{number:03}.png")
+    return tmp_path / "test"
+
+
+def test_a_test_set_of_held_out_images_gets_their_scores(run, test_set, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    before, held_out = (run / "evaluation.json").read_bytes(), json.loads((run / "evaluation.json").read_text())
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--test", str(test_set)]) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((run / "test_evaluation.json").read_text())
+    assert found["data"] == str(test_set)
+    for mine, theirs in zip(found["per_class"][:9], held_out["per_class"], strict=False):
+        assert (mine["name"], mine["images"]) == (theirs["name"], theirs["images"])
+        assert mine["accuracy"] == theirs["accuracy"]
+    assert found["images"] == sum(score["images"] for score in found["per_class"]) == 324
+    assert found["per_class"][9]["images"] == 0 and found["per_class"][9]["accuracy"] is None
+    assert "test_evaluation.json" in shown and "-" in shown.splitlines()[-2]
+    assert (run / "evaluation.json").read_bytes() == before
+
+
+def test_a_test_set_that_the_model_cannot_be_tested_on_is_refused(run, test_set, capsys):
+    refused(capsys, ["evaluate", run, "--test", test_set / "no"], "no folder", "no")
+    refused(capsys, ["evaluate", run, "--test", test_set / "3"], "holds images but no class folders")
+    (test_set / "3" / "bad.png").write_bytes(b"no image")
+    refused(capsys, ["evaluate", run, "--test", test_set], "bad.png", "not an image")
+    (test_set / "ten").mkdir()
+    shutil.copy(next((test_set / "1").iterdir()), test_set / "ten")
+    refused(capsys, ["evaluate", run, "--test", test_set], "'ten'", "0, 1, 2, 3, 4, ...")
+
+
+def test_what_cannot_be_read_of_a_test_set_is_skipped_and_told_if_the_run_skips(
+    train_quick, test_set, capsys, tmp_path
+):
+    (test_set / "3" / "bad.png").write_bytes(b"no image")
+    train_quick(tmp_path / "run", "--data.skip_bad", "true", "--epochs", "1", "--schedule.warmup_epochs", "0")
+    assert main(["evaluate", str(tmp_path / "run"), "--test", str(test_set)]) == 0
+    assert "skipped 1 unreadable image, the first 3/bad.png" in capsys.readouterr().out
+
+
 def test_predict_draws_held_out_images(run, capsys):
     assert main(["predict", str(run), "--top", "2"]) == 0
     shown = capsys.readouterr().out

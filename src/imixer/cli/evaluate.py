@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 from jsonargparse import ArgumentParser, Namespace
@@ -15,7 +14,13 @@ from imixer.errors import InputError
 
 def build() -> ArgumentParser:
     """Its parser."""
-    parser = run_parser("Evaluate a run on its validation data, and write RUN/evaluation.json.")
+    parser = run_parser("Evaluate a run on its held-out images, and write RUN/evaluation.json.")
+    parser.add_argument(
+        "--test",
+        metavar="FOLDER",
+        type=Optional[str],
+        help="Evaluate on all images of this folder of class folders instead, and write RUN/test_evaluation.json.",
+    )
     parser.add_argument("--batch_size", type=Optional[int], help="Images per step. Default: that of training.")
     parser.add_argument(
         "--corruptions",
@@ -46,6 +51,12 @@ def run(args: Namespace) -> None:
     """Run it."""
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"batch_size is {args.batch_size}; give 1 or more")
+    if args.test is not None:
+        for name in ("data", "corruptions", "adversarial"):
+            if getattr(args, name):
+                raise InputError(
+                    f"{name} is given, which is about the run's own images; leave out one of it and --test"
+                )
     attack = {"epsilon": args.epsilon, "steps": args.steps, "step_size": args.step_size}
     attack = {name: value for name, value in attack.items() if value is not None}
     if attack and not args.adversarial:
@@ -57,8 +68,8 @@ def run(args: Namespace) -> None:
     from imixer.training.report import report_evaluation
 
     harder = _harder(args, attack)  # finds fault with its options before anything is computed
-    result = evaluate(args.run, data=args.data, device=args.device, batch_size=args.batch_size or 0)
-    report_evaluation(result, Path(args.run) / "evaluation.json", new_console())
+    given = {"data": args.data, "test": args.test, "device": args.device, "batch_size": args.batch_size or 0}
+    report_evaluation(*evaluate(args.run, **given), new_console())
     for each in harder:
         each()
 
@@ -82,4 +93,4 @@ def _harder(args: Namespace, attack: Dict[str, Any]) -> List[Callable[[], None]]
     return wanted
 
 
-COMMAND = Command("Evaluate a run on its validation data.", build, run)
+COMMAND = Command("Evaluate a run on its held-out images, or a test set.", build, run)

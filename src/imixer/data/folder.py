@@ -104,6 +104,39 @@ def _check(paths: Sequence[Path], root: Path, config: DataConfig) -> dict[Path, 
     return {path: str(path.relative_to(root)) for path in bad}
 
 
+def open_test_folder(
+    root: Path, class_names: Sequence[str], in_chans: int, config: DataConfig
+) -> tuple[FolderImages, tuple[str, ...]]:
+    """All images of a folder of class folders, to test a model on.
+
+    Args:
+        root: The folder. It need not have a folder for every class.
+        class_names: The classes that the model knows, in the order of their labels.
+        in_chans: Channels that the model takes.
+        config: How images are checked, and whether unreadable ones are skipped.
+
+    Returns:
+        The images, and the names of those that were skipped.
+
+    Raises:
+        InputError: There are no images, a class that the model does not know, or an unreadable image that the check
+            found.
+    """
+    if not root.is_dir():
+        raise InputError(f"test: no folder {root}; correct the path")
+    listing = _Listing(root)
+    for name in sorted(set(listing.classes) - set(class_names)):
+        known = f"{', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}"
+        raise InputError(
+            f"test: {root} has the class folder {name!r}, which the model does not know; it knows {known}. Give the "
+            "folder that holds the class folders"
+        )
+    bad = _check(listing.paths, root, config)
+    if bad:
+        listing.drop(set(bad))
+    return FolderImages(listing.paths, listing.labels(class_names), in_chans), tuple(bad.values())
+
+
 def open_folder(root: Path, config: DataConfig) -> ImageData:
     """Images of a folder of class folders, or of its `train` and `val`, `validation` or `test` folders.
 

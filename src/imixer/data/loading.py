@@ -209,8 +209,29 @@ def build_held_out(
     """
     check_channels(data, input_size)
     transform = eval_transform(input_size, data.mean, data.std, config.crop_pct, config.interpolation)
-    images = HeldOutImages(data.val, transform, share)
-    return HeldOutBatches(images, device, batch_size=batch_size, **_loading(config, 0))
+    return batches_in_order(data.val, transform, config, device=device, batch_size=batch_size, share=share)
+
+
+def batches_in_order(
+    items: Dataset[Item],
+    transform: Transform,
+    config: DataConfig,
+    *,
+    device: torch.device,
+    batch_size: int,
+    share: Share = Share(),  # noqa: B008
+) -> HeldOutBatches:
+    """Labelled images in order.
+
+    Args:
+        items: Pairs of an image and a label.
+        transform: From an image to what the model takes.
+        config: Workers.
+        device: Where the images are wanted.
+        batch_size: Images per batch.
+        share: Which of them are this process's.
+    """
+    return HeldOutBatches(HeldOutImages(items, transform, share), device, batch_size=batch_size, **_loading(config, 0))
 
 
 def _loading(config: DataConfig, seed: int) -> dict[str, Any]:

@@ -1,16 +1,18 @@
-"""How good a finished run's model is, on its validation data."""
+"""How good a finished run's model is, on its validation data or a test set."""
 
 from __future__ import annotations
 
 import json
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, List, Optional
+from pathlib import Path
+from typing import Any, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 
-from imixer.data.loading import build_held_out, worker_message
+from imixer.data.folder import open_test_folder
+from imixer.data.loading import batches_in_order, worker_message
 from imixer.errors import InputError
 from imixer.training.calibration import ConfidenceBin, calibration_error, reliability
 from imixer.training.reload import reload
@@ -24,24 +26,24 @@ class ClassScore:
 
     Args:
         name: The class.
-        images: Validation images of it.
-        accuracy: Share of them that were recognised.
+        images: Images of it.
+        accuracy: Share of them that were recognised. None if there are none.
         precision: Share of what was taken for this class that is. None if nothing was.
     """
 
     name: str
     images: int
-    accuracy: float
+    accuracy: Optional[float]
     precision: Optional[float]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on the validation data.
+    """Scores on labelled images.
 
     Args:
         model: Directory of the model.
-        data: Name of the data set.
+        data: Name of the data set, or the test folder.
         images: Number of images.
         top1: Share recognised.
         top5: Share with the true class among the five most probable. None with five classes or fewer.
@@ -49,6 +51,7 @@ class Evaluation:
         ece: Expected calibration error, see `calibration_error`.
         images_per_s: Speed of loading and model together.
         device: Where it ran.
+        skipped: Names of unreadable images that were left out.
         per_class: Each class.
         reliability: Accuracy by confidence.
     """
@@ -62,31 +65,45 @@ class Evaluation:
     ece: float
     images_per_s: float
     device: str
+    skipped: Sequence[str] = ()
     per_class: List[ClassScore] = field(default_factory=list)
     reliability: List[ConfidenceBin] = field(default_factory=list)
 
 
-def evaluate(path: str, *, data: Optional[str] = None, device: str = "auto", batch_size: int = 0) -> Evaluation:
-    """Evaluate a run and write its `evaluation.json`.
+def evaluate(
+    path: str,
+    *,
+    data: Optional[str] = None,
+    test: Optional[str] = None,
+    device: str = "auto",
+    batch_size: int = 0,
+) -> Tuple[Evaluation, Path]:
+    """Evaluate a run on its held-out images and write `evaluation.json`, or on a test set: `test_evaluation.json`.
 
     Args:
         path: The run's directory.
         data: Where its data lie now. Default: where they lay.
+        test: Folder of class folders, all of whose images are the test set; not every class need be there. Default:
+            the held-out images.
         device: `cpu`, `cuda` or `auto`.
         batch_size: Images per step. Default: that of training.
+
+    Returns:
+        The scores and the file.
 
     Raises:
         InputError: If run or data are not there or do not fit each other.
     """
     reloaded = reload(path, device)
-    images = reloaded.data(data)
     config = reloaded.config
-    batches = build_held_out(
-        images,
-        config.data,
-        reloaded.input_size,
-        device=reloaded.device,
-        batch_size=batch_size or config.micro_batch,
+    if test is None:
+        opened = reloaded.data(data)
+        name, items, skipped, file = opened.name, opened.val, opened.skipped, reloaded.run.evaluation
+    else:
+        items, skipped = open_test_folder(Path(test), reloaded.class_names, reloaded.input_size[0], config.data)
+        name, file = test, reloaded.run.test_evaluation
+    batches = batches_in_order(
+        items, reloaded.transform, config.data, device=reloaded.device, batch_size=batch_size or config.micro_batch
     )
     try:
         logits, targets, speed = _run(reloaded.model, batches)
@@ -95,7 +112,7 @@ def evaluate(path: str, *, data: Optional[str] = None, device: str = "auto", bat
     correct = logits.argmax(1) == targets
     result = Evaluation(
         model=str(reloaded.run.model),
-        data=images.name,
+        data=name,
         images=len(targets),
         top1=correct.float().mean().item(),
         top5=_top5(logits, targets),
@@ -103,11 +120,12 @@ def evaluate(path: str, *, data: Optional[str] = None, device: str = "auto", bat
         ece=calibration_error(logits, targets),
         images_per_s=round(speed, 1),
         device=str(reloaded.device),
+        skipped=skipped,
         per_class=_per_class(logits.argmax(1), targets, reloaded.class_names),
         reliability=reliability(logits, targets),
     )
-    reloaded.run.evaluation.write_text(json.dumps(_rounded(asdict(result)), indent=2), encoding="utf-8")
-    return result
+    file.write_text(json.dumps(_rounded(asdict(result)), indent=2), encoding="utf-8")
+    return result, file
 
 
 @torch.inference_mode()
@@ -133,7 +151,7 @@ def _per_class(predicted: torch.Tensor, targets: torch.Tensor, names: Any) -> Li
     hits = torch.bincount(targets[predicted == targets], minlength=n)
     true, taken = torch.bincount(targets, minlength=n), torch.bincount(predicted, minlength=n)
     return [
-        ClassScore(name, int(t), float(h / t) if t else 0.0, float(h / p) if p else None)
+        ClassScore(name, int(t), float(h / t) if t else None, float(h / p) if p else None)
         for name, h, t, p in zip(names, hits, true, taken, strict=True)
     ]
 

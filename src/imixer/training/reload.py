@@ -11,7 +11,7 @@ from typing import Any, Optional, Tuple
 import torch
 from PIL.Image import Image
 
-from imixer.data.image_data import ImageData
+from imixer.data.image_data import ImageData, check_channels
 from imixer.data.source import open_data
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
@@ -76,6 +76,7 @@ class Reloaded:
                 f"the data have the classes {_few(data.class_names)}, but {self.run.path} was trained on "
                 f"{_few(self.class_names)}; give the data it was trained on with --data"
             )
+        check_channels(data, self.input_size)
         cfg = self.model.pretrained_cfg
         return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
 

@@ -27,7 +27,7 @@ def report_training(trained: Any, wall_s: float, console: Console) -> None:
     grid.add_row("time", f"{wall_s:.0f} s in all, {trained.seconds:.0f} s for {trained.epochs} epochs")
     grid.add_row("device", trained.device)
     if trained.skipped:
-        grid.add_row("skipped", f"{len(trained.skipped)} unreadable images, the first {trained.skipped[0]}")
+        grid.add_row("skipped", _skipped(trained.skipped))
     grid.add_row("files", f"{run.path}: model/, metrics.csv, learning_curves.png, confusion_matrix.png")
     grid.add_row("next", f"imixer evaluate {run.path}")
     grid.add_row("", f"imixer predict {run.path}")
@@ -54,10 +54,16 @@ def report_evaluation(result: Any, path: Any, console: Console) -> None:
         for column in table.columns[1:]:
             column.justify = "right"
         for score in result.per_class:
-            precision = "-" if score.precision is None else f"{score.precision:.1%}"
-            table.add_row(score.name, f"{score.images:,}", f"{score.accuracy:.1%}", precision)
+            shares = ("-" if share is None else f"{share:.1%}" for share in (score.accuracy, score.precision))
+            table.add_row(score.name, f"{score.images:,}", *shares)
         console.print(table)
+    if result.skipped:
+        console.print(f"skipped {_skipped(result.skipped)}")
     console.print(f"written: {path}")
+
+
+def _skipped(names: Sequence[str]) -> str:
+    return f"{len(names)} unreadable {'image' if len(names) == 1 else 'images'}, the first {names[0]}"
 
 
 def report_predictions(predictions: Sequence[Any], picture: Any, console: Console) -> None:

@@ -97,6 +97,11 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     @property
+    def test_evaluation(self) -> Path:
+        """What `imixer evaluate --test` found."""
+        return self.path / "test_evaluation.json"
+
+    @property
     def corruptions(self) -> Path:
         """What `imixer evaluate --corruptions` found."""
         return self.path / "corruptions.json"

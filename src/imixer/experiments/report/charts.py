@@ -157,9 +157,8 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figur
     return _finished(figure).update_layout(height=min(260 + 22 * len(names), 900))
 
 
-def per_class(run: Run) -> go.Figure:
-    """Accuracy of each class."""
-    scores: List[Dict[str, Any]] = run.evaluation["per_class"]
+def per_class(scores: Sequence[Dict[str, Any]]) -> go.Figure:
+    """Accuracy of each class, as `imixer evaluate` writes them."""
     figure = go.Figure(
         go.Bar(
             x=[score["name"] for score in scores],

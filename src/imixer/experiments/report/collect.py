@@ -72,6 +72,7 @@ class Run:
         convergence: `convergence.csv`.
         result: `result.json`, empty if the run is not finished.
         evaluation: `evaluation.json`, if there is one.
+        test_evaluation: `test_evaluation.json`, likewise.
         classes: Class names and counts of true (row) against predicted (column) class, unless there are very many.
         iterations: What `imixer analyze convergence` measured in each block, if it did.
         energy: What `imixer analyze energy` measured at each mixing step, if it did.
@@ -86,6 +87,7 @@ class Run:
     convergence: List[Dict[str, float]]
     result: Dict[str, Any]
     evaluation: Dict[str, Any]
+    test_evaluation: Dict[str, Any]
     classes: Optional[Tuple[List[str], List[List[int]]]]
     iterations: List[Dict[str, Any]]
     energy: List[Dict[str, Any]]
@@ -176,6 +178,7 @@ def _read(path: Path, name: str) -> Run:
             convergence=_table(run.convergence),
             result=_json(run.result),
             evaluation=_json(run.evaluation),
+            test_evaluation=_json(run.test_evaluation),
             classes=classes,
             iterations=iterations,
             energy=energy,

@@ -188,8 +188,11 @@ def _classes(runs: List[Run]) -> List[Item]:
                     charts.confusion(*run.classes),
                 )
             )
-        if run.evaluation.get("per_class"):
-            found.append(Chart("Accuracy of each class", f"classes-{number}", charts.per_class(run)))
+        for kind, scores in (("classes", run.evaluation), ("test", run.test_evaluation)):
+            if scores.get("per_class"):
+                of = "the held-out images" if kind == "classes" else f"the test set {scores['data']}"
+                caption = f"{scores['top1']:.2%} of {scores['images']:,} images are recognised: {of}, by class"
+                found.append(Chart(caption, f"{kind}-{number}", charts.per_class(scores["per_class"])))
         items += [Heading(run.name), *found] if found else []
     return items
 
