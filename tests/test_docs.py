@@ -30,7 +30,8 @@ def test_links_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-def test_code_samples_run():
+def test_code_samples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # one writes files
     ran = 0
     for page in PAGES:
         scope: dict = {}
@@ -165,9 +166,10 @@ def test_the_figures_of_the_idea_are_drawn_by_their_script(tmp_path, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_quickstart_works_as_written(tmp_path):
+@pytest.mark.parametrize("page", ["quickstart", "own_data"])
+def test_a_guide_works_as_written(page, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    text = (ROOT / "docs/quickstart.md").read_text()
+    text = (ROOT / f"docs/{page}.md").read_text()
     for language, sample in re.findall(r"```(bash|python)\n(.*?)```", text, re.DOTALL):
         command = ["bash", "-ec", sample] if language == "bash" else [sys.executable, "-c", sample]
         subprocess.run(command, cwd=tmp_path, env={**os.environ, "PATH": path}, check=True)
