@@ -1,4 +1,4 @@
-"""What `imixer train` promises: 97 % of the held-out digits. How long it takes depends on the machine, and is printed."""
+"""What `imixer train` promises: 97 % of the held-out digits. The time is printed, since it is the machine's."""
 
 import json
 import subprocess
