@@ -1,4 +1,4 @@
-"""What `imixer train` promises: 97 % of the held-out digits. The time is printed, since it is the machine's."""
+"""What `imixer train` promises: 97 % of the held-out digits, in well under 90 seconds on two cores."""
 
 import json
 import subprocess
@@ -7,19 +7,22 @@ import time
 
 import pytest
 
+LIMIT_S = 90
 SEEDS = range(5)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_default_run_recognises_97_percent_of_the_digits(tmp_path):
-    accuracies = []
+def test_the_default_run_keeps_its_promise(tmp_path):
+    table = []
     for seed in SEEDS:
-        out = tmp_path / str(seed)
+        out = str(tmp_path / str(seed))
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "imixer", "train", "--seed", str(seed), "--out", str(out)], check=True)
+        subprocess.run([sys.executable, "-m", "imixer", "train", "--seed", str(seed), "--out", out], check=True)
         wall = time.perf_counter() - began
-        subprocess.run([sys.executable, "-m", "imixer", "evaluate", str(out)], check=True)
-        accuracies.append(json.loads((out / "evaluation.json").read_text())["top1"])
-        print(f"seed {seed}  accuracy {accuracies[-1]:.2%}  {wall:.0f} s")
-    assert sum(accuracies) / len(accuracies) >= 0.97
+        subprocess.run([sys.executable, "-m", "imixer", "evaluate", out], check=True)
+        table.append((seed, json.loads((tmp_path / str(seed) / "evaluation.json").read_text())["top1"], wall))
+    for seed, accuracy, wall in table:
+        print(f"seed {seed}  accuracy {accuracy:.2%}  {wall:.0f} s")
+    assert sum(accuracy for _, accuracy, _ in table) / len(table) >= 0.97
+    assert max(wall for *_, wall in table) < LIMIT_S
