@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from imixer.data.checking import find_bad
 from imixer.data.config import DataConfig
 from imixer.data.decoding import SKIP_REMEDY, check_header, decode_file, read_file, to_channels
-from imixer.data.image_data import ImageData, Item
+from imixer.data.image_data import ImageData, Item, few_names
 from imixer.data.image_files import images_under, subfolders
 from imixer.data.splitting import require_two_classes, stratified_split
 from imixer.data.survey import survey
@@ -126,14 +126,12 @@ def open_test_folder(
         raise InputError(f"test: no folder {root}; correct the path")
     listing = _Listing(root)
     for name in sorted(set(listing.classes) - set(class_names)):
-        known = f"{', '.join(class_names[:5])}{', ...' if len(class_names) > 5 else ''}"
         raise InputError(
-            f"test: {root} has the class folder {name!r}, which the model does not know; it knows {known}. Give the "
-            "folder that holds the class folders"
+            f"test: {root} has the class folder {name!r}, which the model does not know; it knows "
+            f"{few_names(class_names)}. Give the folder that holds the class folders"
         )
     bad = _check(listing.paths, root, config)
-    if bad:
-        listing.drop(set(bad))
+    listing.drop(set(bad))
     return FolderImages(listing.paths, listing.labels(class_names), in_chans), tuple(bad.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -38,6 +39,12 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: tuple[str, ...] = ()
+
+
+def few_names(class_names: Sequence[str]) -> str:
+    """The first classes, and how many there are."""
+    shown = ", ".join(class_names[:5])
+    return f"{shown}, ... ({len(class_names)})" if len(class_names) > 5 else shown
 
 
 def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Optional, Tuple
 import torch
 from PIL.Image import Image
 
-from imixer.data.image_data import ImageData, check_channels
+from imixer.data.image_data import ImageData, check_channels, few_names
 from imixer.data.source import open_data
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
@@ -73,8 +73,8 @@ class Reloaded:
         data = open_data(config)
         if tuple(data.class_names) != self.class_names:
             raise InputError(
-                f"the data have the classes {_few(data.class_names)}, but {self.run.path} was trained on "
-                f"{_few(self.class_names)}; give the data it was trained on with --data"
+                f"the data have the classes {few_names(data.class_names)}, but {self.run.path} was trained on "
+                f"{few_names(self.class_names)}; give the data it was trained on with --data"
             )
         check_channels(data, self.input_size)
         cfg = self.model.pretrained_cfg
@@ -98,8 +98,3 @@ def reload(path: str, device: str = "auto") -> Reloaded:
         raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     return Reloaded(run, config, load_model(run.model).to(chosen), chosen)
-
-
-def _few(names: Tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{shown}, ... ({len(names)})" if len(names) > 5 else shown

@@ -24,20 +24,10 @@ def learning_curves(runs: Sequence[Run]) -> go.Figure:
     """Training loss, validation loss and validation accuracy over the epochs, one line per run."""
     panels = {"train_loss": "training loss", "val_loss": "validation loss", "val_acc": "validation accuracy"}
     figure = make_subplots(1, 3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
-    for run, (color, dash) in zip(runs, _styles(len(runs)), strict=True):
+    for run, style in zip(runs, _styles(len(runs)), strict=True):
         for column, name in enumerate(panels, 1):
-            figure.add_scatter(
-                x=[row["epoch"] for row in run.rows],
-                y=[row[name] for row in run.rows],
-                name=run.name,
-                legendgroup=run.name,
-                showlegend=column == 1,
-                mode="lines+markers" if len(run.rows) < 4 else "lines",
-                line={"color": color, "dash": dash},
-                hovertemplate="epoch %{x}: %{y:.4g}<extra>" + run.name + "</extra>",
-                row=1,
-                col=column,
-            )
+            epochs, values = [row["epoch"] for row in run.rows], [row[name] for row in run.rows]
+            _add_line(figure, column, run.name, style, epochs, values, "epoch %{x}: %{y:.4g}")
     _count_epochs(figure, max(len(run.rows) for run in runs))
     figure.update_yaxes(tickformat=".0%", col=3)
     return _finished(figure)
@@ -50,19 +40,10 @@ def convergence(run: Run) -> go.Figure:
     blocks = sorted({int(row["block"]) for row in run.convergence})
     for place, block in enumerate(blocks):
         rows = [row for row in run.convergence if row["block"] == block]
+        style = _COLORS[place % len(_COLORS)], _DASHES[place // len(_COLORS) % len(_DASHES)]
         for column, name in enumerate(panels, 1):
-            figure.add_scatter(
-                x=[row["epoch"] for row in rows],
-                y=[row[name] for row in rows],
-                name=f"block {block}",
-                legendgroup=str(block),
-                showlegend=column == 1,
-                mode="lines+markers" if len(rows) < 4 else "lines",
-                line={"color": _COLORS[place % len(_COLORS)], "dash": _DASHES[place // len(_COLORS) % len(_DASHES)]},
-                hovertemplate="epoch %{x}: %{y:.3g}" + f"<extra>block {block}</extra>",
-                row=1,
-                col=column,
-            )
+            epochs, values = [row["epoch"] for row in rows], [row[name] for row in rows]
+            _add_line(figure, column, f"block {block}", style, epochs, values, "epoch %{x}: %{y:.3g}")
     figure.update_yaxes(type="log", exponentformat="power", col=1)
     _count_epochs(figure, len(run.rows))
     return _finished(figure)
@@ -72,24 +53,21 @@ def iterations(blocks: Sequence[Dict[str, Any]]) -> go.Figure:
     """Norm_a and cos_a over the iterations, mean and standard deviation over images; blocks stand side by side."""
     panels = {"norm": "Norm<sub>a</sub>", "cosine": "cos<sub>a</sub>"}
     figure = make_subplots(1, 2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
-    for place, (block, (color, dash)) in enumerate(zip(blocks, _styles(len(blocks)), strict=True)):
-        name = f"block {block['block']}"
+    for place, (block, style) in enumerate(zip(blocks, _styles(len(blocks)), strict=True)):
         aside = _ASIDE * ((place + 0.5) / len(blocks) - 0.5)
         for column, measure in enumerate(panels, 1):
-            stds = [each["std"] for each in block[measure]]
-            figure.add_scatter(
-                x=[a + aside for a in range(len(stds))],
-                y=[each["mean"] for each in block[measure]],
+            means, stds = ([each[key] for each in block[measure]] for key in ("mean", "std"))
+            _add_line(
+                figure,
+                column,
+                f"block {block['block']}",
+                style,
+                [a + aside for a in range(len(means))],
+                means,
+                "a = %{customdata[0]}: %{y:.5g} ± %{customdata[1]:.2g}",
+                mode="lines+markers",
                 error_y={"array": stds, "thickness": 1, "width": 0},
                 customdata=list(enumerate(stds)),
-                name=name,
-                legendgroup=name,
-                showlegend=column == 1,
-                mode="lines+markers",
-                line={"color": color, "dash": dash},
-                hovertemplate="a = %{customdata[0]}: %{y:.5g} ± %{customdata[1]:.2g}<extra>" + name + "</extra>",
-                row=1,
-                col=column,
             )
     most = max(len(block["norm"]) for block in blocks)
     figure.update_xaxes(title_text="iteration a", tick0=0, dtick=1 + most // 10, range=[-0.5, most - 0.5])
@@ -171,6 +149,26 @@ def per_class(scores: Sequence[Dict[str, Any]]) -> go.Figure:
     figure.update_xaxes(type="category")
     figure.update_yaxes(tickformat=".0%", range=[0, 1], title_text="accuracy")
     return _finished(figure)
+
+
+def _add_line(
+    figure: go.Figure,
+    column: int,
+    name: str,
+    style: Tuple[str, str],
+    x: Sequence[float],
+    y: Sequence[float],
+    told: str,
+    **more: Any,
+) -> None:
+    """A line in one of the panels; those of one name are one in the legend."""
+    color, dash = style
+    line = {
+        "mode": "lines+markers" if len(x) < 4 else "lines",
+        "line": {"color": color, "dash": dash},
+        "hovertemplate": f"{told}<extra>{name}</extra>",
+    }
+    figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=column == 1, row=1, col=column, **line | more)
 
 
 def _count_epochs(figure: go.Figure, epochs: int) -> None:

@@ -109,7 +109,12 @@ class Section:
     @property
     def anchor(self) -> str:
         """What links point to."""
-        return re.sub(r"[^a-z0-9]+", "-", self.link.lower()).strip("-")
+        return slug(self.link)
+
+
+def slug(text: str) -> str:
+    """A text as part of an id."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

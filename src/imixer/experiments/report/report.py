@@ -23,6 +23,7 @@ from imixer.experiments.report.page import (
     Section,
     Table,
     render,
+    slug,
 )
 from imixer.training.atomic import write_text
 
@@ -91,9 +92,7 @@ def _reproduced(found: Reproduced) -> List[Item]:
         rows = [[_typeset(cell) for cell in row] for row in found.rows]
         items.append(Table(found.title, found.header, rows, found.text))
     if found.iterations:
-        items.append(
-            Chart(_ITERATIONS, f"iterations-{found.name.replace(' ', '-')}", charts.iterations(found.iterations))
-        )
+        items.append(Chart(_ITERATIONS, f"iterations-{slug(found.name)}", charts.iterations(found.iterations)))
     if found.picture:
         items.append(PictureFile(found.title, found.picture))
     if found.notes:
@@ -188,9 +187,12 @@ def _classes(runs: List[Run]) -> List[Item]:
                     charts.confusion(*run.classes),
                 )
             )
-        for kind, scores in (("classes", run.evaluation), ("test", run.test_evaluation)):
+        test_set = f"the test set {run.test_evaluation.get('data')}"
+        for kind, of, scores in (
+            ("classes", "the held-out images", run.evaluation),
+            ("test", test_set, run.test_evaluation),
+        ):
             if scores.get("per_class"):
-                of = "the held-out images" if kind == "classes" else f"the test set {scores['data']}"
                 caption = f"{scores['top1']:.2%} of {scores['images']:,} images are recognised: {of}, by class"
                 found.append(Chart(caption, f"{kind}-{number}", charts.per_class(scores["per_class"])))
         items += [Heading(run.name), *found] if found else []
