@@ -4,7 +4,6 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +21,6 @@ from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizing import build_optimizer
 from imixer.training.trainee import Trainee
 
-KILL_AND_RESUME = Path(__file__).parent.parent / "training" / "kill_and_resume.py"
 TINY = ["--model.num_blocks", "2", "--model.embed_dim", "32", "--schedule.warmup_epochs", "1", "--logger", "csv"]
 POLICY = "rand-m9-mstd0.5-inc1"
 
@@ -95,25 +93,51 @@ def test_the_digits_are_learned(tmp_path, flags):
     assert main(["evaluate", str(run), "--device", "cuda"]) == 0
 
 
-@pytest.mark.parametrize("flags", [[], ["--precision", "bf16", "--ema", "0.9", "--data.mixup", "0.4"]], ids=str)
-def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(tmp_path, flags):
-    flags = [*TINY, "--epochs", "4", "--accelerator", "cuda", "--data.pipeline", "device", *flags]
-    assert main(["train", "--out", str(tmp_path / "whole"), *flags]) == 0
-    command = [sys.executable, "-c", "import sys; from imixer.cli import main; sys.exit(main(sys.argv[1:]))"]
+COMMAND = [sys.executable, "-c", "import sys; from imixer.cli import main; sys.exit(main(sys.argv[1:]))", "train"]
+KINDS = {
+    "float32": [],
+    "bf16": ["--precision", "bf16", "--ema", "0.9", "--data.mixup", "0.4"],
+    "compiled": ["--compile", "true"],
+}
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def assert_same(found, expected):
+    for name, weight in expected.items():
+        assert torch.equal(found[name], weight), f"{name}: {(found[name] - weight).abs().max()}"
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
+def uninterrupted(request, tmp_path_factory):
+    """A run in a process of its own, and its flags."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    flags = [*TINY, "--epochs", "4", "--accelerator", "cuda", "--data.pipeline", "device", *request.param]
+    assert subprocess.run([*COMMAND, "--out", str(run), *flags]).returncode == 0
+    return run, flags
+
+
+def test_the_same_command_gives_the_same_weights(tmp_path, uninterrupted):
+    run, flags = uninterrupted
+    assert subprocess.run([*COMMAND, "--out", str(tmp_path / "again"), *flags]).returncode == 0
+    assert_same(weights(tmp_path / "again"), weights(run))
+
+
+def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(tmp_path, uninterrupted):
+    expected, flags = uninterrupted
     run = tmp_path / "run"
-    steps = ["--checkpoints.every_steps", "7"]
     training = subprocess.Popen(
-        [*command, "train", "--out", str(run), *flags, *steps], stderr=subprocess.PIPE, text=True
+        [*COMMAND, "--out", str(run), *flags, "--checkpoints.every_steps", "7"], stderr=subprocess.PIPE, text=True
     )
     for line in training.stderr:
         if "epoch  2/" in line:
             training.kill()
             break
     training.wait()
-    assert subprocess.run([*command, "train", "--resume", str(run)]).returncode == 0
-    expected, found = (load_file(tmp_path / each / "model" / "model.safetensors") for each in ("whole", "run"))
-    for name, weight in expected.items():
-        assert torch.equal(found[name], weight), name
+    assert subprocess.run([*COMMAND, "--resume", str(run)]).returncode == 0
+    assert_same(weights(run), weights(expected))
 
 
 def test_the_fused_optimizer_takes_the_cpus_steps():

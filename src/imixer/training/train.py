@@ -121,6 +121,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
     fabric.launch()
     if fabric.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+        torch.backends.cudnn.deterministic = True  # of a convolution's gradient; all else repeats by itself
     data = open_data(config.data)
     seed_everything(config.seed, workers=True, verbose=False)
     built = build_model(
