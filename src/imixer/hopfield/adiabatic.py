@@ -37,7 +37,7 @@ class AdiabaticUpdate(nn.Module):
         ValueError: If the network is no chain, a hidden layer does not decay, n_iter is negative, solve is neither, or
             from_above is no part of a field.
 
-    Source: paper (33)-(42).
+    Source: paper (11)-(14) for L = 2, (20)-(29) for L = 3, (33)-(42) for any.
     """
 
     def __init__(

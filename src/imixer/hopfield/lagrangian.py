@@ -18,7 +18,7 @@ class Lagrangian(nn.Module):
         zero_mode: Whether M(x) x = 0 (for LayerNorm: after centring x), up to eps. Then the decay of the neurons
             leaves their energy alone and may be switched off.
 
-    Source: Krotov & Hopfield, arXiv 2008.06996; paper (3)-(5).
+    Source: Krotov & Hopfield, arXiv 2008.06996; paper (5), (18), the Hessian (13).
     """
 
     elementwise: bool = True

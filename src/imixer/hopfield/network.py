@@ -138,7 +138,10 @@ class HopfieldNetwork(nn.Module):
         return received
 
     def velocity(self, state: State) -> State:
-        """dx^A/dt for every layer, of the shapes of the state. Source: paper (32)."""
+        """dx^A/dt for every layer, of the shapes of the state.
+
+        Source: paper (32); (3)-(4) for two layers, (15)-(17) for three.
+        """
         received = self.inputs(state)
         return {name: (received[name] - layer.decay * state[name]) / layer.tau for name, layer in self._layers()}
 
@@ -174,7 +177,7 @@ class HopfieldNetwork(nn.Module):
         Raises:
             ValueError: If a coupling is not symmetric.
 
-        Source: paper (7).
+        Source: paper (7) is the inequality alone; the quadratic form is that of Krotov & Hopfield, arXiv 2008.06996.
         """
         self.require_energy()
         rate: Tensor | float = 0.0

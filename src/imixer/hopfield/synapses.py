@@ -113,7 +113,7 @@ class LinearSynapse(BilinearSynapse):
     Raises:
         ValueError: If a size is below 1, axis is not negative, or a tied coupling is given a gain.
 
-    Source: paper (31)-(32); DESIGN 1 for matrix-shaped neurons.
+    Source: paper (2), and xi^(A,B) of (15)-(17), (32). Matrix-shaped neurons are ours, see docs/theory.md, section 3.
     """
 
     def __init__(

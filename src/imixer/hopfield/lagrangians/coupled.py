@@ -65,7 +65,8 @@ class LayerNorm(Lagrangian):
     Raises:
         ValueError: If an axis is not counted from the end, eps not positive, or gain or shift not finite.
 
-    Source: Tang & Kopp, arXiv 2105.15034; paper (8)-(10), which differ by the factor sqrt(N).
+    Source: Tang & Kopp, arXiv 2105.15034; paper (8), (10), (36), which differ by the factor sqrt(N): see
+    `UnitLayerNorm`.
     """
 
     elementwise = False
