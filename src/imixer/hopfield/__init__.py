@@ -1,7 +1,7 @@
 """Hierarchical Hopfield networks: from an energy to dynamics, memories and mixers. Needs torch and torchdiffeq."""
 
 from imixer.hopfield.adiabatic import AdiabaticUpdate
-from imixer.hopfield.chain import chain
+from imixer.hopfield.chain import chain, three_layer, two_layer
 from imixer.hopfield.descent import Descent, descent
 from imixer.hopfield.dynamics import Trajectory, integrate
 from imixer.hopfield.lagrangian import Lagrangian
@@ -39,4 +39,6 @@ __all__ = [
     "descent",
     "integrate",
     "lagrangian",
+    "three_layer",
+    "two_layer",
 ]
