@@ -27,6 +27,7 @@ class Softmax(Tempered):
 
     elementwise = False
     max_slope = 1 / 2
+    asymptotic_slope = 0.0
 
     def __init__(self, beta: float = 1.0, axis: int | tuple[int, ...] = -1, *, learnable: bool = False) -> None:
         super().__init__(beta, learnable=learnable)
@@ -71,6 +72,7 @@ class LayerNorm(Lagrangian):
 
     elementwise = False
     zero_mode = True
+    asymptotic_slope = 0.0
     shift: float | Tensor
 
     def __init__(
@@ -143,6 +145,7 @@ class Spherical(Lagrangian):
 
     elementwise = False
     zero_mode = True
+    asymptotic_slope = 0.0
 
     def __init__(self, axis: int | tuple[int, ...] = -1, radius: float = 1.0, eps: float = 1e-6) -> None:
         super().__init__()
