@@ -96,7 +96,7 @@ def test_a_lagrangian_that_is_neither_convex_nor_tells_is_not_known():
 # --- whole networks
 
 
-def deepest(network: HopfieldNetwork, state: dict[str, Tensor], steps: int = 60) -> Tensor:
+def deepest(network: HopfieldNetwork, state: dict[str, Tensor], steps: int = 40) -> Tensor:
     """Energies along steps down the gradient whose length grows with the state, where an unbounded energy is lost."""
     x, seen = {name: value.clone() for name, value in state.items()}, []
     for _ in range(steps):
