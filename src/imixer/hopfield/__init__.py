@@ -4,6 +4,7 @@ from imixer.hopfield.adiabatic import AdiabaticUpdate
 from imixer.hopfield.boundedness import boundedness_obstacles
 from imixer.hopfield.chain import chain, three_layer, two_layer
 from imixer.hopfield.descent import Descent, descent
+from imixer.hopfield.drawing import Drawing
 from imixer.hopfield.dynamics import Trajectory, integrate
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import LAGRANGIANS, lagrangian
@@ -27,6 +28,7 @@ __all__ = [
     "BilinearSynapse",
     "ConvSynapse",
     "Descent",
+    "Drawing",
     "EnergySynapse",
     "HopfieldNetwork",
     "Lagrangian",

@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from imixer.hopfield.drawing import Drawing, draw
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import Synapse
 
@@ -199,6 +200,17 @@ class HopfieldNetwork(nn.Module):
                 f"synapse {self.asymmetric[0]} is not symmetric, so the network has no energy; tie it, "
                 "or ask for the energy of its symmetric part with symmetrised=True"
             )
+
+    def draw(self) -> Drawing:
+        """Draw the network: a box for every layer, an arrow for every coupling.
+
+        A box has the layer's neurons, shape, Lagrangian, time constant, decay and field. A symmetric coupling is one
+        line with two heads, another has a line for each way.
+
+        Returns:
+            An SVG picture, which a notebook shows and `save` writes to a file.
+        """
+        return draw(dict(self._layers()), [(name, joined, self.synapse(name)) for name, joined in self.joins.items()])
 
     def obstacles(self, held: Optional[Mapping[str, Tensor]] = None) -> List[str]:
         """What stands against a guarantee that the energy falls along the flow, each as `name: reason`.

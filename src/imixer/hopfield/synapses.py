@@ -27,6 +27,11 @@ class Synapse(nn.Module):
         """Whether the inputs are minus the gradient of the energy."""
         return True
 
+    @property
+    def labels(self) -> Tuple[str, ...]:
+        """Name the coupling in a drawing: one label, or two if it is not symmetric, from first to last and back."""
+        return (type(self).__name__.removesuffix("Synapse").lower(),) * (1 if self.symmetric else 2)
+
     def connect(self, *shapes: Shape) -> None:
         """Refuse layers of shapes that do not fit. Called once, by the network, with one shape per layer.
 
@@ -179,6 +184,11 @@ class LinearSynapse(BilinearSynapse):
             return float(gain * torch.linalg.matrix_norm(up, 2) + torch.linalg.matrix_norm(down, 2)) / 2
 
     @property
+    def labels(self) -> Tuple[str, ...]:
+        matrices = [self.weight] if self.feedback is None else [self.weight, self.feedback]
+        return tuple(f"{xi} {len(m)} × {m.shape[1]}" for xi, m in zip(("ξ", "ξ̃"), matrices, strict=False))
+
+    @property
     def asymmetry(self) -> float:
         """||xi - xi~^T|| / (||xi|| + ||xi~||), in 0 (symmetric) to 1 (antisymmetric). 0.71 for independent matrices."""
         if self.feedback is None:
@@ -271,6 +281,11 @@ class ConvSynapse(BilinearSynapse):
             # A shift of the image has norm 1 at most, so that the pixels of a kernel add up.
             pixels = [torch.linalg.matrix_norm(kernel.double().movedim((2, 3), (0, 1)), 2).sum() for kernel in kernels]
             return float(torch.stack(pixels).mean())
+
+    @property
+    def labels(self) -> Tuple[str, ...]:
+        size = self.weight.shape[-1]
+        return (f"conv {size} × {size}",) * (1 if self.symmetric else 2)
 
     def connect(self, *shapes: Shape) -> None:
         if len(shapes) != 2 or any(len(shape) != 3 for shape in shapes):
