@@ -1,4 +1,4 @@
-"""Arrows between the packages go one way (DESIGN 3)."""
+"""Arrows between the packages go one way."""
 
 import ast
 import sys

@@ -117,6 +117,33 @@ def test_steps_repeat_the_update_and_decay_1_leaves_f1_alone():
     assert torch.equal(update(x1, steps=0), x1)
 
 
+@pytest.mark.parametrize("depth", [2, 3, 4])
+@pytest.mark.parametrize(("tau", "decay", "dt"), [(1.0, 0.0, 0.3), (2.5, 1.0, 0.1), (0.4, 0.7, 1.3)])
+def test_a_step_is_one_of_euler_on_the_slow_flow_and_tau_long_by_default(depth, tau, decay, dt):
+    network, x1 = contracting(depth, tau=tau, decay=[decay] + [1.0] * (depth - 1)), visible(3)
+    update = AdiabaticUpdate(network, n_iter=3)
+    close(update(x1, dt=dt), x1 + dt * update.velocity(x1))
+    close(update(x1, dt=dt), x1 + dt / tau * (update.F1(x1) - decay * x1))
+    close(update(x1, steps=2, dt=dt), update(update(x1, dt=dt), dt=dt))
+    assert torch.equal(update(x1, dt=tau), update(x1))
+
+
+def test_short_steps_tend_to_the_slow_flow():
+    update, x1 = AdiabaticUpdate(contracting(3, tau=2.0), n_iter=40), visible(3)
+    ends = [update(x1, steps=n, dt=1 / n) for n in (20, 40, 80)]
+    first, second = (float((a - b).abs().max()) for a, b in pairwise(ends))
+    assert second == pytest.approx(first / 2, rel=0.15)  # Euler: the error halves with the step
+
+
+@pytest.mark.parametrize("dt", [0.0, -1.0, math.nan, math.inf])
+def test_impossible_steps_are_refused(dt):
+    update = AdiabaticUpdate(contracting(3))
+    with pytest.raises(ValueError, match=f"dt is {dt}; a step must be positive and finite"):
+        update(visible(2), dt=dt)
+    with pytest.raises(ValueError, match="steps is -1; give 0 or more"):
+        update(visible(2), steps=-1)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("depth", [3, 4, 5])
 def test_cost_is_a_power_of_n_nested_and_linear_joint(depth, n, monkeypatch):

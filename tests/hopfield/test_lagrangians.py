@@ -28,6 +28,7 @@ from imixer.hopfield.lagrangians import (
     Softplus,
     Spherical,
     Tanh,
+    UnitLayerNorm,
     lagrangian,
     register,
 )
@@ -51,6 +52,8 @@ CASES: dict[str, Lagrangian] = {name: lagrangian(name) for name in NAMES} | {
     "layer_norm -2": LayerNorm(-2, shift=0.5),
     "layer_norm concave": LayerNorm(gain=-1.0, eps=0.01),
     "spherical axes": Spherical((-2, -1), radius=3.0, eps=0.1),
+    "unit_layer_norm axes": UnitLayerNorm((-2, -1), eps=0.1),
+    "unit_layer_norm -2": UnitLayerNorm(-2, eps=0.01),
     "softmax learnable": Softmax(1.5, learnable=True),
     "elementwise": Elementwise(lambda x: torch.sqrt(1 + x.square()), convex=True, lipschitz=1.0),
 }
@@ -340,6 +343,20 @@ def test_layer_norm_is_that_of_torch():
     torch.testing.assert_close(mine.activation(x), F.layer_norm(x, (3, N), weight, shift, eps=1e-5))
 
 
+@pytest.mark.parametrize("axis", [-1, -2, (-2, -1)])
+def test_unit_layer_norm_is_the_papers_and_layer_norm_is_sqrt_n_times_it(axis):
+    x = states(20, scale=3.0)
+    unit, usual = UnitLayerNorm(axis, eps=1e-300), LayerNorm(axis, eps=1e-300)
+    axes = (axis,) if isinstance(axis, int) else axis
+    centred = x - x.mean(axes, keepdim=True)
+    length = centred.square().sum(axes, keepdim=True).sqrt()
+    torch.testing.assert_close(unit.density(x), length, rtol=1e-14, atol=0)
+    torch.testing.assert_close(unit.activation(x), centred / length, rtol=1e-13, atol=1e-15)
+    neurons = math.prod(x.shape[a] for a in axes)
+    torch.testing.assert_close(usual.activation(x), neurons**0.5 * unit.activation(x), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(usual.density(x), neurons**0.5 * unit.density(x), rtol=1e-12, atol=0)
+
+
 def test_layer_norm_in_half_precision_is_that_of_torch_where_the_mean_is_large():
     x = (100 + states(14, (8, 64))).bfloat16()
     torch.testing.assert_close(LayerNorm().activation(x), F.layer_norm(x, (64,), eps=1e-6), rtol=0.01, atol=0.01)
@@ -496,7 +513,7 @@ def test_true_claims_of_every_elementwise_lagrangian_are_accepted(name):
 def test_the_registry_has_the_promised_names():
     assert {
         "identity", "relu", "rectified_power", "softplus", "sigmoid", "tanh", "softmax", "exponential", "layer_norm",
-        "spherical", "gelu", "silu",
+        "unit_layer_norm", "spherical", "gelu", "silu",
     } <= set(NAMES)  # fmt: skip
 
 
@@ -519,7 +536,7 @@ def test_unknown_names_and_options_are_refused():
         register("relu")(Identity)
 
 
-@pytest.mark.parametrize("cls", [Softmax, LayerNorm, Spherical])
+@pytest.mark.parametrize("cls", [Softmax, LayerNorm, Spherical, UnitLayerNorm])
 @pytest.mark.parametrize("axis", [0, 1, (-1, 0), (), (-1, -1), True])
 def test_axes_not_counted_from_the_end_are_refused(cls, axis):
     with pytest.raises(ValueError, match="axis is"):
@@ -537,6 +554,7 @@ def test_axes_not_counted_from_the_end_are_refused(cls, axis):
         (lambda: LayerNorm(shift=torch.tensor([1.0, math.inf])), "shift is .*inf"),
         (lambda: Spherical(eps=-1.0), "eps is -1"),
         (lambda: Spherical(radius=0), "radius is 0"),
+        (lambda: UnitLayerNorm(eps=0), "eps is 0"),
         (lambda: LayerNorm(shift=torch.ones(5, 1)).activation(torch.ones(2, N)), r"shift \(5, 1\) does not broadcast"),
         (lambda: LayerNorm(shift=torch.ones(3, 1, 1)).density(torch.ones(2, N)), r"shift \(3, 1, 1\) does not broad"),
     ],

@@ -1,4 +1,4 @@
-"""The bounds of nested inverses are those of DESIGN 1, and a ceiling is as high as they allow."""
+"""The bounds of nested inverses are those of docs/theory.md, section 5, and a ceiling is as high as they allow."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Soft spectral normalisation keeps its promises (DESIGN 4b)."""
+"""Soft spectral normalisation keeps its promises."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The model under the conditions in which people train and ship it (DESIGN 4b)."""
+"""The model under the conditions in which people train and ship it."""
 
 import copy
 

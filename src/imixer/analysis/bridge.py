@@ -61,7 +61,7 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
     Raises:
         ValueError: If an activation has no Lagrangian here, or the block mixes in another way.
 
-    Source: paper section 3; DESIGN 1.
+    Source: paper sections 3.2 (L = 2) and 4.1 (L = 3), appendix B (deeper); docs/theory.md, section 4.
     """
     with torch.no_grad():
         tokens, channels = _levels(block.mlp_tokens), _levels(block.mlp_channels)

@@ -68,7 +68,7 @@ def contraction_along_depth(model: Any, images: Tensor) -> List[BlockContraction
     Raises:
         InputError: If the model has no inverse.
 
-    Source: paper section 3.3; DESIGN 4b.
+    Source: paper section 4.1; the bounds are ours, see docs/theory.md, section 5.
     """
     return [_measure(inside) for inside in look_inside(model, images, "certify")]
 

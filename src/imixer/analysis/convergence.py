@@ -75,7 +75,7 @@ def convergence_along_depth(model: Any, images: Tensor, n_iter: Optional[int] = 
     Raises:
         InputError: If the model has no inverse, n_iter is below 1, or it is missing where the model has no n.
 
-    Source: paper section 5, Figures 3, 5 and 6.
+    Source: paper section 5.1 (Figure 3), appendix C.3 (Figures 5 and 6).
     """
     insides = look_inside(model, images, "iterate")
     imlp = insides[0].imlp

@@ -64,7 +64,7 @@ def energy_along_depth(model: Any, images: Tensor) -> List[MixingEnergy]:
     Raises:
         ValueError: If a block is no Hopfield network that is known here.
 
-    Source: paper (6), in the adiabatic limit.
+    Source: paper (6), in the adiabatic limit; taking it there is ours, see docs/theory.md, section 6.
     """
     found = []
     v = model.stem(images)

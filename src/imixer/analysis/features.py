@@ -72,7 +72,7 @@ def features_at(
         InputError: If the model has no inverse or no such block, n_iter is below 1, or it is missing where the model
             has no n.
 
-    Source: paper Figure 7.
+    Source: paper appendix C.4, Figure 7.
     """
     blocks = [number for number, _ in implicit_blocks(model, "draw")]
     block = blocks[-1] if block is None else block

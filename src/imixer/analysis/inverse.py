@@ -32,7 +32,7 @@ def recover_G(F: Contraction, x: Tensor, n_iter: Optional[int] = None, solver: S
     Returns:
         (..., D_S).
 
-    Source: paper (29)-(30).
+    Source: paper (25), (27), (29).
     """
     if n_iter is None:
         return x - apply(F, x.flatten(0, -2), solver).view(x.shape)

@@ -1,8 +1,10 @@
 """Hierarchical Hopfield networks: from an energy to dynamics, memories and mixers. Needs torch and torchdiffeq."""
 
 from imixer.hopfield.adiabatic import AdiabaticUpdate
-from imixer.hopfield.chain import chain
+from imixer.hopfield.boundedness import boundedness_obstacles
+from imixer.hopfield.chain import chain, three_layer, two_layer
 from imixer.hopfield.descent import Descent, descent
+from imixer.hopfield.drawing import Drawing
 from imixer.hopfield.dynamics import Trajectory, integrate
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import LAGRANGIANS, lagrangian
@@ -26,6 +28,7 @@ __all__ = [
     "BilinearSynapse",
     "ConvSynapse",
     "Descent",
+    "Drawing",
     "EnergySynapse",
     "HopfieldNetwork",
     "Lagrangian",
@@ -35,8 +38,11 @@ __all__ = [
     "State",
     "Synapse",
     "Trajectory",
+    "boundedness_obstacles",
     "chain",
     "descent",
     "integrate",
     "lagrangian",
+    "three_layer",
+    "two_layer",
 ]

@@ -1,5 +1,6 @@
 """The adiabatic limit: with hidden layers infinitely fast, a chain of neurons becomes a rule for x1 alone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import List, Literal, Optional
@@ -16,6 +17,8 @@ Solve = Literal["nested", "joint"]
 
 class AdiabaticUpdate(nn.Module):
     """x1(t+1) = x1(t) + F1(x1(t)) - alpha x1(t), the limit tau_1 >> tau_2 >> ... >> tau_L of a chain.
+
+    That is a step of length tau_1; `forward` takes others.
 
         F^A = H^(A+1) . (1 - F^(A+1))^-1 . G^A,  F^(L-1) = H^L . G^(L-1),
         G^A = xi^(A+1,A) g^A,  H^(A+1) = xi^(A,A+1) g^(A+1)
@@ -37,7 +40,7 @@ class AdiabaticUpdate(nn.Module):
         ValueError: If the network is no chain, a hidden layer does not decay, n_iter is negative, solve is neither, or
             from_above is no part of a field.
 
-    Source: paper (33)-(42).
+    Source: paper (11)-(14) for L = 2, (20)-(29) for L = 3, (33)-(42) for any.
     """
 
     def __init__(
@@ -84,10 +87,26 @@ class AdiabaticUpdate(nn.Module):
                 raise ValueError(f"from_above gives layer {name} {tuple(part.shape)}, which is no part of its field")
             self.register_buffer(f"from_above_{name}", part.detach().clone())
 
-    def forward(self, x1: Tensor, steps: int = 1) -> Tensor:
-        """x1 (B, *shape) after that many steps."""
+    def forward(self, x1: Tensor, steps: int = 1, dt: float | None = None) -> Tensor:
+        """Take explicit Euler steps x1 <- x1 + (dt / tau_1) (F1(x1) - alpha x1) of the slow flow.
+
+        Args:
+            x1: (B, *shape).
+            steps: How many, 0 or more.
+            dt: Length of a step, in the time unit of tau_1. Default: tau_1, the paper's.
+
+        Raises:
+            ValueError: If steps is negative, or dt not positive and finite.
+
+        Source: paper (14), (20), (26), (42), which have dt = tau_1 and alpha = 0; before that step (12).
+        """
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; give 0 or more")
+        if dt is not None and not (dt > 0 and math.isfinite(dt)):
+            raise ValueError(f"dt is {dt}; a step must be positive and finite")
+        alpha, ratio = self._neurons(1).decay, 1.0 if dt is None else dt / self._neurons(1).tau
         for _ in range(steps):
-            x1 = (1 - self._neurons(1).decay) * x1 + self.F1(x1)
+            x1 = (1 - ratio * alpha) * x1 + ratio * self.F1(x1)
         return x1
 
     def velocity(self, x1: Tensor) -> Tensor:

@@ -1,33 +1,146 @@
-"""The L-layer chain x1 - x2 - ... - xL of the paper."""
+"""The chains of layers of the paper: v - h, v - x - h, and x1 - x2 - ... - xL."""
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Optional
 
 import torch
+from torch import Tensor
 
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse
 
+Shape = int | Sequence[int]
+
+
+def two_layer(
+    v: Shape,
+    h: Shape,
+    L_v: str | Lagrangian = "unit_layer_norm",
+    L_h: str | Lagrangian = "gelu",
+    *,
+    xi: Tensor | None = None,
+    xi_tilde: Tensor | None = None,
+    axis: int | None = -1,
+    tied: bool = True,
+    tau_v: float = 1.0,
+    tau_h: float = 1.0,
+    decay: float = 1.0,
+    field: bool = False,
+) -> HopfieldNetwork:
+    """Build the network of visible neurons v and hidden neurons h, coupled by xi one way and xi~ the other.
+
+        tau_v dv/dt = xi~ f(h) - alpha v        tau_h dh/dt = xi g(v) - h
+
+    Choose it to write the paper's section 3 down as it stands. The synapse is called `v-h`. The Lagrangians are those
+    of (8), with the GELU of (14).
+
+    Args:
+        v, h: Shapes of the layers. They differ along `axis` only.
+        L_v, L_h: Lagrangians, instances or names; g and f are their gradients.
+        xi: Coupling (N_h, N_v). Default: random.
+        xi_tilde: Coupling back (N_v, N_h), for `tied=False`. Default: random.
+        axis: Axis that the couplings mix, counted from the end; None for all.
+        tied: Symmetric couplings, xi~ = xi^T.
+        tau_v, tau_h: Time constants.
+        decay: alpha of v. 1 in (3), 0 in (14).
+        field: Give every layer an external field, zero at first, one number per neuron.
+
+    Raises:
+        ValueError: If a layer is impossible, a coupling has another shape or is not finite, or xi_tilde
+            comes with tied couplings.
+
+    Source: paper (1)-(5), (8)-(10); alpha (12).
+    """
+    network = chain(
+        [v, h], [L_v, L_h], names="vh", axis=axis, tied=tied, tau=[tau_v, tau_h], decay=[decay, 1.0], field=field
+    )
+    _set_coupling(network, "v-h", xi=xi, xi_tilde=xi_tilde)
+    return network
+
+
+def three_layer(
+    v: Shape,
+    x: Shape,
+    h: Shape,
+    L_v: str | Lagrangian = "unit_layer_norm",
+    L_x: str | Lagrangian = "gelu",
+    L_h: str | Lagrangian = "gelu",
+    *,
+    xi_xv: Tensor | None = None,
+    xi_vx: Tensor | None = None,
+    xi_hx: Tensor | None = None,
+    xi_xh: Tensor | None = None,
+    axis: int | None = -1,
+    tied: bool = True,
+    tau_v: float = 1.0,
+    tau_x: float = 1.0,
+    tau_h: float = 1.0,
+    decay: float = 1.0,
+    field: bool = False,
+) -> HopfieldNetwork:
+    """Build the network of visible neurons v and two hidden layers x and h, from which iMixer derives.
+
+        tau_v dv/dt = xi^(v,x) e(x) - alpha v
+        tau_x dx/dt = xi^(x,v) g(v) + xi^(x,h) f(h) - x
+        tau_h dh/dt = xi^(h,x) e(x) - h
+
+    Choose it to write the paper's section 4 down as it stands. The synapses are called `v-x` and `x-h`. The Lagrangians
+    are those of (19), with GELU for both hidden layers as in (30).
+
+    Args:
+        v, x, h: Shapes of the layers. They differ along `axis` only.
+        L_v, L_x, L_h: Lagrangians, instances or names; g, e and f are their gradients.
+        xi_xv, xi_hx: Couplings (N_x, N_v) and (N_h, N_x), away from v. Default: random.
+        xi_vx, xi_xh: Couplings (N_v, N_x) and (N_x, N_h), towards v, for `tied=False`. Default: random.
+        axis: Axis that the couplings mix, counted from the end; None for all.
+        tied: Symmetric couplings, xi^(A,B) = (xi^(B,A))^T.
+        tau_v, tau_x, tau_h: Time constants.
+        decay: alpha of v. 1 in (15), 0 in (20).
+        field: Give every layer an external field, zero at first, one number per neuron.
+
+    Raises:
+        ValueError: If a layer is impossible, a coupling has another shape or is not finite, or one
+            towards v comes with tied couplings.
+
+    Source: paper (15)-(19).
+    """
+    network = chain(
+        [v, x, h],
+        [L_v, L_x, L_h],
+        names="vxh",
+        axis=axis,
+        tied=tied,
+        tau=[tau_v, tau_x, tau_h],
+        decay=[decay, 1.0, 1.0],
+        field=field,
+    )
+    _set_coupling(network, "v-x", xi_xv=xi_xv, xi_vx=xi_vx)
+    _set_coupling(network, "x-h", xi_hx=xi_hx, xi_xh=xi_xh)
+    return network
+
 
 def chain(
-    shapes: Sequence[int | Sequence[int]],
+    shapes: Sequence[Shape],
     lagrangians: Sequence[str | Lagrangian],
     *,
-    axis: Optional[int] = -1,
+    names: Sequence[str] | None = None,
+    axis: int | None = -1,
     tied: bool = True,
     tau: float | Sequence[float] = 1.0,
     decay: float | Sequence[float] = 1.0,
     field: bool = False,
 ) -> HopfieldNetwork:
-    """Layers x1 (visible) to xL, each coupled linearly to its neighbours.
+    """Build a chain of L layers, the visible one first, each coupled linearly to its neighbours.
+
+    Choose it for any depth; `two_layer` and `three_layer` speak of v, x and h.
 
     Args:
         shapes: Shape of each layer. They differ along `axis` only.
         lagrangians: Lagrangian of each layer, an instance or a name.
+        names: Names of the layers. Default: x1, x2, ..., xL.
         axis: Axis that the couplings mix, counted from the end; None for all.
         tied: Symmetric couplings.
         tau: Time constant of each layer, or of all.
@@ -35,32 +148,54 @@ def chain(
         field: Give every layer an external field, zero at first, one number per neuron.
 
     Raises:
-        ValueError: If the numbers of shapes, Lagrangians, time constants or decays differ, or a layer is impossible.
+        ValueError: If the numbers of shapes, Lagrangians, names, time constants or decays differ, two layers have one
+            name, or a layer is impossible.
 
     Source: paper (31)-(32).
     """
     count = len(shapes)
+    names = [f"x{i + 1}" for i in range(count)] if names is None else list(names)
     taus, decays = _each(tau, count), _each(decay, count)
-    for name, values in (("lagrangians", lagrangians), ("tau", taus), ("decay", decays)):
+    for what, values in (("lagrangians", lagrangians), ("names", names), ("tau", taus), ("decay", decays)):
         if len(values) != count:
-            raise ValueError(f"{count} shapes but {len(values)} {name}; give one per layer")
+            raise ValueError(f"{count} shapes but {len(values)} {what}; give one per layer")
+    if len(set(names)) < count:
+        raise ValueError(f"names are {', '.join(names)}; give each layer one of its own")
     neurons = {}
-    for i, shape in enumerate(shapes):
+    for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         whole = (shape,) if isinstance(shape, int) else tuple(shape)
         start = torch.zeros(whole) if field else None
         try:
-            neurons[f"x{i + 1}"] = Neurons(whole, lagrangians[i], tau=taus[i], decay=decays[i], field=start)
+            neurons[name] = Neurons(whole, lagrangians[i], tau=taus[i], decay=decays[i], field=start)
         except ValueError as error:
-            raise ValueError(f"layer x{i + 1}: {error}") from error
+            raise ValueError(f"layer {name}: {error}") from error
         if axis is not None and not -len(whole) <= axis < 0:
-            raise ValueError(f"layer x{i + 1}: shape {whole} has no axis {axis}; count it from the end, None for all")
+            raise ValueError(f"layer {name}: shape {whole} has no axis {axis}; count it from the end, None for all")
     synapses = [((a, b), _coupling(neurons[a], neurons[b], axis, tied)) for a, b in pairwise(neurons)]
     return HopfieldNetwork(neurons, synapses)
 
 
-def _coupling(a: Neurons, b: Neurons, axis: Optional[int], tied: bool) -> LinearSynapse:
+def _coupling(a: Neurons, b: Neurons, axis: int | None, tied: bool) -> LinearSynapse:
     size_a, size_b = (math.prod(n.shape) if axis is None else n.shape[axis] for n in (a, b))
     return LinearSynapse(size_a, size_b, axis, tied=tied)
+
+
+def _set_coupling(network: HopfieldNetwork, name: str, **given: Tensor | None) -> None:
+    """Give a synapse its two matrices, away from v and towards it, by the names that their caller has for them."""
+    synapse = network.synapse(name)
+    assert isinstance(synapse, LinearSynapse)
+    for which, matrix, ours in zip(given, given.values(), (synapse.weight, synapse.feedback), strict=True):
+        if matrix is None:
+            continue
+        if ours is None:
+            raise ValueError(
+                f"{which} is given, but the couplings are tied: give tied=False, or {next(iter(given))} alone"
+            )
+        if matrix.shape != ours.shape:
+            raise ValueError(f"{which} has shape {tuple(matrix.shape)}; the layers need {tuple(ours.shape)}")
+        if not matrix.isfinite().all():
+            raise ValueError(f"{which} has {int((~matrix.isfinite()).sum())} entries that are not finite")
+        ours.data = matrix.detach().clone()
 
 
 def _each(value: float | Sequence[float], count: int) -> Sequence[float]:

@@ -1,38 +1,51 @@
-"""Does the energy fall along a trajectory, and was that to be expected?"""
+"""Does the energy fall along a trajectory, does anything stop it, and was that to be expected?"""
 
 from dataclasses import dataclass
-from typing import List, Literal, Tuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from imixer.hopfield.boundedness import boundedness_obstacles
 from imixer.hopfield.dynamics import Trajectory
 from imixer.hopfield.network import HopfieldNetwork
 
 Verdict = Literal["guaranteed", "observed", "violated"]
+Bounded = Literal["known", "unknown", "runaway"]
+
+RUNAWAY = 1e3  # states that grow by as much while the energy falls ever faster are on their way to infinity
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the energy went.
+    """How the energy went, and the two conditions after paper (7): that it falls, and that it cannot fall forever.
 
     Attributes:
-        verdict: `guaranteed` by theory and seen, `observed` though theory does not promise it, or `violated`.
+        verdict: `guaranteed` to fall by theory and seen to, `observed` though theory does not promise it, or
+            `violated`.
+        bounded: Whether the energy is bounded from below: `known` by theory, `unknown`, or unknown and seen to run away
+            (`runaway`), the states having grown a thousandfold with the energy still falling at its fastest.
         energy: Energy (T, ...).
-        rate: dE/dt (T, ...), from the quadratic form (7) and not from differences.
-        obstacles: What stands against a guarantee; empty if there is one.
+        rate: dE/dt (T, ...), from the quadratic form of `HopfieldNetwork.energy_rate` and not from differences.
+        obstacles: What stands against a guarantee of descent; empty if there is one.
+        boundedness_obstacles: What stands against a proof of a lower bound; empty if there is one.
         rises: Where the energy rose by more than the tolerance: frame, sample (of the flattened batch), by how much.
         tolerance: Rise that the integration's own error explains.
     """
 
     verdict: Verdict
+    bounded: Bounded
     energy: Tensor
     rate: Tensor
-    obstacles: List[str]
-    rises: List[Tuple[int, int, float]]
+    obstacles: list[str]
+    boundedness_obstacles: list[str]
+    rises: list[tuple[int, int, float]]
     tolerance: float
 
     def __str__(self) -> str:
+        return f"{self._fall()}; {self._floor()}"
+
+    def _fall(self) -> str:
         if self.verdict == "guaranteed":
             return "descent guaranteed: all Lagrangians convex, all couplings symmetric"
         if self.verdict == "observed":
@@ -41,15 +54,23 @@ class Descent:
         why = "; ".join(self.obstacles) or "the integration is too coarse"
         return f"descent violated at frame {frame}, sample {sample}, by {rise:.3g}: {why}"
 
+    def _floor(self) -> str:
+        if self.bounded == "known":
+            return "bounded from below"
+        why = "; ".join(self.boundedness_obstacles)
+        if self.bounded == "unknown":
+            return f"not known to be bounded from below: {why}"
+        return f"but it runs away, to {float(self.energy[-1].min()):.3g} and falling ever faster: {why}"
+
 
 @torch.no_grad()
 def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
-    """Follow the energy along a trajectory.
+    """Follow the energy along a trajectory, and say whether it must fall and whether it must stop.
 
     Raises:
         ValueError: If a coupling is not symmetric, so that there is no energy; with its name.
 
-    Source: paper (6)-(7).
+    Source: paper (6)-(7) and the two conditions stated there. How boundedness is decided is ours.
     """
     network.require_energy()
     components = torch.stack(list(network.energies(trajectory.states).values()))
@@ -62,4 +83,15 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     rises = [(int(i) + 1, int(j), float(steps[i, j])) for i, j in (steps > tolerance).nonzero()]
     obstacles = network.obstacles(trajectory.held)
     verdict: Verdict = "violated" if rises else "observed" if obstacles else "guaranteed"
-    return Descent(verdict, energy, rate, obstacles, rises, tolerance)
+    open_questions = boundedness_obstacles(network)
+    runs = bool(open_questions) and bool(_runs_away(network, trajectory, energy, rate).any())
+    bounded: Bounded = "runaway" if runs else "unknown" if open_questions else "known"
+    return Descent(verdict, bounded, energy, rate, obstacles, open_questions, rises, tolerance)
+
+
+def _runs_away(network: HopfieldNetwork, trajectory: Trajectory, energy: Tensor, rate: Tensor) -> Tensor:
+    """Whether each sample (...) does."""
+    sizes = [x.abs().flatten(-len(network.layer(name).shape)).amax(-1) for name, x in trajectory.states.items()]
+    size = torch.stack(sizes).amax(0)
+    fastest = (rate[-1] < 0) & (rate[-1] <= rate.amin(0))
+    return (size[-1] > RUNAWAY * (1 + size[0])) & fastest & (energy[-1] < energy[0])

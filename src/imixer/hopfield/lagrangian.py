@@ -9,7 +9,8 @@ from torch import Tensor, nn
 class Lagrangian(nn.Module):
     """A function L(x) of the neurons of a layer; g(x) = dL/dx is their activation, M(x) = dg/dx its Hessian.
 
-    A new one is a subclass with `density` and `activation`, and with those of the attributes below that differ.
+    A new one is a subclass with `density` and `activation`, and with those of the attributes below, and of
+    `asymptotic_slope`, that differ.
 
     Attributes:
         elementwise: Whether each neuron's activation depends on that neuron alone, so that M is diagonal.
@@ -18,7 +19,7 @@ class Lagrangian(nn.Module):
         zero_mode: Whether M(x) x = 0 (for LayerNorm: after centring x), up to eps. Then the decay of the neurons
             leaves their energy alone and may be switched off.
 
-    Source: Krotov & Hopfield, arXiv 2008.06996; paper (3)-(5).
+    Source: Krotov & Hopfield, arXiv 2008.06996; paper (5), (18), the Hessian (13).
     """
 
     elementwise: bool = True
@@ -28,6 +29,16 @@ class Lagrangian(nn.Module):
     @property
     def lipschitz(self) -> float:
         return math.inf
+
+    @property
+    def asymptotic_slope(self) -> float | None:
+        """How steep g still is far out: 0 if activations are bounded, 1 if they end like x; None if not known.
+
+        Precisely, the smallest s for which <x, g> - L(x) >= ||g||^2 / (2 s') - C with some C for every s' > s. The
+        Lipschitz constant of a convex L is one, since the convex conjugate of L is then 1 / lipschitz strongly convex.
+        A subclass says 0 only where activations are bounded and <x, g> - L(x) is bounded from below.
+        """
+        return self.lipschitz if self.convex else None
 
     def density(self, x: Tensor) -> Tensor:
         """What sums over the neurons to L(x). Axes that L couples are kept with size 1."""

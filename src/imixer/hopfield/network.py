@@ -10,6 +10,7 @@ from typing import Dict, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from imixer.hopfield.drawing import Drawing, draw
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import Synapse
 
@@ -138,7 +139,10 @@ class HopfieldNetwork(nn.Module):
         return received
 
     def velocity(self, state: State) -> State:
-        """dx^A/dt for every layer, of the shapes of the state. Source: paper (32)."""
+        """dx^A/dt for every layer, of the shapes of the state.
+
+        Source: paper (32); (3)-(4) for two layers, (15)-(17) for three.
+        """
         received = self.inputs(state)
         return {name: (received[name] - layer.decay * state[name]) / layer.tau for name, layer in self._layers()}
 
@@ -174,7 +178,7 @@ class HopfieldNetwork(nn.Module):
         Raises:
             ValueError: If a coupling is not symmetric.
 
-        Source: paper (7).
+        Source: paper (7) is the inequality alone; the quadratic form is that of Krotov & Hopfield, arXiv 2008.06996.
         """
         self.require_energy()
         rate: Tensor | float = 0.0
@@ -196,6 +200,17 @@ class HopfieldNetwork(nn.Module):
                 f"synapse {self.asymmetric[0]} is not symmetric, so the network has no energy; tie it, "
                 "or ask for the energy of its symmetric part with symmetrised=True"
             )
+
+    def draw(self) -> Drawing:
+        """Draw the network: a box for every layer, an arrow for every coupling.
+
+        A box has the layer's neurons, shape, Lagrangian, time constant, decay and field. A symmetric coupling is one
+        line with two heads, another has a line for each way.
+
+        Returns:
+            An SVG picture, which a notebook shows and `save` writes to a file.
+        """
+        return draw(dict(self._layers()), [(name, joined, self.synapse(name)) for name, joined in self.joins.items()])
 
     def obstacles(self, held: Optional[Mapping[str, Tensor]] = None) -> List[str]:
         """What stands against a guarantee that the energy falls along the flow, each as `name: reason`.

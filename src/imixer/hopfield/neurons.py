@@ -17,13 +17,13 @@ class Neurons(nn.Module):
         shape: Shape of x for one sample, such as (tokens, channels).
         lagrangian: L, an instance or a name such as `gelu`.
         tau: Time constant, in the time unit of the network. Positive.
-        decay: alpha (paper (13)). 0 only where the Lagrangian has a zero mode.
+        decay: alpha, introduced in paper (12). 0 only where the Lagrangian has a zero mode, by (13).
         field: External field b, any tensor that broadcasts to `shape`; it becomes a parameter. Default: none.
 
     Raises:
         ValueError: If shape, tau, decay or field is impossible, or the Lagrangian couples more axes than shape has.
 
-    Source: paper (32); DESIGN 1 for the field.
+    Source: paper (3)-(4), (12), (32). The field is ours, see docs/theory.md, section 1.
     """
 
     def __init__(
@@ -66,7 +66,10 @@ class Neurons(nn.Module):
         return self.lagrangian.activation(x)
 
     def energy(self, x: Tensor, g: Tensor) -> Tensor:
-        """alpha (<x, g> - L(x)) - <b, g>, for x and g (..., *shape) -> (...). Source: paper (6)."""
+        """Energy alpha (<x, g> - L(x)) - <b, g>, for x and g (..., *shape) -> (...).
+
+        Source: paper (6) for alpha = 1 and b = 0; the factor alpha and the field are ours.
+        """
         energy = self.decay * (self.total(x * g) - self.total(self.lagrangian.density(x)))
         return energy if self.field is None else energy - self.total(self.field * g)
 

@@ -27,6 +27,11 @@ class Synapse(nn.Module):
         """Whether the inputs are minus the gradient of the energy."""
         return True
 
+    @property
+    def labels(self) -> Tuple[str, ...]:
+        """Name the coupling in a drawing: one label, or two if it is not symmetric, from first to last and back."""
+        return (type(self).__name__.removesuffix("Synapse").lower(),) * (1 if self.symmetric else 2)
+
     def connect(self, *shapes: Shape) -> None:
         """Refuse layers of shapes that do not fit. Called once, by the network, with one shape per layer.
 
@@ -37,6 +42,20 @@ class Synapse(nn.Module):
     def energy(self, *g: Tensor) -> Tensor:
         """Energy per sample, (B,)."""
         raise NotImplementedError(f"{type(self).__name__} has no energy")
+
+    def growth(self, *shapes: Shape) -> Tensor | None:
+        """Bound how fast the energy can fall as activations grow, by a symmetric matrix K with entries >= 0.
+
+        The energy is at least -<n, K n> / 2 - C, where n are the norms of the layers' activations and C is some number.
+
+        Args:
+            shapes: Those of the joined layers.
+
+        Returns:
+            K, one row per joined layer. Infinite off the diagonal: at most proportional to the norms of both layers.
+            None if there is no such bound, or none is known.
+        """
+        return None
 
     def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
         """What each connected layer receives, of the shapes of g."""
@@ -50,11 +69,13 @@ class EnergySynapse(Synapse):
     Args:
         function: Takes the activations g_a, g_b, ... of the connected layers, each (B, *shape), and gives the energy
             per sample (B,). A module's parameters become the network's.
+        bounded_below: Whether that energy has a lower bound over all activations. It is taken at your word.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, bounded_below: bool = False) -> None:
         super().__init__()
         self.function = function
+        self.bounded_below = bounded_below
 
     def connect(self, *shapes: Shape) -> None:
         try:
@@ -66,6 +87,9 @@ class EnergySynapse(Synapse):
 
     def energy(self, *g: Tensor) -> Tensor:
         return self.function(*g)
+
+    def growth(self, *shapes: Shape) -> Tensor | None:
+        return torch.zeros(len(shapes), len(shapes)) if self.bounded_below else None
 
     def _probe(self, shapes: Tuple[Shape, ...]) -> Tensor:
         like = next(self.parameters(), torch.zeros(()))
@@ -88,6 +112,14 @@ class BilinearSynapse(Synapse):
     def down(self, g_b: Tensor) -> Tensor:
         """xi~ g_b, of the shape of layer a."""
         raise NotImplementedError
+
+    @property
+    def norm(self) -> float:
+        """A bound of the spectral norm of (xi + xi~^T) / 2 as a map from all of layer a to all of b; inf if none."""
+        return math.inf
+
+    def growth(self, *shapes: Shape) -> Tensor | None:
+        return _between(self.norm)
 
     def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
         g_a, g_b = g
@@ -113,7 +145,7 @@ class LinearSynapse(BilinearSynapse):
     Raises:
         ValueError: If a size is below 1, axis is not negative, or a tied coupling is given a gain.
 
-    Source: paper (31)-(32); DESIGN 1 for matrix-shaped neurons.
+    Source: paper (2), and xi^(A,B) of (15)-(17), (32). Matrix-shaped neurons are ours, see docs/theory.md, section 3.
     """
 
     def __init__(
@@ -139,6 +171,22 @@ class LinearSynapse(BilinearSynapse):
     @property
     def symmetric(self) -> bool:
         return self.feedback is None
+
+    @property
+    def norm(self) -> float:
+        with torch.no_grad():
+            up = self.weight.double()
+            if self.feedback is None:
+                return float(torch.linalg.matrix_norm(up, 2))
+            gain = 1.0 if self.gain is None else float(self.gain.abs().max())
+            # Not of their mean: a gain need not act along the axis of the matrix.
+            down = self.feedback.double()
+            return float(gain * torch.linalg.matrix_norm(up, 2) + torch.linalg.matrix_norm(down, 2)) / 2
+
+    @property
+    def labels(self) -> Tuple[str, ...]:
+        matrices = [self.weight] if self.feedback is None else [self.weight, self.feedback]
+        return tuple(f"{xi} {len(m)} × {m.shape[1]}" for xi, m in zip(("ξ", "ξ̃"), matrices, strict=False))
 
     @property
     def asymmetry(self) -> float:
@@ -226,6 +274,19 @@ class ConvSynapse(BilinearSynapse):
     def symmetric(self) -> bool:
         return self.feedback is None
 
+    @property
+    def norm(self) -> float:
+        with torch.no_grad():
+            kernels = [self.weight] if self.feedback is None else [self.weight, self.feedback]
+            # A shift of the image has norm 1 at most, so that the pixels of a kernel add up.
+            pixels = [torch.linalg.matrix_norm(kernel.double().movedim((2, 3), (0, 1)), 2).sum() for kernel in kernels]
+            return float(torch.stack(pixels).mean())
+
+    @property
+    def labels(self) -> Tuple[str, ...]:
+        size = self.weight.shape[-1]
+        return (f"conv {size} × {size}",) * (1 if self.symmetric else 2)
+
     def connect(self, *shapes: Shape) -> None:
         if len(shapes) != 2 or any(len(shape) != 3 for shape in shapes):
             raise ValueError(f"it joins two layers of shape (channels, height, width), not {shapes}")
@@ -283,6 +344,13 @@ class AttentionSynapse(Synapse):
         if len(shapes) not in (1, 2) or any(len(shape) != 2 or shape[1] != features for shape in shapes):
             raise ValueError(f"it joins one or two layers of shape (tokens, {features}), not {shapes}")
 
+    def growth(self, *shapes: Shape) -> Tensor | None:
+        # sum_i max_j <q_i, k_j> <= ||W_q^T W_k|| sum_i |g_i| max_j |g_j| <= ||W_q^T W_k|| sqrt(queries) ||g_a|| ||g_b||
+        with torch.no_grad():
+            products = self.query.double().mT @ self.key.double()
+            strength = math.sqrt(shapes[0][0]) * float(torch.linalg.matrix_norm(products, 2).sum())
+        return _between(strength) if len(shapes) == 2 else torch.tensor([[2 * strength]])
+
     def energy(self, *g: Tensor) -> Tensor:
         q, k = self._project(*g)
         return -torch.logsumexp(self.beta * q @ k.mT, -1).sum((1, 2)) / self.beta
@@ -298,6 +366,11 @@ class AttentionSynapse(Synapse):
         q = torch.einsum("bqc,hdc->bhqd", g[0], self.query)
         k = torch.einsum("bkc,hdc->bhkd", g[-1], self.key)
         return q, k
+
+
+def _between(strength: float) -> Tensor:
+    """The growth of an energy of -strength ||g_a|| ||g_b|| at the least."""
+    return torch.tensor([[0.0, strength], [strength, 0.0]], dtype=torch.float64)
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:

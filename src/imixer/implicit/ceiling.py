@@ -18,7 +18,7 @@ def contraction_bound(coeff: float, lipschitz: Sequence[float]) -> float:
     Returns:
         The bound; infinity if an inner map need not be a contraction. It is 0 for L = 2, where there is no F.
 
-    Source: paper (37)-(42).
+    Source: ours, from the nest of paper (39)-(40); the paper has no bounds.
     """
     return _bounds(coeff, lipschitz)[-1]
 
@@ -33,7 +33,7 @@ def nested_bounds(gains: Sequence[float]) -> List[float]:
     Returns:
         The bounds in that order; infinity from the first inner map on that need not be a contraction.
 
-    Source: paper (37)-(42).
+    Source: ours, from the nest of paper (39)-(40); the paper has no bounds.
     """
     bounds: List[float] = []
     inner = 0.0

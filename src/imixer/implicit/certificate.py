@@ -103,7 +103,7 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
     Raises:
         ValueError: If their number is not that of the activations.
 
-    Source: Behrmann et al., arXiv 1811.00995, section 2; paper (37)-(42) for the nest.
+    Source: Behrmann et al., arXiv 1811.00995, section 2; paper (38)-(41) for the nest; its bound is ours.
     """
     nest = levels(F)
     if len(lipschitz) != len(nest) + 1:

@@ -39,7 +39,7 @@ class Contraction(nn.Module):
         ValueError: If norm is none of the three, the activations are not one more than the inner widths, or
             SpectralLinear refuses its arguments.
 
-    Source: paper (30), H^2 . G^2; Algorithm 1; for any depth (37)-(42).
+    Source: paper (24); F^2 = H^3 . G^2 by (40); for any depth the nest (38)-(41).
     """
 
     def __init__(

@@ -58,7 +58,8 @@ class IMLP(nn.Module):
             in_features, coeff is `auto` where no guarantee can be given, legacy is asked of a depth that was never
             published, or Contraction or Inversion refuse their arguments.
 
-    Source: paper (30), Algorithms 1 and 2; for any depth (33)-(42).
+    Source: paper (24)-(30) and Algorithm 1, without LayerNorm and skip connection, which the block has; the published
+    code; for any depth (33)-(42). Here "G(v)" is fc_in alone: LayerNorm, part of the paper's G, is the block's norm1.
     """
 
     tied: Final[bool]

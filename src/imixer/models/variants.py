@@ -8,7 +8,7 @@ from timm.models.mlp_mixer import MlpMixer
 
 from imixer.models.imixer import IMixer
 
-# What the paper's experiments share (section 5, Table 5).
+# What the paper's experiments share (section 5, caption of Table 1).
 _PAPER: Dict[str, Any] = dict(
     num_layers=3, n_iter=2, hidden_ratio=2.0, coeff=0.9, n_power_iterations=8, solver="fixed", gradient="unroll"
 )

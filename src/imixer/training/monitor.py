@@ -31,7 +31,7 @@ def convergence(model: nn.Module, images: Tensor) -> List[Dict[str, float]]:
     Returns:
         Nothing for a model without inverses.
 
-    Source: paper section 4.1 and (37)-(42).
+    Source: paper section 4.1 and (38)-(41); the bound is ours.
     """
     if not inverses(model):
         return []

@@ -1,6 +1,6 @@
 """Lagrangians, each named by its activation. A new one is one class with `@register("its_name")`."""
 
-from imixer.hopfield.lagrangians.coupled import LayerNorm, Softmax, Spherical
+from imixer.hopfield.lagrangians.coupled import LayerNorm, Softmax, Spherical, UnitLayerNorm
 from imixer.hopfield.lagrangians.custom import Elementwise
 from imixer.hopfield.lagrangians.elementwise import (
     GELU,
@@ -32,6 +32,7 @@ __all__ = [
     "Softplus",
     "Spherical",
     "Tanh",
+    "UnitLayerNorm",
     "lagrangian",
     "register",
 ]

@@ -27,6 +27,7 @@ class Softmax(Tempered):
 
     elementwise = False
     max_slope = 1 / 2
+    asymptotic_slope = 0.0
 
     def __init__(self, beta: float = 1.0, axis: int | tuple[int, ...] = -1, *, learnable: bool = False) -> None:
         super().__init__(beta, learnable=learnable)
@@ -65,11 +66,13 @@ class LayerNorm(Lagrangian):
     Raises:
         ValueError: If an axis is not counted from the end, eps not positive, or gain or shift not finite.
 
-    Source: Tang & Kopp, arXiv 2105.15034; paper (8)-(10), which differ by the factor sqrt(N).
+    Source: Tang & Kopp, arXiv 2105.15034; paper (8), (10), (36), which differ by the factor sqrt(N): see
+    `UnitLayerNorm`.
     """
 
     elementwise = False
     zero_mode = True
+    asymptotic_slope = 0.0
     shift: float | Tensor
 
     def __init__(
@@ -142,6 +145,7 @@ class Spherical(Lagrangian):
 
     elementwise = False
     zero_mode = True
+    asymptotic_slope = 0.0
 
     def __init__(self, axis: int | tuple[int, ...] = -1, radius: float = 1.0, eps: float = 1e-6) -> None:
         super().__init__()
@@ -165,3 +169,37 @@ class Spherical(Lagrangian):
 
     def extra_repr(self) -> str:
         return f"axis={self.axis}, radius={self.radius:g}, eps={self.eps:g}"
+
+
+@register("unit_layer_norm")
+class UnitLayerNorm(Spherical):
+    """g = (x - mean) / sqrt(sum((x - mean)^2) + eps), L = sqrt(sum((x - mean)^2) + eps): LayerNorm to length 1.
+
+    Choose it to compute in the paper's own scaling; `layer_norm`, torch's, is sqrt(N) times as long.
+
+    Args:
+        axis: Axis or axes that are normalised, counted from the end.
+        eps: Added to the sum of squares, N times that of `layer_norm`. Positive; the paper's is 0, which leaves g
+            undefined where all neurons are alike.
+
+    Raises:
+        ValueError: If an axis is not counted from the end, or eps not positive.
+
+    Source: paper (8), (10), (36); Krotov & Hopfield, arXiv 2008.06996, model C.
+    """
+
+    def __init__(self, axis: int | tuple[int, ...] = -1, eps: float = 1e-6) -> None:
+        super().__init__(axis, eps=eps)
+
+    def density(self, x: Tensor) -> Tensor:
+        return super().density(self._centred(x)).to(x.dtype)
+
+    def activation(self, x: Tensor) -> Tensor:
+        return super().activation(self._centred(x)).to(x.dtype)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        wide = at_least_float32(x)
+        return wide - wide.mean(self.axis, keepdim=True)
+
+    def extra_repr(self) -> str:
+        return f"axis={self.axis}, eps={self.eps:g}"

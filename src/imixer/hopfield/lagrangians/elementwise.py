@@ -88,6 +88,7 @@ class Sigmoid(Tempered):
     """g = 1 / (1 + e^(-beta x)), L = log(1 + e^(beta x)) / beta."""
 
     max_slope = 1 / 4
+    asymptotic_slope = 0.0
 
     def density(self, x: Tensor) -> Tensor:
         return _softplus(self.beta * x) / self.beta
@@ -101,6 +102,7 @@ class Tanh(Tempered):
     """g = tanh(beta x), L = log(cosh(beta x)) / beta."""
 
     max_slope = 1.0
+    asymptotic_slope = 0.0
 
     def density(self, x: Tensor) -> Tensor:
         z = self.beta * x
@@ -160,6 +162,7 @@ class GELU(Lagrangian):
 
     convex = False
     lipschitz = (1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi)
+    asymptotic_slope = 1.0
 
     def density(self, x: Tensor) -> Tensor:
         # erfc rather than 1 + erf: the tail at -inf is all there is of L there.
@@ -176,6 +179,7 @@ class GELU1Lip(GELU):
     """GELU divided by its steepest slope, 1.1289: Lipschitz constant 1. Not convex either."""
 
     lipschitz = 1.0
+    asymptotic_slope = 1 / GELU.lipschitz
 
     def density(self, x: Tensor) -> Tensor:
         return super().density(x) / GELU.lipschitz
@@ -191,6 +195,7 @@ class SiLU(Lagrangian):
     convex = False
     # The slope is largest at x tanh(x / 2) = 2, where it is 1/2 + x/4.
     lipschitz = 1.099839320128867
+    asymptotic_slope = 1.0
 
     def density(self, x: Tensor) -> Tensor:
         return x * _softplus(x) - _softplus_integral(x)
