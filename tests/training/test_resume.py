@@ -93,8 +93,14 @@ def test_loader_processes_change_nothing(uninterrupted, stop_at, tmp_path):
     assert (run / weights).read_bytes() == (uninterrupted / weights).read_bytes()
 
 
-def test_augmentation_on_the_device_is_resumed_too(stop_at, tmp_path):
-    flags = ["--data.pipeline", "device", "--data.auto_augment", "rand-m9-mstd0.5-inc1"]
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data.pipeline", "device", "--data.auto_augment", "rand-m9-mstd0.5-inc1"],
+        ["--data.erase", "after_mixing", "--schedule.sched_on_updates", "false"],
+    ],
+)
+def test_other_augmentations_and_schedules_are_resumed_too(stop_at, tmp_path, flags):
     whole = train(tmp_path / "whole", "--epochs", "2", *flags)
     run = stop_at(tmp_path / "run", 30, *flags)
     assert main(["train", "--resume", str(run)]) == 0

@@ -122,6 +122,8 @@ class ScheduleConfig:
         cooldown_epochs: Epochs at `min_lr` after the schedule, on top of the run's epochs.
         decay_epochs: Epochs from one drop of `step` to the next.
         decay_rate: Factor of a drop of `step`.
+        sched_on_updates: Move the learning rate with every optimizer step. `false` moves it once per epoch, to what it
+            would be at the epoch's start, as timm's script does unless told otherwise.
     """
 
     sched: Literal["cosine", "tanh", "step"] = "cosine"
@@ -131,6 +133,7 @@ class ScheduleConfig:
     cooldown_epochs: int = 0
     decay_epochs: int = 30
     decay_rate: float = 0.1
+    sched_on_updates: bool = True
 
     def __post_init__(self) -> None:
         if self.warmup_epochs < 0 or self.cooldown_epochs < 0:
