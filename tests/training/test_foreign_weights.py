@@ -1,6 +1,7 @@
 """Weights that others wrote load, said in a line, and nothing in their files is executed."""
 
 import argparse
+import collections
 import os
 import pathlib
 import pickle
@@ -252,6 +253,8 @@ RECORDS = {
     "path": pathlib.Path("a/b"),
     "windows": pathlib.PureWindowsPath("a/b"),
     "attributes": AttributeDict(a=1, b={"c": 2}),
+    "default": collections.defaultdict(list, {"a": [1]}),
+    "kinds": [int, dict, str],
     "scalar": np.float32(0.5),
     "array": np.arange(3.0),
     "dtype": [torch.float16, torch.device("cpu"), torch.Size([1, 2])],
@@ -264,6 +267,13 @@ def test_records_beside_the_weights_do_not_matter(tmp_path, record):
     torch.save({"args": RECORDS[record], "state_dict": source.state_dict(), "more": [RECORDS[record]]}, tmp_path / "w")
     target, taken = loaded(tmp_path / "w")
     assert same(source, target) and taken.name == "state_dict"
+
+
+def test_hydras_settings_beside_the_weights_do_not_matter(tmp_path):
+    create = pytest.importorskip("omegaconf").OmegaConf.create
+    settings = create({"lr": 0.1, "n": None, "layers": [1, {"act": "gelu"}], "data": {"root": "a"}})
+    torch.save({"hyper_parameters": settings, "state_dict": model().state_dict()}, tmp_path / "w")
+    assert loaded(tmp_path / "w")[1].name == "state_dict"
 
 
 # --- which set: said, and never guessed

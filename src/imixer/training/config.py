@@ -16,8 +16,8 @@ class ModelConfig:
 
     Args:
         name: Name of a timm model, ours (`imixer_*`) or any other. Default: the iMixer for the data's image size.
-        checkpoint: File of weights to start from: safetensors, or a checkpoint of timm, Lightning, Fabric or ours. Nothing
-            in it is executed.
+        checkpoint: File of weights to start from: safetensors, or a checkpoint of timm, Lightning, Fabric or ours.
+            Nothing in it is executed.
         checkpoint_key: Which weights of a file with several, such as `state_dict`. Default: the only ones, or their
             average, or `state_dict` or `model`.
         pretrained: Start from the weights that timm knows for this name.

@@ -18,7 +18,7 @@ from imixer.errors import InputError
 _DEPTH = 2  # of mappings in mappings: a file, its parts, the parts of those
 _AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|average|averaged|averaging)(?:$|[._])")
 _TRAINED = ("state_dict", "model")
-# Records that stand beside weights in files of timm, Lightning and Hydra. They are not built, nor is their code imported.
+# Records that stand beside weights in files of timm, Lightning and Hydra. They are not built, nor their code imported.
 _RECORDS = [
     "argparse.Namespace",
     "omegaconf.base.ContainerMetadata",
@@ -28,6 +28,7 @@ _RECORDS = [
     "omegaconf.nodes.AnyNode",
     "types.SimpleNamespace",
     "typing.Any",
+    *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "set", "str", "tuple")),
     *(
         f"{module}.{kind}"
         for module in ("pathlib", "pathlib._local")
@@ -98,9 +99,9 @@ def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedW
     """Load a set of weights in a file, and nothing else of it, into the model.
 
     Read are state dicts, and the checkpoints of timm, Lightning, Fabric, torch's averaged models and our own runs,
-    wherever in the file the weights are and whatever prefixes wrappers gave them. Where there are several sets, an average is
-    taken, as timm does, since it is what was validated. A classifier for another number of classes is left out: the
-    model's own stays.
+    wherever in the file the weights are and whatever prefixes wrappers gave them. Where there are several sets, an
+    average is taken, as timm does, since it is what was validated. A classifier for another number of classes is left
+    out: the model's own stays.
 
     Args:
         model: A timm model.
@@ -144,13 +145,17 @@ class _Record:
         pass
 
 
+def _mapping(*args: Any) -> dict[Any, Any]:
+    return {}
+
+
 def _read(path: Path) -> Any:
     if path.is_dir():
         raise InputError(f"model.checkpoint: {path} is a folder; name a file in it")
     if not path.is_file():
         raise InputError(f"model.checkpoint: no file {path}")
     stand_ins: list[Any] = [(_Record, name) for name in (*_RECORDS, *_ARRAYS)]
-    stand_ins += [(OrderedDict, name) for name in _MAPPINGS]
+    stand_ins += [(OrderedDict, name) for name in _MAPPINGS] + [(_mapping, "collections.defaultdict")]
     try:
         if _is_safetensors(path):
             from safetensors.torch import load_file
