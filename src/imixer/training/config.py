@@ -196,7 +196,8 @@ class TrainConfig:
         schedule: How the learning rate moves.
         epochs: Passes over the training data.
         smoothing: Label smoothing of the training loss.
-        seed: Seed of weights, order and augmentation. Same seed, same numbers.
+        seed: Seed of weights, order and augmentation. On a CPU the same seed gives the same numbers, bit for bit, with
+            the same version, processor and number of threads.
         out: Run directory, which must not exist. Default: the next free `runs/<data>-<model>-<number>`.
         ema: Decay of a running average of the weights, such as 0.999; the average is then what is validated and kept
             as the model. Default: none.
