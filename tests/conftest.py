@@ -2,10 +2,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from imixer.cli import main
+from imixer.data.randomness import seed_globally
+
+# The same examples everywhere, and as long as they take: no test may pass on one machine and fail on a slower one.
+settings.register_profile(
+    "anywhere", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("anywhere")
 
 QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same numbers in every test, whichever ran before it."""
+    seed_globally(0)
 
 
 @pytest.fixture

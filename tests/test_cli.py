@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from imixer.recipes import recipes
 from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.parsing import hoist, load_config, parse, save_config, to_config, train_parser
 
-HELP_BUDGET_S = 1.5
 QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
 
 
@@ -32,7 +30,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def imixer(*words):
-    return subprocess.run([sys.executable, "-m", "imixer", *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "imixer", *words], capture_output=True, text=True)
 
 
 def refused(capsys, words, parts):
@@ -199,19 +197,10 @@ def test_bad_input_in_a_process_of_its_own(elsewhere):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["recipes"]])
-def test_help_is_instant(words):
-    best = float("inf")
-    for _ in range(3):
-        began = time.perf_counter()
-        assert imixer(*words).returncode == 0
-        best = min(best, time.perf_counter() - began)
-    assert best < HELP_BUDGET_S
-
-
-def test_help_imports_no_torch():
-    code = "import sys, imixer.cli as c; c.main(['train', '--help']); print([m for m in %s if m in sys.modules])"
+def test_help_waits_for_no_torch(words):
+    code = "import sys, imixer.cli as c; c.main(%s); print([m for m in %s if m in sys.modules])"
     heavy = ["torch", "timm", "lightning", "matplotlib", "numpy"]
-    done = subprocess.run([sys.executable, "-c", code % heavy], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code % (words, heavy)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 

@@ -175,7 +175,7 @@ def test_the_figures_of_the_idea_and_the_theory_are_drawn_by_their_script(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", ["quickstart", "own_data"])
 def test_a_guide_works_as_written(page, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -1,5 +1,6 @@
 """Recipes build on each other, give the paper's Table 5, and the fast ones cost what docs/recipes.md says."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def test_the_papers_recipes_are_table_5(kind, size, data):
             random_erasing=0.25,
             mixup=0.8,
             cutmix=1.0,
+            interpolation="random",
         ),
         model=ModelConfig(name=f"{kind}_{size}16_224", drop_path_rate=drop_path),
         optim=OptimConfig(opt="adamw", lr=lr, lr_batch=batch, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
@@ -72,6 +74,34 @@ def test_the_papers_recipes_are_table_5(kind, size, data):
         epochs=300,
         smoothing=0.1,
     )
+
+
+@pytest.mark.parametrize(("kind", "size", "data"), list(product(["imixer", "mixer"], SIZES, DATA)))
+def test_the_published_command_differs_from_table_5_in_what_docs_recipes_lists(kind, size, data):
+    paper, published = (configured("--recipe", f"{family}/{kind}_{size}16_{data}") for family in ("paper", "published"))
+    batch, lr, _ = SIZES[size]
+    assert published == replace(
+        paper,
+        data=replace(paper.data, batch_size=4 * batch, erase="after_mixing"),
+        optim=replace(paper.optim, lr_batch=4 * batch),
+        schedule=replace(paper.schedule, sched_on_updates=False),
+        accumulate=4,
+        precision="16",
+    )
+    assert published.peak_lr == lr  # not scaled
+    assert published.micro_batch == batch  # which are mixed with each other
+
+
+def test_the_published_command_runs_on_four_devices_as_it_did():
+    flags = ["--devices", "4", "--accumulate", "1"]
+    config = configured("--recipe", "published/imixer_s16_cifar10", *flags)
+    assert (config.data.batch_size, config.micro_batch, config.peak_lr) == (2048, 512, 5e-4)
+
+
+def test_every_published_recipe_says_in_a_line_what_it_trains():
+    lines = {name: line for name, line in recipes().items() if name.startswith("published/")}
+    assert len(lines) == 30
+    assert lines["published/mixer_b16_food101"] == "MLP-Mixer-B/16 on Food-101, by the published training command."
 
 
 def test_the_learning_rate_of_the_paper_follows_the_batch():
@@ -89,7 +119,9 @@ def test_every_recipe_names_a_model_that_takes_its_options(name):
     assert max(dropped, default=0.0) == pytest.approx(config.model.drop_path_rate or 0.0)
 
 
-@pytest.mark.parametrize("recipe", ["cifar10/{}_quick", "fast/{}_cifar10", "paper/{}_s16_cifar10"])
+@pytest.mark.parametrize(
+    "recipe", ["cifar10/{}_quick", "fast/{}_cifar10", "paper/{}_s16_cifar10", "published/{}_s16_cifar10"]
+)
 def test_a_mixer_differs_from_its_imixer_in_the_model_only(recipe):
     imixer, mixer = (load_recipe(recipe.format(kind)) for kind in ("imixer", "mixer"))
     assert imixer["model"].pop("name") == "i" + mixer["model"].pop("name")

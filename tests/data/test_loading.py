@@ -61,6 +61,40 @@ def test_mixed_batches_have_targets_of_shares(digits):
     torch.testing.assert_close(targets.sum(1), torch.ones(32))
 
 
+@pytest.mark.parametrize("mixing", [{"mixup": 0.8}, {"cutmix": 1.0}])
+def test_boxes_erased_after_mixing_are_not_mixed(digits, mixing):
+    settings = {"crop": "center", "batch_size": 64, "random_erasing": 1.0, **mixing}
+    plain, _ = next(training(digits, **{**settings, "random_erasing": 0.0}).epoch(0))
+    late, targets = next(training(digits, erase="after_mixing", **settings).epoch(0))
+    early, _ = next(training(digits, **settings).epoch(0))
+    boxes = (late != plain).squeeze(1)
+    for box in boxes:  # the mixed image everywhere but in one box
+        rows, columns = box.any(1).nonzero(), box.any(0).nonzero()
+        assert box.sum() == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) < 64
+    noise = late.squeeze(1)[boxes]
+    assert noise.mean().abs() < 0.1 and (noise.std() - 1).abs() < 0.1  # whole, of no share
+    assert not torch.equal(boxes, boxes.flip(0))
+    touched = (early != plain).squeeze(1).sum((1, 2))
+    assert touched.sum() > boxes.sum()  # erased before mixing, a box is seen in two images
+    torch.testing.assert_close(targets.sum(1), torch.ones(64))
+
+
+def test_erasing_after_mixing_is_a_function_of_seed_and_place(digits):
+    settings = {"crop": "center", "mixup": 0.8, "random_erasing": 0.5, "erase": "after_mixing", "batch_size": 128}
+    whole = first(training(digits, **settings), 11, epoch=3)
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)
+    assert same(whole[7:], first(training(digits, workers=1, **settings), 11, epoch=3, start=7))
+    assert not same(whole, first(training(digits, seed=1, **settings), 11, epoch=3))
+    share = first(training(digits, share=Share(1, 2), **settings), 1)
+    assert not torch.equal(share[0][0], first(training(digits, share=Share(0, 2), **settings), 1)[0][0])
+
+
+@pytest.mark.parametrize("without", [{"random_erasing": 0.5}, {"mixup": 0.8}])
+def test_the_order_of_erasing_and_mixing_is_no_matter_where_one_is_off(digits, without):
+    early, late = (training(digits, erase=order, **without) for order in ("before_mixing", "after_mixing"))
+    assert same(first(early, 2), first(late, 2))
+
+
 def test_training_images_have_about_mean_zero_and_deviation_one(digits):
     images = torch.cat([images for images, _ in training(digits, crop="center").epoch(0)])
     assert images.mean().abs() < 0.02

@@ -99,7 +99,7 @@ def test_converged_nested_and_joint_agree_and_rest(depth, tied):
 
 
 @given(seed=st.integers(0, 99), depth=st.integers(2, 4), batch=st.integers(1, 3))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 def test_the_velocity_is_that_of_x1_with_the_others_at_rest(seed, depth, batch):
     network, x1 = contracting(depth, tau=2.0), visible(batch, seed=seed)
     update = AdiabaticUpdate(network, n_iter=60, solve="joint")

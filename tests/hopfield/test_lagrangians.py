@@ -97,7 +97,7 @@ def scales() -> Tensor:
 
 @every
 @given(shape=st.lists(st.integers(1, 3), max_size=2), seed=st.integers(0, 99), scale=st.sampled_from([0.1, 1.0, 5.0]))
-@settings(max_examples=8, deadline=None, database=None)
+@settings(max_examples=8)
 def test_activation_is_the_gradient_of_the_summed_density(made, shape, seed, scale):
     x = states(seed, (*shape, 3, N), scale)
     g = made.activation(x)

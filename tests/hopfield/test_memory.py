@@ -18,7 +18,7 @@ from imixer.hopfield.memory_kinds import BINARY, Kind
 KINDS = get_args(Kind)
 ONE_HIDDEN_LAYER = [kind for kind in KINDS if kind != "hierarchical"]
 N = 64
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=60)
 
 
 def signs(count: int, *shape: int, seed: int = 0) -> Tensor:

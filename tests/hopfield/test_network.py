@@ -20,7 +20,7 @@ from imixer.hopfield import (
     chain,
 )
 
-thorough = settings(max_examples=150, deadline=None, derandomize=True)
+thorough = settings(max_examples=150)
 
 
 def gradient(network: HopfieldNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def test_untied_energy_is_that_of_the_symmetric_part(build, a, b):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_convolution_and_its_adjoint_fit_for_any_size_stride_and_padding(data):
     kernel, stride, padding = (data.draw(st.integers(*r)) for r in ((1, 4), (1, 4), (0, 2)))
     size = [data.draw(st.integers(max(1, kernel - 2 * padding), 9)) for _ in range(2)]

@@ -48,12 +48,12 @@ def test_the_papers_models_are_registered():
 @pytest.mark.parametrize("order", ["import timm, imixer", "import imixer, timm", "import imixer, timm.models, timm"])
 def test_importing_the_package_is_enough_in_any_order(order):
     code = f"{order}; assert {SMALL!r} in timm.list_models(); timm.create_model({SMALL!r})"
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_importing_the_package_alone_is_light():
     code = "import imixer, sys; assert not {'torch', 'timm'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

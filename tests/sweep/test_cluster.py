@@ -29,7 +29,7 @@ def workers(log):
 
 def kill_after_first_epoch(run, killed):
     """Kill the process that trains a run as soon as it can be resumed."""
-    deadline = time.monotonic() + 120  # starting a cluster takes long where other tests run
+    deadline = time.monotonic() + 900  # starting a cluster takes long where other tests run
     while time.monotonic() < deadline:
         if any((run / "checkpoints").glob("*")):
             killed.extend(workers(run.with_name(f"{run.name}.log")))
@@ -84,11 +84,11 @@ def test_a_stopped_sweep_lets_its_trials_save(elsewhere, tiny):
     command = [sys.executable, "-m", "imixer", "sweep", "tiny.yaml", "--executor", "ray"]
     background = dict(preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # as a shell's `... &` has it
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **background) as process:
-        run, deadline = Path("sweeps/tiny/opt=adamw/seed-0"), time.monotonic() + 60
+        run, deadline = Path("sweeps/tiny/opt=adamw/seed-0"), time.monotonic() + 900
         while not (run / "metrics.csv").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         process.terminate()
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate()
     assert process.returncode == 130
     assert err.endswith("imixer: interrupted with 0 of 2 trials finished; the same command goes on\n")
     with open("sweeps/tiny/results.csv", newline="") as file:

@@ -1,4 +1,6 @@
-"""Train in processes of which all but the last are killed: `kill_and_resume.py RUN KILLS SEED [FLAGS...]`.
+"""Train in processes of which all but the last are killed: `kill_and_resume.py RUN KILLS SEED LONGEST [FLAGS...]`.
+
+Each lives for a random time of up to LONGEST seconds. Printed are the kills, and the seconds of all together.
 
 The modules are imported once and each process is forked, so that a kill costs no start of Python.
 """
@@ -16,8 +18,6 @@ import torch
 
 import imixer.training.worker  # noqa: F401
 from imixer.cli import main
-
-LONGEST_S = 1.2
 
 
 def train(run, flags):
@@ -46,12 +46,12 @@ def attempt(run, flags, patience):
 
 
 if __name__ == "__main__":
-    path, kills, seed, *flags = sys.argv[1:]
+    path, kills, seed, longest, *flags = sys.argv[1:]
     torch.set_num_threads(1)
     chance = random.Random(int(seed))
-    done = 0
-    while done < int(kills) and not attempt(Path(path), flags, chance.uniform(0.05, LONGEST_S)):
+    done, began = 0, time.monotonic()
+    while done < int(kills) and not attempt(Path(path), flags, chance.uniform(0.05, float(longest))):
         done += 1
     if not (Path(path) / "model").exists():
         attempt(Path(path), flags, float("inf"))
-    print(done)
+    print(done, time.monotonic() - began)

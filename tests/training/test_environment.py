@@ -1,12 +1,15 @@
 """The commit of a run is that of the checkout which tracks the package, if one does."""
 
+import json
 import re
 import shutil
 import subprocess
 
 import pytest
+import torch
 
-from imixer.training.environment import _commit, environment
+from imixer.cli import main
+from imixer.training.environment import _commit, environment, environment_changes
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 
@@ -48,3 +51,29 @@ def test_no_checkout_or_no_git_is_no_commit(tmp_path, monkeypatch):
 def test_the_environment_says_which_commit():
     found = environment()["commit"]
     assert found is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found)
+
+
+def test_what_makes_numbers_differ_is_found_and_nothing_else():
+    begun = environment()
+    assert environment_changes(begun, environment()) == {}
+    now = begun | {"torch_threads": begun["torch_threads"] + 1, "cpu_capability": "AVX9", "platform": "elsewhere"}
+    expected = {"cpu_capability": "AVX9", "torch_threads": begun["torch_threads"] + 1}
+    assert environment_changes(begun, now) == expected
+    assert environment_changes({"torch": begun["torch"]}, now) == {}  # a run of an older version
+
+
+def test_a_run_resumed_with_other_threads_says_so_and_writes_it_down(train_quick, tmp_path, capsys, monkeypatch):
+    run = train_quick(tmp_path / "run")
+    shutil.rmtree(run / "model")  # it is what makes a run finished
+    begun = json.loads((run / "environment.json").read_text())
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "resumed" not in json.loads((run / "environment.json").read_text())
+    shutil.rmtree(run / "model")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: begun["torch_threads"] + 7)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run)]) == 0
+    threads = begun["torch_threads"] + 7
+    said = f"resumed with torch_threads {threads} instead of {begun['torch_threads']}: numbers may differ"
+    assert said in capsys.readouterr().err
+    noted = json.loads((run / "environment.json").read_text())
+    assert noted.pop("resumed") == [{"step": 44, "torch_threads": threads}] and noted == begun

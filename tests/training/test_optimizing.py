@@ -1,13 +1,16 @@
 """Optimizer and schedule."""
 
+import argparse
+
 import pytest
 import timm
+from timm.scheduler import create_scheduler
 from torch import nn
 
 import imixer.models  # noqa: F401
 from imixer.errors import InputError
 from imixer.training.config import OptimConfig, ScheduleConfig
-from imixer.training.optimizing import build_optimizer, build_scheduler
+from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule
 
 
 def test_biases_and_norms_do_not_decay():
@@ -25,7 +28,7 @@ def rates(config, epochs, updates):
     seen = []
     for update in range(total * updates):
         seen.append(optimizer.param_groups[0]["lr"])
-        scheduler.step_update(update + 1)
+        move_schedule(scheduler, update + 1, updates)
     return seen, total
 
 
@@ -37,6 +40,36 @@ def test_warm_up_cosine_and_cool_down():
     assert seen[25] == pytest.approx((1 + 0.01) / 2)  # halfway down at half the epochs
     assert seen[10:50] == sorted(seen[10:50], reverse=True)
     assert seen[50:] == pytest.approx([0.01] * 5)
+
+
+def timm_rates(config, epochs, updates):
+    """What timm's own script sets: `scheduler.step(epoch + 1)` after each epoch."""
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(lr=1.0))
+    options = {name: value for name, value in vars(config).items() if name != "sched_on_updates"}
+    scheduler, total = create_scheduler(argparse.Namespace(epochs=epochs, **options), optimizer)
+    seen = []
+    for epoch in range(total):
+        seen += [optimizer.param_groups[0]["lr"]] * updates
+        scheduler.step(epoch + 1)
+    return seen, total
+
+
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "step"])
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_a_schedule_by_epoch_has_the_rates_of_timms_own(sched, warmup):
+    options = {"sched": sched, "warmup_epochs": warmup, "warmup_lr": 0.1, "min_lr": 0.01, "decay_epochs": 4}
+    config = ScheduleConfig(**options, cooldown_epochs=2, sched_on_updates=False)
+    assert rates(config, 12, 7) == timm_rates(config, 12, 7)
+
+
+@pytest.mark.parametrize("sched", ["cosine", "tanh", "step"])
+def test_by_epoch_and_by_update_agree_where_epochs_start(sched):
+    by_update, by_epoch = (
+        rates(ScheduleConfig(sched=sched, warmup_lr=0.1, cooldown_epochs=1, sched_on_updates=each), 10, 5)[0]
+        for each in (True, False)
+    )
+    assert by_epoch[::5] == pytest.approx(by_update[::5])
+    assert all(len(set(by_epoch[first : first + 5])) == 1 for first in range(0, len(by_epoch), 5))
 
 
 def test_steps():

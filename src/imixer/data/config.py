@@ -42,6 +42,8 @@ class DataConfig:
         random_erasing: Probability of erasing a random box.
         mixup: Mixup alpha; 0 is off.
         cutmix: CutMix alpha; 0 is off.
+        erase: Whether boxes are erased `before_mixing`, so that they are mixed too, or `after_mixing`, from the mixed
+            image, as timm's prefetching loader does. The same where nothing is erased or nothing mixed.
     """
 
     name: str = "digits"
@@ -65,6 +67,7 @@ class DataConfig:
     random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    erase: Literal["before_mixing", "after_mixing"] = "before_mixing"
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:

@@ -23,6 +23,7 @@ from imixer.data.transforms import Transform, eval_transform, train_transform
 from imixer.errors import InputError
 
 Batch: TypeAlias = "tuple[Tensor, Tensor]"
+_ERASING = 2  # keeps the randomness of erasing parts apart from that of images and of mixing
 
 
 class TrainingImages(Dataset["tuple[Tensor, int]"]):
@@ -94,14 +95,21 @@ class TrainingBatches:
         order: Which of them make up each part.
         mixup: timm's `Mixup`, or None.
         device: Where the parts are wanted.
+        erasing: timm's `RandomErasing`, for mixed images, or None.
         loading: Further arguments of the `DataLoader`.
     """
 
     def __init__(
-        self, images: TrainingImages, order: BatchOrder, mixup: Any, device: torch.device, **loading: Any
+        self,
+        images: TrainingImages,
+        order: BatchOrder,
+        mixup: Any,
+        device: torch.device,
+        erasing: Any = None,
+        **loading: Any,
     ) -> None:
         self.order = order
-        self.mixup = mixup
+        self.mixup, self.erasing = mixup, erasing
         self.device = device
         self.seed = images.seed
         self._addresses = _Addresses(order)
@@ -122,11 +130,14 @@ class TrainingBatches:
         for number, (images, labels) in enumerate(self._loader, start):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            if self.mixup is None:
-                yield images, labels
-            else:
-                np.random.seed(mixed_seed(self.seed, epoch, number, self.order.share.rank))
-                yield self.mixup(images, labels)
+            place = (self.seed, epoch, number, self.order.share.rank)
+            if self.mixup is not None:
+                np.random.seed(mixed_seed(*place))
+                images, labels = self.mixup(images, labels)
+            if self.erasing is not None:
+                seed_globally(_ERASING, *place)
+                images = self.erasing(images)
+            yield images, labels
 
 
 class HeldOutBatches:
@@ -179,10 +190,15 @@ def build_training(
             or images are to be mixed and cannot be paired.
     """
     check_channels(data, input_size)
-    images = TrainingImages(data.train, train_transform(config, input_size, data.mean, data.std), seed)
-    order = BatchOrder(len(images), config.batch_size, seed, share)
+    transform: Any = train_transform(config, input_size, data.mean, data.std)
+    order = BatchOrder(len(cast(Sized, data.train)), config.batch_size, seed, share)
     mixup = build_mixup(config, order.part, num_classes, smoothing)
-    return TrainingBatches(images, order, mixup, device, **_loading(config, seed))
+    erasing = None
+    if mixup is not None and config.random_erasing and config.erase == "after_mixing":
+        erasing = transform.transforms.pop()  # timm erases last
+        erasing.device = device
+    images = TrainingImages(data.train, transform, seed)
+    return TrainingBatches(images, order, mixup, device, erasing, **_loading(config, seed))
 
 
 def build_held_out(

@@ -16,7 +16,10 @@ class ModelConfig:
 
     Args:
         name: Name of a timm model, ours (`imixer_*`) or any other. Default: the iMixer for the data's image size.
-        checkpoint: File of weights to start from: safetensors, or a pickle of plain tensors.
+        checkpoint: File of weights to start from: safetensors, or a checkpoint of timm, Lightning, Fabric or ours.
+            Nothing in it is executed.
+        checkpoint_key: Which weights of a file with several, such as `state_dict`. Default: the only ones, or their
+            average, or `state_dict` or `model`.
         pretrained: Start from the weights that timm knows for this name.
         num_layers: Layers L of the token mixing's network: 2 is MLP-Mixer, 3 the paper's iMixer, more nest inverses.
         n_iter: Fixed point iterations n of the token mixing.
@@ -45,6 +48,7 @@ class ModelConfig:
 
     name: Optional[str] = None
     checkpoint: Optional[str] = None
+    checkpoint_key: Optional[str] = None
     pretrained: bool = False
     num_layers: Optional[int] = None
     n_iter: Optional[int] = None
@@ -71,9 +75,16 @@ class ModelConfig:
 
     def overrides(self) -> Dict[str, Any]:
         """The hyperparameters that were set, as keyword arguments of `timm.create_model`."""
-        skip = {"name", "checkpoint", "pretrained", "kwargs"}
+        skip = {"name", "checkpoint", "checkpoint_key", "pretrained", "kwargs"}
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
         return {k: v for k, v in chosen.items() if v is not None} | self.kwargs
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_key is not None and self.checkpoint is None:
+            raise InputError(
+                f"model.checkpoint_key is {self.checkpoint_key!r}, but there is no model.checkpoint; name a file, or "
+                "leave it out"
+            )
 
 
 @dataclass
@@ -122,6 +133,8 @@ class ScheduleConfig:
         cooldown_epochs: Epochs at `min_lr` after the schedule, on top of the run's epochs.
         decay_epochs: Epochs from one drop of `step` to the next.
         decay_rate: Factor of a drop of `step`.
+        sched_on_updates: Move the learning rate with every optimizer step. `false` moves it once per epoch, to what it
+            would be at the epoch's start, as timm's script does unless told otherwise.
     """
 
     sched: Literal["cosine", "tanh", "step"] = "cosine"
@@ -131,6 +144,7 @@ class ScheduleConfig:
     cooldown_epochs: int = 0
     decay_epochs: int = 30
     decay_rate: float = 0.1
+    sched_on_updates: bool = True
 
     def __post_init__(self) -> None:
         if self.warmup_epochs < 0 or self.cooldown_epochs < 0:
@@ -182,7 +196,8 @@ class TrainConfig:
         schedule: How the learning rate moves.
         epochs: Passes over the training data.
         smoothing: Label smoothing of the training loss.
-        seed: Seed of weights, order and augmentation. Same seed, same numbers.
+        seed: Seed of weights, order and augmentation. On a CPU the same seed gives the same numbers, bit for bit, with
+            the same version, processor and number of threads.
         out: Run directory, which must not exist. Default: the next free `runs/<data>-<model>-<number>`.
         ema: Decay of a running average of the weights, such as 0.999; the average is then what is validated and kept
             as the model. Default: none.

@@ -17,8 +17,12 @@ import imixer
 _FULL_HASH = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
 
 
+# What the same seed needs besides, to give the same numbers: others add in another order, or draw otherwise.
+_DECISIVE = ("imixer", "commit", "torch", "timm", "cpu", "cpu_capability", "torch_threads", "gpus")
+
+
 def environment() -> Dict[str, Any]:
-    """Versions, the commit if this is a checkout (with `-dirty` if it was changed), processor, cores, accelerators."""
+    """Describe versions, the commit if this is a checkout (`-dirty` if changed), processor, threads, accelerators."""
     return {
         "imixer": imixer.__version__,
         "commit": _commit(Path(imixer.__file__)),
@@ -29,9 +33,23 @@ def environment() -> Dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
+
+
+def environment_changes(before: Dict[str, Any], now: Dict[str, Any]) -> Dict[str, Any]:
+    """Find what may make numbers differ between two sessions of a run.
+
+    Args:
+        before: What `environment` gave when the run was begun.
+        now: What it gives now.
+
+    Returns:
+        Those entries of `now` that have other values in `before`. An entry that `before` lacks is no change.
+    """
+    return {name: now[name] for name in _DECISIVE if before.get(name, now[name]) != now[name]}
 
 
 def _cpu() -> str:

@@ -14,6 +14,7 @@ import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.training.config import ModelConfig
+from imixer.training.devices import is_first_process
 from imixer.training.suggest import nearest
 from imixer.training.weights import load_weights
 
@@ -79,8 +80,10 @@ def build_model(
             _check_tiling(name, size, module.patch_size)
     if config.pretrained:
         model = _create_pretrained(name, args)
-    if config.checkpoint and not load_weights(model, config.checkpoint):
-        print(f"{config.checkpoint} has another number of classes: the classifier starts afresh", file=sys.stderr)
+    if config.checkpoint:
+        loaded = load_weights(model, config.checkpoint, config.checkpoint_key)
+        if is_first_process():
+            print(loaded, file=sys.stderr, flush=True)
     return BuiltModel(model, name, args, (in_chans, *size))
 
 

@@ -52,7 +52,17 @@ def build_optimizer(
 def build_scheduler(
     optimizer: Optimizer, config: ScheduleConfig, epochs: int, updates_per_epoch: int
 ) -> Tuple[Any, int]:
-    """timm's schedule, counted in updates, and the number of epochs including cool-down."""
+    """Build timm's schedule, counted in updates or in epochs.
+
+    Args:
+        optimizer: Whose learning rate moves.
+        config: How it moves.
+        epochs: Epochs without cool-down.
+        updates_per_epoch: Optimizer steps per epoch.
+
+    Returns:
+        The schedule, which `move_schedule` moves, and the number of epochs including cool-down.
+    """
     return create_scheduler_v2(
         optimizer,
         config.sched,
@@ -63,6 +73,19 @@ def build_scheduler(
         cooldown_epochs=config.cooldown_epochs,
         decay_epochs=config.decay_epochs,
         decay_rate=config.decay_rate,
-        step_on_epochs=False,
+        step_on_epochs=not config.sched_on_updates,
         updates_per_epoch=updates_per_epoch,
     )
+
+
+def move_schedule(scheduler: Any, updates: int, updates_per_epoch: int) -> None:
+    """Set the learning rate for the step that follows `updates` optimizer steps.
+
+    Args:
+        scheduler: One of `build_scheduler`.
+        updates: Optimizer steps done.
+        updates_per_epoch: Optimizer steps per epoch.
+    """
+    scheduler.step_update(updates)  # each of the two does nothing to a schedule that counts the other
+    if updates % updates_per_epoch == 0:
+        scheduler.step(updates // updates_per_epoch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
 from imixer.training.confusion import write_confusion
 from imixer.training.devices import build_fabric, check_devices, device_name, placed, share, started_by_launcher
-from imixer.training.environment import environment
+from imixer.training.environment import environment, environment_changes
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
 from imixer.training.launch import launch, report_run
 from imixer.training.loggers import build_logger, check_logger
@@ -151,6 +152,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         if fabric.is_global_zero and not begun:
             save_config(resolved(config, built), run.config)
             write_text(run.environment, json.dumps({"run": uuid4().hex} | environment(), indent=2))
+        if fabric.is_global_zero and begun:
+            _note_changes(run, state["step"] if state else 0)
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )
@@ -249,6 +252,18 @@ def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
                 f"{run.path} was trained on {data.name} with other {name} ({shown[0]}; now {shown[1]}); give the data "
                 "it was trained on with --data.name or --data.root"
             )
+
+
+def _note_changes(run: RunDirectory, step: int) -> None:
+    """Say, and add to the run's environment, what makes the numbers of a resumed run differ from one never stopped."""
+    if not run.environment.is_file():
+        return
+    begun = json.loads(run.environment.read_text(encoding="utf-8"))
+    if changes := environment_changes(begun, environment()):
+        shown = ", ".join(f"{name} {value} instead of {begun[name]}" for name, value in changes.items())
+        print(f"resumed with {shown}: numbers may differ in their last digits", file=sys.stderr, flush=True)
+        begun.setdefault("resumed", []).append({"step": step} | changes)
+        write_text(run.environment, json.dumps(begun, indent=2))
 
 
 @contextmanager

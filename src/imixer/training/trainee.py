@@ -15,7 +15,7 @@ from imixer.data.randomness import seed_globally
 from imixer.training.averaging import Average
 from imixer.training.config import TrainConfig
 from imixer.training.guard import Guard, gradient_norm
-from imixer.training.optimizing import build_optimizer, build_scheduler
+from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule
 from imixer.training.sharding import gathered, scatter
 
 Part = Tuple[Tensor, Tensor]
@@ -55,6 +55,7 @@ class Trainee:
         scaled = config.precision == "16"
         fused = fabric.device.type == "cuda" and not scaled  # a fused optimizer would unscale gradients by itself
         self._optimizer = build_optimizer(model, config.optim, config.peak_lr, fused=fused)
+        self._steps_per_epoch = steps_per_epoch
         self._scheduler, _ = build_scheduler(self._optimizer, config.schedule, config.epochs, steps_per_epoch)
         self.optimizer: Any = fabric.setup_optimizers(self._optimizer)
         self.guard = Guard(self._optimizer, scaled)
@@ -105,7 +106,7 @@ class Trainee:
     def skip(self, step: int) -> None:
         """Leave step number `step` out."""
         self.optimizer.zero_grad(set_to_none=True)
-        self._scheduler.step_update(step + 1)
+        move_schedule(self._scheduler, step + 1, self._steps_per_epoch)
 
     def ready(self) -> Callable[[Tensor], Tensor]:
         """The model as it is to be judged, from images to logits: averaged, if there is an average."""

@@ -1,82 +1,267 @@
-"""Start from a file of weights."""
+"""Start from a file of weights, whoever wrote it. Nothing in the file is executed."""
 
 from __future__ import annotations
 
 import pickle
 import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imixer.errors import InputError
 
-_WRAPPERS = ("state_dict", "model")
-_PREFIXES = ("model.", "module.", "_orig_mod.")
+_DEPTH = 2  # of mappings in mappings: a file, its parts, the parts of those
+_AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|average|averaged|averaging)(?:$|[._])")
+_TRAINED = ("state_dict", "model")
+# Records that stand beside weights in files of timm, Lightning and Hydra. They are not built, nor their code imported.
+_RECORDS = [
+    "argparse.Namespace",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "types.SimpleNamespace",
+    "typing.Any",
+    *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "set", "str", "tuple")),
+    *(
+        f"{module}.{kind}"
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+    ),
+]
+_MAPPINGS = [  # are filled item by item, which torch does to its own kinds of mappings only
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+]
+_ARRAYS = [
+    *(f"{module}.multiarray.{how}" for module in ("numpy.core", "numpy._core") for how in ("scalar", "_reconstruct")),
+    "numpy.dtype",
+    "numpy.ndarray",
+]
 
 
-def load_weights(model: nn.Module, path: str) -> bool:
-    """Load the weights in a file, and nothing else of it, into the model.
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What `load_weights` took from a file.
 
-    A classifier for another number of classes is left out: the model's own stays.
+    Args:
+        path: The file.
+        name: The set of weights taken, such as `state_dict_ema`; empty if the file is one.
+        others: Names of the other sets that would have fitted.
+        ignored: Entries beside the weights of that set that the model has not.
+        classifier: Whether the classifier was loaded too; not, if it is for another number of classes.
+    """
+
+    path: str
+    name: str
+    others: tuple[str, ...]
+    ignored: tuple[str, ...]
+    classifier: bool
+
+    def __str__(self) -> str:
+        """Say in one line which weights were taken."""
+        parts = [f"weights taken from {self.path}: {self.name or 'all of it'}"]
+        if self.others:
+            parts.append(f"not {', '.join(self.others)}, which model.checkpoint_key would choose")
+        if self.ignored:
+            more = f" and {len(self.ignored) - 3} more" if len(self.ignored) > 3 else ""
+            parts.append(f"{', '.join(self.ignored[:3])}{more} left out")
+        if not self.classifier:
+            parts.append("the classifier, for another number of classes, starts afresh")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Weights of one model in a file.
+
+    Args:
+        name: Where in the file they are: keys and prefixes, joined by dots.
+        state: Names, without those, to tensors.
+        ignored: Entries of the same mapping that are not among them.
+        matches: How many of the model's names they have.
+    """
+
+    name: str
+    state: dict[str, Tensor]
+    ignored: tuple[str, ...]
+    matches: int
+
+
+def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedWeights:
+    """Load a set of weights in a file, and nothing else of it, into the model.
+
+    Read are state dicts, and the checkpoints of timm, Lightning, Fabric, torch's averaged models and our own runs,
+    wherever in the file the weights are and whatever prefixes wrappers gave them. Where there are several sets, an
+    average is taken, as timm does, since it is what was validated. A classifier for another number of classes is left
+    out: the model's own stays.
 
     Args:
         model: A timm model.
-        path: safetensors, or a pickle of plain tensors, such as one of a run's `checkpoints`.
+        path: safetensors, or a pickle whose objects are tensors, numbers, text and plain records.
+        key: The set to take, such as `state_dict`. Default: the only one, the average, or `state_dict` or `model`.
 
     Returns:
-        Whether the classifier was loaded too.
+        What was taken.
 
     Raises:
-        InputError: If the file is unreadable, holds more than plain tensors, or belongs to another architecture.
+        InputError: If the file is unreadable, holds other objects, has no set of that name or several of which none
+            is the obvious one, belongs to another architecture, or has values that are not finite.
     """
-    state = _tensors(_read(Path(path)), path)
+    chosen, others = _choose(_sets(_read(Path(path)), set(model.state_dict()), path), key, path)
+    _check_finite(chosen, others, path)
+    state = dict(chosen.state)
     heads = _drop_other_classifier(model, state)
     try:
         result = model.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"model.checkpoint: {path} does not fit the model: {_first_mismatch(str(error))}") from error
-    missing = [key for key in result.missing_keys if key not in heads]
-    for keys, problem in ((missing, "it has no"), (result.unexpected_keys, "the model has no")):
-        if keys:
+    missing = [name for name in result.missing_keys if name not in heads]
+    for names, problem in ((missing, "it has no"), (result.unexpected_keys, "the model has no")):
+        if names:
             raise InputError(
-                f"model.checkpoint: {path} does not fit the model: {problem} {keys[0]}{_shape(state, keys[0])}"
+                f"model.checkpoint: {path} does not fit the model: {problem} {names[0]}{_shape(state, names[0])}"
             )
-    return not heads
+    return LoadedWeights(path, chosen.name, tuple(each.name for each in others), chosen.ignored, not heads)
+
+
+class _Record:
+    """Stands in for an object beside the weights, and takes in silence whatever that is to be built from."""
+
+    def __new__(cls, *args: Any) -> _Record:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _mapping(*args: Any) -> dict[Any, Any]:
+    return {}
 
 
 def _read(path: Path) -> Any:
+    if path.is_dir():
+        raise InputError(f"model.checkpoint: {path} is a folder; name a file in it")
     if not path.is_file():
         raise InputError(f"model.checkpoint: no file {path}")
+    stand_ins: list[Any] = [(_Record, name) for name in (*_RECORDS, *_ARRAYS)]
+    stand_ins += [(OrderedDict, name) for name in _MAPPINGS] + [(_mapping, "collections.defaultdict")]
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" (it asks for {found[1]})" if found else ""
         raise InputError(
-            f"model.checkpoint: {path} is not a file of plain tensors and was not executed; "
+            f"model.checkpoint: {path} is not a file of plain tensors and was not executed{what}; "
             "save the state dict alone, best as safetensors"
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds on a damaged file
         raise InputError(f"model.checkpoint: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def _tensors(content: Any, path: str) -> Dict[str, Tensor]:
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+def _is_safetensors(path: Path) -> bool:
+    """Look at the first bytes: the length of a header, and the header's first brace."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return path.suffix == ".safetensors" or (start[4:] == b"\0\0\0\0{")
+
+
+def _sets(content: Any, wanted: set[str], path: str) -> list[_Set]:
+    """Find the sets of weights in a file: mappings, or parts of one under a prefix, that share names with the model."""
+    found = [each for name, entries in _mappings(content, ()) for each in _by_prefix(name, entries, wanted)]
+    if not found:
         raise InputError(f"model.checkpoint: {path} holds no state dict, a mapping of names to tensors")
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in content):
-            content = {key.removeprefix(prefix): value for key, value in content.items()}
-    return dict(content)
+    most = max(each.matches for each in found)
+    return [each for each in found if 2 * each.matches >= most]
 
 
-def _drop_other_classifier(model: Any, state: Dict[str, Tensor]) -> List[str]:
+def _mappings(content: Any, at: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], dict[str, Any]]]:
+    if not isinstance(content, Mapping):
+        return
+    entries = {name: value for name, value in content.items() if isinstance(name, str)}
+    if any(_is_weight(value) for value in entries.values()):
+        yield at, entries
+    if len(at) < _DEPTH:
+        for name, value in entries.items():
+            yield from _mappings(value, (*at, name))
+
+
+def _by_prefix(at: tuple[str, ...], entries: dict[str, Any], wanted: set[str]) -> list[_Set]:
+    """Split a mapping by the prefixes under which it has names of the model."""
+    matches: dict[str, int] = {}
+    for name, value in entries.items():
+        if _is_weight(value):
+            for prefix in _prefixes(name):
+                matches[prefix] = matches.get(prefix, 0) + (name[len(prefix) :] in wanted)
+    most = max(matches.values())
+    prefixes = [prefix for prefix, count in matches.items() if count and 2 * count >= most] or [""]
+    found = []
+    for prefix in prefixes:
+        state = {n[len(prefix) :]: v for n, v in entries.items() if n.startswith(prefix) and _is_weight(v)}
+        nested = [n for n, v in entries.items() if not n.startswith(prefix) and _is_weight(v)]
+        ignored = tuple(n for n in nested if not any(n.startswith(other) for other in prefixes if other))
+        found.append(_Set(".".join((*at, *prefix.split("."))).strip("."), state, ignored, matches.get(prefix, 0)))
+    return found
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
+
+
+def _prefixes(name: str) -> Iterable[str]:
+    """Yield what a name may begin with besides the model's own: nothing, or whole words up to a dot."""
+    yield ""
+    for dot in re.finditer(r"\.", name):
+        yield name[: dot.end()]
+
+
+def _choose(sets: list[_Set], key: str | None, path: str) -> tuple[_Set, list[_Set]]:
+    """Choose one of several sets, and never by guessing."""
+    if key is not None:
+        chosen = [each for each in sets if each.name == key] or [e for e in sets if e.name.startswith(f"{key}.")]
+    else:
+        averaged = [each for each in sets if _AVERAGED.search(each.name)]
+        trained = [each for each in sets if each.name.partition(".")[0] in _TRAINED]
+        chosen = next((few for few in (sets, averaged, trained) if len(few) == 1), [])
+    if len(chosen) == 1:
+        return chosen[0], [each for each in sets if each is not chosen[0]]
+    names = ", ".join(each.name or "the whole file" for each in sets)
+    if key is not None:
+        raise InputError(f"model.checkpoint_key is {key!r}, but the weights in {path} are: {names}")
+    raise InputError(
+        f"model.checkpoint: {path} has several sets of weights: {names}; choose one with model.checkpoint_key"
+    )
+
+
+def _check_finite(chosen: _Set, others: list[_Set], path: str) -> None:
+    for name, value in chosen.state.items():
+        if not (value.is_floating_point() or value.is_complex()):
+            continue
+        bad = value.numel() - int(torch.isfinite(value if value.element_size() > 1 else value.float()).sum())
+        if bad:
+            instead = f"{others[0].name} with model.checkpoint_key, or " if others else ""
+            raise InputError(
+                f"model.checkpoint: {name} in {path} is not finite, in {bad} of {value.numel()} values; take "
+                f"{instead}an earlier checkpoint"
+            )
+
+
+def _drop_other_classifier(model: Any, state: dict[str, Tensor]) -> list[str]:
     """Remove classifiers of another number of classes, as timm does for pretrained weights."""
     names = model.pretrained_cfg.get("classifier") or ()
     names = (names,) if isinstance(names, str) else names
@@ -89,10 +274,10 @@ def _drop_other_classifier(model: Any, state: Dict[str, Tensor]) -> List[str]:
 
 
 def _first_mismatch(message: str) -> str:
-    """The first parameter that torch names, with both shapes."""
+    """Quote the first parameter that torch names, with both shapes."""
     found = re.search(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)", message, re.DOTALL)
     return f"{found[1]} is {found[2]} there and {found[3]} here" if found else " ".join(message.split())[:200]
 
 
-def _shape(state: Dict[str, Tensor], key: str) -> str:
+def _shape(state: dict[str, Tensor], key: str) -> str:
     return f" {list(state[key].shape)}" if key in state else ""

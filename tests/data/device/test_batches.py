@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imixer.data.config import DataConfig
 from imixer.data.device import build_resident, resident
+from imixer.data.device.erasing import ErasingDraws
+from imixer.data.device.mixing import MixingDraw
 from imixer.data.device.transfer import Lent
 from imixer.data.sampler import Share
 from imixer.data.transforms import eval_transform, train_transform
@@ -99,6 +101,30 @@ def test_each_part_is_mixed_by_a_share_of_its_own(build):
     ]  # four parts of the first step
     highest = {round(float(each.max()), 5) for each in targets}
     assert len(highest) > 2
+
+
+def corners_but_of_the_first(rng, count):
+    """Boxes of the upper left pixel, all filled with the same noise."""
+    one = np.ones(count, dtype=int)
+    return ErasingDraws(0 * one, 0 * one, one - (np.arange(count) == 0), one, 0 * one), 3
+
+
+# images 0 and 7 have the values -0.5 and 6.5; all but image 0 are erased, with 100
+@pytest.mark.parametrize(
+    ("order", "corners"),
+    [("before_mixing", {0: 49.75, 7: 49.75, 3: 100.0}), ("after_mixing", {0: 3.0, 7: 100.0, 3: 100.0})],
+)
+def test_a_box_is_erased_from_the_mixed_image_or_mixed_itself(build, monkeypatch, order, corners):
+    training, _ = build((16, 20), crop="center", random_erasing=1.0, mixup=1.0, erase=order)
+    monkeypatch.setattr(training.mixing, "draw", lambda rng: MixingDraw(0.5, None))
+    monkeypatch.setattr(training.erasing, "draw", corners_but_of_the_first)
+    monkeypatch.setattr(training, "normalise", lambda images, out: out.copy_(torch.arange(8.0).view(8, 1, 1, 1) - 0.5))
+    monkeypatch.setattr(torch, "randn", lambda count, **_: torch.full((count,), 100.0))
+    images, targets = parts(training)[0]
+    assert images[0, :, 1:].unique().tolist() == [3.0]  # the mean of the two
+    for number, corner in corners.items():
+        assert images[number, :, 0, 0].tolist() == [corner] * 3
+    assert targets.shape == (8, 5)
 
 
 def test_what_was_yielded_stays_as_it_was(build):

@@ -47,6 +47,7 @@ class ResidentTraining:
         normalise: Turns bytes into floats.
         erasing: Erases boxes, or None.
         mixing: Mixes each part with its reverse, or None.
+        erase_mixed: Whether to mix first and erase then.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class ResidentTraining:
         normalise: Normalise,
         erasing: Erasing | None,
         mixing: Mixing | None,
+        erase_mixed: bool = False,
     ) -> None:
         self.resident, self.order = resident, order
         self.crop, self.augment, self.normalise, self.erasing, self.mixing = crop, augment, normalise, erasing, mixing
+        self.erase_mixed = erase_mixed
         images = resident.images
         shape = (order.part, images.shape[1], *crop.target)
         self._bytes = torch.empty(shape, dtype=torch.uint8, device=images.device)
@@ -103,9 +106,13 @@ class ResidentTraining:
             self.augment(self._bytes, _cut(step.operations, mine))
         images = self.normalise(self._bytes, self._floats.take())
         labels = self.resident.labels.index_select(0, numbers)
+        if self.mixing and self.erase_mixed:
+            labels = self.mixing(images, labels, step.mixings[part])
         if self.erasing and step.boxes and step.noise is not None:
             self.erasing(images, _cut(step.boxes, mine), step.noise)
-        return images, self.mixing(images, labels, step.mixings[part]) if self.mixing else labels
+        if self.mixing and not self.erase_mixed:
+            labels = self.mixing(images, labels, step.mixings[part])
+        return images, labels
 
 
 class ResidentValidation:

@@ -78,6 +78,7 @@ def build_resident(
         normalise,
         Erasing(erasing, input_size) if erasing else None,
         Mixing(mixup, target) if mixup else None,
+        erase_mixed=config.erase == "after_mixing",
     )
     return training, ResidentValidation(
         val, held_out_batch, validation_crop(config, source, target, device), normalise, share
