@@ -349,7 +349,7 @@ class AttentionSynapse(Synapse):
         with torch.no_grad():
             products = self.query.double().mT @ self.key.double()
             strength = math.sqrt(shapes[0][0]) * float(torch.linalg.matrix_norm(products, 2).sum())
-        return _between(strength) if len(shapes) == 2 else torch.tensor([[2 * strength]])
+        return _between(strength) if len(shapes) == 2 else torch.tensor([[2 * strength]], dtype=torch.float64)
 
     def energy(self, *g: Tensor) -> Tensor:
         q, k = self._project(*g)
