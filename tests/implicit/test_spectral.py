@@ -235,7 +235,7 @@ def test_impossible_values_are_refused_by_name(kwargs, named):
 
 
 def test_unknown_norm_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="spectral, none or batch"):
+    with pytest.raises(ValueError, match="spectral, orthogonal, none or batch"):
         Contraction(4, 4, norm="layer")
 
 

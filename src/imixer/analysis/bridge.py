@@ -35,25 +35,33 @@ class BlockNetworks:
     """The two Hopfield networks of a mixer block: `channels(tokens(v))` is the block's output.
 
     Attributes:
-        tokens: v + iMLP along the tokens, as x1(t+1) = x1(t) + F1(x1(t)).
+        tokens: v + iMLP along the tokens, as x1(t+1) = x1(t) + F1(x1(t)) - alpha x1(t).
         channels: v + MLP along the channels.
+        step: dt / tau of the tokens' update, 1 in the paper.
     """
 
     tokens: AdiabaticUpdate
     channels: AdiabaticUpdate
+    step: float = 1.0
+
+    def mix_tokens(self, v: Tensor) -> Tensor:
+        """Apply the tokens' update by a step dt, (B, S, C) -> (B, S, C)."""
+        if self.step == 1:
+            return self.tokens(v)
+        return v + self.step * self.tokens.velocity(v)  # tau is 1
 
     def __call__(self, v: Tensor) -> Tensor:
         """The block's output (B, S, C) for its input (B, S, C), without dropout or dropped paths."""
-        return self.channels(self.tokens(v))
+        return self.channels(self.mix_tokens(v))
 
 
 def block_networks(block: MixerBlock) -> BlockNetworks:
     """The networks whose adiabatic update is a mixer block: timm's, or an iMixer's of any depth.
 
-    The visible decay is 0, which the zero mode of LayerNorm allows: that is the skip connection. LayerNorm's affine
-    weights differ from channel to channel, so they belong to no Lagrangian. Its gain stands in the coupling from v on,
-    and not in the one back; its shift joins the field of the next layer. A gain that is the same for all channels
-    goes into the Lagrangian.
+    The visible decay is the block's, mostly 0, which the zero mode of LayerNorm allows: that is the skip connection.
+    LayerNorm's affine weights differ from channel to channel, so they belong to no Lagrangian. Its gain stands in the
+    coupling from v on, and not in the one back; its shift joins the field of the next layer. A gain that is the same
+    for all channels goes into the Lagrangian.
 
     Args:
         block: The block. It is left as it is; the networks have weights of their own, normalised.
@@ -67,8 +75,16 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
         tokens, channels = _levels(block.mlp_tokens), _levels(block.mlp_channels)
         shape = tokens[0].up.shape[1], channels[0].up.shape[1]
         return BlockNetworks(
-            tokens=_update(block.norm1, tokens, shape, axis=-2, n_iter=_iterations(block.mlp_tokens)),
+            tokens=_update(
+                block.norm1,
+                tokens,
+                shape,
+                axis=-2,
+                n_iter=_iterations(block.mlp_tokens),
+                decay=getattr(block, "decay", 0.0),
+            ),
             channels=_update(block.norm2, channels, shape, axis=-1, n_iter=0),
+            step=getattr(block, "step", 1.0),
         )
 
 
@@ -99,11 +115,11 @@ class _Level:
 
 
 def _update(
-    norm: nn.Module, chain: Sequence[_Level], shape: Tuple[int, int], *, axis: int, n_iter: int
+    norm: nn.Module, chain: Sequence[_Level], shape: Tuple[int, int], *, axis: int, n_iter: int, decay: float = 0.0
 ) -> AdiabaticUpdate:
     S, C = shape
     visible, gain, shift = _layer_norm(norm, C)
-    neurons = {"x1": Neurons(shape, visible, decay=0.0, field=_along(chain[0].down_bias, axis))}
+    neurons = {"x1": Neurons(shape, visible, decay=decay, field=_along(chain[0].down_bias, axis))}
     synapses: List[Any] = []
     from_above = {}
     for i, level in enumerate(chain):

@@ -71,30 +71,27 @@ def energy_along_depth(model: Any, images: Tensor) -> List[MixingEnergy]:
     for i, networks in enumerate(model_networks(model)):
         for mixing in ("tokens", "channels"):
             update: AdiabaticUpdate = getattr(networks, mixing)
-            measured, v = _measure(i, mixing, update, v)
-            found.append(measured)
+            moved = networks.mix_tokens(v) if mixing == "tokens" else update(v)
+            found.append(_measure(i, mixing, update, v, moved))
+            v = moved
     return found
 
 
-def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor) -> Tuple[MixingEnergy, Tensor]:
+def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved: Tensor) -> MixingEnergy:
     before, unrest = _energy(update, v)
-    v = update(v)
-    after, _ = _energy(update, v)
+    after, _ = _energy(update, moved)
     synapses = {name: update.network.synapse(name) for name in update.network.synapses}
     obstacles = update.network.obstacles()
     if update.depth > 2:
         obstacles.append(f"x2: its inverse is cut off after {update.n_iter} iterations")
-    return (
-        MixingEnergy(
-            block=block,
-            mixing=mixing,
-            asymmetry={name: s.asymmetry for name, s in synapses.items() if isinstance(s, LinearSynapse)},
-            before=before.cpu(),
-            after=after.cpu(),
-            unrest=unrest,
-            obstacles=tuple(obstacles),
-        ),
-        v,
+    return MixingEnergy(
+        block=block,
+        mixing=mixing,
+        asymmetry={name: s.asymmetry for name, s in synapses.items() if isinstance(s, LinearSynapse)},
+        before=before.cpu(),
+        after=after.cpu(),
+        unrest=unrest,
+        obstacles=tuple(obstacles),
     )
 
 

@@ -8,7 +8,7 @@ from imixer.implicit.gradients import Implicit, Recompute, ThroughSteps
 from imixer.implicit.solution import NotConvergedError, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
-from imixer.implicit.spectral import SpectralLinear, exact_sigma
+from imixer.implicit.spectral import NormalizedLinear, OrthogonalLinear, SpectralLinear, exact_sigma
 from imixer.implicit.transposed import TransposedLinear
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "Contraction",
     "FixedIterations",
     "Implicit",
+    "NormalizedLinear",
     "NotConvergedError",
+    "OrthogonalLinear",
     "Picard",
     "Recompute",
     "Solution",

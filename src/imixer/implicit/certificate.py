@@ -12,7 +12,7 @@ from imixer.implicit.ceiling import nested_bounds
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels
-from imixer.implicit.spectral import SpectralLinear, exact_sigma
+from imixer.implicit.spectral import NormalizedLinear, exact_sigma
 
 Verdict = Literal["guaranteed", "observed", "violated"]
 
@@ -24,8 +24,9 @@ class WorstCase:
     Attributes:
         sigmas: Spectral norms of W1 and W2 as they multiply in evaluation, after normalisation: exact, by SVD in
             float64.
-        estimates: The same by the running power iteration, which sees them from below; None without spectral norm.
-        coeff: Ceiling c that the estimates are held at; None without spectral norm.
+        estimates: The same as the layers have it. Power iteration sees it from below, `row_norm` from above. None if
+            nothing holds the matrices.
+        coeff: Ceiling c that the estimates are held at; None if nothing holds them.
         lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
         bounds: Bounds of the Lipschitz constants.
     """
@@ -115,7 +116,7 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
     return WorstCase(
         sigmas=tuple(sigmas),
         estimates=known if len(known) == len(nest) else None,
-        coeff=nest[0].fc1.coeff if isinstance(nest[0].fc1, SpectralLinear) else None,
+        coeff=nest[0].fc1.coeff if isinstance(nest[0].fc1, NormalizedLinear) else None,
         lipschitz=tuple(lipschitz),
         bounds=tuple(nested_bounds(gains)),
     )
@@ -180,11 +181,7 @@ def _sigma(layer: nn.Module) -> float:
 
 
 def _estimates(level: Contraction) -> Optional[Tuple[float, float]]:
-    if not isinstance(level.fc1, SpectralLinear):
+    if not isinstance(level.fc1, NormalizedLinear):
         return None
-    fc2 = level.fc2 if isinstance(level.fc2, SpectralLinear) else level.fc1  # tied: the same matrix
-    return _estimate(level.fc1), _estimate(fc2)
-
-
-def _estimate(layer: SpectralLinear) -> float:
-    return min(float(layer.sigma()), layer.coeff)
+    fc2 = level.fc2 if isinstance(level.fc2, NormalizedLinear) else level.fc1  # tied: the same matrix
+    return float(level.fc1.normalized_sigma()), float(fc2.normalized_sigma())

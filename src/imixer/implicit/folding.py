@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from imixer.implicit.contraction import Contraction
-from imixer.implicit.spectral import SpectralLinear
+from imixer.implicit.spectral import NormalizedLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @torch.no_grad()
 def fold(model: ModuleT) -> ModuleT:
-    """Copy a model for inference, its spectral and batch normalisation baked into plain `nn.Linear` weights.
+    """Copy a model for inference, its normalisation baked into plain `nn.Linear` weights.
 
     The copy is in evaluation mode and gives what `model.eval()` gives. Its state dict has no normalisation buffers, and
     training it further would train without normalisation.
 
     Args:
-        model: Any module with `Contraction` or `SpectralLinear` inside. It is left as it is.
+        model: Any module with `Contraction` or `NormalizedLinear` inside. It is left as it is.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
@@ -30,7 +30,7 @@ def fold(model: ModuleT) -> ModuleT:
             module.fc2, module.bn2 = _fold_batch_norm(_linear(W2, module.fc2.bias), module.bn2)
     for module in list(folded.modules()):
         for name, child in module.named_children():
-            if isinstance(child, SpectralLinear):
+            if isinstance(child, NormalizedLinear):
                 setattr(module, name, _linear(child.normalized_weight(), child.bias))
     return folded.requires_grad_(False)
 

@@ -1,13 +1,14 @@
-"""Soft spectral normalisation of a linear layer: W / max(1, sigma(W) / c).
+"""Linear layers whose spectral norm is held at a ceiling: W / max(1, sigma(W) / c), and its variations.
 
 Power iteration finds sigma from below: v <- normalise(W^T W v). Only `v` is kept. The estimate
 sigma = ||W v|| / ||v|| does not depend on the length of v, so averaging or rounding the buffer (EMA, bf16) cannot
-shrink sigma and thereby switch the normalisation off.
+shrink sigma and thereby switch the normalisation off. What is squared on the way is first divided by a power of two
+near its largest entry, so that neither the size of W nor this division costs a digit.
 """
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +16,84 @@ from torch import Tensor, nn
 
 WARM_UP_STEPS = 64
 
+Sigma = Literal["power", "exact", "row_norm"]
+Scaling = Literal["soft", "hard"]
+
 
 def exact_sigma(weight: Tensor) -> Tensor:
     """Largest singular value of a matrix, by SVD in at least float32. Differentiable."""
     return torch.linalg.matrix_norm(at_least_float32(weight), ord=2)
 
 
-class SpectralLinear(nn.Linear):
-    """Linear layer whose spectral norm is held at or below a ceiling, softly: smaller norms are left as they are.
+def row_norm_bound(weight: Tensor) -> Tensor:
+    """Bound the largest singular value by sqrt(||W||_1 ||W||_inf), in at least float32. Differentiable.
+
+    ||W||_inf is the largest sum of absolute values along a row, and ||W||_1 that along a column. The bound costs one
+    pass over the matrix and is never below the truth. It is loose: about 10 times too large for a random matrix of
+    256 x 512.
+    """
+    size = at_least_float32(weight).abs()
+    least = torch.finfo(size.dtype).tiny
+    row, column = (size.sum(axis).amax() for axis in (1, 0))
+    # Two roots, as the product of the sums would overflow; and none of zero, where it has no derivative.
+    bound = row.clamp_min(least).sqrt() * column.clamp_min(least).sqrt()
+    return torch.where(row > 0, bound, row)
+
+
+class NormalizedLinear(nn.Linear):
+    """Linear layer that multiplies by a function of its weight, whose spectral norm has a ceiling.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Add a bias.
+        coeff: Ceiling c of the spectral norm. Must be positive.
+
+    Raises:
+        ValueError: If coeff is not positive.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        coeff: float = 0.9,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not coeff > 0:
+            raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
+        self.coeff = coeff
+
+    def normalized_weight(self) -> Tensor:
+        """Return the matrix that multiplies the input, (out_features, in_features), in the dtype of `weight`."""
+        raise NotImplementedError
+
+    def sigma(self) -> Tensor:
+        """Return the spectral norm that the layer has before normalisation, as it is found here."""
+        raise NotImplementedError
+
+    def normalized_sigma(self) -> Tensor:
+        """Return the spectral norm of `normalized_weight()` as this layer knows it, without looking at that matrix."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the normalised layer to x (..., in_features)."""
+        return F.linear(x, self.normalized_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, coeff={self.coeff}"
+
+
+class SpectralLinear(NormalizedLinear):
+    """Linear layer whose spectral norm is held at a ceiling by dividing its weight.
 
     The parameter `weight` is the free matrix W; what multiplies the input is `normalized_weight()`,
-    W / max(1, sigma / coeff). The gradient goes through sigma, so above the ceiling it has no radial component.
+    W / max(1, sigma / coeff). The gradient goes through sigma, so above the ceiling it has no radial component: the
+    loss cannot bring a matrix below the ceiling again.
 
     Args:
         in_features: Width of the input.
@@ -34,19 +102,28 @@ class SpectralLinear(nn.Linear):
         coeff: Ceiling c of the spectral norm (paper: 0.9). Must be positive.
         n_power_iterations: Power iterations n_p per training forward (paper: 8), starting from the last vector.
             None run in evaluation or while a checkpointed forward is replayed.
+        sigma: How the spectral norm is found. `power` (paper): by power iteration. It is cheap and from below, so the
+            norm can lie a little above the ceiling. `exact`: by SVD at each forward. The ceiling holds to rounding.
+            `row_norm`: `row_norm_bound`, from above. It is the cheapest and the ceiling holds for certain; norms end
+            far below it.
+        scaling: `soft` (paper) leaves smaller norms as they are. `hard` multiplies by c / sigma always, so that the
+            norm is the ceiling. A matrix of zeros stays one.
+        detach_sigma: Keep the gradient from going through sigma. It then has a radial component, by which a matrix can
+            come below its ceiling again.
 
     Attributes:
         advances_itself: Whether a training forward runs the power iterations. An owner that calls `advance()` once per
             forward, outside whatever it checkpoints, sets it to False: the replay of a checkpointed region inside a
             compiled graph cannot be told from its forward.
+        v: The power iteration's vector, (in_features,). None unless sigma is `power`.
 
     Raises:
-        ValueError: If coeff is not positive or n_power_iterations is negative.
+        ValueError: If coeff is not positive, n_power_iterations is negative, or sigma or scaling is unknown.
 
-    Source: paper section 4.1; Behrmann et al., arXiv 1811.00995, section 2.1.
+    Source: paper section 4.1; Behrmann et al., arXiv 1811.00995, section 2.1. `hard`: Miyato et al., arXiv 1802.05957.
     """
 
-    v: Tensor
+    v: Tensor | None
 
     def __init__(
         self,
@@ -56,60 +133,73 @@ class SpectralLinear(nn.Linear):
         *,
         coeff: float = 0.9,
         n_power_iterations: int = 8,
+        sigma: Sigma = "power",
+        scaling: Scaling = "soft",
+        detach_sigma: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if not coeff > 0:
-            raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
         if n_power_iterations < 0:
             raise ValueError(f"n_power_iterations is {n_power_iterations}; give 0 or more")
-        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self.coeff = coeff
+        if sigma not in get_args(Sigma):
+            raise ValueError(f"sigma is {sigma!r}; choose power, exact or row_norm")
+        if scaling not in get_args(Scaling):
+            raise ValueError(f"scaling is {scaling!r}; choose soft or hard")
+        super().__init__(in_features, out_features, bias, coeff=coeff, device=device, dtype=dtype)
         self.n_power_iterations = n_power_iterations
+        self.estimator = sigma
+        self.scaling = scaling
+        self.detach_sigma = detach_sigma
         self.advances_itself = True
         # In float32 whatever the weights are, and from a generator of its own: building a model must neither
         # depend on nor advance the global one.
         start = torch.randn(in_features, device="cpu", generator=torch.Generator().manual_seed(0))
-        self.register_buffer("v", F.normalize(start, dim=0).to(self.weight.device))
+        v = F.normalize(start, dim=0).to(self.weight.device) if sigma == "power" else None
+        self.register_buffer("v", v)
         self.warm_up()
 
     def warm_up(self) -> None:
         """Bring the power iteration to rest: call it whenever `weight` was changed other than by training."""
-        self._iterate(WARM_UP_STEPS)
+        if self.v is not None:
+            _power_iteration(self.weight, self.v, WARM_UP_STEPS, restart=True)
 
     def advance(self) -> None:
         """Run one training forward's power iterations."""
-        self._iterate(self.n_power_iterations)
+        if self.v is not None:
+            _power_iteration(self.weight, self.v, self.n_power_iterations)
 
     def sigma(self, exact: bool = False) -> Tensor:
-        """Spectral norm of `weight`: the running estimate, which never exceeds the truth, or exactly by SVD."""
-        return exact_sigma(self.weight) if exact else _sigma(self.weight, self.v)
+        """Return the spectral norm of `weight` as it is found here, or exactly by SVD.
+
+        By power iteration it never exceeds the truth; by `row_norm` it is never below.
+        """
+        return _sigma(self.weight, self.v, "exact" if exact else self.estimator)
 
     def normalized_weight(self) -> Tensor:
-        """W / max(1, sigma / c), in the dtype of W. In training it advances the power iteration first."""
+        """Return W / max(1, sigma / c), or W c / sigma, in the dtype of W.
+
+        In training it advances the power iteration first.
+        """
         if self.training and self.advances_itself and not _replaying():
             self.advance()
-        return _soft_normalise(self.weight, self.v, self.coeff)
+        return _normalise(self.weight, self.v, self.coeff, self.estimator, self.scaling == "hard", self.detach_sigma)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the normalised layer to x (..., in_features)."""
-        return F.linear(x, self.normalized_weight(), self.bias)
+    def normalized_sigma(self) -> Tensor:
+        """Return min(sigma, c), or c where scaling is `hard`."""
+        sigma = self.sigma()
+        if self.scaling == "hard":
+            return torch.where(sigma > 0, self.coeff, sigma)
+        return sigma.clamp_max(self.coeff)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, coeff={self.coeff}, n_power_iterations={self.n_power_iterations}"
-
-    @torch.no_grad()
-    def _iterate(self, steps: int) -> None:
-        if self.weight.is_meta:  # has no numbers
-            return
-        W = at_least_float32(self.weight)
-        v = self.v.to(W.dtype)
-        with _full_precision(W.device):
-            for _ in range(steps):
-                v = F.normalize(torch.mv(W.t(), torch.mv(W, v)), dim=0)
-        self.v.copy_(v)
+        found = f"n_power_iterations={self.n_power_iterations}" if self.v is not None else f"sigma={self.estimator}"
+        options = ", scaling=hard" * (self.scaling == "hard") + ", detach_sigma=True" * self.detach_sigma
+        return f"{super().extra_repr()}, {found}{options}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.v is None:
+            state_dict.pop(prefix + "v", None)  # from a model with power iteration
+            return super()._load_from_state_dict(state_dict, prefix, *args)
         # Weights from elsewhere come without a vector. One that does come belongs to them: moving it would
         # make a resumed run differ from an uninterrupted one.
         foreign = state_dict.get(prefix + "weight") is not None and prefix + "v" not in state_dict
@@ -120,6 +210,39 @@ class SpectralLinear(nn.Linear):
             self.warm_up()
 
 
+class OrthogonalLinear(NormalizedLinear):
+    """Linear layer whose matrix is c Q, Q having orthonormal columns, or rows where it is wide.
+
+    All its singular values are c: it shrinks every direction alike, where a `SpectralLinear` shrinks most of them
+    further. Q is the Cayley transform of the free parameter `weight`, in float64. So the ceiling holds to rounding, and
+    Q can be differentiated at every weight, that of zeros included. Choose it to have the norm exactly, without an
+    iteration; it costs one inverse of the narrower side's size per forward.
+
+    Args:
+        in_features: Width of the input.
+        out_features: Width of the output.
+        bias: Add a bias.
+        coeff: The singular values c. Must be positive.
+
+    Raises:
+        ValueError: If coeff is not positive.
+
+    Source: Trockman & Kolter, arXiv 2104.07167, section 3 and appendix on semi-orthogonal layers.
+    """
+
+    def sigma(self) -> Tensor:
+        """Return c: the norm of the free parameter says nothing about the matrix."""
+        return torch.tensor(self.coeff)
+
+    def normalized_weight(self) -> Tensor:
+        """Return c Q, in the dtype of `weight`."""
+        return _cayley(self.weight, self.coeff)
+
+    def normalized_sigma(self) -> Tensor:
+        """Return c."""
+        return self.sigma()
+
+
 def advance(layers: Iterable[SpectralLinear]) -> None:
     """Run one training forward's power iterations of several layers.
 
@@ -128,7 +251,8 @@ def advance(layers: Iterable[SpectralLinear]) -> None:
     """
     alike: dict[Any, list[SpectralLinear]] = {}
     for number, layer in enumerate(layers):
-        key = number if layer.weight.device.type == "cpu" else (layer.weight.shape, layer.n_power_iterations)
+        apart = isinstance(layer.weight, torch.fx.Proxy) or layer.weight.device.type == "cpu"
+        key = number if apart or layer.v is None else (layer.weight.shape, layer.n_power_iterations)
         alike.setdefault(key, []).append(layer)
     for group in alike.values():
         group[0].advance() if len(group) == 1 else _advance_together(group)
@@ -136,31 +260,101 @@ def advance(layers: Iterable[SpectralLinear]) -> None:
 
 @torch.no_grad()
 def _advance_together(layers: Sequence[SpectralLinear]) -> None:
-    """For layers of one shape. G: layers, O: out_features, I: in_features."""
+    """For layers of one shape, all with vectors. G: layers, O: out_features, I: in_features."""
     if layers[0].weight.is_meta:
         return
+    vectors = [layer.v for layer in layers if layer.v is not None]
     W_GOI = torch.stack([at_least_float32(layer.weight) for layer in layers])
-    v_GI = torch.stack([layer.v for layer in layers]).to(W_GOI.dtype)
+    W_GOI = W_GOI / _binade(W_GOI.flatten(1))[:, None]
+    start_GI = torch.stack(vectors).to(W_GOI.dtype)
+    v_GI = start_GI
     for _ in range(layers[0].n_power_iterations):
         # not as matrix products, which GPUs round to TF32
         u_GO = (W_GOI * v_GI[:, None, :]).sum(2)
-        v_GI = F.normalize((W_GOI * u_GO[:, :, None]).sum(1), dim=1)
-    for layer, v in zip(layers, v_GI.unbind(), strict=True):
-        layer.v.copy_(v)
+        v_GI = _unit((W_GOI * u_GO[:, :, None]).sum(1))
+    for v, found in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
+        v.copy_(found)
+
+
+@torch.fx.wrap  # one node of a traced graph
+@torch.no_grad()
+def _power_iteration(weight: Tensor, v: Tensor, steps: int, restart: bool = False) -> None:
+    """Move v in place. With `restart`, from another vector if W v vanishes though W does not."""
+    if weight.is_meta:  # has no numbers
+        return
+    W = at_least_float32(weight)
+    W = W / _binade(W.flatten())
+    start = v.to(W.dtype)
+    with _full_precision(W.device):
+        if restart:
+            row = W[W.abs().amax(1).argmax()]
+            start = torch.where(torch.linalg.vector_norm(torch.mv(W, start)) > 1e-6, start, _unit(row))
+            start = _unless_lost(start, v.to(W.dtype))
+        moved = start
+        for _ in range(steps):
+            moved = _unit(torch.mv(W.t(), torch.mv(W, moved)))
+    v.copy_(_unless_lost(moved, start))
+
+
+torch.fx.node.has_side_effect(_power_iteration)  # lest it be removed from a graph, whose value nothing uses
+
+
+def _unless_lost(v: Tensor, before: Tensor) -> Tensor:
+    """v (..., I), or what was before where it has no length: W is zero, or not finite."""
+    length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return torch.where((length > 0) & length.isfinite(), v, before)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
+
+
+def _binade(x: Tensor) -> Tensor:
+    """A power of two near the largest |x| along the last axis, (..., 1). Dividing by it is exact."""
+    limits = torch.finfo(x.dtype)
+    largest = torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1, keepdim=True)
+    return torch.exp2(torch.floor(torch.log2(largest.clamp(limits.tiny, limits.max))))
 
 
 @torch.fx.wrap  # symbolic tracing must not look inside, where the dtype decides
-def _soft_normalise(weight: Tensor, v: Tensor, coeff: float) -> Tensor:
-    excess = torch.clamp(_sigma(weight, v) / coeff, min=1.0)
-    return (at_least_float32(weight) * excess.reciprocal()).to(weight.dtype)
+def _normalise(weight: Tensor, v: Tensor | None, coeff: float, estimator: Sigma, hard: bool, detach: bool) -> Tensor:
+    sigma = _sigma(weight, v, estimator)
+    if detach:
+        sigma = sigma.detach()
+    W = at_least_float32(weight)
+    if hard:
+        # Divided first, as c / sigma of a tiny matrix would overflow; zeros by anything but zero.
+        return (W / torch.where(sigma > 0, sigma, coeff) * coeff).to(weight.dtype)
+    excess = torch.clamp(sigma / coeff, min=1.0)
+    return (W * excess.reciprocal()).to(weight.dtype)
 
 
-def _sigma(weight: Tensor, v: Tensor) -> Tensor:
+def _sigma(weight: Tensor, v: Tensor | None, estimator: Sigma) -> Tensor:
+    if estimator == "exact":
+        return exact_sigma(weight)
+    if estimator == "row_norm" or v is None:
+        return row_norm_bound(weight)
     W = at_least_float32(weight)
     # A copy: the backward may come after the next forward has moved the buffer on.
     v = v.to(W.dtype, copy=True)
     with _full_precision(W.device):
-        return torch.linalg.vector_norm(torch.mv(W, v)) / torch.linalg.vector_norm(v)
+        u = torch.mv(W, v)
+        scale = _binade(u)
+        return scale[0] * torch.linalg.vector_norm(u / scale) / torch.linalg.vector_norm(v)
+
+
+@torch.fx.wrap
+def _cayley(weight: Tensor, coeff: float) -> Tensor:
+    """c [2 K - 1; -2 V K], K = (1 + U - U^T + V^T V)^-1, of W = [U; V] with U square."""
+    d_out, d_in = weight.shape
+    W = (weight if d_out >= d_in else weight.t()).to(torch.float64)
+    n = min(d_out, d_in)
+    U, V = W[:n], W[n:]
+    one = torch.eye(n, dtype=W.dtype, device=W.device)
+    with _full_precision(W.device):
+        K = torch.linalg.inv(one + U - U.t() + V.t() @ V)
+        Q = coeff * torch.cat([2 * K - one, -2 * V @ K])
+    return (Q if d_out >= d_in else Q.t()).to(weight.dtype)
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -3,6 +3,7 @@
 S: tokens, C: channels (`embed_dim`), D_S, D_C: widths of the token and channel mixing MLPs.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from imixer.implicit.contraction import Norm
 from imixer.implicit.gradients import Gradient
 from imixer.implicit.solution import Policy
 from imixer.implicit.solvers import Solver
-from imixer.implicit.spectral import advance
+from imixer.implicit.spectral import Scaling, Sigma, advance
 from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
 from imixer.models.imlp import IMLP, Coeff
@@ -28,7 +29,18 @@ class IMixerBlock(MixerBlock):
     """Mixer block whose tokens are mixed by an `IMLP` and whose channels by an ordinary MLP.
 
     Takes the arguments of timm's `MixerBlock`, then those of `IMLP`. One `act_layer` serves both MLPs; a sequence, one
-    per hidden layer of the token mixing, leaves GELU to the channels. Source: paper section 4.
+    per hidden layer of the token mixing, leaves GELU to the channels. The tokens are mixed by one step of the visible
+    neurons' equation, v <- v + step (iMLP(LN(v)) - decay v).
+
+    Args:
+        decay: alpha, how fast v decays by itself, 0 or more. The paper's 0 is the skip connection as it is.
+        step: dt in units of tau_v, above 0. The paper's is 1. Choose less, with more blocks, to follow the flow closer.
+        imlp: Options of the `IMLP`.
+
+    Raises:
+        ValueError: If decay is negative, step not positive, step x decay 2 or more, or `IMLP` refuses its arguments.
+
+    Source: paper section 4.1; decay and step: (12), (14).
     """
 
     def __init__(
@@ -41,14 +53,36 @@ class IMixerBlock(MixerBlock):
         device: Any = None,
         dtype: Any = None,
         *,
+        decay: float = 0.0,
+        step: float = 1.0,
         imlp: Optional[Dict[str, Any]] = None,
         **kwargs: Any,
     ) -> None:
+        if not 0 <= decay < math.inf:
+            raise ValueError(f"decay is {decay}; give the token mixing's alpha, 0 or more")
+        if not 0 < step < math.inf:
+            raise ValueError(f"step is {step}; give dt in units of tau_v, above 0")
+        if step * decay >= 2:
+            raise ValueError(
+                f"step x decay is {step * decay:g}, by which v would grow from block to block with alternating sign; "
+                "give less than 2"
+            )
         dd = {"device": device, "dtype": dtype}
         channels_act = nn.GELU if isinstance(act_layer, (list, tuple)) else activation(act_layer)
         super().__init__(dim, seq_len, mlp_ratio, act_layer=channels_act, drop=drop, **dd, **kwargs)
         tokens_dim = int(to_2tuple(mlp_ratio)[0] * dim)
         self.mlp_tokens = IMLP(seq_len, tokens_dim, act_layer=act_layer, drop=drop, **(imlp or {}), **dd)
+        self.decay = float(decay)
+        self.step = float(step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, S, C) -> (B, S, C)."""
+        mixed = self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
+        if self.decay == 0.0 and self.step == 1.0:
+            x = x + mixed
+        else:
+            x = (1 - self.step * self.decay) * x + self.step * mixed
+        return x + self.drop_path(self.mlp_channels(self.norm2(x)))
 
 
 def _of_inversion(option: str) -> Any:
@@ -78,7 +112,10 @@ class IMixer(MlpMixer):
         tied: Symmetric couplings in the token mixing.
         coeff: Ceiling c of the spectral norms, or `auto`: the largest that guarantees a contraction.
         n_power_iterations: Power iterations n_p per training forward.
-        norm: `spectral`, `none` or `batch`.
+        norm: `spectral`, `orthogonal`, `none` or `batch`.
+        sigma, scaling, detach_sigma: Variations of `spectral`, see `imixer.implicit.SpectralLinear`.
+        inner_drop_rate: Dropout inside F, one mask per forward.
+        decay, step: alpha and dt / tau_v of the token mixing, see `IMixerBlock`.
         legacy: Normalise per iteration, as published.
         solver: How the inverse is found: `fixed`, by n iterations; to a tolerance: `picard`, `damped`, `anderson` or
             `broyden`.
@@ -89,7 +126,7 @@ class IMixer(MlpMixer):
         kwargs: Arguments of timm's `MlpMixer`.
 
     Raises:
-        ValueError: If `IMLP` refuses its arguments.
+        ValueError: If `IMLP` or `IMixerBlock` refuses its arguments.
 
     Source: paper section 4.
     """
@@ -104,6 +141,12 @@ class IMixer(MlpMixer):
         coeff: Coeff = 0.9,
         n_power_iterations: int = 8,
         norm: Norm = "spectral",
+        sigma: Sigma = "power",
+        scaling: Scaling = "soft",
+        detach_sigma: bool = False,
+        inner_drop_rate: float = 0.0,
+        decay: float = 0.0,
+        step: float = 1.0,
         legacy: bool = False,
         solver: Union[SolverName, Solver] = "fixed",
         gradient: Union[GradientName, Gradient] = "unroll",
@@ -122,6 +165,10 @@ class IMixer(MlpMixer):
             coeff=coeff,
             n_power_iterations=n_power_iterations,
             norm=norm,
+            sigma=sigma,
+            scaling=scaling,
+            detach_sigma=detach_sigma,
+            inner_drop_rate=inner_drop_rate,
             legacy=legacy,
             solver=solver,
             gradient=gradient,
@@ -130,7 +177,7 @@ class IMixer(MlpMixer):
             gradient_terms=gradient_terms,
             on_failure=on_failure,
         )
-        block_layer: Any = partial(IMixerBlock, imlp=imlp)
+        block_layer: Any = partial(IMixerBlock, decay=decay, step=step, imlp=imlp)
         super().__init__(block_layer=block_layer, act_layer=act_layer, **kwargs)  # type: ignore[arg-type]
 
         for i, mlp in enumerate(self._imlps()):
@@ -152,7 +199,8 @@ class IMixer(MlpMixer):
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """As timm's: a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
         if isinstance(self.head, nn.Identity):  # timm 1.0.23 asks the old head for its device
-            self.head = nn.Linear(self.embed_dim, 1, device=self.norm.weight.device, dtype=self.norm.weight.dtype)
+            like = next(self.parameters())
+            self.head = nn.Linear(self.embed_dim, 1, device=like.device, dtype=like.dtype)
         super().reset_classifier(num_classes, global_pool)
 
     def _advance(self) -> None:

@@ -15,6 +15,7 @@ from imixer.implicit.contraction import Norm
 from imixer.implicit.gradients import Gradient
 from imixer.implicit.solution import Policy
 from imixer.implicit.solvers import Solver
+from imixer.implicit.spectral import Scaling, Sigma
 from imixer.models.activations import ActLayers, activation, lipschitz_constant
 from imixer.models.inversion import GradientName, Inversion, SolverName
 
@@ -40,9 +41,15 @@ class IMLP(nn.Module):
         hidden_ratio: h_r = N_h / D_S, one for all layers 3 to L or a sequence with one for each.
         tied: Symmetric couplings: the way back through each coupling is the transpose of the way there.
         coeff: Ceiling c of the spectral norms inside F; `auto`: the largest that guarantees a contraction at every
-            level, whatever the weights, see `imixer.implicit.ceiling`.
+            level, whatever the weights and the dropout, see `imixer.implicit.ceiling`.
         n_power_iterations: Power iterations n_p per training forward.
-        norm: How F is kept contractive: `spectral`, `none` or `batch`.
+        norm: How F is kept contractive: `spectral`, `orthogonal`, `none` or `batch`.
+        sigma: How `spectral` finds the norm: `power`, `exact` or `row_norm`, see `imixer.implicit.SpectralLinear`.
+        scaling: What it does with it: `soft` or `hard`.
+        detach_sigma: Keep the gradient from going through the norm.
+        inner_drop_rate: Dropout inside F, after both activations of every iteration, as Algorithm 2 has it and the
+            published code has not. One mask is drawn per forward and shared by all iterations, so that they iterate
+            one map. The dropout after the last activation and after the output is `drop`.
         legacy: Normalise once per iteration, as the published code does, instead of once per forward.
         solver, gradient, tolerance, max_steps, gradient_terms, on_failure: How the outermost inverse is found and
             differentiated, see `Inversion`.
@@ -55,8 +62,8 @@ class IMLP(nn.Module):
     Raises:
         ValueError: If num_layers is below 2, n_iter is negative, hidden_ratio leaves no hidden neuron, a sequence has
             not one entry per layer, an activation is unknown, tied couplings would need out_features to equal
-            in_features, coeff is `auto` where no guarantee can be given, legacy is asked of a depth that was never
-            published, or Contraction or Inversion refuse their arguments.
+            in_features, coeff is `auto` where no guarantee can be given, legacy is asked of a depth or a dropout that
+            was never published, or Contraction or Inversion refuse their arguments.
 
     Source: paper (24)-(30) and Algorithm 1, without LayerNorm and skip connection, which the block has; the published
     code; for any depth (33)-(42). Here "G(v)" is fc_in alone: LayerNorm, part of the paper's G, is the block's norm1.
@@ -81,6 +88,10 @@ class IMLP(nn.Module):
         coeff: Coeff = 0.9,
         n_power_iterations: int = 8,
         norm: Norm = "spectral",
+        sigma: Sigma = "power",
+        scaling: Scaling = "soft",
+        detach_sigma: bool = False,
+        inner_drop_rate: float = 0.0,
         legacy: bool = False,
         solver: Union[SolverName, Solver] = "fixed",
         gradient: Union[GradientName, Gradient] = "unroll",
@@ -103,6 +114,12 @@ class IMLP(nn.Module):
             raise ValueError(f"tied couplings lead back to {in_features} features, and out_features is {out_features}")
         if legacy and num_layers > 3:
             raise ValueError(f"legacy is the published code, which has 3 layers, and num_layers is {num_layers}")
+        if legacy and inner_drop_rate:
+            raise ValueError(
+                f"legacy is the published code, without dropout inside F, and inner_drop_rate is {inner_drop_rate}"
+            )
+        if not 0 <= inner_drop_rate < 1:
+            raise ValueError(f"inner_drop_rate is {inner_drop_rate}; give a probability from 0, below 1")
         acts = [activation(act) for act in _one_each("act_layer", act_layer, num_layers - 1)]
         drop1, drop2 = to_2tuple(drop)
 
@@ -123,8 +140,12 @@ class IMLP(nn.Module):
                 acts,
                 norm=norm,
                 tied=tied,
-                coeff=_ceiling(coeff, norm, acts),
+                coeff=_ceiling(coeff, norm, acts, inner_drop_rate),
                 n_power_iterations=n_power_iterations,
+                sigma=sigma,
+                scaling=scaling,
+                detach_sigma=detach_sigma,
+                drop_rate=inner_drop_rate,
                 **dd,
             )
         self.act = acts[0]()
@@ -139,13 +160,16 @@ class IMLP(nn.Module):
         x = x0
         if F is not None:
             weights = F.weights()
+            masks: Optional[List[Tensor]] = None
+            if not torch.jit.is_scripting():
+                masks = F.masks(x0)
             if self.by_steps:
                 for i in range(self.n_iter):
                     if self.legacy and i > 0:
                         weights = F.weights()
-                    x = x0 + F(x, weights, self.n_iter)
+                    x = x0 + F(x, weights, self.n_iter, masks)
             else:
-                x = self.inversion(F, x0, weights, self.n_iter, self.name)
+                x = self.inversion(F, x0, weights, self.n_iter, self.name, masks)
         return self.H(x)
 
     def H(self, x: Tensor) -> Tensor:
@@ -175,15 +199,15 @@ def _widths(features: int, hidden_ratio: Union[float, Sequence[float]], count: i
     return widths
 
 
-def _ceiling(coeff: Coeff, norm: Norm, acts: Sequence[Callable[[], nn.Module]]) -> float:
+def _ceiling(coeff: Coeff, norm: Norm, acts: Sequence[Callable[[], nn.Module]], drop_rate: float) -> float:
     if not isinstance(coeff, str):
         return coeff
     if coeff != "auto":
         raise ValueError(f"coeff is {coeff!r}; give a number or auto")
-    if norm != "spectral":
-        raise ValueError(f"coeff is auto, a ceiling that only norm=spectral holds, and norm is {norm}")
+    if norm not in ("spectral", "orthogonal"):
+        raise ValueError(f"coeff is auto, a ceiling that only norm=spectral and orthogonal hold, and norm is {norm}")
     try:
-        return ceiling([lipschitz_constant(act()) for act in acts])
+        return ceiling([lipschitz_constant(act()) / (1 - drop_rate) for act in acts])
     except ValueError as error:
         raise ValueError(f"coeff is auto, but {error}; give coeff as a number") from error
 

@@ -100,7 +100,15 @@ class Inversion:
             isinstance(gradient, Implicit) and isinstance(gradient.adjoint, ToTolerance)
         )
 
-    def __call__(self, F: Contraction, z: Tensor, weights: List[Tensor], n_iter: int, name: str) -> Tensor:
+    def __call__(
+        self,
+        F: Contraction,
+        z: Tensor,
+        weights: List[Tensor],
+        n_iter: int,
+        name: str,
+        masks: Optional[List[Tensor]] = None,
+    ) -> Tensor:
         """x = (1 - F)^-1 z for z (..., features). What goes to a tolerance does so in at least float32.
 
         Args:
@@ -109,19 +117,28 @@ class Inversion:
             weights: `F.weights()`.
             n_iter: Iterations of `fixed`, and of inverses inside F.
             name: What to call it in messages.
+            masks: `F.masks(z)`: the dropout of this forward. Drawn before, it leaves F one deterministic map.
 
         Raises:
             NotConvergedError: If it fails and on_failure is `raise`.
         """
         if not self.needs_float32:
-            return self._solve(F, z, weights, n_iter, name)
+            return self._solve(F, z, weights, n_iter, name, masks)
         with torch.autocast(z.device.type, enabled=False):
             weights = [at_least_float32(weight) for weight in weights]
-            return self._solve(F, at_least_float32(z), weights, n_iter, name).to(z.dtype)
+            return self._solve(F, at_least_float32(z), weights, n_iter, name, masks).to(z.dtype)
 
-    def _solve(self, F: Contraction, z: Tensor, weights: List[Tensor], n_iter: int, name: str) -> Tensor:
+    def _solve(
+        self,
+        F: Contraction,
+        z: Tensor,
+        weights: List[Tensor],
+        n_iter: int,
+        name: str,
+        masks: Optional[List[Tensor]],
+    ) -> Tensor:
         def f(x: Tensor, *weights: Tensor) -> Tensor:
-            return F(x, list(weights), n_iter)
+            return F(x, list(weights), n_iter, masks)
 
         solver, gradient = self._solver(n_iter), self._gradient()
         stepwise = isinstance(solver, FixedIterations) and isinstance(gradient, ThroughSteps)

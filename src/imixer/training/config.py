@@ -28,6 +28,12 @@ class ModelConfig:
         coeff: Ceiling c of the spectral norm of the inner matrices; `auto` guarantees a contraction.
         n_power_iterations: Power iterations n_p per training forward.
         norm: Normalisation of the contraction.
+        sigma: How `spectral` finds the norm: `power` iteration, `exact` by SVD, or `row_norm`, a cheap bound.
+        scaling: `soft` leaves matrices below the ceiling as they are; `hard` scales all of them to it.
+        detach_sigma: Keep the gradient from going through the norm, so that a matrix can come below its ceiling again.
+        inner_drop_rate: Dropout inside the contraction, one mask per forward.
+        decay: Decay alpha of the token mixing, v <- v + step (iMLP(LN(v)) - alpha v).
+        step: Step dt of the token mixing, in units of tau_v.
         legacy: Normalise once per fixed point iteration, as the published code does.
         solver: How the token mixing's inverse is found: `fixed`, by n iterations; the others go to a tolerance.
         gradient: How the inverse is differentiated: `unroll`, through the solver's steps; `recompute`, the same with
@@ -56,7 +62,13 @@ class ModelConfig:
     tied: Optional[bool] = None
     coeff: Optional[Union[float, Literal["auto"]]] = None
     n_power_iterations: Optional[int] = None
-    norm: Optional[Literal["spectral", "none", "batch"]] = None
+    norm: Optional[Literal["spectral", "orthogonal", "none", "batch"]] = None
+    sigma: Optional[Literal["power", "exact", "row_norm"]] = None
+    scaling: Optional[Literal["soft", "hard"]] = None
+    detach_sigma: Optional[bool] = None
+    inner_drop_rate: Optional[float] = None
+    decay: Optional[float] = None
+    step: Optional[float] = None
     legacy: Optional[bool] = None
     solver: Optional[Literal["fixed", "picard", "damped", "anderson", "broyden"]] = None
     gradient: Optional[Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"]] = None

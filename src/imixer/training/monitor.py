@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Dict, List
 
 import torch
 from torch import Tensor, nn
 
-from imixer.implicit import SpectralLinear
+from imixer.implicit import NormalizedLinear
 from imixer.implicit.ceiling import nested_bounds
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.nest import levels
@@ -21,7 +20,7 @@ def convergence(model: nn.Module, images: Tensor) -> List[Dict[str, float]]:
     """For each block with an inverse: its number, and how its fixed point iteration does on some images.
 
     `residual` is ||x - G(v) - F(x)|| / ||x|| over all images, what the iterations leave of the equation; `sigma` is the
-    largest spectral norm of the matrices inside F, before normalisation, as the power iteration has it; `bound` is what
+    largest spectral norm of the matrices inside F, before normalisation, as their layers have it; `bound` is what
     the norms and activations guarantee of F's Lipschitz constant: below 1, the inverse exists for any input.
 
     Args:
@@ -42,13 +41,9 @@ def convergence(model: nn.Module, images: Tensor) -> List[Dict[str, float]]:
 def _measure(inside: Inside) -> Dict[str, float]:
     F, left = inside.F, inside.left(torch.float32)
     nest = levels(F)
-    free = [_sigmas(level) for level in nest]
+    free, held = [_sigmas(level) for level in nest], [_sigmas(level, normalized=True) for level in nest]
     slopes = [slope_or_infinity(act) for act in (F.act, *(level.act_hidden for level in nest))]
-    ceilings = [level.fc1.coeff if isinstance(level.fc1, SpectralLinear) else math.inf for level in nest]
-    gains = [
-        min(s1, c) * min(s2, c) * slopes[A] * slopes[A + 1]
-        for A, ((s1, s2), c) in enumerate(zip(free, ceilings, strict=True))
-    ]
+    gains = [s1 * s2 * slopes[A] * slopes[A + 1] for A, (s1, s2) in enumerate(held)]
     return {
         "block": inside.block,
         "residual": float(left.norm() / inside.x.float().norm()),
@@ -57,11 +52,13 @@ def _measure(inside: Inside) -> Dict[str, float]:
     }
 
 
-def _sigmas(level: Contraction) -> tuple[float, float]:
+def _sigmas(level: Contraction, normalized: bool = False) -> tuple[float, float]:
     first, second = level.fc1, level.fc2
     other = second if isinstance(second, nn.Linear) else first  # tied: the same matrix
-    return _sigma(first), _sigma(other)
+    return _sigma(first, normalized), _sigma(other, normalized)
 
 
-def _sigma(layer: Any) -> float:
-    return float(layer.sigma() if isinstance(layer, SpectralLinear) else exact_sigma(layer.weight))
+def _sigma(layer: Any, normalized: bool) -> float:
+    if not isinstance(layer, NormalizedLinear):
+        return float(exact_sigma(layer.weight))
+    return float(layer.normalized_sigma() if normalized else layer.sigma())
