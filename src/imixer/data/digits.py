@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, Item
-from imixer.data.splitting import stratified_split
+from imixer.data.splitting import held_out_share, stratified_split
 from imixer.data.survey import survey
 
 
@@ -53,4 +53,6 @@ def open_digits(config: DataConfig) -> ImageData:
         native_size=(8, 8),
         mean=facts.mean,
         std=facts.std,
+        sources=("scikit-learn", held_out_share(config)),
+        notes=facts.notes,
     )

@@ -90,7 +90,8 @@ SETS = {
 
 
 def _read_rgb(path: str) -> Image.Image:
-    return to_channels(read_file(path, "fetch the data set again"), 3)
+    # as torchvision reads them, so that results compare: not turned as EXIF says
+    return to_channels(read_file(path, "fetch the data set again", upright=False), 3)
 
 
 def _remove_empty(root: Path) -> None:
@@ -139,4 +140,10 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         native_size=entry.native_size,
         mean=entry.mean,
         std=entry.std,
+        sources=(f"torchvision's {_part(entry.train)} part, in {root}", f"its {_part(entry.val)} part"),
     )
+
+
+def _part(chosen: dict[str, Any]) -> str:
+    """What torchvision calls a part."""
+    return str(chosen["split"]) if "split" in chosen else "training" if chosen["train"] else "test"

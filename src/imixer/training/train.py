@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, TypeVar
+from typing import Any, Dict, Optional, Tuple, TypeVar
 from uuid import uuid4
 
 import torch
@@ -87,16 +88,16 @@ def resume(path: str, config: Optional[TrainConfig] = None) -> Trained:
     return _start(placed(config), run)
 
 
-def resolved(config: TrainConfig, built: BuiltModel) -> TrainConfig:
+def resolved(config: TrainConfig, built: BuiltModel, value_range: Optional[Tuple[float, float]] = None) -> TrainConfig:
     """The configuration with every default spelled out, and paths that hold from anywhere. `out` is left open."""
     absolute: Dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("name", "root")
-        if (value := getattr(config.data, field)) and Path(value).is_dir()
+        if (value := getattr(config.data, field)) and os.path.isdir(value)
     }
     _, height, width = built.input_size
     size = height if height == width else (height, width)
-    data: DataConfig = replace(config.data, image_size=size, **absolute)
+    data: DataConfig = replace(config.data, image_size=size, value_range=value_range, **absolute)
     checkpoint = config.model.checkpoint and str(Path(config.model.checkpoint).absolute())
     return replace(config, data=data, model=replace(config.model, name=built.name, checkpoint=checkpoint), out=None)
 
@@ -148,7 +149,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         if state is not None:
             _check_data(state, data, run)
         if fabric.is_global_zero and not begun:
-            save_config(resolved(config, built), run.config)
+            save_config(resolved(config, built, data.value_range), run.config)
             write_text(run.environment, json.dumps({"run": uuid4().hex} | environment(), indent=2))
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
