@@ -138,7 +138,7 @@ def test_a_file_without_image_column_is_named_with_its_columns(tmp_path):
 
 def test_a_file_without_label_column_is_named_with_its_columns(tmp_path):
     pq.write_table(pa.table({"image": [b"a"], "label": [[0, 1]]}), tmp_path / "train.parquet")
-    with pytest.raises(InputError, match="no label column .*: columns image, label"):
+    with pytest.raises(InputError, match=r"no label column .*: columns image, label"):
         read(tmp_path)
 
 

@@ -18,6 +18,7 @@ from imixer.errors import InputError
 
 SKIP_REMEDY = "mend or remove it, or pass --data.check full --data.skip_bad true"
 TURNED = "imixer_turned"  # marks in `image.info` that the pixels were turned upright
+CUT = "imixer_cut"  # that it has colours of 16 bits, of which Pillow gives the upper 8
 FRAMES = "imixer_frames"  # and how many frames the file holds
 
 _MODES = {1: "L", 3: "RGB"}
@@ -25,6 +26,7 @@ _READABLE = frozenset(
     {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"}
 )
 _ORIENTATION = 274  # EXIF tag
+_TURNS = range(2, 9)  # of its values, those that are not upright
 _KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
@@ -81,7 +83,13 @@ def decode_file(path: str | Path, *, upright: bool = True) -> Image.Image:
     Raises:
         UnreadableImage: The file is missing, no regular file, empty, truncated or no image, or its pixels mean nothing.
     """
-    return _open(path, _size(path), load=True, upright=upright)
+    size = _size(path)
+    # as a stream, since Pillow maps raw TIFFs that it has a name of, and maps those on their side with rows for columns
+    try:
+        with open(path, "rb") as stream:
+            return _open(stream, size, load=True, upright=upright)
+    except OSError as error:
+        raise UnreadableImage(reason(error)) from error
 
 
 def decode_bytes(encoded: Any) -> Image.Image:
@@ -133,8 +141,10 @@ def _open(source: Any, size: int, *, load: bool, upright: bool = True) -> Image.
             _require_readable(image.mode)
             if load:
                 frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # whose second is a preview
-                image.load()
-                image.info[FRAMES] = frames
+                cut = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
+                turned = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _TURNS
+                image.load()  # which turns TIFFs
+                image.info |= {FRAMES: frames, CUT: cut} | ({TURNED: True} if turned else {})
     except (MemoryError, UnreadableImage):
         raise
     except Exception as error:  # on corrupted bytes, decoders raise almost anything
@@ -155,7 +165,7 @@ def _require_readable(mode: str) -> None:
 def _turn_upright(image: Image.Image) -> None:
     """Apply the EXIF orientation in place. Damaged EXIF says nothing, and the image stays."""
     with contextlib.suppress(Exception):  # its parser raises almost anything
-        if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+        if image.getexif().get(_ORIENTATION, 1) in _TURNS:
             ImageOps.exif_transpose(image, in_place=True)
             image.info[TURNED] = True
 

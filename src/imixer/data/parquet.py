@@ -116,6 +116,11 @@ class ParquetImages(Dataset[Item]):
         self.in_chans = in_chans
         self.pixels = pixels
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of each item."""
+        return self.rows.labels[self.chosen]
+
     def __len__(self) -> int:
         return len(self.chosen)
 

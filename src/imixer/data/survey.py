@@ -12,6 +12,7 @@ from PIL import Image
 
 from imixer.data.config import DataConfig
 from imixer.data.decoding import (
+    CUT,
     EIGHT_BITS,
     FRAMES,
     TURNED,
@@ -26,6 +27,7 @@ from imixer.errors import InputError
 
 _SAMPLE = 2000
 _SAMPLE_OF_LARGE = 500
+_BARELY_USED = 64  # of 256 values
 _LARGE = 128 * 128  # pixels
 _DEPTHS = (8, 10, 12, 14, 16, 24, 32)  # bits that cameras and scanners give
 _FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
@@ -100,7 +102,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.sizes: set[tuple[int, int]] = set()
-        self.gray = self.turned = self.transparent = self.several_frames = self.flat = 0
+        self.gray = self.turned = self.transparent = self.several_frames = self.cut = self.flat = 0
         self.gray_shares = np.zeros(256)
         self.colour_shares = np.zeros((3, 256))
         self.pictures: set[bytes] = set()
@@ -190,6 +192,7 @@ def _look(
         seen.sizes.add((image.height, image.width))
         seen.turned += TURNED in image.info
         seen.several_frames += image.info.get(FRAMES, 1) > 1
+        seen.cut += bool(image.info.get(CUT))
         seen.gray += is_gray(image)
         if is_deep(image) and pixels.value_range is None:
             extremes.see(image)
@@ -224,6 +227,12 @@ def _problem(seen: _Seen, shares: NDArray[np.float64], count: int, what: str, pi
             remedy = f"black and white are {_span(pixels.value_range)}: pass --data.value_range, or {remedy}"
         values = [int(np.flatnonzero(channel)[0]) for channel in shares]
         return f"all {count:,} sampled images of {what} are of one colour, {_colour(values)}; {remedy}"
+    brightest = int(np.flatnonzero(shares.sum(axis=0))[-1])
+    if seen.cut == count and brightest < _BARELY_USED:
+        return (
+            f"the sampled images of {what} have 16-bit colours, of which the upper 8 bits are read, and these reach "
+            f"only {brightest} of 255; convert them to 8 bits"
+        )
     if count > 1 and len(seen.pictures) == 1:
         return f"all {count:,} sampled images of {what} are the same picture; look whether they hold what you think"
     return ""
@@ -248,8 +257,11 @@ def _notes(
     if pixels.value_range is not None and measured is not None:
         source = "set" if settings.value_range else f"as values run from {measured[0]:g} to {measured[1]:g}"
         notes.append(f"more than 8 bits: {_span(pixels.value_range)} become black and white, {source}")
-    used = np.flatnonzero(shares.sum(axis=0))
-    notes.append(f"values {used[0]} to {used[-1]} of 0 to 255")
+    else:
+        used = np.flatnonzero(shares.sum(axis=0))
+        notes.append(f"8 bits: values from {used[0]} to {used[-1]}, where 0 is black and 255 white")
+    if seen.cut:
+        notes.append(f"{seen.cut:,} {sample} have 16-bit colours, of which the upper 8 bits are used")
     if seen.transparent:
         notes.append(f"{seen.transparent:,} {sample} are transparent in part and lie on {settings.background}")
     if seen.turned:

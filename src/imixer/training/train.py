@@ -39,6 +39,7 @@ from imixer.training.model import BuiltModel, build_model
 from imixer.training.model_directory import save_model
 from imixer.training.optimizing import build_optimizer
 from imixer.training.parsing import load_config, save_config
+from imixer.training.preview import show_preview
 from imixer.training.progress import ShowProgress
 from imixer.training.quiet import silence
 from imixer.training.record import Record
@@ -142,6 +143,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         share=share(fabric, config),
         held_out_batch=config.micro_batch,
     )
+    if fabric.is_global_zero:
+        show_preview(data, config, built)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
     report_run(run.path)
     with _locked(fabric, run):
