@@ -27,6 +27,7 @@ from imixer.data.decoding import (
 from imixer.data.image_data import ImageData, Item, few_names, shortened
 from imixer.data.image_files import EXTENSIONS, Tree, few_extensions, images_under, walk
 from imixer.data.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
+from imixer.data.parquet_files import parquet_files
 from imixer.data.splitting import held_out_share, require_two_classes, stratified_split
 from imixer.data.survey import Extremes, survey_usable
 from imixer.errors import InputError
@@ -187,6 +188,8 @@ def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, conf
     """
     if not os.path.isdir(root):
         raise InputError(f"test: no folder {shortened(str(root))}; correct the path")
+    if parquet_files(root):
+        raise InputError(f"test: {root} holds parquet files; give a folder with a folder of images for each class")
     listing = _Listing(root)
     for name in sorted(set(listing.classes) - set(class_names)):
         close = next((each for each in class_names if each.casefold() == name.casefold()), None)

@@ -17,6 +17,18 @@ _OF_SYSTEMS = frozenset(
 )
 
 
+def expanded(path: str | Path) -> Path:
+    """Spell out the `~` of a path.
+
+    Raises:
+        InputError: There is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path} names a home that does not exist; give the whole path") from error
+
+
 def is_image_file(name: str) -> bool:
     """Whether a file name looks like an image that is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
@@ -68,8 +80,9 @@ def walk(folder: Path) -> Tree:
         if images and place != str(folder):
             inside.add(Path(place).relative_to(folder).parts[0])
         for name in images:
-            if os.path.islink(os.path.join(place, name)):
-                tree.links[os.path.realpath(os.path.join(place, name))] = Path(place, name)
+            path = os.path.join(place, name)
+            if os.path.islink(path) and os.path.isfile(path):
+                tree.links[os.path.realpath(path)] = Path(path)
     tree.images.sort()
     tree.inside = sorted(inside)
     return tree

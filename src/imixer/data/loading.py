@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from imixer.data.config import DataConfig
 from imixer.data.decoding import EIGHT_BITS, PixelFormat, deliver, read_file
 from imixer.data.image_data import ImageData, Item, check_channels, shortened
-from imixer.data.image_files import images_under
+from imixer.data.image_files import expanded, images_under
 from imixer.data.mixup import build_mixup
 from imixer.data.randomness import mixed_seed, seed_globally
 from imixer.data.sampler import BatchOrder, Share
@@ -264,7 +264,7 @@ def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS
         InputError: The file is missing, empty, truncated or no image, or nothing says which of its values are black and
             white; the message names it.
     """
-    path = _expanded(path)
+    path = expanded(path)
     if not os.path.lexists(path):
         raise InputError(f"no such image file: {shortened(str(path))}; correct the path")
     if path.is_dir():
@@ -279,7 +279,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         InputError: No path is given, one does not exist, or a folder holds no images.
     """
     found: dict[Path, None] = {}  # keeps order, drops repetition
-    for path in map(_expanded, paths):
+    for path in map(expanded, paths):
         if os.path.isdir(path):
             images = images_under(path)
             if not images:
@@ -292,11 +292,3 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     if not found:
         raise InputError("no images given; name image files or folders")
     return list(found)
-
-
-def _expanded(path: str | Path) -> Path:
-    """A path with `~` spelled out. Raises InputError if there is no such home."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{path} names a home that does not exist; give the whole path") from error

@@ -118,12 +118,12 @@ def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Pat
             raise InputError(f"{file} row {row} has an empty label; remove unlabelled rows")
         return Labels(file, numbers.astype(np.int64), tuple(words.tolist()), "text")
     values = column.to_numpy()
-    wrong = np.flatnonzero(values != np.floor(values)) if pa.types.is_floating(kind) else np.zeros(0, dtype=np.int64)
-    if not len(wrong):
-        wrong = np.flatnonzero(np.abs(values.astype(np.float64)) >= _LARGEST_NUMBER)
+    real = values.astype(np.float64)
+    whole = np.isfinite(real) & (real == np.floor(real))
+    wrong = np.flatnonzero(~(whole & (np.abs(real) < _LARGEST_NUMBER)))
     if len(wrong):
         row = int(wrong[0])
-        what = "is no whole number" if values[row] != np.floor(values[row]) else "is an id rather than a class"
+        what = "is an id rather than a class" if whole[row] else "is no whole number"
         raise InputError(f"{file} row {row} has label {values[row]} in column {name}, which {what}; {_NAME_IT}")
     words_of = _metadata_names(schema, name)
     return Labels(file, values.astype(np.int64), words_of, "named" if words_of else "numbers")

@@ -11,6 +11,7 @@ from imixer.data.decoding import reason, special_file
 from imixer.data.digits import open_digits
 from imixer.data.folder import open_folder
 from imixer.data.image_data import ImageData, shortened
+from imixer.data.image_files import expanded
 from imixer.data.parquet import open_parquet
 from imixer.data.parquet_files import find_shards
 from imixer.data.timm_sets import PREFIXES, open_timm, timm_prefix
@@ -38,11 +39,7 @@ def open_data(config: DataConfig) -> ImageData:
         return open_torchvision(name, config)
     if timm_prefix(name):
         return open_timm(name, config)
-    try:
-        path = Path(name).expanduser()
-    except RuntimeError as error:  # ~somebody
-        raise InputError(f"data.name: {name!r} names a home that does not exist; give the whole path") from error
-    return _open_path(path, config)
+    return _open_path(expanded(name), config)
 
 
 def _open_path(path: Path, config: DataConfig) -> ImageData:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 from timm.data import create_dataset
@@ -12,6 +11,7 @@ from imixer.data.config import DataConfig
 from imixer.data.decoding import UnreadableImage, decode_bytes, reason
 from imixer.data.delivered import DeliveredImages, read_item
 from imixer.data.image_data import ImageData, Item
+from imixer.data.image_files import expanded
 from imixer.data.survey import survey_usable
 from imixer.errors import InputError
 
@@ -83,7 +83,7 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
 
 
 def _open(name: str, split: str, config: DataConfig) -> Any:
-    root = str(Path(config.root or "data").expanduser())
+    root = str(expanded(config.root or "data"))
     try:
         found: Any = create_dataset(name, root=root, split=split, download=config.download)
     except Exception as error:  # network, archive, file and name errors of many kinds
