@@ -8,6 +8,8 @@ from typing import Literal, Optional, Tuple, Union
 
 from imixer.errors import InputError
 
+_MOST_WORKERS = 256  # processes, more than any one machine feeds a device with
+
 ImageSize = Union[int, Tuple[int, int]]
 
 
@@ -31,6 +33,10 @@ class DataConfig:
         skip_bad: Count and skip unreadable images instead of stopping at the first.
         check: Which image files of a folder to test before training: `full` decodes each, `header` reads the header of
             each, `off` none, `auto` is `full` up to 20,000 files and `header` above. Parquet rows: only by `full`.
+        value_range: Stored values that become black and white, [low, high], in images of more than 8 bits, such as
+            16-bit and float ones. Default: measured, as the customary range that holds them all; a run's `config.yaml`
+            has it.
+        background: What shows through transparent pixels: `white`, `gray` or `black`.
         crop: Training crop: `pad` shifts by up to an eighth of the side, `resized` takes a random area and ratio,
             `center` takes none at random.
         scale: Range of the area of a `resized` crop, as a share of the image.
@@ -57,6 +63,8 @@ class DataConfig:
     workers: int = 0
     skip_bad: bool = False
     check: Literal["auto", "full", "header", "off"] = "auto"
+    value_range: Optional[Tuple[float, float]] = None
+    background: Literal["white", "gray", "black"] = "white"
     crop: Literal["pad", "resized", "center"] = "pad"
     scale: Tuple[float, float] = (0.08, 1.0)
     ratio: Tuple[float, float] = (0.75, 1.3333333)
@@ -74,8 +82,13 @@ class DataConfig:
             raise InputError(f"data.val_fraction is {self.val_fraction}; give a share between 0 and 1")
         if self.batch_size < 1:
             raise InputError(f"data.batch_size is {self.batch_size}; give 1 or more")
-        if self.workers < 0:
-            raise InputError(f"data.workers is {self.workers}; give 0 or more")
+        if not 0 <= self.split_seed < 2**32:
+            raise InputError(f"data.split_seed is {self.split_seed}; give 0 or more, below 2**32")
+        if not 0 <= self.workers <= _MOST_WORKERS:
+            raise InputError(f"data.workers is {self.workers}; give 0 to {_MOST_WORKERS}, at most one per core")
+        low, high = self.value_range or (0.0, 1.0)
+        if not -math.inf < low < high < math.inf:
+            raise InputError(f"data.value_range is [{low:g}, {high:g}]; give two finite numbers, the smaller one first")
         if not 0 < self.crop_pct <= 1:
             raise InputError(f"data.crop_pct is {self.crop_pct}; give a share above 0, up to 1")
         for field in ("hflip", "random_erasing"):

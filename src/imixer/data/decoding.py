@@ -2,19 +2,63 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from imixer.data.config import DataConfig
 from imixer.errors import InputError
 
 SKIP_REMEDY = "mend or remove it, or pass --data.check full --data.skip_bad true"
+TURNED = "imixer_turned"  # marks in `image.info` that the pixels were turned upright
+CUT = "imixer_cut"  # that it has colours of 16 bits, of which Pillow gives the upper 8
+FRAMES = "imixer_frames"  # and how many frames the file holds
 
 _MODES = {1: "L", 3: "RGB"}
+_READABLE = frozenset(
+    {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "I", "F"}
+)
+_ORIENTATION = 274  # EXIF tag
+_TURNS = range(2, 9)  # of its values, those that are not upright
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+_GROUNDS = {"white": 255, "gray": 128, "black": 0}
+_UNSIGNED_16 = (0.0, 65535.0)
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """Say how stored pixels become bytes, where the file itself does not.
+
+    Args:
+        value_range: Stored values that become black and white in images of more than 8 bits. None: unknown.
+        background: Gray value, 0 to 255, under transparent pixels.
+    """
+
+    value_range: tuple[float, float] | None = None
+    background: int = 255
+
+
+EIGHT_BITS = PixelFormat()
+
+
+def pixel_format(config: DataConfig) -> PixelFormat:
+    """Read the format from the settings; a finished run's have the range that was measured."""
+    return PixelFormat(
+        config.value_range and (config.value_range[0], config.value_range[1]), _GROUNDS[config.background]
+    )
 
 
 class UnreadableImage(Exception):
@@ -29,23 +73,33 @@ def reason(error: BaseException) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
 
 
-def decode_file(path: str | Path) -> Image.Image:
+def decode_file(path: str | Path, *, upright: bool = True) -> Image.Image:
     """Read and decode a file completely, in the mode it is stored in.
 
+    Args:
+        path: The file.
+        upright: Whether to turn it as its EXIF orientation says.
+
     Raises:
-        UnreadableImage: The file is missing, empty, truncated or no image.
+        UnreadableImage: The file is missing, no regular file, empty, truncated or no image, or its pixels mean nothing.
     """
-    return _open(path, os.stat(path).st_size if os.path.isfile(path) else None, load=True)
+    size = _size(path)
+    # as a stream, since Pillow maps raw TIFFs that it has a name of, and maps those on their side with rows for columns
+    try:
+        with open(path, "rb") as stream:
+            return _open(stream, size, load=True, upright=upright)
+    except OSError as error:
+        raise UnreadableImage(reason(error)) from error
 
 
 def decode_bytes(encoded: Any) -> Image.Image:
-    """Decode the bytes of an image file completely, in the mode it is stored in.
+    """Decode the bytes of an image file completely, as `decode_file` does.
 
     Args:
         encoded: Bytes, or a buffer of them.
 
     Raises:
-        UnreadableImage: The bytes are empty, truncated or no image.
+        UnreadableImage: The bytes are empty, truncated or no image, or its pixels mean nothing.
     """
     return _open(io.BytesIO(encoded), len(encoded), load=True)
 
@@ -54,57 +108,162 @@ def check_header(path: str | Path) -> None:
     """Look at the first bytes of a file only.
 
     Raises:
-        UnreadableImage: The file is missing, empty or no image.
+        UnreadableImage: The file is missing, no regular file, empty or no image.
     """
-    _open(path, os.stat(path).st_size if os.path.isfile(path) else None, load=False)
+    _open(path, _size(path), load=False)
 
 
-def _open(source: Any, size: int | None, *, load: bool) -> Image.Image:
+def special_file(path: str | Path) -> str | None:
+    """Name what a path is if it is there and no regular file: opening a pipe would wait for ever."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return None
+    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
+def _size(path: str | Path) -> int:
+    if kind := special_file(path):
+        raise UnreadableImage(f"it is {kind}, not a file")
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError) as error:
+        gone = os.path.islink(path) and isinstance(error, FileNotFoundError)
+        raise UnreadableImage("it is a link to nothing" if gone else reason(error)) from error
+
+
+def _open(source: Any, size: int, *, load: bool, upright: bool = True) -> Image.Image:
     if size == 0:
         raise UnreadableImage("it is empty (0 bytes)")
     try:
         # closing matters for files with several frames; pixels that were loaded stay
         with Image.open(source) as image:
+            _require_readable(image.mode)
             if load:
-                image.load()
-    except MemoryError:
+                frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # whose second is a preview
+                cut = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
+                turned = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _TURNS
+                image.load()  # which turns TIFFs
+                image.info |= {FRAMES: frames, CUT: cut} | ({TURNED: True} if turned else {})
+    except (MemoryError, UnreadableImage):
         raise
     except Exception as error:  # on corrupted bytes, decoders raise almost anything
         raise UnreadableImage(reason(error)) from error
+    if load:
+        if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+            raise UnreadableImage("it holds values that are not finite")
+        if upright:
+            _turn_upright(image)
     return image
+
+
+def _require_readable(mode: str) -> None:
+    if mode not in _READABLE and not mode.startswith("I;16"):
+        raise UnreadableImage(f"its pixels are of mode {mode}, which cannot be turned into gray or RGB")
+
+
+def _turn_upright(image: Image.Image) -> None:
+    """Apply the EXIF orientation in place. Damaged EXIF says nothing, and the image stays."""
+    with contextlib.suppress(Exception):  # its parser raises almost anything
+        if image.getexif().get(_ORIENTATION, 1) in _TURNS:
+            ImageOps.exif_transpose(image, in_place=True)
+            image.info[TURNED] = True
 
 
 def is_gray(image: Image.Image) -> bool:
     """Whether an image is stored without colour."""
-    return image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I")
+    return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
-def to_channels(image: Image.Image, in_chans: int) -> Image.Image:
-    """Bring an image to mode `L` (1 channel) or `RGB` (3 channels). 16-bit images keep their upper 8 bits.
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image is stored with more than 8 bits, so that somebody must say which values are black and white."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel of an image is transparent."""
+    if is_deep(image) or not image.has_transparency_data:
+        return False
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
+
+
+def to_channels(image: Image.Image, in_chans: int, pixels: PixelFormat = EIGHT_BITS) -> Image.Image:
+    """Bring an image to mode `L` (1 channel) or `RGB` (3 channels).
+
+    Values of more than 8 bits are mapped linearly from `pixels.value_range`, and clipped. Without a range, integers are
+    taken for 16-bit and floats for values from 0 to 255; transparent pixels show `pixels.background`.
 
     Raises:
         InputError: `in_chans` is neither 1 nor 3.
+        UnreadableImage: There is no range, and the values are of another.
     """
     mode = _MODES.get(in_chans)
     if mode is None:
         raise InputError(f"in_chans is {in_chans}; images come with 1 channel (gray) or 3 (RGB)")
-    if image.mode == mode:
-        return image
-    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
-        values = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
-        image = Image.fromarray(values.astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
+    if is_deep(image):
+        image = _to_bytes(image, pixels.value_range)
+    elif is_transparent(image):
+        seen = image.convert("RGBA")
+        image = Image.new("RGB", image.size, (pixels.background,) * 3)
+        image.paste(seen.convert("RGB"), mask=seen.getchannel("A"))
+    elif image.mode == "P" and "transparency" in image.info:  # and opaque: Pillow would warn
         image = image.convert("RGBA")
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
-def read_file(path: str | Path, remedy: str) -> Image.Image:
+def deliver(image: Image.Image, in_chans: int, pixels: PixelFormat, name: str) -> Image.Image:
+    """Bring an image to `L` or `RGB`, as `to_channels` does.
+
+    Raises:
+        InputError: Nothing says which of its values are black and white; the message names the image.
+    """
+    try:
+        return to_channels(image, in_chans, pixels)
+    except UnreadableImage as error:
+        raise InputError(f"cannot read image {name}: {error}") from None
+
+
+def _to_bytes(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "F":
+        if value_range is None:
+            value_range = (0.0, 255.0)
+            if not (values.min() >= 0 and 1 < values.max() <= 255):
+                raise _unknown_range(values)
+        if value_range == (0.0, 255.0):
+            return image.convert("L")
+        low, high = value_range
+        shares = (values.astype(np.float64) - low) / (high - low)
+        return Image.fromarray(np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8))
+    if value_range is None:
+        value_range = _UNSIGNED_16
+        if values.min() < 0 or values.max() > 65535:
+            raise _unknown_range(values)
+    low, high = value_range
+    # so that a range of 2^k values keeps the upper 8 of k bits
+    steps = np.floor((values.astype(np.float64) - low) * (256 / (high - low + 1)))
+    return Image.fromarray(np.clip(steps, 0, 255).astype(np.uint8))
+
+
+def _unknown_range(values: Any) -> UnreadableImage:
+    return UnreadableImage(
+        f"its values run from {values.min():g} to {values.max():g}, and nothing says which are black and white, as the "
+        "model was trained on images of 8 bits; convert it to 8 bits"
+    )
+
+
+def read_file(path: str | Path, remedy: str, *, upright: bool = True) -> Image.Image:
     """Read and decode a file completely, in the mode it is stored in.
+
+    Args:
+        path: The file.
+        remedy: What to do if it cannot be read.
+        upright: Whether to turn it as its EXIF orientation says.
 
     Raises:
         InputError: It cannot be read; the message names the file and ends with `remedy`.
     """
     try:
-        return decode_file(path)
+        return decode_file(path, upright=upright)
     except UnreadableImage as error:
         raise InputError(f"cannot read image {path}: {error}; {remedy}") from None

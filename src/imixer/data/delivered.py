@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from imixer.data.decoding import reason, to_channels
+from imixer.data.decoding import EIGHT_BITS, PixelFormat, deliver, reason
 from imixer.data.image_data import Item
 from imixer.errors import InputError
 
@@ -18,19 +18,21 @@ class DeliveredImages(Dataset[Item]):
         items: Anything with a length and items (PIL image, label).
         in_chans: 1 delivers mode `L`, 3 delivers `RGB`.
         name: What to call the data set in a message.
+        pixels: How stored pixels become bytes.
     """
 
-    def __init__(self, items: Any, in_chans: int, name: str) -> None:
+    def __init__(self, items: Any, in_chans: int, name: str, pixels: PixelFormat = EIGHT_BITS) -> None:
         self.items = items
         self.in_chans = in_chans
         self.name = name
+        self.pixels = pixels
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Item:
         image, label = read_item(self.items, index, self.name)
-        return to_channels(image, self.in_chans), label
+        return deliver(image, self.in_chans, self.pixels, f"{index} of {self.name}"), label
 
 
 def read_item(items: Any, index: int, name: str) -> Item:

@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, Item
-from imixer.data.splitting import stratified_split
-from imixer.data.survey import survey
+from imixer.data.splitting import held_out_share, stratified_split
+from imixer.data.survey import survey_usable
 
 
 class ArrayImages(Dataset[Item]):
@@ -43,7 +43,7 @@ def open_digits(config: DataConfig) -> ImageData:
     names = tuple(str(digit) for digit in range(10))
     train, val = stratified_split(labels, names, fraction=config.val_fraction, seed=config.split_seed, what="digits")
     train_items = ArrayImages(images[train], labels[train])
-    facts = survey(lambda index: train_items[index][0], len(train_items))
+    facts = survey_usable(lambda index: train_items[index][0], len(train_items), config, "digits")
     return ImageData(
         name="digits",
         train=train_items,
@@ -53,4 +53,6 @@ def open_digits(config: DataConfig) -> ImageData:
         native_size=(8, 8),
         mean=facts.mean,
         std=facts.std,
+        sources=("scikit-learn", held_out_share(config)),
+        notes=facts.notes,
     )

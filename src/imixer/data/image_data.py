@@ -28,6 +28,10 @@ class ImageData:
         mean: Mean of each channel, with pixel values in [0, 1].
         std: Standard deviation of each channel, likewise; never 0.
         skipped: Names of unreadable images that were left out.
+        sources: Where the training part and the held-out part come from, in words.
+        notes: What was decided that the data do not say themselves, a sentence each.
+        left_out: Folders and files that are not used.
+        value_range: Stored values that become black and white. None: all images have 8 bits.
     """
 
     name: str
@@ -39,12 +43,29 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: tuple[str, ...] = ()
+    sources: tuple[str, str] = ("", "")
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
 
 
 def few_names(class_names: Sequence[str]) -> str:
     """The first classes, and how many there are."""
-    shown = ", ".join(class_names[:5])
+    shown = ", ".join(shortened(name, 40) for name in class_names[:5])
     return f"{shown}, ... ({len(class_names)})" if len(class_names) > 5 else shown
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text cut in the middle if it is long, so that both its ends can be told."""
+    half = (most - 5) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Spell out what a terminal would obey or cannot show: `\\x1b` instead of an escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in text
+    )
 
 
 def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -13,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.decoding import read_file, to_channels
-from imixer.data.image_data import ImageData, Item, check_channels
-from imixer.data.image_files import images_under
+from imixer.data.decoding import EIGHT_BITS, PixelFormat, deliver, read_file
+from imixer.data.image_data import ImageData, Item, check_channels, shortened
+from imixer.data.image_files import expanded, images_under
 from imixer.data.mixup import build_mixup
 from imixer.data.randomness import mixed_seed, seed_globally
 from imixer.data.sampler import BatchOrder, Share
@@ -267,18 +268,24 @@ def worker_message(error: InputError) -> str:
     return text.rpartition(marker)[2].splitlines()[0] if text.startswith("Caught ") and marker in text else text
 
 
-def load_image(path: str | Path, in_chans: int) -> Image.Image:
-    """Read one image file as mode `L` (1 channel) or `RGB` (3 channels).
+def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS) -> Image.Image:
+    """Read one image file as mode `L` (1 channel) or `RGB` (3 channels), upright.
+
+    Args:
+        path: The file.
+        in_chans: 1 or 3.
+        pixels: How stored pixels become bytes, as in training.
 
     Raises:
-        InputError: The file is missing, empty, truncated or no image; the message names it.
+        InputError: The file is missing, empty, truncated or no image, or nothing says which of its values are black and
+            white; the message names it.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise InputError(f"no such image file: {path}; correct the path")
+    path = expanded(path)
+    if not os.path.lexists(path):
+        raise InputError(f"no such image file: {shortened(str(path))}; correct the path")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give an image file")
-    return to_channels(read_file(path, "give a complete image file"), in_chans)
+    return deliver(read_file(path, "give a complete image file"), in_chans, pixels, str(path))
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -288,15 +295,15 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         InputError: No path is given, one does not exist, or a folder holds no images.
     """
     found: dict[Path, None] = {}  # keeps order, drops repetition
-    for path in (Path(each).expanduser() for each in paths):
-        if path.is_dir():
+    for path in map(expanded, paths):
+        if os.path.isdir(path):
             images = images_under(path)
             if not images:
                 raise InputError(f"no images in folder {path}; give image files or a folder that holds some")
-        elif path.exists():
+        elif os.path.lexists(path):
             images = [path]
         else:
-            raise InputError(f"no such file or folder: {path}; correct the path")
+            raise InputError(f"no such file or folder: {shortened(str(path))}; correct the path")
         found.update(dict.fromkeys(images))
     if not found:
         raise InputError("no images given; name image files or folders")

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 from imixer.data.config import DataConfig
-from imixer.data.decoding import reason
+from imixer.data.decoding import reason, special_file
 from imixer.data.digits import open_digits
 from imixer.data.folder import open_folder
-from imixer.data.image_data import ImageData
-from imixer.data.parquet import open_parquet, parquet_files
+from imixer.data.image_data import ImageData, shortened
+from imixer.data.image_files import expanded
+from imixer.data.parquet import open_parquet
+from imixer.data.parquet_files import find_shards
 from imixer.data.timm_sets import PREFIXES, open_timm, timm_prefix
 from imixer.data.torchvision_sets import SETS, open_torchvision
 from imixer.errors import InputError
@@ -37,24 +39,24 @@ def open_data(config: DataConfig) -> ImageData:
         return open_torchvision(name, config)
     if timm_prefix(name):
         return open_timm(name, config)
-    return _open_path(Path(name).expanduser(), config)
+    return _open_path(expanded(name), config)
 
 
 def _open_path(path: Path, config: DataConfig) -> ImageData:
     name = config.name
-    if path.is_dir() and name:
+    if os.path.isdir(path) and name:  # Path's own fails on names that are too long
         try:
-            files = parquet_files(path)
-            return open_parquet(path, files, config) if files else open_folder(path, config)
+            shards = find_shards(path)
+            return open_parquet(path, shards, config) if shards else open_folder(path, config)
         except OSError as error:
             raise InputError(f"data.name: cannot read folder {path}: {reason(error)}") from error
-    if path.exists() and name:
-        raise InputError(f"data.name: {path} is a file; give the folder it lies in")
+    if os.path.exists(path) and name:
+        raise InputError(f"data.name: {path} is {special_file(path) or 'a file'}; give the folder it lies in")
     if os.sep in name or "/" in name or name.startswith((".", "~")):
-        raise InputError(f"data.name: no such folder {path}; create it or correct the path")
+        raise InputError(f"data.name: no such folder {shortened(str(path))}; create it or correct the path")
     close = difflib.get_close_matches(name.lower(), _NAMED, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise InputError(
-        f"data.name: unknown data set {name!r}; {hint}Known: {', '.join(_NAMED)}, a folder, "
+        f"data.name: unknown data set {shortened(name)!r}; {hint}Known: {', '.join(_NAMED)}, a folder, "
         f"or a name of timm's that starts with {'/, '.join(PREFIXES)}/"
     )

@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imixer.data.config import DataConfig
 from imixer.errors import InputError
+
+ROLES = ("train", "val", "test")
+
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "validating", "dev", "devel", "development"), "val"),
+    **dict.fromkeys(("test", "tests", "testing", "tst", "eval", "evaluation", "evaluate", "holdout"), "test"),
+}
+_FILLER = re.compile("(data|sub|image|img|pic|picture|photo)?(set|split|part|folder|dir|file)?s?|final|full|jpe?g|png")
+
+
+def split_words(name: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Read a name word by word: `cifar10-TrainImages` says `train`, and `cifar` remains.
+
+    Args:
+        name: Name of a file or folder, in any case.
+
+    Returns:
+        The words for parts in it, with which of `train`, `val` and `test` each means; and its other words, without
+        those that go with any part, such as `images`.
+    """
+    joined = re.sub(r"(hold|held|Hold|Held|HOLD|HELD)[\W_]?(out|Out|OUT)", " holdout ", name)
+    named: dict[str, str] = {}
+    others: list[str] = []
+    for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+", joined):
+        word = word.lower()
+        stem = (
+            word if word in _WORDS else re.sub("(?<=.)(dataset|data|sets|set|images|imgs|split)$", "", word)
+        )  # testset
+        if stem in _WORDS:
+            named[stem] = _WORDS[stem]
+        elif not _FILLER.fullmatch(word):
+            others.append(word)
+    return named, tuple(others)
+
+
+def split_role(name: str) -> str | None:
+    """`train`, `val` or `test` if a name says nothing but that, such as `Testing`, `train_images` or `val2017`."""
+    named, others = split_words(name)
+    roles = set(named.values())
+    return roles.pop() if len(roles) == 1 and not others else None
 
 
 def require_two_classes(labels: NDArray[np.int64], class_names: Sequence[str], what: str) -> None:
@@ -17,6 +60,11 @@ def require_two_classes(labels: NDArray[np.int64], class_names: Sequence[str], w
     if len(present) < 2:
         only = f"only the class {class_names[int(present[0])]!r}" if len(present) else "no labelled images"
         raise InputError(f"{what} has {only}; classification needs two classes or more")
+
+
+def held_out_share(config: DataConfig) -> str:
+    """Say what is held out of data that have no part for it."""
+    return f"{config.val_fraction:.0%} of each class of them, by data.split_seed {config.split_seed}"
 
 
 def stratified_split(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Any
 
 from timm.data import create_dataset
@@ -12,7 +11,8 @@ from imixer.data.config import DataConfig
 from imixer.data.decoding import UnreadableImage, decode_bytes, reason
 from imixer.data.delivered import DeliveredImages, read_item
 from imixer.data.image_data import ImageData, Item
-from imixer.data.survey import survey
+from imixer.data.image_files import expanded
+from imixer.data.survey import survey_usable
 from imixer.errors import InputError
 
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
@@ -64,23 +64,26 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
         raise InputError(f"data.name {name!r} needs the package datasets: pip install 'imixer[data]'")
 
     train = _open(name, "train", config)
-    val = _open_held_out(name, config)
+    val, val_split = _open_held_out(name, config)
     class_names = _class_names(train, name)
-    facts = survey(lambda index: read_item(train, index, name)[0], len(train))
+    facts = survey_usable(lambda index: read_item(train, index, name)[0], len(train), config, name)
     return ImageData(
         name=name.lower().replace("/", "_"),
-        train=DeliveredImages(train, facts.in_chans, f"{name} (training)"),
-        val=DeliveredImages(val, facts.in_chans, f"{name} (validation)"),
+        train=DeliveredImages(train, facts.in_chans, f"{name} (training)", facts.pixels),
+        val=DeliveredImages(val, facts.in_chans, f"{name} (validation)", facts.pixels),
         class_names=class_names,
         in_chans=facts.in_chans,
         native_size=facts.native_size,
         mean=facts.mean,
         std=facts.std,
+        sources=("its split train", f"its split {val_split}"),
+        notes=facts.notes,
+        value_range=facts.pixels.value_range,
     )
 
 
 def _open(name: str, split: str, config: DataConfig) -> Any:
-    root = str(Path(config.root or "data").expanduser())
+    root = str(expanded(config.root or "data"))
     try:
         found: Any = create_dataset(name, root=root, split=split, download=config.download)
     except Exception as error:  # network, archive, file and name errors of many kinds
@@ -93,13 +96,14 @@ def _open(name: str, split: str, config: DataConfig) -> Any:
     return _ReaderItems(found.reader, f"{name} ({split})") if hasattr(found, "reader") else found
 
 
-def _open_held_out(name: str, config: DataConfig) -> Any:
+def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
+    """The held-out split and its name."""
     for split in _VAL_SPLITS[:-1]:
         try:
-            return _open(name, split, config)
+            return _open(name, split, config), split
         except InputError:
             continue
-    return _open(name, _VAL_SPLITS[-1], config)
+    return _open(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
 
 
 def _class_names(found: Any, name: str) -> tuple[str, ...]:

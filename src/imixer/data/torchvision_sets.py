@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from imixer.data.config import DataConfig
 from imixer.data.decoding import read_file, reason, to_channels
 from imixer.data.delivered import DeliveredImages
 from imixer.data.image_data import ImageData
+from imixer.data.image_files import expanded
 from imixer.errors import InputError
 
 
@@ -90,7 +92,8 @@ SETS = {
 
 
 def _read_rgb(path: str) -> Image.Image:
-    return to_channels(read_file(path, "fetch the data set again"), 3)
+    # as torchvision reads them, so that results compare: not turned as EXIF says
+    return to_channels(read_file(path, "fetch the data set again", upright=False), 3)
 
 
 def _remove_empty(root: Path) -> None:
@@ -104,16 +107,20 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
     """A data set of torchvision, with its own held-out part. Downloads it only when `config.download` says so.
 
     Raises:
-        InputError: It is not in `config.root`, or cannot be downloaded.
+        InputError: It is not in `config.root`, or cannot be downloaded, or `data.value_range` is set.
     """
+    if config.value_range:
+        raise InputError(
+            f"data.value_range is for images of more than 8 bits, and those of {name} have 8; leave it out"
+        )
     entry = SETS[name]
-    root = Path(config.root or "data").expanduser()
+    root = expanded(config.root or "data")
     factory = getattr(datasets, entry.factory)
     common: dict[str, Any] = {"root": str(root)}
     if entry.from_files:
         common["loader"] = _read_rgb
     fetch = config.download and entry.downloadable
-    fresh = not root.exists()
+    fresh = not os.path.exists(root)
     put = f"put {entry.files} into {root} yourself"
     try:
         train = factory(**common, **entry.train, **({"download": True} if fetch else {}))
@@ -139,4 +146,10 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         native_size=entry.native_size,
         mean=entry.mean,
         std=entry.std,
+        sources=(f"torchvision's {_part(entry.train)} part, in {root}", f"its {_part(entry.val)} part"),
     )
+
+
+def _part(chosen: dict[str, Any]) -> str:
+    """What torchvision calls a part."""
+    return str(chosen["split"]) if "split" in chosen else "training" if chosen["train"] else "test"

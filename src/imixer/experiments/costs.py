@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from imixer.implicit import fold
 from imixer.training.config import TrainConfig
-from imixer.training.model import build_model
+from imixer.training.model import build_model, multiply_adds
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,4 @@ def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
     with torch.device("meta"):
         built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
-    if config.model.solver not in (None, "fixed"):
-        return Costs(parameters, None)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        fold(built.model)(torch.empty(1, *built.input_size, device="meta"))
-    return Costs(parameters, counter.get_total_flops() // 2)
+    return Costs(parameters, multiply_adds(built))

@@ -8,7 +8,7 @@ from typing import Any, Dict, Optional, Sized, cast
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
-from imixer.data.parquet import parquet_files
+from imixer.data.parquet_files import parquet_files
 from imixer.data.source import open_data
 from imixer.errors import InputError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from imixer.data.folder import open_test_folder
+from imixer.data.image_data import printable
 from imixer.data.loading import batches_in_order, worker_message
 from imixer.errors import InputError
 from imixer.training.calibration import ConfidenceBin, calibration_error, reliability
@@ -100,7 +102,11 @@ def evaluate(
         opened = reloaded.data(data)
         name, items, skipped, file = opened.name, opened.val, opened.skipped, reloaded.run.evaluation
     else:
-        items, skipped = open_test_folder(Path(test), reloaded.class_names, reloaded.input_size[0], config.data)
+        items, skipped, left_out = open_test_folder(
+            Path(test), reloaded.class_names, reloaded.input_size[0], config.data
+        )
+        if left_out:
+            print(f"not used of {test}: {'; '.join(map(printable, left_out))}", file=sys.stderr)
         name, file = test, reloaded.run.test_evaluation
     batches = batches_in_order(
         items, reloaded.transform, config.data, device=reloaded.device, batch_size=batch_size or config.micro_batch

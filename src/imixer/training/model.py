@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
 
 import timm
+import torch
 from timm.layers import PatchEmbed
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
+from imixer.implicit import fold
 from imixer.training.config import ModelConfig
 from imixer.training.devices import is_first_process
 from imixer.training.suggest import nearest
@@ -85,6 +88,29 @@ def build_model(
         if is_first_process():
             print(loaded, file=sys.stderr, flush=True)
     return BuiltModel(model, name, args, (in_chans, *size))
+
+
+def multiply_adds(built: BuiltModel) -> Optional[int]:
+    """Count the multiply-adds of one image's forward, normalisation baked in.
+
+    The model is built once more without weights, and no random number is drawn.
+
+    Args:
+        built: The model.
+
+    Returns:
+        Their number. None if it depends on the image, or the model cannot be built without weights.
+    """
+    if getattr(built.model, "solver", "fixed") != "fixed":
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = fold(timm.create_model(built.name, **built.args))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, *built.input_size, device="meta"))
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):  # of models that need numbers to be built or run
+        return None
+    return counter.get_total_flops() // 2
 
 
 def _known(name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, List, Optional, Sequence, Tuple
 import torch
 from PIL import Image
 
+from imixer.data.decoding import pixel_format
 from imixer.data.loading import find_images, load_image
 from imixer.errors import InputError
 from imixer.training.figures import draw_predictions
@@ -84,9 +85,9 @@ def predict(
     held_out = [] if files else _held_out(reloaded, data)
     predictions: List[Prediction] = []
     shown: List[_Source] = []
-    in_chans = reloaded.input_size[0]
+    in_chans, pixels = reloaded.input_size[0], pixel_format(reloaded.config.data)
     for start in range(0, len(files) or len(held_out), _BATCH):
-        batch = [_Source(str(file), None, load_image(file, in_chans)) for file in files[start : start + _BATCH]]
+        batch = [_Source(str(file), None, load_image(file, in_chans, pixels)) for file in files[start : start + _BATCH]]
         batch = batch or held_out[start : start + _BATCH]
         predictions += _predict(reloaded, batch, top)
         shown += batch[: max(0, _SHOWN - len(shown))]

@@ -10,6 +10,8 @@ from typing import Optional
 
 from imixer.errors import InputError
 
+_MOST_LETTERS = 40  # of a data set's or a model's name in that of a directory
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -189,4 +191,6 @@ def open_run(path: str) -> RunDirectory:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w.]+", "_", name).strip("_") or "run"
+    slug = re.sub(r"[^\w.]+", "_", name).strip("_") or "run"
+    # both ends of a long one: file systems have a limit, in bytes
+    return slug if len(slug) <= _MOST_LETTERS else f"{slug[: _MOST_LETTERS // 2]}_{slug[-_MOST_LETTERS // 2 :]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, TypeVar
+from typing import Any, Dict, Optional, Tuple, TypeVar
 from uuid import uuid4
 
 import torch
@@ -39,6 +40,7 @@ from imixer.training.model import BuiltModel, build_model
 from imixer.training.model_directory import save_model
 from imixer.training.optimizing import build_optimizer
 from imixer.training.parsing import load_config, save_config
+from imixer.training.preview import show_preview
 from imixer.training.progress import ShowProgress
 from imixer.training.quiet import silence
 from imixer.training.record import Record
@@ -88,16 +90,16 @@ def resume(path: str, config: Optional[TrainConfig] = None) -> Trained:
     return _start(placed(config), run)
 
 
-def resolved(config: TrainConfig, built: BuiltModel) -> TrainConfig:
+def resolved(config: TrainConfig, built: BuiltModel, value_range: Optional[Tuple[float, float]] = None) -> TrainConfig:
     """The configuration with every default spelled out, and paths that hold from anywhere. `out` is left open."""
     absolute: Dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("name", "root")
-        if (value := getattr(config.data, field)) and Path(value).is_dir()
+        if (value := getattr(config.data, field)) and os.path.isdir(value)
     }
     _, height, width = built.input_size
     size = height if height == width else (height, width)
-    data: DataConfig = replace(config.data, image_size=size, **absolute)
+    data: DataConfig = replace(config.data, image_size=size, value_range=value_range, **absolute)
     checkpoint = config.model.checkpoint and str(Path(config.model.checkpoint).absolute())
     return replace(config, data=data, model=replace(config.model, name=built.name, checkpoint=checkpoint), out=None)
 
@@ -143,6 +145,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         share=share(fabric, config),
         held_out_batch=config.micro_batch,
     )
+    if fabric.is_global_zero:
+        show_preview(data, config, built)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
     report_run(run.path)
     with _locked(fabric, run):
@@ -150,7 +154,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         if state is not None:
             _check_data(state, data, run)
         if fabric.is_global_zero and not begun:
-            save_config(resolved(config, built), run.config)
+            save_config(resolved(config, built, data.value_range), run.config)
             write_text(run.environment, json.dumps({"run": uuid4().hex} | environment(), indent=2))
         if fabric.is_global_zero and begun:
             _note_changes(run, state["step"] if state else 0)

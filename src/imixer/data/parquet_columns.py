@@ -1,0 +1,340 @@
+"""Which columns of a parquet file hold images and labels, and which class each label means."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from imixer.data.image_data import few_names
+from imixer.errors import InputError
+
+_IMAGE_NAMES = ("image", "img")
+_LABEL_NAMES = ("label", "labels", "fine_label")
+_NO_LABELS = {"id", "idx", "index", "image_id", "img_id", "row_id", "width", "height", "__index_level_0__"}
+_LARGEST_NUMBER = 2**31  # of a class; above are ids and hashes
+_FEW_ROWS = 10
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that are read.
+
+    Args:
+        image: Encoded images.
+        label: Labels of any kind.
+        notes: How they were chosen, if not by the usual names alone.
+    """
+
+    image: str
+    label: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one file, as numbers.
+
+    Args:
+        file: The file.
+        numbers: A number for each row (rows,).
+        words: What each number means. None: the file does not say.
+        kind: `named` by the file's metadata, `text`, `truth` values, or bare `numbers`.
+    """
+
+    file: Path
+    numbers: Numbers
+    words: tuple[str, ...] | None
+    kind: str
+
+
+def find_columns(schema: pa.Schema, file: Path) -> Columns:
+    """Choose by name, else by kind where only one column is of it.
+
+    Raises:
+        InputError: No column holds images or labels, or several might.
+    """
+    images = [field.name for field in schema if _holds_bytes(field.type)]
+    wanted = "name the one with encoded images (bytes, or a struct with bytes) image"
+    if not images:
+        text = next((field.name for field in schema if field.name in _IMAGE_NAMES and not _holds_bytes(field.type)), "")
+        why = f" ({text} is of type {_short(schema.field(text).type)}; paths and arrays are not read)" if text else ""
+        raise InputError(f"{file} has no image column: columns {', '.join(schema.names)}{why}; {wanted}")
+    image = _by_name(images, _IMAGE_NAMES) or _only(images, "several columns of bytes", schema, file, wanted)
+    notes = _choice("images", image, images)
+
+    labels = [field.name for field in schema if _holds_labels(field.type) and field.name != image]
+    label = _by_name(labels, _LABEL_NAMES)
+    if label is None:
+        wanted = "name the one with the classes label"
+        labels = [name for name in labels if name.lower() not in _NO_LABELS]
+        if not labels:
+            raise InputError(
+                f"{file} has no label column (numbers, text, true or false): columns {', '.join(schema.names)}; "
+                f"{wanted}"
+            )
+        integers = [name for name in labels if pa.types.is_integer(schema.field(name).type)]
+        label = _only(integers or labels, f"several {'integer ' if integers else ''}columns", schema, file, wanted)
+    return Columns(image, label, notes + _choice("labels", label, labels))
+
+
+def require_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
+    """Raises InputError if a file lacks a column, or has it of another kind, that another file of the data has."""
+    for name, usable in ((columns.image, _holds_bytes), (columns.label, _holds_labels)):
+        if name not in schema.names or not usable(schema.field(name).type):
+            raise InputError(
+                f"{file} has no usable column {name}, as other files have: columns {', '.join(schema.names)}; "
+                "remove the file or write it like the others"
+            )
+
+
+def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Path) -> Labels:
+    """Bring a column of labels to numbers, with what they mean if the file says so.
+
+    Raises:
+        InputError: A row has no label, or one that is no class: a fraction, an empty text, a number too large.
+    """
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise InputError(f"{file} row {row} has no label; remove unlabelled rows")
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind)
+    if pa.types.is_boolean(kind):
+        return Labels(file, column.to_numpy().astype(np.int64), ("False", "True"), "truth")
+    if _is_text(kind):
+        words, numbers = np.unique(np.array(column.to_pylist(), dtype=object), return_inverse=True)
+        if len(words) and not words[0].strip():
+            row = int(np.flatnonzero(numbers == 0)[0])
+            raise InputError(f"{file} row {row} has an empty label; remove unlabelled rows")
+        return Labels(file, numbers.astype(np.int64), tuple(words.tolist()), "text")
+    values = column.to_numpy()
+    real = values.astype(np.float64)
+    whole = np.isfinite(real) & (real == np.floor(real))
+    wrong = np.flatnonzero(~(whole & (np.abs(real) < _LARGEST_NUMBER)))
+    if len(wrong):
+        row = int(wrong[0])
+        what = "is an id rather than a class" if whole[row] else "is no whole number"
+        raise InputError(f"{file} row {row} has label {values[row]} in column {name}, which {what}; {_NAME_IT}")
+    words_of = _metadata_names(schema, name)
+    return Labels(file, values.astype(np.int64), words_of, "named" if words_of else "numbers")
+
+
+_NAME_IT = "name the column with the classes label"
+
+
+class Classes:
+    """The classes of the training files, and the label each row of any file gets. Names decide, not numbers.
+
+    Args:
+        files: Labels of the training files.
+        column: Name of their column, for messages.
+
+    Attributes:
+        names: Name of each label.
+        notes: What was decided, a sentence each.
+
+    Raises:
+        InputError: Labels are ids, or of kinds that do not go together.
+    """
+
+    def __init__(self, files: Sequence[Labels], column: str) -> None:
+        self.notes: list[str] = []
+        self._numbers: Numbers | None = None  # the value of each label, where files give bare numbers only
+        named = next((each for each in files if each.kind == "named"), None)
+        worded = [each for each in files if each.words is not None]
+        if named is not None:
+            assert named.words is not None
+            self.names = named.words
+            if len(set(self.names)) < len(self.names):
+                twice = next(name for name in self.names if self.names.count(name) > 1)
+                raise InputError(f"{named.file} names two classes {twice!r}; give each its own name")
+        elif worded:
+            bare = next((each for each in files if each.words is None), None)
+            if bare is not None:
+                raise InputError(f"{worded[0].file} has labels in words and {bare.file} in numbers; write them alike")
+            self.names = _sorted_words({word for each in worded for word in _used(each)})
+            self._refuse_ids(len(self.names), sum(len(each.numbers) for each in files), column)
+            _refuse_alike(self.names, column)
+            kind = "true or false" if all(each.kind == "truth" for each in worded) else "text"
+            self.notes.append(f"column {column} holds {kind}: classes are {few_names(self.names)}")
+        else:
+            self.names = self._of_numbers(files, column)
+        self._named = named is not None
+        self._label = {name: label for label, name in enumerate(self.names)}
+
+    def _of_numbers(self, files: Sequence[Labels], column: str) -> tuple[str, ...]:
+        for each in files:
+            _refuse_negative(each)
+        numbers = np.concatenate([each.numbers for each in files])
+        values = np.unique(numbers)
+        self._refuse_ids(len(values), len(numbers), column)
+        self._numbers = values
+        if len(values) and (values[0] != 0 or values[-1] != len(values) - 1):
+            self.notes.append(
+                f"column {column} has the {len(values)} numbers {few_names([str(value) for value in values])}: the "
+                f"classes are called so, and have the labels 0 to {len(values) - 1}"
+            )
+        return tuple(str(value) for value in values)
+
+    @staticmethod
+    def _refuse_ids(classes: int, rows: int, column: str) -> None:
+        if rows >= _FEW_ROWS and classes > rows / 2:
+            raise InputError(
+                f"column {column} has {classes:,} different values in {rows:,} rows, which are ids or captions rather "
+                f"than classes; {_NAME_IT}"
+            )
+
+    def labels(self, files: Sequence[Labels]) -> Numbers:
+        """The label of each row, in order.
+
+        Raises:
+            InputError: A row is of a class that the training files do not know; the message names file and row.
+        """
+        return np.concatenate([self._labels(each) for each in files])
+
+    def _labels(self, each: Labels) -> Numbers:
+        if each.words is None:
+            return self._of_bare(each)
+        if self._numbers is not None and each.kind != "named":
+            raise InputError(f"{each.file} has labels in words, but the training files have numbers; write them alike")
+        if self._numbers is not None:
+            raise InputError(f"{each.file} names its classes, but the training files do not; add the names to them")
+        if each.kind == "named":
+            _refuse_outside(each, len(each.words))
+            if each.words != self.names:
+                self.notes.append(f"the class numbers of {each.file.name} are others, and were matched by name")
+        table = np.array([self._label.get(word, -1) for word in each.words], dtype=np.int64)
+        found = table[each.numbers]
+        unknown = np.flatnonzero(found < 0)
+        if len(unknown):
+            row = int(unknown[0])
+            raise InputError(
+                f"{each.file} row {row} is of class {each.words[each.numbers[row]]!r}, which the training files do not "
+                f"name; they have {few_names(self.names)}"
+            )
+        return found
+
+    def _of_bare(self, each: Labels) -> Numbers:
+        if self._numbers is None:
+            if not self._named:
+                raise InputError(
+                    f"{each.file} has labels in numbers, but the training files in words; write them alike"
+                )
+            self.notes.append(
+                f"{each.file.name} does not name its classes: its numbers are taken for those of the others"
+            )
+            _refuse_outside(each, len(self.names))
+            return each.numbers
+        _refuse_negative(each)
+        place = np.searchsorted(self._numbers, each.numbers).clip(max=len(self._numbers) - 1)
+        unknown = np.flatnonzero(self._numbers[place] != each.numbers)
+        if len(unknown):
+            row = int(unknown[0])
+            raise InputError(
+                f"{each.file} row {row} has label {each.numbers[row]}, which the training rows do not have, outside "
+                f"{few_names(self.names)}; correct or remove it"
+            )
+        return place
+
+
+def _used(each: Labels) -> list[str]:
+    assert each.words is not None
+    return [each.words[number] for number in np.unique(each.numbers)]
+
+
+def _sorted_words(words: set[str]) -> tuple[str, ...]:
+    """By number if all are whole numbers, else by letters."""
+    by_number = all(re.fullmatch(r"-?\d+", word) for word in words)
+    return tuple(sorted(words, key=int) if by_number else sorted(words))
+
+
+def _refuse_alike(names: Sequence[str], column: str) -> None:
+    alike: dict[str, str] = {}
+    for name in names:
+        plain = name.casefold().strip()
+        if plain in alike and len(plain) > 1:
+            raise InputError(
+                f"column {column} has the labels {alike[plain]!r} and {name!r}, which differ in case or spaces only; "
+                "write them alike"
+            )
+        alike[plain] = name
+
+
+def _refuse_negative(each: Labels) -> None:
+    if len(wrong := np.flatnonzero(each.numbers < 0)):
+        row = int(wrong[0])
+        raise InputError(f"{each.file} row {row} has label {each.numbers[row]}, below 0; correct or remove it")
+
+
+def _refuse_outside(each: Labels, classes: int) -> None:
+    if len(wrong := np.flatnonzero((each.numbers < 0) | (each.numbers >= classes))):
+        row = int(wrong[0])
+        raise InputError(
+            f"{each.file} row {row} has label {each.numbers[row]}, outside 0 to {classes - 1}; correct or remove it"
+        )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_bytes(kind.field(place).type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind) or _is_text(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _by_name(usable: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in usable), None)
+
+
+def _only(usable: Sequence[str], several: str, schema: pa.Schema, file: Path, wanted: str) -> str:
+    if len(usable) == 1:
+        return usable[0]
+    raise InputError(f"{file} has {several} ({', '.join(usable)}) and columns {', '.join(schema.names)}; {wanted}")
+
+
+def _choice(what: str, chosen: str, usable: Sequence[str]) -> tuple[str, ...]:
+    """Tell of a choice among columns, or of one by kind only."""
+    rest = [name for name in usable if name != chosen]
+    if not rest and chosen in (*_IMAGE_NAMES, *_LABEL_NAMES):
+        return ()
+    return (f"{what} are those of column {chosen}" + (f", not of {few_names(rest)}" if rest else ""),)
+
+
+def _short(kind: pa.DataType) -> str:
+    text = str(kind)
+    return text if len(text) < 40 else f"{text[:37]}..."
+
+
+def _metadata_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """Class names that Hugging Face stores with the schema, in any of the layouts it has used."""
+    try:
+        stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = stored.get("info", stored).get("features", {})
+        if isinstance(features, list):
+            features = {feature["name"]: feature.get("dtype", feature) for feature in features}
+        feature = features.get(label, {})
+        names = feature.get("class_label", feature).get("names")
+        if isinstance(names, dict):
+            names = [names[key] for key in sorted(names, key=int)]
+        return tuple(map(str, names)) if names else None
+    except (ValueError, KeyError, AttributeError, TypeError):  # foreign metadata: the labels still serve
+        return None

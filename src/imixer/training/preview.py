@@ -1,0 +1,103 @@
+"""What is about to be trained, on the screen before it is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sized
+from typing import Any, cast
+
+import numpy as np
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from imixer.data.image_data import ImageData, few_names, printable, shortened
+from imixer.training.config import TrainConfig
+from imixer.training.model import BuiltModel, multiply_adds
+
+_MOST_LEFT_OUT = 6
+_PASSES = 3  # a backward pass costs as much as two forward passes
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+
+
+def show_preview(data: ImageData, config: TrainConfig, built: BuiltModel, console: Console | None = None) -> None:
+    """Show where the images come from, what was decided on them, what is left out, and what training will cost.
+
+    Args:
+        data: The data set.
+        config: The run.
+        built: Its model.
+        console: Where to print. Default: stderr.
+    """
+    grid = Table.grid(padding=(0, 2))
+    for title, text in _lines(data, config, built):
+        grid.add_row(title, Text(printable(text)))  # no markup: names come from outside
+    console = console or Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 160)
+    console.print(Panel(grid, title="about to train", title_align="left", expand=False))
+
+
+def _lines(data: ImageData, config: TrainConfig, built: BuiltModel) -> list[tuple[str, str]]:
+    classes, (channels, height, width) = len(data.class_names), built.input_size
+    lines = [("data", f"{shortened(data.name)}, {classes} classes: {few_names(data.class_names)}")]
+    for title, items, source in zip(("training", "held out"), (data.train, data.val), data.sources, strict=True):
+        lines.append((title, f"{_count(items, classes)}{f', {source}' if source else ''}"))
+    if data.skipped:
+        lines.append(("skipped", f"{_images(len(data.skipped))} that cannot be read, the first {data.skipped[0]}"))
+    shown = [shortened(each, 120) for each in data.left_out[:_MOST_LEFT_OUT]]
+    more = len(data.left_out) - len(shown)
+    if shown:
+        lines.append(("not used", "; ".join(shown) + (f"; and {more} more" if more else "")))
+    stored = f"{data.native_size[0]}x{data.native_size[1]}" if data.native_size else "of several sizes"
+    colours = "gray" if channels == 1 else "RGB"
+    lines.append(("images", f"{stored}, seen by the model as {height}x{width} {colours}"))
+    lines += [("", shortened(note, 160)) for note in data.notes]
+    lines.append(("batches", _batches(len(cast(Sized, data.train)), config.data.batch_size)))
+    parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
+    lines.append(("model", f"{built.name}, {parameters:,} parameters"))
+    lines.append(("cost", _cost(data, config, built)))
+    return lines
+
+
+def _count(items: Any, classes: int) -> str:
+    """How many images, of how many classes, and how evenly."""
+    images = _images(len(items))
+    labels = getattr(items, "labels", None)
+    if labels is None:
+        return images
+    counts = np.bincount(labels, minlength=classes)
+    present = counts[counts > 0]
+    of = f"all {classes}" if len(present) == classes else f"only {len(present)} of the {classes}"
+    each = f"{present.min():,}" if present.min() == present.max() else f"{present.min():,} to {present.max():,}"
+    return f"{images} of {of} classes, {each} each"
+
+
+def _batches(images: int, batch_size: int) -> str:
+    batches, left = divmod(images, batch_size)
+    text = f"{batches:,} of {batch_size:,} images per epoch"
+    if left:
+        text += f"; the other {left:,} of the {images:,} fill no batch and sit the epoch out, other ones each time"
+    return text
+
+
+def _cost(data: ImageData, config: TrainConfig, built: BuiltModel) -> str:
+    one = multiply_adds(built)
+    if one is None:
+        return "not known beforehand: iterations depend on the images"
+    seen = len(cast(Sized, data.train)) // config.data.batch_size * config.data.batch_size
+    epochs = config.epochs + config.schedule.cooldown_epochs
+    total = one * _PASSES * seen * epochs
+    return (
+        f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(total)} for the training "
+        f"(x {_PASSES} x {seen:,} images x {epochs} epochs)"
+    )
+
+
+def _with_unit(number: float) -> str:
+    """`266 P`, `3.4 P`, `109.4 M`: P is 1e15, T is 1e12."""
+    scale, unit = next((each for each in _UNITS if number >= each[0]), _UNITS[-1])
+    return f"{number / scale:,.1f} {unit}" if number / scale < 1000 else f"{number / scale:,.0f} {unit}"
+
+
+def _images(count: int) -> str:
+    return f"{count:,} {'image' if count == 1 else 'images'}"
