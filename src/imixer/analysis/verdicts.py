@@ -1,6 +1,6 @@
 """Verdicts on the screen."""
 
-_STYLES = {"guaranteed": "green", "observed": "cyan", "violated": "yellow"}
+_STYLES = {"guaranteed": "green", "observed": "cyan", "undecided": "magenta", "violated": "yellow"}
 
 
 def styled(verdict: str) -> str:

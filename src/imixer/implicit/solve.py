@@ -140,8 +140,7 @@ class _OnlyWhatMoves:
                 trouble = trouble or "gives another value"
         raise ValueError(
             f"{self.name}: early_exit evaluates F on some samples only, and on one alone F {trouble}; leave early_exit "
-            "out, or let F treat samples apart: what it needs per sample goes among the tensors, samples along the first "
-            "axis"
+            "out, or let F treat samples apart: inputs per sample go among the tensors, samples along the first axis"
         )
 
 
