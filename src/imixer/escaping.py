@@ -15,8 +15,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_OF_NO_ENCODING = re.compile("[\ud800-\udfff]")
 _FORMULA = re.compile(r"\s*[=+\-@\t\r]")
-_ESCAPED_FORMULA = re.compile(r"'\s*[=+\-@\t\r]")
+_QUOTED_FORMULA = re.compile(r"'+\s*[=+\-@\t\r]")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -92,15 +93,15 @@ def for_csv(cell: Any) -> Any:
     """Escape a cell of a CSV file, lest a spreadsheet compute it. Numbers, also written out, stay."""
     if not isinstance(cell, str):
         return cell
-    cell = "".join(_written_out(ord(c)) if "\ud800" <= c <= "\udfff" else c for c in cell)
-    if _ESCAPED_FORMULA.match(cell) or (_FORMULA.match(cell) and not _is_number(cell)):
+    cell = _OF_NO_ENCODING.sub(lambda found: _written_out(ord(found[0])), cell)
+    if _QUOTED_FORMULA.match(cell) or (_FORMULA.match(cell) and not _is_number(cell)):
         return f"'{cell}"
     return cell
 
 
 def from_csv(cell: str) -> str:
     """Undo `for_csv`, but for bytes of no encoding, which stay written out."""
-    escaped = cell.startswith("'") and (_FORMULA.match(cell[1:]) or _ESCAPED_FORMULA.match(cell[1:]))
+    escaped = cell.startswith("'") and (_FORMULA.match(cell[1:]) or _QUOTED_FORMULA.match(cell[1:]))
     return cell[1:] if escaped else cell
 
 
