@@ -173,6 +173,14 @@ def test_a_guarantee_leaves_room_for_the_rounding_of_the_models_dtype(dtype, bel
     assert Certificate(worst, data).verdict == verdict
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_matrix_that_is_not_finite_is_named(value):
+    F = make(4, coeff=0.5)
+    F.inner.fc2.weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"W2 of F\^3 is not finite"):
+        worst_case(F, [1.0] * 3)
+
+
 def test_a_bound_of_exactly_one_is_no_guarantee():
     worst = worst_case(scaled(1.0), [1.0, 1.0])
     assert worst.bound == 1 and not worst.proves

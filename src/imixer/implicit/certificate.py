@@ -125,7 +125,7 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
         lipschitz: Lipschitz constants l_2, ..., l_L of the activations; infinity where unknown.
 
     Raises:
-        ValueError: If their number is not that of the activations.
+        ValueError: If their number is not that of the activations, or a matrix is not finite.
 
     Source: Behrmann et al., arXiv 1811.00995, section 2; paper (37)-(42) for the nest.
     """
@@ -133,6 +133,7 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
     if len(lipschitz) != len(nest) + 1:
         raise ValueError(f"lipschitz has {len(lipschitz)} entries; this contraction has {len(nest) + 1} activations")
     folded = levels(fold(F))
+    _require_finite(folded)
     sigmas = [(_sigma(plain.fc1), _sigma(plain.fc2)) for plain in folded]
     gains = [s1 * s2 * lipschitz[A] * lipschitz[A + 1] for A, (s1, s2) in enumerate(sigmas)]
     rounded = [gain * _rounding(F.fc1) * _rounding(F.fc2) for gain, F in zip(gains, folded, strict=True)]
@@ -205,6 +206,13 @@ def iterations_needed(rate: float, error: float) -> float:
 def _sigma(layer: nn.Module) -> float:
     weight = cast(nn.Linear, layer).weight
     return float(exact_sigma(weight.double()))
+
+
+def _require_finite(folded: Sequence[Contraction]) -> None:
+    for A, level in enumerate(folded, 2):
+        for name, layer in (("W1", level.fc1), ("W2", level.fc2)):
+            if not cast(nn.Linear, layer).weight.isfinite().all():
+                raise ValueError(f"{name} of F^{A} is not finite as it multiplies; no bound is to be had of it")
 
 
 def _rounding(layer: nn.Module) -> float:
