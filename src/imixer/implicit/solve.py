@@ -72,6 +72,7 @@ def solve(
             raise ValueError(f"{name}: early_exit is for inference; call it under torch.no_grad()")
         F = _OnlyWhatMoves(F, name)
     problem = Problem(F, solver, on_failure, name)
+    # A failed sample is then taken out of steps that are differentiated.
     looks_later = on_failure == "warn" and isinstance(solver, FixedIterations) and isinstance(gradient, ThroughSteps)
     before = random_state(z) if looks_later and not torch.compiler.is_compiling() else None
     solution = gradient(problem, z, tuple(tensors))
@@ -86,11 +87,16 @@ def solve(
             if looks_later and solution.value.requires_grad:
                 with drawing_from(before, z):
                     again = gradient(problem, choose(failed, torch.zeros_like(z), z), tuple(tensors))
-                zero = torch.zeros_like(z)
-                value = again.value + choose(failed, zero + torch.nan, zero)
-                spoil_gradient_of(value, failed)
-                solution = replace(solution, value=value)
+                solution = replace(solution, value=_not_finite(again.value, failed))
     return solution
+
+
+def _not_finite(value: Tensor, failed: Tensor) -> Tensor:
+    """Make the value NaN for failed samples, (B,), and their gradient too unless it is 0."""
+    zero = torch.zeros_like(value)
+    value = value + choose(failed, zero + torch.nan, zero)
+    spoil_gradient_of(value, failed)
+    return value
 
 
 class _OnlyWhatMoves:
