@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from imixer.experiments.table import Grid, escape_latex, escape_markdown, latex, markdown
+from imixer.escaping import for_latex, for_markdown
+from imixer.experiments.table import Grid, latex, markdown
 
 NASTY = r"50 % of a_b & $c #1 {x} ~ ^2 \end{tabular} <i> | -3.5 +- 0.1"
 GRID = Grid(("name", "top-1 %"), (("plain", "1.00 +- 0.50"), (NASTY, "[-1.20, 0.30]")), text=1)
@@ -19,8 +20,8 @@ def unescaped(text):
 
 def test_latex_escapes_everything():
     assert unescaped(NASTY) != []
-    assert unescaped(escape_latex(NASTY)) == []
-    assert escape_latex("-3.5 +- 0.1 [-1.20, 0.30] cifar-10") == r"$-$3.5 $\pm$ 0.1 [$-$1.20, 0.30] cifar-10"
+    assert unescaped(for_latex(NASTY)) == []
+    assert for_latex("-3.5 +- 0.1 [-1.20, 0.30] cifar-10") == r"$-$3.5 $\pm$ 0.1 [$-$1.20, 0.30] cifar-10"
 
 
 def test_latex_is_balanced_and_regular():
@@ -51,6 +52,6 @@ def test_markdown_is_regular():
     assert "1.00 ± 0.50" in lines[2] and r"a\_b" in lines[3] and r"\<i\>" in lines[3]
 
 
-@pytest.mark.parametrize("escape", [escape_latex, escape_markdown])
+@pytest.mark.parametrize("escape", [for_latex, for_markdown])
 def test_text_becomes_one_line(escape):
     assert escape("a\n\n b\tc") == "a b c"

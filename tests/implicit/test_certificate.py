@@ -122,6 +122,83 @@ def test_a_divergent_map_is_violated_and_an_unknown_slope_is_no_guarantee():
     assert certify(make(coeff=0.5), [math.inf, 1.0], points()).verdict == "observed"
 
 
+def scaled(c: float, dtype=torch.float64, width: int = 2) -> Contraction:
+    """F(x) = c^2 x, a contraction for c < 1."""
+    F = Contraction(width, width, nn.Identity, norm="none", dtype=dtype).eval()
+    for layer in (F.fc1, F.fc2):
+        layer.weight.data = c * torch.eye(width, dtype=dtype)
+        layer.bias.data.zero_()
+    return F
+
+
+@pytest.mark.parametrize("c", [0.9, 0.99, 0.999, 0.9999, 0.999999])
+def test_a_proof_outranks_a_search_that_ran_out_of_steps(c):
+    found = certify(scaled(c), [1.0, 1.0], points(width=2))
+    assert found.verdict == "guaranteed" and found.worst.bound == pytest.approx(c * c)
+    without = certify(scaled(c), [1.0, 2.0], points(width=2))  # no bound below 1, and nothing that speaks against it
+    assert without.verdict in ("observed", "undecided") and not without.data.refutes
+
+
+def test_what_is_near_the_limit_is_found_by_mixing():
+    found = on_data(scaled(0.999), points(width=2))
+    assert found.converged.all()
+    torch.testing.assert_close(found.x, points(width=2) / (1 - 0.999**2), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("c", [1.0, 1.0001, 1.5])
+def test_no_contraction_is_violated_however_the_search_ends(c):
+    assert certify(scaled(c), [1.0, 1.0], points(width=2)).verdict == "violated"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "below", "verdict"),
+    [
+        (torch.float32, 1e-3, "guaranteed"),
+        (torch.float32, 1e-6, "observed"),
+        (torch.float32, 0.0, "observed"),
+        (torch.float64, 1e-6, "guaranteed"),
+        (torch.float64, 1e-15, "observed"),
+        (torch.bfloat16, 0.03, "observed"),
+        (torch.bfloat16, 0.7, "guaranteed"),
+    ],
+)
+def test_a_guarantee_leaves_room_for_the_rounding_of_the_models_dtype(dtype, below, verdict):
+    """64 summands in each product: the bound may be larger by 2 * 64 epsilon."""
+    F = scaled(0.5, dtype, 64)
+    worst = worst_case(F, [1.0, (1 - below) / 0.25])
+    assert worst.computed_bounds[0] == pytest.approx(worst.bound * (1 + 64 * torch.finfo(dtype).eps) ** 2, rel=1e-12)
+    assert worst.proves == (worst.computed_bounds[0] < 1)
+    data = on_data(F, points(width=64))
+    assert data.holds
+    assert Certificate(worst, data).verdict == verdict
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_matrix_that_is_not_finite_is_named(value):
+    F = make(4, coeff=0.5)
+    F.inner.fc2.weight.data[0, 0] = value
+    with pytest.raises(ValueError, match=r"W2 of F\^3 is not finite"):
+        worst_case(F, [1.0] * 3)
+
+
+def test_a_bound_of_exactly_one_is_no_guarantee():
+    worst = worst_case(scaled(1.0), [1.0, 1.0])
+    assert worst.bound == 1 and not worst.proves
+
+
+def test_a_norm_through_an_inverse_that_was_not_found_has_not_settled():
+    """The inner map's slope is near 1: the inverse inside takes more steps than it is given."""
+    F = Contraction(2, [2, 2], nn.Identity, norm="none", dtype=torch.float64).eval()
+    for layer in F.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data = torch.eye(2, dtype=torch.float64)
+    F.inner.fc1.weight.data *= 0.99999
+    states = (points(3, 2), points(3, 2))
+    assert not jacobian_norms(F, states, max_steps=3)[1][0].any()
+    F.inner.fc1.weight.data *= 0.5
+    assert jacobian_norms(F, states, max_steps=3)[1][0].all()
+
+
 def test_iterations_needed_are_enough_and_their_rate_is_real():
     F, z = make(coeff=0.8, act_layer=nn.ReLU, tied=True), points()
     rate, weights = worst_case(F, [1.0, 1.0]).bound, F.weights()

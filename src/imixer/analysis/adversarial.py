@@ -1,6 +1,5 @@
 """Accuracy on images that are changed a little, in whatever way harms the model most."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from imixer.analysis.pixels import Pixels, pixels_of
 from imixer.data.progress import with_progress
 from imixer.data.randomness import mixed_seed
 from imixer.errors import InputError
+from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 from imixer.training.reload import reload
 
@@ -209,7 +209,7 @@ def evaluate_adversarial(
         total=count_held_out(reloaded, images),
     )
     file = reloaded.run.adversarial
-    write_text(file, json.dumps(_row(found), indent=2))
+    write_text(file, json_text(_row(found)))
     return found, file
 
 

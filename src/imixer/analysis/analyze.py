@@ -1,7 +1,5 @@
 """What `imixer analyze` does with a run, whatever it measures: measure, write down, draw."""
 
-import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,9 @@ from typing import Any, Dict, Generic, Tuple, TypeVar
 
 from rich.console import Console
 
+from imixer.json_text import json_text
+from imixer.training.atomic import write_text
+from imixer.training.figures import drawn
 from imixer.training.reload import reload
 
 _Found = TypeVar("_Found")
@@ -46,22 +47,14 @@ def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **op
         What was found, and the folder.
 
     Raises:
-        InputError: If run or data are not there, or the run does not allow the measurement.
+        InputError: If run or data are not there, the model or what it makes of the images is not finite, or the run
+            does not allow the measurement.
     """
     reloaded = reload(path, device)
     found = analysis.measure(reloaded, **options)
     folder = reloaded.run.analysis
     folder.mkdir(exist_ok=True)
-    numbers = json.dumps(_finite(analysis.numbers(found)), indent=2)
-    (folder / f"{analysis.name}.json").write_text(numbers, encoding="utf-8")
-    analysis.draw(found, folder / f"{analysis.name}.png")
+    numbers = json_text(analysis.numbers(found), non_finite="null")
+    write_text(folder / f"{analysis.name}.json", numbers)
+    drawn(folder / f"{analysis.name}.png", lambda path: analysis.draw(found, path))
     return found, folder
-
-
-def _finite(value: Any) -> Any:
-    """Numbers that are not finite, which JSON lacks, as null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

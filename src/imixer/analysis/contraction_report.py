@@ -65,7 +65,8 @@ def _show(found: Sequence[BlockContraction], console: Console) -> None:
         "bound: of the Lipschitz constant, for any input. norm: of the Jacobian at the fixed point, by power "
         f"iteration to {TOLERANCE:g}. "
         "n: iterations that shrink the error of G(v) so far, promised by the bound, estimated by the "
-        "images; - where none do. error left: distance to the fixed point, relative to its norm"
+        "images; - where none do. error left: distance to the fixed point, relative to its norm. guaranteed: the bound "
+        "is below 1 also with room for rounding"
     )
     _report_trouble(found, console)
 
@@ -75,7 +76,9 @@ def _report_trouble(found: Sequence[BlockContraction], console: Console) -> None
         converged = block.certificate.data.converged.all(-1)
         if not converged.all():
             lost = int((~converged).sum())
-            console.print(f"block {block.block}: no fixed point found for {lost} of {len(converged)} images")
+            nearing = bool((block.certificate.data.approaching | block.certificate.data.converged).all())
+            how = "within the steps, though each came nearer" if nearing else "by iterating"
+            console.print(f"block {block.block}: no fixed point found for {lost} of {len(converged)} images {how}")
         if not block.settled.all():
             loose = int((~block.settled).any(0).sum())
             console.print(
@@ -105,6 +108,7 @@ def _row(block: BlockContraction) -> Dict[str, Any]:
         "lipschitz": worst.lipschitz,
         "unknown_activations": list(block.unknown),
         "bounds": worst.bounds,
+        "bounds_with_rounding": worst.computed_bounds,
         "jacobian_norms": [_with_largest(norms) for norms in block.norms],
         "jacobians_settled": float(block.settled.double().mean()),
         "fixed_points_found": float(converged.all(-1).double().mean()),

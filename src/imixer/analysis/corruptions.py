@@ -1,6 +1,5 @@
 """Accuracy on images that are noisy, blurred, in bad weather or badly stored."""
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from imixer.analysis.pixels import Pixels, pixels_of
 from imixer.data.progress import with_progress
 from imixer.data.randomness import mixed_seed
 from imixer.errors import InputError
+from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 from imixer.training.reload import reload
 
@@ -199,7 +199,7 @@ def evaluate_corruptions(
         total=count_held_out(reloaded, images),
     )
     file = reloaded.run.corruptions
-    write_text(file, json.dumps(_row(found, reloaded.input_size), indent=2))
+    write_text(file, json_text(_row(found, reloaded.input_size)))
     return found, file
 
 

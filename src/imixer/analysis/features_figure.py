@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from imixer.analysis.features import Features
 from imixer.analysis.print_figure import DOUBLE, SMALL, draw_signed, explain_signed, label_row, print_figure
+from imixer.escaping import for_figure
 
 _LARGEST, _SMALLEST = 0.85, 0.5  # inches, of a map
 _LONGEST = 14  # letters below the image
@@ -57,8 +58,7 @@ def _draw_picture(axes: Axes, found: Features) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(f"block {found.block}", fontsize=7, pad=3)
-    name = found.name if len(found.name) <= _LONGEST else f"{found.name[: _LONGEST - 3]}..."
-    axes.set_xlabel(name, fontsize=SMALL, labelpad=1.5)
+    axes.set_xlabel(for_figure(found.name, _LONGEST), fontsize=SMALL, labelpad=1.5)
 
 
 def _per_cent(share: float) -> str:

@@ -12,6 +12,7 @@ from imixer.analysis.features import Features, features_at
 from imixer.analysis.features_figure import draw_features
 from imixer.data.loading import load_image
 from imixer.errors import InputError
+from imixer.training.finite import require_finite_outputs
 from imixer.training.reload import Reloaded
 
 
@@ -24,6 +25,7 @@ def _measure(
     data: Optional[str] = None,
 ) -> Features:
     name, pixels = _load(reloaded, image, data)
+    require_finite_outputs(reloaded.model, pixels[None].to(reloaded.device), reloaded.run.path)
     return features_at(reloaded.model, pixels.to(reloaded.device), block=block, n_iter=n_iter, name=name)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from imixer.errors import InputError
+from imixer.training.finite import require_finite_outputs
 from imixer.training.reload import Reloaded
 from imixer.training.result import read_result
 
@@ -20,7 +21,8 @@ def held_out_images(reloaded: Reloaded, count: int, moved_to: Optional[str] = No
         moved_to: Where the data lie now. Default: where they lay.
 
     Raises:
-        InputError: If count is below 1, or the data are not there.
+        InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
+            finite.
     """
     return next(held_out_batches(reloaded, count, count, moved_to))[0]
 
@@ -35,14 +37,17 @@ def random_images(reloaded: Reloaded, count: int, seed: int, moved_to: Optional[
         moved_to: Where the data lie now. Default: where they lay.
 
     Raises:
-        InputError: If count is below 1, seed is negative, or the data are not there.
+        InputError: If count is below 1, seed is negative, the data are not there, or what the model makes of them is
+            not finite.
     """
     _check_count(count)
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
     val = reloaded.data(moved_to).val
     places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
-    return torch.stack([reloaded.transform(val[place][0]) for place in places[:count].tolist()]).to(reloaded.device)
+    images = torch.stack([reloaded.transform(val[place][0]) for place in places[:count].tolist()]).to(reloaded.device)
+    require_finite_outputs(reloaded.model, images, reloaded.run.path)
+    return images
 
 
 def held_out_batches(
@@ -57,7 +62,8 @@ def held_out_batches(
         moved_to: Where the data lie now. Default: where they lay.
 
     Raises:
-        InputError: If count is below 1, or the data are not there.
+        InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
+            finite.
     """
     if count is not None:
         _check_count(count)
@@ -65,8 +71,10 @@ def held_out_batches(
     places = evenly_spread(len(val), count)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
     for start in range(0, len(places), batch_size):
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
-        batch = torch.stack([reloaded.transform(image) for image in images])
-        yield batch.to(reloaded.device), torch.tensor(labels, device=reloaded.device)
+        batch = torch.stack([reloaded.transform(image) for image in images]).to(reloaded.device)
+        if start == 0:
+            require_finite_outputs(reloaded.model, batch, reloaded.run.path)
+        yield batch, torch.tensor(labels, device=reloaded.device)
 
 
 def evenly_spread(total: int, count: Optional[int]) -> List[int]:

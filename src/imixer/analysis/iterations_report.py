@@ -4,6 +4,7 @@ from typing import Any, Dict, Optional
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from imixer.analysis.analyze import Analysis
 from imixer.analysis.images import held_out_batches
@@ -53,7 +54,7 @@ def _show(found: Comparison, console: Console) -> None:
         low, middle, high = o.latency_quartiles
         counts = ", ".join(f"{float(block.double().mean()):.1f}" for block in o.evaluations)
         table.add_row(
-            f"[bold]{o.setting}[/]" if str(o.setting) == found.trained else str(o.setting),
+            Text(str(o.setting), "bold" if str(o.setting) == found.trained else ""),
             f"{100 * o.accuracy:.2f} +- {100 * o.accuracy_error:.2f}",
             f"{100 * float(o.same.double().mean()):.2f}",
             plus_minus(100 * o.change),

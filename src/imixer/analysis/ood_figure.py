@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from imixer.analysis.ood import OutOfDistribution
 from imixer.analysis.ood_scores import SCORES
 from imixer.analysis.print_figure import COLORS, DOUBLE, print_figure
+from imixer.escaping import for_figure, for_legend
 
 _LINES = ("-", "--", "-.", ":")
 _BINS = 30
@@ -29,7 +30,9 @@ def draw_ood(found: OutOfDistribution, path: Path) -> None:
                 curve = _characteristic(found.inside[name].numpy(), found.outside[against][name].numpy())
                 axes.plot(*curve, **_style(number), label=SCORES[name].label)
             axes.plot([0, 1], [0, 1], color="0.7", lw=0.6, zorder=0)
-            axes.set(xlabel="share of out accepted", title=f"against {Path(against).name}", aspect="equal")
+            axes.set(
+                xlabel="share of out accepted", title=f"against {for_figure(Path(against).name, 24)}", aspect="equal"
+            )
         above.axes[0].set_ylabel("share of in accepted")
         above.legend(*above.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
         for axes, name in zip(_row(below, len(names)), names, strict=True):
@@ -39,7 +42,7 @@ def draw_ood(found: OutOfDistribution, path: Path) -> None:
             ends = np.linspace(low, high, _BINS + 1)
             for number, (label, values) in enumerate(zip(("in", *sets), shown, strict=True), -1):
                 kind = {"color": "0.8", "histtype": "stepfilled"} if label == "in" else _style(number)
-                axes.hist(values.clip(ends[0], ends[-1]), ends, density=True, label=Path(label).name,
+                axes.hist(values.clip(ends[0], ends[-1]), ends, density=True, label=for_legend(Path(label).name, 24),
                           **{"histtype": "step", **kind})  # fmt: skip
             axes.set(xlabel=SCORES[name].label, yticks=[])
             axes.xaxis.set_major_locator(MaxNLocator(3))

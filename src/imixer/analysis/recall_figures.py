@@ -1,6 +1,5 @@
 """What a memory recalls, drawn. Colours are Okabe and Ito's; markers differ too, for print without colour."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Dict, List, Tuple, cast
@@ -10,6 +9,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 
 from imixer.analysis.recall import Recall
 from imixer.analysis.recall_study import Cell
+from imixer.escaping import for_figure
 
 _COLUMNS = 8
 _STEP_ROWS = 3
@@ -51,7 +51,7 @@ def draw_recall(found: Recall, path: Path) -> None:
         axes_row[0].set_ylabel(label, fontsize=9)
     energies = panel.subplots()
     for i in range(shown):
-        name = textwrap.shorten(found.names[int(found.own[i])], 12, placeholder="...")
+        name = for_figure(found.names[int(found.own[i])], 12)
         grid[0, i].set_title(f"{i + 1}: {name}", fontsize=9)
         verdict = "right" if found.retrieved[i] else "missed"
         grid[-1, i].set_xlabel(f"{verdict}\n{float(found.after[i]):.2f}", fontsize=8)

@@ -1,7 +1,6 @@
 """`imixer recall`: images stored and retrieved, written down and told on the screen."""
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +14,11 @@ from imixer.analysis.recall import RETRIEVED, Recall, retrieve, share
 from imixer.analysis.recall_figures import draw_recall
 from imixer.analysis.recall_images import corrupt, digit_patterns, image_patterns, known_half
 from imixer.errors import InputError
+from imixer.escaping import for_csv
 from imixer.hopfield.memory import AssociativeMemory, binarised
 from imixer.hopfield.memory_kinds import BINARY
+from imixer.json_text import json_text
+from imixer.training.figures import drawn
 from imixer.training.run_directory import check_out, create_run
 
 _MANY = 20
@@ -81,10 +83,11 @@ def recall(
     known = known_half(mask, tuple(stored.shape[1:]))
     query = corrupt(stored[own], noise, memory in BINARY, generator)
     found = retrieve(built, stored, own, query, known, clamp=noise == 0, steps=steps, names=names)
+    _require_finite(found)
     folder = create_run(out, "recall", memory).path
     settings = dict(memory=memory, options=built.options, patterns=len(stored), noise=noise, mask=mask, seed=seed)
     _write(found, settings, folder)
-    draw_recall(found, folder / "recall.png")
+    drawn(folder / "recall.png", lambda path: draw_recall(found, path))
     return found, folder
 
 
@@ -121,7 +124,21 @@ def report_recall(found: Recall, folder: Path, console: Console) -> None:
     )
     console.print(f"energy: {found.verdict}")
     files = (folder / f"recall.{kind}" for kind in ("png", "csv", "json"))
-    console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
+    console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
+
+
+def _require_finite(found: Recall) -> None:
+    """Refuse what was retrieved by numbers that are none."""
+    way = found.retrieval
+    for i, steps in enumerate(way.steps.tolist()):
+        finite = way.energies[: int(steps) + 1, i].isfinite()
+        if not finite.all():
+            raise InputError(
+                f"the energy of query {i + 1} is not finite from step {int((~finite).int().argmax())} on; "
+                "give a smaller --order or --beta"
+            )
+        if not way.retrieved[i].isfinite().all():
+            raise InputError(f"what query {i + 1} retrieves is not finite; give a smaller --order or --beta")
 
 
 def _word(right: Any) -> str:
@@ -141,7 +158,7 @@ def _write(found: Recall, settings: Dict[str, Any], folder: Path) -> None:
             {
                 "query": i,
                 "pattern": own,
-                "name": found.names[own],
+                "name": for_csv(found.names[own]),
                 "overlap_before": round(float(found.before[i]), 6),
                 "overlap_after": round(float(found.after[i]), 6),
                 "retrieved": bool(found.retrieved[i]),
@@ -166,4 +183,4 @@ def _write(found: Recall, settings: Dict[str, Any], folder: Path) -> None:
         "energies": way.energies.T.tolist(),
         "queries": rows,
     }
-    (folder / "recall.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (folder / "recall.json").write_text(json_text(summary, non_finite="null") + "\n", encoding="utf-8")

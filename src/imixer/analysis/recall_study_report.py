@@ -1,7 +1,6 @@
 """`imixer recall --compare`: all kinds of memory measured, written down and told on the screen."""
 
 import csv
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
@@ -11,6 +10,8 @@ from rich.table import Table
 
 from imixer.analysis.recall_figures import draw_study
 from imixer.analysis.recall_study import LOOK_UP, SETS, Cell, study
+from imixer.json_text import json_text
+from imixer.training.figures import drawn
 from imixer.training.run_directory import check_out, create_run
 
 # What the table shows, by what is varied and whether patterns are gray.
@@ -41,7 +42,7 @@ def compare(*, out: Optional[str] = None, **options: Any) -> Tuple[List[Cell], P
     cells = study(**options)
     folder = create_run(out, "recall", "study").path
     _write(cells, folder)
-    draw_study(cells, folder / "recall.png")
+    drawn(folder / "recall.png", lambda path: draw_study(cells, path))
     return cells, folder
 
 
@@ -67,7 +68,7 @@ def report_study(cells: List[Cell], folder: Path, console: Console) -> None:
     where = "".join(f"; {c.memory}, {c.patterns}, {c.against} {c.x:g}" for c in rose)
     console.print(f"the energy rose in {len(rose)} of {len(cells)} cells{where}")
     files = (folder / f"recall.{kind}" for kind in ("png", "md", "csv", "json"))
-    console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
+    console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
 
 
 def _table(cells: List[Cell], patterns: str) -> Tuple[List[str], List[List[str]]]:
@@ -90,7 +91,7 @@ def _write(cells: List[Cell], folder: Path) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({**row, "mean": f"{row['mean']:.4f}", "std": f"{row['std']:.4f}"})
-    (folder / "recall.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    (folder / "recall.json").write_text(json_text(rows) + "\n", encoding="utf-8")
     lines = []
     for patterns in SETS:
         head, body = _table(cells, patterns)

@@ -1,8 +1,10 @@
 """Verdicts on the screen."""
 
-_STYLES = {"guaranteed": "green", "observed": "cyan", "violated": "yellow"}
+from rich.text import Text
+
+_STYLES = {"guaranteed": "green", "observed": "cyan", "undecided": "magenta", "violated": "yellow"}
 
 
-def styled(verdict: str) -> str:
-    """A verdict in its colour, for rich."""
-    return f"[{_STYLES[verdict]}]{verdict}[/]"
+def styled(verdict: str) -> Text:
+    """Give a verdict its colour."""
+    return Text(verdict, _STYLES[verdict])

@@ -12,6 +12,7 @@ import imixer
 from imixer.cli import analyze, evaluate, export, predict, recall, recipes, replay, report, reproduce, sweep, train
 from imixer.cli.command import Command
 from imixer.errors import InputError
+from imixer.escaping import one_line
 from imixer.training.parsing import hoist, parse
 from imixer.training.suggest import nearest
 
@@ -43,15 +44,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        print(f"imixer: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"imixer: {one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "NotConvergedError":  # of imixer.implicit, which nobody may have needed yet
             raise
-        print(f"imixer: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"imixer: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print(f"imixer: interrupted {error}".rstrip(), file=sys.stderr)
+        print(f"imixer: interrupted {one_line(error)}".rstrip(), file=sys.stderr)
         return getattr(error, "exit_code", 130)
     except SystemExit as error:  # --help and the like
         return error.code if isinstance(error.code, int) else 0

@@ -8,6 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
 from imixer.cli.terminal import announce_loading
+from imixer.escaping import one_line
 
 
 def build() -> ArgumentParser:
@@ -33,7 +34,7 @@ def run(args: Namespace) -> None:
     from imixer.training.export import export
 
     path, checked = export(args.run, args.format, args.out, args.batch_size)
-    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    print(f"written: {one_line(path)} ({path.stat().st_size / 1e6:.1f} MB)")
     print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
 
 

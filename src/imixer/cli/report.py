@@ -7,6 +7,7 @@ from typing import Optional
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
+from imixer.escaping import one_line
 
 
 def build() -> ArgumentParser:
@@ -28,7 +29,7 @@ def run(args: Namespace) -> None:
     """Run it."""
     from imixer.experiments.report.report import write_report
 
-    print(f"written: {write_report(args.paths, args.out)}")
+    print(one_line(f"written: {write_report(args.paths, args.out)}"))
 
 
 COMMAND = Command("Write an HTML report about runs.", build, run)

@@ -7,6 +7,8 @@ import sys
 
 from rich.console import Console
 
+from imixer.escaping import PlainConsole
+
 
 def announce_loading(what: str) -> None:
     """Say that torch, which takes seconds to import, is on its way."""
@@ -18,5 +20,5 @@ def announce_loading(what: str) -> None:
 
 def new_console() -> Console:
     """Where tables and lines go."""
-    # A pipe has no width: lines stay whole. Names of files and classes are no markup or numbers to colour.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    # A pipe has no width: lines stay whole.
+    return PlainConsole(width=None if sys.stdout.isatty() else 160)

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Tuple
 
 from rich.table import Table
 from rich.text import Text
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-    "|": "$|$",
-    "+-": r"$\pm$",
-}
-_SPECIAL = re.compile(r"\+-|(?<!\S)-(?=\d)|(?<=\[)-(?=\d)|" + "|".join(re.escape(word) for word in _LATEX))
+from imixer.escaping import for_latex, for_markdown
 
 
 @dataclass(frozen=True)
@@ -59,7 +42,7 @@ def latex(grid: Grid, caption: str, label: str) -> str:
             r"\begin{table}",
             r"\centering",
             r"\footnotesize\setlength{\tabcolsep}{2.5pt}\setlength{\belowcaptionskip}{6pt}% ten columns on A4",
-            rf"\caption{{{escape_latex(caption)}}}",
+            rf"\caption{{{for_latex(caption)}}}",
             rf"\label{{tab:{label}}}",
             rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",
             r"\toprule",
@@ -84,20 +67,9 @@ def on_screen(grid: Grid, title: str) -> Table:
     return table
 
 
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in one line, with a sign for plus or minus."""
-    one_line = " ".join(text.split()).replace("+-", "±")
-    return re.sub(r"([\\`*_<>|])", r"\\\1", one_line)
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX shows as it is, in one line, with signs for plus or minus, and for minus before a number."""
-    return _SPECIAL.sub(lambda found: _LATEX.get(found[0], "$-$"), " ".join(text.split()))
-
-
 def _markdown_row(cells: Tuple[str, ...]) -> str:
-    return f"| {' | '.join(map(escape_markdown, cells))} |"
+    return f"| {' | '.join(map(for_markdown, cells))} |"
 
 
 def _latex_row(cells: Tuple[str, ...]) -> str:
-    return " & ".join(map(escape_latex, cells)) + r" \\"
+    return " & ".join(map(for_latex, cells)) + r" \\"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import asdict
 from typing import Any, Dict, List, Optional
 
 from rich.console import Console
 
+from imixer.escaping import for_csv, for_markdown
 from imixer.experiments.comparison import CONFIDENCE
 from imixer.experiments.outcome import Line, Reproduced
 from imixer.experiments.paper import CONDITIONS
-from imixer.experiments.table import Grid, escape_markdown, latex, markdown, on_screen
+from imixer.experiments.table import Grid, latex, markdown, on_screen
+from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 from imixer.training.config import TrainConfig
 
@@ -31,14 +32,15 @@ def write_table(found: Reproduced, console: Console) -> None:
     grid, conditions, legend, remarks = _grid(found), _conditions(found), _legend(found), _remarks(found)
     caption = f"The paper's {title}" if title.startswith("Table") else title  # LaTeX gives it a number of its own
     records = [_record(found, line) for line in found.lines]
-    notes = "\n".join(f"- {escape_markdown(note)}" for note in [*legend, *remarks])
+    notes = "\n".join(f"- {for_markdown(note)}" for note in [*legend, *remarks])
     texts = {
-        "md": f"# {title}\n\n{escape_markdown(conditions)}\n\n{markdown(grid)}\n{notes}\n",
+        "md": f"# {title}\n\n{for_markdown(conditions)}\n\n{markdown(grid)}\n{notes}\n",
         "tex": latex(
             grid, " ".join(f"{note}." for note in [caption, conditions, *legend]), f"{name}-{found.scale.name}"
         ),
         "csv": _csv(records),
-        "json": json.dumps(_facts(found) | {"rows": records, "shown": _shown(grid, legend, remarks)}, indent=2) + "\n",
+        "json": json_text(_facts(found) | {"rows": records, "shown": _shown(grid, legend, remarks)}, non_finite="null")
+        + "\n",
     }
     files = {found.folder / f"{name}.{suffix}": text for suffix, text in texts.items()}
     for file, text in files.items():
@@ -198,5 +200,5 @@ def _csv(records: List[Dict[str, Any]]) -> str:
     content = io.StringIO()
     writer = csv.DictWriter(content, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: for_csv(value) for name, value in row.items()} for row in rows)
     return content.getvalue()

@@ -14,7 +14,7 @@ from imixer.implicit.folding import fold
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels
 from imixer.implicit.spectral import NormalizedLinear, exact_sigma
 
-Verdict = Literal["guaranteed", "observed", "violated"]
+Verdict = Literal["guaranteed", "observed", "undecided", "violated"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class WorstCase:
             nothing holds the matrices.
         coeff: Ceiling c that the estimates are held at; None if nothing holds them.
         lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
-        bounds: Bounds of the Lipschitz constants.
+        bounds: Bounds of the Lipschitz constants, of F as the matrices stand.
+        computed_bounds: The same with room for rounding: a product of n summands in a dtype of machine epsilon e is
+            that of a matrix whose norm may be larger by a factor 1 + n e.
     """
 
     sigmas: Tuple[Tuple[float, float], ...]
@@ -36,11 +38,17 @@ class WorstCase:
     coeff: Optional[float]
     lipschitz: Tuple[float, ...]
     bounds: Tuple[float, ...]
+    computed_bounds: Tuple[float, ...]
 
     @property
     def bound(self) -> float:
-        """Of F = F^2. Below 1 it implies that all inverses inside exist too."""
+        """Get that of F = F^2. Below 1 it implies that all inverses inside exist too."""
         return self.bounds[0]
+
+    @property
+    def proves(self) -> bool:
+        """Tell whether F is a contraction also as the model computes it: whether the bound with rounding is below 1."""
+        return self.computed_bounds[0] < 1
 
 
 @dataclass(frozen=True)
@@ -50,19 +58,29 @@ class OnData:
     Attributes:
         x: The fixed point x^2 = z + F(x^2) with all inverses inside exact, (..., D).
         converged: Whether it was found, (...).
+        approaching: Whether the search still came nearer at its last step, (...).
         norms: Largest singular value of each level's Jacobian there, (L - 2, ...).
         settled: Whether the power iteration met its tolerance, (L - 2, ...). If not, the norm is a lower bound.
     """
 
     x: Tensor
     converged: Tensor
+    approaching: Tensor
     norms: Tensor
     settled: Tensor
 
     @property
     def holds(self) -> bool:
-        """Whether all fixed points were found and all norms are below 1."""
+        """Tell whether all fixed points were found and all norms are below 1."""
         return bool(self.converged.all() and (self.norms < 1).all())
+
+    @property
+    def refutes(self) -> bool:
+        """Tell whether some norm is not below 1, or iterating leads nowhere at some input.
+
+        A search that ran out of steps while it still came nearer refutes nothing.
+        """
+        return not bool((self.converged | self.approaching).all() and (self.norms < 1).all())
 
 
 @dataclass(frozen=True)
@@ -74,10 +92,16 @@ class Certificate:
 
     @property
     def verdict(self) -> Verdict:
-        """`guaranteed` by the bound, `observed` at all given inputs, or `violated` at some."""
-        if not self.data.holds:
+        """Get `guaranteed` by the bound, `observed` at all given inputs, `violated` at some, or `undecided`.
+
+        A proof outranks whatever a search found or did not find. Undecided are inputs whose fixed points were not
+        found, without a sign that there are none.
+        """
+        if self.worst.proves:
+            return "guaranteed"
+        if self.data.refutes:
             return "violated"
-        return "guaranteed" if self.worst.bound < 1 else "observed"
+        return "observed" if self.data.holds else "undecided"
 
 
 def certify(
@@ -102,15 +126,18 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
         lipschitz: Lipschitz constants l_2, ..., l_L of the activations; infinity where unknown.
 
     Raises:
-        ValueError: If their number is not that of the activations.
+        ValueError: If their number is not that of the activations, or a matrix is not finite.
 
     Source: Behrmann et al., arXiv 1811.00995, section 2; paper (38)-(41) for the nest; its bound is ours.
     """
     nest = levels(F)
     if len(lipschitz) != len(nest) + 1:
         raise ValueError(f"lipschitz has {len(lipschitz)} entries; this contraction has {len(nest) + 1} activations")
-    sigmas = [(_sigma(plain.fc1), _sigma(plain.fc2)) for plain in levels(fold(F))]
+    folded = levels(fold(F))
+    _require_finite(folded)
+    sigmas = [(_sigma(plain.fc1), _sigma(plain.fc2)) for plain in folded]
     gains = [s1 * s2 * lipschitz[A] * lipschitz[A + 1] for A, (s1, s2) in enumerate(sigmas)]
+    rounded = [gain * _rounding(F.fc1) * _rounding(F.fc2) for gain, F in zip(gains, folded, strict=True)]
     estimates = [_estimates(level) for level in nest]
     known = tuple(pair for pair in estimates if pair is not None)
     return WorstCase(
@@ -119,6 +146,7 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
         coeff=nest[0].fc1.coeff if isinstance(nest[0].fc1, NormalizedLinear) else None,
         lipschitz=tuple(lipschitz),
         bounds=tuple(nested_bounds(gains)),
+        computed_bounds=tuple(nested_bounds(rounded)),
     )
 
 
@@ -143,6 +171,7 @@ def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 20
     return OnData(
         x=solved.states[0].view(z.shape),
         converged=solved.converged.view(axes),
+        approaching=solved.approaching.view(axes),
         norms=norms.view(len(norms), *axes),
         settled=settled.view(len(norms), *axes),
     )
@@ -178,6 +207,19 @@ def iterations_needed(rate: float, error: float) -> float:
 def _sigma(layer: nn.Module) -> float:
     weight = cast(nn.Linear, layer).weight
     return float(exact_sigma(weight.double()))
+
+
+def _require_finite(folded: Sequence[Contraction]) -> None:
+    for A, level in enumerate(folded, 2):
+        for name, layer in (("W1", level.fc1), ("W2", level.fc2)):
+            if not cast(nn.Linear, layer).weight.isfinite().all():
+                raise ValueError(f"{name} of F^{A} is not finite as it multiplies; no bound is to be had of it")
+
+
+def _rounding(layer: nn.Module) -> float:
+    """Get the factor by which a matrix may be larger for its products being rounded, with a summand per input."""
+    weight = cast(nn.Linear, layer).weight
+    return 1 + weight.shape[1] * torch.finfo(weight.dtype).eps
 
 
 def _estimates(level: Contraction) -> Optional[Tuple[float, float]]:

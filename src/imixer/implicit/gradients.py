@@ -1,18 +1,20 @@
 """Gradients of x = z + F(x, *tensors) with respect to z and the tensors, whichever solver found x.
 
 J: dF/dx at x. But for `ThroughSteps`, F is applied again in the backward pass, under the autocast of the forward, and
-must give the same; and `torch.compile` breaks its graph there.
+must give the same; and `torch.compile` breaks its graph there. What F draws from torch's global generators is drawn
+again: by `Recompute` at every step as it was there, by `Implicit` as in the last evaluation.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from imixer.implicit.solution import Policy, Solution
+from imixer.implicit.random_state import RandomState, drawing_from, random_state
+from imixer.implicit.solution import Policy, Solution, choose, finite_samples, spoilt
 from imixer.implicit.solvers import FixedIterations, Map, Picard, Solver
 
 DEFAULT_ADJOINT = Picard(rtol=1e-5, atol=0.0)
@@ -35,10 +37,24 @@ class Problem:
         """x -> z + F(x, *tensors)."""
 
         def f(x: Tensor) -> Tensor:
+            version = _version(x)
             fx = self.F(x, *tensors)
             if fx.shape != z.shape:
                 raise ValueError(f"{self.name}: F leads from shape {tuple(z.shape)} to {tuple(fx.shape)}")
-            return z + fx
+            if fx.device != z.device:
+                raise ValueError(f"{self.name}: F leads from {z.device} to {fx.device}; let it stay on one device")
+            if _version(x) != version:
+                raise ValueError(
+                    f"{self.name}: F changes its argument in place, which the solver still needs; "
+                    "let it make a new tensor"
+                )
+            following = z + fx
+            if following.dtype != z.dtype:
+                raise ValueError(
+                    f"{self.name}: z is {_name(z)} and F(x) {_name(fx)}, so that x would change its dtype at the first "
+                    "step; convert one of them"
+                )
+            return following
 
         return f
 
@@ -116,16 +132,33 @@ Gradient = ThroughSteps | Implicit | Recompute
 def _apply(function: Any, problem: Problem, option: Any, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
     if not any(t.requires_grad for t in (z, *tensors)):
         # There will be no backward pass to find hidden tensors in.
-        _refuse_hidden_tensors(problem.F(z, *tensors), ())
+        with drawing_from(random_state(z), z):
+            _refuse_hidden_tensors(problem.F(z, *tensors), ())
     value = function.apply(problem, option, z, *tensors)
-    found = problem.solutions.pop()
-    return Solution(value, found.residuals, found.n_evaluations, found.converged)
+    return replace(problem.solutions.pop(), value=value)
+
+
+@dataclass
+class _Watched:
+    """F, and the state of the random generators before its first and its last evaluation."""
+
+    F: ContractionMap
+    first: Optional[RandomState] = None
+    last: Optional[RandomState] = None
+
+    def __call__(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        self.last = random_state(x)
+        self.first = self.first or self.last
+        return self.F(x, *tensors)
 
 
 def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: Tuple[Tensor, ...]) -> Tensor:
+    watched = _Watched(problem.F)
     # Detached, lest autocast remember casts of the tensors that were made without a graph.
-    solution = problem.solve(z, [t.detach() for t in tensors])
+    solution = replace(problem, F=watched).solve(z, [t.detach() for t in tensors])
     problem.solutions.append(solution)
+    after = random_state(z)
+    ctx.first, ctx.last = (s if s is not None and s.differs(after) else None for s in (watched.first, watched.last))
     ctx.problem, ctx.option, ctx.autocast = problem, option, _autocast_state(z)
     # A solver that takes no step gives z itself back, which autograd does not allow.
     return solution.value.clone() if solution.value is z else solution.value
@@ -142,20 +175,37 @@ class _ImplicitFunction(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, *tensors = ctx.saved_tensors
         create_graph = torch.is_grad_enabled()  # somebody will differentiate again
-        p: Problem = ctx.problem
+        p = replace(ctx.problem, F=_drawing_as(ctx.last, ctx.problem.F))
         if create_graph and isinstance(ctx.option, FixedIterations):
             raise RuntimeError(
                 f"{p.name}: an adjoint of fixed iterations approximates the gradient, and the approximation has no "
                 "second derivative to offer; choose ThroughSteps, Recompute, or Implicit with an adjoint to a tolerance"
             )
         with torch.autocast(**ctx.autocast), torch.enable_grad():
+            # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
+            broken = ~finite_samples(x.detach())
+            needed = x.requires_grad
+            x, g = choose(broken, torch.zeros_like(x), x), spoilt(g, broken)
             x, *inputs = _cut([x, *tensors], create_graph)
+            x = x.requires_grad_(needed)
             fx = p.F(x, *inputs)
             _refuse_hidden_tensors(fx, [x, *inputs])
             adjoint = Problem(p.F, ctx.option, p.policy, f"{p.name}, gradient")
             with torch.set_grad_enabled(create_graph):
                 y = _differentiable_adjoint(adjoint, g, x, inputs) if create_graph else _adjoint(adjoint, g, x, fx)
             return None, None, y, *_gradients(fx, inputs, y, create_graph, retain_graph=create_graph)
+
+
+def _drawing_as(state: Optional[RandomState], F: ContractionMap) -> ContractionMap:
+    """F, drawing the same in every evaluation; F itself where there is no state, since it draws nothing."""
+    if state is None:
+        return F
+
+    def drawn(x: Tensor, *tensors: Tensor) -> Tensor:
+        with drawing_from(state, x):
+            return F(x, *tensors)
+
+    return drawn
 
 
 def _adjoint(problem: Problem, g: Tensor, x: Tensor, fx: Tensor) -> Tensor:
@@ -208,23 +258,29 @@ class _RecomputeFunction(torch.autograd.Function):
         with torch.autocast(**ctx.autocast):
             if torch.is_grad_enabled():  # somebody will differentiate again: keep the whole graph
                 inputs = _cut([z, *tensors], True)
-                x = p.solve(inputs[0], inputs[1:]).value
+                with drawing_from(ctx.first, z):
+                    x = p.solve(inputs[0], inputs[1:]).value
                 _refuse_hidden_tensors(x, inputs)
                 return None, None, *_gradients(x, inputs, g, True)
             leaves = _cut(tensors, False)
             f = p.map(z, [t.detach() for t in tensors])
             sums: List[Optional[Tensor]] = [None] * (1 + len(leaves))
 
-            def advance(x: Tensor, steps: int) -> Tensor:
-                for _ in range(steps):
-                    x = f(x)
-                return x
+            def advance(at: _Iterate, steps: int) -> _Iterate:
+                x = at.x
+                with drawing_from(at.random, x):
+                    for _ in range(steps):
+                        x = f(x)
+                    return _Iterate(x, random_state(x) if at.random else None)
 
-            def back(x: Tensor) -> None:
+            def back(at: _Iterate) -> None:
                 """Through one step from x: g, the gradient of the next, becomes that of x."""
                 nonlocal g
-                x = x.detach().requires_grad_()
-                with torch.enable_grad():
+                # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
+                broken = ~finite_samples(at.x)
+                g = spoilt(g, broken)
+                x = choose(broken, torch.zeros_like(at.x), at.x).detach().requires_grad_()
+                with torch.enable_grad(), drawing_from(at.random, x):
                     fx = p.F(x, *leaves)
                     _refuse_hidden_tensors(fx, [x, *leaves])
                 product, *products = _gradients(fx, [x, *leaves], g, retain_graph=False)
@@ -233,17 +289,25 @@ class _RecomputeFunction(torch.autograd.Function):
                     sums[i] = _add(sums[i], more)
                 g = torch.zeros_like(x) if product is None else product
 
-            _reverse(z, n_iter, ctx.option, advance, back)
+            _reverse(_Iterate(z, ctx.first), n_iter, ctx.option, advance, back)
             # The start is z as well.
             return None, None, _add(sums[0], g), *sums[1:]
 
 
+@dataclass(frozen=True)
+class _Iterate:
+    """A point on the way, and the state of the random generators there; None where F draws nothing."""
+
+    x: Tensor
+    random: Optional[RandomState]
+
+
 def _reverse(
-    x: Tensor,
+    x: _Iterate,
     steps: int,
     kept: int,
-    advance: Callable[[Tensor, int], Tensor],
-    back: Callable[[Tensor], None],
+    advance: Callable[[_Iterate, int], _Iterate],
+    back: Callable[[_Iterate], None],
 ) -> None:
     """Go back through `steps` steps from x, the last one first, with at most `kept` iterates besides x in memory."""
     while steps > 1:
@@ -312,3 +376,12 @@ def _refuse_hidden_tensors(fx: Tensor, known: Sequence[Tensor]) -> None:
 def _autocast_state(x: Tensor) -> Dict[str, Any]:
     kind = x.device.type
     return dict(device_type=kind, enabled=torch.is_autocast_enabled(kind), dtype=torch.get_autocast_dtype(kind))
+
+
+def _version(x: Tensor) -> int:
+    """Count the changes of x in place, where they are counted."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
+
+
+def _name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

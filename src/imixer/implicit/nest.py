@@ -14,9 +14,12 @@ from torch import Tensor
 
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
-from imixer.implicit.solvers import Map, Picard, Solver
+from imixer.implicit.solution import Solution, choose
+from imixer.implicit.solvers import Anderson, Map, Picard, Solver
 
 CONVERGED = Picard(rtol=1e-13, atol=0.0, max_steps=1000)
+# Where plain steps approach, but too slowly: near a slope of 1.
+_HURRIED = Anderson(rtol=1e-13, atol=0.0, max_steps=500)
 _LINEAR = Picard(rtol=1e-6, atol=1e-30, max_steps=500)  # below the tolerance of power iteration
 
 
@@ -27,11 +30,14 @@ class FixedPoint:
     Attributes:
         states: x^2, ..., x^(L-1), each (R, width): the point at which F^2, F^3, ... are applied.
         converged: (R,), whether the tolerance is met, and all is finite.
+        approaching: (R,), whether the residual was still falling at the last step. One that has not converged and was
+            not approaching either is a point at which iterating leads nowhere.
         n_evaluations: Sweeps over all levels.
     """
 
     states: Tuple[Tensor, ...]
     converged: Tensor
+    approaching: Tensor
     n_evaluations: int
 
 
@@ -54,7 +60,8 @@ def fixed_point(F: Contraction, z: Tensor, solver: Solver = CONVERGED) -> FixedP
     Args:
         F: The contraction.
         z: (R, D), in the dtype to compute in.
-        solver: How. Default: Picard to a relative residual of 1e-13, at most 1000 sweeps: for float64.
+        solver: How. Default: Picard to a relative residual of 1e-13, at most 1000 sweeps, for float64; from where that
+            gives up while still approaching, Anderson's mixing.
 
     Returns:
         The fixed point.
@@ -67,11 +74,24 @@ def fixed_point(F: Contraction, z: Tensor, solver: Solver = CONVERGED) -> FixedP
     start = [z]
     for level in nest[:-1]:
         start.append(_up(level, start[-1]))
-    solution = solver(_sweep(z, widths, ups, downs), torch.cat(start, 1))
-    converged = solution.value.isfinite().all(1)
-    if solution.converged is not None:
-        converged &= solution.converged
-    return FixedPoint(tuple(solution.value.split(widths, 1)), converged, solution.n_evaluations)
+    sweep = _sweep(z, widths, ups, downs)
+    solution = solver(sweep, torch.cat(start, 1))
+    x, evaluations, converged = solution.value, solution.n_evaluations, ~solution.failed()
+    approaching = _approaching(solution)
+    if solver is CONVERGED and bool((approaching & ~converged).any()):
+        hurried = _HURRIED(sweep, x)
+        better = ~converged & ~hurried.failed()
+        x, converged = choose(better, hurried.value, x), converged | better
+        evaluations += hurried.n_evaluations
+    return FixedPoint(tuple(x.split(widths, 1)), converged, approaching, evaluations)
+
+
+def _approaching(solution: Solution) -> Tensor:
+    """Which residuals fell over the second half of the steps, (R,)."""
+    if solution.residuals is None:
+        return solution.value.isfinite().all(1)
+    last, middle = solution.residuals[-1], solution.residuals[len(solution.residuals) // 2]
+    return (last < middle) & solution.value.isfinite().all(1)
 
 
 def _sweep(z: Tensor, widths: List[int], ups: Sequence[Map], downs: Sequence[Map]) -> Map:
@@ -145,7 +165,7 @@ def _power_iteration(
         g = J.apply_transposed(w)
         # ||J u|| and ||J^T J u|| / ||J u|| are both at most sigma; the second is nearer.
         best[going] = torch.linalg.vector_norm(g, dim=1) / s.clamp_min(torch.finfo(s.dtype).tiny)
-        settled[going] |= torch.linalg.vector_norm(g - s[:, None] ** 2 * u, dim=1) <= tol * s**2
+        settled[going] |= (torch.linalg.vector_norm(g - s[:, None] ** 2 * u, dim=1) <= tol * s**2) & J.solved
         u = _unit(g)
         ends = settled[going] | ~s.isfinite()
         if bool(ends.all()):
@@ -157,13 +177,18 @@ def _power_iteration(
 
 
 class _Linearised:
-    """J u = down' (1 - J')^-1 up' u of the outermost level, J' being that of the levels inside; and its transpose."""
+    """J u = down' (1 - J')^-1 up' u of the outermost level, J' being that of the levels inside; and its transpose.
+
+    Attributes:
+        solved: Whether every inverse applied so far was found, (R,).
+    """
 
     def __init__(self, nest: List[Contraction], states: Tuple[Tensor, ...]) -> None:
         above = [*states[1:], _up(nest[-1], states[-1])]
         self._ups = [_Derivative(partial(_up, F), x) for F, x in zip(nest, states, strict=True)]
         self._downs = [_Derivative(partial(_down, F), x) for F, x in zip(nest, above, strict=True)]
         self._widths = [x.shape[1] for x in states[1:]]
+        self.solved = torch.ones(len(states[0]), dtype=torch.bool, device=states[0].device)
 
     def apply(self, u: Tensor) -> Tensor:
         return self._through([up.apply for up in self._ups], [down.apply for down in self._downs], u)
@@ -177,7 +202,9 @@ class _Linearised:
         t = ups[0](u)
         if self._widths:  # all levels inside at once, as for the fixed point
             start = torch.cat([t, *(t.new_zeros(len(t), width) for width in self._widths[1:])], 1)
-            t = _LINEAR(_sweep(t, self._widths, ups[1:], downs[1:]), start).value[:, : self._widths[0]]
+            inverse = _LINEAR(_sweep(t, self._widths, ups[1:], downs[1:]), start)
+            self.solved &= ~inverse.failed()
+            t = inverse.value[:, : self._widths[0]]
         return downs[0](t)
 
 

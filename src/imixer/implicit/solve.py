@@ -1,5 +1,6 @@
 """x = z + F(x): one entry point, any solver, any gradient."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Optional
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from imixer.implicit.gradients import ContractionMap, Gradient, Problem, ThroughSteps
-from imixer.implicit.solution import POLICIES, Policy, Solution
-from imixer.implicit.solvers import FixedIterations, Solver
+from imixer.implicit.random_state import drawing_from, random_state
+from imixer.implicit.solution import POLICIES, Policy, Solution, choose, spoil_gradient_of
+from imixer.implicit.solvers import FixedIterations, Solver, epsilon
 
 DEFAULT_SOLVER = FixedIterations()
 DEFAULT_GRADIENT = ThroughSteps()
@@ -29,8 +31,9 @@ def solve(
     """Solve x = z + F(x, *tensors), starting from z, samples along the first axis.
 
     Args:
-        F: The contraction, from the shape of z to the same. It must treat samples apart, and be deterministic for any
-            gradient but `ThroughSteps`.
+        F: The contraction, from the shape of z to the same. It must treat samples apart: where the first axis is part
+            of one state, such as the nodes of a graph, put one of samples before it, z[None]. With a tolerance it must
+            be deterministic; otherwise it may draw from torch's global generators.
         z: (B, ...).
         tensors: What F depends on; they get gradients.
         solver: How x is found.
@@ -38,18 +41,23 @@ def solve(
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
             host wait for the device, once; compiled code does not ask.
-        early_exit: Evaluate F on those samples only that still move. Only where no gradient is recorded.
+        early_exit: Evaluate F on those samples only that still move. Only where no gradient is recorded. A tensor with
+            one entry per sample along its first axis is cut like z; which ones are is found by evaluating one sample.
         name: What to call it in messages.
 
     Returns:
         The solution; gradients flow through its value.
 
+    A sample that is not finite does not spoil the gradient of the tensors if its own gradient is 0, as where a loss
+    leaves it out. Only with `FixedIterations`, `ThroughSteps` and the policy `ignore`, where nobody looks, it does.
+
     Raises:
         NotConvergedError: If it fails, with the policy `raise`; in the backward pass, if that of an implicit gradient
             fails.
         RuntimeError: In the backward pass, if a second derivative is asked of an adjoint of fixed iterations.
-        ValueError: If on_failure is none of the three, z has no axis, F changes the shape, early_exit is asked where
-            gradients are recorded, `Recompute` is asked of a solver with a tolerance, or F depends on a tensor that
+        ValueError: If on_failure is none of the three, z has no axis or is of integers, F changes the shape, dtype or
+            device, or its argument in place, early_exit is asked where gradients are recorded or F does not treat
+            samples apart, `Recompute` is asked of a solver with a tolerance, or F depends on a tensor that
             needs a gradient and is not among `tensors` (for `Implicit` and `Recompute`; mostly found in the backward
             pass).
     """
@@ -57,11 +65,16 @@ def solve(
         raise ValueError(f"{name}: on_failure is {on_failure!r}; choose {', '.join(POLICIES)}")
     if z.dim() == 0:
         raise ValueError(f"{name}: z has no axis of samples; give it one, z[None]")
+    if not (z.is_floating_point() or z.is_complex()):
+        raise ValueError(f"{name}: z is of {str(z.dtype).removeprefix('torch.')}; convert it, z.float()")
     if early_exit:
         if torch.is_grad_enabled():
             raise ValueError(f"{name}: early_exit is for inference; call it under torch.no_grad()")
-        F = _OnlyWhatMoves(F)
+        F = _OnlyWhatMoves(F, name)
     problem = Problem(F, solver, on_failure, name)
+    # A failed sample is then taken out of steps that are differentiated.
+    looks_later = on_failure == "warn" and isinstance(solver, FixedIterations) and isinstance(gradient, ThroughSteps)
+    before = random_state(z) if looks_later and not torch.compiler.is_compiling() else None
     solution = gradient(problem, z, tuple(tensors))
     if on_failure != "ignore" and not torch.compiler.is_compiling():
         failed = solution.failed()
@@ -71,16 +84,29 @@ def solve(
                 with torch.no_grad():
                     traced = replace(solver, measure=True)(problem.map(z, tensors), z)
             traced.report(failed, on_failure, name)
+            if looks_later and solution.value.requires_grad:
+                with drawing_from(before, z):
+                    again = gradient(problem, choose(failed, torch.zeros_like(z), z), tuple(tensors))
+                solution = replace(solution, value=_not_finite(again.value, failed))
     return solution
+
+
+def _not_finite(value: Tensor, failed: Tensor) -> Tensor:
+    """Make the value NaN for failed samples, (B,), and their gradient too unless it is 0."""
+    zero = torch.zeros_like(value)
+    value = value + choose(failed, zero + torch.nan, zero)
+    spoil_gradient_of(value, failed)
+    return value
 
 
 class _OnlyWhatMoves:
     """F, evaluated on samples that differ from those of the call before, and remembered for the others."""
 
-    def __init__(self, F: ContractionMap) -> None:
-        self.F = F
+    def __init__(self, F: ContractionMap, name: str) -> None:
+        self.F, self.name = F, name
         self.x: Optional[Tensor] = None
         self.fx: Optional[Tensor] = None
+        self.cut: Optional[Sequence[bool]] = None  # which tensors have an entry per sample
 
     def __call__(self, x: Tensor, *tensors: Tensor) -> Tensor:
         if self.x is None or self.fx is None:
@@ -88,6 +114,42 @@ class _OnlyWhatMoves:
         else:
             differs = x != self.x
             moved = (differs.flatten(1).any(1) if x.dim() > 1 else differs).nonzero()[:, 0]
-            fx = self.fx if len(moved) == 0 else self.fx.index_copy(0, moved, self.F(x[moved], *tensors))
+            if len(moved) == 0:
+                fx = self.fx
+            elif len(moved) == len(x):
+                fx = self.F(x, *tensors)
+            else:
+                if self.cut is None:
+                    self.cut = self._find_cut(self.x, self.fx, tensors, moved[:1])
+                fx = self.fx.index_copy(0, moved, self._on(moved, x, tensors, self.cut))
         self.x, self.fx = x, fx
         return fx
+
+    def _on(self, rows: Tensor, x: Tensor, tensors: Sequence[Tensor], cut: Sequence[bool]) -> Tensor:
+        return self.F(x[rows], *(t[rows] if yes else t for t, yes in zip(tensors, cut, strict=True)))
+
+    def _find_cut(self, x: Tensor, fx: Tensor, tensors: Sequence[Tensor], row: Tensor) -> Sequence[bool]:
+        """Find which tensors to cut for one sample alone, row (1,), to get what it got among all."""
+        may_be = [(False, True) if t.dim() > 0 and len(t) == len(x) else (False,) for t in tensors]
+        trouble = ""
+        for cut in itertools.product(*may_be):
+            try:
+                alone = self._on(row, x, tensors, cut)
+            except Exception as error:  # whatever F raises on shapes that do not fit each other
+                trouble = f"raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                continue
+            if alone.shape != fx[row].shape:
+                trouble = trouble or f"gives the shape {tuple(alone.shape)}"
+            elif torch.allclose(alone, fx[row], rtol=0, atol=_rounding(fx[row]), equal_nan=True):
+                return cut
+            else:
+                trouble = trouble or "gives another value"
+        raise ValueError(
+            f"{self.name}: early_exit evaluates F on some samples only, and on one alone F {trouble}; leave early_exit "
+            "out, or let F treat samples apart: inputs per sample go among the tensors, samples along the first axis"
+        )
+
+
+def _rounding(fx: Tensor) -> float:
+    """What two ways of computing fx may differ by, with much to spare."""
+    return epsilon(fx) ** 0.5 * float(fx.nan_to_num().abs().amax())

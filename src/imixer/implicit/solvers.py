@@ -10,13 +10,15 @@ from typing import List, Optional
 import torch
 from torch import Tensor
 
-from imixer.implicit.solution import Solution
+from imixer.implicit.solution import Solution, choose, finite_samples, spoil_gradient_of
 
 Map = Callable[[Tensor], Tensor]
 Step = Callable[[Tensor, Tensor], Tensor]
 
 # A relative gap of a few units in the last place is as good as none.
 RESOLVED = 4
+# Products of fewer rows may round otherwise: a gap that is looked at again may have grown by as much.
+LOOSENED = 2
 GPU_STEPS = 8  # between looks, which make the host wait
 
 
@@ -57,7 +59,11 @@ class ToTolerance:
     """What the solvers with a tolerance share: a sample that has converged stays as it is while others go on.
 
     The value of a sample is f(x) of the first x that meets the tolerance. For a contraction with Lipschitz constant L
-    it is within L / (1 - L) gaps of the solution.
+    it is within L / (1 - L) gaps of the solution. That x is looked at in every later step, the last included: if it
+    meets the tolerance no more, f looked at other samples or is not deterministic, and the sample has not converged.
+
+    A sample that is not finite stays where it last was, so that its derivatives, multiplied by 0 where a loss leaves it
+    out, are 0.
 
     Args:
         rtol, atol: A sample has converged when ||f(x) - x|| <= atol + rtol ||f(x)||. One of them must be positive. An
@@ -88,23 +94,33 @@ class ToTolerance:
     def __call__(self, f: Map, x: Tensor) -> Solution:
         """Solve from x (B, ...)."""
         propose, look_every = self._stepper(), self._look_every(x.device)
-        rtol = max(self.rtol, RESOLVED * _epsilon(x))
+        rtol = max(self.rtol, RESOLVED * epsilon(x))
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        relapsed = torch.zeros_like(done)
         residuals: List[Tensor] = []
+        if shielded := torch.is_grad_enabled():
+            start_broken = ~finite_samples(x.detach())
+            x = choose(start_broken, torch.zeros_like(x), x)
         for step in range(1, self.max_steps + 1):
             fx = f(x)
             gap, size = _gap(x, fx)
             residuals.append(_relative(gap, size))
-            # A sample that has converged before sees no gap any more, and without a gap no method moves.
-            fx = _where(done, x, fx)
+            near = self.atol + rtol * size
             finite = gap.isfinite()
-            done = done | (finite & (gap <= self.atol + rtol * size))
+            relapsed = relapsed | (done & ~(gap <= LOOSENED * near))
+            done = done | (finite & (gap <= near))
+            # Who has converged or is broken sees no gap, and without a gap no method moves.
+            stays = done | ~finite
+            seen = choose(stays, x, fx)
             with torch.autocast(x.device.type, enabled=False):
-                proposed = propose(x, fx)
-            x = fx if proposed is fx else _where(done, fx, proposed)
-            if step % look_every == 0 and bool((done | ~finite).all()):
+                proposed = propose(x, seen)
+            x = seen if proposed is seen else choose(stays, x, proposed)
+            if step % look_every == 0 and bool(stays.all()):
                 break
-        return Solution(x, torch.stack(residuals), len(residuals), done)
+        value = choose(stays, fx, x)
+        if shielded:
+            spoil_gradient_of(value, start_broken)
+        return Solution(value, torch.stack(residuals), len(residuals), done & ~relapsed, relapsed)
 
     def _look_every(self, device: torch.device) -> int:
         return self.check_every or (1 if device.type == "cpu" else GPU_STEPS)
@@ -242,7 +258,7 @@ class Broyden(ToTolerance):
                 s = s / torch.where(divisor == 0, 1, divisor)[:, None]
             square = _dot(s, s)
             fine = square.detach().isfinite()
-            s = _where(fine, s, g)
+            s = choose(fine, s, g)
             per_square[:] = [torch.where(fine, p, 0) for p in per_square]
             square = torch.where(fine, square, _dot(g, g))
             S.append(s)
@@ -276,13 +292,8 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.vecdot(x, y)
 
 
-def _where(which: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Choose per sample, which (B,)."""
-    return torch.where(which.view(-1, *[1] * (yes.dim() - 1)), yes, no)
-
-
-def _epsilon(x: Tensor) -> float:
-    """Of what f is computed in."""
+def epsilon(x: Tensor) -> float:
+    """Get the machine epsilon of what f is computed in: x's dtype, or that of autocast."""
     kind = x.device.type
     narrow: Optional[torch.dtype] = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return max(torch.finfo(dtype).eps for dtype in (x.dtype, narrow) if dtype is not None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Dict, Iterable, List, Literal, Optional, Set
 
+from imixer.escaping import for_csv
 from imixer.sweep.plan import Cell, Sweep, Trial
 from imixer.sweep.spec import RESULTS, SUMMARY, text
 from imixer.sweep.trial import failure
@@ -143,7 +144,7 @@ def _write_csv(file: Path, header: List[str], rows: List[List[Any]]) -> None:
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows([f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows)
+    writer.writerows([f"{value:.6g}" if isinstance(value, float) else for_csv(value) for value in row] for row in rows)
     write_text(file, content.getvalue())
 
 

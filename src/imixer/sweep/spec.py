@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from imixer.errors import InputError
+from imixer.json_text import json_text
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Cell, Sweep, Trial
 from imixer.training.config import TrainConfig
@@ -96,7 +96,7 @@ def share(sweep: Sweep, which: str) -> Tuple[Trial, ...]:
 
 def text(value: Any) -> str:
     """A setting's value as YAML has it, in one line."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) else json_text(value, non_finite="null", indent=None, default=str)
 
 
 class _Loader(yaml.SafeLoader):

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from imixer.escaping import PlainConsole, one_line
 from imixer.sweep.plan import Trial
 from imixer.sweep.results import Mean, Outcome, Results, Status
 from imixer.sweep.spec import RESULTS, SUMMARY
@@ -31,7 +32,7 @@ class Shown(Protocol):
 @contextmanager
 def watch(results: Results) -> Iterator[Shown]:
     """Show on stderr how a sweep goes: a live table, or, where there is no terminal, a line when a trial turns."""
-    console = Console(file=sys.stderr, highlight=False)  # this stderr, also while a trial's goes to its log
+    console = PlainConsole(file=sys.stderr)  # this stderr, also while a trial's goes to its log
     if not console.is_terminal:
         yield _Lines(results, sys.stderr)
         return
@@ -108,7 +109,7 @@ class _Lines:
             "failed": f"failed, {outcome.error}",
             "unfinished": f"not finished, epoch {outcome.epoch}/{trial.cell.epochs}",
         }
-        print(f"{trial.name}: {words[outcome.status]}", file=self.file, flush=True)
+        print(one_line(f"{trial.name}: {words[outcome.status]}"), file=self.file, flush=True)
 
 
 def _spread(found: Mean, scale: float, digits: int, unit: str) -> str:

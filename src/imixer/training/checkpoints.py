@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional
 import torch
 
 from imixer.errors import InputError
+from imixer.json_text import json_text
 from imixer.training.atomic import replacing, write_text
 
 State = Dict[str, Any]
@@ -138,7 +139,7 @@ class Checkpoints:
         return [entry for place, entry in enumerate(entries) if entry.best or place >= len(entries) - self.keep]
 
     def _write(self, entries: List[Entry]) -> None:
-        write_text(self.index, json.dumps([asdict(entry) for entry in entries], indent=1))
+        write_text(self.index, json_text([asdict(entry) for entry in entries], indent=1))
 
     def _unsaved(self, path: Path, error: Exception) -> str:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import List, Sequence, Tuple
 
+from imixer.escaping import for_csv, from_csv
 from imixer.training.atomic import write_text
 
 
@@ -20,8 +21,9 @@ def write_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str],
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true", *class_names])
-    writer.writerows([name, *row] for name, row in zip(class_names, counts, strict=True))
+    names = [for_csv(name) for name in class_names]
+    writer.writerow(["true", *names])
+    writer.writerows([name, *row] for name, row in zip(names, counts, strict=True))
     write_text(path, text.getvalue())
 
 
@@ -36,4 +38,4 @@ def read_confusion(path: Path) -> Tuple[List[str], List[List[int]]]:
     names = header[1:]
     if not names or [row[0] for row in rows] != names or any(len(row) != len(header) for row in rows):
         raise ValueError(f"{path} has not a row and a column for each class")
-    return names, [[int(count) for count in row[1:]] for row in rows]
+    return [from_csv(name) for name in names], [[int(count) for count in row[1:]] for row in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -16,8 +15,11 @@ from imixer.data.folder import open_test_folder
 from imixer.data.image_data import printable
 from imixer.data.loading import batches_in_order, worker_message
 from imixer.errors import InputError
+from imixer.json_text import json_text
+from imixer.training.atomic import write_text
 from imixer.training.calibration import ConfidenceBin, calibration_error, reliability
-from imixer.training.reload import reload
+from imixer.training.finite import require_finite_logits
+from imixer.training.reload import Reloaded, reload
 
 _WARM_UP = 2  # batches left out of the speed
 
@@ -94,7 +96,7 @@ def evaluate(
         The scores and the file.
 
     Raises:
-        InputError: If run or data are not there or do not fit each other.
+        InputError: If run or data are not there or do not fit each other, or the model or what it gives is not finite.
     """
     reloaded = reload(path, device)
     config = reloaded.config
@@ -112,7 +114,7 @@ def evaluate(
         items, reloaded.transform, config.data, device=reloaded.device, batch_size=batch_size or config.micro_batch
     )
     try:
-        logits, targets, speed = _run(reloaded.model, batches)
+        logits, targets, speed = _run(reloaded, batches)
     except InputError as error:
         raise InputError(worker_message(error)) from error
     correct = logits.argmax(1) == targets
@@ -130,15 +132,16 @@ def evaluate(
         per_class=_per_class(logits.argmax(1), targets, reloaded.class_names),
         reliability=reliability(logits, targets),
     )
-    file.write_text(json.dumps(_rounded(asdict(result)), indent=2), encoding="utf-8")
+    write_text(file, json_text(_rounded(asdict(result))))
     return result, file
 
 
 @torch.inference_mode()
-def _run(model: Any, batches: Any) -> Any:
+def _run(reloaded: Reloaded, batches: Any) -> Any:
     logits, targets, began, counted = [], [], time.perf_counter(), 0
     for step, (images, labels) in enumerate(batches):
-        logits.append(model(images).float().cpu())
+        logits.append(reloaded.model(images).float().cpu())
+        require_finite_logits(reloaded.model, images, logits[-1], reloaded.run.path)
         targets.append(labels.cpu())
         counted += len(labels)
         if step + 1 == _WARM_UP < len(batches):

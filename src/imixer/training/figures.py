@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import textwrap
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
@@ -11,8 +12,32 @@ from matplotlib.figure import Figure  # without pyplot: no display, no global st
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from imixer.escaping import for_figure, one_line
+
 _BLUE, _ORANGE, _GREEN, _GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"
 _MANY_CLASSES = 30
+
+
+def drawn(path: Path, draw: Callable[[Path], None]) -> bool:
+    """Draw, or say why that failed and go on: what a picture shows is written down before, and is not lost with it.
+
+    Args:
+        path: PNG to write. If that fails, an earlier one there and a PDF beside it are removed: they show something
+            else.
+        draw: Draws it.
+
+    Returns:
+        Whether it is there.
+    """
+    try:
+        draw(path)
+    except Exception as error:  # fonts, memory, the disk: no reason to lose what was computed
+        for file in (path, path.with_suffix(".pdf")):
+            file.unlink(missing_ok=True)
+        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
+        print(f"warning: {one_line(path)} was not drawn ({reason}); all else is written", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 def draw_learning_curves(rows: Sequence[Dict[str, Any]], path: Path) -> None:
@@ -64,7 +89,7 @@ def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: 
     figure.colorbar(image, ax=axes, label="share of the true class", format=PercentFormatter(1.0), shrink=0.8)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"Validation data, {counts.sum():,} images")
     if n <= _MANY_CLASSES:
-        names = [textwrap.shorten(name, 18, placeholder="...") for name in class_names]
+        names = [for_figure(name, 18) for name in class_names]
         axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(n), names)
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -104,11 +129,12 @@ def draw_predictions(
     ):
         picture.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
         picture.set_axis_off()
-        verdict = "" if truth is None else f"\ntrue: {truth}{'' if truth == names[0] else ', missed'}"
-        picture.set_title(textwrap.shorten(title, 28, placeholder="...") + verdict, fontsize=9)
+        missed = "" if truth == names[0] else ", missed"
+        verdict = "" if truth is None else f"\ntrue: {for_figure(truth, 28 - len(missed))}{missed}"
+        picture.set_title(for_figure(title, 28) + verdict, fontsize=9)
         colors = [_GREEN if name == truth else _BLUE if truth is None else _GRAY for name in names]
         bars.barh(range(len(names)), chances, color=colors)
-        bars.set_yticks(range(len(names)), [textwrap.shorten(name, 22, placeholder="...") for name in names])
+        bars.set_yticks(range(len(names)), [for_figure(name, 22) for name in names])
         bars.invert_yaxis()
         bars.set_xlim(0, 1.18)
         bars.set_xticks([0, 0.5, 1])

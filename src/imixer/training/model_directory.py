@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Dict, Sequence
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.errors import InputError
+from imixer.json_text import json_text
 from imixer.training.atomic import make_folder
 from imixer.training.model import BuiltModel
 
@@ -70,7 +70,7 @@ def save_model(
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
 
     def fill(folder: Path) -> None:
-        (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        (folder / "config.json").write_text(json_text(config), encoding="utf-8")
         save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
     make_folder(path, fill)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple
@@ -13,7 +14,10 @@ from PIL import Image
 from imixer.data.decoding import pixel_format
 from imixer.data.loading import find_images, load_image
 from imixer.errors import InputError
-from imixer.training.figures import draw_predictions
+from imixer.escaping import for_csv
+from imixer.training.atomic import write_text
+from imixer.training.figures import draw_predictions, drawn
+from imixer.training.finite import require_finite_logits
 from imixer.training.reload import Reloaded, reload
 
 _BATCH = 64
@@ -70,7 +74,8 @@ def predict(
         The predictions and the picture's path.
 
     Raises:
-        InputError: If the run or an image cannot be read, or the model does not iterate.
+        InputError: If the run or an image cannot be read, the model does not iterate, or it or what it gives is not
+            finite.
     """
     if top < 1:
         raise InputError(f"top is {top}; give 1 or more classes")
@@ -91,17 +96,20 @@ def predict(
         batch = batch or held_out[start : start + _BATCH]
         predictions += _predict(reloaded, batch, top)
         shown += batch[: max(0, _SHOWN - len(shown))]
-    drawn = predictions[: len(shown)]
-    draw_predictions(
-        [source.image for source in shown],
-        [p.probabilities for p in drawn],
-        [p.classes for p in drawn],
-        [Path(p.image).name for p in drawn],
-        [p.truth for p in drawn],
-        reloaded.run.prediction,
-    )
     if csv_file:
         _write_csv(predictions, Path(csv_file))
+    first = predictions[: len(shown)]
+    drawn(
+        reloaded.run.prediction,
+        lambda picture: draw_predictions(
+            [source.image for source in shown],
+            [p.probabilities for p in first],
+            [p.classes for p in first],
+            [Path(p.image).name for p in first],
+            [p.truth for p in first],
+            picture,
+        ),
+    )
     return predictions, reloaded.run.prediction
 
 
@@ -131,7 +139,9 @@ def _held_out(reloaded: Reloaded, moved_to: Optional[str]) -> List[_Source]:
 def _predict(reloaded: Reloaded, sources: Sequence[_Source], top: int) -> List[Prediction]:
     names = reloaded.class_names
     batch = torch.stack([reloaded.transform(source.image) for source in sources]).to(reloaded.device)
-    chances, classes = reloaded.model(batch).float().softmax(1).topk(min(top, len(names)))
+    logits = reloaded.model(batch).float()
+    require_finite_logits(reloaded.model, batch, logits, reloaded.run.path)
+    chances, classes = logits.softmax(1).topk(min(top, len(names)))
     return [
         Prediction(source.name, tuple(names[i] for i in best), tuple(chance), source.truth)
         for source, best, chance in zip(sources, classes.tolist(), chances.tolist(), strict=True)
@@ -139,9 +149,10 @@ def _predict(reloaded: Reloaded, sources: Sequence[_Source], top: int) -> List[P
 
 
 def _write_csv(predictions: Sequence[Prediction], path: Path) -> None:
-    with path.open("x", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "rank", "class", "probability", "true_class"])
-        for p in predictions:
-            for rank, (name, chance) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
-                writer.writerow([p.image, rank, name, f"{chance:.6f}", p.truth or ""])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "rank", "class", "probability", "true_class"])
+    for p in predictions:
+        for rank, (name, chance) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
+            writer.writerow([for_csv(p.image), rank, for_csv(name), f"{chance:.6f}", for_csv(p.truth or "")])
+    write_text(path, text.getvalue())

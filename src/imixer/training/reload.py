@@ -16,6 +16,7 @@ from imixer.data.source import open_data
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.training.config import TrainConfig
+from imixer.training.finite import require_finite_weights
 from imixer.training.model_directory import load_model
 from imixer.training.parsing import load_config
 from imixer.training.quiet import silence
@@ -89,7 +90,7 @@ def reload(path: str, device: str = "auto") -> Reloaded:
         device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
 
     Raises:
-        InputError: If there is no finished run, or no such device.
+        InputError: If there is no finished run, no such device, or the model is not finite.
     """
     silence()
     run = open_run(path)
@@ -97,4 +98,6 @@ def reload(path: str, device: str = "auto") -> Reloaded:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    return Reloaded(run, config, load_model(run.model).to(chosen), chosen)
+    model = load_model(run.model)
+    require_finite_weights(model, run.path)
+    return Reloaded(run, config, model.to(chosen), chosen)

@@ -7,6 +7,7 @@ from typing import Any, Sequence
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 _MANY_CLASSES = 20
 
@@ -22,13 +23,15 @@ def report_training(trained: Any, wall_s: float, console: Console) -> None:
     last, run = trained.last, trained.run
     grid = Table.grid(padding=(0, 2))
     top5 = f", top-5 {last['val_acc_top5']:.2%}" if "val_acc_top5" in last else ""
-    grid.add_row("accuracy", f"[bold]{last['val_acc']:.2%}[/] of {trained.held_out:,} held-out images{top5}")
+    accuracy = Text.assemble((f"{last['val_acc']:.2%}", "bold"), f" of {trained.held_out:,} held-out images{top5}")
+    grid.add_row("accuracy", accuracy)
     grid.add_row("model", f"{trained.model}, {trained.parameters:,} parameters, on {trained.data}")
     grid.add_row("time", f"{wall_s:.0f} s in all, {trained.seconds:.0f} s for {trained.epochs} epochs")
     grid.add_row("device", trained.device)
     if trained.skipped:
         grid.add_row("skipped", _skipped(trained.skipped))
-    grid.add_row("files", f"{run.path}: model/, metrics.csv, learning_curves.png, confusion_matrix.png")
+    drawn = [f", {file.name}" for file in (run.learning_curves, run.confusion_matrix) if file.exists()]
+    grid.add_row("files", f"{run.path}: model/, metrics.csv{''.join(drawn)}")
     grid.add_row("next", f"imixer evaluate {run.path}")
     grid.add_row("", f"imixer predict {run.path}")
     if run.tensorboard.is_dir():
@@ -80,4 +83,5 @@ def report_predictions(predictions: Sequence[Any], picture: Any, console: Consol
         chances = "  ".join(f"{name} {chance:.1%}" for name, chance in zip(p.classes, p.probabilities, strict=True))
         table.add_row(p.image, *([p.truth or ""] if known else []), chances)
     console.print(table)
-    console.print(f"picture: {picture}")
+    if picture.exists():
+        console.print(f"picture: {picture}")

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Tuple
 
+from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 from imixer.training.run_directory import RunDirectory
 
@@ -39,9 +40,9 @@ class Trained:
     device: str
 
     def write(self) -> None:
-        """Write `result.json`."""
+        """Write `result.json`, with null for what is not finite, such as a bound that does not exist."""
         written = {name: value for name, value in asdict(self).items() if name != "run"}
-        write_text(self.run.result, json.dumps(written, indent=2))
+        write_text(self.run.result, json_text(written, non_finite="null"))
 
 
 def read_result(run: RunDirectory) -> Trained:

@@ -25,6 +25,7 @@ from imixer.data.image_data import ImageData
 from imixer.data.loading import worker_message
 from imixer.data.source import open_data
 from imixer.errors import InputError
+from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 from imixer.training.changes import check_changes
 from imixer.training.checkpoints import Checkpoints, State
@@ -32,7 +33,7 @@ from imixer.training.config import TrainConfig
 from imixer.training.confusion import write_confusion
 from imixer.training.devices import build_fabric, check_devices, device_name, placed, share, started_by_launcher
 from imixer.training.environment import environment, environment_changes
-from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
+from imixer.training.figures import draw_confusion_matrix, draw_learning_curves, drawn
 from imixer.training.launch import launch, report_run
 from imixer.training.loggers import build_logger, check_logger
 from imixer.training.loop import Loop
@@ -155,7 +156,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
             _check_data(state, data, run)
         if fabric.is_global_zero and not begun:
             save_config(resolved(config, built, data.value_range), run.config)
-            write_text(run.environment, json.dumps({"run": uuid4().hex} | environment(), indent=2))
+            write_text(run.environment, json_text({"run": uuid4().hex} | environment()))
         if fabric.is_global_zero and begun:
             _note_changes(run, state["step"] if state else 0)
         logger = build_logger(
@@ -219,12 +220,10 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
     weights = loop.trainee.weights()
     if loop.fabric.is_global_zero:
         trained.write()
-        draw_learning_curves(loop.rows, run.learning_curves)
         assert loop.scores.confusion is not None  # set by the last validation
         counts = loop.scores.confusion.numpy()
-        draw_confusion_matrix(counts, data.class_names, run.confusion_matrix)
         write_confusion(counts.tolist(), data.class_names, run.confusion_counts)
-        save_model(  # last: it is what makes a run finished
+        save_model(  # after all numbers: it is what makes a run finished
             built,
             weights,
             run.model,
@@ -234,6 +233,8 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
             crop_pct=config.data.crop_pct,
             interpolation="bicubic" if config.data.interpolation == "random" else config.data.interpolation,
         )
+        drawn(run.learning_curves, lambda path: draw_learning_curves(loop.rows, path))
+        drawn(run.confusion_matrix, lambda path: draw_confusion_matrix(counts, data.class_names, path))
     loop.fabric.barrier()
     return trained
 
@@ -267,7 +268,7 @@ def _note_changes(run: RunDirectory, step: int) -> None:
         shown = ", ".join(f"{name} {value} instead of {begun[name]}" for name, value in changes.items())
         print(f"resumed with {shown}: numbers may differ in their last digits", file=sys.stderr, flush=True)
         begun.setdefault("resumed", []).append({"step": step} | changes)
-        write_text(run.environment, json.dumps(begun, indent=2))
+        write_text(run.environment, json_text(begun))
 
 
 @contextmanager

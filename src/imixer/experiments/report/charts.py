@@ -8,10 +8,12 @@ from typing import Any, Dict, List, Sequence, Tuple
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from imixer.escaping import for_plotly, middle_cut
 from imixer.experiments.report.collect import Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _ASIDE = 0.4  # of an iteration, over which the blocks are spread so that none hides another
+_LONGEST = 30  # characters of a class on an axis
 _FEW_CLASSES = 20  # whose counts have room in a confusion matrix
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
@@ -27,7 +29,7 @@ def learning_curves(runs: Sequence[Run]) -> go.Figure:
     for run, style in zip(runs, _styles(len(runs)), strict=True):
         for column, name in enumerate(panels, 1):
             epochs, values = [row["epoch"] for row in run.rows], [row[name] for row in run.rows]
-            _add_line(figure, column, run.name, style, epochs, values, "epoch %{x}: %{y:.4g}")
+            _add_line(figure, column, for_plotly(run.name), style, epochs, values, "epoch %{x}: %{y:.4g}")
     _count_epochs(figure, max(len(run.rows) for run in runs))
     figure.update_yaxes(tickformat=".0%", col=3)
     return _finished(figure)
@@ -114,7 +116,7 @@ def energy(mixings: Sequence[Dict[str, Any]]) -> go.Figure:
 
 def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figure:
     """True against predicted class: the share of the true class as colour, and counts where there is room."""
-    totals = [max(sum(row), 1) for row in counts]
+    totals, names = [max(sum(row), 1) for row in counts], _labels(names)
     figure = go.Figure(
         go.Heatmap(
             x=list(names),
@@ -139,7 +141,7 @@ def per_class(scores: Sequence[Dict[str, Any]]) -> go.Figure:
     """Accuracy of each class, as `imixer evaluate` writes them."""
     figure = go.Figure(
         go.Bar(
-            x=[score["name"] for score in scores],
+            x=_labels([score["name"] for score in scores]),
             y=[score["accuracy"] for score in scores],
             customdata=[score["images"] for score in scores],
             marker_color=_COLORS[0],
@@ -149,6 +151,12 @@ def per_class(scores: Sequence[Dict[str, Any]]) -> go.Figure:
     figure.update_xaxes(type="category")
     figure.update_yaxes(tickformat=".0%", range=[0, 1], title_text="accuracy")
     return _finished(figure)
+
+
+def _labels(names: Sequence[str]) -> List[str]:
+    """Names of classes for an axis: short, and still as many as there are."""
+    short = [for_plotly(middle_cut(name, _LONGEST)) for name in names]
+    return short if len(set(short)) == len(set(names)) else [for_plotly(name) for name in names]
 
 
 def _add_line(

@@ -13,6 +13,7 @@ import yaml
 from imixer.errors import InputError
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.training.confusion import read_confusion
+from imixer.training.finite_file import first_non_finite_in
 from imixer.training.parsing import flat
 from imixer.training.run_directory import RunDirectory
 
@@ -164,7 +165,10 @@ def _is_run(path: Path) -> bool:
 
 def _read(path: Path, name: str) -> Run:
     run = RunDirectory(path)
+    weights = run.model / "model.safetensors"
     try:
+        if weights.is_file() and (place := first_non_finite_in(weights)):
+            raise InputError(f"the model of {path} is not finite, from {place}; its results are none, leave it out")
         classes = _classes(run)
         energy = _energy(run)
         iterations = _json(run.analysis / "convergence.json").get("blocks", [])
@@ -184,6 +188,8 @@ def _read(path: Path, name: str) -> Run:
             energy=energy,
             pictures=_pictures(run, charted=[name for name, numbers in charted.items() if numbers]),
         )
+    except InputError:
+        raise
     except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error
 

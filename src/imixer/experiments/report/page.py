@@ -13,6 +13,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 import imixer
+from imixer.escaping import printable_lines
 
 _FOLDER = Path(__file__).parent
 
@@ -127,7 +128,9 @@ def render(title: str, sections: Sequence[Section]) -> str:
     sections = [section for section in sections if section.items]
     charts = any(isinstance(item, Chart) for section in sections for item in section.items)
     loader = jinja2.FileSystemLoader(_FOLDER)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, finalize=_shown, undefined=jinja2.StrictUndefined
+    )
     return environment.get_template("page.html").render(
         title=title,
         sections=sections,
@@ -138,3 +141,9 @@ def render(title: str, sections: Sequence[Section]) -> str:
         version=imixer.__version__,
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Text that a browser shows as it is; our own pages and scripts stay as they are."""
+    plain = isinstance(value, str) and not isinstance(value, jinja2.utils.markupsafe.Markup)
+    return printable_lines(value) if plain else value

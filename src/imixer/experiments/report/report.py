@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
@@ -25,6 +24,7 @@ from imixer.experiments.report.page import (
     render,
     slug,
 )
+from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 
 _MANY = 40  # runs, of which each has its own figures
@@ -223,7 +223,7 @@ def _environment(runs: List[Run]) -> List[Item]:
     texts: Dict[str, List[str]] = {}
     for run in runs:
         known = {name: value for name, value in run.environment.items() if name != "run"}
-        texts.setdefault(json.dumps(known, indent=2), []).append(run.name)
+        texts.setdefault(json_text(known), []).append(run.name)
     return [Fold(f"Versions and hardware of {', '.join(names)}", text) for text, names in texts.items()]
 
 

@@ -1,0 +1,60 @@
+"""Are the weights in a file finite? Without torch, for whoever reads runs and not models."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+# Of each floating type in safetensors: the integer of its size, and the bits that are all set where it is not finite.
+_EXPONENTS = {
+    "F64": (np.uint64, 0x7FF0000000000000),
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+
+
+def first_non_finite_in(path: Path) -> Optional[str]:
+    """Find the first tensor in a safetensors file, in the order of the model, that is not finite.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its name and from which block on, in words; None if all is finite.
+
+    Raises:
+        ValueError: If it is no such file.
+    """
+    content = np.memmap(path, np.uint8, "r")
+    try:
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        header = json.loads(content[8:start].tobytes())
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is no safetensors file") from error
+    bad = []
+    for name, tensor in header.items():
+        if name == "__metadata__" or tensor["dtype"] not in _EXPONENTS:
+            continue
+        kind, mask = _EXPONENTS[tensor["dtype"]]
+        first, last = (start + offset for offset in tensor["data_offsets"])
+        numbers = np.frombuffer(content[first:last].tobytes(), kind)
+        if ((numbers & kind(mask)) == kind(mask)).any():
+            bad.append(name)
+    # The file's own order is that of sizes or names.
+    return f"{place_of(min(bad, key=_order))} on: {min(bad, key=_order)}" if bad else None
+
+
+def place_of(name: str) -> str:
+    """Name the block that a parameter, buffer or module belongs to, or the part of the model beside the blocks."""
+    block = re.search(r"\bblocks\.(\d+)", name)
+    return f"block {block[1]}" if block else f"the {name.partition('.')[0]}"
+
+
+def _order(name: str) -> tuple[int, int]:
+    block = re.search(r"\bblocks\.(\d+)", name)
+    return (1, int(block[1])) if block else (0 if name.startswith("stem") else 2, 0)
