@@ -115,12 +115,12 @@ def test_several_runs_side_by_side_as_picture_and_vectors(tmp_path, is_print_pai
     is_print_pair(tmp_path / "three.png")
     draw_convergence([*found, replace(found[0], trained=None)], tmp_path / "four.png", titles=["a", "b", "c", "d"])
     assert Image.open(tmp_path / "three.png").width == Image.open(tmp_path / "four.png").width
-    draw_convergence(found[:1], tmp_path / "one.png")
+    draw_convergence(found[0], tmp_path / "one.png")
     assert Image.open(tmp_path / "one.png").width < Image.open(tmp_path / "three.png").width
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):
-    found = [convergence_along_depth(create(), IMAGES)]
+    found = convergence_along_depth(create(), IMAGES)
     for name in ("a.png", "b.png"):
         draw_convergence(found, tmp_path / name)
     for kind in ("png", "pdf"):
@@ -133,7 +133,7 @@ def test_what_diverges_is_drawn_and_written_too(run, tmp_path):
         block.mlp_tokens.contraction.fc1.weight.data *= 1e6
     found = convergence_along_depth(model, IMAGES, n_iter=12)
     assert not found.blocks[0].norms.isfinite().all()
-    draw_convergence([found], tmp_path / "diverges.png")
+    draw_convergence(found, tmp_path / "diverges.png")
     _, folder = analyze(replace(ANALYSIS, measure=lambda reloaded: found), str(run))
     assert json.loads((folder / "convergence.json").read_text())["blocks"][0]["norm"][-1]["mean"] is None
 

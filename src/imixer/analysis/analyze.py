@@ -52,10 +52,14 @@ def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **op
     found = analysis.measure(reloaded, **options)
     folder = reloaded.run.analysis
     folder.mkdir(exist_ok=True)
-    numbers = json.dumps(_finite(analysis.numbers(found)), indent=2)
-    (folder / f"{analysis.name}.json").write_text(numbers, encoding="utf-8")
+    write_numbers(analysis.numbers(found), folder / f"{analysis.name}.json")
     analysis.draw(found, folder / f"{analysis.name}.png")
     return found, folder
+
+
+def write_numbers(numbers: dict[str, Any], file: Path) -> None:
+    """Write what was found as JSON, which lacks numbers that are not finite: they become null."""
+    file.write_text(json.dumps(_finite(numbers), indent=2), encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:

@@ -28,6 +28,8 @@ class ImageData:
         mean: Mean of each channel, with pixel values in [0, 1].
         std: Standard deviation of each channel, likewise; never 0.
         skipped: Names of unreadable images that were left out.
+        split: The data set's own name for the part that `val` is, such as `test`; None where it has none, and `val` was
+            taken from its training images.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: tuple[str, ...] = ()
+    split: str | None = None
 
 
 def few_names(class_names: Sequence[str]) -> str:

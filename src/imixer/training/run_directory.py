@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -190,3 +191,13 @@ def open_run(path: str) -> RunDirectory:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "_", name).strip("_") or "run"
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Shorten some paths to their ends, as long as it takes to tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

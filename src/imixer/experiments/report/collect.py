@@ -14,7 +14,7 @@ from imixer.errors import InputError
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.training.confusion import read_confusion
 from imixer.training.parsing import flat
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run_directory import RunDirectory, short_names
 
 _MANY_CLASSES = 200  # of which a confusion matrix is a picture only
 
@@ -131,24 +131,13 @@ def find_reproduced(path: str) -> List[Reproduced]:
         try:
             facts = _json(file)
             if "shown" in facts:
-                found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"]))
-            elif experiment.figure == "convergence":
-                found.append(Reproduced(name, experiment.title, iterations=facts["blocks"]))
+                drawn = file.with_suffix(".png") if experiment.figure else None
+                found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"], picture=drawn))
             elif file.with_suffix(".png").is_file():
                 found.append(Reproduced(name, experiment.title, picture=file.with_suffix(".png")))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
     return found
-
-
-def short_names(paths: Sequence[Path]) -> List[str]:
-    """The ends of some paths, as long as it takes to tell them apart."""
-    parts = [path.absolute().parts for path in paths]
-    for length in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(each[-length:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
 
 
 def differing(runs: Sequence[Run]) -> List[Tuple[str, List[Any]]]:

@@ -11,7 +11,7 @@ import yaml
 
 from imixer.errors import InputError
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs, short_names
+from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs
 from imixer.experiments.report.page import (
     Chart,
     Fold,
@@ -26,6 +26,7 @@ from imixer.experiments.report.page import (
     slug,
 )
 from imixer.training.atomic import write_text
+from imixer.training.run_directory import short_names
 
 _MANY = 40  # runs, of which each has its own figures
 _ITERATIONS = (
