@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.experiments.data_sets import find_data
 
@@ -83,6 +85,28 @@ def test_what_is_missing_is_said():
 def test_a_broken_folder_says_what_is_wrong_with_it():
     Path("sets/food101").mkdir(parents=True)
     assert "neither class folders" in find_data("food101", "sets").missing
+
+
+@pytest.mark.parametrize("kind", ["shards", "folders"])
+def test_all_but_digits_need_a_test_split(kind):
+    if kind == "shards":
+        shard("sets/cifar10")
+        Path("sets/cifar10/test-00000-of-00001.parquet").unlink()
+    else:
+        class_folders("sets/cifar10")
+        shutil.rmtree("sets/cifar10/val")
+    found = find_data("cifar10", "sets")
+    assert "cifar10 in sets/cifar10 has no test split; add" in found.missing and "\n" not in found.missing
+    assert found.training == 0
+
+
+def test_held_out_images_are_called_what_they_are():
+    shard("sets/cifar10")
+    class_folders("sets/cifar100")
+    assert find_data("cifar10", "sets").held_out_part == "test split"
+    assert find_data("cifar100", "sets").held_out_part == "val split"
+    assert find_data("digits").held_out_part == "held-out fifth of the training images"
+    assert DataConfig().val_fraction == 1 / 5
 
 
 def test_no_folder_at_all_is_refused():

@@ -12,6 +12,7 @@ from imixer.data.image_data import few_names
 from imixer.errors import InputError
 from imixer.models.inside import implicit_blocks
 from imixer.training.reload import Reloaded
+from imixer.training.run_directory import short_names
 
 N_ITER = 10  # enough for every n of the paper
 
@@ -33,7 +34,7 @@ def compare_convergence(
         n_iter: Iterations to look at. Default: 10, or one more than the largest n of the runs if that is more.
         seed: Of the draw.
         data: Where the data lie now. Default: where they lay.
-        names: What to call the runs. Default: their paths.
+        names: What to call the runs. Default: the ends of their paths, and their n.
 
     Returns:
         One measurement per run, in their order.
@@ -44,50 +45,56 @@ def compare_convergence(
 
     Source: paper appendix C.3.
     """
-    names = [str(run.run.path) for run in runs] if names is None else names
-    _check_alike(runs, names)
+    _check_alike(runs)
     if n_iter is None:
         own = [imlp.n_iter for run in runs for _, imlp in implicit_blocks(run.model, "iterate")[:1]]
         n_iter = max(N_ITER, *(n + 1 for n in own))
-    drawn = _draw(runs, names, images, seed, data)
-    return [
-        replace(convergence_along_depth(run.model, seen, n_iter), seed=seed, name=name)
-        for run, seen, name in zip(runs, drawn, names, strict=True)
-    ]
+    drawn = _draw(runs, images, seed, data)
+    found = [convergence_along_depth(run.model, seen, n_iter) for run, seen in zip(runs, drawn, strict=True)]
+    names = names or _names(runs, found)
+    return [replace(each, seed=seed, name=name) for each, name in zip(found, names, strict=True)]
 
 
-def _check_alike(runs: Sequence[Reloaded], names: Sequence[str]) -> None:
+def _names(runs: Sequence[Reloaded], found: Sequence[Convergence]) -> list[str]:
+    trained = ("to a tolerance" if each.trained is None else f"n = {each.trained}" for each in found)
+    return [f"{name}, {n}" for name, n in zip(short_names([run.run.path for run in runs]), trained, strict=True)]
+
+
+def _check_alike(runs: Sequence[Reloaded]) -> None:
     """Raises InputError unless all runs know the same classes, take images of one size, and have as many blocks."""
     first = runs[0]
-    for run, name in zip(runs[1:], names[1:], strict=True):
+    for run in runs[1:]:
+        one, other = first.run.path, run.run.path
         if run.class_names != first.class_names:
             raise InputError(
-                f"{names[0]} was trained on {first.config.data.name} ({few_names(first.class_names)}) and {name} on "
+                f"{one} was trained on {first.config.data.name} ({few_names(first.class_names)}) and {other} on "
                 f"{run.config.data.name} ({few_names(run.class_names)}); give runs of the same data"
             )
         if run.input_size != first.input_size:
             raise InputError(
-                f"{names[0]} takes images of {_size(first)} and {name} of {_size(run)}; give runs of the same image "
-                "size"
+                f"{one} takes images of {_size(first)} and {other} of {_size(run)}; give runs of the same image size"
             )
-        blocks = [len(implicit_blocks(each.model, "iterate")) for each in (first, run)]
+        blocks = [_blocks(each) for each in (first, run)]
         if blocks[0] != blocks[1]:
-            raise InputError(
-                f"{names[0]} has {blocks[0]} blocks and {name} has {blocks[1]}; give runs with as many blocks"
-            )
+            raise InputError(f"{one} has {blocks[0]} and {other} has {blocks[1]}; give runs with as many blocks")
 
 
-def _draw(runs: Sequence[Reloaded], names: Sequence[str], images: int, seed: int, data: str | None) -> list[Tensor]:
+def _blocks(run: Reloaded) -> str:
+    count = len(implicit_blocks(run.model, "iterate"))
+    return f"{count} {'block' if count == 1 else 'blocks'}"
+
+
+def _draw(runs: Sequence[Reloaded], images: int, seed: int, data: str | None) -> list[Tensor]:
     """The images as each run takes them. Raises InputError unless they are the same."""
     found: list[Tensor] = []
-    for run, name in zip(runs, names, strict=True):
+    for run in runs:
         same = next((i for i, each in enumerate(runs[: len(found)]) if _sees_like(each, run)), None)
         found.append(random_images(run, images, seed, data) if same is None else found[same].to(run.device))
         if found[0].shape != found[-1].shape or not torch.equal(found[0], found[-1].to(found[0])):
+            one, other = (f"{each.run.path} ({each.config.data.name})" for each in (runs[0], run))
             raise InputError(
-                f"{names[0]} ({runs[0].config.data.name}) and {name} ({run.config.data.name}) do not see the same "
-                "images: their held-out parts, or how images are resized and normalised, differ; give runs with the "
-                "same settings of data"
+                f"{one} and {other} do not see the same images: their held-out parts, or how images are resized and "
+                "normalised, differ; give runs with the same settings of data"
             )
     return found
 

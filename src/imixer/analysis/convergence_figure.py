@@ -16,6 +16,8 @@ from imixer.analysis.statistics import spread
 _ASIDE = 0.4  # of an iteration, over which the blocks are spread so that none hides another
 _MOST_COLUMNS = 4  # panels of a row
 _DASHES, _MARKERS = ("-", "--", "-.", ":"), "os^Dv"
+_STOP: dict[str, Any] = dict(ls="none", ms=6, mec="black", mew=0.8, zorder=5)
+_STOPS = "$a = n$: where the model stops"
 _NORM = r"$\mathrm{Norm}_a = \|x^{a+1} - x^a\| \,/\, \sqrt{SC}$"
 _COSINE = r"$\cos_a = \cos(x^{a+1}, x^a)$"
 
@@ -59,13 +61,13 @@ def draw_first_block(found: Sequence[Convergence], path: Path) -> None:
         found: What `compare_convergence` gave.
         path: PNG to write. The PDF lies beside it.
     """
-    with print_figure(path, DOUBLE, 2.7) as figure:
+    with print_figure(path, DOUBLE, 2.7 + _legend_height(found)) as figure:
         norms, cosines = figure.subplots(1, 2)
         for axes, measure, label in ((norms, _norms, _NORM), (cosines, _cosines, _COSINE)):
             _draw_models(axes, found, 0, measure)
-            axes.set(xlabel="iteration $a$", ylabel=label)
+            axes.set(title=_block_name(found, 0), xlabel="iteration $a$", ylabel=label)
         norms.set_yscale("log")
-        figure.suptitle(_block_name(found, 0), fontsize=8)
+        norms.minorticks_off()
         _explain(figure, found)
 
 
@@ -99,9 +101,9 @@ def _cosines(block: BlockConvergence) -> Tensor:
 
 def _draw_blocks(found: Sequence[Convergence], path: Path, measure: _Measure, label: str, scale: str) -> None:
     blocks = len(found[0].blocks)
-    columns = min(_MOST_COLUMNS, blocks)
-    rows = -(-blocks // columns)
-    with print_figure(path, DOUBLE if columns > 1 else SINGLE, 1.0 + 1.55 * rows) as figure:
+    rows = -(-blocks // _MOST_COLUMNS)
+    columns = -(-blocks // rows)
+    with print_figure(path, DOUBLE if columns > 1 else SINGLE, 1.0 + 1.55 * rows + _legend_height(found)) as figure:
         grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for number, axes in enumerate(grid.flat):
             if number >= blocks:
@@ -109,6 +111,7 @@ def _draw_blocks(found: Sequence[Convergence], path: Path, measure: _Measure, la
                 continue
             _draw_models(axes, found, number, measure)
             axes.set(title=_block_name(found, number), yscale=scale)
+            axes.minorticks_off()
             if number + columns >= blocks:
                 axes.set_xlabel("iteration $a$")
         figure.supylabel(label, fontsize=8)
@@ -117,14 +120,14 @@ def _draw_blocks(found: Sequence[Convergence], path: Path, measure: _Measure, la
 
 def _draw_models(axes: Axes, found: Sequence[Convergence], number: int, measure: _Measure) -> None:
     for place, model in enumerate(found):
-        color, ls, marker = _model_style(place)
+        style = _model_style(place, len(found))
         values = measure(model.blocks[number])
         a = range(model.n_iter)
-        axes.fill_between(a, values.amin(1), values.amax(1), color=color, alpha=0.15, lw=0)
-        axes.plot(a, values.mean(1), color=color, ls=ls, marker=marker, ms=2.2, label=model.name)
+        axes.fill_between(a, values.amin(1), values.amax(1), color=style["color"], alpha=0.15, lw=0)
+        axes.plot(a, values.mean(1), label=model.name, **style)
         if model.stop is not None:
             own = float(values[model.stop].mean())
-            axes.plot(model.stop, own, color=color, ls="none", marker=marker, ms=6, mec="black", mew=0.8, zorder=5)
+            axes.plot(model.stop, own, **style | _STOP)
     _style(axes, found[0].n_iter)
     axes.set_xlim(-0.4, found[0].n_iter - 0.6)
 
@@ -133,15 +136,25 @@ def _explain(figure: Figure, found: Sequence[Convergence]) -> None:
     """One legend for all panels, and below what markers, bands and letters mean."""
     handles: list[Any] = []
     for place, model in enumerate(found):
-        color, ls, marker = _model_style(place)
-        handles.append(Line2D([], [], color=color, ls=ls, marker=marker, ms=2.2, label=model.name))
+        handles.append(Line2D([], [], label=model.name, **_model_style(place, len(found))))
     if any(model.stop is not None for model in found):
-        stop: dict[str, Any] = dict(color="0.6", ls="none", marker="o", ms=6, mec="black", mew=0.8)
-        handles.append(Line2D([], [], label="$a = n$: where the model stops", **stop))
-    columns = 1 if max(len(model.name) for model in found) > 40 else len(handles)
+        handles.append(Line2D([], [], label=_STOPS, color="0.6", marker="o", **_STOP))
+    columns = _legend_columns([handle.get_label() for handle in handles], figure.get_figwidth())
     figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=columns, handlelength=2.8)
     lines = [f"Mean over {found[0].images} images; band: from the smallest to the largest.", _sizes(found)]
     figure.supxlabel("\n".join(lines), fontsize=SMALL)
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a legend fit side by side into a width in inches."""
+    widest = 0.65 + 0.055 * max(map(len, labels))
+    return min(len(labels), max(1, int(width / widest)))
+
+
+def _legend_height(found: Sequence[Convergence]) -> float:
+    """Inches that the legend takes beyond its first line."""
+    labels = [*(model.name for model in found), _STOPS]
+    return 0.15 * (-(-len(labels) // _legend_columns(labels, DOUBLE)) - 1)
 
 
 def _sizes(found: Sequence[Convergence]) -> str:
@@ -152,8 +165,15 @@ def _sizes(found: Sequence[Convergence]) -> str:
     return rf"$x^a$ has $D_S C = {D} \cdot {C}$ entries; the norm is divided by $\sqrt{{SC}} = \sqrt{{{S} \cdot {C}}}$."
 
 
-def _model_style(place: int) -> tuple[str, str, str]:
-    return COLORS[place % len(COLORS)], _DASHES[place % len(_DASHES)], _MARKERS[place % len(_MARKERS)]
+def _model_style(place: int, models: int) -> dict[str, Any]:
+    """Colour, line and marker of a model. The first are drawn wider, so that they show below the last."""
+    return dict(
+        color=COLORS[place % len(COLORS)],
+        ls=_DASHES[place % len(_DASHES)],
+        marker=_MARKERS[place % len(_MARKERS)],
+        lw=1.0 + min(0.35 * (models - 1 - place), 1.4),
+        ms=2.4,
+    )
 
 
 def _block_name(found: Sequence[Convergence], number: int) -> str:

@@ -14,6 +14,7 @@ from imixer.analysis.convergence import BlockConvergence, Convergence, convergen
 from imixer.analysis.convergence_figure import draw_convergence, draw_cosines, draw_first_block, draw_norms
 from imixer.analysis.images import random_images
 from imixer.analysis.statistics import plus_minus, spread
+from imixer.errors import InputError
 from imixer.training.reload import Reloaded
 
 _LEGEND = (
@@ -89,8 +90,14 @@ def write_comparison(found: Sequence[Convergence], folder: Path) -> list[Path]:
 
     Returns:
         The files.
+
+    Raises:
+        InputError: If the folder cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out: the folder {folder} cannot be made, {error.strerror}; give another") from error
     numbers = folder / "convergence_compared.json"
     write_numbers(comparison_numbers(found), numbers)
     figures = {"first_block": draw_first_block, "norms": draw_norms, "cosines": draw_cosines}

@@ -187,7 +187,7 @@ def last_block(found: Sequence[Convergence]) -> Statement:
             rival = int(deviation[:-1].mean(1).argmax())
             asked.append(
                 _Asked(
-                    f"n = {n}: deviation, last over block {rival}",
+                    f"n = {n}: deviation, last minus block {rival}",
                     "above 0",
                     deviation[-1] - deviation[rival],
                     (0.0, math.inf),

@@ -62,7 +62,7 @@ def _explanations(found: Features) -> list[str]:
     states, maps = found.explanations
     return [
         states.replace("x^a", "$x^a$"),
-        maps.replace("H(x^a)", "$H(x^a)$"),
+        maps.replace("H(x^a)", "$H(x^a)$").replace("after a ", "after $a$ "),
         r"$a \to a + 1$: the change, in % of the ends of its row",
     ]
 

@@ -130,12 +130,9 @@ def _compare(paths: Sequence[str], device: str, out: Optional[str] = None, **opt
     from imixer.analysis.convergence_comparison import compare_convergence
     from imixer.analysis.convergence_report import show_comparison, write_comparison
     from imixer.training.reload import reload
-    from imixer.training.run_directory import short_names
 
-    if out is not None and Path(out).exists() and not Path(out).is_dir():
-        raise InputError(f"out is {out}, a file; give a folder")
     runs = [reload(path, device) for path in paths]
-    found = compare_convergence(runs, names=short_names([Path(path) for path in paths]), **options)
+    found = compare_convergence(runs, **options)
     files = write_comparison(found, Path(out) if out is not None else runs[0].run.analysis)
     console = new_console()
     show_comparison(found, console)
