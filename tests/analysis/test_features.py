@@ -3,6 +3,7 @@
 import json
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -102,7 +103,7 @@ def test_states_and_maps_are_drawn_in_rows_of_their_own(embed_dim, tmp_path, mon
         for values in (found.states[:, channel], found.maps[:, channel]):
             expected += [*values, *values.diff(dim=0)]
     for each, values in zip(axes, expected, strict=True):
-        assert each.images[0].get_array() == pytest.approx(values.numpy())
+        assert np.asarray(each.images[0].get_array()) == pytest.approx(values.numpy())
     labels = [each.get_ylabel() for each in axes if each.get_ylabel()]
     assert ["H(x^a)" in label for label in labels] == [False, True] * 2
     assert all("x^a" in label and "channel" in label for label in labels)

@@ -26,15 +26,17 @@ def class_folders(root, classes=3):
                 Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def shard(folder):
+def shard(folder, images=4):
     Path(folder).mkdir(parents=True)
     for part in ("train", "test"):
-        images = []
-        for label in range(4):
+        encoded = []
+        for label in range(images):
             file = io.BytesIO()
-            Image.fromarray(np.full((8, 8, 3), 40 * label, dtype=np.uint8)).save(file, "png")
-            images.append({"bytes": file.getvalue(), "path": None})
-        pq.write_table(pa.table({"image": images, "label": [0, 1, 0, 1]}), f"{folder}/{part}-00000-of-00001.parquet")
+            Image.fromarray(np.full((8, 8, 3), 10 * label, dtype=np.uint8)).save(file, "png")
+            encoded.append({"bytes": file.getvalue(), "path": None})
+        pq.write_table(
+            pa.table({"image": encoded, "label": [0, 1] * (images // 2)}), f"{folder}/{part}-00000-of-00001.parquet"
+        )
 
 
 def test_digits_need_no_folder():
@@ -90,7 +92,7 @@ def test_a_broken_folder_says_what_is_wrong_with_it():
 @pytest.mark.parametrize("kind", ["shards", "folders"])
 def test_all_but_digits_need_a_test_split(kind):
     if kind == "shards":
-        shard("sets/cifar10")
+        shard("sets/cifar10", images=20)
         Path("sets/cifar10/test-00000-of-00001.parquet").unlink()
     else:
         class_folders("sets/cifar10")

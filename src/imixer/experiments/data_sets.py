@@ -58,7 +58,7 @@ def find_data(name: str, folder: Optional[str] = None) -> DataSet:
         InputError: If the folder does not exist.
     """
     if name == "digits":
-        return _open(name, DataConfig(name), own_split=False)
+        return _open(name, DataConfig(name))
     place = Path(folder or DEFAULT_FOLDER)
     if folder is not None and not place.is_dir():
         raise InputError(f"data is {folder}, which is no folder; give the one with the data sets")
@@ -73,14 +73,13 @@ def find_data(name: str, folder: Optional[str] = None) -> DataSet:
     return found
 
 
-def _open(name: str, config: DataConfig, own_split: bool = True) -> DataSet:
-    """Open a data set, which has to have a split of its own unless `own_split` says otherwise."""
+def _open(name: str, config: DataConfig) -> DataSet:
     settings = {"data.name": config.name} | ({"data.root": config.root} if config.root else {})
     try:
         images: ImageData = open_data(config)
     except InputError as error:
         return DataSet(name, settings, missing=str(error))
-    if own_split and images.split is None:
+    if name != "digits" and images.split is None:
         remedy = "add the folder test, or test-*.parquet, beside its training images"
         return DataSet(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
     training, held_out = (len(cast(Sized, part)) for part in (images.train, images.val))

@@ -128,8 +128,8 @@ def _draw_convergence(found: Reproduced, trials: list[list[Run]], picture: Path)
             ],
         },
         notes=[
-            f"drawn: the trial with seed {drawn}, of {len(trials)} that are finished; curves: mean over the images; "
-            "bands: from the smallest to the largest; large markers: a = n, where the model itself stops",
+            f"drawn: the trial with seed {drawn}; finished: {len(trials)}; curves: mean over the images; bands: from "
+            "the smallest to the largest; large markers: a = n, where the model itself stops",
             "the paper calls the models imixer_s_ni1, imixer_s_ni2 and imixer_s_ni4",
             f"Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), as in the paper; x^a has D_S C = {first.D} * {first.C} entries, "
             f"and S C = {first.S} * {first.C}",

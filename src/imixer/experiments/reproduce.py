@@ -93,7 +93,8 @@ def _check_image(image: Optional[str], experiments: Sequence[Experiment]) -> Non
         return
     if all(experiment.figure != "features" for experiment in experiments):
         names = " and ".join(experiment.name for experiment in experiments)
-        raise InputError(f"image is {image}, of which reproduce {names} has no use; leave it out, or give fig7")
+        have = "has" if len(experiments) == 1 else "have"
+        raise InputError(f"image is {image}, of which reproduce {names} {have} no use; leave it out, or give fig7")
     load_image(image, 3)
 
 
