@@ -106,6 +106,8 @@ def _draw_convergence(found: Reproduced, trials: list[list[Run]], picture: Path)
     read = [[test(each) for test in _READINGS[figure]] for each in measured]  # by trial
     statements = list(zip(*read, strict=True))
     drawn, first = seeds[0], measured[0][0]
+    blocks = range(1 if figure == "first block" else len(first.blocks))
+    measures = {"first block": ("norm", "cosine"), "norms": ("norm",), "cosines": ("cosine",)}[figure]
     (data,) = found.data.values()
     return _Page(
         conditions=_conditions(
@@ -114,6 +116,7 @@ def _draw_convergence(found: Reproduced, trials: list[list[Run]], picture: Path)
         numbers=comparison_numbers(measured[0])
         | {
             "drawn_seed": drawn,
+            "panels": [{"block": block, "measure": measure} for block in blocks for measure in measures],
             "statements": [
                 {
                     "text": each[0].text,
@@ -193,9 +196,6 @@ def _facts(found: Reproduced, page: _Page) -> dict[str, Any]:
         "conditions": page.conditions,
         "notes": page.notes,
     }
-    if page.grids:
-        grid = page.grids[0][0]
-        facts["shown"] = {"header": grid.header, "rows": grid.rows, "text": grid.text, "notes": page.notes}
     return facts | page.numbers
 
 

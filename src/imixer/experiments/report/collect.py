@@ -33,6 +33,19 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """What the iterations of several models do, as `comparison_numbers` of `imixer.analysis` has it.
+
+    Args:
+        models: Of each its name, its own n, and of each block Norm_a and cos_a.
+        panels: What is drawn in each panel: a block, and `norm` or `cosine`.
+    """
+
+    models: Sequence[Dict[str, Any]]
+    panels: Sequence[Dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Reproduced:
     """A table or figure of `imixer reproduce`.
 
@@ -44,7 +57,7 @@ class Reproduced:
         rows: The rows.
         text: How many columns, from the left, are no numbers.
         notes: What to know of them.
-        iterations: The figure's numbers, if it is about the iterations: of each block, Norm_a and cos_a.
+        curves: The figure's numbers, if it is about the iterations.
         picture: The figure, if it is about something else.
     """
 
@@ -55,7 +68,7 @@ class Reproduced:
     rows: Sequence[Sequence[str]] = ()
     text: int = 1
     notes: Sequence[str] = ()
-    iterations: Sequence[Dict[str, Any]] = ()
+    curves: Optional[Curves] = None
     picture: Optional[Path] = None
 
 
@@ -131,8 +144,13 @@ def find_reproduced(path: str) -> List[Reproduced]:
         try:
             facts = _json(file)
             if "shown" in facts:
-                drawn = file.with_suffix(".png") if experiment.figure else None
-                found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"], picture=drawn))
+                found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"]))
+            elif "panels" in facts:
+                read = [f"{each['text']} Here: {each['verdict']}" for each in facts["statements"]]
+                curves = Curves(facts["models"], facts["panels"])
+                found.append(
+                    Reproduced(name, facts["title"], facts["conditions"], notes=[*read, *facts["notes"]], curves=curves)
+                )
             elif file.with_suffix(".png").is_file():
                 found.append(Reproduced(name, experiment.title, picture=file.with_suffix(".png")))
         except (ValueError, KeyError, TypeError) as error:
