@@ -140,7 +140,7 @@ def _draw_convergence(found: Reproduced, trials: list[list[Run]], picture: Path)
             "verdicts: by t intervals over the images, which hold together with 95 % for each statement; a statement "
             "is not confirmed if one of its conditions is not; trials that do not agree decide nothing",
             *(f"criterion: {each[0].text} {each[0].criterion}" for each in statements),
-            *(f"not decidable: {each[0].text} {each[0].missing}" for each in statements if each[0].missing),
+            *(f"not decidable, since {each[0].missing}: {each[0].text}" for each in statements if each[0].missing),
         ],
         grids=(
             (_verdicts(statements, seeds), "What the paper reads off it"),
