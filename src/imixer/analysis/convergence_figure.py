@@ -147,8 +147,8 @@ def _explain(figure: Figure, found: Sequence[Convergence]) -> None:
 
 def _legend_columns(labels: Sequence[str], width: float) -> int:
     """How many entries of a legend fit side by side into a width in inches."""
-    widest = 0.65 + 0.055 * max(map(len, labels))
-    return min(len(labels), max(1, int(width / widest)))
+    widths = [0.65 + 0.055 * len(label) for label in labels]
+    return len(labels) if sum(widths) <= width else max(1, int(width / max(widths)))
 
 
 def _legend_height(found: Sequence[Convergence]) -> float:
