@@ -1,7 +1,9 @@
 """Norm_a and cos_a are what the paper defines, of the images and iterations asked for."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,9 +13,11 @@ from PIL import Image
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
 from imixer.analysis.convergence import convergence_along_depth, iterates
-from imixer.analysis.convergence_figure import draw_convergence
+from imixer.analysis.convergence_comparison import compare_convergence
+from imixer.analysis.convergence_figure import draw_convergence, draw_cosines, draw_first_block, draw_norms
 from imixer.analysis.convergence_report import ANALYSIS
 from imixer.analysis.images import random_images
+from imixer.analysis.print_figure import print_figure
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.models.inside import look_inside
@@ -67,6 +71,13 @@ def test_the_iterates_end_where_the_model_does(kwargs):
         torch.testing.assert_close(found[-1], inside.x)
 
 
+def test_late_steps_are_not_lost_in_rounding():
+    found = convergence_along_depth(create(coeff=0.5), IMAGES, n_iter=10)  # float32
+    for block in found.blocks:
+        ratios = block.norms[1:] / block.norms[:-1]
+        assert (block.norms[-1] < 1e-8).all() and (ratios < 0.3).all()
+
+
 def test_looking_further_changes_nothing_before():
     model = create(n_iter=2)
     own, further = convergence_along_depth(model, IMAGES), convergence_along_depth(model, IMAGES, n_iter=6)
@@ -109,18 +120,113 @@ def test_images_are_drawn_by_the_seed(run):
     assert len(everything.flatten(1).unique(dim=0)) > 350  # not one image again and again
 
 
-def test_several_runs_side_by_side_as_picture_and_vectors(tmp_path, is_print_pair):
-    found = [convergence_along_depth(create(n_iter=n), IMAGES) for n in (1, 2, 4)]
-    draw_convergence(found, tmp_path / "three.png")
-    is_print_pair(tmp_path / "three.png")
-    draw_convergence([*found, replace(found[0], trained=None)], tmp_path / "four.png", titles=["a", "b", "c", "d"])
-    assert Image.open(tmp_path / "three.png").width == Image.open(tmp_path / "four.png").width
-    draw_convergence(found[:1], tmp_path / "one.png")
-    assert Image.open(tmp_path / "one.png").width < Image.open(tmp_path / "three.png").width
+def compared():
+    """Three models on the same images, for what is drawn of several."""
+    found = [convergence_along_depth(create(n_iter=n), IMAGES, n_iter=6) for n in (1, 2, 4)]
+    return [replace(each, name=f"n = {each.trained}") for each in found]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Keep the figures that are drawn, for the data of their axes."""
+    from imixer.analysis import convergence_figure as module
+
+    @contextmanager
+    def kept(*args):
+        with print_figure(*args) as figure:
+            yield figure
+            drawn.append(figure)
+
+    drawn = []
+    monkeypatch.setattr(module, "print_figure", kept)
+    return drawn
+
+
+def check_panel(axes, models, block, measure):
+    """A curve per model through the means, a marker at its own n, and a band over all images."""
+    curves, stops = axes.lines[::2], axes.lines[1::2]
+    bands = axes.collections
+    assert len(axes.lines) == 2 * len(models) and len(bands) == len(models)
+    for model, curve, stop, band in zip(models, curves, stops, bands, strict=True):
+        values = getattr(model.blocks[block], measure).numpy()
+        assert curve.get_label() == model.name
+        assert curve.get_xdata().tolist() == list(range(6))
+        assert curve.get_ydata() == pytest.approx(values.mean(1))
+        assert stop.get_xdata().tolist() == [model.trained]
+        assert stop.get_ydata().tolist() == pytest.approx([values[model.trained].mean()])
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((values.min(), values.max()))
+    assert len({curve.get_linestyle() for curve in curves}) == len({curve.get_color() for curve in curves}) == 3
+
+
+def test_the_first_block_is_drawn_as_norm_and_cosine_with_a_curve_per_model(tmp_path, figures, is_print_pair):
+    models = compared()
+    draw_first_block(models, tmp_path / "first.png")
+    is_print_pair(tmp_path / "first.png")
+    norms, cosines = figures[0].axes
+    check_panel(norms, models, 0, "norms")
+    check_panel(cosines, models, 0, "cosines")
+    assert (norms.get_yscale(), cosines.get_yscale()) == ("log", "linear")
+    assert "Norm" in norms.get_ylabel() and "cos" in cosines.get_ylabel()
+    assert norms.get_title() == cosines.get_title() == "iMLP-0"
+
+
+@pytest.mark.parametrize(
+    ("draw", "measure", "scale"), [(draw_norms, "norms", "log"), (draw_cosines, "cosines", "linear")]
+)
+def test_all_blocks_are_drawn_in_a_panel_each(draw, measure, scale, tmp_path, figures, is_print_pair):
+    models = compared()
+    draw(models, tmp_path / "all.png")
+    is_print_pair(tmp_path / "all.png")
+    (figure,) = figures
+    assert [axes.get_title() for axes in figure.axes] == ["iMLP-0", "iMLP-1"]
+    for block, axes in enumerate(figure.axes):
+        check_panel(axes, models, block, measure)
+        assert axes.get_yscale() == scale
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.texts][:3] == ["n = 1", "n = 2", "n = 4"]
+    assert "D_S C = 8 \\cdot 16" in figure._supxlabel.get_text() and "{24 \\cdot 16}" in figure._supxlabel.get_text()
+
+
+@pytest.mark.parametrize(("blocks", "panels"), [(1, (1, 1)), (3, (1, 3)), (5, (2, 3)), (8, (2, 4))])
+def test_any_number_of_blocks_has_a_place(blocks, panels, tmp_path, figures):
+    models = [replace(model, blocks=(model.blocks * 4)[:blocks]) for model in compared()]
+    draw_norms(models, tmp_path / "norms.png")
+    (figure,) = figures
+    assert len(figure.axes) == blocks
+    assert figure.axes[0].get_gridspec().get_geometry() == panels
+
+
+def test_names_of_any_length_stay_inside_the_figure(tmp_path, figures):
+    for name in ("n = 1", "sweep/a-long-name-of-a-run/seed-0", "x" * 200):
+        draw_norms([replace(model, name=name) for model in compared()], tmp_path / "norms.png")
+        (legend,) = figures[-1].legends
+        if len(name) < 100:
+            box, page = legend.get_window_extent(), figures[-1].bbox
+            assert page.x0 <= box.x0 and box.x1 <= page.x1
+
+
+def test_a_model_that_goes_on_beyond_the_figure_or_solves_has_no_mark(tmp_path, figures):
+    one, two = compared()[:2]
+    assert [replace(one, trained=n).stop for n in (5, 6, None)] == [5, None, None]
+    draw_norms([replace(one, trained=6), replace(two, trained=None)], tmp_path / "norms.png")
+    assert [len(axes.lines) for axes in figures[0].axes] == [2, 2]
+
+
+def test_a_single_model_is_drawn_with_a_line_per_block(tmp_path, figures, is_print_pair):
+    found = convergence_along_depth(create(), IMAGES, n_iter=4)
+    draw_convergence(found, tmp_path / "one.png")
+    is_print_pair(tmp_path / "one.png")
+    norms, cosines = figures[0].axes
+    for axes, measure in ((norms, "norms"), (cosines, "cosines")):
+        *lines, stop = axes.lines
+        for line, block in zip(lines, found.blocks, strict=True):
+            assert line.get_ydata() == pytest.approx(getattr(block, measure).mean(1).tolist())
+        assert set(stop.get_xdata()) == {1.5}  # between the second step, its last, and the third
 
 
 def test_the_same_figure_is_the_same_file(tmp_path):
-    found = [convergence_along_depth(create(), IMAGES)]
+    found = convergence_along_depth(create(), IMAGES)
     for name in ("a.png", "b.png"):
         draw_convergence(found, tmp_path / name)
     for kind in ("png", "pdf"):
@@ -131,9 +237,11 @@ def test_what_diverges_is_drawn_and_written_too(run, tmp_path):
     model = create(norm="none")
     for block in model.blocks:
         block.mlp_tokens.contraction.fc1.weight.data *= 1e6
-    found = convergence_along_depth(model, IMAGES, n_iter=12)
+    found = convergence_along_depth(model, IMAGES, n_iter=80)
     assert not found.blocks[0].norms.isfinite().all()
-    draw_convergence([found], tmp_path / "diverges.png")
+    draw_convergence(found, tmp_path / "diverges.png")
+    draw_norms([replace(found, name="one")] * 2, tmp_path / "two.png")
+    draw_first_block([replace(found, name="one")] * 2, tmp_path / "two.png")
     _, folder = analyze(replace(ANALYSIS, measure=lambda reloaded: found), str(run))
     assert json.loads((folder / "convergence.json").read_text())["blocks"][0]["norm"][-1]["mean"] is None
 
@@ -152,6 +260,103 @@ def test_analyze_convergence_writes_numbers_and_figures(run, capsys, is_print_pa
     assert main(["analyze", "convergence", str(run)]) == 0
     written = json.loads((run / "analysis" / "convergence.json").read_text())
     assert (written["images"], written["seed"], written["n_iter"]) == (16, 0, 2)
+
+
+@pytest.fixture(scope="module")
+def other_runs(train_quick, tmp_path_factory):
+    """Runs that differ from `run` in one thing each."""
+    flags = {
+        "four": ["--model.n_iter", "4"],
+        "deep": ["--model.num_blocks", "2"],
+        "large": ["--data.image_size", "16"],
+        "split": ["--data.split_seed", "1"],
+        "classes": ["--data.name", str(tmp_path_factory.mktemp("data") / "two")],
+    }
+    for label in ("dark", "light"):
+        folder = Path(flags["classes"][1], label)
+        folder.mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (8, 8), 200 * (label == "light") + number).save(folder / f"{number}.png")
+    flags["classes"] += ["--data.batch_size", "8"]
+    root = tmp_path_factory.mktemp("others")
+    return {name: train_quick(root / name, *words) for name, words in flags.items()}
+
+
+def test_several_runs_are_compared_on_the_same_images(run, mixer_run, other_runs, capsys, tmp_path, is_print_pair):
+    four = other_runs["four"]
+    assert main(["analyze", "convergence", str(run), str(four), "--n_iter", "6", "--images", "5"]) == 0
+    shown = capsys.readouterr().out
+    written = json.loads((run / "analysis" / "convergence_compared.json").read_text())
+    assert (written["images"], written["n_iter"], written["seed"]) == (5, 6, 0)
+    assert [(model["name"], model["trained_n_iter"]) for model in written["models"]] == [
+        ("digits, n = 2", 2),
+        ("four, n = 4", 4),
+    ]
+    assert not (four / "analysis" / "convergence_compared.json").exists()
+    for path, model in zip((run, four), written["models"], strict=True):
+        alone, _ = analyze(ANALYSIS, str(path), images=5, n_iter=6)  # draws the same images
+        assert (model["tokens"], model["channels"], model["width"]) == (alone.S, alone.C, alone.D)
+        for row, block in zip(model["blocks"], alone.blocks, strict=True):
+            assert [norm["mean"] for norm in row["norm"]] == pytest.approx(block.norms.mean(1).tolist())
+            assert [norm["max"] for norm in row["norm"]] == pytest.approx(block.norms.amax(1).tolist())
+            assert [each["min"] for each in row["cosine"]] == pytest.approx(block.cosines.amin(1).tolist())
+        starred = f"* {model['blocks'][0]['norm'][model['trained_n_iter']]['mean']:.3g}"
+        assert starred in shown
+    for name in ("first_block", "norms", "cosines"):
+        is_print_pair(run / "analysis" / f"convergence_{name}.png")
+        assert f"convergence_{name}.pdf" in shown
+    out = tmp_path / "new" / "folder"
+    assert main(["analyze", "convergence", str(four), str(run), "--out", str(out)]) == 0
+    written = json.loads((out / "convergence_compared.json").read_text())
+    assert (written["images"], written["n_iter"]) == (16, 10)
+    assert [model["trained_n_iter"] for model in written["models"]] == [4, 2]
+
+
+def test_iterations_of_several_runs_go_beyond_the_largest_n_of_theirs(run, other_runs):
+    runs = [reload(str(run)), reload(str(other_runs["four"]))]
+    runs[1].model.blocks[0].mlp_tokens.n_iter = 12
+    one, other = compare_convergence(runs, images=2, names=["a", "b"])
+    assert (one.n_iter, other.n_iter, other.stop, other.name) == (13, 13, 12, "b")
+
+
+@pytest.mark.parametrize(
+    ("other", "parts"),
+    [
+        ("deep", ["has 1 block and", "has 2 blocks"]),
+        ("large", ["takes images of 8x8 pixels in 1 channel", "of 16x16 pixels"]),
+        ("split", ["do not see the same images"]),
+        ("classes", ["trained on digits (0, 1", "(dark, light)"]),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_named_in_one_line(other, parts, run, other_runs, capsys, tmp_path):
+    words = ["analyze", "convergence", str(run), str(other_runs[other]), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("imixer: ") and str(run) in line and str(other_runs[other]) in line
+    assert all(part in line for part in parts), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mixer_among_the_runs_is_refused(run, mixer_run, capsys):
+    assert main(["analyze", "convergence", str(run), str(mixer_run)]) == 2
+    assert "nothing to iterate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["energy", "contraction", "inverse", "iterations", "features", "weights", "ood"])
+def test_other_measurements_take_one_run(what, run, mixer_run, capsys):
+    assert main(["analyze", what, str(run), str(mixer_run)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"analyze {what} measures one run, and 2 are given" in line and str(mixer_run) in line
+
+
+def test_where_nothing_can_be_written_is_said_in_one_line(run, other_runs, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    words = ["analyze", "convergence", str(run)]
+    for out in (tmp_path / "file", tmp_path / "file" / "inside"):
+        assert main([*words, str(other_runs["four"]), "--out", str(out)]) == 2
+        assert "cannot be made" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*words, "--out", "elsewhere"]) == 2
+    assert "out is elsewhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Feature maps are those of the model, of the image, block and iterations asked for."""
 
 import json
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,6 +14,7 @@ from imixer.analysis.analyze import analyze
 from imixer.analysis.features import features_at
 from imixer.analysis.features_figure import draw_features
 from imixer.analysis.features_report import ANALYSIS
+from imixer.analysis.print_figure import print_figure
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.training.reload import reload
@@ -66,6 +69,46 @@ def test_the_most_varied_channels_come_first():
 def test_what_is_not_there_is_refused(kwargs, options, named):
     with pytest.raises(InputError, match=named):
         features_at(create(**kwargs), IMAGE, **options)
+
+
+@pytest.mark.parametrize(("embed_dim", "layout"), [(32, (4, 4)), (16, (1, 8))])
+def test_inner_states_are_squares_or_rows(embed_dim, layout):
+    torch.manual_seed(0)
+    found = features_at(timm.create_model("imixer_t2_8", img_size=(8, 12), embed_dim=embed_dim).eval(), IMAGE)
+    assert found.states.shape == (3, embed_dim, *layout)
+    torch.testing.assert_close(found.states.flatten(2), found.x)
+    states, maps = found.explanations
+    assert f"the {embed_dim // 2} numbers" in states and ("4 x 4" in states or "one row" in states)
+    assert "H(x^a)" in maps and "4 x 6 tokens" in maps
+
+
+@pytest.mark.parametrize("embed_dim", [32, 16])
+def test_states_and_maps_are_drawn_in_rows_of_their_own(embed_dim, tmp_path, monkeypatch):
+    @contextmanager
+    def kept(*args):
+        with print_figure(*args) as figure:
+            yield figure
+            drawn.append(figure)
+
+    drawn = []
+    monkeypatch.setattr("imixer.analysis.features_figure.print_figure", kept)
+    torch.manual_seed(0)
+    found = features_at(timm.create_model("imixer_t2_8", img_size=(8, 12), embed_dim=embed_dim).eval(), IMAGE)
+    draw_features(found, tmp_path / "features.png", channels=2)
+    (figure,) = drawn
+    picture, *axes = figure.axes
+    assert picture.images[0].get_array().shape == (8, 12, 3)
+    expected = []
+    for channel in found.channels(2):
+        for values in (found.states[:, channel], found.maps[:, channel]):
+            expected += [*values, *values.diff(dim=0)]
+    for each, values in zip(axes, expected, strict=True):
+        assert np.asarray(each.images[0].get_array()) == pytest.approx(values.numpy())
+    labels = [each.get_ylabel() for each in axes if each.get_ylabel()]
+    assert ["H(x^a)" in label for label in labels] == [False, True] * 2
+    assert all("x^a" in label and "channel" in label for label in labels)
+    said = figure._supxlabel.get_text()
+    assert all(f"${name}$: " in said for name in ("x^a", "H(x^a)"))
 
 
 @pytest.mark.parametrize("n", [1, 4, 9])

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.experiments.data_sets import find_data
 
@@ -24,15 +26,17 @@ def class_folders(root, classes=3):
                 Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def shard(folder):
+def shard(folder, images=4):
     Path(folder).mkdir(parents=True)
     for part in ("train", "test"):
-        images = []
-        for label in range(4):
+        encoded = []
+        for label in range(images):
             file = io.BytesIO()
-            Image.fromarray(np.full((8, 8, 3), 40 * label, dtype=np.uint8)).save(file, "png")
-            images.append({"bytes": file.getvalue(), "path": None})
-        pq.write_table(pa.table({"image": images, "label": [0, 1, 0, 1]}), f"{folder}/{part}-00000-of-00001.parquet")
+            Image.fromarray(np.full((8, 8, 3), 10 * label, dtype=np.uint8)).save(file, "png")
+            encoded.append({"bytes": file.getvalue(), "path": None})
+        pq.write_table(
+            pa.table({"image": encoded, "label": [0, 1] * (images // 2)}), f"{folder}/{part}-00000-of-00001.parquet"
+        )
 
 
 def test_digits_need_no_folder():
@@ -83,6 +87,28 @@ def test_what_is_missing_is_said():
 def test_a_broken_folder_says_what_is_wrong_with_it():
     Path("sets/food101").mkdir(parents=True)
     assert "neither class folders" in find_data("food101", "sets").missing
+
+
+@pytest.mark.parametrize("kind", ["shards", "folders"])
+def test_all_but_digits_need_a_test_split(kind):
+    if kind == "shards":
+        shard("sets/cifar10", images=20)
+        Path("sets/cifar10/test-00000-of-00001.parquet").unlink()
+    else:
+        class_folders("sets/cifar10")
+        shutil.rmtree("sets/cifar10/val")
+    found = find_data("cifar10", "sets")
+    assert "cifar10 in sets/cifar10 has no test split; add" in found.missing and "\n" not in found.missing
+    assert found.training == 0
+
+
+def test_held_out_images_are_called_what_they_are():
+    shard("sets/cifar10")
+    class_folders("sets/cifar100")
+    assert find_data("cifar10", "sets").held_out_part == "test split"
+    assert find_data("cifar100", "sets").held_out_part == "val split"
+    assert find_data("digits").held_out_part == "held-out fifth of the training images"
+    assert DataConfig().val_fraction == 1 / 5
 
 
 def test_no_folder_at_all_is_refused():

@@ -9,9 +9,11 @@ from PIL import Image
 
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.experiments.report.collect import differing, find_runs, short_names
+from imixer.experiments.report import charts
+from imixer.experiments.report.collect import differing, find_reproduced, find_runs
 from imixer.experiments.report.report import write_report
 from imixer.training.reload import reload
+from imixer.training.run_directory import short_names
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -218,8 +220,17 @@ def reproduced(tmp_path):
         shown = {"header": ["size", "model", "top-1 %"], "rows": rows, "text": 2, "notes": ["paper: what it reports"]}
         table = {"title": title, "conditions": "Scale smoke", "shown": shown}
         (folder / "table1.json").write_text(json.dumps(table))
-        measured = [{"mean": 0.5, "std": 0.1}]
-        (folder / "fig3.json").write_text(json.dumps({"blocks": [{"block": 0, "norm": measured, "cosine": measured}]}))
+        measured = [{"mean": mean, "std": 0.1, "min": 0.2, "max": 0.9} for mean in (0.5, 0.4, 0.3)]
+        blocks = [{"block": 0, "norm": measured, "cosine": measured}]
+        figure = {
+            "title": "Figure 3: iterations",
+            "conditions": "Scale smoke, digits",
+            "notes": ["large markers"],
+            "models": [{"name": f"n = {n}", "trained_n_iter": n, "blocks": blocks} for n in (1, 2)],
+            "panels": [{"block": 0, "measure": measure} for measure in ("norm", "cosine")],
+            "statements": [{"text": "Blocks converge.", "verdict": "not decidable"}],
+        }
+        (folder / "fig3.json").write_text(json.dumps(figure))
         (folder / "fig7.json").write_text("{}")
         Image.new("RGB", (120, 80)).save(folder / "fig7.png")
         return folder
@@ -231,11 +242,26 @@ def test_tables_and_figures_of_reproduce_are_shown_in_their_order(reproduced):
     folder = reproduced("smoke")
     text = write_report([str(folder)]).read_text()
     assert text.index("Table 1: sizes") < text.index("88.08 ± 0.51") < text.index("Figure 3")
+    assert "Blocks converge. Here: not decidable" in text and "Scale smoke, digits" in text
     assert text.count('data-chart="iterations-fig3"') == text.count("<img") == 1
     assert '<td class="text">Mixer</td><td>88.08' in text
     (folder / "table1.json").write_text("{")
     with pytest.raises(InputError, match="`imixer reproduce table1` writes it again"):
         write_report([str(folder)])
+
+
+def test_the_chart_of_a_figure_has_a_line_per_model_in_each_panel(reproduced):
+    (found,) = [each for each in find_reproduced(str(reproduced("smoke"))) if each.name == "fig3"]
+    figure = charts.compared_iterations(found.curves)
+    assert [title.text for title in figure.layout.annotations] == [
+        "iMLP-0: Norm<sub>a</sub>",
+        "iMLP-0: cos<sub>a</sub>",
+    ]
+    assert [line.name for line in figure.data] == ["n = 1", "n = 2"] * 2
+    for line in figure.data:
+        assert list(line.y) == [0.5, 0.4, 0.3] and list(line.x) == [0, 1, 2]
+        assert list(line.marker.symbol).index("diamond") == int(line.name[-1])
+    assert (figure.layout.yaxis.type, figure.layout.yaxis2.type) == ("log", None)
 
 
 def test_every_link_leads_to_one_place_also_with_two_scales(reproduced):

@@ -154,13 +154,25 @@ def test_experiments_share_the_papers_imixer():
                 assert default in configs(name, scale).values(), (name, scale)
 
 
-def test_figures_take_their_models_from_the_tables():
-    for scale in SCALES:
-        known = [config for name in ("table1", "table2", "table3") for config in configs(name, scale).values()]
-        for name, n in (("fig3", 1), ("fig5", 2), ("fig6", 4), ("fig7", 4)):
-            (config,) = configs(name, scale).values()
-            assert config in known
-            assert (config.model.n_iter or 2) == n
+@pytest.mark.parametrize("scale", SCALES)
+def test_figures_3_5_and_6_take_their_models_from_table_2(scale):
+    table = configs("table2", scale)
+    expected = [table[f"h_r=2-n={n}"] for n in (1, 2, 4)]
+    for name in ("fig3", "fig5", "fig6"):
+        assert list(configs(name, scale).values()) == expected
+        assert [(config.model.n_iter or 2) for config in expected] == [1, 2, 4]
+        assert {row.data for row in rows(name, scale)} == {SCALES[scale].data}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_figure_7_is_of_imagenet_where_the_scale_has_it(scale):
+    ((name, config),) = configs("fig7", scale).items()
+    assert name == "n=4" and config.model.n_iter == 4
+    if scale == "paper":
+        assert config == changed(recipe("paper/imixer_s16_imagenet"), n_iter=4)
+        assert rows("fig7", scale)[0].data == "imagenet"
+    else:
+        assert config == configs("table2", scale)["h_r=2-n=4"]
 
 
 def test_images_of_many_sizes_are_not_kept_on_the_device():

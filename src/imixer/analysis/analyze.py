@@ -54,7 +54,11 @@ def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **op
     found = analysis.measure(reloaded, **options)
     folder = reloaded.run.analysis
     folder.mkdir(exist_ok=True)
-    numbers = json_text(analysis.numbers(found), non_finite="null")
-    write_text(folder / f"{analysis.name}.json", numbers)
+    write_numbers(analysis.numbers(found), folder / f"{analysis.name}.json")
     drawn(folder / f"{analysis.name}.png", lambda path: analysis.draw(found, path))
     return found, folder
+
+
+def write_numbers(numbers: dict[str, Any], file: Path) -> None:
+    """Write what was found as JSON, which lacks numbers that are not finite: they become null."""
+    write_text(file, json_text(numbers, non_finite="null"))

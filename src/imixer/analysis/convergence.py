@@ -1,10 +1,11 @@
-"""How the fixed point iteration of each iMLP settles: the paper's Figures 3, 5 and 6.
+"""Convergence of the fixed point iteration of each iMLP: the paper's Figures 3, 5 and 6.
 
 S: tokens, C: channels, D: D_S, width of x.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class BlockConvergence:
     cosines: Tensor
 
     @property
-    def rate(self) -> Optional[Tensor]:
+    def rate(self) -> Tensor | None:
         """Norm_(a+1) / Norm_a, (images,), as the geometric mean over a: below 1 where it settles. None if n is 1."""
         n = len(self.norms)
         return (self.norms[-1] / self.norms[0]) ** (1 / (n - 1)) if n > 1 else None
@@ -42,12 +43,20 @@ class Convergence:
     Attributes:
         trained: The model's own n; None if it solves to a tolerance.
         blocks: One per iMLP.
+        S: Tokens.
+        C: Channels.
+        D: Width D_S of x, which has D C entries.
         seed: Of the draw of images, where they were drawn.
+        name: What to call the model beside others.
     """
 
-    trained: Optional[int]
-    blocks: Tuple[BlockConvergence, ...]
-    seed: Optional[int] = None
+    trained: int | None
+    blocks: tuple[BlockConvergence, ...]
+    S: int
+    C: int
+    D: int
+    seed: int | None = None
+    name: str = ""
 
     @property
     def n_iter(self) -> int:
@@ -59,13 +68,18 @@ class Convergence:
         """Images looked at."""
         return self.blocks[0].norms.shape[1]
 
+    @property
+    def stop(self) -> int | None:
+        """The a of the model's own x^n, if Norm_a was measured there: one more step than it does itself."""
+        return self.trained if self.trained is not None and self.trained < self.n_iter else None
+
 
 @torch.no_grad()
-def convergence_along_depth(model: Any, images: Tensor, n_iter: Optional[int] = None) -> Convergence:
-    """Norm_a and cos_a of every iMLP, per image, over its tokens and channels together.
+def convergence_along_depth(model: Any, images: Tensor, n_iter: int | None = None) -> Convergence:
+    """Measure Norm_a and cos_a of every iMLP, per image, over its tokens and channels together.
 
     What enters a block is what the model computes with its own n, whatever n_iter is: only the block looked at goes on
-    iterating.
+    iterating. It does so in float64, since float32 rounds away what late steps still change.
 
     Args:
         model: An iMixer in evaluation mode.
@@ -78,15 +92,18 @@ def convergence_along_depth(model: Any, images: Tensor, n_iter: Optional[int] = 
     Source: paper section 5.1 (Figure 3), appendix C.3 (Figures 5 and 6).
     """
     insides = look_inside(model, images, "iterate")
-    imlp = insides[0].imlp
+    imlp, v = insides[0].imlp, insides[0].v
     n = resolve_n_iter(imlp, n_iter)
     return Convergence(
         trained=imlp.n_iter if imlp.inversion.solver == "fixed" else None,
         blocks=tuple(_measure(inside, n) for inside in insides),
+        S=v.shape[2],
+        C=v.shape[1],
+        D=insides[0].z.shape[2],
     )
 
 
-def resolve_n_iter(imlp: IMLP, n_iter: Optional[int]) -> int:
+def resolve_n_iter(imlp: IMLP, n_iter: int | None) -> int:
     """The number of iterations asked for, or else the iMLP's own.
 
     Raises:
@@ -107,12 +124,22 @@ def resolve_n_iter(imlp: IMLP, n_iter: Optional[int]) -> int:
 
 
 @torch.no_grad()
-def iterates(inside: Inside, n_iter: int) -> Tensor:
-    """x^0 = G(v), x^(a+1) = G(v) + F(x^a): (n_iter + 1, images, C, D). Inverses inside F keep the model's n.
+def iterates(inside: Inside, n_iter: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Iterate x^0 = G(v), x^(a+1) = G(v) + F(x^a). Inverses inside F keep the model's n.
+
+    Args:
+        inside: The block, and what entered it.
+        n_iter: Iterations.
+        dtype: To iterate in. Default: the model's.
+
+    Returns:
+        x^0 to x^n_iter, (n_iter + 1, images, C, D).
 
     Source: paper (29).
     """
     F, z = inside.F, inside.z
+    if dtype is not None:
+        F, z = deepcopy(F).to(dtype), z.to(dtype)
     weights = F.weights()
     found = [z]
     for _ in range(n_iter):
@@ -121,7 +148,7 @@ def iterates(inside: Inside, n_iter: int) -> Tensor:
 
 
 def _measure(inside: Inside, n_iter: int) -> BlockConvergence:
-    x = iterates(inside, n_iter).double().flatten(2)
+    x = iterates(inside, n_iter, torch.float64).flatten(2)
     tokens_and_channels = inside.v[0].numel()
     return BlockConvergence(
         block=inside.block,

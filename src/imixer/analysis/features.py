@@ -1,10 +1,11 @@
-"""What each fixed point iteration of one block makes of one image: the paper's Figure 7.
+"""Feature maps of each fixed point iteration of one block: the paper's Figure 7.
 
 S: tokens on a grid (gh, gw), C: channels, D: D_S, width of x.
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +19,9 @@ from imixer.models.inside import implicit_blocks, look_inside
 class Features:
     """One image in one block.
 
-    The D entries of x have no place in the image: each is a weighted sum over all tokens. H leads back to the tokens,
-    so that H(x^a), what the block would add to its input were it to stop after a iterations, is a picture per channel.
+    The paper does not say which of two things it calls feature maps; both are here. The D entries of a channel of x
+    have no place in the image: each is a weighted sum over all tokens. H leads back to the tokens, so that H(x^a), what
+    the block would add to its input were it to stop after a iterations, is a picture per channel.
 
     Attributes:
         block: Number of the block, from 0.
@@ -50,14 +52,32 @@ class Features:
         """||H(x^(a+1)) - H(x^a)|| / ||H(x^n)||, (n,)."""
         return _changes(self.maps)
 
-    def channels(self, count: int) -> Tuple[int, ...]:
+    @property
+    def states(self) -> Tensor:
+        """x^a as pictures, (n + 1, C, height, width): square if D is a square number, else of one row."""
+        side = isqrt(self.x.shape[2])
+        return self.x.unflatten(2, (side, side) if side**2 == self.x.shape[2] else (1, -1))
+
+    @property
+    def explanations(self) -> list[str]:
+        """What the two kinds of pictures are, in words."""
+        height, width = self.states.shape[2:]
+        gh, gw = self.maps.shape[2:]
+        layout = f"{height} x {width}" if height > 1 else "one row"
+        return [
+            f"x^a: the {self.x.shape[2]} numbers of a channel's inner state, laid out as {layout}; their places have "
+            "no meaning",
+            f"H(x^a): what the block would add to the {gh} x {gw} tokens of the channel after a iterations",
+        ]
+
+    def channels(self, count: int) -> tuple[int, ...]:
         """The channels whose H(x^n) varies most over the tokens, the most varied first."""
         return tuple(self.maps[-1].flatten(1).std(1).topk(min(count, self.maps.shape[1])).indices.tolist())
 
 
 @torch.no_grad()
 def features_at(
-    model: Any, image: Tensor, *, block: Optional[int] = None, n_iter: Optional[int] = None, name: str = "image"
+    model: Any, image: Tensor, *, block: int | None = None, n_iter: int | None = None, name: str = "image"
 ) -> Features:
     """Follow one image through the iteration of one block.
 
@@ -89,7 +109,7 @@ def features_at(
     )
 
 
-def _picture(image: Tensor, cfg: Dict[str, Any]) -> Tensor:
+def _picture(image: Tensor, cfg: dict[str, Any]) -> Tensor:
     mean, std = (torch.tensor(cfg[key]).to(image)[:, None, None] for key in ("mean", "std"))
     return (image * std + mean).clamp(0, 1).movedim(0, -1).cpu()
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from torch import Tensor
 
 from imixer.analysis.features import Features
 from imixer.analysis.print_figure import DOUBLE, SMALL, draw_signed, explain_signed, label_row, print_figure
@@ -13,11 +14,11 @@ _LARGEST, _SMALLEST = 0.85, 0.5  # inches, of a map
 _LONGEST = 14  # letters below the image
 
 
-def draw_features(found: Features, path: Path, channels: int = 5) -> None:
-    """A row per channel: H(x^a) for a = 0 to n, then by how much each iteration changed it. On the left, the image.
+def draw_features(found: Features, path: Path, channels: int = 4) -> None:
+    """Draw two rows per channel, x^a and H(x^a) for a = 0 to n, then by how much each iteration changed them.
 
-    The maps of a row share a scale, whose ends stand on its left. Each change has its own, or later ones would be
-    blank; its ends stand below it, in per cent of the row's.
+    The pictures of a row share a scale, whose ends stand on its left. Each change has its own, or later ones would be
+    blank; its ends stand below it, in per cent of the row's. On the left of all, the image.
 
     Args:
         found: What `features_at` gave.
@@ -26,30 +27,45 @@ def draw_features(found: Features, path: Path, channels: int = 5) -> None:
     """
     chosen = found.channels(channels)
     n = found.n_iter
-    ratios = [*[1.0] * (n + 2), 0.1, *[1.0] * n]  # the image, the maps, a space, the changes
-    height, width = found.maps.shape[-2:]
+    ratios = [*[1.0] * (n + 2), 0.1, *[1.0] * n]  # the image, the pictures, a space, the changes
     side = min(_LARGEST, max(_SMALLEST, (DOUBLE - 0.8) / sum(ratios)))
-    figure_height = len(chosen) * (side * min(height / width, 2.0) + 0.16) + 0.55
+    rows: list[tuple[str, Tensor]] = []
+    for channel in chosen:
+        rows.append((f"channel {channel}\n$x^a$", found.states[:, channel]))
+        rows.append((f"channel {channel}\n$H(x^a)$", found.maps[:, channel]))
+    heights = [min(max(values.shape[1] / values.shape[2], 0.25), 2.0) for _, values in rows]
+    figure_height = side * sum(heights) + 0.19 * len(rows) + 0.7
     with print_figure(path, side * sum(ratios) + 0.8, figure_height) as figure:
-        grid = figure.add_gridspec(len(chosen), len(ratios), width_ratios=ratios)
-        _draw_picture(figure.add_subplot(grid[0, 0]), found)
-        for row, channel in enumerate(chosen):
-            values = found.maps[:, channel]
+        grid = figure.add_gridspec(len(rows), len(ratios), width_ratios=ratios, height_ratios=heights)
+        _draw_picture(figure.add_subplot(grid[0:2, 0]), found)
+        for row, (label, values) in enumerate(rows):
             end = float(values.abs().max())
-            maps = [figure.add_subplot(grid[row, 1 + a]) for a in range(n + 1)]
+            pictures = [figure.add_subplot(grid[row, 1 + a]) for a in range(n + 1)]
             changes = [figure.add_subplot(grid[row, 3 + n + a]) for a in range(n)]
-            label_row(maps[0], f"channel {channel}\n±{end:.2g}")
-            for a, (axes, value) in enumerate(zip(maps, values, strict=True)):
+            label_row(pictures[0], f"{label}\n±{end:.2g}")
+            for a, (axes, value) in enumerate(zip(pictures, values, strict=True)):
                 draw_signed(axes, value, end)
                 if row == 0:
-                    axes.set_title(f"$H(x^{{{a}}})$", fontsize=7, pad=3)
+                    axes.set_title(f"$a = {a}$", fontsize=7, pad=3)
             for a, (axes, value) in enumerate(zip(changes, values.diff(dim=0), strict=True)):
                 largest = float(value.abs().max())
                 draw_signed(axes, value, largest)
                 axes.set_xlabel(_per_cent(largest / end if end else 0.0), fontsize=SMALL, labelpad=1.5)
                 if row == 0:
-                    axes.set_title(rf"$x^{{{a}}} \to x^{{{a + 1}}}$", fontsize=7, pad=3)
-        explain_signed(figure, r"$x^a \to x^{a+1}$: the change $H(x^{a+1}) - H(x^a)$, in % of the row's ends")
+                    axes.set_title(rf"${a} \to {a + 1}$", fontsize=7, pad=3)
+            if values.shape[1] == 1:  # a row of numbers, of which each is a stripe
+                for axes in (*pictures, *changes):
+                    axes.set_aspect("auto")
+        explain_signed(figure, *_explanations(found))
+
+
+def _explanations(found: Features) -> list[str]:
+    states, maps = found.explanations
+    return [
+        states.replace("x^a", "$x^a$"),
+        maps.replace("H(x^a)", "$H(x^a)$").replace("after a ", "after $a$ "),
+        r"$a \to a + 1$: the change, in % of the ends of its row",
+    ]
 
 
 def _draw_picture(axes: Axes, found: Features) -> None:

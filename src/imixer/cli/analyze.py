@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Optional, Union
 
 from jsonargparse import ArgumentParser, Namespace
@@ -26,7 +28,7 @@ _ANALYSES = {
     ),
     "convergence": (
         "how far and in which direction each iteration moves the inner state",
-        ("images", "data", "n_iter", "seed"),
+        ("images", "data", "n_iter", "seed", "out"),
     ),
     "features": (
         "what each iteration of one block makes of one image, as feature maps",
@@ -42,14 +44,16 @@ _ANALYSES = {
 
 def build() -> ArgumentParser:
     """Its parser."""
-    parser = new_parser("Measure a run, print a table, and write it and a figure into RUN/analysis.")
+    parser = new_parser(
+        "Measure a run, print a table, and write it and a figure into RUN/analysis. `convergence` compares several."
+    )
     parser.add_argument(
         "what",
         metavar="WHAT",
         choices=list(_ANALYSES),
         help="; ".join(f"`{name}`: {what}" for name, (what, _) in _ANALYSES.items()) + ".",
     )
-    add_run(parser)
+    add_run(parser, several=True)
     parser.add_argument(
         "--images",
         type=Optional[int],
@@ -65,7 +69,8 @@ def build() -> ArgumentParser:
     parser.add_argument(
         "--n_iter",
         type=Optional[int],
-        help="For `convergence` and `features`: iterations to look at. Default: as trained.",
+        help="For `convergence` and `features`: iterations to look at. Default: as trained; of several runs 10, or one "
+        "more than the largest of theirs.",
     )
     parser.add_argument("--seed", type=Optional[int], help="For `convergence`: of the draw of images. Default: 0.")
     parser.add_argument(
@@ -81,6 +86,12 @@ def build() -> ArgumentParser:
         help="For `ood`: images of another kind, as `noise`, `shuffled`, `rotated` or `inverted`, made from the run's "
         "own, or a data set, as for --data.name. Default: those four.",
     )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Optional[str],
+        help="For `convergence` of several runs: folder to write into. Default: the folder analysis of the first.",
+    )
     parser.add_argument("--block", type=Optional[int], help="For `features`: which, from 0. Default: the last.")
     return parser
 
@@ -88,21 +99,45 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> int:
     """Run it; gives its exit code."""
     given = {name: value for name, value in args.as_dict().items() if value is not None}
-    what, run, device = (given.pop(name) for name in ("what", "run", "device"))
+    what, runs, device = (given.pop(name) for name in ("what", "run", "device"))
     for name, value in given.items():
         if name not in _ANALYSES[what][1]:
             raise InputError(f"{name} is {value}, of which analyze {what} has no use; leave it out")
+    if what == "convergence" and len(runs) > 1:
+        return _compare(runs, device, **given)
+    if len(runs) > 1:
+        raise InputError(
+            f"analyze {what} measures one run, and {len(runs)} are given, from {runs[0]} to {runs[-1]}; give one"
+        )
+    if "out" in given:
+        raise InputError(f"out is {given['out']}, and what is found of a single run goes into it; leave it out")
     require = given.pop("require", None)
     announce_loading("the run")
     from imixer.analysis.analyze import analyze
 
     analysis = import_module(f"imixer.analysis.{what}_report").ANALYSIS
-    found, folder = analyze(analysis, run, device=device, **given)
+    found, folder = analyze(analysis, runs[0], device=device, **given)
     console = new_console()
     analysis.show(found, console)
     files = (folder / f"{what}.{kind}" for kind in ("json", "png", "pdf"))
     console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
     return _judge(found, require) if require else 0
+
+
+def _compare(paths: Sequence[str], device: str, out: Optional[str] = None, **options: Any) -> int:
+    """Compare the convergence of several runs; gives the exit code."""
+    announce_loading("the runs")
+    from imixer.analysis.convergence_comparison import compare_convergence
+    from imixer.analysis.convergence_report import show_comparison, write_comparison
+    from imixer.training.reload import reload
+
+    runs = [reload(path, device) for path in paths]
+    found = compare_convergence(runs, **options)
+    files = write_comparison(found, Path(out) if out is not None else runs[0].run.analysis)
+    console = new_console()
+    show_comparison(found, console)
+    console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)
+    return 0
 
 
 def _judge(blocks: Any, require: Any) -> int:

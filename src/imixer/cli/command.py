@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -36,9 +36,10 @@ def run_parser(description: str) -> ArgumentParser:
     return parser
 
 
-def add_run(parser: ArgumentParser) -> None:
-    """Add RUN, --data and --device."""
-    parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
+def add_run(parser: ArgumentParser, several: bool = False) -> None:
+    """Add RUN, of which there may be several, --data and --device."""
+    many: dict[str, Any] = {"nargs": "+"} if several else {}
+    parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.", **many)
     parser.add_argument(
         "--data", metavar="PATH", type=Optional[str], help="Where the run's data lie now. Default: where they lay."
     )

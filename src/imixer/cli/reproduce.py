@@ -20,7 +20,9 @@ def build() -> ArgumentParser:
         "Train what is not yet finished of an experiment, and set what came out beside the paper's numbers."
     )
     titles = "; ".join(f"`{name}`: {each.title}" for name, each in EXPERIMENTS.items())
-    parser.add_argument("what", metavar="WHAT", choices=[*EXPERIMENTS, "all"], help=f"{titles}; or `all`.")
+    parser.add_argument(
+        "what", metavar="WHAT", nargs="+", choices=[*EXPERIMENTS, "all"], help=f"One or several. {titles}; or `all`."
+    )
     summaries = "; ".join(f"`{name}`: {scale.data}, {scale.summary}" for name, scale in SCALES.items())
     parser.add_argument("--scale", choices=list(SCALES), default="smoke", help=f"How large. {summaries}.")
     parser.add_argument(
@@ -37,6 +39,12 @@ def build() -> ArgumentParser:
         "stanford_cars, food101, imagenet of parquet shards or class folders; or CIFAR-10's parquet shards. "
         "Default: data.",
     )
+    parser.add_argument(
+        "--image",
+        metavar="FILE",
+        type=Optional[str],
+        help="For `fig7`: image whose feature maps are drawn. Default: the first held-out image.",
+    )
     add_executor(parser)
     return parser
 
@@ -50,15 +58,16 @@ def run(args: Namespace) -> int:
     announce_loading("the data")
     from imixer.experiments.reproduce import reproduce
 
-    experiments = list(EXPERIMENTS.values()) if args.what == "all" else [EXPERIMENTS[args.what]]
+    names = EXPERIMENTS if "all" in args.what else dict.fromkeys(args.what)
     found = reproduce(
-        experiments,
+        [EXPERIMENTS[name] for name in names],
         SCALES[args.scale],
         new_console(),
         out=args.out,
         trials=args.trials,
         data=args.data,
         executor=executor,
+        image=args.image,
     )
     return int(any(each.failed for each in found))
 

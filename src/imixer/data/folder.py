@@ -260,6 +260,7 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
         notes=layout.notes + train.notes + facts.notes,
         left_out=layout.left_out + train.left_out + (val.left_out if val else ()),
         value_range=facts.pixels.value_range,
+        split=val.part.name if val else None,
     )
 
 

@@ -32,6 +32,8 @@ class ImageData:
         notes: What was decided that the data do not say themselves, a sentence each.
         left_out: Folders and files that are not used.
         value_range: Stored values that become black and white. None: all images have 8 bits.
+        split: The data set's own name for the part that `val` is, such as `test`; None where it has none, and `val` was
+            taken from its training images.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ImageData:
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
+    split: str | None = None
 
 
 def few_names(class_names: Sequence[str]) -> str:

@@ -249,4 +249,5 @@ def open_parquet(root: Path, shards: Shards, config: DataConfig) -> ImageData:
         notes=columns.notes + tuple(classes.notes) + facts.notes,
         left_out=shards.left_out,
         value_range=facts.pixels.value_range,
+        split=shards.split,
     )

@@ -24,12 +24,14 @@ class Shards:
         val: Held out. Empty: there are none.
         sources: What the files of both are called.
         left_out: Files and folders that are not used.
+        split: The word for the held-out part in its files' names. None: there is no such part.
     """
 
     train: list[Path]
     val: list[Path]
     sources: tuple[str, str]
     left_out: tuple[str, ...]
+    split: str | None = None
 
 
 def parquet_files(root: Path) -> list[Path]:
@@ -68,8 +70,10 @@ def find_shards(root: Path) -> Shards | None:
     if parts and "train" not in parts:
         raise InputError(f"no train-*.parquet among the {len(files)} parquet files in {files[0].parent}; add them")
     train = _only(parts["train"], root) if parts else files
-    val = next((_only(parts[role], root) for role in ("val", "test") if role in parts), [])
-    return Shards(train, val, (_pattern(train, root), _pattern(val, root)), _left_out(root, {*train, *val}))
+    held_out = next((parts[role] for role in ("val", "test") if role in parts), None)
+    val = _only(held_out, root) if held_out else []
+    sources = (_pattern(train, root), _pattern(val, root))
+    return Shards(train, val, sources, _left_out(root, {*train, *val}), next(iter(held_out)) if held_out else None)
 
 
 def _deeper(root: Path) -> list[Path]:

@@ -79,6 +79,7 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
         sources=("its split train", f"its split {val_split}"),
         notes=facts.notes,
         value_range=facts.pixels.value_range,
+        split=val_split,
     )
 
 

@@ -147,6 +147,7 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         mean=entry.mean,
         std=entry.std,
         sources=(f"torchvision's {_part(entry.train)} part, in {root}", f"its {_part(entry.val)} part"),
+        split=entry.val.get("split", "test"),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Dict, List, Literal, Optional
 from imixer.experiments.paper import Published
 from imixer.experiments.scales import Scale
 
+Figure = Literal["first block", "norms", "cosines", "features"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,12 +42,11 @@ class Experiment:
         title: What it shows.
         baseline: What its rows are compared to, in words.
         rows: Its rows at a scale.
-        figure: The analysis, as `imixer analyze` calls it, whose figure of a trained run is shown. Default: none, but a
-            table of all rows.
+        figure: What is drawn of the trained runs. Default: nothing, but a table of all rows is written.
     """
 
     name: str
     title: str
     baseline: str
     rows: Callable[[Scale], List[Row]]
-    figure: Optional[Literal["convergence", "features"]] = None
+    figure: Optional[Figure] = None

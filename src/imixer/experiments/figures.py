@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from typing import List, Literal
-
-from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.experiment import Experiment, Figure, Row
 from imixer.experiments.scales import Scale
 
-
-def _figure(name: str, figure: Literal["convergence", "features"], title: str, n: int) -> Experiment:
-    def rows(scale: Scale) -> List[Row]:
-        return [Row(f"n={n}", {"n": str(n)}, scale.imixer(n_iter=n), scale.data)]
-
-    return Experiment(name, f"Figure {name[3:]}: {title}, trained with n = {n}", "", rows, figure)
+N_ITERS = (1, 2, 4)  # whose models Figures 3, 5 and 6 compare
+_FEATURES_N, _FEATURES_DATA = 4, "imagenet"  # of Figure 7
 
 
-_CONVERGENCE = "Norm_a and cos_a of every iMLP over 16 random test images"
+def _models(scale: Scale) -> list[Row]:
+    """The row h_r = 2 of Table 2."""
+    return [Row(f"n={n}", {"n": str(n)}, scale.imixer(n_iter=n), scale.data) for n in N_ITERS]
+
+
+def _features(scale: Scale) -> list[Row]:
+    """One model, on ImageNet where the scale has it."""
+    data = _FEATURES_DATA if _FEATURES_DATA in scale.sets else scale.data
+    return [Row(f"n={_FEATURES_N}", {"n": str(_FEATURES_N)}, scale.imixer(data=data, n_iter=_FEATURES_N), data)]
+
+
+def _convergence(name: str, figure: Figure, title: str) -> Experiment:
+    return Experiment(name, f"Figure {name[3:]}: {title}, trained with n = 1, 2, 4", "", _models, figure)
+
+
 FIGURES = (
-    _figure("fig3", "convergence", _CONVERGENCE, 1),
-    _figure("fig5", "convergence", _CONVERGENCE, 2),
-    _figure("fig6", "convergence", _CONVERGENCE, 4),
-    _figure("fig7", "features", "feature maps of each iteration at the final layer", 4),
+    _convergence("fig3", "first block", "Norm_a and cos_a of the first iMLP"),
+    _convergence("fig5", "norms", "Norm_a of every iMLP"),
+    _convergence("fig6", "cosines", "cos_a of every iMLP"),
+    Experiment(
+        "fig7",
+        "Figure 7: feature maps of each iteration in the last iMLP, trained with n = 4",
+        "",
+        _features,
+        "features",
+    ),
 )

@@ -8,6 +8,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from rich.console import Console
 
+from imixer.data.loading import load_image
 from imixer.errors import InputError
 from imixer.experiments.costs import costs
 from imixer.experiments.data_sets import DataSet, find_data
@@ -43,6 +44,7 @@ def reproduce(
     trials: Optional[int] = None,
     data: Optional[str] = None,
     executor: Optional[Executor] = None,
+    image: Optional[str] = None,
 ) -> List[Reproduced]:
     """Train what is not finished of some experiments, and present each of them.
 
@@ -57,27 +59,43 @@ def reproduce(
         trials: Trials per row. Default: that of the scale.
         data: Folder of the data sets, see `find_data`.
         executor: What runs the trials. Default: one after the other, here.
+        image: Image file that feature maps are drawn of. Default: the first held-out image.
 
     Returns:
         What has become of each.
 
     Raises:
-        InputError: If a number is impossible, all data are missing, or the folder holds something else.
+        InputError: If a number is impossible, all data are missing, the folder holds something else, or the image is
+            none or of no use.
         KeyboardInterrupt: When interrupted, after the experiment at hand is presented as far as it has come.
     """
     trials = scale.trials if trials is None else trials
     if trials < 1:
         raise InputError(f"trials is {trials}; give 1 or more")
+    _check_image(image, experiments)
     folder = Path(out or f"reproduced/{scale.name}")
     found = []
     for plan in _plans(experiments, scale, trials, data):
         interruption = _train(plan, folder, executor or Local())
         found.append(_measured(plan, scale, trials, folder))
-        present = draw_figure if plan.experiment.figure else write_table
-        present(found[-1], console)
+        if plan.experiment.figure:
+            draw_figure(found[-1], console, image)
+        else:
+            write_table(found[-1], console)
         if interruption:
             raise interruption
     return found
+
+
+def _check_image(image: Optional[str], experiments: Sequence[Experiment]) -> None:
+    """Raises InputError if there is an image that is none, or that no experiment draws."""
+    if image is None:
+        return
+    if all(experiment.figure != "features" for experiment in experiments):
+        names = " and ".join(experiment.name for experiment in experiments)
+        have = "has" if len(experiments) == 1 else "have"
+        raise InputError(f"image is {image}, of which reproduce {names} {have} no use; leave it out, or give fig7")
+    load_image(image, 3)
 
 
 def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int, folder: Optional[str]) -> List[_Plan]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -194,3 +195,13 @@ def _slug(name: str) -> str:
     slug = re.sub(r"[^\w.]+", "_", name).strip("_") or "run"
     # both ends of a long one: file systems have a limit, in bytes
     return slug if len(slug) <= _MOST_LETTERS else f"{slug[: _MOST_LETTERS // 2]}_{slug[-_MOST_LETTERS // 2 :]}"
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """Shorten some paths to their ends, as long as it takes to tell them apart."""
+    parts = [path.absolute().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

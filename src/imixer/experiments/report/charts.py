@@ -9,12 +9,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from imixer.escaping import for_plotly, middle_cut
-from imixer.experiments.report.collect import Run
+from imixer.experiments.report.collect import Curves, Run
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 _ASIDE = 0.4  # of an iteration, over which the blocks are spread so that none hides another
 _LONGEST = 30  # characters of a class on an axis
 _FEW_CLASSES = 20  # whose counts have room in a confusion matrix
+_PANELS = 4  # side by side
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
@@ -75,6 +76,41 @@ def iterations(blocks: Sequence[Dict[str, Any]]) -> go.Figure:
     figure.update_xaxes(title_text="iteration a", tick0=0, dtick=1 + most // 10, range=[-0.5, most - 0.5])
     figure.update_yaxes(type="log", exponentformat="power", col=1)
     return _finished(figure)
+
+
+def compared_iterations(curves: Curves) -> go.Figure:
+    """Norm_a or cos_a of some blocks, a panel each and a line per model: mean over images, told with the extremes."""
+    names = {"norm": "Norm<sub>a</sub>", "cosine": "cos<sub>a</sub>"}
+    titles = [f"iMLP-{panel['block']}: {names[panel['measure']]}" for panel in curves.panels]
+    rows = -(-len(titles) // _PANELS)
+    columns = -(-len(titles) // rows)
+    figure = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.22 / rows)
+    for place, panel in enumerate(curves.panels):
+        at = {"row": 1 + place // columns, "col": 1 + place % columns}
+        for model, (color, dash) in zip(curves.models, _styles(len(curves.models)), strict=True):
+            values = model["blocks"][panel["block"]][panel["measure"]]
+            figure.add_scatter(
+                x=list(range(len(values))),
+                y=[each["mean"] for each in values],
+                name=model["name"],
+                legendgroup=model["name"],
+                showlegend=place == 0,
+                mode="lines+markers",
+                line={"color": color, "dash": dash},
+                marker={
+                    "symbol": ["diamond" if a == model["trained_n_iter"] else "circle" for a in range(len(values))],
+                    "size": [12 if a == model["trained_n_iter"] else 5 for a in range(len(values))],
+                },
+                customdata=[[each["min"], each["max"]] for each in values],
+                hovertemplate="a = %{x}: %{y:.5g}, %{customdata[0]:.5g} to %{customdata[1]:.5g}"
+                f"<extra>{model['name']}</extra>",
+                **at,
+            )
+        if panel["measure"] == "norm":
+            figure.update_yaxes(type="log", exponentformat="power", **at)
+        if place + columns >= len(titles):
+            figure.update_xaxes(title_text="iteration a", **at)
+    return _finished(figure).update_layout(height=130 + 230 * rows)
 
 
 def energy(mixings: Sequence[Dict[str, Any]]) -> go.Figure:

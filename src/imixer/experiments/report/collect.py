@@ -15,7 +15,7 @@ from imixer.experiments.registry import EXPERIMENTS
 from imixer.training.confusion import read_confusion
 from imixer.training.finite_file import first_non_finite_in
 from imixer.training.parsing import flat
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run_directory import RunDirectory, short_names
 
 _MANY_CLASSES = 200  # of which a confusion matrix is a picture only
 
@@ -34,6 +34,19 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Curves:
+    """What the iterations of several models do, as `comparison_numbers` of `imixer.analysis` has it.
+
+    Args:
+        models: Of each its name, its own n, and of each block Norm_a and cos_a.
+        panels: What is drawn in each panel: a block, and `norm` or `cosine`.
+    """
+
+    models: Sequence[Dict[str, Any]]
+    panels: Sequence[Dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Reproduced:
     """A table or figure of `imixer reproduce`.
 
@@ -45,7 +58,7 @@ class Reproduced:
         rows: The rows.
         text: How many columns, from the left, are no numbers.
         notes: What to know of them.
-        iterations: The figure's numbers, if it is about the iterations: of each block, Norm_a and cos_a.
+        curves: The figure's numbers, if it is about the iterations.
         picture: The figure, if it is about something else.
     """
 
@@ -56,7 +69,7 @@ class Reproduced:
     rows: Sequence[Sequence[str]] = ()
     text: int = 1
     notes: Sequence[str] = ()
-    iterations: Sequence[Dict[str, Any]] = ()
+    curves: Optional[Curves] = None
     picture: Optional[Path] = None
 
 
@@ -133,23 +146,17 @@ def find_reproduced(path: str) -> List[Reproduced]:
             facts = _json(file)
             if "shown" in facts:
                 found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"]))
-            elif experiment.figure == "convergence":
-                found.append(Reproduced(name, experiment.title, iterations=facts["blocks"]))
+            elif "panels" in facts:
+                read = [f"{each['text']} Here: {each['verdict']}" for each in facts["statements"]]
+                curves = Curves(facts["models"], facts["panels"])
+                found.append(
+                    Reproduced(name, facts["title"], facts["conditions"], notes=[*read, *facts["notes"]], curves=curves)
+                )
             elif file.with_suffix(".png").is_file():
                 found.append(Reproduced(name, experiment.title, picture=file.with_suffix(".png")))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
     return found
-
-
-def short_names(paths: Sequence[Path]) -> List[str]:
-    """The ends of some paths, as long as it takes to tell them apart."""
-    parts = [path.absolute().parts for path in paths]
-    for length in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(each[-length:]) for each in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
 
 
 def differing(runs: Sequence[Run]) -> List[Tuple[str, List[Any]]]:

@@ -10,7 +10,7 @@ import yaml
 
 from imixer.errors import InputError
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs, short_names
+from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs
 from imixer.experiments.report.page import (
     Chart,
     Fold,
@@ -26,11 +26,16 @@ from imixer.experiments.report.page import (
 )
 from imixer.json_text import json_text
 from imixer.training.atomic import write_text
+from imixer.training.run_directory import short_names
 
 _MANY = 40  # runs, of which each has its own figures
 _ITERATIONS = (
     "What each iteration of x = G(v) + F(x) changes, Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), and the cosine between "
     "its input and output; mean and standard deviation over images"
+)
+_COMPARED = (
+    "What each iteration of x = G(v) + F(x) changes, Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), and the cosine between "
+    "its input and output; mean over the same images; a diamond: a = n, where the model itself stops"
 )
 
 
@@ -91,8 +96,8 @@ def _reproduced(found: Reproduced) -> List[Item]:
     if found.rows:
         rows = [[_typeset(cell) for cell in row] for row in found.rows]
         items.append(Table(found.title, found.header, rows, found.text))
-    if found.iterations:
-        items.append(Chart(_ITERATIONS, f"iterations-{slug(found.name)}", charts.iterations(found.iterations)))
+    if found.curves:
+        items.append(Chart(_COMPARED, f"iterations-{slug(found.name)}", charts.compared_iterations(found.curves)))
     if found.picture:
         items.append(PictureFile(found.title, found.picture))
     if found.notes:

@@ -1,0 +1,168 @@
+"""Figures are drawn of the runs that the tables have too, and say what can be read off them."""
+
+import io
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from imixer.analysis.convergence_comparison import compare_convergence
+from imixer.analysis.convergence_statements import agree, first_block, first_two_blocks, last_block, middle_blocks
+from imixer.cli import main
+from imixer.experiments.drawing import draw_figure
+from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.reproduce import reproduce
+from imixer.experiments.scales import SCALES
+from imixer.training.reload import reload
+
+HERE = Path("reproduced/smoke")
+FIGURES = ("fig3", "fig5", "fig6")
+
+
+def facts(name):
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+def numbers(found):
+    """As JSON has them."""
+    return json.loads(json.dumps(found))
+
+
+def page(name):
+    return (HERE / f"{name}.md").read_text()
+
+
+def cell(text):
+    return text.replace("_", r"\_")
+
+
+@pytest.fixture
+def deeper(tiny, monkeypatch):
+    """Two blocks, so that more can be read off."""
+    scale = replace(tiny, over=tiny.over | {"model.num_blocks": 2})
+    monkeypatch.setitem(SCALES, "smoke", scale)
+    return scale
+
+
+def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper):
+    assert main(["reproduce", *FIGURES, "--trials", "1"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    trained = [run for run in HERE.glob("runs/*/*/seed-*") if run.is_dir() and not run.is_symlink()]
+    assert sorted(trained) == [HERE / "runs" / "fig3" / f"n={n}" / "seed-0" for n in (1, 2, 4)]
+    measured = compare_convergence([reload(str(run)) for run in sorted(trained)])
+    for name in FIGURES:
+        for suffix in ("png", "pdf", "json", "md"):
+            assert (HERE / f"{name}.{suffix}").stat().st_size > 100
+            assert f"{name}.{suffix}" in shown
+        found = facts(name)
+        assert (found["images"], found["n_iter"], found["seed"], found["drawn_seed"]) == (16, 10, 0, 0)
+        for model, mine, n in zip(found["models"], measured, (1, 2, 4), strict=True):
+            assert (model["name"], model["trained_n_iter"]) == (f"n = {n}", n)
+            for block, own in zip(model["blocks"], mine.blocks, strict=True):
+                assert [norm["mean"] for norm in block["norm"]] == pytest.approx(own.norms.mean(1).tolist())
+                assert [each["mean"] for each in block["cosine"]] == pytest.approx(own.cosines.mean(1).tolist())
+        tests = (first_block,) if name == "fig3" else (first_two_blocks, middle_blocks, last_block)
+        for statement, test in zip(found["statements"], tests, strict=True):
+            expected = test(measured)
+            (trial,) = statement["trials"]
+            assert trial == numbers({"seed": 0, "verdict": expected.verdict} | asdict(expected))
+            assert statement["verdict"] == expected.verdict
+            assert f"| {expected.text} | {expected.verdict} | {expected.verdict} |" in page(name)
+            assert expected.text in shown and expected.criterion in shown
+            for condition in expected.conditions:
+                row = f"| {cell(condition.what)} | {condition.asked} | {condition.value:.3g} | "
+                row += f"[{condition.low:.3g}, {condition.high:.3g}] | {condition.verdict} |"
+                assert row in page(name)
+    assert "it takes 4 blocks, and there are 2" in page("fig5")
+    for name in FIGURES:
+        assert "held-out fifth of the training images (360 images)" in page(name)
+        assert "the trial with seed 0" in page(name) and "imixer\\_s\\_ni1" in page(name)
+        assert f"]({name}.png)" in page(name)
+
+
+def test_verdicts_are_those_of_all_trials_and_the_first_is_drawn(tiny):
+    assert main(["reproduce", "fig3", "--trials", "2"]) == 0
+    found = facts("fig3")
+    (statement,) = found["statements"]
+    assert [trial["seed"] for trial in statement["trials"]] == [0, 1]
+    assert statement["verdict"] == agree([trial["verdict"] for trial in statement["trials"]])
+    assert "| the paper | here | seed 0 | seed 1 |" in page("fig3")
+    assert "the trial with seed 0; finished: 2" in page("fig3")
+
+
+def test_a_seed_that_is_not_finished_in_every_row_is_left_out(tiny):
+    quiet = Console(file=io.StringIO())
+    (found,) = reproduce([EXPERIMENTS["fig3"]], SCALES["smoke"], quiet, trials=2)
+
+    def without(found, row, seed):
+        runs = [
+            replace(run, outcome=replace(run.outcome, status="failed")) if run.seed == seed else run
+            for run in found.lines[row].runs
+        ]
+        lines = [replace(line, runs=tuple(runs)) if i == row else line for i, line in enumerate(found.lines)]
+        return replace(found, lines=tuple(lines))
+
+    found = without(found, 1, 0)
+    draw_figure(found, quiet)
+    assert facts("fig3")["drawn_seed"] == 1 and len(facts("fig3")["statements"][0]["trials"]) == 1
+    (HERE / "fig3.json").unlink()
+    said = Console(file=io.StringIO(), width=200)
+    draw_figure(without(found, 2, 1), said)
+    assert "not run: no trial of all its rows is finished" in said.file.getvalue()
+    assert not (HERE / "fig3.json").exists()
+
+
+def test_feature_maps_of_the_first_held_out_image_or_of_any(capsys, tiny):
+    assert main(["reproduce", "fig7", "--trials", "1"]) == 0
+    assert facts("fig7")["image"] == "held-out 0"
+    for suffix in ("png", "pdf", "json", "md"):
+        assert (HERE / f"fig7.{suffix}").stat().st_size > 100
+    pixels = (HERE / "fig7.png").read_bytes()
+    Image.new("RGB", (30, 20), "orange").save("dog.png")
+    assert main(["reproduce", "fig7", "--trials", "1", "--image", "dog.png"]) == 0
+    assert facts("fig7")["image"] == "dog.png" and (HERE / "fig7.png").read_bytes() != pixels
+    shown = capsys.readouterr().out
+    for text in (shown, page("fig7").replace("\\", "")):
+        assert "image: dog.png" in text and "x^a: the 8 numbers" in text and "H(x^a): what the block" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["fig7", "--image", "nowhere.png"], ["nowhere.png"]),
+        (["fig7", "--image", "."], ["is a folder"]),
+        (["all", "--image", "words.txt"], ["words.txt"]),
+        (["fig3", "--image", "words.txt"], ["image is words.txt", "fig3 has no use"]),
+        (["fig5", "table1", "--image", "words.txt"], ["fig5 and table1 have no use", "fig7"]),
+    ],
+)
+def test_images_that_are_none_or_of_no_use_are_refused_in_one_line(words, parts, capsys):
+    Path("words.txt").write_text("no image")
+    assert main(["reproduce", *words]) == 2
+    shown = capsys.readouterr()
+    line = shown.err.splitlines()[-1]
+    assert line.startswith("imixer: ") and all(part in line for part in parts), line
+    assert [path.name for path in Path().iterdir()] == ["words.txt"]
+
+
+def test_a_data_set_without_a_test_split_is_refused_in_one_line(capsys):
+    for label in ("dark", "light"):
+        folder = Path("sets", "cifar10", label)
+        folder.mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8), (number, 0, 200 * (label == "light"))).save(folder / f"{number}.png")
+    assert main(["reproduce", "fig3", "--scale", "cpu", "--data", "sets"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("imixer: ") and "cifar10 in sets/cifar10 has no test split; add" in line
+    assert not Path("reproduced").exists()
+
+
+def test_names_may_be_several_and_twice(capsys, tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr("imixer.experiments.reproduce.reproduce", lambda each, *args, **more: seen.append(each) or [])
+    for words in (["fig5", "fig3", "fig5"], ["fig3", "all"]):
+        assert main(["reproduce", *words]) == 0
+    assert [[each.name for each in names] for names in seen] == [["fig5", "fig3"], list(EXPERIMENTS)]
