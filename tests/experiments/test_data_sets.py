@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,17 @@ def class_folders(root, classes=3):
                 Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def shard(folder):
+def shard(folder, images_per_class=2):
     Path(folder).mkdir(parents=True)
     for part in ("train", "test"):
         images = []
-        for label in range(4):
+        for number in range(2 * images_per_class):
             file = io.BytesIO()
-            Image.fromarray(np.full((8, 8, 3), 40 * label, dtype=np.uint8)).save(file, "png")
+            Image.fromarray(np.full((8, 8, 3), 10 * number, dtype=np.uint8)).save(file, "png")
             images.append({"bytes": file.getvalue(), "path": None})
-        pq.write_table(pa.table({"image": images, "label": [0, 1, 0, 1]}), f"{folder}/{part}-00000-of-00001.parquet")
+        pq.write_table(
+            pa.table({"image": images, "label": [0, 1] * images_per_class}), f"{folder}/{part}-00000-of-00001.parquet"
+        )
 
 
 def test_digits_need_no_folder():
@@ -76,7 +79,7 @@ def test_torchvisions_layout_comes_first(monkeypatch):
 def test_what_is_missing_is_said():
     Path("sets").mkdir()
     for name in ("cifar10", "cifar100", "stanford_cars", "food101", "imagenet"):
-        assert f"{name} is not in sets; give --data a folder with" in find_data(name, "sets").missing
+        assert f"{name} is not in sets; give --data_dir a folder with" in find_data(name, "sets").missing
     assert "cifar10 is not in data" in find_data("cifar10").missing
 
 
@@ -86,5 +89,14 @@ def test_a_broken_folder_says_what_is_wrong_with_it():
 
 
 def test_no_folder_at_all_is_refused():
-    with pytest.raises(InputError, match="data is nowhere, which is no folder"):
+    with pytest.raises(InputError, match="data_dir is nowhere, which is no folder"):
         find_data("cifar10", "nowhere")
+
+
+def test_a_set_without_a_test_split_is_not_tabulated():
+    class_folders("sets/food101")
+    shutil.rmtree("sets/food101/val")
+    assert "food101 in sets/food101 has no test split; add it as a folder" in find_data("food101", "sets").missing
+    shard("sets/cifar10", images_per_class=5)
+    Path("sets/cifar10/test-00000-of-00001.parquet").unlink()
+    assert "cifar10 in sets/cifar10 has no test split" in find_data("cifar10", "sets").missing

@@ -270,4 +270,5 @@ def open_parquet(root: Path, files: Sequence[Path], config: DataConfig) -> Image
         mean=facts.mean,
         std=facts.std,
         skipped=skipped,
+        own_split=bool(val_files),
     )

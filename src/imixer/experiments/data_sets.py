@@ -40,6 +40,8 @@ class DataSet:
 def find_data(name: str, folder: Optional[str] = None) -> DataSet:
     """Look for a data set: as torchvision lays it out in the folder, else as parquet shards or class folders.
 
+    All but the digits must have a test split of their own, on which the paper's tables are.
+
     Args:
         name: `digits`, or a name of torchvision's that `imixer train` knows.
         folder: Where torchvision's files are, or a folder called like the data set. A folder of parquet shards is
@@ -52,7 +54,7 @@ def find_data(name: str, folder: Optional[str] = None) -> DataSet:
         return _open(name, DataConfig(name))
     place = Path(folder or DEFAULT_FOLDER)
     if folder is not None and not place.is_dir():
-        raise InputError(f"data is {folder}, which is no folder; give the one with the data sets")
+        raise InputError(f"data_dir is {folder}, which is no folder; give the one with the data sets")
     if name == "cifar10" and place.is_dir() and parquet_files(place):
         return _open(name, DataConfig(str(place)))
     found = _open(name, DataConfig(name, root=folder))
@@ -60,7 +62,7 @@ def find_data(name: str, folder: Optional[str] = None) -> DataSet:
         return _open(name, DataConfig(str(place / name)))
     if found.missing:
         files = f"torchvision's files, or parquet shards or class folders in its folder {name}"
-        return replace(found, missing=f"{name} is not in {place}; give --data a folder with {files}")
+        return replace(found, missing=f"{name} is not in {place}; give --data_dir a folder with {files}")
     return found
 
 
@@ -70,5 +72,8 @@ def _open(name: str, config: DataConfig) -> DataSet:
         images: ImageData = open_data(config)
     except InputError as error:
         return DataSet(name, settings, missing=str(error))
+    if name != "digits" and not images.own_split:
+        split = "a folder test or val, or shards test-*.parquet"
+        return DataSet(name, settings, missing=f"{name} in {config.name} has no test split; add it as {split}")
     training, held_out = (len(cast(Sized, part)) for part in (images.train, images.val))
     return DataSet(name, settings, "", training, held_out, images.in_chans, len(images.class_names))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Dict, List, Literal, Optional
+from typing import Any, Dict, List, Literal, Optional, Tuple
 
+from imixer.experiments.comparison import MARGIN
 from imixer.experiments.paper import Published
 from imixer.experiments.scales import Scale
 
@@ -21,6 +22,7 @@ class Row:
         data: Its data set.
         baseline: Name of the row that it is compared to. Default: it is one itself.
         paper: What the paper reports.
+        trials: Its trials where they are fewer than the scale's, as those of a training that the paper did once.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Row:
     data: str
     baseline: Optional[str] = None
     paper: Optional[Published] = None
+    trials: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,10 @@ class Experiment:
         rows: Its rows at a scale.
         figure: The analysis, as `imixer analyze` calls it, whose figure of a trained run is shown. Default: none, but a
             table of all rows.
+        margin: Points of accuracy within which a difference counts as none. It is named before the trials.
+        notes: What the paper leaves open, or what is done otherwise here; each in a line.
+        contraction: Whether the contraction of the trained blocks is measured in every row.
+        time: Whether the time of training is shown.
     """
 
     name: str
@@ -49,3 +56,7 @@ class Experiment:
     baseline: str
     rows: Callable[[Scale], List[Row]]
     figure: Optional[Literal["convergence", "features"]] = None
+    margin: float = MARGIN
+    notes: Tuple[str, ...] = ()
+    contraction: bool = False
+    time: bool = False

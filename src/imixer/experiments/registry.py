@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Dict
 
 from imixer.experiments.beyond import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
+from imixer.experiments.ceiling import CEILING
 from imixer.experiments.experiment import Experiment
 from imixer.experiments.figures import FIGURES
 from imixer.experiments.table1 import TABLE_1
@@ -25,6 +26,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
         TIED,
         SOLVER,
         GUARANTEE,
+        CEILING,
         LEGACY,
     )
 }
