@@ -109,6 +109,16 @@ def test_paper_scale_table_4_trains_the_papers_recipes():
                 *({"n_power_iterations": n} for n in (1, 2, 4, 16)),
             ],
         ),
+        (
+            "normalisations",
+            [
+                {"sigma": "exact"},
+                {"sigma": "exact", "scaling": "hard"},
+                {"detach_sigma": True},
+                {"sigma": "row_norm"},
+                {"norm": "orthogonal"},
+            ],
+        ),
     ],
 )
 def test_paper_scale_beyond_the_paper_changes_one_thing_of_its_imixer(name, changes):

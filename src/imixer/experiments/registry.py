@@ -8,6 +8,7 @@ from imixer.experiments.beyond import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOL
 from imixer.experiments.ceiling import CEILING
 from imixer.experiments.experiment import Experiment
 from imixer.experiments.figures import FIGURES
+from imixer.experiments.normalisations import NORMALISATIONS
 from imixer.experiments.table1 import TABLE_1
 from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3
@@ -27,6 +28,7 @@ EXPERIMENTS: Dict[str, Experiment] = {
         SOLVER,
         GUARANTEE,
         CEILING,
+        NORMALISATIONS,
         LEGACY,
     )
 }
