@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.experiments.data_sets import find_data
 
@@ -25,16 +26,16 @@ def class_folders(root, classes=3):
                 Image.fromarray(pixels).save(folder / f"{number}.png")
 
 
-def shard(folder, images_per_class=2):
+def shard(folder, images=4):
     Path(folder).mkdir(parents=True)
     for part in ("train", "test"):
-        images = []
-        for number in range(2 * images_per_class):
+        encoded = []
+        for label in range(images):
             file = io.BytesIO()
-            Image.fromarray(np.full((8, 8, 3), 10 * number, dtype=np.uint8)).save(file, "png")
-            images.append({"bytes": file.getvalue(), "path": None})
+            Image.fromarray(np.full((8, 8, 3), 10 * label, dtype=np.uint8)).save(file, "png")
+            encoded.append({"bytes": file.getvalue(), "path": None})
         pq.write_table(
-            pa.table({"image": images, "label": [0, 1] * images_per_class}), f"{folder}/{part}-00000-of-00001.parquet"
+            pa.table({"image": encoded, "label": [0, 1] * (images // 2)}), f"{folder}/{part}-00000-of-00001.parquet"
         )
 
 
@@ -88,15 +89,28 @@ def test_a_broken_folder_says_what_is_wrong_with_it():
     assert "neither class folders" in find_data("food101", "sets").missing
 
 
+@pytest.mark.parametrize("kind", ["shards", "folders"])
+def test_all_but_digits_need_a_test_split(kind):
+    if kind == "shards":
+        shard("sets/cifar10", images=20)
+        Path("sets/cifar10/test-00000-of-00001.parquet").unlink()
+    else:
+        class_folders("sets/cifar10")
+        shutil.rmtree("sets/cifar10/val")
+    found = find_data("cifar10", "sets")
+    assert "cifar10 in sets/cifar10 has no test split; add" in found.missing and "\n" not in found.missing
+    assert found.training == 0
+
+
+def test_held_out_images_are_called_what_they_are():
+    shard("sets/cifar10")
+    class_folders("sets/cifar100")
+    assert find_data("cifar10", "sets").held_out_part == "test split"
+    assert find_data("cifar100", "sets").held_out_part == "val split"
+    assert find_data("digits").held_out_part == "held-out fifth of the training images"
+    assert DataConfig().val_fraction == 1 / 5
+
+
 def test_no_folder_at_all_is_refused():
     with pytest.raises(InputError, match="data_dir is nowhere, which is no folder"):
         find_data("cifar10", "nowhere")
-
-
-def test_a_set_without_a_test_split_is_not_tabulated():
-    class_folders("sets/food101")
-    shutil.rmtree("sets/food101/val")
-    assert "food101 in sets/food101 has no test split; add it as a folder" in find_data("food101", "sets").missing
-    shard("sets/cifar10", images_per_class=5)
-    Path("sets/cifar10/test-00000-of-00001.parquet").unlink()
-    assert "cifar10 in sets/cifar10 has no test split" in find_data("cifar10", "sets").missing

@@ -10,6 +10,7 @@ import pytest
 from imixer.experiments.costs import Costs
 from imixer.experiments.data_sets import DataSet
 from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.index_page import write_index
 from imixer.experiments.outcome import Line, Reproduced, Run, judge_page
 from imixer.experiments.paper import Published
 from imixer.experiments.scales import SCALES
@@ -155,3 +156,14 @@ def test_the_contraction_of_a_run_is_measured_once(run, tmp_path):
     assert numbers["images"] == 16 and numbers["norm"] == first.norm
     file.write_text(json.dumps(numbers | {"norm": None}))
     assert measure_contraction(run_copy) == replace(first, norm=float("inf"))
+
+
+def test_a_page_shows_figures_with_what_was_read_off_them(tmp_path):
+    figure = replace(result(BASE, figure="norms"), folder=tmp_path)
+    figure = replace(figure, experiment=replace(figure.experiment, name="fig5", title="Figure 5"))
+    assert "## Figure 5\n\nNot drawn" in write_index([figure], "a command").read_text()
+    (tmp_path / "fig5.png").touch()
+    assert "![Figure 5](fig5.png)" in write_index([figure], "a command").read_text()
+    (tmp_path / "fig5.md").write_text("# Figure 5\n\n![Figure 5](fig5.png)\n\n## Verdicts\n")
+    page = write_index([figure], "a command").read_text()
+    assert "\n## Figure 5\n" in page and "\n### Verdicts\n" in page and page.count("![Figure 5]") == 1

@@ -53,5 +53,4 @@ def open_digits(config: DataConfig) -> ImageData:
         native_size=(8, 8),
         mean=facts.mean,
         std=facts.std,
-        own_split=False,
     )

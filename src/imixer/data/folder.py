@@ -179,5 +179,5 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
         mean=facts.mean,
         std=facts.std,
         skipped=tuple(bad.values()),
-        own_split=val is not None,
+        split=val_folder.name if val_folder else None,
     )

@@ -28,7 +28,8 @@ class ImageData:
         mean: Mean of each channel, with pixel values in [0, 1].
         std: Standard deviation of each channel, likewise; never 0.
         skipped: Names of unreadable images that were left out.
-        own_split: Whether the held-out items are the data set's own, and not a share of its training items.
+        split: The data set's own name for the part that `val` is, such as `test`; None where it has none, and `val` was
+            taken from its training images.
     """
 
     name: str
@@ -40,7 +41,7 @@ class ImageData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     skipped: tuple[str, ...] = ()
-    own_split: bool = True
+    split: str | None = None
 
 
 def few_names(class_names: Sequence[str]) -> str:

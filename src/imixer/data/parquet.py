@@ -113,18 +113,21 @@ def parquet_files(root: Path) -> list[Path]:
     return []
 
 
-def _split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Training and held-out shards, told apart by the start of their names; without such names all are training."""
+def _split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path], str | None]:
+    """Training and held-out shards and the name of the latter, told apart by the start of their names; without such
+    names all are training.
+    """
     parts: dict[str, list[Path]] = {}
     for path in files:
         match = _SPLIT.match(path.name)
         if match:
             parts.setdefault(match[1], []).append(path)
     if not parts:
-        return list(files), []
+        return list(files), [], None
     if "train" not in parts:
         raise InputError(f"no train-*.parquet among the {len(files)} parquet files in {files[0].parent}; add them")
-    return parts["train"], next((parts[name] for name in ("validation", "valid", "val", "test") if name in parts), [])
+    held_out = next((name for name in ("validation", "valid", "val", "test") if name in parts), None)
+    return parts["train"], parts[held_out] if held_out else [], held_out
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -232,7 +235,7 @@ def open_parquet(root: Path, files: Sequence[Path], config: DataConfig) -> Image
         InputError: A file is unreadable or lacks a column, a label is out of range, an image that was looked at
             is unreadable, there is one class only, or too few images to split.
     """
-    train_files, val_files = _split_files(files)
+    train_files, val_files, split = _split_files(files)
     train, names = _read(train_files)
     if not len(train):
         raise InputError(f"the parquet files in {train_files[0].parent} have no rows; fetch them again")
@@ -270,5 +273,5 @@ def open_parquet(root: Path, files: Sequence[Path], config: DataConfig) -> Image
         mean=facts.mean,
         std=facts.std,
         skipped=skipped,
-        own_split=bool(val_files),
+        split=split,
     )

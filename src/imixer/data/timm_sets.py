@@ -64,7 +64,7 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
         raise InputError(f"data.name {name!r} needs the package datasets: pip install 'imixer[data]'")
 
     train = _open(name, "train", config)
-    val = _open_held_out(name, config)
+    val, split = _open_held_out(name, config)
     class_names = _class_names(train, name)
     facts = survey(lambda index: read_item(train, index, name)[0], len(train))
     return ImageData(
@@ -76,6 +76,7 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
         native_size=facts.native_size,
         mean=facts.mean,
         std=facts.std,
+        split=split,
     )
 
 
@@ -93,13 +94,14 @@ def _open(name: str, split: str, config: DataConfig) -> Any:
     return _ReaderItems(found.reader, f"{name} ({split})") if hasattr(found, "reader") else found
 
 
-def _open_held_out(name: str, config: DataConfig) -> Any:
+def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
+    """The held-out images, and the name of the split."""
     for split in _VAL_SPLITS[:-1]:
         try:
-            return _open(name, split, config)
+            return _open(name, split, config), split
         except InputError:
             continue
-    return _open(name, _VAL_SPLITS[-1], config)
+    return _open(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
 
 
 def _class_names(found: Any, name: str) -> tuple[str, ...]:

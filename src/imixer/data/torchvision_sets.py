@@ -139,4 +139,5 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         native_size=entry.native_size,
         mean=entry.mean,
         std=entry.std,
+        split=entry.val.get("split", "test"),
     )

@@ -47,8 +47,9 @@ def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     if config.model.solver not in (None, "fixed"):
         return Costs(parameters, None, _drawn(built.model))
+    folded = fold(built.model)  # outside, since computing a matrix takes multiply-adds too
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        fold(built.model)(torch.empty(1, *built.input_size, device="meta"))
+        folded(torch.empty(1, *built.input_size, device="meta"))
     return Costs(parameters, counter.get_total_flops() // 2, _drawn(built.model))
 
 

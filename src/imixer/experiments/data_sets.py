@@ -26,6 +26,7 @@ class DataSet:
         training, held_out: Numbers of images.
         in_chans: Channels of its images.
         num_classes: Number of classes.
+        split: Its own name for the held-out images, such as `test`; None if they are a fifth of its training images.
     """
 
     name: str
@@ -35,12 +36,18 @@ class DataSet:
     held_out: int = 0
     in_chans: int = 0
     num_classes: int = 0
+    split: str | None = None
+
+    @property
+    def held_out_part(self) -> str:
+        """What the held-out images are, in words."""
+        return f"{self.split} split" if self.split else "held-out fifth of the training images"
 
 
 def find_data(name: str, folder: Optional[str] = None) -> DataSet:
     """Look for a data set: as torchvision lays it out in the folder, else as parquet shards or class folders.
 
-    All but the digits must have a test split of their own, on which the paper's tables are.
+    All but digits need a test split of their own, as the paper's have: without one they count as missing.
 
     Args:
         name: `digits`, or a name of torchvision's that `imixer train` knows.
@@ -72,8 +79,8 @@ def _open(name: str, config: DataConfig) -> DataSet:
         images: ImageData = open_data(config)
     except InputError as error:
         return DataSet(name, settings, missing=str(error))
-    if name != "digits" and not images.own_split:
-        split = "a folder test or val, or shards test-*.parquet"
-        return DataSet(name, settings, missing=f"{name} in {config.name} has no test split; add it as {split}")
+    if name != "digits" and images.split is None:
+        remedy = "add the folder test, or test-*.parquet, beside its training images"
+        return DataSet(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
     training, held_out = (len(cast(Sized, part)) for part in (images.train, images.val))
-    return DataSet(name, settings, "", training, held_out, images.in_chans, len(images.class_names))
+    return DataSet(name, settings, "", training, held_out, images.in_chans, len(images.class_names), images.split)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,7 +59,12 @@ def write_index(page: Sequence[Reproduced], command: str) -> Path:
 
 
 def _figure(result: Reproduced) -> str:
+    """A figure as a section: its own page, if it has one, else the picture."""
     title = escape_markdown(result.experiment.title)
     picture = result.folder / f"{result.experiment.name}.png"
-    shown = f"![{title}]({picture.name})" if picture.is_file() else "Not drawn: no trial is finished."
-    return f"## {title}\n\n{shown}\n"
+    own = picture.with_suffix(".md")
+    if not picture.is_file():
+        return f"## {title}\n\nNot drawn: no trial is finished.\n"
+    if own.is_file():
+        return re.sub(r"^#", "##", own.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return f"## {title}\n\n![{title}]({picture.name})\n"
