@@ -80,7 +80,7 @@ def test_torchvisions_layout_comes_first(monkeypatch):
 def test_what_is_missing_is_said():
     Path("sets").mkdir()
     for name in ("cifar10", "cifar100", "stanford_cars", "food101", "imagenet"):
-        assert f"{name} is not in sets; give --data a folder with" in find_data(name, "sets").missing
+        assert f"{name} is not in sets; give --data_dir a folder with" in find_data(name, "sets").missing
     assert "cifar10 is not in data" in find_data("cifar10").missing
 
 
@@ -112,5 +112,5 @@ def test_held_out_images_are_called_what_they_are():
 
 
 def test_no_folder_at_all_is_refused():
-    with pytest.raises(InputError, match="data is nowhere, which is no folder"):
+    with pytest.raises(InputError, match="data_dir is nowhere, which is no folder"):
         find_data("cifar10", "nowhere")

@@ -217,7 +217,8 @@ def reproduced(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         rows = [["S", "Mixer", "88.08 +- 0.51"]]
-        shown = {"header": ["size", "model", "top-1 %"], "rows": rows, "text": 2, "notes": ["paper: what it reports"]}
+        grid = {"caption": "Results", "header": ["size", "model", "top-1 %"], "rows": rows, "text": 2}
+        shown = {"tables": [grid], "sentences": ["nothing +- is decided"], "notes": ["paper: what it reports"]}
         table = {"title": title, "conditions": "Scale smoke", "shown": shown}
         (folder / "table1.json").write_text(json.dumps(table))
         measured = [{"mean": mean, "std": 0.1, "min": 0.2, "max": 0.9} for mean in (0.5, 0.4, 0.3)]
@@ -241,7 +242,12 @@ def reproduced(tmp_path):
 def test_tables_and_figures_of_reproduce_are_shown_in_their_order(reproduced):
     folder = reproduced("smoke")
     text = write_report([str(folder)]).read_text()
-    assert text.index("Table 1: sizes") < text.index("88.08 ± 0.51") < text.index("Figure 3")
+    assert (
+        text.index("Table 1: sizes")
+        < text.index("nothing ± is decided.")
+        < text.index("88.08 ± 0.51")
+        < text.index("Figure 3")
+    )
     assert "Blocks converge. Here: not decidable" in text and "Scale smoke, digits" in text
     assert text.count('data-chart="iterations-fig3"') == text.count("<img") == 1
     assert '<td class="text">Mixer</td><td>88.08' in text

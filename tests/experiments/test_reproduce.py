@@ -1,8 +1,10 @@
 """From the command to the files: what is trained, skipped, shared, missing, interrupted and refused."""
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.experiments.beyond import LEGACY, TIED
+from imixer.experiments.data_sets import DataSet, find_data
 from imixer.experiments.paper import TABLE1, TABLE4
 from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
+from imixer.experiments.trained_contraction import TrainedContraction
 from imixer.training.parsing import load_config
 
 HERE = Path("reproduced/smoke")
@@ -58,6 +64,8 @@ def pretend(monkeypatch):
 
         calls = []
         monkeypatch.setattr("imixer.training.train.train", train)
+        measured = TrainedContraction(0.9, 0.5, 1.0, 0.01, "guaranteed")
+        monkeypatch.setattr("imixer.experiments.reproduce.measure_contraction", lambda path: measured)
         return calls
 
     return install
@@ -83,24 +91,31 @@ def test_an_experiment_end_to_end_and_again(capsys, tiny):
     assert own["imixer"]["paper"] == asdict(TABLE1["imixer", "S"])
     for name, row in own.items():
         assert [run["status"] for run in row["runs"]] == ["finished", "finished"]
-        accuracies = []
+        accuracies, best = [], []
         for run in row["runs"]:
             with open(Path(run["path"], "metrics.csv"), newline="") as file:
-                accuracies.append(100 * float(list(csv.DictReader(file))[-1]["val_acc"]))
-            assert run["top1"] == pytest.approx(accuracies[-1])
+                epochs = [100 * float(epoch["val_acc"]) for epoch in csv.DictReader(file)]
+            accuracies.append(epochs[-1])
+            best.append(max(epochs))
+            assert (run["top1"], run["best_top1"]) == pytest.approx((epochs[-1], max(epochs)))
+            assert run["best_epoch"] == 1 + epochs.index(max(epochs))
             assert run["seconds"] > 0
             config = load_config(Path(run["path"], "config.yaml"))
             assert (config.seed, bool(config.model.tied)) == (run["seed"], name == "tied")
-        assert row["mean"] == pytest.approx(np.mean(accuracies))
-        assert row["std"] == pytest.approx(np.std(accuracies, ddof=1))
-        assert f"{row['mean']:.2f} ± {row['std']:.2f}" in texts("tied")["md"].decode()
-        assert f"{row['mean']:.2f} +- {row['std']:.2f}" in shown.out
+        for spread, values in ((row["last"], accuracies), (row["best"], best)):
+            assert spread["mean"] == pytest.approx(np.mean(values))
+            assert spread["std"] == pytest.approx(np.std(values, ddof=1))
+            assert f"{spread['mean']:.2f} ± {spread['std']:.2f}" in texts("tied")["md"].decode()
+            assert f"{spread['mean']:.2f} +- {spread['std']:.2f}" in shown.out
         result = json.loads(Path(row["runs"][0]["path"], "result.json").read_text())
         assert row["parameters"] == result["parameters"]
-    assert own["tied"]["comparison"]["difference"] == pytest.approx(own["tied"]["mean"] - own["imixer"]["mean"])
+    comparison = own["tied"]["comparison"]
+    assert comparison["difference"] == pytest.approx(own["tied"]["last"]["mean"] - own["imixer"]["last"]["mean"])
+    assert comparison["test"] == "Welch"  # a matrix less: the seed draws other weights
     with open(HERE / "tied.csv", newline="") as file:
         table = {row["name"]: row for row in csv.DictReader(file)}
-    assert float(table["tied"]["mean"]) == own["tied"]["mean"]
+    assert float(table["tied"]["last_mean"]) == own["tied"]["last"]["mean"]
+    assert float(table["tied"]["comparison_low"]) == comparison["low"]
     assert float(table["imixer"]["paper_mean"]) == 88.56
     assert table["tied"]["planned"] == "2"
 
@@ -149,8 +164,10 @@ def test_trials_that_fail_or_are_missing_are_said(capsys, pretend, tiny):
     assert main(["reproduce", "tied"]) == 1
     row = rows("tied")["tied"]
     assert [run["status"] for run in row["runs"]] == ["finished", "failed"]
-    assert (row["mean"], row["std"], row["finished"]) == (25.0, None, 1)
-    assert row["comparison"] == {"difference": -6.25, "low": None, "high": None, "p": None}
+    assert (row["last"], row["finished"]) == ({"mean": 25.0, "std": None}, 1)
+    comparison = row["comparison"]
+    assert (comparison["difference"], comparison["verdict"]) == (-6.25, "undecided")
+    assert [comparison[name] for name in ("low", "high", "p", "p_corrected", "detectable")] == [None] * 5
     for text in (capsys.readouterr().out, texts("tied")["md"].decode()):
         assert "1 of 2 (1 failed)" in text
         assert "training diverged: lower optim.lr" in text and "seed-1" in text
@@ -189,6 +206,7 @@ def test_all_is_every_experiment_and_trains_nothing_twice(capsys, pretend, tiny,
     assert all(EXPERIMENTS[name].title in shown for name in EXPERIMENTS)
     assert {path.name for path in HERE.iterdir()} == {
         "runs",
+        "index.md",
         *(f"{name}.{suffix}" for name in EXPERIMENTS for suffix in ("md", "tex", "csv", "json")),
     }
 
@@ -201,16 +219,16 @@ def test_data_sets_that_are_not_there_are_not_run(capsys, pretend, tiny):
         for data in ("cifar100", "stanford", "food101", "imagenet"):
             assert "not run: " + data in text
     row = rows("table4")["mixer-imagenet"]
-    assert (row["mean"], row["runs"], row["parameters"]) == (None, [], None)
+    assert (row["last"], row["runs"], row["parameters"]) == (None, [], None)
     assert row["paper"] == asdict(TABLE4["imagenet", "mixer"])
-    assert "| imagenet | Mixer | not run | 73.91 |" in texts("table4")["md"].decode()
+    assert "| imagenet | Mixer | not run |  | 73.91 |" in texts("table4")["md"].decode()
 
 
 def test_one_data_set_of_several_is_enough(pretend, tiny, monkeypatch):
     monkeypatch.setitem(SCALES, "smoke", replace(tiny, sets=("digits", "food101")))
     calls = pretend()
     Path("sets").mkdir()
-    assert main(["reproduce", "table4", "--data", "sets"]) == 0
+    assert main(["reproduce", "table4", "--data_dir", "sets"]) == 0
     assert len(calls) == 4
     assert "food101 is not in sets" in facts("table4")["data"]["food101"]["missing"]
 
@@ -238,8 +256,16 @@ def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny
         (["tied", "--trials", "0"], ["trials is 0"]),
         (["tied", "--trials", "few"], ["trials is 'few'", "a whole number"]),
         (["tied", "--cpus", "2"], ["cpus is given", "--executor ray"]),
-        (["table1", "--scale", "cpu"], ["cifar10 is not in data", "--data"]),
-        (["table1", "--scale", "cpu", "--data", "nowhere"], ["data is nowhere"]),
+        (["table1", "--scale", "cpu"], ["cifar10 is not in data", "--data_dir"]),
+        (["table1", "--scale", "cpu", "--data_dir", "nowhere"], ["data_dir is nowhere"]),
+        (["table1", "--data", "cifra10"], ["data is 'cifra10'", "did you mean cifar10", "imagenet", "--data_dir"]),
+        (["table1", "--data", "taken"], ["data is 'taken'", "--data_dir"]),
+        (["table1", "--data", "food101"], ["food101 is not in data"]),
+        (["table4", "--data", "cifar100"], ["table4 has data sets of its own"]),
+        (["tied", "--margin", "0"], ["margin is 0"]),
+        (["tied", "--margin", "-0.5"], ["margin is -0.5", "above 0"]),
+        (["tied", "--margin", ".inf"], ["margin is inf"]),
+        (["tied", "--margin", "nan"], ["margin is 'nan'", "give a number"]),
         (["table4", "--scale", "paper"], ["cifar100 is not in data", "imagenet is not in data"]),
         (["tied", "--out", "taken"], ["taken"]),
         (["tied", "--lr", "3"], ["unknown option --lr"]),
@@ -277,3 +303,83 @@ def test_help_is_free_of_torch():
     for word in (*EXPERIMENTS, *SCALES, "all"):
         assert f"`{word}`" in shown
     assert LEGACY.title in shown
+
+
+def test_another_data_set_is_asked_the_same(capsys, pretend, tiny, monkeypatch):
+    opened = []
+
+    def find(name, folder):
+        opened.append((name, folder))
+        return DataSet(name, {"data.name": f"{folder}/{name}"}, "", 40_000, 10_000, 3, 100)
+
+    monkeypatch.setattr("imixer.experiments.reproduce.find_data", find)
+    calls = pretend()
+    assert main(["reproduce", "table2", "--data", "cifar100", "--data_dir", "sets", "--trials", "1"]) == 0
+    assert opened == [("cifar100", "sets")] and len(calls) == 12
+    folder = Path("reproduced/smoke-cifar100")
+    assert "cifar100 (40,000 training and 10,000 held-out images)" in facts("table2", folder)["conditions"]
+    found = rows("table2", folder)
+    # what the paper has on CIFAR-100 is its S with h_r = 2, n = 2, in Table 4
+    assert {name: row["paper"] and row["paper"]["mean"] for name, row in found.items() if row["paper"]} == {
+        "h_r=2-n=2": 68.26
+    }
+    assert {row["config"]["data"]["name"] for row in found.values()} == {"sets/cifar100"}
+
+
+def test_a_row_may_have_fewer_trials_than_the_others(capsys, pretend, tiny, monkeypatch):
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, sets=("digits", "imagenet"), trials=3))
+    found = DataSet("imagenet", {"data.name": "imagenet"}, "", 1000, 100, 3, 1000)
+    monkeypatch.setattr(
+        "imixer.experiments.reproduce.find_data", lambda name, folder: found if name == "imagenet" else find_data(name)
+    )
+    calls = pretend()
+    assert main(["reproduce", "table4"]) == 0
+    assert sorted(call for call in calls if "imagenet" in call) == [
+        "table4/imixer-imagenet/seed-0",
+        "table4/mixer-imagenet/seed-0",
+    ]
+    assert len(calls) == 8
+    for text in (capsys.readouterr().out, texts("table4")["md"].decode()):
+        assert "3 trials per row, of imagenet 1" in text
+    row = rows("table4")["mixer-imagenet"]
+    assert (row["finished"], len(row["runs"]), row["comparison"]["p"]) == (1, 1, None)
+    # unless the command says so
+    assert main(["reproduce", "table4", "--trials", "3"]) == 0
+    assert len(rows("table4")["mixer-imagenet"]["runs"]) == 3
+
+
+def test_a_margin_of_ones_own_decides_what_is_equivalent(pretend, tiny):
+    pretend(lambda name: 0.5 + 0.01 * ("seed-1" in name) + 0.001 * ("legacy/legacy" in name and "seed-1" in name))
+    assert main(["reproduce", "legacy", "--trials", "2"]) == 0
+    assert (facts("legacy")["margin"], rows("legacy")["legacy"]["comparison"]["verdict"]) == (0.5, "undecided")
+    assert main(["reproduce", "legacy", "--trials", "2", "--margin", "2"]) == 0
+    comparison = rows("legacy")["legacy"]["comparison"]
+    assert (comparison["margin"], comparison["verdict"], comparison["test"]) == (2.0, "equivalent", "paired")
+    for text in texts("legacy").values():
+        assert b"equivalent within 2" in text or b"equivalent" in text
+    assert "per iteration: equivalent to per forward within 2 points" in texts("legacy")["md"].decode()
+
+
+def test_several_experiments_make_a_page_that_is_corrected_for_all_of_them(pretend, tiny, monkeypatch):
+    def accuracy(name):
+        seed, row = int(name[-1]), name.split("/")[1]
+        noise = {"silu": 0.02, "tanh": -0.03, "softplus": 0.05}.get(row, 0.002)
+        return 0.5 + 0.01 * seed + (row != "imixer") * noise * (seed - 1) + 0.05 * (row in ("tied", "relu"))
+
+    pretend(accuracy)
+    some = [EXPERIMENTS[name] for name in ("activations", "tied")]
+    console = Console(file=io.StringIO())
+    reproduce(some, tiny, console, trials=3)
+    page = (HERE / "index.md").read_text()
+    assert page.startswith("# The paper's tables and figures at the scale smoke\n")
+    assert "`imixer reproduce activations tied --scale smoke --trials 3`; 2 cores of some CPU; python 3" in page
+    assert [line for line in page.splitlines() if line.startswith("## ")] == [f"## {each.title}" for each in some] + [
+        "## How to read the tables"
+    ]
+    assert "corrected by Holm for the 5 tests on this page" in page
+    assert page.count("corrected by Holm") == 1 and page.count("ran on") == 0
+    assert "relu: larger than gelu (+5.00 points" in page
+    alone = rows("activations")["relu"]["comparison"]
+    assert alone["p_corrected"] == pytest.approx(4 * alone["p"])
+    shown = re.search(r"\| relu \|.*?\| paired \| ([^|]*) \|", page)
+    assert shown[1] == f"{5 * alone['p']:.3f}" != f"{4 * alone['p']:.3f}"

@@ -5,10 +5,14 @@ from functools import cache
 from itertools import product
 
 import pytest
+import torch
+from lightning.fabric.utilities.seed import seed_everything
 
+from imixer.experiments.comparison import MARGIN
 from imixer.experiments.costs import costs
+from imixer.experiments.paper import TABLE4
 from imixer.experiments.registry import EXPERIMENTS
-from imixer.experiments.scales import SCALES, SIZES
+from imixer.experiments.scales import DATA_SETS, SCALES, SIZES
 from imixer.sweep.spec import build_sweep
 from imixer.training.config import ModelConfig
 from imixer.training.parsing import hoist, parse, to_config, train_parser
@@ -98,6 +102,23 @@ def test_paper_scale_table_4_trains_the_papers_recipes():
         ),
         ("guarantee", [{"coeff": "auto"}, {"coeff": "auto", "act_layer": ["gelu_1lip", "gelu_1lip"]}]),
         ("legacy", [{"legacy": True}]),
+        (
+            "ceiling",
+            [
+                *({"coeff": c} for c in (0.3, 0.5, 0.7, 0.99, 2.0)),
+                *({"n_power_iterations": n} for n in (1, 2, 4, 16)),
+            ],
+        ),
+        (
+            "normalisations",
+            [
+                {"sigma": "exact"},
+                {"sigma": "exact", "scaling": "hard"},
+                {"detach_sigma": True},
+                {"sigma": "row_norm"},
+                {"norm": "orthogonal"},
+            ],
+        ),
     ],
 )
 def test_paper_scale_beyond_the_paper_changes_one_thing_of_its_imixer(name, changes):
@@ -183,3 +204,56 @@ def test_images_of_many_sizes_are_not_kept_on_the_device():
         "food101": "timm",
     }
     assert isinstance(found["mixer-food101"].model, ModelConfig)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_rows_are_paired_if_and_only_if_a_seed_gives_them_the_same_weights(name):
+    from imixer.training.model import build_model
+
+    def drawn(config):
+        seed_everything(3, verbose=False)
+        built = build_model(config.model, config.data, native_size=None, in_chans=1, num_classes=10)
+        return {name: value for name, value in built.model.named_parameters() if value.std() > 0}
+
+    found = configs(name, "smoke")
+    for row in rows(name, "smoke"):
+        if row.baseline:
+            own, other = drawn(found[row.name]), drawn(found[row.baseline])
+            same = own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+            said = costs(found[row.name], 1, 10).drawn == costs(found[row.baseline], 1, 10).drawn
+            assert said == same, row.name
+
+
+def test_every_experiment_names_its_margin_beforehand():
+    assert all(experiment.margin == MARGIN for experiment in EXPERIMENTS.values())
+
+
+def test_only_imagenet_has_a_single_trial_in_table_4():
+    trials = {row.data: row.trials for row in EXPERIMENTS["table4"].rows(SCALES["paper"])}
+    assert trials == {"cifar100": None, "stanford_cars": None, "food101": None, "imagenet": 1}
+
+
+@pytest.mark.parametrize(("name", "scale", "data"), product(["table1", "table2", "table3"], SCALES, DATA_SETS))
+def test_tables_1_to_3_can_be_asked_of_any_data_set(name, scale, data):
+    found = EXPERIMENTS[name].rows(replace(SCALES[scale], data=data))
+    assert {row.data for row in found} == {data}
+    assert {row.settings["data.name"] for row in found} == {data}
+    assert {row.name: row.settings["model.name"] for row in found} == {
+        row.name: row.settings["model.name"] for row in EXPERIMENTS[name].rows(SCALES[scale])
+    }
+    reported = {row.paper for row in found if row.paper}
+    if data not in ("digits", "cifar10"):
+        assert reported == {
+            paper for key, paper in TABLE4.items() if key in [(data, "imixer")] + [(data, "mixer")] * (name == "table1")
+        }
+
+
+def test_data_sets_are_those_that_training_knows():
+    from imixer.data.torchvision_sets import SETS
+
+    assert set(DATA_SETS) == {"digits", *SETS}
+
+
+def test_the_pages_say_what_the_paper_leaves_open():
+    notes = " ".join(EXPERIMENTS["table3"].notes)
+    assert "where BatchNorm stood" in notes and "n = 4 at a smaller batch" in notes

@@ -56,6 +56,9 @@ def names(text):
         ("seeds: [1, 1]", ["seeds: 1 stands there twice"]),
         ("seeds: [-1]", ["seed is -1"]),
         ("seeds: [4294967296]", ["seed is 4294967296"]),
+        ("case_seeds: 3", ["case_seeds is 3", "mapping"]),
+        ("cases: {dog: {}}\ncase_seeds: {dig: 1}", ["no case 'dig'", "did you mean dog?"]),
+        ("cases: {a: {}}\ncase_seeds: {a: 0}", ["case_seeds.a is 0"]),
         ("a: [1\nb: }", ["YAML", "line 2"]),
         # the settings
         ("set: {model.n_itr: 3}", ["model.n_itr", "did you mean model.n_iter"]),
@@ -239,3 +242,9 @@ def test_validation_imports_no_torch(tiny):
     done = subprocess.run([sys.executable, "-c", code % path], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "cell epochs=many" in done.stderr
+
+
+def test_a_case_may_have_seeds_of_its_own():
+    found = sweep("cases: {a: {epochs: 5}, b: {epochs: 6}}\nseeds: 3\ncase_seeds: {b: 1}")
+    assert [trial.name for trial in found.trials] == ["a/seed-0", "b/seed-0", "a/seed-1", "a/seed-2"]
+    assert build_sweep(found.spec) == found

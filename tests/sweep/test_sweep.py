@@ -268,3 +268,10 @@ def test_a_terminal_gets_a_table_that_fits(pretend):
     assert len(lines) < 15
     assert "1 running, 9 waiting, 30 finished" in lines[-1]
     assert any("epochs=5" in line and "running" in line for line in lines)
+
+
+def test_the_best_epoch_is_kept_beside_the_last(pretend, tiny):
+    pretend(lambda name: (0.0625, 2.0))  # and 0.1 one epoch before
+    assert main(["sweep", tiny()]) == 0
+    for row in table("sweeps/tiny/results.csv"):
+        assert (row["epoch"], row["val_acc"], row["best_epoch"], row["best_val_acc"]) == ("4", "0.0625", "3", "0.1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Tuple
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import TABLE1
+from imixer.experiments.paper import TABLE1, reported
 from imixer.experiments.scales import Scale
 
 _Change = Tuple[str, Dict[str, Any]]  # in words, and as fields of `ModelConfig`
@@ -15,7 +15,8 @@ def _beyond(name: str, title: str, column: str, baseline: str, changes: Dict[str
     """The paper's iMixer-S, which a table calls `baseline`, and a row for each change of it."""
 
     def rows(scale: Scale) -> List[Row]:
-        default = Row("imixer", {column: baseline}, scale.imixer(), scale.data, paper=TABLE1["imixer", "S"])
+        paper = reported(TABLE1["imixer", "S"], scale.data, "imixer")
+        default = Row("imixer", {column: baseline}, scale.imixer(), scale.data, paper=paper)
         changed = [
             Row(row, {column: words}, scale.imixer(**change), scale.data, default.name)
             for row, (words, change) in changes.items()

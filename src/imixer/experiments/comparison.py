@@ -1,50 +1,233 @@
-"""Whether two samples of trials differ."""
+"""Compare the trials of two rows, and say of a page of comparisons what its numbers allow.
+
+A difference is found by a t-test, an equivalence by an interval inside a margin, and both are corrected by Holm for the
+number of comparisons on the page. What neither finds is undecided: a large p shows nothing.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Optional
+from functools import lru_cache
+from statistics import fmean, stdev, variance
+from typing import Literal
 
 CONFIDENCE = 0.95
+POWER = 0.8
+MARGIN = 0.5  # points of accuracy: what the paper's Table 1 counts as an improvement in size S
+
+Test = Literal["paired", "Welch"]
+Verdict = Literal["larger", "smaller", "equivalent", "undecided"]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Difference of two means, in the samples' unit.
+    """Difference of two means, in the unit of the trials.
 
     Args:
-        difference: The mean less the baseline's.
-        low, high: Confidence interval of the difference at `CONFIDENCE`. None if nothing can be said about it.
-        p: p-value of Welch's test of no difference, two-sided. None likewise.
+        difference: The mean less the baseline's. Of a paired test, over the seeds that both have.
+        test: `paired` by seed, or `Welch`.
+        pairs: Seeds that both have.
+        error: Standard error of the difference. None where it cannot be estimated: a single trial, or no spread.
+        df: Degrees of freedom of t. None likewise.
     """
 
     difference: float
-    low: Optional[float] = None
-    high: Optional[float] = None
-    p: Optional[float] = None
+    test: Test
+    pairs: int
+    error: float | None = None
+    df: float | None = None
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p-value of no difference, uncorrected."""
+        return None if self.error is None else min(1.0, 2 * self._tail(abs(self.difference) / self.error))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Confidence interval of the difference at `CONFIDENCE`, uncorrected."""
+        if self.error is None or self.df is None:
+            return None
+        half = _quantile((1 + CONFIDENCE) / 2, self.df) * self.error
+        return self.difference - half, self.difference + half
+
+    def p_equivalence(self, margin: float) -> float | None:
+        """Return the p-value of a difference of `margin` or more.
+
+        It is at most 1 - `CONFIDENCE` if and only if `interval` lies inside the margin. Two one-sided tests (TOST) at
+        that level take an interval of 90 %; this one is stricter, so that the interval which is shown decides.
+
+        Args:
+            margin: What counts as no difference, in the unit of the trials.
+        """
+        return None if self.error is None else min(1.0, 2 * self._tail((margin - abs(self.difference)) / self.error))
+
+    def detectable(self, level: float) -> float | None:
+        """Return the smallest true difference that such trials find with probability `POWER`.
+
+        Args:
+            level: Level of the two-sided test.
+
+        Returns:
+            The difference, for the spread that was observed. None where there is no spread to go by.
+        """
+        if self.error is None or self.df is None:
+            return None
+        return self.error * _noncentrality(self.df, level)
+
+    def _tail(self, value: float) -> float:
+        """P(T > value)."""
+        from scipy.special import stdtr
+
+        return float(stdtr(self.df, -value))
 
 
-def compare(sample: Sequence[float], baseline: Sequence[float]) -> Optional[Comparison]:
-    """Welch's test, which does not take the spreads for equal.
+@dataclass(frozen=True)
+class Judgement:
+    """What a page may say of one comparison.
 
     Args:
-        sample, baseline: Results of independent trials.
+        comparison: The comparison.
+        margin: What counts as no difference.
+        verdict: `larger` or `smaller` than the baseline; `equivalent` within the margin; or `undecided`.
+        within: Whether the equivalence is shown. A difference may be found and lie within the margin.
+        p: p-value of no difference, corrected. None where there is no test.
+        p_equivalence: p-value of a difference of the margin or more, corrected. None likewise.
+        detectable: See `Comparison.detectable`, at the level of the first step of the correction.
+    """
+
+    comparison: Comparison
+    margin: float
+    verdict: Verdict
+    within: bool = False
+    p: float | None = None
+    p_equivalence: float | None = None
+    detectable: float | None = None
+
+
+def compare(
+    sample: Mapping[int, float], baseline: Mapping[int, float], *, shared_weights: bool = True
+) -> Comparison | None:
+    """Compare the trials of two rows.
+
+    Choose the paired test where trials of one seed begin with the same weights: what the seed does to both cancels.
+    Where they cannot, since the parameters are others, a seed gives the two nothing but order and augmentation in
+    common. Welch's test, which does not take the spreads for equal, has up to twice the degrees of freedom there, and
+    a positive correlation that is left makes it only more cautious.
+
+    Args:
+        sample: Result of each trial, by seed.
+        baseline: Likewise.
+        shared_weights: Whether trials of one seed begin with the same weights.
 
     Returns:
-        None if a sample is empty. Without interval and p if one has a single trial, or neither varies.
+        None if a sample is empty, or a paired test has no pair.
     """
-    from scipy.stats import ttest_ind  # takes half a second
-
+    seeds = sorted(sample.keys() & baseline.keys())
+    if shared_weights:
+        if not seeds:
+            return None
+        differences = [sample[seed] - baseline[seed] for seed in seeds]
+        mean = fmean(differences)
+        if len(seeds) < 2 or not _varies(differences):
+            return Comparison(mean, "paired", len(seeds))
+        return Comparison(mean, "paired", len(seeds), stdev(differences) / math.sqrt(len(seeds)), len(seeds) - 1)
     if not sample or not baseline:
         return None
-    difference = fmean(sample) - fmean(baseline)
-    if min(len(sample), len(baseline)) < 2 or len(set(sample)) == len(set(baseline)) == 1:
-        return Comparison(difference)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # about the precision of a sample that does not vary
-        found = ttest_ind(sample, baseline, equal_var=False)
-    low, high = found.confidence_interval(CONFIDENCE)
-    return Comparison(difference, float(low), float(high), float(found.pvalue))
+    values, others = list(sample.values()), list(baseline.values())
+    mean = fmean(values) - fmean(others)
+    if min(len(values), len(others)) < 2 or not (_varies(values) or _varies(others)):
+        return Comparison(mean, "Welch", len(seeds))
+    parts = [variance(each) / len(each) for each in (values, others)]
+    df = sum(parts) ** 2 / sum(part**2 / (len(each) - 1) for part, each in zip(parts, (values, others), strict=True))
+    return Comparison(mean, "Welch", len(seeds), math.sqrt(sum(parts)), df)
+
+
+def judge(comparisons: Sequence[tuple[Comparison, float]]) -> list[Judgement]:
+    """Judge all comparisons of a page together.
+
+    Holm's correction is made over the tests of no difference, and again over those of equivalence: of the pages on
+    which all true differences are zero at most 5 % call one larger or smaller, and at most 5 % call a difference
+    equivalent that is not.
+
+    Args:
+        comparisons: Each with its margin, which must have been named before the trials.
+
+    Raises:
+        ValueError: If a margin is not positive.
+    """
+    for _, margin in comparisons:
+        if not 0 < margin < math.inf:
+            raise ValueError(f"margin is {margin}; give a number above 0, in points")
+    tested = [each.p for each, _ in comparisons]
+    p = holm(tested)
+    p_equivalence = holm([each.p_equivalence(margin) for each, margin in comparisons])
+    level = (1 - CONFIDENCE) / max(1, sum(each is not None for each in tested))
+    return [
+        _judged(each, margin, p[place], p_equivalence[place], level) for place, (each, margin) in enumerate(comparisons)
+    ]
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Correct p-values for their number, by Holm's step-down procedure.
+
+    Args:
+        p_values: Uncorrected. None where there was no test, which does not count.
+
+    Returns:
+        The corrected ones in the same order: each may be held against the level of the whole family.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for step, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - step) * p))
+        corrected[place] = largest
+    return corrected
+
+
+def _judged(
+    comparison: Comparison, margin: float, p: float | None, p_equivalence: float | None, level: float
+) -> Judgement:
+    if p is None or p_equivalence is None:
+        return Judgement(comparison, margin, "undecided")
+    within = p_equivalence <= 1 - CONFIDENCE
+    verdict: Verdict = "equivalent" if within else "undecided"
+    if p <= 1 - CONFIDENCE:
+        verdict = "larger" if comparison.difference > 0 else "smaller"
+    return Judgement(comparison, margin, verdict, within, p, p_equivalence, comparison.detectable(level))
+
+
+def _varies(values: Sequence[float]) -> bool:
+    """Whether values differ by more than rounding: accuracies are counts of images over their number."""
+    return max(values) - min(values) > 1e-9 * max(1.0, *map(abs, values))
+
+
+def _quantile(p: float, df: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, p))
+
+
+@lru_cache
+def _noncentrality(df: float, level: float) -> float:
+    """Return the noncentrality of t at which a two-sided test of a level has the power `POWER`.
+
+    scipy's noncentral t gives NaN at few degrees of freedom. Given s / sigma = sqrt(chi^2 / df), t is normal: its power
+    is a mean over the quantiles of chi^2.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+    from scipy.special import chdtri, ndtr
+
+    critical = _quantile(1 - level / 2, df)
+    spreads = np.sqrt(chdtri(df, (np.arange(4000) + 0.5) / 4000) / df)
+
+    def lacking(noncentrality: float) -> float:
+        found = ndtr(noncentrality - critical * spreads) + ndtr(-noncentrality - critical * spreads)
+        return POWER - float(found.mean())
+
+    return float(brentq(lacking, 0.0, 10 + 3 * critical))

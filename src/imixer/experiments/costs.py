@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from imixer.training.config import TrainConfig
 from imixer.training.model import build_model, multiply_adds
@@ -18,10 +20,13 @@ class Costs:
     Args:
         parameters: Trainable numbers.
         multiply_adds: Of one image's forward, normalisation baked in. None if they depend on the image.
+        drawn: Name and shape of each parameter that a seed draws. Trials of one seed begin with the same weights if and
+            only if these are equal. BatchNorm's begin as ones and zeros.
     """
 
     parameters: int
     multiply_adds: Optional[int]
+    drawn: Tuple[Tuple[str, Tuple[int, ...]], ...] = ()
 
 
 def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
@@ -38,4 +43,13 @@ def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
     with torch.device("meta"):
         built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
-    return Costs(parameters, multiply_adds(built))
+    return Costs(parameters, multiply_adds(built), _drawn(built.model))
+
+
+def _drawn(model: nn.Module) -> Tuple[Tuple[str, Tuple[int, ...]], ...]:
+    return tuple(
+        (f"{name}.{own}", tuple(parameter.shape))
+        for name, module in model.named_modules()
+        if not isinstance(module, _BatchNorm)
+        for own, parameter in module.named_parameters(recurse=False)
+    )

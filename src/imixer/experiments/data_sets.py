@@ -61,7 +61,7 @@ def find_data(name: str, folder: Optional[str] = None) -> DataSet:
         return _open(name, DataConfig(name))
     place = Path(folder or DEFAULT_FOLDER)
     if folder is not None and not place.is_dir():
-        raise InputError(f"data is {folder}, which is no folder; give the one with the data sets")
+        raise InputError(f"data_dir is {folder}, which is no folder; give the one with the data sets")
     if name == "cifar10" and place.is_dir() and parquet_files(place):
         return _open(name, DataConfig(str(place)))
     found = _open(name, DataConfig(name, root=folder))
@@ -69,7 +69,7 @@ def find_data(name: str, folder: Optional[str] = None) -> DataSet:
         return _open(name, DataConfig(str(place / name)))
     if found.missing:
         files = f"torchvision's files, or parquet shards or class folders in its folder {name}"
-        return replace(found, missing=f"{name} is not in {place}; give --data a folder with {files}")
+        return replace(found, missing=f"{name} is not in {place}; give --data_dir a folder with {files}")
     return found
 
 

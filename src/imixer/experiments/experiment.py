@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Dict, List, Literal, Optional
+from typing import Any, Dict, List, Literal, Optional, Tuple
 
+from imixer.experiments.comparison import MARGIN
 from imixer.experiments.paper import Published
 from imixer.experiments.scales import Scale
 
@@ -23,6 +24,7 @@ class Row:
         data: Its data set.
         baseline: Name of the row that it is compared to. Default: it is one itself.
         paper: What the paper reports.
+        trials: Its trials where they are fewer than the scale's, as those of a training that the paper did once.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Row:
     data: str
     baseline: Optional[str] = None
     paper: Optional[Published] = None
+    trials: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Experiment:
         baseline: What its rows are compared to, in words.
         rows: Its rows at a scale.
         figure: What is drawn of the trained runs. Default: nothing, but a table of all rows is written.
+        margin: Points of accuracy within which a difference counts as none. It is named before the trials.
+        notes: What the paper leaves open, or what is done otherwise here; each in a line.
+        contraction: Whether the contraction of the trained blocks is measured in every row.
+        time: Whether the time of training is shown.
     """
 
     name: str
@@ -50,3 +57,7 @@ class Experiment:
     baseline: str
     rows: Callable[[Scale], List[Row]]
     figure: Optional[Figure] = None
+    margin: float = MARGIN
+    notes: Tuple[str, ...] = ()
+    contraction: bool = False
+    time: bool = False

@@ -7,13 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from imixer.experiments.comparison import Comparison, compare
+from imixer.experiments.comparison import Comparison, Judgement, compare, judge
 from imixer.experiments.costs import Costs
 from imixer.experiments.data_sets import DataSet
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.scales import Scale
+from imixer.experiments.trained_contraction import TrainedContraction, worst_contraction
 from imixer.sweep.results import Outcome
 from imixer.training.config import TrainConfig
 from imixer.training.run_directory import RunDirectory
@@ -27,11 +28,26 @@ class Run:
         seed: Its seed.
         path: Its run directory.
         outcome: How far it has come.
+        contraction: Of its blocks, if the experiment asks for it and the trial is finished.
     """
 
     seed: int
     path: Path
     outcome: Outcome
+    contraction: Optional[TrainedContraction] = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean of a figure over the finished trials of a row.
+
+    Args:
+        mean: The mean.
+        std: Standard deviation of the sample (n - 1). None below two trials.
+    """
+
+    mean: float
+    std: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -56,19 +72,25 @@ class Line:
         return [run for run in self.runs if run.outcome.status == "finished"]
 
     @property
-    def accuracies(self) -> List[float]:
-        """Top-1 in %, of each finished trial."""
-        return [100 * run.outcome.val_acc for run in self.finished if run.outcome.val_acc is not None]
+    def last(self) -> Dict[int, float]:
+        """Top-1 in % after the last epoch, of each finished trial, by seed."""
+        return {run.seed: 100 * run.outcome.val_acc for run in self.finished if run.outcome.val_acc is not None}
 
     @property
-    def mean(self) -> Optional[float]:
-        """Of the accuracies. None without any."""
-        return fmean(self.accuracies) if self.accuracies else None
+    def best(self) -> Dict[int, float]:
+        """Top-1 in % after the best epoch, likewise. The epoch is chosen on the images that it is measured on."""
+        outcomes = {run.seed: run.outcome.best_val_acc for run in self.finished}
+        return {seed: 100 * accuracy for seed, accuracy in outcomes.items() if accuracy is not None}
 
     @property
-    def std(self) -> Optional[float]:
-        """Standard deviation of the sample. None below two trials."""
-        return stdev(self.accuracies) if len(self.accuracies) > 1 else None
+    def seconds(self) -> Dict[int, float]:
+        """Seconds of training, likewise."""
+        return {run.seed: run.outcome.seconds for run in self.finished if run.outcome.seconds is not None}
+
+    @property
+    def contraction(self) -> Optional[TrainedContraction]:
+        """The worst of the finished trials. None if none was measured."""
+        return worst_contraction([run.contraction for run in self.finished if run.contraction])
 
     @property
     def counts(self) -> Dict[str, int]:
@@ -83,7 +105,8 @@ class Reproduced:
     Args:
         experiment: The experiment.
         scale: The scale.
-        trials: How many are planned per row.
+        trials: How many are planned per row; a row may have fewer.
+        margin: Points within which a difference counts as none.
         data: Its data sets by name.
         lines: One per row.
         folder: Where to write what is made of it.
@@ -92,14 +115,27 @@ class Reproduced:
     experiment: Experiment
     scale: Scale
     trials: int
+    margin: float
     data: Dict[str, DataSet]
     lines: Tuple[Line, ...]
     folder: Path
 
-    def compared(self, line: Line) -> Optional[Comparison]:
-        """A line against its baseline, in points. None if it has none, or one of the two has no finished trial."""
-        baseline = next((other for other in self.lines if other.row.name == line.row.baseline), None)
-        return None if baseline is None else compare(line.accuracies, baseline.accuracies)
+    def baseline(self, line: Line) -> Optional[Line]:
+        """What a line is compared to. None if it is a baseline itself."""
+        return next((other for other in self.lines if other.row.name == line.row.baseline), None)
+
+    @property
+    def comparisons(self) -> Dict[str, Comparison]:
+        """Each row against its baseline, in points after the last epoch, by name; without those that lack a trial."""
+        found: Dict[str, Comparison] = {}
+        for line in self.lines:
+            baseline = self.baseline(line)
+            if baseline is None or line.costs is None or baseline.costs is None:
+                continue
+            shared = line.costs.drawn == baseline.costs.drawn
+            if compared := compare(line.last, baseline.last, shared_weights=shared):
+                found[line.row.name] = compared
+        return found
 
     @property
     def failed(self) -> List[Run]:
@@ -116,3 +152,24 @@ class Reproduced:
             if environment not in found:
                 found.append(environment)
         return found
+
+
+def spread(values: Dict[int, float]) -> Optional[Spread]:
+    """Mean and standard deviation of what each trial gave. None without any."""
+    numbers = list(values.values())
+    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
+
+
+def judge_page(page: Sequence[Reproduced]) -> List[Dict[str, Judgement]]:
+    """Judge all comparisons that stand on one page together, so that their number is corrected for.
+
+    Args:
+        page: The experiments on it.
+
+    Returns:
+        For each experiment, its judgements by row.
+    """
+    compared = [each.comparisons for each in page]
+    pairs = [(found, each.margin) for each, own in zip(page, compared, strict=True) for found in own.values()]
+    judged = iter(judge(pairs))
+    return [{name: next(judged) for name in own} for own in compared]

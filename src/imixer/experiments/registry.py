@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Dict
 
 from imixer.experiments.beyond import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
+from imixer.experiments.ceiling import CEILING
 from imixer.experiments.experiment import Experiment
 from imixer.experiments.figures import FIGURES
+from imixer.experiments.normalisations import NORMALISATIONS
 from imixer.experiments.table1 import TABLE_1
 from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3
@@ -25,6 +27,8 @@ EXPERIMENTS: Dict[str, Experiment] = {
         TIED,
         SOLVER,
         GUARANTEE,
+        CEILING,
+        NORMALISATIONS,
         LEGACY,
     )
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -14,15 +15,20 @@ from imixer.experiments.costs import costs
 from imixer.experiments.data_sets import DataSet, find_data
 from imixer.experiments.drawing import draw_figure
 from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.index_page import write_index
 from imixer.experiments.outcome import Line, Reproduced, Run
-from imixer.experiments.scales import Scale
+from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.scales import DATA_SETS, Scale
 from imixer.experiments.sharing import Sharing
+from imixer.experiments.table4 import TABLE_4
+from imixer.experiments.trained_contraction import measure_contraction
 from imixer.experiments.writing import write_table
 from imixer.sweep.local import Local
 from imixer.sweep.plan import Sweep, Trial
 from imixer.sweep.results import Results
 from imixer.sweep.spec import build_sweep
 from imixer.sweep.sweep import Executor, run_sweep
+from imixer.training.suggest import nearest
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,26 @@ def reproduce(
     out: Optional[str] = None,
     trials: Optional[int] = None,
     data: Optional[str] = None,
+    data_dir: Optional[str] = None,
+    margin: Optional[float] = None,
     executor: Optional[Executor] = None,
     image: Optional[str] = None,
 ) -> List[Reproduced]:
     """Train what is not finished of some experiments, and present each of them.
 
     The sweep of an experiment lies in `<out>/runs/<experiment>`. What another experiment has finished there is linked,
-    not trained again. Rows whose data are missing are left out.
+    not trained again. Rows whose data are missing are left out. Of several experiments an `index.md` has all.
 
     Args:
         experiments: Which, in order.
         scale: How large.
         console: Where to print.
-        out: Folder for what comes out, which may hold an earlier start. Default: `reproduced/<scale>`.
-        trials: Trials per row. Default: that of the scale.
-        data: Folder of the data sets, see `find_data`.
+        out: Folder for what comes out, which may hold an earlier start. Default: `reproduced/<scale>`, with other data
+            `reproduced/<scale>-<data>`.
+        trials: Trials per row. Default: that of the scale, and of a row that has fewer its own.
+        data: Data set of all experiments but Table 4, one of `DATA_SETS`. Default: that of the scale.
+        data_dir: Folder of the data sets, see `find_data`.
+        margin: Points of accuracy within which a difference counts as none. Default: that of each experiment.
         executor: What runs the trials. Default: one after the other, here.
         image: Image file that feature maps are drawn of. Default: the first held-out image.
 
@@ -65,25 +76,32 @@ def reproduce(
         What has become of each.
 
     Raises:
-        InputError: If a number is impossible, all data are missing, the folder holds something else, or the image is
-            none or of no use.
+        InputError: If a number is impossible, the data set is unknown or all data are missing, the folder holds
+            something else, or the image is none or of no use.
         KeyboardInterrupt: When interrupted, after the experiment at hand is presented as far as it has come.
     """
-    trials = scale.trials if trials is None else trials
-    if trials < 1:
+    if trials is not None and trials < 1:
         raise InputError(f"trials is {trials}; give 1 or more")
+    if margin is not None and not 0 < margin < math.inf:
+        raise InputError(f"margin is {margin:g}; give a number of points above 0")
     _check_image(image, experiments)
-    folder = Path(out or f"reproduced/{scale.name}")
-    found = []
-    for plan in _plans(experiments, scale, trials, data):
+    name = scale.name if data in (None, scale.data) else f"{scale.name}-{data}"
+    command = _command(experiments, scale, trials, data, margin)
+    if data is not None:
+        scale = _on_data(experiments, scale, data)
+    folder = Path(out or f"reproduced/{name}")
+    found: List[Reproduced] = []
+    for plan in _plans(experiments, scale, trials, data_dir):
         interruption = _train(plan, folder, executor or Local())
-        found.append(_measured(plan, scale, trials, folder))
+        found.append(_measured(plan, scale, trials, margin, folder))
         if plan.experiment.figure:
             draw_figure(found[-1], console, image)
         else:
             write_table(found[-1], console)
         if interruption:
             raise interruption
+    if len(found) > 1:
+        console.print(f"written: {write_index(found, command)}", markup=False, soft_wrap=True)
     return found
 
 
@@ -98,7 +116,31 @@ def _check_image(image: Optional[str], experiments: Sequence[Experiment]) -> Non
     load_image(image, 3)
 
 
-def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int, folder: Optional[str]) -> List[_Plan]:
+def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scale:
+    """The scale on another data set."""
+    if data not in DATA_SETS:
+        known = ", ".join(DATA_SETS)
+        raise InputError(
+            f"data is {data!r}{nearest(data, DATA_SETS)}; give one of {known}; the folder they lie in is --data_dir"
+        )
+    if all(experiment is TABLE_4 for experiment in experiments):
+        raise InputError(f"data is {data}, and {TABLE_4.name} has data sets of its own; leave it out")
+    return replace(scale, data=data)
+
+
+def _command(
+    experiments: Sequence[Experiment], scale: Scale, trials: Optional[int], data: Optional[str], margin: Optional[float]
+) -> str:
+    names = [each.name for each in experiments]
+    what = "all" if names == list(EXPERIMENTS) else " ".join(names)
+    options = {"scale": scale.name, "trials": trials, "data": data, "margin": margin}
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    return " ".join(["imixer reproduce", what, *given])
+
+
+def _plans(
+    experiments: Sequence[Experiment], scale: Scale, trials: Optional[int], folder: Optional[str]
+) -> List[_Plan]:
     """All that is to do, so that whatever is wrong with it is found before anything starts."""
     rows = {experiment.name: experiment.rows(scale) for experiment in experiments}
     used = dict.fromkeys(row.data for each in rows.values() for row in each)
@@ -108,12 +150,18 @@ def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int, folder:
     plans = []
     for experiment in experiments:
         own = {row.data: data[row.data] for row in rows[experiment.name]}
-        cases = {
-            row.name: row.settings | own[row.data].settings
-            for row in rows[experiment.name]
-            if not own[row.data].missing
+        there = [row for row in rows[experiment.name] if not own[row.data].missing]
+        spec = {
+            "name": experiment.name,
+            "cases": {row.name: row.settings | own[row.data].settings for row in there},
+            "seeds": scale.trials if trials is None else trials,
+            "case_seeds": {
+                row.name: row.trials
+                for row in there
+                if trials is None and row.trials is not None and row.trials < scale.trials
+            },
         }
-        sweep = build_sweep({"name": experiment.name, "cases": cases, "seeds": trials}) if cases else None
+        sweep = build_sweep(spec) if there else None
         plans.append(_Plan(experiment, tuple(rows[experiment.name]), own, sweep))
     return plans
 
@@ -134,22 +182,37 @@ def _train(plan: _Plan, folder: Path, executor: Executor) -> Optional[KeyboardIn
     return None
 
 
-def _measured(plan: _Plan, scale: Scale, trials: int, folder: Path) -> Reproduced:
+def _measured(plan: _Plan, scale: Scale, trials: Optional[int], margin: Optional[float], folder: Path) -> Reproduced:
     lines = {row.name: Line(row) for row in plan.rows}
     if plan.sweep:
         results = Results(plan.sweep, _sweep_folder(plan, folder))
         for cell in plan.sweep.cells:
             row = lines[cell.name].row
             data = plan.data[row.data]
-            runs = [Trial(cell, seed) for seed in plan.sweep.seeds]
+            own = [Trial(cell, seed) for seed in cell.seeds]
+            runs = [Run(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
+            if plan.experiment.contraction:
+                runs = [_with_contraction(run) for run in runs]
             lines[cell.name] = Line(
                 row,
                 cell.config,
                 costs(cell.config, data.in_chans, data.num_classes),
-                tuple(Run(trial.seed, results.folder / trial.name, results[trial]) for trial in runs),
+                tuple(runs),
             )
     folder.mkdir(parents=True, exist_ok=True)
-    return Reproduced(plan.experiment, scale, trials, plan.data, tuple(lines.values()), folder)
+    return Reproduced(
+        plan.experiment,
+        scale,
+        scale.trials if trials is None else trials,
+        plan.experiment.margin if margin is None else margin,
+        plan.data,
+        tuple(lines.values()),
+        folder,
+    )
+
+
+def _with_contraction(run: Run) -> Run:
+    return replace(run, contraction=measure_contraction(run.path)) if run.outcome.status == "finished" else run
 
 
 def _sweep_folder(plan: _Plan, folder: Path) -> Path:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple, get_args
 
 from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE4, Model, Size
-from imixer.recipes import load_recipe
+from imixer.recipes import load_recipe, recipes
 from imixer.training.parsing import flat
 
 _PAPERS_SETS = tuple(dict.fromkeys(data for data, _ in TABLE4))
+DATA_SETS = ("digits", "cifar10", *_PAPERS_SETS)  # on which any experiment can be done
 _OF_ONE_SIZE = ("digits", "cifar10", "cifar100")  # which `data.pipeline: device` wants
 # What an iMixer's name says already. Left out, it makes no second configuration of the same thing.
 _PINNED: Dict[str, Any] = {"n_iter": N_ITER, "hidden_ratio": HIDDEN_RATIO, "norm": "spectral", "num_layers": 3}
@@ -23,7 +24,7 @@ class Scale:
         name: What the command line calls it.
         summary: The models, in words.
         trials: Trials per row, unless the command says otherwise.
-        data: Data set of all experiments but Table 4.
+        data: Data set of all experiments but Table 4. `dataclasses.replace` gives the scale on another one.
         sets: Data sets of Table 4.
         recipe: Recipe to start from, with `{model}`, `{size}` and `{data}` where its name has them.
         variant: Name of the model, likewise.
@@ -79,7 +80,10 @@ class Scale:
     def _settings(self, model: Model, size: Size, data: Optional[str]) -> Dict[str, Any]:
         data = data or self.data
         names = {"model": model, "size": size.lower(), "data": data}
-        settings = flat(load_recipe(self.recipe.format(**names))) | self.over
+        recipe = self.recipe.format(**names)
+        if recipe not in recipes():  # the paper trains on all data sets alike
+            recipe = self.recipe.format(**names | {"data": "cifar10"})
+        settings = flat(load_recipe(recipe)) | self.over
         settings |= {"data.name": data, "model.name": self.variant.format(**names)}
         if "{size}" not in self.variant:
             settings["model.embed_dim"] = self.channels[size]

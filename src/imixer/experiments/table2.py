@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import List
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE2
+from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE2, reported
 from imixer.experiments.scales import Scale
 
 
 def _rows(scale: Scale) -> List[Row]:
     rows = []
-    for (ratio, n), paper in TABLE2.items():
-        baseline = None if (ratio, n) == (HIDDEN_RATIO, N_ITER) else f"h_r={HIDDEN_RATIO:g}-n={N_ITER}"
+    for (ratio, n), published in TABLE2.items():
+        default = (ratio, n) == (HIDDEN_RATIO, N_ITER)
+        baseline = None if default else f"h_r={HIDDEN_RATIO:g}-n={N_ITER}"
+        paper = reported(published, scale.data, "imixer" if default else None)
         settings = scale.imixer(hidden_ratio=ratio, n_iter=n)
         name, labels = f"h_r={ratio:g}-n={n}", {"h_r": f"{ratio:g}", "n": str(n)}
         rows.append(Row(name, labels, settings, scale.data, baseline, paper))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import List
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import TABLE4
+from imixer.experiments.paper import TABLE4, TRIALS
 from imixer.experiments.scales import Scale
 
 
@@ -18,6 +18,7 @@ def _rows(scale: Scale) -> List[Row]:
             scale.imixer(data=data) if data in scale.sets else {},
             data,
             paper=TABLE4.get((data, "imixer")),
+            trials=TRIALS.get(data),
         )
         mixer = Row(
             f"mixer-{data}",
@@ -26,6 +27,7 @@ def _rows(scale: Scale) -> List[Row]:
             data,
             imixer.name,
             TABLE4.get((data, "mixer")),
+            TRIALS.get(data),
         )
         rows += [imixer, mixer]
     return rows

@@ -17,11 +17,13 @@ class Cell:
         name: Unique in its sweep, and safe as the name of a folder.
         settings: What sets it apart from the other cells, by dotted name.
         config: The whole configuration; its `seed` and `out` are the trial's to set.
+        seeds: Its seeds.
     """
 
     name: str
     settings: Dict[str, Any] = field(hash=False)
     config: TrainConfig = field(hash=False)
+    seeds: Tuple[int, ...] = (0,)
 
     @property
     def epochs(self) -> int:
@@ -53,7 +55,7 @@ class Sweep:
     Args:
         name: Name of its folder.
         cells: The configurations.
-        seeds: The seeds, which all cells share.
+        seeds: The seeds of all cells together. Cells share them, but for those that have fewer.
         spec: What `build_sweep` makes the same sweep from, without recipe or other files.
     """
 
@@ -65,4 +67,4 @@ class Sweep:
     @property
     def trials(self) -> Tuple[Trial, ...]:
         """In order: every cell with the first seed, then with the second, so that an early look sees all cells."""
-        return tuple(Trial(cell, seed) for seed in self.seeds for cell in self.cells)
+        return tuple(Trial(cell, seed) for seed in self.seeds for cell in self.cells if seed in cell.seeds)

@@ -28,6 +28,8 @@ class Outcome:
         epoch: Its last complete epoch; the figures are of this epoch. 0 before the first.
         val_acc: Top-1 accuracy on the validation data, from 0 to 1.
         val_loss: Validation loss.
+        best_epoch: The epoch of the highest accuracy, the first if there are several. 0 before the first.
+        best_val_acc: That accuracy. It is chosen on the data that it is measured on: an optimistic figure.
         seconds: Training time, as in `metrics.csv`.
         error: Why it failed.
     """
@@ -36,6 +38,8 @@ class Outcome:
     epoch: int = 0
     val_acc: Optional[float] = None
     val_loss: Optional[float] = None
+    best_epoch: int = 0
+    best_val_acc: Optional[float] = None
     seconds: Optional[float] = None
     error: str = ""
 
@@ -81,11 +85,13 @@ class Results:
 
     def _read(self, trial: Trial) -> Outcome:
         run = RunDirectory(self.folder / trial.name)
-        row = _last_row(run.metrics)
+        rows = _complete_rows(run.metrics)
         figures: Dict[str, Any] = {}
-        if row:
-            figures = {name: float(row[name]) for name in ("val_acc", "val_loss", "seconds")}
-            figures["epoch"] = int(row["epoch"])
+        if rows:
+            figures = {name: float(rows[-1][name]) for name in ("val_acc", "val_loss", "seconds")}
+            best = max(rows, key=lambda row: float(row["val_acc"]))
+            figures |= {"best_val_acc": float(best["val_acc"]), "best_epoch": int(best["epoch"])}
+            figures["epoch"] = int(rows[-1]["epoch"])
         if run.finished:
             return Outcome("finished", **figures)
         if trial in self._running:
@@ -99,8 +105,8 @@ class Results:
         return [trial for trial in self.sweep.trials if self[trial].status in statuses]
 
     def mean(self, cell: Cell, figure: str = "val_acc") -> Mean:
-        """Mean of `val_acc`, `val_loss` or `seconds` over the finished trials of a cell."""
-        outcomes = [self[Trial(cell, seed)] for seed in self.sweep.seeds]
+        """Mean of `val_acc`, `best_val_acc`, `val_loss` or `seconds` over the finished trials of a cell."""
+        outcomes = [self[Trial(cell, seed)] for seed in cell.seeds]
         values = [getattr(outcome, figure) for outcome in outcomes if outcome.status == "finished"]
         return Mean(
             len(values),
@@ -148,10 +154,10 @@ def _write_csv(file: Path, header: List[str], rows: List[List[Any]]) -> None:
     write_text(file, content.getvalue())
 
 
-def _last_row(metrics: Path) -> Optional[Dict[str, str]]:
+def _complete_rows(metrics: Path) -> List[Dict[str, str]]:
     try:
         content = metrics.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return None
+        return []
     header, *rows = content[: content.rfind("\n") + 1].splitlines() or [""]  # another process may be at its last line
-    return dict(zip(header.split(","), rows[-1].split(","), strict=True)) if rows else None
+    return [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]

@@ -21,7 +21,7 @@ from imixer.training.parsing import parse, to_config, train_parser
 from imixer.training.suggest import nearest
 
 SPEC, RESULTS, SUMMARY, RAY_LOG = _FILES = ("spec.yaml", "results.csv", "summary.csv", "ray.log")  # beside the cells
-_FIELDS = ("name", "recipe", "config", "set", "grid", "cases", "seeds")
+_FIELDS = ("name", "recipe", "config", "set", "grid", "cases", "seeds", "case_seeds")
 _OTHERWISE = {
     "seed": "list the seeds under seeds",
     "out": "give --out to `imixer sweep`; each trial gets its folder in there",
@@ -50,7 +50,8 @@ def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
     Fields of the specification, all optional: `recipe`, the name of one; `config`, a file like those for
     `imixer train --config`, over the recipe; `set`, settings over both; `cases`, named cells and their settings over
     those; `grid`, lists of values by setting, whose product multiplies the cases; `seeds`, a list or a number n for
-    0 to n - 1, by default 1; `name`. Settings are dotted (`model.n_iter`) or nested.
+    0 to n - 1, by default 1; `case_seeds`, those of single cases instead; `name`. Settings are dotted (`model.n_iter`)
+    or nested.
 
     Args:
         spec: The mapping.
@@ -73,9 +74,18 @@ def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
         if both := settings.keys() & grid:
             raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
     base = {field: value for field, value in (base | fixed).items() if field not in grid}
-    name, seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1))
-    resolved = {"name": name, "set": base, "grid": grid, "cases": cases, "seeds": seeds}
-    return Sweep(name, tuple(_cells(base, grid, cases, seeds)), tuple(seeds), {k: v for k, v in resolved.items() if v})
+    name, seeds, case_seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1)), _case_seeds(spec, cases)
+    cells = tuple(_cells(base, grid, cases, seeds, case_seeds))
+    resolved = {
+        "name": name,
+        "set": base,
+        "grid": grid,
+        "cases": cases,
+        "seeds": seeds,
+        "case_seeds": case_seeds,
+    }
+    together = dict.fromkeys(seed for cell in sorted(cells, key=lambda cell: -len(cell.seeds)) for seed in cell.seeds)
+    return Sweep(name, cells, tuple(together), {k: v for k, v in resolved.items() if v})
 
 
 def share(sweep: Sweep, which: str) -> Tuple[Trial, ...]:
@@ -164,13 +174,23 @@ def _cases(spec: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
     return {case: _settings({} if given is None else given, f"cases.{case}") for case, given in cases.items()}
 
 
-def _seeds(given: Any) -> List[int]:
+def _seeds(given: Any, where: str = "seeds") -> List[int]:
     seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
-        raise InputError(f"seeds is {given!r}; give their number, 1 or more, or a list of whole numbers")
+        raise InputError(f"{where} is {given!r}; give their number, 1 or more, or a list of whole numbers")
     if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise InputError(f"seeds: {twice[0]} stands there twice")
+        raise InputError(f"{where}: {twice[0]} stands there twice")
     return seeds
+
+
+def _case_seeds(spec: Dict[str, Any], cases: Dict[str, Any]) -> Dict[str, List[int]]:
+    given = spec.get("case_seeds", {})
+    if not isinstance(given, dict):
+        raise InputError(f"case_seeds is {given!r}; give a mapping of cases to their seeds, or leave it out")
+    for case in given:
+        if case not in cases:
+            raise InputError(f"case_seeds: there is no case {case!r}{nearest(str(case), cases)}")
+    return {case: _seeds(seeds, f"case_seeds.{case}") for case, seeds in given.items()}
 
 
 def _name(given: Any) -> str:
@@ -180,7 +200,11 @@ def _name(given: Any) -> str:
 
 
 def _cells(
-    base: Dict[str, Any], grid: Dict[str, List[Any]], cases: Dict[str, Dict[str, Any]], seeds: List[int]
+    base: Dict[str, Any],
+    grid: Dict[str, List[Any]],
+    cases: Dict[str, Dict[str, Any]],
+    seeds: List[int],
+    case_seeds: Dict[str, List[int]],
 ) -> Iterable[Cell]:
     parser = train_parser()
     short = _short_names(grid)
@@ -196,10 +220,11 @@ def _cells(
             if other := taken.get(name.lower()):
                 raise InputError(f"cell {name} and {other} would share a folder; leave one out, or use cases")
             taken[name.lower()] = name
-            config = _config(parser, base | own | point, seeds, name)
+            own_seeds = case_seeds.get(case, seeds)
+            config = _config(parser, base | own | point, own_seeds, name)
             if same := cells.get(repr(config)):
                 raise InputError(f"cells {same.name} and {name} are the same; leave one out")
-            cells[repr(config)] = Cell(name, own | point, config)
+            cells[repr(config)] = Cell(name, own | point, config, tuple(own_seeds))
     return cells.values()
 
 

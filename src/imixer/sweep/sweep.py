@@ -102,8 +102,9 @@ def _difference(old: Sweep, new: Sweep) -> Optional[str]:
             return f"it has a cell {cell.name}, and this one has not"
         if field := _differing(cell, cells[cell.name]):
             return field
-    if gone := set(old.seeds) - set(new.seeds):
-        return f"it has seed {min(gone)}, and this one has not"
+    for cell in old.cells:
+        if gone := set(cell.seeds) - set(cells[cell.name].seeds):
+            return f"it has seed {min(gone)}, and this one has not"
     return None
 
 

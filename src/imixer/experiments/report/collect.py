@@ -47,6 +47,23 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class ShownTable:
+    """A table as it is printed.
+
+    Args:
+        caption: What it shows.
+        header: What each column is called.
+        rows: The rows.
+        text: How many columns, from the left, are no numbers.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text: int
+
+
+@dataclass(frozen=True)
 class Reproduced:
     """A table or figure of `imixer reproduce`.
 
@@ -54,9 +71,8 @@ class Reproduced:
         name: What `imixer reproduce` calls it.
         title: What it shows.
         conditions: Scale, data, length.
-        header: What each column is called; empty for a figure.
-        rows: The rows.
-        text: How many columns, from the left, are no numbers.
+        tables: The tables; none for a figure.
+        sentences: What the comparisons allow to be said.
         notes: What to know of them.
         curves: The figure's numbers, if it is about the iterations.
         picture: The figure, if it is about something else.
@@ -65,9 +81,8 @@ class Reproduced:
     name: str
     title: str
     conditions: str = ""
-    header: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    text: int = 1
+    tables: Sequence[ShownTable] = ()
+    sentences: Sequence[str] = ()
     notes: Sequence[str] = ()
     curves: Optional[Curves] = None
     picture: Optional[Path] = None
@@ -145,7 +160,11 @@ def find_reproduced(path: str) -> List[Reproduced]:
         try:
             facts = _json(file)
             if "shown" in facts:
-                found.append(Reproduced(name, facts["title"], facts["conditions"], **facts["shown"]))
+                shown = facts["shown"]
+                tables = [ShownTable(**table) for table in shown["tables"]]
+                found.append(
+                    Reproduced(name, facts["title"], facts["conditions"], tables, shown["sentences"], shown["notes"])
+                )
             elif "panels" in facts:
                 read = [f"{each['text']} Here: {each['verdict']}" for each in facts["statements"]]
                 curves = Curves(facts["models"], facts["panels"])

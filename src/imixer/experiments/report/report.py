@@ -93,9 +93,10 @@ def _reproduced(found: Reproduced) -> List[Item]:
     items: List[Item] = []
     if found.conditions:
         items.append(Paragraph(found.conditions))
-    if found.rows:
-        rows = [[_typeset(cell) for cell in row] for row in found.rows]
-        items.append(Table(found.title, found.header, rows, found.text))
+    items += [Paragraph(f"{_typeset(sentence)}.") for sentence in found.sentences]
+    for table in found.tables:
+        rows = [[_typeset(cell) for cell in row] for row in table.rows]
+        items.append(Table(f"{found.title}: {table.caption.lower()}", table.header, rows, table.text))
     if found.curves:
         items.append(Chart(_COMPARED, f"iterations-{slug(found.name)}", charts.compared_iterations(found.curves)))
     if found.picture:

@@ -1,0 +1,70 @@
+"""All experiments of a command as one Markdown page, whose sentences follow from its numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from imixer.escaping import for_markdown
+from imixer.experiments.outcome import Reproduced, judge_page
+from imixer.experiments.sentences import describe_decided, summarise
+from imixer.experiments.writing import bullets, count_tests, machine, present, section
+from imixer.training.atomic import write_text
+
+
+def write_index(page: Sequence[Reproduced], command: str) -> Path:
+    """Write `index.md` beside the tables and figures.
+
+    All comparisons on it are judged together: corrected for more of them, fewer may be decided than on the page of a
+    single experiment.
+
+    Args:
+        page: The experiments, in order. One at least.
+        command: What made it.
+
+    Returns:
+        The file.
+    """
+    tabulated = [each for each in page if not each.experiment.figure]
+    judged = judge_page(tabulated)
+    scale = page[0].scale
+    machines = dict.fromkeys(machine(found) for each in page for found in each.environments)
+    said = [
+        f"{each.experiment.title}: {sentence}"
+        for each, own in zip(tabulated, judged, strict=True)
+        for sentence in describe_decided(each, own)
+    ]
+    parts = [
+        f"# The paper's tables and figures at the scale {scale.name}\n",
+        f"`{command}`; {for_markdown('; '.join(machines) or 'nothing is finished')}.\n",
+        f"{for_markdown(summarise(judged))}. What is decided, in points of top-1 after the last epoch:\n"
+        if said
+        else f"{for_markdown(summarise(judged))}.\n",
+        bullets(said),
+    ]
+    presented = {
+        each.experiment.name: present(each, own, count_tests(judged))
+        for each, own in zip(tabulated, judged, strict=True)
+    }
+    for each in page:
+        shown = presented.get(each.experiment.name)
+        parts.append(_figure(each) if shown is None else section(shown))
+    if presented:
+        legend = dict.fromkeys(line for shown in presented.values() for line in shown.legend)
+        parts.append(f"## How to read the tables\n\n{bullets(list(legend))}")
+    file = page[0].folder / "index.md"
+    write_text(file, "\n".join(part for part in parts if part))
+    return file
+
+
+def _figure(result: Reproduced) -> str:
+    """A figure as a section: its own page, if it has one, else the picture."""
+    title = for_markdown(result.experiment.title)
+    picture = result.folder / f"{result.experiment.name}.png"
+    own = picture.with_suffix(".md")
+    if not picture.is_file():
+        return f"## {title}\n\nNot drawn: no trial is finished.\n"
+    if own.is_file():
+        return re.sub(r"^#", "##", own.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return f"## {title}\n\n![{title}]({picture.name})\n"

@@ -1,0 +1,156 @@
+"""Say in words what the judgements of a page allow, and nothing else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
+from imixer.experiments.outcome import Line, Reproduced
+
+
+def summarise(judged: Sequence[Mapping[str, Judgement]]) -> str:
+    """Count the verdicts of a page in one sentence.
+
+    Args:
+        judged: What `judge_page` gave.
+    """
+    every = [judgement for each in judged for judgement in each.values()]
+    if not every:
+        return "Nothing is compared: no row and its baseline have both a finished trial"
+    counts = Counter(judgement.verdict for judgement in every)
+    return (
+        f"Differences on this page: {len(every)}; larger {counts['larger']}, smaller {counts['smaller']}, equivalent "
+        f"within the margin {counts['equivalent']}, undecided {counts['undecided']}"
+    )
+
+
+def describe(result: Reproduced, judged: Mapping[str, Judgement]) -> list[str]:
+    """Say what an experiment shows, a sentence for each verdict that decides something and one for the others.
+
+    Args:
+        result: The experiment.
+        judged: Its judgements by row, as the page has them.
+    """
+    undecided = {
+        line.row.name: line
+        for line in result.lines
+        if line.row.name in judged and judged[line.row.name].verdict == "undecided"
+    }
+    rest = [_undecided(undecided, judged, result.experiment.baseline)] if undecided else []
+    return describe_decided(result, judged) + rest + describe_contraction(result)
+
+
+def describe_decided(result: Reproduced, judged: Mapping[str, Judgement]) -> list[str]:
+    """Say what an experiment decides, a sentence for each row, likewise."""
+    lines = [line for line in result.lines if line.row.name in judged]
+    return [
+        _decided(result, line, judged[line.row.name]) for line in lines if judged[line.row.name].verdict != "undecided"
+    ]
+
+
+def describe_contraction(result: Reproduced) -> list[str]:
+    """Say in which rows F is a contraction on the images, and in which it is not. Nothing where it was not measured."""
+    measured = [(line, line.contraction) for line in result.lines if line.contraction]
+    sentences = []
+    for verdict, words in _CONTRACTION.items():
+        rows = [line for line, found in measured if found and found.verdict == verdict]
+        if rows:
+            norms = _range([found.norm for line, found in measured if found and found.verdict == verdict])
+            sentences.append(f"{words} (largest Jacobian norm {norms}): {_names(rows, len(measured))}")
+    return sentences
+
+
+_CONTRACTION = {
+    "guaranteed": "F is a contraction for any input, by its bound",
+    "observed": "F is a contraction on the images measured, with no guarantee for others",
+    "violated": "In at least one block F is no contraction, and iterating may enlarge what is left of the equation",
+}
+
+
+def row_name(line: Line) -> str:
+    """A row as a sentence names it: `h_r = 2, n = 4`, or `S, Mixer`."""
+    return ", ".join(
+        f"{column} = {text}" if _is_number(text) else text for column, text in line.row.labels.items() if text
+    )
+
+
+def verdict_words(judgement: Judgement) -> str:
+    """A verdict, as tables have it."""
+    if judgement.verdict == "equivalent":
+        return f"equivalent within {judgement.margin:g}"
+    return judgement.verdict
+
+
+def interval_words(judgement: Judgement) -> str:
+    """The confidence interval of a difference, or nothing."""
+    interval = judgement.comparison.interval
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
+
+
+def p_words(p: float | None) -> str:
+    """A p-value, or nothing."""
+    if p is None:
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def detectable_words(detectable: float | None) -> str:
+    """A detectable difference in points of accuracy, of which there are a hundred, or nothing."""
+    if detectable is None:
+        return ""
+    return f"{detectable:.2f}" if detectable <= 100 else "> 100"
+
+
+def paper_difference(result: Reproduced, line: Line) -> float | None:
+    """Difference of the means that the paper reports of a row and its baseline. None if it lacks one of them."""
+    baseline = result.baseline(line)
+    if baseline is None or line.row.paper is None or baseline.row.paper is None:
+        return None
+    return line.row.paper.mean - baseline.row.paper.mean
+
+
+def _decided(result: Reproduced, line: Line, judgement: Judgement) -> str:
+    baseline = result.baseline(line)
+    assert baseline is not None
+    difference, margin = judgement.comparison.difference, judgement.margin
+    numbers = f"{difference:+.2f} points, {CONFIDENCE:.0%} interval {interval_words(judgement)}"
+    if judgement.verdict == "equivalent":
+        said = f"equivalent to {row_name(baseline)} within {margin:g} points ({numbers})"
+    else:
+        p = f"p {p_words(judgement.p)}" if (judgement.p or 0) < 0.001 else f"p = {p_words(judgement.p)}"
+        said = f"{judgement.verdict} than {row_name(baseline)} ({numbers}, corrected {p})"
+        if judgement.within:
+            said += f", by less than the margin of {margin:g}"
+    reported = paper_difference(result, line)
+    paper = "" if reported is None else f"; the paper's means differ by {reported:+.2f}"
+    return f"{row_name(line)}: {said}{paper}"
+
+
+def _undecided(lines: Mapping[str, Line], judged: Mapping[str, Judgement], baseline: str) -> str:
+    names = _names(list(lines.values()), len(judged))
+    seen = [found for name in lines if (found := judged[name].detectable) is not None]
+    said = f"Undecided against {baseline}: {names}. Neither a difference nor its absence is shown"
+    if not seen:
+        return f"{said}: there is no interval, for want of trials or of spread"
+    if min(seen) > 100:
+        return f"{said}: at this spread these trials could have seen no difference at all"
+    smallest = detectable_words(min(seen)) + (f" to {detectable_words(max(seen))}" if len(seen) > 1 else "")
+    return f"{said}; with {POWER:.0%} power these trials could have seen a difference of {smallest} points"
+
+
+def _names(rows: Sequence[Line], of: int) -> str:
+    return f"all {of} rows" if len(rows) == of > 2 else "; ".join(map(row_name, rows))
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = (f"{value:.2g}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,97 @@
+"""Measure the contraction of a trained run's blocks, once, and keep it in the run directory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from imixer.implicit.certificate import Verdict
+from imixer.json_text import json_text
+from imixer.training.atomic import write_text
+from imixer.training.run_directory import RunDirectory
+
+IMAGES = 16  # as many as the paper's figures take
+_SEVERITY: tuple[Verdict, ...] = ("guaranteed", "observed", "violated")
+
+
+@dataclass(frozen=True)
+class TrainedContraction:
+    """The worst of all blocks of one or several runs.
+
+    Args:
+        bound: Of the Lipschitz constant of F, by its matrices and activations. Infinite where none is known.
+        norm: Largest Jacobian norm of F at the images' fixed points. Infinite if it overflows.
+        found: Share of the fixed points that were found, in the block where it is smallest.
+        residual: ||x - G(v) - F(x)|| / ||x|| over the images, which the run's own iterations leave.
+        verdict: `guaranteed` by the bound, `observed` on the images, or `violated`.
+    """
+
+    bound: float
+    norm: float
+    found: float
+    residual: float
+    verdict: Verdict
+
+
+def measure_contraction(path: Path) -> TrainedContraction:
+    """Measure a finished run on evenly spread held-out images, or read what was measured before.
+
+    Args:
+        path: The run directory of an iMixer.
+
+    Raises:
+        InputError: If the data are not there, or the model has no inverse.
+    """
+    file = RunDirectory(path).analysis / "trained_contraction.json"
+    if file.is_file():
+        return _read(file)
+    from imixer.analysis.contraction import contraction_along_depth
+    from imixer.analysis.images import held_out_images
+    from imixer.training.monitor import convergence
+    from imixer.training.reload import reload
+
+    reloaded = reload(str(path))
+    images = held_out_images(reloaded, IMAGES)
+    residuals = [row["residual"] for row in convergence(reloaded.model, images)]
+    blocks = contraction_along_depth(reloaded.model, images)
+    measured = TrainedContraction(
+        bound=_largest([block.certificate.worst.bound for block in blocks]),
+        norm=_largest([float(block.norms.max()) for block in blocks]),
+        found=min(float(block.certificate.data.converged.all(-1).double().mean()) for block in blocks),
+        residual=_largest(residuals),
+        verdict=max((block.verdict for block in blocks), key=_SEVERITY.index),
+    )
+    file.parent.mkdir(exist_ok=True)
+    # JSON has no infinity
+    numbers = {name: None if value == math.inf else value for name, value in asdict(measured).items()}
+    write_text(file, json_text({"images": IMAGES} | numbers, non_finite="null") + "\n")
+    return measured
+
+
+def worst_contraction(measured: Sequence[TrainedContraction]) -> TrainedContraction | None:
+    """Return the worst over several runs; None without any."""
+    if not measured:
+        return None
+    return TrainedContraction(
+        bound=max(each.bound for each in measured),
+        norm=max(each.norm for each in measured),
+        found=min(each.found for each in measured),
+        residual=max(each.residual for each in measured),
+        verdict=max((each.verdict for each in measured), key=_SEVERITY.index),
+    )
+
+
+def _largest(values: Sequence[float]) -> float:
+    """The largest; infinity if one of them is not a number, as after an overflow."""
+    return math.inf if any(math.isnan(value) for value in values) else max(values)
+
+
+def _read(file: Path) -> TrainedContraction:
+    numbers: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    numbers.pop("images")
+    known: dict[str, Any] = {name: math.inf if value is None else value for name, value in numbers.items()}
+    return TrainedContraction(**known)
