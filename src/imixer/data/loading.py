@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -19,6 +20,7 @@ from imixer.data.image_files import images_under
 from imixer.data.mixup import build_mixup
 from imixer.data.randomness import mixed_seed, seed_globally
 from imixer.data.sampler import BatchOrder, Share
+from imixer.data.shifting import AlternatingFlips, alternating_flips
 from imixer.data.transforms import Transform, eval_transform, train_transform
 from imixer.errors import InputError
 
@@ -32,12 +34,16 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
         items: Pairs of an image and a label.
         transform: From an image to a tensor; it may draw from the generators of random, numpy and torch.
         seed: Training seed.
+        flips: Decides which images are mirrored, or None: the transform does.
     """
 
-    def __init__(self, items: Dataset[Item], transform: Transform, seed: int) -> None:
+    def __init__(
+        self, items: Dataset[Item], transform: Transform, seed: int, flips: AlternatingFlips | None = None
+    ) -> None:
         self.items = items
         self.transform = transform
         self.seed = seed
+        self.flips = flips
 
     def __len__(self) -> int:
         return len(cast(Sized, self.items))
@@ -45,6 +51,8 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
         number, epoch = address
         image, label = self.items[number]
+        if self.flips and self.flips(np.array([number]), epoch)[0]:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         seed_globally(self.seed, epoch, number, devices=False)
         return self.transform(image), label
 
@@ -179,7 +187,9 @@ def build_training(
             or images are to be mixed and cannot be paired.
     """
     check_channels(data, input_size)
-    images = TrainingImages(data.train, train_transform(config, input_size, data.mean, data.std), seed)
+    flips = alternating_flips(config, len(cast(Sized, data.train)), seed)
+    drawn = config if flips is None else replace(config, flip="random", hflip=0.0)
+    images = TrainingImages(data.train, train_transform(drawn, input_size, data.mean, data.std), seed, flips)
     order = BatchOrder(len(images), config.batch_size, seed, share)
     mixup = build_mixup(config, order.part, num_classes, smoothing)
     return TrainingBatches(images, order, mixup, device, **_loading(config, seed))
