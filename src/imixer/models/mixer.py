@@ -173,8 +173,8 @@ def _stages(
         if name not in lists and stages > 1:
             lists[name] = [given[name]] * stages
     for name, values in lists.items():
-        if min(values) < 1:
-            raise ValueError(f"{name} is {values}; give 1 or more for each stage")
+        if min(values) < (least := 0 if name == "num_blocks" else 1):
+            raise ValueError(f"{name} is {values}; give {least} or more for each stage")
     spread: Any = [lists.get(name, [value] * stages) for name, value in given.items()]
     return spread[0], spread[1], spread[2]
 

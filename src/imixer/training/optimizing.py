@@ -76,30 +76,31 @@ def build_scheduler(
     if config.warmup_share is not None:
         warmup = round(config.warmup_share * updates)
     if config.sched == "linear":
-        scheduler = PolyLRScheduler(
+        # of timm's schedules the one whose power 1 is a line; its factory cannot begin it where the warm-up ends
+        line = PolyLRScheduler(
             optimizer,
             t_initial=max(1, updates - warmup),
             power=1.0,
             lr_min=config.min_lr,
             warmup_t=warmup,
             warmup_lr_init=config.warmup_lr,
-            warmup_prefix=True,  # the descent begins where the warm-up ends
+            warmup_prefix=True,
             t_in_epochs=False,
         )
-        return scheduler, epochs + config.cooldown_epochs
-    return create_scheduler_v2(
+        return line, epochs + config.cooldown_epochs
+    scheduler, _ = create_scheduler_v2(
         optimizer,
         config.sched,
-        num_epochs=epochs,
-        warmup_epochs=config.warmup_epochs,
+        num_epochs=updates,  # timm's epochs are updates here, since neither warm-up nor run need be whole epochs
+        warmup_epochs=warmup,
         warmup_lr=config.warmup_lr,
         min_lr=config.min_lr,
-        cooldown_epochs=config.cooldown_epochs,
-        decay_epochs=config.decay_epochs,
+        decay_epochs=config.decay_epochs * updates_per_epoch,
         decay_rate=config.decay_rate,
         step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
+        updates_per_epoch=1,
     )
+    return scheduler, epochs + config.cooldown_epochs
 
 
 def muon_shapes(model: nn.Module) -> List[Tuple[int, int]]:
