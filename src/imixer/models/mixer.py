@@ -82,9 +82,7 @@ class Mixer(MlpMixer):
         common: dict[str, Any] = dict(img_size=img_size, in_chans=in_chans, patch_size=patch_size, **kwargs)
         single = len(dims) == 1
         ratios = [_ratio(dim, width, mlp_ratio) for dim, width in zip(dims, widths, strict=True)]
-        super().__init__(
-            num_blocks=blocks[0] if single else 0, embed_dim=dims[-1], mlp_ratio=ratios[-1], **common
-        )  # type: ignore[arg-type]
+        super().__init__(num_blocks=blocks[0] if single else 0, embed_dim=dims[-1], mlp_ratio=ratios[-1], **common)
         dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         if stem != "patch" or stem_width is not None or not single:
             norm_layer = None if isinstance(self.stem.norm, nn.Identity) else type(self.norm)
@@ -109,7 +107,8 @@ class Mixer(MlpMixer):
         dd: dict[str, Any],
     ) -> None:
         modules: list[nn.Module] = []
-        self.feature_info, reduction, grid = [], self.stem.feat_ratio(), self.stem.grid_size
+        reduction: Any = self.stem.feat_ratio()
+        self.feature_info, grid = [], self.stem.grid_size
         for stage, (count, dim, ratio) in enumerate(zip(blocks, dims, ratios, strict=True)):
             if stage > 0:
                 if any(side % 2 for side in grid):
@@ -156,7 +155,7 @@ class Mixer(MlpMixer):
 def grid_of(model: nn.Module, block: int) -> Grid:
     """Return the token grid (height, width) that a module of a Mixer's `blocks` gives."""
     grids = getattr(model, "grids", None)
-    grid: Grid = tuple(grids[block] if grids else model.stem.grid_size)  # type: ignore[union-attr, assignment, arg-type]
+    grid: Grid = tuple(grids[block] if grids else model.stem.grid_size)  # type: ignore[union-attr, arg-type]
     return grid
 
 
@@ -171,7 +170,7 @@ def _stages(
             raise ValueError(f"{name} is {values}; give one number for each of the {stages} stages, or one for all")
     for name in ("num_blocks", "embed_dim"):
         if name not in lists and stages > 1:
-            lists[name] = [given[name]] * stages
+            lists[name] = [given[name]] * stages  # type: ignore[list-item]
     for name, values in lists.items():
         if min(values) < (least := 0 if name == "num_blocks" else 1):
             raise ValueError(f"{name} is {values}; give {least} or more for each stage")
@@ -196,6 +195,6 @@ def _start_as_identity(blocks: nn.Sequential) -> None:
             if mlp is None:
                 continue
             if getattr(last, "weight", None) is None:
-                raise ValueError("zero_init is true, and the couplings are tied: the way out is the way in; leave one out")
+                raise ValueError("zero_init is true, and the couplings are tied: the way out is the way in")
             last.weight.zero_()
             last.bias.zero_()

@@ -55,7 +55,8 @@ def build_stem(
     if name not in get_args(StemName):
         raise ValueError(f"stem is {name!r}; choose {', '.join(get_args(StemName))}")
     if width is not None and (name == "patch" or width < 1):
-        raise ValueError(f"stem_width is {width}" + ("; leave it out for stem patch" if name == "patch" else "; give 1 or more"))
+        remedy = "leave it out for stem patch" if name == "patch" else "give 1 or more"
+        raise ValueError(f"stem_width is {width}; {remedy}")
     common: dict[str, Any] = dict(
         img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=embed_dim, norm_layer=norm_layer,
         device=device, dtype=dtype,
@@ -64,11 +65,11 @@ def build_stem(
 
 
 class Whitening(nn.Module):
-    """Frozen 2x2 convolution that makes the pixels of small patches uncorrelated, of variance 1, each with its negative.
+    """Frozen 2x2 convolution that makes the pixels of patches uncorrelated and of variance 1.
 
-    Image (B, in_chans, H, W) -> (B, 8 in_chans, H, W). The filters are a buffer: they are computed from training images
-    by `whiten`, not learned. Before that they are those for white noise. They run in float32 whatever the precision,
-    since they divide by small standard deviations.
+    Image (B, in_chans, H, W) -> (B, 8 in_chans, H, W): each filter comes with its negative. The filters are a buffer,
+    computed from training images by `whiten`, not learned; before that they are those for white noise. They run in
+    float32 whatever the precision, since they divide by small standard deviations.
 
     Source: Jordan, arXiv 2404.00498, section 3.1.
     """
@@ -162,8 +163,8 @@ class ConvStem(PatchEmbed):
         layers: list[nn.Module] = []
         channels = in_chans
         if name != "conv":
-            self.proj = Whitening(in_chans, **dd)
-            channels = self.proj.out_channels
+            whitening = Whitening(in_chans, **dd)
+            self.proj, channels = whitening, whitening.out_channels  # type: ignore[assignment]
             layers.append(nn.GELU())
         steps = _deep(halvings, embed_dim, width) if name == "deep" else _strided(halvings, embed_dim, width)
         for number, (out, stride, pooled) in enumerate(steps):

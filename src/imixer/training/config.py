@@ -200,8 +200,8 @@ class TrainConfig:
         optim: How to step.
         schedule: How the learning rate moves.
         epochs: Passes over the training data.
-        budget: Multiply-adds to train for, such as `0.5P` or `20T` (1 P = 1e15, 1 T = 1e12), instead of `epochs`: as many
-            whole steps as they pay for, at 3 times the forward per image. The last epoch may be a part of one.
+        budget: Multiply-adds to train for, instead of `epochs`: `0.5P`, `20T` (1 P = 1e15, 1 T = 1e12). It sets the
+            number of steps, at 3 times the forward per image. The last epoch may be a part of one.
         smoothing: Label smoothing of the training loss.
         seed: Seed of weights, order and augmentation. Same seed, same numbers.
         out: Run directory, which must not exist. Default: the next free `runs/<data>-<model>-<number>`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ class Measurement:
     bf16_ms: float
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Literal["bf16", "32"]:
         """`bf16` if that is clearly faster, else `32`."""
         return "bf16" if self.bf16_ms * _GAIN <= self.float32_ms else "32"
 
@@ -36,8 +37,8 @@ class Measurement:
     def summary(self) -> str:
         """One line that says which and why."""
         return (
-            f"precision auto: {self.precision}, since a {_ROWS}x{_WIDTH}x{_HIDDEN} product, forward and backward, takes "
-            f"{self.bf16_ms:.1f} ms in bf16 and {self.float32_ms:.1f} ms in float32"
+            f"precision auto: {self.precision}, since a {_ROWS}x{_WIDTH}x{_HIDDEN} product, forward and backward, "
+            f"takes {self.bf16_ms:.1f} ms in bf16 and {self.float32_ms:.1f} ms in float32"
         )
 
 

@@ -54,9 +54,7 @@ class ShowProgress:
                 TextColumn("left"),
                 console=self._console,
             )
-            self._task = self._bar.add_task(
-                self._title(done), total=self._steps, completed=done, numbers=""
-            )
+            self._task = self._bar.add_task(self._title(done), total=self._steps, completed=done, numbers="")
             self._bar.start()
 
     def step(self, done: int, loss: Tensor) -> None:

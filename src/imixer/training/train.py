@@ -30,7 +30,15 @@ from imixer.training.changes import check_changes
 from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
 from imixer.training.confusion import write_confusion
-from imixer.training.devices import build_fabric, check_devices, device_name, placed, share, started_by_launcher, with_precision
+from imixer.training.devices import (
+    build_fabric,
+    check_devices,
+    device_name,
+    placed,
+    share,
+    started_by_launcher,
+    with_precision,
+)
 from imixer.training.environment import environment
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
 from imixer.training.launch import launch, report_run

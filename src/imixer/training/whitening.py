@@ -35,9 +35,7 @@ def whiten_stem(model: nn.Module, config: TrainConfig, data: ImageData, input_si
     stems = [module for module in model.modules() if isinstance(module, Whitening)]
     if not stems or config.model.checkpoint or config.model.pretrained:
         return False
-    transform = eval_transform(
-        input_size, data.mean, data.std, config.data.crop_pct, config.data.interpolation
-    )
+    transform = eval_transform(input_size, data.mean, data.std, config.data.crop_pct, config.data.interpolation)
     numbers = np.random.default_rng(0).permutation(len(cast(Sized, data.train)))[:_SAMPLE]
     total: Any = 0.0
     for start in range(0, len(numbers), _CHUNK):
