@@ -16,6 +16,7 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.implicit import fold
 from imixer.recipes import find_recipe, load_recipe, recipes
+from imixer.training.budget import duration, forward_cost, optimizer_cost
 from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.model import build_model
 from imixer.training.parsing import hoist, parse, to_config, train_parser
@@ -115,7 +116,7 @@ def test_every_recipe_names_a_model_that_takes_its_options(name):
     built = on_meta(config)
     side = config.data.image_size or timm.get_pretrained_cfg(built.name).input_size[-1]
     assert built.model.stem.img_size == (side, side)
-    dropped = [block.drop_path.drop_prob for block in built.model.blocks if hasattr(block.drop_path, "drop_prob")]
+    dropped = [block.drop_prob for block in built.model.modules() if hasattr(block, "drop_prob")]
     assert max(dropped, default=0.0) == pytest.approx(config.model.drop_path_rate or 0.0)
 
 
@@ -140,6 +141,35 @@ def test_the_fast_recipes_cost_a_tenth_of_the_papers(kind):
         forward, training = f"{forward_macs(config) / 1e6:,.1f} M", f"{training_macs(config) / 1e15:.1f} P"
         assert f"| {forward} | {config.epochs} | {training} |" in row
     assert row.endswith(f"| {training_macs(fast) / training_macs(paper):.3f} |")
+
+
+LAPTOP = ["imixer", "mixer", "stem_only", "imixer_flat", "imixer_plain", "imixer_deep"]
+
+
+@pytest.mark.parametrize("kind", LAPTOP)
+def test_the_laptop_recipes_cost_what_the_docs_say(kind):
+    config = configured("--recipe", f"laptop/{kind}_cifar10")
+    built = on_meta(config)
+    cost = forward_cost(built)
+    assert cost.total == forward_macs(config)
+    steps_per_epoch = CIFAR10_IMAGES // config.data.batch_size
+    lasts = duration(config, built, steps_per_epoch)
+    page = (Path(__file__).parent.parent / "docs/recipes.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `laptop/{kind}_cifar10`"))
+    share, newton = cost.convolutions / cost.total, optimizer_cost(built, "muon") / (768 * cost.total)
+    assert row.endswith(
+        f"| {sum(p.numel() for p in built.model.parameters()):,} | {cost.total / 1e6:.1f} M | {share:.1%} "
+        f"| {lasts.steps / steps_per_epoch:.1f} | {newton:.1%} |"
+    )
+
+
+def test_the_laptop_imixer_is_no_convolutional_net_and_its_mixer_costs_the_same():
+    imixer, mixer = (forward_cost(on_meta(configured("--recipe", f"laptop/{k}_cifar10"))) for k in ("imixer", "mixer"))
+    assert imixer.total == mixer.total
+    assert imixer.convolutions == mixer.convolutions <= 0.25 * imixer.total
+    ours, theirs = (load_recipe(f"laptop/{kind}_cifar10") for kind in ("imixer", "mixer"))
+    assert ours.pop("model").keys() <= theirs.pop("model").keys()
+    assert ours == theirs
 
 
 @pytest.fixture

@@ -22,11 +22,16 @@ DEPTHS = [
     {"num_layers": 2, "tied": True},
     {"num_layers": 4, "hidden_ratio": [1.0, 0.5], "act_layer": ["gelu", "softmax", "relu"], "coeff": "auto"},
     {"num_layers": 5, "tied": True, "hidden_ratio": 0.5},
+    {"stem": "whitened"},
+    {"stem": "deep", "patch_size": 2, "num_blocks": [1, 2], "embed_dim": [16, 24], "tokens_dim": [12, 8]},
 ]
 
 
 def depths(test):
-    return pytest.mark.parametrize("depth", DEPTHS, ids=lambda depth: f"L{depth.get('num_layers', 3)}")(test)
+    def name(depth):
+        return "-".join([f"L{depth.get('num_layers', 3)}", *filter(None, [depth.get("stem")])])
+
+    return pytest.mark.parametrize("depth", DEPTHS, ids=name)(test)
 
 
 def size_of(name: str) -> tuple[int, int, int]:

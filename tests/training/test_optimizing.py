@@ -4,13 +4,14 @@ import argparse
 
 import pytest
 import timm
+import torch
 from timm.scheduler import create_scheduler
 from torch import nn
 
 import imixer.models  # noqa: F401
 from imixer.errors import InputError
 from imixer.training.config import OptimConfig, ScheduleConfig
-from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule
+from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule, muon_shapes
 
 
 def test_biases_and_norms_do_not_decay():
@@ -77,12 +78,85 @@ def test_steps():
     assert rates(config, epochs=5, updates=2)[0] == pytest.approx([1] * 4 + [0.5] * 4 + [0.25] * 2)
 
 
+def test_linear_rises_through_the_warm_up_and_falls_to_zero_at_the_last_of_any_number_of_updates():
+    config = ScheduleConfig(sched="linear", warmup_share=0.2, warmup_lr=0.0, min_lr=0.0)
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(lr=1.0))
+    scheduler, epochs = build_scheduler(optimizer, config, 4, 15, updates=50)  # three epochs and a third
+    seen = []
+    for update in range(50):
+        seen.append(optimizer.param_groups[0]["lr"])
+        scheduler.step_update(update + 1)
+    assert epochs == 4
+    assert seen[:10] == pytest.approx([i / 10 for i in range(10)])
+    assert seen[10:] == pytest.approx([1 - i / 40 for i in range(40)])
+    assert optimizer.param_groups[0]["lr"] == 0.0
+
+
+@pytest.mark.parametrize("sched", ["cosine", "linear"])
+def test_a_share_of_the_steps_is_a_number_of_epochs_where_it_is_a_whole_one(sched):
+    by_epochs = rates(ScheduleConfig(sched=sched, warmup_epochs=2), epochs=8, updates=5)
+    assert by_epochs == rates(ScheduleConfig(sched=sched, warmup_share=0.25), epochs=8, updates=5)
+
+
+# --- Muon -------------------------------------------------------------------------------------------------------------
+
+SMALL = {"num_blocks": 2, "embed_dim": 32}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("imixer_t2_8", {}),
+        ("imixer_t4_32", {"stem": "whitened"}),
+        ("mixer_t4_32", {"stem": "deep"}),
+        ("imixer_t4_32", {"num_blocks": [1, 1], "embed_dim": [16, 32]}),
+    ],
+)
+@pytest.mark.parametrize("opt", ["muon", "nadamuon"])
+def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else(name, options, opt):
+    model = timm.create_model(name, num_classes=10, **{**SMALL, **options})
+    optimizer = build_optimizer(model, OptimConfig(opt=opt, lr=0.1, weight_decay=0.05))
+    model(torch.randn(2, *model.pretrained_cfg["input_size"])).square().mean().backward()
+    optimizer.step()
+    moved = {n for n, p in model.named_parameters() if optimizer.state[p]["use_muon"]}
+    assert moved == {n for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim > 1}
+    assert len(moved) == len(muon_shapes(model))
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert all(decays[id(p)] == (0.05 if p.ndim > 1 else 0) for p in model.parameters())
+
+
+def test_a_step_of_muon_is_orthogonal():
+    """Newton-Schulz brings all singular values of an update near 1, times timm's scale 0.2 sqrt(longer side)."""
+    model = timm.create_model("imixer_t2_8", **SMALL)
+    weight = model.blocks[0].mlp_channels.fc1.weight
+    before = weight.detach().clone()
+    optimizer = build_optimizer(model, OptimConfig(opt="muon", lr=0.1, weight_decay=0.0))
+    weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    step = torch.linalg.svdvals((weight - before) / (0.1 * 0.2 * max(weight.shape) ** 0.5))
+    assert 0.6 < step.min() and step.max() < 1.3
+
+
+def test_muons_momentum_is_its_authors_and_can_be_set():
+    model = timm.create_model("imixer_t2_8", **SMALL)
+    assert build_optimizer(model, OptimConfig(opt="muon")).defaults["momentum"] == 0.95
+    assert build_optimizer(model, OptimConfig(opt="muon", momentum=0.8)).defaults["momentum"] == 0.8
+    assert build_optimizer(model, OptimConfig(opt="sgd")).defaults["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("options", [{"num_blocks": 0}, {"num_blocks": 0, "stem": "conv"}])
+def test_muon_is_refused_where_there_are_only_stem_and_classifier(options):
+    with pytest.raises(InputError, match="muon moves matrices, and the model has none but stem and classifier"):
+        build_optimizer(timm.create_model("mixer_t4_32", num_classes=10, **options), OptimConfig(opt="muon"))
+
+
 @pytest.mark.parametrize(
     ("config", "parts"),
     [
         (OptimConfig(opt="adamwww"), ["adamwww", "did you mean", "adamw"]),
         (OptimConfig(opt="sgd", betas=(0.9, 0.99)), ["optim.betas", "sgd"]),
         (OptimConfig(betas=(0.9, 1.5)), ["1.5"]),
+        (OptimConfig(momentum=0.9), ["optim.momentum", "adamw"]),
     ],
 )
 def test_impossible_optimizers_are_refused(config, parts):

@@ -107,6 +107,23 @@ def test_other_augmentations_and_schedules_are_resumed_too(stop_at, tmp_path, fl
     assert_same(run, whole)
 
 
+@pytest.mark.parametrize("pipeline", ["timm", "device"])
+@pytest.mark.parametrize("step", [5, 30])
+def test_muon_within_a_budget_is_resumed_too(stop_at, tmp_path, pipeline, step):
+    """With all that such a recipe has: a whitened pyramid, a linear schedule, alternating flips."""
+    flags = [
+        *("--budget", "0.0009T", "--optim.opt", "muon", "--schedule.sched", "linear", "--schedule.warmup_share", "0.2"),
+        *("--model.stem", "whitened", "--model.num_blocks", "[1,1]", "--model.embed_dim", "[16,24]"),
+        *("--data.pipeline", pipeline, "--data.crop", "reflect", "--data.shift", "1"),
+        *("--data.hflip", "0.5", "--data.flip", "alternating"),
+    ]
+    whole = train(tmp_path / "whole", "--epochs", "2", *flags)
+    assert 22 < int(rows(whole)[-1]["step"]) < 44
+    run = stop_at(tmp_path / "run", step, *flags)
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, whole)
+
+
 def kill_and_resume(run, kills, longest, *flags):
     """The kills and the seconds it took."""
     script = Path(__file__).with_name("kill_and_resume.py")

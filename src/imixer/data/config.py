@@ -37,13 +37,16 @@ class DataConfig:
             16-bit and float ones. Default: measured, as the customary range that holds them all; a run's `config.yaml`
             has it.
         background: What shows through transparent pixels: `white`, `gray` or `black`.
-        crop: Training crop: `pad` shifts by up to an eighth of the side, `resized` takes a random area and ratio,
-            `center` takes none at random.
+        crop: Training crop: `pad` shifts, black where the image ends, `reflect` shifts, mirrored where it ends,
+            `resized` takes a random area and ratio, `center` takes none at random.
+        shift: Largest shift of `pad` and `reflect` in pixels. Default: an eighth of the side.
         scale: Range of the area of a `resized` crop, as a share of the image.
         ratio: Range of the aspect ratio of a `resized` crop.
         crop_pct: Share of the resized image that the validation crop keeps.
         interpolation: Resampling filter: `bilinear`, `bicubic`, or `random` (training only).
         hflip: Probability of a horizontal flip.
+        flip: `random` draws that anew in every epoch; `alternating` draws it for the first one and turns every image
+            round from each epoch to the next, so that any two in a row show both sides.
         auto_augment: Policy in timm's notation, such as `rand-m9-mstd0.5-inc1`. Default: none.
         random_erasing: Probability of erasing a random box.
         mixup: Mixup alpha; 0 is off.
@@ -65,12 +68,14 @@ class DataConfig:
     check: Literal["auto", "full", "header", "off"] = "auto"
     value_range: Optional[Tuple[float, float]] = None
     background: Literal["white", "gray", "black"] = "white"
-    crop: Literal["pad", "resized", "center"] = "pad"
+    crop: Literal["pad", "reflect", "resized", "center"] = "pad"
+    shift: Optional[int] = None
     scale: Tuple[float, float] = (0.08, 1.0)
     ratio: Tuple[float, float] = (0.75, 1.3333333)
     crop_pct: float = 1.0
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     hflip: float = 0.0
+    flip: Literal["random", "alternating"] = "random"
     auto_augment: Optional[str] = None
     random_erasing: float = 0.0
     mixup: float = 0.0
@@ -94,6 +99,15 @@ class DataConfig:
         for field in ("hflip", "random_erasing"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"data.{field} is {getattr(self, field)}; give a probability from 0 to 1")
+        if self.shift is not None and (self.shift < 1 or self.crop not in ("pad", "reflect")):
+            raise InputError(
+                f"data.shift is {self.shift} and data.crop {self.crop}; give 1 pixel or more, with crop pad or reflect"
+            )
+        if self.flip == "alternating" and self.hflip == 0:
+            raise InputError(
+                "data.flip is alternating and data.hflip 0, by which all images would turn round together; "
+                "set data.hflip 0.5"
+            )
         for field in ("mixup", "cutmix"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise InputError(f"data.{field} is {getattr(self, field)}; give 0 (off) or more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -20,6 +21,7 @@ from imixer.data.image_files import expanded, images_under
 from imixer.data.mixup import build_mixup
 from imixer.data.randomness import mixed_seed, seed_globally
 from imixer.data.sampler import BatchOrder, Share
+from imixer.data.shifting import AlternatingFlips, alternating_flips
 from imixer.data.transforms import Transform, eval_transform, train_transform
 from imixer.errors import InputError
 
@@ -34,12 +36,16 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
         items: Pairs of an image and a label.
         transform: From an image to a tensor; it may draw from the generators of random, numpy and torch.
         seed: Training seed.
+        flips: Decides which images are mirrored, or None: the transform does.
     """
 
-    def __init__(self, items: Dataset[Item], transform: Transform, seed: int) -> None:
+    def __init__(
+        self, items: Dataset[Item], transform: Transform, seed: int, flips: AlternatingFlips | None = None
+    ) -> None:
         self.items = items
         self.transform = transform
         self.seed = seed
+        self.flips = flips
 
     def __len__(self) -> int:
         return len(cast(Sized, self.items))
@@ -47,6 +53,8 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
         number, epoch = address
         image, label = self.items[number]
+        if self.flips and self.flips(np.array([number]), epoch)[0]:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         seed_globally(self.seed, epoch, number, devices=False)
         return self.transform(image), label
 
@@ -191,14 +199,16 @@ def build_training(
             or images are to be mixed and cannot be paired.
     """
     check_channels(data, input_size)
-    transform: Any = train_transform(config, input_size, data.mean, data.std)
+    flips = alternating_flips(config, len(cast(Sized, data.train)), seed)
+    drawn = config if flips is None else replace(config, flip="random", hflip=0.0)
+    transform: Any = train_transform(drawn, input_size, data.mean, data.std)
     order = BatchOrder(len(cast(Sized, data.train)), config.batch_size, seed, share)
     mixup = build_mixup(config, order.part, num_classes, smoothing)
     erasing = None
     if mixup is not None and config.random_erasing and config.erase == "after_mixing":
         erasing = transform.transforms.pop()  # timm erases last
         erasing.device = device
-    images = TrainingImages(data.train, transform, seed)
+    images = TrainingImages(data.train, transform, seed, flips)
     return TrainingBatches(images, order, mixup, device, erasing, **_loading(config, seed))
 
 

@@ -14,6 +14,7 @@ from torchvision import transforms
 
 from imixer.data.config import DataConfig
 from imixer.data.posterize import mend_posterize
+from imixer.data.shifting import shifts
 from imixer.errors import InputError
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
@@ -63,7 +64,7 @@ def train_transform(
         raise _policy_error(policy) from error
     mend_posterize(augment.transforms)
     if config.crop != "resized":
-        build = _pad_crop if config.crop == "pad" else _center_crop
+        build = _center_crop if config.crop == "center" else _shifted_crop
         flip = [transforms.RandomHorizontalFlip(config.hflip)] if config.hflip else []
         crop = transforms.Compose([*build(config, input_size[1:]), *flip])
     return _flat(crop, augment, finish)
@@ -99,15 +100,15 @@ def eval_transform(
     return transform
 
 
-def _pad_crop(config: DataConfig, size: tuple[int, int]) -> list[Any]:
-    height, width = size
+def _shifted_crop(config: DataConfig, size: tuple[int, int]) -> list[Any]:
     filters = ("bilinear", "bicubic") if config.interpolation == "random" else (config.interpolation,)
     # torchvision leaves an image alone that has the size already
     resize = [transforms.Resize(size, interpolation=str_to_interp_mode(name)) for name in filters]
-    padding = (max(1, width // 8), max(1, height // 8))
+    down, right = shifts(config, size)
+    mode = "reflect" if config.crop == "reflect" else "constant"
     return [
         resize[0] if len(resize) == 1 else transforms.RandomChoice(resize),
-        transforms.RandomCrop(size, padding=padding, fill=0),
+        transforms.RandomCrop(size, padding=(right, down), fill=0, padding_mode=mode),
     ]
 
 

@@ -5,5 +5,6 @@ from imixer.models.checkpoints import resample_tokens
 from imixer.models.imixer import IMixer, IMixerBlock
 from imixer.models.imlp import IMLP
 from imixer.models.inversion import Inversion
+from imixer.models.mixer import Mixer
 
-__all__ = ["IMLP", "IMixer", "IMixerBlock", "Inversion", "resample_tokens", "variants"]
+__all__ = ["IMLP", "IMixer", "IMixerBlock", "Inversion", "Mixer", "resample_tokens", "variants"]

@@ -39,7 +39,9 @@ def rename_published(state: MutableMapping[str, Tensor]) -> None:
                 state.pop(f"{block}.mlp_tokens.{layer}.{derived}", None)
 
 
-def resample_tokens(state: MutableMapping[str, Tensor], target: Grid, likely_source: Grid | None = None) -> None:
+def resample_tokens(
+    state: MutableMapping[str, Tensor], target: Grid, likely_source: Grid | None = None, *, within: str = ""
+) -> None:
     """Bring every token mixing weight to another token grid, in place. Equal token counts are left alone.
 
     A row of `fc_in.weight` and a column of `fc_out.weight` are images over the token grid, and are resampled as such
@@ -52,11 +54,12 @@ def resample_tokens(state: MutableMapping[str, Tensor], target: Grid, likely_sou
         target: Token grid (height, width) of the model to load into.
         likely_source: Grid the weights may come from. Used if it has as many tokens as they do; otherwise they are
             taken to come from a square.
+        within: Beginning of the names to look at, such as `blocks.3.` for one block. Default: all.
 
     Raises:
         ValueError: If the source is neither `likely_source` nor square.
     """
-    for name in [key for key in state if key.endswith(".mlp_tokens.fc_in.weight")]:
+    for name in [key for key in state if key.startswith(within) and key.endswith(".mlp_tokens.fc_in.weight")]:
         block = name.removesuffix("fc_in.weight")
         tokens = state[name].shape[1]
         if tokens == target[0] * target[1]:

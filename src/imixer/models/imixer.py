@@ -23,6 +23,7 @@ from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
 from imixer.models.imlp import IMLP, Coeff
 from imixer.models.inversion import GradientName, SolverName
+from imixer.models.mixer import Mixer
 
 
 class IMixerBlock(MixerBlock):
@@ -99,7 +100,7 @@ def _of_inversion(option: str) -> Any:
     return property(get, set_)
 
 
-class IMixer(MlpMixer):
+class IMixer(Mixer):
     """timm's `MlpMixer` with `IMixerBlock`s. Takes an image (B, in_chans, H, W) and gives logits (B, num_classes).
 
     Weights trained at another image size, square or not, load through any of timm's ways, as do those of the published
@@ -123,10 +124,10 @@ class IMixer(MlpMixer):
         tolerance, max_steps, gradient_terms, on_failure: See `imixer.models.Inversion`.
         act_layer: Activation, a class or a name, see `imixer.models.activations`. Or a sequence with one for each of
             the token mixing's layers 2 to L; the channel mixing then has GELU.
-        kwargs: Arguments of timm's `MlpMixer`.
+        kwargs: Arguments of `imixer.models.Mixer`: the stem, the stages, and those of timm's `MlpMixer`.
 
     Raises:
-        ValueError: If `IMLP` or `IMixerBlock` refuses its arguments.
+        ValueError: If `IMLP`, `IMixerBlock` or `Mixer` refuse their arguments.
 
     Source: paper section 4.
     """
@@ -178,10 +179,11 @@ class IMixer(MlpMixer):
             on_failure=on_failure,
         )
         block_layer: Any = partial(IMixerBlock, decay=decay, step=step, imlp=imlp)
-        super().__init__(block_layer=block_layer, act_layer=act_layer, **kwargs)  # type: ignore[arg-type]
+        super().__init__(block_layer=block_layer, act_layer=act_layer, **kwargs)
 
-        for i, mlp in enumerate(self._imlps()):
-            mlp.name = f"blocks.{i}.mlp_tokens"
+        for name, module in self.named_modules():
+            if isinstance(module, IMLP):
+                module.name = name
         if not legacy:  # which normalises between iterations, hence within the blocks
             for layer in self._spectral_layers():
                 layer.advances_itself = False
@@ -246,5 +248,8 @@ class IMixer(MlpMixer):
         rename_published(state_dict)
         cfg = getattr(self, "pretrained_cfg", None)
         likely = self.stem.dynamic_feat_size(cfg["input_size"][-2:]) if cfg else None
-        resample_tokens(state_dict, self.stem.grid_size, likely)
+        for i, grid in enumerate(self.grids):
+            shrink = self.stem.grid_size[0] // grid[0]  # of the stages before
+            source = likely and (likely[0] // shrink, likely[1] // shrink)
+            resample_tokens(state_dict, grid, source, within=f"{prefix}blocks.{i}.")
         super()._load_from_state_dict(state_dict, prefix, *args)

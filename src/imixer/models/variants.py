@@ -7,6 +7,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.mlp_mixer import MlpMixer
 
 from imixer.models.imixer import IMixer
+from imixer.models.mixer import Mixer
 
 # What the paper's experiments share (section 5, caption of Table 1).
 _PAPER: Dict[str, Any] = dict(
@@ -65,7 +66,7 @@ def _imixer(variant: str, pretrained: bool, sizes: Dict[str, int], kwargs: Dict[
 
 
 def _mixer(variant: str, pretrained: bool, sizes: Dict[str, int], kwargs: Dict[str, Any]) -> MlpMixer:
-    return _create(MlpMixer, variant, pretrained, **(sizes | kwargs))
+    return _create(Mixer, variant, pretrained, **(sizes | kwargs))
 
 
 _S = dict(num_blocks=8, embed_dim=512)

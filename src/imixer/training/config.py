@@ -43,8 +43,13 @@ class ModelConfig:
         gradient_terms: Terms of the gradient `neumann`.
         on_failure: What to do about an inverse that is not found. Default: `raise` if there is a tolerance.
         patch_size: Side of a patch in pixels.
-        embed_dim: Channels C.
-        num_blocks: Number of mixer blocks.
+        stem: From pixels to tokens: `patch` is one convolution that cuts patches, `conv` several 3x3 ones, `whitened`
+            the same on frozen filters that decorrelate the training images' pixels, `deep` more of them, with pooling.
+        stem_width: Channels of the stem's first convolution.
+        embed_dim: Channels C, or a list with one for each stage; each stage has a quarter of the tokens of the last.
+        num_blocks: Number of mixer blocks, or a list with one for each stage.
+        tokens_dim: Width D_S of the token mixing, or a list with one for each stage.
+        zero_init: Start every block as the identity.
         act_layer: Activation, by name: `gelu`, `relu`, `silu`, `tanh`, `softplus`, ..., or a list for layers 2 to L.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout inside the MLPs.
@@ -77,8 +82,12 @@ class ModelConfig:
     gradient_terms: Optional[int] = None
     on_failure: Optional[Literal["raise", "warn", "ignore"]] = None
     patch_size: Optional[int] = None
-    embed_dim: Optional[int] = None
-    num_blocks: Optional[int] = None
+    stem: Optional[Literal["patch", "conv", "whitened", "deep"]] = None
+    stem_width: Optional[int] = None
+    embed_dim: Optional[Union[int, List[int]]] = None
+    num_blocks: Optional[Union[int, List[int]]] = None
+    tokens_dim: Optional[Union[int, List[int]]] = None
+    zero_init: Optional[bool] = None
     act_layer: Optional[Union[str, List[str]]] = None
     drop_rate: Optional[float] = None
     proj_drop_rate: Optional[float] = None
@@ -104,13 +113,15 @@ class OptimConfig:
     """Optimizer, by timm's factory.
 
     Args:
-        opt: Name of a timm optimizer: `adamw`, `sgd`, `lamb`, ...
+        opt: Name of a timm optimizer: `adamw`, `sgd`, `lamb`, ... `muon` moves the matrices inside the model by
+            orthogonal steps, and stem, classifier, biases and norms as `adamw` does.
         lr: Learning rate at its highest.
         lr_batch: Batch size that `lr` is meant for; another `data.batch_size` scales it in proportion. Default: `lr`
             as it is.
         weight_decay: Weight decay; biases and norms are exempt.
         eps: Epsilon of Adam's denominator. Default: the optimizer's.
         betas: Adam's two momenta. Default: the optimizer's.
+        momentum: Momentum of `sgd`, `muon` and their like. Default: 0.95 for `muon`, 0.9 for the others.
         clip_grad: Largest norm of the whole gradient. Default: no clipping.
     """
 
@@ -120,6 +131,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     eps: Optional[float] = None
     betas: Optional[Tuple[float, float]] = None
+    momentum: Optional[float] = None
     clip_grad: Optional[float] = None
 
     def __post_init__(self) -> None:
@@ -129,6 +141,8 @@ class OptimConfig:
             raise InputError(f"optim.weight_decay is {self.weight_decay}; give 0 or more")
         if self.lr_batch is not None and self.lr_batch < 1:
             raise InputError(f"optim.lr_batch is {self.lr_batch}; give 1 or more, or leave it out")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise InputError(f"optim.momentum is {self.momentum}; give a share from 0, below 1, or leave it out")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise InputError(f"optim.clip_grad is {self.clip_grad}; give a norm above 0, or leave it out")
 
@@ -138,8 +152,10 @@ class ScheduleConfig:
     """Learning rate over time, by timm's factory.
 
     Args:
-        sched: `cosine` or `tanh` fall smoothly to `min_lr`; `step` falls by `decay_rate` every `decay_epochs`.
+        sched: `cosine` or `tanh` fall smoothly to `min_lr`; `linear` falls in a straight line from the end of warm-up;
+            `step` falls by `decay_rate` every `decay_epochs`.
         warmup_epochs: Epochs of linear warm-up, counted within the run's epochs.
+        warmup_share: Share of the run's steps that warm up, instead of `warmup_epochs`.
         warmup_lr: Learning rate at the first step.
         min_lr: Learning rate at the end.
         cooldown_epochs: Epochs at `min_lr` after the schedule, on top of the run's epochs.
@@ -149,8 +165,9 @@ class ScheduleConfig:
             would be at the epoch's start, as timm's script does unless told otherwise.
     """
 
-    sched: Literal["cosine", "tanh", "step"] = "cosine"
+    sched: Literal["cosine", "tanh", "linear", "step"] = "cosine"
     warmup_epochs: int = 3
+    warmup_share: Optional[float] = None
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
     cooldown_epochs: int = 0
@@ -164,6 +181,11 @@ class ScheduleConfig:
                 f"schedule.warmup_epochs is {self.warmup_epochs} and schedule.cooldown_epochs "
                 f"{self.cooldown_epochs}; give 0 or more"
             )
+        if self.warmup_share is not None and not 0 <= self.warmup_share < 1:
+            raise InputError(f"schedule.warmup_share is {self.warmup_share}; give a share from 0, below 1")
+        if not self.sched_on_updates and (self.sched == "linear" or self.warmup_share is not None):
+            what = "schedule.sched linear" if self.sched == "linear" else "schedule.warmup_share"
+            raise InputError(f"{what} counts optimizer steps, and schedule.sched_on_updates is false; leave one out")
         for name in ("warmup_lr", "min_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"schedule.{name} is {getattr(self, name)}; give 0 or more")
@@ -207,6 +229,8 @@ class TrainConfig:
         optim: How to step.
         schedule: How the learning rate moves.
         epochs: Passes over the training data.
+        budget: Multiply-adds to train for, instead of `epochs`: `0.5P`, `20T` (1 P = 1e15, 1 T = 1e12). It sets the
+            number of steps, at 3 times the forward per image. The last epoch may be a part of one.
         smoothing: Label smoothing of the training loss.
         seed: Seed of weights, order and augmentation. On a CPU the same seed gives the same numbers, bit for bit, with
             the same version, processor and number of threads.
@@ -214,7 +238,8 @@ class TrainConfig:
         ema: Decay of a running average of the weights, such as 0.999; the average is then what is validated and kept
             as the model. Default: none.
         accumulate: Forward passes that each device's share of `data.batch_size` is cut into, for small memories.
-        precision: Arithmetic of the forward: `32`, `bf16`, or `16` with loss scaling (CUDA).
+        precision: Arithmetic of the forward: `32`, `bf16`, or `16` with loss scaling (CUDA). `auto` is `bf16` where a
+            measurement of milliseconds finds it faster, and `32` elsewhere.
         tf32: Let NVIDIA GPUs round the factors of float32 matrix products to TF32.
         compile: Compile the model with `torch.compile`.
         channels_last: Keep images and convolutions in channels-last order: for convolutional models on a GPU.
@@ -233,12 +258,13 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     epochs: int = 40
+    budget: Optional[str] = None
     smoothing: float = 0.1
     seed: int = 0
     out: Optional[str] = None
     ema: Optional[float] = None
     accumulate: int = 1
-    precision: Literal["32", "bf16", "16"] = "32"
+    precision: Literal["32", "bf16", "16", "auto"] = "32"
     tf32: bool = True
     compile: bool = False
     channels_last: bool = False
@@ -279,8 +305,34 @@ class TrainConfig:
             raise InputError(f"ema is {self.ema}; give a decay between 0 and 1, or leave it out")
         if not 0 <= self.smoothing < 1:
             raise InputError(f"smoothing is {self.smoothing}; give a share from 0, below 1")
-        if self.schedule.warmup_epochs >= self.epochs:
+        if self.budget is not None:
+            multiply_adds(self.budget)
+            if self.schedule.cooldown_epochs:
+                raise InputError(
+                    f"schedule.cooldown_epochs is {self.schedule.cooldown_epochs}, and budget {self.budget} says how "
+                    "long to train; leave one of them out"
+                )
+        if self.schedule.warmup_share is None and self.schedule.warmup_epochs >= self.epochs:
             raise InputError(
                 f"schedule.warmup_epochs is {self.schedule.warmup_epochs} but epochs is {self.epochs}; "
                 "train longer or warm up shorter"
             )
+
+
+_UNITS = {"T": 1e12, "P": 1e15}
+
+
+def multiply_adds(budget: str) -> float:
+    """Convert a budget such as `0.5P` into multiply-adds.
+
+    Raises:
+        InputError: If it is not a number above 0 with T or P.
+    """
+    number = budget[:-1].strip()
+    try:
+        value = float(number) * _UNITS[budget[-1:]]
+    except (KeyError, ValueError):
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(f"budget is {budget!r}; give multiply-adds above 0 with T (1e12) or P (1e15), such as 0.5P")
+    return value

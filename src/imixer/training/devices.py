@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from typing import Any, Dict
 
@@ -18,6 +19,7 @@ from imixer.data.sampler import Share
 from imixer.errors import InputError
 from imixer.implicit import SpectralLinear
 from imixer.training.config import TrainConfig
+from imixer.training.precision import measure_precision
 
 _PRECISION: Dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo carries the loop's own small messages
@@ -70,6 +72,21 @@ def check_devices(config: TrainConfig) -> None:
         raise InputError("compile is true, and strategy is fsdp; leave one of them out")
     if config.num_nodes > 1 and not started_by_launcher():
         raise InputError(f"num_nodes is {config.num_nodes}; start the processes with torchrun or srun on each machine")
+
+
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """The configuration with `precision: auto` decided, by a measurement that is told in one line.
+
+    Raises:
+        InputError: If somebody else has started several processes, which could come to different results.
+    """
+    if config.precision != "auto":
+        return config
+    if started_by_launcher():
+        raise InputError("precision is auto, which processes started apart could decide differently; give bf16 or 32")
+    measured = measure_precision(torch.device("cuda" if _on_cuda(config) else "cpu"))
+    print(measured.summary, file=sys.stderr, flush=True)
+    return replace(config, precision=measured.precision)
 
 
 def build_fabric(config: TrainConfig) -> Fabric:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
-from typing import Any, Dict, List, Protocol
+from typing import Any, Dict, List, Optional, Protocol
 
 import torch
 import torch.distributed as dist
@@ -62,6 +62,7 @@ class Loop:
         record: Writes down each epoch.
         progress: Shows each step.
         facts: What a checkpoint is to say of the data.
+        steps: Optimizer steps of the whole run. Default: those of all its epochs.
 
     Attributes:
         trainee: The model with its optimizer.
@@ -82,6 +83,7 @@ class Loop:
         record: Record,
         progress: ShowProgress,
         facts: Dict[str, Any],
+        steps: Optional[int] = None,
     ) -> None:
         self.fabric, self.config, self.run, self.built = fabric, config, run, built
         self.training, self.held_out, self.scores = training, held_out, scores.to(fabric.device)
@@ -89,7 +91,8 @@ class Loop:
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoints.keep)
         self.epochs = config.epochs + config.schedule.cooldown_epochs
         self.steps_per_epoch = len(training) // config.accumulate
-        self.trainee = Trainee(fabric, config, built.model, self.steps_per_epoch)
+        self.steps = steps or self.epochs * self.steps_per_epoch
+        self.trainee = Trainee(fabric, config, built.model, self.steps_per_epoch, steps)
         self.step = 0
         self.rows: List[Row] = []
         self._losses = torch.zeros(2, device=fabric.device)  # sum and number, in this epoch so far, of finite ones
@@ -110,7 +113,7 @@ class Loop:
         """
         self._began = self._saved_at = time.monotonic()
         with on_request() as request:
-            self.progress.start(self.epochs, self.steps_per_epoch, self.config.data.batch_size, self.step)
+            self.progress.start(self.epochs, self.steps_per_epoch, self.config.data.batch_size, self.step, self.steps)
             try:
                 while len(self.rows) < self.epochs:
                     self._train_epoch(request)
@@ -123,7 +126,7 @@ class Loop:
         first = self.step - epoch * self.steps_per_epoch
         parts = self.training.epoch(epoch, first * accumulate)
         self.record.begin_epoch()
-        for _ in range(first, self.steps_per_epoch):
+        for _ in range(first, min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)):
             self._take_step(list(islice(parts, accumulate)))
             self._save_if_due(request)
 

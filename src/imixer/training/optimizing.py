@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple
+from fnmatch import fnmatch
+from typing import Any, Dict, List, Optional, Tuple
 
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
-from timm.scheduler import create_scheduler_v2
+from timm.optim.muon import Muon, _is_suitable_for_muon
+from timm.scheduler import PolyLRScheduler, create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
@@ -14,12 +16,15 @@ from imixer.training.config import OptimConfig, ScheduleConfig
 from imixer.training.suggest import nearest
 
 _FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch's own
+_MUON_MOMENTUM = 0.95  # of its author; timm takes 0.9 for every optimizer
 
 
 def build_optimizer(
     model: nn.Module, config: OptimConfig, lr: Optional[float] = None, *, fused: bool = False
 ) -> Optimizer:
     """timm's optimizer of that name; biases and norms are exempt from weight decay.
+
+    Muon and its kin move the matrices inside the model; the stem, the classifier and what is no matrix go by AdamW.
 
     Args:
         model: What to optimize.
@@ -28,17 +33,22 @@ def build_optimizer(
         fused: Take torch's fused kernels where the optimizer has some.
 
     Raises:
-        InputError: If there is no such optimizer, or it does not take `eps` or `betas`.
+        InputError: If there is no such optimizer, it does not take `eps`, `betas` or `momentum`, or it is Muon and the
+            model has no matrix for it.
     """
     known = [str(name) for name in list_optimizers()]
     if config.opt.lower() not in known:
         raise InputError(f"no optimizer {config.opt!r}{nearest(config.opt, known)}")
     info = get_optimizer_info(config.opt.lower())
-    for name, taken in (("eps", info.has_eps), ("betas", info.has_betas)):
+    for name, taken in (("eps", info.has_eps), ("betas", info.has_betas), ("momentum", info.has_momentum)):
         if getattr(config, name) is not None and not taken:  # timm would drop it silently
             raise InputError(f"{config.opt} has no option optim.{name}; leave it out")
-    given: Dict[str, Any] = {"eps": config.eps, "betas": config.betas}
+    given: Dict[str, Any] = {"eps": config.eps, "betas": config.betas, "momentum": config.momentum}
     options = {name: value for name, value in given.items() if value is not None}
+    if info.opt_class is Muon:
+        options = {"momentum": _MUON_MOMENTUM, "fallback_list": _not_for_muon(model)} | options
+        if not muon_shapes(model):
+            raise InputError(f"{config.opt} moves matrices, and the model has none but stem and classifier; use adamw")
     if fused and config.opt.lower() in _FUSED:
         options["fused"] = True
     try:
@@ -50,7 +60,7 @@ def build_optimizer(
 
 
 def build_scheduler(
-    optimizer: Optimizer, config: ScheduleConfig, epochs: int, updates_per_epoch: int
+    optimizer: Optimizer, config: ScheduleConfig, epochs: int, updates_per_epoch: int, updates: Optional[int] = None
 ) -> Tuple[Any, int]:
     """Build timm's schedule, counted in updates or in epochs.
 
@@ -58,24 +68,55 @@ def build_scheduler(
         optimizer: Whose learning rate moves.
         config: How it moves.
         epochs: Epochs without cool-down.
-        updates_per_epoch: Optimizer steps per epoch.
+        updates_per_epoch: Optimizer steps of each.
+        updates: Optimizer steps of all of them, if the last epoch is not a whole one.
 
     Returns:
         The schedule, which `move_schedule` moves, and the number of epochs including cool-down.
     """
-    return create_scheduler_v2(
+    if not config.sched_on_updates:
+        return create_scheduler_v2(
+            optimizer,
+            config.sched,
+            num_epochs=epochs,
+            warmup_epochs=config.warmup_epochs,
+            warmup_lr=config.warmup_lr,
+            min_lr=config.min_lr,
+            cooldown_epochs=config.cooldown_epochs,
+            decay_epochs=config.decay_epochs,
+            decay_rate=config.decay_rate,
+            step_on_epochs=True,
+        )
+    updates = updates or epochs * updates_per_epoch
+    warmup = config.warmup_epochs * updates_per_epoch
+    if config.warmup_share is not None:
+        warmup = round(config.warmup_share * updates)
+    if config.sched == "linear":
+        # of timm's schedules the one whose power 1 is a line; its factory cannot begin it where the warm-up ends
+        line = PolyLRScheduler(
+            optimizer,
+            t_initial=max(1, updates - warmup),
+            power=1.0,
+            lr_min=config.min_lr,
+            warmup_t=warmup,
+            warmup_lr_init=config.warmup_lr,
+            warmup_prefix=True,
+            t_in_epochs=False,
+        )
+        return line, epochs + config.cooldown_epochs
+    scheduler, _ = create_scheduler_v2(
         optimizer,
         config.sched,
-        num_epochs=epochs,
-        warmup_epochs=config.warmup_epochs,
+        num_epochs=updates,  # timm's epochs are updates here, since neither warm-up nor run need be whole epochs
+        warmup_epochs=warmup,
         warmup_lr=config.warmup_lr,
         min_lr=config.min_lr,
-        cooldown_epochs=config.cooldown_epochs,
-        decay_epochs=config.decay_epochs,
+        decay_epochs=config.decay_epochs * updates_per_epoch,
         decay_rate=config.decay_rate,
-        step_on_epochs=not config.sched_on_updates,
-        updates_per_epoch=updates_per_epoch,
+        step_on_epochs=False,
+        updates_per_epoch=1,
     )
+    return scheduler, epochs + config.cooldown_epochs
 
 
 def move_schedule(scheduler: Any, updates: int, updates_per_epoch: int) -> None:
@@ -89,3 +130,24 @@ def move_schedule(scheduler: Any, updates: int, updates_per_epoch: int) -> None:
     scheduler.step_update(updates)  # each of the two does nothing to a schedule that counts the other
     if updates % updates_per_epoch == 0:
         scheduler.step(updates // updates_per_epoch)
+
+
+def muon_shapes(model: nn.Module) -> List[Tuple[int, int]]:
+    """List the shapes (out, in) of the matrices that Muon moves; a convolution's has in x height x width columns."""
+    aside = _not_for_muon(model)
+    return [
+        (parameter.shape[0], parameter[0].numel())
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and not any(fnmatch(name, pattern) for pattern in aside)
+        and _is_suitable_for_muon(parameter)
+    ]
+
+
+def _not_for_muon(model: nn.Module) -> List[str]:
+    """Patterns of the names of stem and classifier, where timm knows them."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    known: List[str] = []
+    for name in (cfg.get("first_conv"), cfg.get("classifier")):
+        known += [name] if isinstance(name, str) else list(name or ())
+    return [f"{name}.*" for name in ("stem", *known)]

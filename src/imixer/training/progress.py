@@ -29,7 +29,7 @@ class ShowProgress:
         self._loss: Optional[Tensor] = None
         self._accuracy = ""
 
-    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, done: int) -> None:
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, done: int, steps: Optional[int] = None) -> None:
         """Begin to show.
 
         Args:
@@ -37,7 +37,9 @@ class ShowProgress:
             steps_per_epoch: Steps of each.
             batch_size: Images of a step, over all processes.
             done: Steps done earlier.
+            steps: Steps of the run, if its last epoch is not a whole one.
         """
+        self._steps = steps or epochs * steps_per_epoch
         self._epochs, self._steps_per_epoch, self._batch_size = epochs, steps_per_epoch, batch_size
         self._began = self._refreshed = time.perf_counter()
         self._started_at = self._refreshed_at = done
@@ -52,9 +54,7 @@ class ShowProgress:
                 TextColumn("left"),
                 console=self._console,
             )
-            self._task = self._bar.add_task(
-                self._title(done), total=epochs * steps_per_epoch, completed=done, numbers=""
-            )
+            self._task = self._bar.add_task(self._title(done), total=self._steps, completed=done, numbers="")
             self._bar.start()
 
     def step(self, done: int, loss: Tensor) -> None:
@@ -87,7 +87,7 @@ class ShowProgress:
             return
         done = row["step"]
         left = (time.perf_counter() - self._began) / (done - self._started_at or 1)
-        left *= self._epochs * self._steps_per_epoch - done
+        left *= self._steps - done
         print(
             f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  train loss {row['train_loss']:.3f}"
             f"{self._accuracy}  {row['images_per_s']:,.0f} images/s  {clock(left)} left",

@@ -27,11 +27,20 @@ from imixer.data.source import open_data
 from imixer.errors import InputError
 from imixer.json_text import json_text
 from imixer.training.atomic import write_text
+from imixer.training.budget import duration
 from imixer.training.changes import check_changes
 from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
 from imixer.training.confusion import write_confusion
-from imixer.training.devices import build_fabric, check_devices, device_name, placed, share, started_by_launcher
+from imixer.training.devices import (
+    build_fabric,
+    check_devices,
+    device_name,
+    placed,
+    share,
+    started_by_launcher,
+    with_precision,
+)
 from imixer.training.environment import environment, environment_changes
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves, drawn
 from imixer.training.launch import launch, report_run
@@ -49,6 +58,7 @@ from imixer.training.result import Trained, read_result
 from imixer.training.run_directory import RunDirectory, check_out, create_run, open_begun
 from imixer.training.scores import Scores
 from imixer.training.stopping import Interrupted
+from imixer.training.whitening import whiten_stem
 
 _T = TypeVar("_T")
 
@@ -110,6 +120,7 @@ def _start(config: TrainConfig, run: Optional[RunDirectory]) -> Trained:
     silence()
     check_logger(config.logger)
     check_devices(config)
+    config = with_precision(config)
     if config.devices == 1 or started_by_launcher():
         return _train(build_fabric(config), config, run)
     with tempfile.TemporaryDirectory() as folder:
@@ -146,6 +157,12 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         share=share(fabric, config),
         held_out_batch=config.micro_batch,
     )
+    steps = None
+    if config.budget is not None:
+        lasts = duration(config, built, len(training) // config.accumulate)
+        config, steps = replace(config, epochs=lasts.epochs), lasts.steps
+        if fabric.is_global_zero:
+            print(lasts.summary, file=sys.stderr, flush=True)
     if fabric.is_global_zero:
         show_preview(data, config, built)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
@@ -154,6 +171,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         state = Checkpoints(run.checkpoints).latest(loud=fabric.is_global_zero) if begun else None
         if state is not None:
             _check_data(state, data, run)
+        else:
+            whiten_stem(built.model, config, data, built.input_size)
         if fabric.is_global_zero and not begun:
             save_config(resolved(config, built, data.value_range), run.config)
             write_text(run.environment, json_text({"run": uuid4().hex} | environment()))
@@ -174,6 +193,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
             record,
             ShowProgress(fabric.is_global_zero),
             facts=_facts(data),
+            steps=steps,
         )
         if state is not None:
             loop.load(state)

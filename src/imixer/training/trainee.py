@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -35,13 +35,21 @@ class Trainee:
         config: The run.
         model: Image (B, in_chans, H, W) -> logits (B, classes).
         steps_per_epoch: Optimizer steps per epoch.
+        steps: Optimizer steps of the whole run, if the last epoch is not a whole one.
 
     Attributes:
         plain: The model, not wrapped.
         guard: Decides on steps that are not finite.
     """
 
-    def __init__(self, fabric: Fabric, config: TrainConfig, model: nn.Module, steps_per_epoch: int) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: TrainConfig,
+        model: nn.Module,
+        steps_per_epoch: int,
+        steps: Optional[int] = None,
+    ) -> None:
         self.fabric, self.config = fabric, config
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -56,7 +64,7 @@ class Trainee:
         fused = fabric.device.type == "cuda" and not scaled  # a fused optimizer would unscale gradients by itself
         self._optimizer = build_optimizer(model, config.optim, config.peak_lr, fused=fused)
         self._steps_per_epoch = steps_per_epoch
-        self._scheduler, _ = build_scheduler(self._optimizer, config.schedule, config.epochs, steps_per_epoch)
+        self._scheduler, _ = build_scheduler(self._optimizer, config.schedule, config.epochs, steps_per_epoch, steps)
         self.optimizer: Any = fabric.setup_optimizers(self._optimizer)
         self.guard = Guard(self._optimizer, scaled)
         self._sharded = isinstance(fabric.strategy, ModelParallelStrategy)

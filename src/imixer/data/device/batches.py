@@ -18,6 +18,7 @@ from imixer.data.device.resident import ResidentImages
 from imixer.data.device.transfer import Lent, to_device
 from imixer.data.randomness import mixed_seed
 from imixer.data.sampler import BatchOrder, Share
+from imixer.data.shifting import AlternatingFlips
 
 _Draws = TypeVar("_Draws", bound=NamedTuple)
 
@@ -48,6 +49,7 @@ class ResidentTraining:
         erasing: Erases boxes, or None.
         mixing: Mixes each part with its reverse, or None.
         erase_mixed: Whether to mix first and erase then.
+        flips: Decides which images are mirrored, or None: the crop does.
     """
 
     def __init__(
@@ -60,8 +62,9 @@ class ResidentTraining:
         erasing: Erasing | None,
         mixing: Mixing | None,
         erase_mixed: bool = False,
+        flips: AlternatingFlips | None = None,
     ) -> None:
-        self.resident, self.order = resident, order
+        self.resident, self.order, self.flips = resident, order, flips
         self.crop, self.augment, self.normalise, self.erasing, self.mixing = crop, augment, normalise, erasing, mixing
         self.erase_mixed = erase_mixed
         images = resident.images
@@ -81,7 +84,7 @@ class ResidentTraining:
             part = number % share.accumulate
             if step is None or part == 0:
                 step = self._draw(epoch, number // share.accumulate)
-            yield self._make(chosen, step, share.rank * share.accumulate + part)
+            yield self._make(chosen, epoch, step, share.rank * share.accumulate + part)
 
     def _draw(self, epoch: int, number: int) -> _Step:
         count, seed = self.order.batch_size, self.order.seed
@@ -98,10 +101,13 @@ class ResidentTraining:
         mixings = [self.mixing.draw(rng) for _ in range(parts)] if self.mixing else []
         return _Step(crops, operations, boxes, noise, mixings)
 
-    def _make(self, chosen: Tensor, step: _Step, part: int) -> tuple[Tensor, Tensor]:
+    def _make(self, chosen: Tensor, epoch: int, step: _Step, part: int) -> tuple[Tensor, Tensor]:
         mine = slice(part * len(chosen), (part + 1) * len(chosen))
         numbers = to_device(chosen.numpy(), self._bytes.device)
-        self.crop(self.resident.images.index_select(0, numbers), _cut(step.crops, mine), self._bytes)
+        crops = _cut(step.crops, mine)
+        if self.flips:
+            crops = self.crop.mirrored(crops, self.flips(chosen.numpy(), epoch))
+        self.crop(self.resident.images.index_select(0, numbers), crops, self._bytes)
         if self.augment and step.operations:
             self.augment(self._bytes, _cut(step.operations, mine))
         images = self.normalise(self._bytes, self._floats.take())

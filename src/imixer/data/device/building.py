@@ -19,6 +19,7 @@ from imixer.data.device.resident import REMEDY, load_resident
 from imixer.data.image_data import ImageData, check_channels
 from imixer.data.mixup import build_mixup
 from imixer.data.sampler import BatchOrder, Share
+from imixer.data.shifting import alternating_flips
 from imixer.data.transforms import train_transform
 from imixer.errors import InputError
 
@@ -79,6 +80,7 @@ def build_resident(
         Erasing(erasing, input_size) if erasing else None,
         Mixing(mixup, target) if mixup else None,
         erase_mixed=config.erase == "after_mixing",
+        flips=alternating_flips(config, order.count, seed),
     )
     return training, ResidentValidation(
         val, held_out_batch, validation_crop(config, source, target, device), normalise, share

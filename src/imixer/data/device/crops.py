@@ -14,6 +14,7 @@ from torch import Tensor
 from imixer.data.config import DataConfig
 from imixer.data.device.resampling import resampling
 from imixer.data.device.transfer import pieces, to_device
+from imixer.data.shifting import shifts
 
 Size = tuple[int, int]
 
@@ -72,6 +73,10 @@ class _Crop(ABC):
     @abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> CropDraws:
         """Decide on `count` images."""
+
+    def mirrored(self, draws: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
+        """Return the draws with others' decisions on mirroring (batch,)."""
+        return draws._replace(flip=flip)
 
     def __call__(self, images: Tensor, draws: CropDraws, out: Tensor) -> None:
         """Write images (batch, channels, *source) as drawn to `out` (batch, channels, *target); both are bytes."""
@@ -143,7 +148,7 @@ class ResizedCrop(_Crop):
 
 
 class WindowCrop(_Crop):
-    """The whole image resized, and a window of it, black where it leaves the image.
+    """The whole image resized, and a window of it, black where it leaves the image, or its reflection.
 
     Args:
         resized: (height, width) to resize to.
@@ -153,6 +158,7 @@ class WindowCrop(_Crop):
         hflip: Probability of mirroring the window.
         source: (height, width) of the images.
         device: Where the images are.
+        reflect: Mirror the image at its edges, without repeating these.
     """
 
     def __init__(
@@ -165,12 +171,13 @@ class WindowCrop(_Crop):
         hflip: float,
         source: Size,
         device: torch.device,
+        reflect: bool = False,
     ) -> None:
         self.starts, self.filters = starts, len(filters)
         # a mirrored window is a window of the mirrored image, counted from its other end
         mirrored = [resized[1] - target[1] - start for start in starts[1]]
-        rows = _window_bank(source[0], resized[0], [*starts[0]], target[0], filters)
-        columns = _window_bank(source[1], resized[1], [*starts[1], *mirrored], target[1], filters)
+        rows = _window_bank(source[0], resized[0], [*starts[0]], target[0], filters, reflect)
+        columns = _window_bank(source[1], resized[1], [*starts[1], *mirrored], target[1], filters, reflect)
         super().__init__((rows, columns), source, hflip, device)
 
     def draw(self, rng: np.random.Generator, count: int) -> CropDraws:
@@ -183,6 +190,11 @@ class WindowCrop(_Crop):
         columns = kind * 2 * right + flip * right + column
         return CropDraws(corner, corner, np.full(count, self.source[1]), flip, kind * down + row, columns)
 
+    def mirrored(self, draws: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
+        """Return the draws with others' decisions on mirroring (batch,); the window stays the same."""
+        turned = flip.astype(np.int64) - draws.flip
+        return draws._replace(flip=flip, columns=draws.columns + turned * len(self.starts[1]))
+
 
 def training_crop(config: DataConfig, source: Size, target: Size, device: torch.device) -> ResizedCrop | WindowCrop:
     """The crop that `config.crop` names, from images of size `source` to `target`, both (height, width)."""
@@ -192,9 +204,12 @@ def training_crop(config: DataConfig, source: Size, target: Size, device: torch.
     if config.crop == "center":
         resized = _covering(source, (int(target[0] / config.crop_pct), int(target[1] / config.crop_pct)))
         return _centre(resized, target, filters, config.hflip, source, device)
-    pads = [max(1, side // 8) for side in target]
+    pads = shifts(config, target)
     starts = (range(-pads[0], pads[0] + 1), range(-pads[1], pads[1] + 1))
-    return WindowCrop(target, starts, target, filters=filters, hflip=config.hflip, source=source, device=device)
+    return WindowCrop(
+        target, starts, target, filters=filters, hflip=config.hflip, source=source, device=device,
+        reflect=config.crop == "reflect",
+    )  # fmt: skip
 
 
 def validation_crop(config: DataConfig, source: Size, target: Size, device: torch.device) -> WindowCrop:
@@ -237,13 +252,17 @@ def _box_bank(source: int, target: int, filters: tuple[str, ...]) -> NDArray[np.
 
 
 def _window_bank(
-    source: int, resized: int, starts: list[int], target: int, filters: tuple[str, ...]
+    source: int, resized: int, starts: list[int], target: int, filters: tuple[str, ...], reflect: bool
 ) -> NDArray[np.float64]:
     """For each filter and start of a window, what resizes an image and cuts the window out."""
     bank = np.zeros((len(filters), len(starts), target, source))
     for kind, name in enumerate(filters):
         whole = resampling(source, resized, name)
         for number, start in enumerate(starts):
+            if reflect:
+                beyond = np.abs(np.arange(start, start + target))
+                bank[kind, number] = whole[np.minimum(beyond, 2 * (resized - 1) - beyond)]
+                continue
             inside = slice(max(start, 0), min(start + target, resized))
             bank[kind, number, inside.start - start : inside.stop - start] = whole[inside]
     return bank.reshape(-1, target, source)

@@ -1,0 +1,200 @@
+"""timm's MLP-Mixer with a choice of stems, and of stages whose token grids shrink.
+
+S: tokens, C: channels (`embed_dim`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import to_2tuple
+from timm.models._features import feature_take_indices
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor, nn
+
+from imixer.models.stems import Size, StemName, build_stem
+
+Grid = tuple[int, int]
+
+
+class Merge(nn.Module):
+    """LayerNorm, then a 3x3 convolution of stride 2 over the token grid: a quarter of the tokens, of other channels.
+
+    Tokens (B, S, dim) -> (B, S / 4, out_dim). Stands between two stages.
+
+    Args:
+        dim: Channels before.
+        out_dim: Channels after.
+        grid_size: Token grid (height, width) before; both even.
+    """
+
+    def __init__(self, dim: int, out_dim: int, grid_size: Grid, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.height, self.width = grid_size
+        self.dim = dim
+        self.norm = nn.LayerNorm(dim, eps=1e-6, device=device, dtype=dtype)
+        self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, S, dim) -> (B, S / 4, out_dim)."""
+        x = self.norm(x).transpose(1, 2).reshape(-1, self.dim, self.height, self.width)
+        return self.conv(x).flatten(2).transpose(1, 2)
+
+
+class Mixer(MlpMixer):
+    """timm's `MlpMixer` with a choice of stem, and of stages. With its own arguments alone it is timm's, bit for bit.
+
+    Choose stages where tokens are many: token mixing costs S^2, and later stages have a quarter of the tokens each.
+
+    Args:
+        stem: `patch`, `conv`, `whitened` or `deep`, see `imixer.models.stems.build_stem`.
+        stem_width: Channels of the stem's first convolution.
+        num_blocks: Number of blocks, or a sequence with one for each stage.
+        embed_dim: Channels C, or a sequence with one for each stage. A `Merge` stands between two stages.
+        tokens_dim: Width D_S of the token mixing, or a sequence with one for each stage. Default: `mlp_ratio`.
+        mlp_ratio: Widths of the token and channel mixing over C.
+        zero_init: Start the last layer of each MLP at zero, so that every block begins as the identity.
+        kwargs: Arguments of timm's `MlpMixer`.
+
+    Attributes:
+        grids: Token grid (height, width) after each module of `blocks`.
+
+    Raises:
+        ValueError: If the stem refuses its arguments, sequences differ in length, or a stage's grid cannot be halved.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: Size = 224,
+        in_chans: int = 3,
+        patch_size: int = 16,
+        num_blocks: int | Sequence[int] = 8,
+        embed_dim: int | Sequence[int] = 512,
+        mlp_ratio: float | tuple[float, float] = (0.5, 4.0),
+        stem: StemName = "patch",
+        stem_width: int | None = None,
+        tokens_dim: int | Sequence[int] | None = None,
+        zero_init: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        blocks, dims, widths = _stages(num_blocks, embed_dim, tokens_dim)
+        common: dict[str, Any] = dict(img_size=img_size, in_chans=in_chans, patch_size=patch_size, **kwargs)
+        single = len(dims) == 1
+        ratios = [_ratio(dim, width, mlp_ratio) for dim, width in zip(dims, widths, strict=True)]
+        super().__init__(num_blocks=blocks[0] if single else 0, embed_dim=dims[-1], mlp_ratio=ratios[-1], **common)
+        dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        if stem != "patch" or stem_width is not None or not single:
+            norm_layer = None if isinstance(self.stem.norm, nn.Identity) else type(self.norm)
+            self.stem = build_stem(
+                stem, img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=dims[0],
+                width=stem_width, norm_layer=norm_layer, **dd,
+            )  # fmt: skip
+        self.grids: list[Grid] = [self.stem.grid_size] * len(self.blocks)
+        if not single:
+            self._build_stages(blocks, dims, ratios, kwargs, dd)
+        if stem != "patch" or not single:
+            self.init_weights(nlhb=kwargs.get("nlhb", False))
+        if zero_init:
+            _start_as_identity(self.blocks)
+
+    def _build_stages(
+        self,
+        blocks: Sequence[int],
+        dims: Sequence[int],
+        ratios: Sequence[tuple[float, float]],
+        kwargs: dict[str, Any],
+        dd: dict[str, Any],
+    ) -> None:
+        modules: list[nn.Module] = []
+        reduction: Any = self.stem.feat_ratio()
+        self.feature_info, grid = [], self.stem.grid_size
+        for stage, (count, dim, ratio) in enumerate(zip(blocks, dims, ratios, strict=True)):
+            if stage > 0:
+                if any(side % 2 for side in grid):
+                    raise ValueError(
+                        f"stage {stage + 1} halves the token grid, which is {grid[0]}x{grid[1]}; give fewer stages, "
+                        "smaller patches or a larger image"
+                    )
+                modules.append(Merge(dims[stage - 1], dim, grid, **dd))
+                grid, reduction = (grid[0] // 2, grid[1] // 2), 2 * reduction
+            # a Mixer whose image is the grid has the blocks of this stage
+            like: Any = dict(img_size=grid, patch_size=1, in_chans=1, num_blocks=count, embed_dim=dim, mlp_ratio=ratio)
+            modules += MlpMixer(**(kwargs | like | {"num_classes": 0})).blocks
+            for i in range(len(self.feature_info), len(modules)):
+                self.feature_info.append(dict(module=f"blocks.{i}", num_chs=dim, reduction=reduction))
+                self.grids.append(grid)
+        self.blocks = nn.Sequential(*modules)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Return the features after the chosen modules of `blocks`, and the last, as timm's does.
+
+        Raises:
+            ValueError: If `norm` is asked of stages of different widths.
+        """
+        if norm and len({info["num_chs"] for info in self.feature_info}) > 1:
+            raise ValueError("norm is true, but the last norm does not fit the features of earlier stages")
+        if output_fmt != "NCHW":
+            return super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
+        result: Any = super().forward_intermediates(x, indices, norm, stop_early, "NLC", intermediates_only)
+        taken, _ = feature_take_indices(len(self.blocks), indices)
+        taps = result if intermediates_only else result[1]
+        maps = [y.transpose(1, 2).unflatten(2, self.grids[i]) for i, y in zip(taken, taps, strict=True)]
+        maps = [y.contiguous() for y in maps]
+        return maps if intermediates_only else (result[0], maps)
+
+
+def grid_of(model: nn.Module, block: int) -> Grid:
+    """Return the token grid (height, width) that a module of a Mixer's `blocks` gives."""
+    grids = getattr(model, "grids", None)
+    grid: Grid = tuple(grids[block] if grids else model.stem.grid_size)  # type: ignore[union-attr, arg-type]
+    return grid
+
+
+def _stages(
+    num_blocks: int | Sequence[int], embed_dim: int | Sequence[int], tokens_dim: int | Sequence[int] | None
+) -> tuple[list[int], list[int], list[int | None]]:
+    given = {"num_blocks": num_blocks, "embed_dim": embed_dim, "tokens_dim": tokens_dim}
+    lists = {name: list(value) for name, value in given.items() if isinstance(value, Sequence)}
+    stages = len(next(iter(lists.values()), [0]))
+    for name, values in lists.items():
+        if len(values) != stages or not values:
+            raise ValueError(f"{name} is {values}; give one number for each of the {stages} stages, or one for all")
+    for name in ("num_blocks", "embed_dim"):
+        if name not in lists and stages > 1:
+            lists[name] = [given[name]] * stages  # type: ignore[list-item]
+    for name, values in lists.items():
+        if min(values) < (least := 0 if name == "num_blocks" else 1):
+            raise ValueError(f"{name} is {values}; give {least} or more for each stage")
+    spread: Any = [lists.get(name, [value] * stages) for name, value in given.items()]
+    return spread[0], spread[1], spread[2]
+
+
+def _ratio(dim: int, width: int | None, mlp_ratio: float | tuple[float, float]) -> tuple[float, float]:
+    tokens, channels = to_2tuple(mlp_ratio)
+    if width is None:
+        return tokens, channels
+    if width < 1:
+        raise ValueError(f"tokens_dim is {width}; give 1 or more")
+    return (width + 0.5) / dim, channels  # timm multiplies by dim and rounds down
+
+
+@torch.no_grad()
+def _start_as_identity(blocks: nn.Sequential) -> None:
+    for block in blocks:
+        for mlp in (getattr(block, "mlp_tokens", None), getattr(block, "mlp_channels", None)):
+            last: Any = getattr(mlp, "fc_out", None) or getattr(mlp, "fc2", None)
+            if mlp is None:
+                continue
+            if getattr(last, "weight", None) is None:
+                raise ValueError("zero_init is true, and the couplings are tied: the way out is the way in")
+            last.weight.zero_()
+            last.bias.zero_()

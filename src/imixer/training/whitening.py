@@ -1,0 +1,47 @@
+"""Whitened stems: their filters from the training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from imixer.data.image_data import ImageData
+from imixer.data.transforms import eval_transform
+from imixer.models.stems import Whitening, patch_covariance
+from imixer.training.config import TrainConfig
+
+_SAMPLE = 2000  # images; a patch has 12 pixels and an image hundreds of patches
+_CHUNK = 100
+
+
+def whiten_stem(model: nn.Module, config: TrainConfig, data: ImageData, input_size: tuple[int, int, int]) -> bool:
+    """Compute the filters of a whitened stem from a sample of the training images, which is always the same.
+
+    Weights that were loaded bring their own filters, which are left alone.
+
+    Args:
+        model: A model with or without such a stem.
+        config: The run.
+        data: Its data.
+        input_size: (channels, height, width) of the model's input.
+
+    Returns:
+        Whether the model has such a stem and it was computed.
+    """
+    stems = [module for module in model.modules() if isinstance(module, Whitening)]
+    if not stems or config.model.checkpoint or config.model.pretrained:
+        return False
+    transform = eval_transform(input_size, data.mean, data.std, config.data.crop_pct, config.data.interpolation)
+    numbers = np.random.default_rng(0).permutation(len(cast(Sized, data.train)))[:_SAMPLE]
+    total: Any = 0.0
+    for start in range(0, len(numbers), _CHUNK):
+        chunk = numbers[start : start + _CHUNK]
+        images = torch.stack([transform(data.train[int(number)][0]) for number in chunk])
+        total += patch_covariance(images) * len(chunk)
+    for stem in stems:
+        stem.whiten(total / len(numbers))
+    return True

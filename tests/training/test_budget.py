@@ -1,0 +1,105 @@
+"""Budgets in multiply-adds."""
+
+import csv
+import re
+
+import pytest
+import torch
+
+from imixer.cli import main
+from imixer.data.config import DataConfig
+from imixer.errors import InputError
+from imixer.training.budget import duration, forward_cost, optimizer_cost
+from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, multiply_adds
+from imixer.training.model import build_model
+
+TINY = ["--model.num_blocks", "1", "--model.embed_dim", "16"]
+
+
+def built(**model):
+    with torch.device("meta"):
+        config = ModelConfig(**{"name": "imixer_t4_32", "num_blocks": 2, "embed_dim": 32, **model})
+        return build_model(config, DataConfig(), native_size=None, in_chans=3, num_classes=10)
+
+
+@pytest.mark.parametrize(("budget", "value"), [("0.5P", 5e14), ("20T", 2e13), ("1 P", 1e15), ("1e-3P", 1e12)])
+def test_budgets_are_numbers_with_a_unit(budget, value):
+    assert multiply_adds(budget) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("budget", ["0.5", "0.5G", "0.5PP", "P", "", "-1P", "0P", "nanP", "infP", "half a P", "0.5p"])
+def test_other_units_are_refused_in_one_line(budget):
+    with pytest.raises(InputError, match=r"with T .* or P") as refused:
+        TrainConfig(budget=budget)
+    assert "\n" not in str(refused.value) and repr(budget) in str(refused.value)
+
+
+def test_the_forward_is_counted_with_its_convolutions():
+    """A Mixer's by hand. S tokens, C channels, D_S and D_C hidden."""
+    S, C, D_S, D_C = 64, 32, 16, 128
+    blocks = 2 * (2 * S * D_S * C + 2 * S * C * D_C)
+    stem = 32 * 32 * 24 * 12 + 16 * 16 * 16 * 24 * 9 + 8 * 8 * 32 * 16 * 9
+    cost = forward_cost(built(name="mixer_t4_32", stem="whitened"))
+    assert cost.convolutions == stem
+    assert cost.total == stem + blocks + C * 10
+
+
+def test_newton_schulz_is_counted_for_muon_alone():
+    """Five iterations of X X^T, its square, and that with X, for each matrix of the blocks."""
+    shapes = [(16, 64), (64, 16), (128, 32), (32, 128)] * 2
+    expected = 5 * sum(2 * min(s) ** 2 * max(s) + min(s) ** 3 for s in shapes)
+    mixer = built(name="mixer_t4_32")
+    assert optimizer_cost(mixer, "muon") == optimizer_cost(mixer, "NMuon") == expected
+    assert optimizer_cost(mixer, "adamw") == 0
+
+
+@pytest.mark.parametrize("opt", ["adamw", "muon"])
+def test_a_run_takes_as_many_whole_steps_as_the_budget_pays_for(opt):
+    model = built()
+    config = TrainConfig(budget="1T", optim=OptimConfig(opt=opt), data=DataConfig(batch_size=100))
+    step = 3 * forward_cost(model).total * 100 + optimizer_cost(model, opt)
+    lasts = duration(config, model, 50)
+    assert lasts.steps == int(1e12 // step)
+    assert lasts.epochs == -(-lasts.steps // 50)
+    assert f"{lasts.steps:,} steps, {lasts.steps / 50:.2f} epochs" in lasts.summary
+    assert ("Newton-Schulz adds" in lasts.summary) == (opt == "muon")
+    assert f"convolutions are {forward_cost(model).convolutions / forward_cost(model).total:.1%}" in lasts.summary
+
+
+def test_a_budget_below_one_epoch_is_refused_with_what_an_epoch_takes(tmp_path, capsys):
+    assert main(["train", *TINY, "--budget", "1e-9T", "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    needed = re.search(r"budget is 1e-9T, and one epoch takes (\S+); give at least that", message)
+    assert needed, message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"schedule": ScheduleConfig(cooldown_epochs=2)}, "cooldown_epochs is 2, and budget 1T"),
+        ({"schedule": ScheduleConfig(warmup_epochs=50), "epochs": 20}, "warmup_epochs is 50"),
+    ],
+)
+def test_what_a_budget_contradicts_is_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(budget="1T", **config)
+
+
+def test_a_solver_that_multiplies_as_it_needs_has_no_budget():
+    config = TrainConfig(budget="1T", model=ModelConfig(solver="picard"))
+    with pytest.raises(InputError, match=r"model\.solver picard"):
+        duration(config, built(), 5)
+
+
+def test_a_run_ends_at_its_budget_in_the_middle_of_an_epoch_with_the_rate_at_zero(tmp_path, capsys):
+    flags = [*TINY, "--schedule.sched", "linear", "--schedule.min_lr", "0", "--schedule.warmup_share", "0.1"]
+    assert main(["train", *flags, "--budget", "0.0021T", "--out", str(tmp_path / "run")]) == 0
+    told = re.search(r"budget 0\.0021T: (\d+) steps, (\S+) epochs", capsys.readouterr().err)
+    steps, epochs = int(told[1]), float(told[2])
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert epochs % 1 and len(rows) == int(epochs) + 1
+    assert int(rows[-1]["step"]) == steps
+    assert float(rows[-1]["lr"]) == 0.0 and float(rows[-2]["lr"]) > 0
+    assert f"epochs: {len(rows)}\nbudget: 0.0021T" in (tmp_path / "run" / "config.yaml").read_text()
