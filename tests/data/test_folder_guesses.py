@@ -202,6 +202,13 @@ def test_folders_inside_class_folders_are_told(tmp_path, make_folder):
     assert any("animal/cat, animal/dog, vehicle/car, vehicle/train" in note for note in data.notes)
 
 
+def test_classes_that_all_hold_the_same_folders_may_be_parts_in_other_words(tmp_path, make_folder):
+    for name in ("gallery", "query"):
+        make_folder(tmp_path / name, {"cat": 4, "dog": 4})
+    (note,) = [note for note in read(tmp_path).notes if "inside class folders" in note]
+    assert note.endswith("All hold cat, dog: if these are the classes, call the others train and val")
+
+
 def test_a_class_of_other_files_says_what_they_are(tmp_path, make_folder):
     make_folder(tmp_path, {"a": 3, "b": 3, "c": 0})
     for number in range(3):

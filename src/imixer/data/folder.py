@@ -95,6 +95,8 @@ class _Listing:
         """What was decided on the part, a sentence each."""
         nested = [f"{name}/{inner}" for name, tree in self.trees.items() for inner in tree.inside]
         merged = f"folders inside class folders belong to the class they lie in: {few_names(nested)}" if nested else ""
+        if len(alike := {tuple(tree.inside) for tree in self.trees.values()}) == 1 and nested:
+            merged += f". All hold {few_names(alike.pop())}: if these are the classes, call the others train and val"
         return tuple(filter(None, (merged, letters_in_both_cases(list(self.trees)))))
 
     def labels(self, class_names: Sequence[str]) -> NDArray[np.int64]:

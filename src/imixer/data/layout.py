@@ -81,7 +81,6 @@ def find_layout(given: Path) -> Layout:
             "Leave only one kind there"
         )
     used = {train, held_out}
-    notes += [f"the {_shown(structured[each], given)} part" for each in used if each and structured[each] != each]
     left_out += [_described(folder) for folder in folders if folder not in used] + _left_out_at(root)
     return Layout(given, structured[train], structured[held_out] if held_out else None, tuple(notes), tuple(left_out))
 
