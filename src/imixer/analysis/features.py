@@ -105,7 +105,7 @@ def features_at(
         name=name,
         picture=_picture(image, model.pretrained_cfg),
         x=x.double().cpu(),
-        maps=inside.imlp.H(x).unflatten(-1, tuple(model.stem.grid_size)).double().cpu(),
+        maps=inside.imlp.H(x).unflatten(-1, grid_of(model, block)).double().cpu(),
     )
 
 

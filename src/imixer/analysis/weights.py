@@ -59,16 +59,17 @@ def token_mixing(model: Any) -> Tuple[TokenMixing, ...]:
     Raises:
         InputError: If the model is neither.
     """
-    mlps = [getattr(block, "mlp_tokens", None) for block in (model.blocks if isinstance(model, MlpMixer) else ())]
-    if not mlps or not all(isinstance(mlp, (IMLP, Mlp)) for mlp in mlps):
+    blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
+    mlps = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks if not isinstance(block, Merge)]
+    if not mlps or not all(isinstance(mlp, (IMLP, Mlp)) for _, mlp in mlps):
         raise InputError(
             f"the model of this run is of the kind {type(model).__name__}, without an MLP that mixes tokens; give a "
             "run of an iMixer or a Mixer"
         )
     found = []
-    for number, mlp in enumerate(mlps):
+    for number, mlp in mlps:
         first, last = _matrices(mlp)
-        grid = tuple(model.stem.grid_size)
+        grid = grid_of(model, number)
         reads, writes = (matrix.detach().double().cpu().unflatten(1, grid) for matrix in (first, last.T))
         found.append(TokenMixing(number, reads, writes))
     return tuple(found)
