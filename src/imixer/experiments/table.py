@@ -34,23 +34,24 @@ def markdown(grid: Grid) -> str:
 
 
 def latex(grid: Grid, caption: str, label: str) -> str:
-    """A table environment, which needs the package booktabs."""
+    """A table environment, which needs the packages booktabs and graphicx. A table that is too wide is made smaller."""
     align = "l" * grid.text + "r" * (len(grid.header) - grid.text)
     return "\n".join(
         [
-            r"% \usepackage{booktabs}",
+            r"% \usepackage{booktabs,graphicx}",
             r"\begin{table}",
             r"\centering",
-            r"\footnotesize\setlength{\tabcolsep}{2.5pt}\setlength{\belowcaptionskip}{6pt}% ten columns on A4",
+            r"\footnotesize\setlength{\tabcolsep}{2.5pt}\setlength{\belowcaptionskip}{6pt}",
             rf"\caption{{{for_latex(caption)}}}",
             rf"\label{{tab:{label}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",
             r"\toprule",
             _latex_row(grid.header),
             r"\midrule",
             *map(_latex_row, grid.rows),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]
