@@ -265,13 +265,14 @@ def _advance_together(layers: Sequence[SpectralLinear]) -> None:
         return
     vectors = [layer.v for layer in layers if layer.v is not None]
     W_GOI = torch.stack([at_least_float32(layer.weight) for layer in layers])
-    W_GOI = W_GOI / _binade(W_GOI.flatten(1))[:, None]
     start_GI = torch.stack(vectors).to(W_GOI.dtype)
     v_GI = start_GI
-    for _ in range(layers[0].n_power_iterations):
-        # not as matrix products, which GPUs round to TF32
-        u_GO = (W_GOI * v_GI[:, None, :]).sum(2)
-        v_GI = _unit((W_GOI * u_GO[:, :, None]).sum(1))
+    # not as matrix products, which GPUs round to TF32
+    u_GO = (W_GOI * v_GI[:, None, :]).sum(2)
+    scale_G1 = _binade(u_GO)
+    for step in range(layers[0].n_power_iterations):
+        u_GO = (W_GOI * v_GI[:, None, :]).sum(2) if step else u_GO
+        v_GI = _unit((W_GOI * (u_GO / scale_G1)[:, :, None]).sum(1) / scale_G1)
     for v, found in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
         v.copy_(found)
 
@@ -283,16 +284,18 @@ def _power_iteration(weight: Tensor, v: Tensor, steps: int, restart: bool = Fals
     if weight.is_meta:  # has no numbers
         return
     W = at_least_float32(weight)
-    W = W / _binade(W.flatten())
     start = v.to(W.dtype)
     with _full_precision(W.device):
         if restart:
             row = W[W.abs().amax(1).argmax()]
-            start = torch.where(torch.linalg.vector_norm(torch.mv(W, start)) > 1e-6, start, _unit(row))
-            start = _unless_lost(start, v.to(W.dtype))
-        moved = start
-        for _ in range(steps):
-            moved = _unit(torch.mv(W.t(), torch.mv(W, moved)))
+            scale = _binade(row)
+            lost = torch.linalg.vector_norm(torch.mv(W, start) / scale) < 1e-6 * torch.linalg.vector_norm(row / scale)
+            start = torch.where(lost, _unit(row / scale), start)
+        moved, u = start, torch.mv(W, start)
+        scale = _binade(u)
+        for step in range(steps):
+            u = torch.mv(W, moved) if step else u
+            moved = _unit(torch.mv(W.t(), u / scale) / scale)
     v.copy_(_unless_lost(moved, start))
 
 
