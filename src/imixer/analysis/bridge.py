@@ -26,6 +26,7 @@ from imixer.implicit import TransposedLinear, fold
 from imixer.implicit.nest import levels
 from imixer.models import IMLP
 from imixer.models.activations import ACTIVATIONS
+from imixer.models.mixer import Merge
 
 _NAMES = {type(make()): name for name, make in ACTIVATIONS.items()}
 
@@ -63,6 +64,8 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
 
     Source: paper section 3; DESIGN 1.
     """
+    if isinstance(block, Merge):
+        raise ValueError("it merges tokens between two stages, which is no step of a network")
     with torch.no_grad():
         tokens, channels = _levels(block.mlp_tokens), _levels(block.mlp_channels)
         shape = tokens[0].up.shape[1], channels[0].up.shape[1]

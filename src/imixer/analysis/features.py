@@ -12,6 +12,7 @@ from torch import Tensor
 from imixer.analysis.convergence import iterates, resolve_n_iter
 from imixer.errors import InputError
 from imixer.models.inside import implicit_blocks, look_inside
+from imixer.models.mixer import grid_of
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from imixer.errors import InputError
 from imixer.models import IMLP
+from imixer.models.mixer import Merge, grid_of
 
 
 @dataclass(frozen=True)
