@@ -26,6 +26,7 @@ from imixer.implicit import TransposedLinear, fold
 from imixer.implicit.nest import levels
 from imixer.models import IMLP
 from imixer.models.activations import ACTIVATIONS
+from imixer.models.mixer import Merge
 
 _NAMES = {type(make()): name for name, make in ACTIVATIONS.items()}
 
@@ -71,6 +72,8 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
 
     Source: paper sections 3.2 (L = 2) and 4.1 (L = 3), appendix B (deeper); docs/theory.md, section 4.
     """
+    if isinstance(block, Merge):
+        raise ValueError("it merges tokens between two stages, which is no step of a network")
     with torch.no_grad():
         tokens, channels = _levels(block.mlp_tokens), _levels(block.mlp_channels)
         shape = tokens[0].up.shape[1], channels[0].up.shape[1]
