@@ -16,9 +16,9 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.implicit import fold
 from imixer.recipes import find_recipe, load_recipe, recipes
-from imixer.training.budget import duration, forward_cost, optimizer_cost
+from imixer.training.budget import duration, optimizer_cost
 from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
-from imixer.training.model import build_model
+from imixer.training.model import build_model, forward_cost
 from imixer.training.parsing import hoist, parse, to_config, train_parser
 
 DATA = ["cifar10", "cifar100", "stanford_cars", "food101", "imagenet"]

@@ -9,9 +9,9 @@ import torch
 from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.training.budget import duration, forward_cost, optimizer_cost
-from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, multiply_adds
-from imixer.training.model import build_model
+from imixer.training.budget import duration, optimizer_cost
+from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
+from imixer.training.model import build_model, forward_cost
 
 TINY = ["--model.num_blocks", "1", "--model.embed_dim", "16"]
 
@@ -24,7 +24,7 @@ def built(**model):
 
 @pytest.mark.parametrize(("budget", "value"), [("0.5P", 5e14), ("20T", 2e13), ("1 P", 1e15), ("1e-3P", 1e12)])
 def test_budgets_are_numbers_with_a_unit(budget, value):
-    assert multiply_adds(budget) == pytest.approx(value)
+    assert parse_budget(budget) == pytest.approx(value)
 
 
 @pytest.mark.parametrize("budget", ["0.5", "0.5G", "0.5PP", "P", "", "-1P", "0P", "nanP", "infP", "half a P", "0.5p"])

@@ -17,7 +17,7 @@ from imixer.data.config import DataConfig
 from imixer.data.digits import ArrayImages
 from imixer.data.image_data import ImageData, printable, shortened
 from imixer.training.config import ModelConfig, ScheduleConfig, TrainConfig
-from imixer.training.model import build_model, multiply_adds
+from imixer.training.model import build_model, forward_cost
 from imixer.training.preview import show_preview
 
 CONFIG = TrainConfig(
@@ -81,7 +81,7 @@ def test_images_that_fill_no_batch_are_counted(data, built):
 
 
 def test_the_cost_is_that_of_the_images_trained_on(data, built):
-    one = multiply_adds(built)
+    one = forward_cost(built).total
     (model,), (cost,) = (shown(data, built)[title] for title in ("model", "cost"))
     assert model == f"imixer_t2_8, {sum(p.numel() for p in built.model.parameters()):,} parameters"
     assert f"{one / 1e6:,.1f} M multiply-adds per image forward" in cost
@@ -92,7 +92,8 @@ def test_counting_draws_no_random_number_and_leaves_the_model_alone(built):
     torch.manual_seed(3)
     state, weights = torch.get_rng_state(), {k: v.clone() for k, v in built.model.state_dict().items()}
     built.model.train()
-    assert multiply_adds(built) == multiply_adds(built) > 0
+    assert forward_cost(built) == forward_cost(built)
+    assert forward_cost(built).total > 0
     assert torch.equal(torch.get_rng_state(), state)
     assert built.model.training
     assert all(torch.equal(v, weights[k]) for k, v in built.model.state_dict().items())

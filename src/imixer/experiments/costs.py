@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imixer.training.config import TrainConfig
-from imixer.training.model import build_model, multiply_adds
+from imixer.training.model import build_model, forward_cost
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
     with torch.device("meta"):
         built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
-    return Costs(parameters, multiply_adds(built), _drawn(built.model))
+    cost = forward_cost(built)
+    return Costs(parameters, cost.total if cost else None, _drawn(built.model))
 
 
 def _drawn(model: nn.Module) -> Tuple[Tuple[str, Tuple[int, ...]], ...]:

@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from timm.optim import get_optimizer_info
 from timm.optim.muon import DEFAULT_NS_STEPS, Muon
-from torch.utils.flop_counter import FlopCounterMode
 
 from imixer.errors import InputError
-from imixer.implicit import fold
-from imixer.training.config import TrainConfig, multiply_adds
-from imixer.training.model import BuiltModel
+from imixer.training.config import TrainConfig, parse_budget
+from imixer.training.model import BuiltModel, forward_cost
 from imixer.training.optimizing import muon_shapes
 
 BACKWARD = 3  # forward and backward, in forwards
-
-
-@dataclass(frozen=True)
-class ForwardCost:
-    """Multiply-adds of one image's forward, normalisation baked in.
-
-    Args:
-        total: All of them.
-        convolutions: Those in convolutions: of the stem, and between stages.
-    """
-
-    total: int
-    convolutions: int
-
-
-def forward_cost(built: BuiltModel) -> ForwardCost:
-    """Count the multiply-adds of a model, without computing."""
-    model = fold(copy.deepcopy(built.model).to("meta")).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.empty(1, *built.input_size, device="meta"))
-    by_kind: Any = counter.get_flop_counts()["Global"]
-    convolutions = sum(flops for kind, flops in by_kind.items() if "conv" in str(kind))
-    return ForwardCost(sum(by_kind.values()) // 2, convolutions // 2)
 
 
 def optimizer_cost(built: BuiltModel, opt: str) -> int:
@@ -84,14 +56,18 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
         InputError: If the budget is below one epoch, or the cost depends on the images.
     """
     assert config.budget is not None
+    forward, optimizer = forward_cost(built), optimizer_cost(built, config.optim.opt)
     if config.model.solver not in (None, "fixed"):
         raise InputError(
             f"budget is {config.budget}, and model.solver {config.model.solver} multiplies as often as its images "
             "need; give epochs instead, or model.solver fixed"
         )
-    forward, optimizer = forward_cost(built), optimizer_cost(built, config.optim.opt)
+    if forward is None:
+        raise InputError(
+            f"budget is {config.budget}, and the multiply-adds of {built.name} cannot be counted; give epochs instead"
+        )
     images = BACKWARD * forward.total * config.data.batch_size
-    steps = int(multiply_adds(config.budget) // (images + optimizer))
+    steps = int(parse_budget(config.budget) // (images + optimizer))
     if steps < steps_per_epoch:
         raise InputError(
             f"budget is {config.budget}, and one epoch takes {_shown(steps_per_epoch * (images + optimizer))}; give "

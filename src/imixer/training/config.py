@@ -306,7 +306,7 @@ class TrainConfig:
         if not 0 <= self.smoothing < 1:
             raise InputError(f"smoothing is {self.smoothing}; give a share from 0, below 1")
         if self.budget is not None:
-            multiply_adds(self.budget)
+            parse_budget(self.budget)
             if self.schedule.cooldown_epochs:
                 raise InputError(
                     f"schedule.cooldown_epochs is {self.schedule.cooldown_epochs}, and budget {self.budget} says how "
@@ -322,7 +322,7 @@ class TrainConfig:
 _UNITS = {"T": 1e12, "P": 1e15}
 
 
-def multiply_adds(budget: str) -> float:
+def parse_budget(budget: str) -> float:
     """Convert a budget such as `0.5P` into multiply-adds.
 
     Raises:

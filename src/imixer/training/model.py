@@ -90,7 +90,20 @@ def build_model(
     return BuiltModel(model, name, args, (in_chans, *size))
 
 
-def multiply_adds(built: BuiltModel) -> Optional[int]:
+@dataclass(frozen=True)
+class ForwardCost:
+    """Multiply-adds of one image's forward, normalisation baked in.
+
+    Args:
+        total: All of them.
+        convolutions: Those in convolutions: of the stem, and between stages.
+    """
+
+    total: int
+    convolutions: int
+
+
+def forward_cost(built: BuiltModel) -> Optional[ForwardCost]:
     """Count the multiply-adds of one image's forward, normalisation baked in.
 
     The model is built once more without weights, and no random number is drawn.
@@ -99,7 +112,7 @@ def multiply_adds(built: BuiltModel) -> Optional[int]:
         built: The model.
 
     Returns:
-        Their number. None if it depends on the image, or the model cannot be built without weights.
+        The cost. None if it depends on the image, or the model cannot be built without weights.
     """
     if getattr(built.model, "solver", "fixed") != "fixed":
         return None
@@ -110,7 +123,9 @@ def multiply_adds(built: BuiltModel) -> Optional[int]:
             model(torch.empty(1, *built.input_size, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError, ValueError):  # of models that need numbers to be built or run
         return None
-    return counter.get_total_flops() // 2
+    by_kind: Any = counter.get_flop_counts()["Global"]
+    convolutions = sum(flops for kind, flops in by_kind.items() if "conv" in str(kind))
+    return ForwardCost(sum(by_kind.values()) // 2, convolutions // 2)
 
 
 def _known(name: str) -> Any:

@@ -14,14 +14,16 @@ from rich.text import Text
 
 from imixer.data.image_data import ImageData, few_names, printable, shortened
 from imixer.training.config import TrainConfig
-from imixer.training.model import BuiltModel, multiply_adds
+from imixer.training.model import BuiltModel, forward_cost
 
 _MOST_LEFT_OUT = 6
 _PASSES = 3  # a backward pass costs as much as two forward passes
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
-def show_preview(data: ImageData, config: TrainConfig, built: BuiltModel, console: Console | None = None) -> None:
+def show_preview(
+    data: ImageData, config: TrainConfig, built: BuiltModel, console: Console | None = None, steps: int | None = None
+) -> None:
     """Show where the images come from, what was decided on them, what is left out, and what training will cost.
 
     Args:
@@ -29,15 +31,16 @@ def show_preview(data: ImageData, config: TrainConfig, built: BuiltModel, consol
         config: The run.
         built: Its model.
         console: Where to print. Default: stderr.
+        steps: Optimizer steps, if the last epoch is not a whole one.
     """
     grid = Table.grid(padding=(0, 2))
-    for title, text in _lines(data, config, built):
+    for title, text in _lines(data, config, built, steps):
         grid.add_row(title, Text(printable(text)))  # no markup: names come from outside
     console = console or Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 160)
     console.print(Panel(grid, title="about to train", title_align="left", expand=False))
 
 
-def _lines(data: ImageData, config: TrainConfig, built: BuiltModel) -> list[tuple[str, str]]:
+def _lines(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None) -> list[tuple[str, str]]:
     classes, (channels, height, width) = len(data.class_names), built.input_size
     lines = [("data", f"{shortened(data.name)}, {classes} classes: {few_names(data.class_names)}")]
     for title, items, source in zip(("training", "held out"), (data.train, data.val), data.sources, strict=True):
@@ -55,7 +58,7 @@ def _lines(data: ImageData, config: TrainConfig, built: BuiltModel) -> list[tupl
     lines.append(("batches", _batches(len(cast(Sized, data.train)), config.data.batch_size)))
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     lines.append(("model", f"{built.name}, {parameters:,} parameters"))
-    lines.append(("cost", _cost(data, config, built)))
+    lines.append(("cost", _cost(data, config, built, steps)))
     return lines
 
 
@@ -80,10 +83,17 @@ def _batches(images: int, batch_size: int) -> str:
     return text
 
 
-def _cost(data: ImageData, config: TrainConfig, built: BuiltModel) -> str:
-    one = multiply_adds(built)
-    if one is None:
+def _cost(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None) -> str:
+    cost = forward_cost(built)
+    if cost is None:
         return "not known beforehand: iterations depend on the images"
+    one = cost.total
+    if steps is not None:
+        images = steps * config.data.batch_size
+        return (
+            f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(one * _PASSES * images)} for the training "
+            f"(x {_PASSES} x {images:,} images)"
+        )
     seen = len(cast(Sized, data.train)) // config.data.batch_size * config.data.batch_size
     epochs = config.epochs + config.schedule.cooldown_epochs
     total = one * _PASSES * seen * epochs

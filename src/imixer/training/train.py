@@ -164,7 +164,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         if fabric.is_global_zero:
             print(lasts.summary, file=sys.stderr, flush=True)
     if fabric.is_global_zero:
-        show_preview(data, config, built)
+        show_preview(data, config, built, steps=steps)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
     report_run(run.path)
     with _locked(fabric, run):
