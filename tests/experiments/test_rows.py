@@ -233,7 +233,7 @@ def test_only_imagenet_has_a_single_trial_in_table_4():
     assert trials == {"cifar100": None, "stanford_cars": None, "food101": None, "imagenet": 1}
 
 
-@pytest.mark.parametrize(("name", "scale", "data"), product(["table1", "table2", "table3"], SCALES, DATA_SETS))
+@pytest.mark.parametrize(("name", "scale", "data"), list(product(["table1", "table2", "table3"], SCALES, DATA_SETS)))
 def test_tables_1_to_3_can_be_asked_of_any_data_set(name, scale, data):
     found = EXPERIMENTS[name].rows(replace(SCALES[scale], data=data))
     assert {row.data for row in found} == {data}
