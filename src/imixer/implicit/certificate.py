@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional, Tuple, cast
+from typing import Literal, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels
 from imixer.implicit.spectral import NormalizedLinear, exact_sigma
+from imixer.implicit.transposed import TransposedLinear
 
 Verdict = Literal["guaranteed", "observed", "violated"]
 
@@ -23,7 +24,7 @@ class WorstCase:
 
     Attributes:
         sigmas: Spectral norms of W1 and W2 as they multiply in evaluation, after normalisation: exact, by SVD in
-            float64.
+            float64. Those of what a wrapped layer does, the wrapper's part included; infinity if it is not affine.
         estimates: The same as the layers have it. Power iteration sees it from below, `row_norm` from above. None if
             nothing holds the matrices.
         coeff: Ceiling c that the estimates are held at; None if nothing holds them.
@@ -113,10 +114,11 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
     gains = [s1 * s2 * lipschitz[A] * lipschitz[A + 1] for A, (s1, s2) in enumerate(sigmas)]
     estimates = [_estimates(level) for level in nest]
     known = tuple(pair for pair in estimates if pair is not None)
+    held = len(known) == len(nest)
     return WorstCase(
         sigmas=tuple(sigmas),
-        estimates=known if len(known) == len(nest) else None,
-        coeff=nest[0].fc1.coeff if isinstance(nest[0].fc1, NormalizedLinear) else None,
+        estimates=known if held else None,
+        coeff=nest[0].fc1.coeff if held and isinstance(nest[0].fc1, NormalizedLinear) else None,
         lipschitz=tuple(lipschitz),
         bounds=tuple(nested_bounds(gains)),
     )
@@ -176,12 +178,11 @@ def iterations_needed(rate: float, error: float) -> float:
 
 
 def _sigma(layer: nn.Module) -> float:
-    weight = cast(nn.Linear, layer).weight
-    return float(exact_sigma(weight.double()))
+    return float(exact_sigma(layer.weight.double())) if type(layer) is nn.Linear else math.inf
 
 
 def _estimates(level: Contraction) -> Optional[Tuple[float, float]]:
-    if not isinstance(level.fc1, NormalizedLinear):
+    fc2 = level.fc1 if isinstance(level.fc2, TransposedLinear) else level.fc2  # tied: the same matrix
+    if not isinstance(level.fc1, NormalizedLinear) or not isinstance(fc2, NormalizedLinear):
         return None
-    fc2 = level.fc2 if isinstance(level.fc2, NormalizedLinear) else level.fc1  # tied: the same matrix
     return float(level.fc1.normalized_sigma()), float(fc2.normalized_sigma())

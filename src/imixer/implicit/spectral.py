@@ -80,9 +80,19 @@ class NormalizedLinear(nn.Linear):
         """Return the spectral norm of `normalized_weight()` as this layer knows it, without looking at that matrix."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the normalised layer to x (..., in_features)."""
-        return F.linear(x, self.normalized_weight(), self.bias)
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Apply the normalised layer.
+
+        Args:
+            x: Input (..., in_features).
+            weight: What `normalized_weight()` gave, for an owner that calls the layer several times per forward and
+                normalises once. Default: normalise now.
+            bias: Bias (out_features,) to add. Default: the layer's own.
+
+        Returns:
+            Output (..., out_features).
+        """
+        return F.linear(x, self.normalized_weight() if weight is None else weight, self.bias if bias is None else bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, coeff={self.coeff}"
