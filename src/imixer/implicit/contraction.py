@@ -127,7 +127,7 @@ class Contraction(nn.Module):
         """
         weights: List[Tensor] = []
         if not torch.jit.is_scripting():
-            weights = _in_order(*_tensors(self.fc1, self.fc2))
+            weights = _in_order(*layer_tensors(self.fc1, self.fc2))
         if self.inner is not None:
             weights += self.inner.weights()
         return weights
@@ -198,7 +198,7 @@ class Contraction(nn.Module):
         old = self.__dict__.get("_modules", {}).get(name)
         if isinstance(old, TransposedLinear) and not isinstance(value, TransposedLinear):
             raise ValueError(
-                f"{name} is the transpose of fc1, and {type(value).__name__} in its place would untie them. Put the change "
+                f"{name} is the transpose of fc1, and {type(value).__name__} would untie them. Put the change "
                 "into fc1.weight, see torch.nn.utils.parametrizations, or choose tied=False"
             )
         if name in ("fc1", "fc2") and isinstance(old, NormalizedLinear) and not isinstance(value, NormalizedLinear):
@@ -226,8 +226,12 @@ def _is_handed(layer: nn.Module) -> bool:
     return isinstance(layer, TransposedLinear)
 
 
-def _tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[List[Tensor], List[Tensor]]:
-    """What the two layers depend on."""
+def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[List[Tensor], List[Tensor]]:
+    """List what each of the two layers of a contraction depends on, see `Contraction.weights`.
+
+    Raises:
+        ValueError: If fc2 is the transpose of fc1, and fc1 is wrapped.
+    """
     first = _own_tensors(fc1)
     if not isinstance(fc2, TransposedLinear):
         return first, _own_tensors(fc2)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from imixer.implicit.contraction import Contraction
+from imixer.implicit.contraction import Contraction, layer_tensors
 from imixer.implicit.spectral import NormalizedLinear
 from imixer.implicit.transposed import TransposedLinear
 
@@ -21,21 +21,25 @@ def fold(model: ModuleT) -> ModuleT:
     training it further would train without normalisation.
 
     Args:
-        model: Any module with `Contraction` or `NormalizedLinear` inside. It is left as it is.
+        model: Any module with `Contraction` or `NormalizedLinear` inside. It is left as it is. A module that applies
+            the transpose of another layer's weight offers `untie()`, after which it has a plain layer for that.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         if isinstance(module, Contraction):
             fc1 = plain_linear(module.fc1, module.features)
-            fc2: nn.Module = module.fc2
-            if isinstance(fc2, TransposedLinear):
-                fc2 = _Transposed(fc2, module.weights()[1].t())
-            fc2 = plain_linear(fc2, module.hidden_features)
+            if isinstance(module.fc2, TransposedLinear):
+                fc2 = plain_transpose(module.fc2, layer_tensors(module.fc1, module.fc2)[1][0].t())
+            else:
+                fc2 = plain_linear(module.fc2, module.hidden_features)
             for name, layer in (("fc1", fc1), ("fc2", fc2)):
                 bn = getattr(module, name.replace("fc", "bn"))
                 layer, bn = _fold_batch_norm(layer, bn)
                 # Not by setattr, which warns that nothing holds the new layer.
                 module._modules[name], module._modules[name.replace("fc", "bn")] = layer, bn
+        untie = getattr(module, "untie", None)
+        if callable(untie):
+            untie()
     for module in list(folded.modules()):
         for name, child in module.named_children():
             if isinstance(child, NormalizedLinear):
@@ -80,6 +84,20 @@ def plain_linear(layer: nn.Module, in_features: int) -> nn.Module:
     if not error <= 1e-5 * images.abs().max().clamp_min(torch.finfo(torch.float64).tiny):
         return layer
     return _linear(matrix.to(like.dtype), bias.to(like.dtype))
+
+
+@torch.no_grad()
+def plain_transpose(layer: TransposedLinear, weight: Tensor) -> nn.Module:
+    """Reduce a `TransposedLinear` to the `nn.Linear` that it is, with a copy of the weight.
+
+    Args:
+        layer: The layer. It is left as it is.
+        weight: The other layer's weight (in_features, out_features).
+
+    Returns:
+        An `nn.Linear`; or, if hooks keep the layer from being affine, a module that applies it.
+    """
+    return plain_linear(_Transposed(layer, weight), weight.shape[0])
 
 
 class _Transposed(nn.Module):

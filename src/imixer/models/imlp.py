@@ -4,7 +4,7 @@ S: tokens, D_S: width of x, N_h: inner width, L: layers, the visible one include
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Dict, Final, List, Literal, Optional, Union
+from typing import Any, Dict, Final, List, Literal, Optional, Union, cast
 
 import torch
 from timm.layers import to_2tuple
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from imixer.implicit import Contraction, SpectralLinear, TransposedLinear, ceiling
 from imixer.implicit.contraction import Norm, parametrizations_once
+from imixer.implicit.folding import plain_transpose
 from imixer.implicit.gradients import Gradient
 from imixer.implicit.solution import Policy
 from imixer.implicit.solvers import Solver
@@ -189,6 +190,13 @@ class IMLP(nn.Module):
         if self.tied and not torch.jit.is_scripting():
             refuse_wrapped("fc_in", self.fc_in, "fc_out")
         return self.drop2(self.fc_out(g, self.fc_in.weight) if self.tied else self.fc_out(g))
+
+    def untie(self) -> None:
+        """Give the way out a plain layer with a copy of the transpose, for inference."""
+        if self.tied:
+            refuse_wrapped("fc_in", self.fc_in, "fc_out")
+            self.fc_out = plain_transpose(cast(TransposedLinear, self.fc_out), self.fc_in.weight)
+            self.tied = False
 
     @property
     def inversion(self) -> Inversion:
