@@ -157,13 +157,14 @@ class IMLP(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """v (..., S) -> (..., S)."""
-        x = self.fc_in(v)  # G(v)
+        x0 = self.fc_in(v)  # G(v)
+        x = x0
         if self.contraction is not None:
             if torch.jit.is_scripting():
-                x = self._inverse(x)
+                x = self._inverse(x0)
             else:
                 with parametrizations_once(self.contraction):
-                    x = self._inverse(x)
+                    x = self._inverse(x0)
         return self.H(x)
 
     def _inverse(self, x0: Tensor) -> Tensor:
@@ -195,8 +196,9 @@ class IMLP(nn.Module):
         """Give the way out a plain layer with a copy of the transpose, for inference."""
         if self.tied:
             refuse_wrapped("fc_in", self.fc_in, "fc_out")
-            self.fc_out = plain_transpose(cast(TransposedLinear, self.fc_out), self.fc_in.weight)
-            self.tied = False
+            plain = plain_transpose(cast(TransposedLinear, self.fc_out), self.fc_in.weight)
+            self.fc_out = plain  # type: ignore[assignment]
+            self.tied = False  # type: ignore[misc]  # constant to TorchScript, which sees the folded copy only
 
     @property
     def inversion(self) -> Inversion:
