@@ -59,7 +59,7 @@ def default_train(*flags):
         ("--data.batch_size=many", ["data.batch_size", "many", "whole number"]),
         ("--data.image_size 8,8,8", ["data.image_size", "8,8,8"]),
         ("--optim.betas 0.9", ["optim.betas", "[a number, a number]"]),
-        ("--model.norm spectrum", ["model.norm", "spectrum", "spectral, none, batch"]),
+        ("--model.norm spectrum", ["model.norm", "spectrum", "spectral, orthogonal, none, batch"]),
         ("--precision 8", ["precision", "8", "32, bf16, 16"]),
         ("--schedule.sched plateau", ["plateau", "cosine"]),
         ("--data folder", ["--data.name folder"]),

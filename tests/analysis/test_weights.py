@@ -85,7 +85,7 @@ def test_a_mixer_run_has_no_iterations_to_look_at(mixer_run, capsys):
     for what in ("convergence", "features"):
         assert main(["analyze", what, str(mixer_run)]) == 2
         error = capsys.readouterr().err
-        assert "MlpMixer" in error and "num_layers 3" in error
+        assert "a Mixer, whose blocks have no inverse" in error and "num_layers 3" in error
 
 
 @pytest.mark.parametrize(("words", "named"), [(["--images", "3"], "images is 3"), (["--data", "x"], "data is x")])

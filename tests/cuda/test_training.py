@@ -210,4 +210,4 @@ def test_nccl_trains_with_one_process(tmp_path):
         "dist.destroy_process_group()\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", str(script)]
-    assert subprocess.run(command, timeout=100).returncode == 0
+    assert subprocess.run(command).returncode == 0

@@ -75,7 +75,7 @@ def resident(config, count=40, batch_size=8, seed=5):
     order = BatchOrder(count, batch_size, seed)
     normalise = Normalise((0.0,), (1 / 255,), CPU)
     flips = alternating_flips(config, count, seed)
-    return ResidentTraining(ResidentImages(images, labels), order, crop, None, normalise, None, None, flips)
+    return ResidentTraining(ResidentImages(images, labels), order, crop, None, normalise, None, None, flips=flips)
 
 
 def seen(batches, epoch, start=0):

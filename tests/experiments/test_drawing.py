@@ -12,6 +12,7 @@ from rich.console import Console
 from imixer.analysis.convergence_comparison import compare_convergence
 from imixer.analysis.convergence_statements import agree, first_block, first_two_blocks, last_block, middle_blocks
 from imixer.cli import main
+from imixer.escaping import for_markdown
 from imixer.experiments.drawing import draw_figure
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reproduce import reproduce
@@ -33,10 +34,6 @@ def numbers(found):
 
 def page(name):
     return (HERE / f"{name}.md").read_text()
-
-
-def cell(text):
-    return text.replace("_", r"\_")
 
 
 @pytest.fixture
@@ -73,8 +70,8 @@ def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper):
             assert f"| {expected.text} | {expected.verdict} | {expected.verdict} |" in page(name)
             assert expected.text in shown and expected.criterion in shown
             for condition in expected.conditions:
-                row = f"| {cell(condition.what)} | {condition.asked} | {condition.value:.3g} | "
-                row += f"[{condition.low:.3g}, {condition.high:.3g}] | {condition.verdict} |"
+                row = f"| {for_markdown(condition.what)} | {condition.asked} | {condition.value:.3g} | "
+                row += for_markdown(f"[{condition.low:.3g}, {condition.high:.3g}]") + f" | {condition.verdict} |"
                 assert row in page(name)
     assert "it takes 4 blocks, and there are 2" in page("fig5")
     for name in FIGURES:
@@ -154,7 +151,7 @@ def test_a_data_set_without_a_test_split_is_refused_in_one_line(capsys):
         folder.mkdir(parents=True)
         for number in range(20):
             Image.new("RGB", (8, 8), (number, 0, 200 * (label == "light"))).save(folder / f"{number}.png")
-    assert main(["reproduce", "fig3", "--scale", "cpu", "--data", "sets"]) == 2
+    assert main(["reproduce", "fig3", "--scale", "cpu", "--data_dir", "sets"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("imixer: ") and "cifar10 in sets/cifar10 has no test split; add" in line
     assert not Path("reproduced").exists()

@@ -114,7 +114,7 @@ def deepest(network: HopfieldNetwork, state: dict[str, Tensor], steps: int = 40)
 
 
 @given(data=st.data())
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80)
 def test_no_search_gets_far_below_where_a_lower_bound_is_known(networks, random_state, data):
     network = data.draw(networks(names=[name for name in LAGRANGIANS if name != "exponential"]))
     for synapse in network.synapses.values():

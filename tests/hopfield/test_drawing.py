@@ -130,7 +130,7 @@ def test_couplings_of_every_kind_and_between_any_layers_are_drawn():
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_any_network_is_drawn_whole_and_without_overlap(networks, data):
     network = data.draw(networks(tied=False))
     drawing = network.draw()

@@ -22,7 +22,7 @@ from imixer.hopfield import (
     lagrangian,
 )
 from imixer.hopfield.lagrangians import LayerNorm
-from imixer.implicit import TransposedLinear, fold
+from imixer.implicit import fold
 from imixer.implicit.nest import levels
 from imixer.models import IMLP
 from imixer.models.activations import ACTIVATIONS
@@ -167,10 +167,9 @@ def _levels(mlp: nn.Module) -> List[_Level]:
     if isinstance(mlp, IMLP):
         plain = fold(mlp)
         fc_in, fc_out = plain.fc_in, plain.fc_out
-        back = fc_in.weight.T if isinstance(fc_out, TransposedLinear) else fc_out.weight
         inside = [] if plain.contraction is None else levels(plain.contraction)
         return [
-            _Level(fc_in.weight, fc_in.bias, back, fc_out.bias, plain.act),
+            _linear_level(fc_in, cast(nn.Linear, fc_out), plain.act),
             *(_linear_level(F.fc1, cast(nn.Linear, F.fc2), F.act_hidden) for F in inside),
         ]
     if isinstance(mlp, Mlp):

@@ -111,7 +111,9 @@ class _EarlyExit:
         self.counts: List[Tensor] = []
         self.met: List[Tensor] = []
 
-    def __call__(self, F: Contraction, z: Tensor, weights: List[Tensor], n_iter: int, name: str) -> Tensor:
+    def __call__(
+        self, F: Contraction, z: Tensor, weights: List[Tensor], n_iter: int, name: str, masks: object = None
+    ) -> Tensor:
         def f(x: Tensor, *weights: Tensor) -> Tensor:
             return F(x, list(weights), n_iter)
 

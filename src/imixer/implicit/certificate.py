@@ -13,6 +13,7 @@ from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels
 from imixer.implicit.spectral import NormalizedLinear, exact_sigma
+from imixer.implicit.transposed import TransposedLinear
 
 Verdict = Literal["guaranteed", "observed", "undecided", "violated"]
 
@@ -23,7 +24,7 @@ class WorstCase:
 
     Attributes:
         sigmas: Spectral norms of W1 and W2 as they multiply in evaluation, after normalisation: exact, by SVD in
-            float64.
+            float64. Those of what a wrapped layer does, the wrapper's part included; infinity if it is not affine.
         estimates: The same as the layers have it. Power iteration sees it from below, `row_norm` from above. None if
             nothing holds the matrices.
         coeff: Ceiling c that the estimates are held at; None if nothing holds them.
@@ -140,10 +141,11 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
     rounded = [gain * _rounding(F.fc1) * _rounding(F.fc2) for gain, F in zip(gains, folded, strict=True)]
     estimates = [_estimates(level) for level in nest]
     known = tuple(pair for pair in estimates if pair is not None)
+    held = len(known) == len(nest)
     return WorstCase(
         sigmas=tuple(sigmas),
-        estimates=known if len(known) == len(nest) else None,
-        coeff=nest[0].fc1.coeff if isinstance(nest[0].fc1, NormalizedLinear) else None,
+        estimates=known if held else None,
+        coeff=nest[0].fc1.coeff if held and isinstance(nest[0].fc1, NormalizedLinear) else None,
         lipschitz=tuple(lipschitz),
         bounds=tuple(nested_bounds(gains)),
         computed_bounds=tuple(nested_bounds(rounded)),
@@ -205,8 +207,7 @@ def iterations_needed(rate: float, error: float) -> float:
 
 
 def _sigma(layer: nn.Module) -> float:
-    weight = cast(nn.Linear, layer).weight
-    return float(exact_sigma(weight.double()))
+    return float(exact_sigma(layer.weight.double())) if type(layer) is nn.Linear else math.inf
 
 
 def _require_finite(folded: Sequence[Contraction]) -> None:
@@ -223,7 +224,7 @@ def _rounding(layer: nn.Module) -> float:
 
 
 def _estimates(level: Contraction) -> Optional[Tuple[float, float]]:
-    if not isinstance(level.fc1, NormalizedLinear):
+    fc2 = level.fc1 if isinstance(level.fc2, TransposedLinear) else level.fc2  # tied: the same matrix
+    if not isinstance(level.fc1, NormalizedLinear) or not isinstance(fc2, NormalizedLinear):
         return None
-    fc2 = level.fc2 if isinstance(level.fc2, NormalizedLinear) else level.fc1  # tied: the same matrix
     return float(level.fc1.normalized_sigma()), float(fc2.normalized_sigma())

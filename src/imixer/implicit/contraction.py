@@ -1,14 +1,17 @@
 """The contraction F of x = z + F(x): two linear layers with an activation before each, and room for another inside."""
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Dict, List, Literal, Optional, get_args
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from imixer.implicit.spectral import NormalizedLinear, OrthogonalLinear, Scaling, Sigma, SpectralLinear
-from imixer.implicit.transposed import TransposedLinear
+from imixer.implicit.transposed import TransposedLinear, owns_weight, refuse_wrapped
 
 Norm = Literal["spectral", "orthogonal", "none", "batch"]
 
@@ -23,6 +26,11 @@ class Contraction(nn.Module):
     decides how often they are computed (once per forward, however often F and all inside it are applied), and the
     biases, so that `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for everything. Not so with
     norm=batch. Its dropout is drawn by the caller too, see `masks`.
+
+    Each evaluation calls `fc1` and `fc2` as modules, and hands a normalised layer its effective matrix: hooks and
+    counters see every call. A layer put in their place, such as a LoRA wrapper, is called with x alone. What it adds is
+    not held at the ceiling, of which a warning tells. A change to the weight that is to be held too belongs into a
+    parametrization of `fc1.weight`, see `torch.nn.utils.parametrizations`.
 
     Args:
         features: Width of x, D_S in a token mixing MLP.
@@ -90,8 +98,10 @@ class Contraction(nn.Module):
             return nn.Linear(d_in, d_out, **dd)
 
         def normalise(d: int) -> nn.Module:
-            return FeatureBatchNorm(d, **dd) if norm == "batch" else nn.Identity()
+            return nn.BatchNorm1d(d, **dd) if norm == "batch" else nn.Identity()
 
+        self.features = features
+        self.hidden_features = hidden
         self.drop_rate = drop_rate
         self.act = acts[0]()
         self.fc1 = linear(features, hidden)
@@ -105,12 +115,19 @@ class Contraction(nn.Module):
         self.bn2 = normalise(features)
 
     def weights(self) -> List[Tensor]:
-        """W1, W2, b1 and b2, the matrices as they multiply, after normalisation; then those of `inner`."""
-        if torch.jit.is_scripting():  # of a folded model only
-            weights: List[Tensor] = [self.fc1.weight, self.fc2.weight]  # type: ignore[list-item]
-        else:
-            weights = _effective_weights(self.fc1, self.fc2)
-        weights += [self.fc1.bias, self.fc2.bias]
+        """Return what F depends on besides x.
+
+        Returns:
+            W1, W2, b1 and b2, the matrices as they multiply, after normalisation; then those of `inner`. If another
+            kind of layer is in the place of `fc1` or `fc2`, its parameters instead, after those of `fc1` those of
+            `fc2`. TorchScript, which knows folded models only, gets none.
+
+        Raises:
+            ValueError: If the couplings are tied and `fc1` or `fc2` is wrapped.
+        """
+        weights: List[Tensor] = []
+        if not torch.jit.is_scripting():
+            weights = _in_order(*layer_tensors(self.fc1, self.fc2))
         if self.inner is not None:
             weights += self.inner.weights()
         return weights
@@ -126,7 +143,7 @@ class Contraction(nn.Module):
         """
         if not self.training or self.drop_rate == 0:
             return None
-        widths = [len(self.fc2.bias), len(self.fc1.bias)]
+        widths = [self.features, self.hidden_features]
         inner = self.inner.masks(x) if self.inner is not None else None
         return [_dropout_mask(x, width, self.drop_rate) for width in widths] + (inner or [])
 
@@ -144,10 +161,15 @@ class Contraction(nn.Module):
         Raises:
             ValueError: If n_iter is missing.
         """
+        first: List[Tensor] = []
+        second: List[Tensor] = []
+        deeper: List[Tensor] = []
+        if not torch.jit.is_scripting():
+            first, second, deeper = self._divided(weights)
         g = self.act(x)
         if masks is not None:
             g = g * masks[0]
-        h = self.bn1(fn.linear(g, weights[0], weights[2]))
+        h = self.bn1(self.fc1(g)) if torch.jit.is_scripting() else _over_features(self.bn1, _call(self.fc1, g, first))
         if self.inner is not None:
             if n_iter is None:
                 raise ValueError("n_iter is missing, and this contraction has another inside: F(x, weights, n_iter)")
@@ -156,27 +178,113 @@ class Contraction(nn.Module):
                 inner_masks = masks[2:]
             z = h
             for _ in range(n_iter):
-                h = z + self.inner(h, weights[4:], n_iter, inner_masks)
+                h = z + self.inner(h, deeper, n_iter, inner_masks)
         g = self.act_hidden(h)
         if masks is not None:
             g = g * masks[1]
-        return self.bn2(fn.linear(g, weights[1], weights[3]))
+        if torch.jit.is_scripting():
+            return self.bn2(self.fc2(g))
+        return _over_features(self.bn2, _call(self.fc2, g, second))
+
+    def _divided(self, weights: List[Tensor]) -> tuple[List[Tensor], List[Tensor], List[Tensor]]:
+        """What `weights()` gave, as the tensors of fc1, those of fc2, and those of `inner`."""
+        n1, n2 = _count(self.fc1), _count(self.fc2)
+        here, deeper = weights[: n1 + n2], weights[n1 + n2 :]
+        if n1 == n2 == 2:
+            return here[::2], here[1::2], deeper
+        return here[:n1], here[n1:], deeper
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        old = self.__dict__.get("_modules", {}).get(name)
+        if isinstance(old, TransposedLinear) and not isinstance(value, TransposedLinear):
+            raise ValueError(
+                f"{name} is the transpose of fc1, and {type(value).__name__} would untie them. Put the change "
+                "into fc1.weight, see torch.nn.utils.parametrizations, or choose tied=False"
+            )
+        if name in ("fc1", "fc2") and isinstance(old, NormalizedLinear) and not isinstance(value, NormalizedLinear):
+            kind = type(value).__name__
+            warnings.warn(
+                f"{name} of a contraction was held at spectral norm {old.coeff:g} and is now {kind}: what {kind} adds "
+                "or replaces is not held, and F may be no contraction. Look with imixer.implicit.certify, or `imixer "
+                "analyze contraction`. A change of the weight that is to be held too is a parametrization of "
+                f"{name}.weight, see torch.nn.utils.parametrizations",
+                stacklevel=2,
+            )
+        super().__setattr__(name, value)
 
 
-class FeatureBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the last axis, statistics taken over all others."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.flatten(0, -2)).view(x.shape)
-
-
-def _effective_weights(fc1: nn.Linear, fc2: nn.Linear | TransposedLinear) -> List[Tensor]:
-    W1 = _effective_weight(fc1)
-    return [W1, W1.t() if isinstance(fc2, TransposedLinear) else _effective_weight(fc2)]
+def parametrizations_once(F: nn.Module) -> AbstractContextManager[Any]:
+    """Compute parametrized weights at most once inside, as `torch.nn.utils.parametrize.cached` does."""
+    parametrized = any(parametrize.is_parametrized(module) for module in F.modules())
+    return parametrize.cached() if parametrized else nullcontext()
 
 
-def _effective_weight(layer: nn.Linear) -> Tensor:
-    return layer.normalized_weight() if isinstance(layer, NormalizedLinear) else layer.weight
+def _is_handed(layer: nn.Module) -> bool:
+    """Whether a layer's matrix is computed once per forward and handed to each call."""
+    if isinstance(layer, NormalizedLinear):
+        return owns_weight(layer)  # else the matrix is known only once the layer is called
+    return isinstance(layer, TransposedLinear)
+
+
+def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[List[Tensor], List[Tensor]]:
+    """List what each of the two layers of a contraction depends on, see `Contraction.weights`.
+
+    Raises:
+        ValueError: If fc2 is the transpose of fc1, and fc1 is wrapped.
+    """
+    first = _own_tensors(fc1)
+    if not isinstance(fc2, TransposedLinear):
+        return first, _own_tensors(fc2)
+    if _is_handed(fc1):
+        W1 = first[0]
+    else:
+        refuse_wrapped("fc1", fc1, "fc2")
+        W1 = fc1.weight  # type: ignore[assignment]
+    return first, [W1.t(), *_own_tensors(fc2)]
+
+
+def _own_tensors(layer: nn.Module) -> List[Tensor]:
+    if not _is_handed(layer):
+        return list(layer.parameters())
+    matrix = [layer.normalized_weight()] if isinstance(layer, NormalizedLinear) else []
+    bias: Optional[Tensor] = layer.bias  # type: ignore[assignment]
+    return matrix if bias is None else [*matrix, bias]
+
+
+def _count(layer: nn.Module) -> int:
+    """How many tensors `weights()` has of a layer."""
+    if _is_handed(layer):
+        return 1 + (layer.bias is not None)
+    return sum(1 for _ in layer.parameters())
+
+
+def _in_order(first: List[Tensor], second: List[Tensor]) -> List[Tensor]:
+    if len(first) == len(second) == 2:
+        return [first[0], second[0], first[1], second[1]]
+    return first + second
+
+
+def _call(layer: Any, x: Tensor, tensors: List[Tensor]) -> Tensor:
+    """Call a layer on x (..., in), with `tensors` in the place of what it depends on."""
+    y: Tensor
+    if _is_handed(layer):
+        weight = tensors[0].t() if isinstance(layer, TransposedLinear) else tensors[0]
+        y = layer(x, weight=weight, bias=tensors[1] if len(tensors) > 1 else None)
+        return y
+    own = dict(layer.named_parameters())
+    if all(mine is given for mine, given in zip(own.values(), tensors, strict=True)):
+        y = layer(x)
+    else:  # the backward pass of a gradient that applies F again, or another precision
+        y = torch.func.functional_call(layer, dict(zip(own, tensors, strict=True)), (x,))
+    return y
+
+
+def _over_features(bn: nn.Module, x: Tensor) -> Tensor:
+    """BatchNorm over the last axis of x (..., features), statistics taken over all others."""
+    if isinstance(bn, nn.Identity):
+        return x
+    y: Tensor = bn(x.flatten(0, -2)).view(x.shape)
+    return y
 
 
 @torch.fx.wrap  # shapes are not known while tracing

@@ -6,8 +6,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from imixer.implicit.contraction import Contraction
+from imixer.implicit.contraction import Contraction, layer_tensors
 from imixer.implicit.spectral import NormalizedLinear
+from imixer.implicit.transposed import TransposedLinear
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -20,19 +21,98 @@ def fold(model: ModuleT) -> ModuleT:
     training it further would train without normalisation.
 
     Args:
-        model: Any module with `Contraction` or `NormalizedLinear` inside. It is left as it is.
+        model: Any module with `Contraction` or `NormalizedLinear` inside. It is left as it is. A module that applies
+            the transpose of another layer's weight offers `untie()`, after which it has a plain layer for that.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         if isinstance(module, Contraction):
-            W1, W2 = module.weights()[:2]
-            module.fc1, module.bn1 = _fold_batch_norm(_linear(W1, module.fc1.bias), module.bn1)
-            module.fc2, module.bn2 = _fold_batch_norm(_linear(W2, module.fc2.bias), module.bn2)
+            fc1 = plain_linear(module.fc1, module.features)
+            if isinstance(module.fc2, TransposedLinear):
+                fc2 = plain_transpose(module.fc2, layer_tensors(module.fc1, module.fc2)[1][0].t())
+            else:
+                fc2 = plain_linear(module.fc2, module.hidden_features)
+            for name, layer in (("fc1", fc1), ("fc2", fc2)):
+                bn = getattr(module, name.replace("fc", "bn"))
+                layer, bn = _fold_batch_norm(layer, bn)
+                # Not by setattr, which warns that nothing holds the new layer.
+                module._modules[name], module._modules[name.replace("fc", "bn")] = layer, bn
+        untie = getattr(module, "untie", None)
+        if callable(untie):
+            untie()
     for module in list(folded.modules()):
         for name, child in module.named_children():
             if isinstance(child, NormalizedLinear):
-                setattr(module, name, _linear(child.normalized_weight(), child.bias))
+                setattr(module, name, plain_linear(child, child.in_features))
     return folded.requires_grad_(False)
+
+
+@torch.no_grad()
+def plain_linear(layer: nn.Module, in_features: int) -> nn.Module:
+    """Reduce a layer to the `nn.Linear` that it is in evaluation.
+
+    A layer of another kind, such as a LoRA wrapper or one with hooks, is asked: the images of the unit vectors are its
+    matrix, if it also does to random vectors what that matrix does.
+
+    Args:
+        layer: Any layer from (..., in_features). It is left as it is.
+        in_features: Width of its input.
+
+    Returns:
+        An `nn.Linear`; or the layer itself if it is not affine, or does not compute in float64.
+    """
+    if not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
+        if isinstance(layer, NormalizedLinear):
+            return _linear(layer.normalized_weight(), layer.bias)
+        if isinstance(layer, _Transposed):
+            return _linear(layer.weight.t(), layer.layer.bias)
+        if type(layer) is nn.Linear:
+            return layer
+    like = next(layer.parameters(), None)
+    if like is None or not like.is_floating_point() or like.is_meta:
+        return layer
+    asked = copy.deepcopy(layer).eval().double()
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(2, in_features, generator=generator, dtype=torch.float64).to(like.device)
+    try:
+        bias = asked(torch.zeros_like(probes[:1]))[0]
+        matrix = (asked(torch.eye(in_features, dtype=torch.float64, device=like.device)) - bias).t()
+        images = asked(probes)
+    except RuntimeError:  # something inside has a precision of its own
+        return layer
+    error = (images - probes @ matrix.t() - bias).abs().max()
+    if not error <= 1e-5 * images.abs().max().clamp_min(torch.finfo(torch.float64).tiny):
+        return layer
+    return _linear(matrix.to(like.dtype), bias.to(like.dtype))
+
+
+@torch.no_grad()
+def plain_transpose(layer: TransposedLinear, weight: Tensor) -> nn.Module:
+    """Reduce a `TransposedLinear` to the `nn.Linear` that it is, with a copy of the weight.
+
+    Args:
+        layer: The layer. It is left as it is.
+        weight: The other layer's weight (in_features, out_features).
+
+    Returns:
+        An `nn.Linear`; or, if hooks keep the layer from being affine, a module that applies it.
+    """
+    return plain_linear(_Transposed(layer, weight), weight.shape[0])
+
+
+class _Transposed(nn.Module):
+    """A `TransposedLinear` with the weight that it is to transpose."""
+
+    weight: Tensor
+
+    def __init__(self, layer: TransposedLinear, weight: Tensor) -> None:
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, weight=self.weight)
+        return y
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -44,8 +124,8 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return plain.eval()
 
 
-def _fold_batch_norm(layer: nn.Linear, bn: nn.Module) -> tuple[nn.Linear, nn.Module]:
-    if not isinstance(bn, nn.BatchNorm1d):
+def _fold_batch_norm(layer: nn.Module, bn: nn.Module) -> tuple[nn.Module, nn.Module]:
+    if not isinstance(bn, nn.BatchNorm1d) or type(layer) is not nn.Linear:
         return layer, bn
     assert bn.running_var is not None and bn.running_mean is not None
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)

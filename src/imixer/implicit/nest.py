@@ -67,7 +67,7 @@ def fixed_point(F: Contraction, z: Tensor, solver: Solver = CONVERGED) -> FixedP
         The fixed point.
     """
     nest = levels(_frozen(F, z))
-    widths = [z.shape[1], *(_width(level) for level in nest[:-1])]
+    widths = [z.shape[1], *(level.hidden_features for level in nest[:-1])]
 
     ups, downs = [partial(_up, level) for level in nest], [partial(_down, level) for level in nest]
 
@@ -237,10 +237,6 @@ def _down(F: Contraction, h: Tensor) -> Tensor:
 def _frozen(F: Contraction, x: Tensor) -> Contraction:
     """A copy with plain matrices, in the dtype and on the device of x."""
     return fold(F).to(x)
-
-
-def _width(F: Contraction) -> int:
-    return len(F.fc1.bias)
 
 
 def _unit(u: Tensor) -> Tensor:

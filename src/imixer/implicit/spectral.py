@@ -6,6 +6,7 @@ shrink sigma and thereby switch the normalisation off. What is squared on the wa
 near its largest entry, so that neither the size of W nor this division costs a digit.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
@@ -33,8 +34,8 @@ def row_norm_bound(weight: Tensor) -> Tensor:
     256 x 512.
     """
     size = at_least_float32(weight).abs()
-    least = torch.finfo(size.dtype).tiny
-    row, column = (size.sum(axis).amax() for axis in (1, 0))
+    least, _ = _limits(size)
+    row, column = size.sum(1).amax(), size.sum(0).amax()
     # Two roots, as the product of the sums would overflow; and none of zero, where it has no derivative.
     bound = row.clamp_min(least).sqrt() * column.clamp_min(least).sqrt()
     return torch.where(row > 0, bound, row)
@@ -80,9 +81,19 @@ class NormalizedLinear(nn.Linear):
         """Return the spectral norm of `normalized_weight()` as this layer knows it, without looking at that matrix."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the normalised layer to x (..., in_features)."""
-        return F.linear(x, self.normalized_weight(), self.bias)
+    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """Apply the normalised layer.
+
+        Args:
+            x: Input (..., in_features).
+            weight: What `normalized_weight()` gave, for an owner that calls the layer several times per forward and
+                normalises once. Default: normalise now.
+            bias: Bias (out_features,) to add. Default: the layer's own.
+
+        Returns:
+            Output (..., out_features).
+        """
+        return F.linear(x, self.normalized_weight() if weight is None else weight, self.bias if bias is None else bias)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, coeff={self.coeff}"
@@ -314,13 +325,21 @@ def _unit(x: Tensor) -> Tensor:
 
 def _binade(x: Tensor) -> Tensor:
     """A power of two near the largest |x| along the last axis, (..., 1). Dividing by it is exact."""
-    limits = torch.finfo(x.dtype)
-    largest = torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1, keepdim=True)
-    return torch.exp2(torch.floor(torch.log2(largest.clamp(limits.tiny, limits.max))))
+    tiny, most = _limits(x)
+    largest = torch.linalg.vector_norm(x.detach(), ord=math.inf, dim=[-1], keepdim=True)
+    return torch.exp2(torch.floor(torch.log2(largest.clamp(tiny, most))))
 
 
-@torch.fx.wrap  # symbolic tracing must not look inside, where the dtype decides
-def _normalise(weight: Tensor, v: Tensor | None, coeff: float, estimator: Sigma, hard: bool, detach: bool) -> Tensor:
+def _limits(x: Tensor) -> tuple[float, float]:
+    """The smallest and the largest normal number of float64 or float32, by x. TorchScript knows no `torch.finfo`."""
+    if x.dtype == torch.float64:
+        return 2.2250738585072014e-308, 1.7976931348623157e308
+    return 1.1754943508222875e-38, 3.4028234663852886e38
+
+
+# Symbolic tracing must not look inside, where the dtype decides. What it leaves is scripted, as timm's extractors are.
+@torch.fx.wrap
+def _normalise(weight: Tensor, v: Tensor | None, coeff: float, estimator: str, hard: bool, detach: bool) -> Tensor:
     sigma = _sigma(weight, v, estimator)
     if detach:
         sigma = sigma.detach()
@@ -332,7 +351,7 @@ def _normalise(weight: Tensor, v: Tensor | None, coeff: float, estimator: Sigma,
     return (W * excess.reciprocal()).to(weight.dtype)
 
 
-def _sigma(weight: Tensor, v: Tensor | None, estimator: Sigma) -> Tensor:
+def _sigma(weight: Tensor, v: Tensor | None, estimator: str) -> Tensor:
     if estimator == "exact":
         return exact_sigma(weight)
     if estimator == "row_norm" or v is None:
@@ -340,10 +359,17 @@ def _sigma(weight: Tensor, v: Tensor | None, estimator: Sigma) -> Tensor:
     W = at_least_float32(weight)
     # A copy: the backward may come after the next forward has moved the buffer on.
     v = v.to(W.dtype, copy=True)
+    if torch.jit.is_scripting():
+        return _stretch(W, v)
     with _full_precision(W.device):
-        u = torch.mv(W, v)
-        scale = _binade(u)
-        return scale[0] * torch.linalg.vector_norm(u / scale) / torch.linalg.vector_norm(v)
+        return _stretch(W, v)
+
+
+def _stretch(W: Tensor, v: Tensor) -> Tensor:
+    """||W v|| / ||v||."""
+    u = torch.mv(W, v)
+    scale = _binade(u)
+    return scale[0] * torch.linalg.vector_norm(u / scale) / torch.linalg.vector_norm(v)
 
 
 @torch.fx.wrap
@@ -353,11 +379,18 @@ def _cayley(weight: Tensor, coeff: float) -> Tensor:
     W = (weight if d_out >= d_in else weight.t()).to(torch.float64)
     n = min(d_out, d_in)
     U, V = W[:n], W[n:]
-    one = torch.eye(n, dtype=W.dtype, device=W.device)
-    with _full_precision(W.device):
-        K = torch.linalg.inv(one + U - U.t() + V.t() @ V)
-        Q = coeff * torch.cat([2 * K - one, -2 * V @ K])
+    if torch.jit.is_scripting():
+        Q = coeff * _orthonormal(U, V)
+    else:
+        with _full_precision(W.device):
+            Q = coeff * _orthonormal(U, V)
     return (Q if d_out >= d_in else Q.t()).to(weight.dtype)
+
+
+def _orthonormal(U: Tensor, V: Tensor) -> Tensor:
+    one = torch.eye(U.shape[0], dtype=U.dtype, device=U.device)
+    K = torch.linalg.inv(one + U - U.t() + V.t() @ V)
+    return torch.cat([2 * K - one, -2 * V @ K])
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager[Any]:

@@ -1,8 +1,11 @@
 """The way back through a symmetric coupling."""
 
+from typing import Optional
+
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 
 class TransposedLinear(nn.Module):
@@ -20,9 +23,43 @@ class TransposedLinear(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x (..., in_features) and the other layer's weight (in_features, out_features) -> (..., out_features)."""
-        return fn.linear(x, weight.t(), self.bias)
+    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+        """Apply the transpose.
+
+        Args:
+            x: Input (..., in_features).
+            weight: The other layer's weight (in_features, out_features).
+            bias: Bias (out_features,) to add. Default: the layer's own.
+
+        Returns:
+            Output (..., out_features).
+        """
+        return fn.linear(x, weight.t(), self.bias if bias is None else bias)
 
     def extra_repr(self) -> str:
         return f"out_features={len(self.bias)}"
+
+
+def refuse_wrapped(name: str, layer: nn.Module, back: str) -> None:
+    """Raise if a layer does more than multiply by its weight, which a `TransposedLinear` transposes.
+
+    Args:
+        name: What the layer is called.
+        layer: The layer.
+        back: What its transpose is called.
+
+    Raises:
+        ValueError: If it is no `nn.Linear` or has a forward of its own, as wrappers do, or if its weight is computed by
+            a hook, as `torch.nn.utils.prune` does.
+    """
+    plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
+    if not plain or not owns_weight(layer):
+        raise ValueError(
+            f"{name} is {type(layer).__name__}, and {back} its transpose: what is added to a layer from outside has no "
+            f"transpose. Put the change into {name}.weight, see torch.nn.utils.parametrizations, or choose tied=False"
+        )
+
+
+def owns_weight(layer: nn.Module) -> bool:
+    """Whether `layer.weight` is a parameter or parametrized, not computed by a hook when the layer is called."""
+    return "weight" in layer._parameters or parametrize.is_parametrized(layer, "weight")

@@ -4,18 +4,20 @@ S: tokens, D_S: width of x, N_h: inner width, L: layers, the visible one include
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Dict, Final, List, Literal, Optional, Union
+from typing import Any, Dict, Final, List, Literal, Optional, Union, cast
 
 import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from imixer.implicit import Contraction, SpectralLinear, TransposedLinear, ceiling
-from imixer.implicit.contraction import Norm
+from imixer.implicit.contraction import Norm, parametrizations_once
+from imixer.implicit.folding import plain_transpose
 from imixer.implicit.gradients import Gradient
 from imixer.implicit.solution import Policy
 from imixer.implicit.solvers import Solver
 from imixer.implicit.spectral import Scaling, Sigma
+from imixer.implicit.transposed import refuse_wrapped
 from imixer.models.activations import ActLayers, activation, lipschitz_constant
 from imixer.models.inversion import GradientName, Inversion, SolverName
 
@@ -155,27 +157,48 @@ class IMLP(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """v (..., S) -> (..., S)."""
-        F = self.contraction
         x0 = self.fc_in(v)  # G(v)
         x = x0
-        if F is not None:
-            weights = F.weights()
-            masks: Optional[List[Tensor]] = None
-            if not torch.jit.is_scripting():
-                masks = F.masks(x0)
-            if self.by_steps:
-                for i in range(self.n_iter):
-                    if self.legacy and i > 0:
-                        weights = F.weights()
-                    x = x0 + F(x, weights, self.n_iter, masks)
+        if self.contraction is not None:
+            if torch.jit.is_scripting():
+                x = self._inverse(x0)
             else:
-                x = self.inversion(F, x0, weights, self.n_iter, self.name, masks)
+                with parametrizations_once(self.contraction):
+                    x = self._inverse(x0)
         return self.H(x)
+
+    def _inverse(self, x0: Tensor) -> Tensor:
+        """x = (1 - F)^-1 x0, (..., D_S)."""
+        F = self.contraction
+        assert F is not None
+        weights = F.weights()
+        masks: Optional[List[Tensor]] = None
+        if not torch.jit.is_scripting():
+            masks = F.masks(x0)
+        x = x0
+        if self.by_steps:
+            for i in range(self.n_iter):
+                if self.legacy and i > 0:
+                    weights = F.weights()
+                x = x0 + F(x, weights, self.n_iter, masks)
+        else:
+            x = self.inversion(F, x0, weights, self.n_iter, self.name, masks)
+        return x
 
     def H(self, x: Tensor) -> Tensor:
         """What the inner state x (..., D_S) shows of itself, (..., S)."""
         g = self.drop1(self.act(x))
+        if self.tied and not torch.jit.is_scripting():
+            refuse_wrapped("fc_in", self.fc_in, "fc_out")
         return self.drop2(self.fc_out(g, self.fc_in.weight) if self.tied else self.fc_out(g))
+
+    def untie(self) -> None:
+        """Give the way out a plain layer with a copy of the transpose, for inference."""
+        if self.tied:
+            refuse_wrapped("fc_in", self.fc_in, "fc_out")
+            plain = plain_transpose(cast(TransposedLinear, self.fc_out), self.fc_in.weight)
+            self.fc_out = plain  # type: ignore[assignment]
+            self.tied = False  # type: ignore[misc]  # constant to TorchScript, which sees the folded copy only
 
     @property
     def inversion(self) -> Inversion:

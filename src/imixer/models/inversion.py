@@ -122,6 +122,11 @@ class Inversion:
         Raises:
             NotConvergedError: If it fails and on_failure is `raise`.
         """
+        if isinstance(z, torch.fx.Proxy):
+            raise ValueError(
+                f"{name}: symbolic tracing cannot follow solver {self.solver} with gradient {self.gradient}; set "
+                "model.solver = 'fixed' and model.gradient = 'unroll', or make imixer.models.IMLP a leaf of the tracer"
+            )
         if not self.needs_float32:
             return self._solve(F, z, weights, n_iter, name, masks)
         with torch.autocast(z.device.type, enabled=False):

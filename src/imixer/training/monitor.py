@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+import math
+from typing import Dict, List
 
 import torch
 from torch import Tensor, nn
 
-from imixer.implicit import NormalizedLinear
+from imixer.implicit import NormalizedLinear, TransposedLinear
 from imixer.implicit.ceiling import nested_bounds
 from imixer.implicit.contraction import Contraction
+from imixer.implicit.folding import plain_linear
 from imixer.implicit.nest import levels
 from imixer.implicit.spectral import exact_sigma
 from imixer.models.activations import slope_or_infinity
@@ -53,12 +55,14 @@ def _measure(inside: Inside) -> Dict[str, float]:
 
 
 def _sigmas(level: Contraction, normalized: bool = False) -> tuple[float, float]:
-    first, second = level.fc1, level.fc2
-    other = second if isinstance(second, nn.Linear) else first  # tied: the same matrix
-    return _sigma(first, normalized), _sigma(other, normalized)
+    first = _sigma(level.fc1, level.features, normalized)
+    if isinstance(level.fc2, TransposedLinear):  # the same matrix
+        return first, first
+    return first, _sigma(level.fc2, level.hidden_features, normalized)
 
 
-def _sigma(layer: Any, normalized: bool) -> float:
-    if not isinstance(layer, NormalizedLinear):
-        return float(exact_sigma(layer.weight))
-    return float(layer.normalized_sigma() if normalized else layer.sigma())
+def _sigma(layer: nn.Module, in_features: int, normalized: bool) -> float:
+    if isinstance(layer, NormalizedLinear):
+        return float(layer.normalized_sigma() if normalized else layer.sigma())
+    plain = plain_linear(layer, in_features)  # of a wrapped layer, what it does
+    return float(exact_sigma(plain.weight)) if type(plain) is nn.Linear else math.inf

@@ -75,7 +75,7 @@ def build_scheduler(
         The schedule, which `move_schedule` moves, and the number of epochs including cool-down.
     """
     if not config.sched_on_updates:
-        return create_scheduler_v2(
+        scheduler, _ = create_scheduler_v2(
             optimizer,
             config.sched,
             num_epochs=epochs,
@@ -87,6 +87,7 @@ def build_scheduler(
             decay_rate=config.decay_rate,
             step_on_epochs=True,
         )
+        return scheduler, epochs + config.cooldown_epochs
     updates = updates or epochs * updates_per_epoch
     warmup = config.warmup_epochs * updates_per_epoch
     if config.warmup_share is not None:
