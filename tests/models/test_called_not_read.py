@@ -150,10 +150,10 @@ class Times(nn.Module):
 @pytest.mark.parametrize("gradient", ["unroll", "implicit", "recompute"])
 @pytest.mark.parametrize("solver", ["fixed", "picard", "anderson"])
 def test_every_evaluation_of_a_solver_is_a_call(solver, gradient):
-    if (solver, gradient) in (("picard", "recompute"), ("anderson", "recompute")):
+    if gradient == "recompute" and solver != "fixed":
         pytest.skip("recompute replays fixed iterations")
     model = small(solver=solver, gradient=gradient, coeff=0.6).train()
-    calls = {"F": 0, "fc1": 0, "fc2": 0, "bound": 0}
+    calls = {"F": 0, "fc1": 0, "fc2": 0}
 
     def count(what):
         return lambda *_: calls.__setitem__(what, calls[what] + 1)
@@ -186,6 +186,21 @@ def test_flops_counted_by_hooks_are_those_that_torch_counts(kind, folded):
 
 
 # --- wrappers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["wrapper", "parametrization", "hook"])
+def test_what_hangs_on_a_layer_compiles_without_a_graph_break(kind):
+    model = small().train()
+    F = inner(model)
+    if kind == "wrapper":
+        F.fc1 = LoRA(F.fc1, scale=0.5)
+    elif kind == "parametrization":
+        parametrize.register_parametrization(F.fc1, "weight", LowRank(F.fc1.weight, scale=0.5))
+    else:
+        F.fc1.register_forward_hook(lambda m, x, y: 2 * y)
+    torch.compiler.reset()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(IMAGES), model(IMAGES))
 
 
 @of_all(WRAPPABLE)
@@ -400,8 +415,6 @@ def test_plain_linear_gives_the_layer_back_that_has_no_numbers_to_ask_for():
 @of_all(KINDS)
 @pytest.mark.parametrize("training", [False, True])
 def test_a_symbolic_trace_is_the_model_forward_and_backward(kind, training):
-    if "inner_drop_rate" in kind and training:
-        torch.manual_seed(3)
     model = small(**kind).train(training)
     traced_of = copy.deepcopy(model)
     traced = torch.fx.symbolic_trace(traced_of)
