@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional, Tuple, cast
+from typing import Literal, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -213,14 +213,15 @@ def _sigma(layer: nn.Module) -> float:
 def _require_finite(folded: Sequence[Contraction]) -> None:
     for A, level in enumerate(folded, 2):
         for name, layer in (("W1", level.fc1), ("W2", level.fc2)):
-            if not cast(nn.Linear, layer).weight.isfinite().all():
+            if not all(p.isfinite().all() for p in layer.parameters()):
                 raise ValueError(f"{name} of F^{A} is not finite as it multiplies; no bound is to be had of it")
 
 
 def _rounding(layer: nn.Module) -> float:
     """Get the factor by which a matrix may be larger for its products being rounded, with a summand per input."""
-    weight = cast(nn.Linear, layer).weight
-    return 1 + weight.shape[1] * torch.finfo(weight.dtype).eps
+    if type(layer) is not nn.Linear:
+        return math.inf
+    return 1 + layer.in_features * torch.finfo(layer.weight.dtype).eps
 
 
 def _estimates(level: Contraction) -> Optional[Tuple[float, float]]:
