@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +53,27 @@ class Tree:
     links: dict[str, Path] = field(default_factory=dict)
 
 
+def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Enter a folder and its subfolders, each once, however many links lead to it; hidden ones are left out.
+
+    Args:
+        folder: Where to begin.
+        onerror: Called where a folder cannot be listed. Default: it is left out.
+
+    Yields:
+        The path of a folder, and the names of its files.
+    """
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=onerror):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above would go round in circles
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield place, files
+
+
 def walk(folder: Path) -> Tree:
     """List a folder and its subfolders, each once, however many links lead to it.
 
@@ -65,15 +86,8 @@ def walk(folder: Path) -> Tree:
     def fail(error: OSError) -> None:
         raise InputError(f"cannot list folder {error.filename}: {reason(error)}; change its permissions or remove it")
 
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=fail):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above would go round in circles
-            folders.clear()
-            continue
-        seen.add(real)
-        tree.places.append(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for place, files in visible_folders(folder, fail):
+        tree.places.append(os.path.realpath(place))
         images = [name for name in files if is_image_file(name)]
         tree.others.update(_extension(name) for name in files if not is_image_file(name))
         tree.images += [Path(place, name) for name in images]
@@ -99,17 +113,7 @@ def images_under(folder: Path) -> list[Path]:
 
 def any_image(folder: Path) -> bool:
     """Whether there is an image in a folder or its subfolders. Stops at the first one."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if any(is_image_file(name) for name in files):
-            return True
-    return False
+    return any(is_image_file(name) for _, files in visible_folders(folder) for name in files)
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from imixer.data.image_data import few_names
-from imixer.data.image_files import any_image
+from imixer.data.image_files import any_image, visible_folders
 from imixer.data.splitting import split_words
 from imixer.errors import InputError
 
@@ -79,14 +78,7 @@ def find_shards(root: Path) -> Shards | None:
 def _deeper(root: Path) -> list[Path]:
     """Parquet files in subfolders, if there is one set of them and there are no images."""
     sets: dict[tuple[str, ...], list[Path]] = {}
-    seen: set[str] = set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for place, names in visible_folders(root):
         files = [Path(place, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
         if files:
             inside = Path(place).relative_to(root).parts

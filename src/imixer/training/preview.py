@@ -99,7 +99,7 @@ def _cost(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | 
     total = one * _PASSES * seen * epochs
     return (
         f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(total)} for the training "
-        f"(x {_PASSES} x {seen:,} images x {epochs} epochs)"
+        f"(x {_PASSES} x {seen:,} images x {epochs} {'epoch' if epochs == 1 else 'epochs'})"
     )
 
 
