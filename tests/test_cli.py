@@ -59,7 +59,7 @@ def default_train(*flags):
         ("--data.batch_size=many", ["data.batch_size", "many", "whole number"]),
         ("--data.image_size 8,8,8", ["data.image_size", "8,8,8"]),
         ("--optim.betas 0.9", ["optim.betas", "[a number, a number]"]),
-        ("--model.norm spectrum", ["model.norm", "spectrum", "spectral, none, batch"]),
+        ("--model.norm spectrum", ["model.norm", "spectrum", "spectral, orthogonal, none, batch"]),
         ("--precision 8", ["precision", "8", "32, bf16, 16"]),
         ("--schedule.sched plateau", ["plateau", "cosine"]),
         ("--data folder", ["--data.name folder"]),
@@ -259,8 +259,9 @@ def test_flags_win_over_files_and_files_over_the_recipe(capsys, elsewhere):
     assert config["seed"] == 4  # a flag before the files
 
 
-def test_hoist_leaves_other_words_alone():
-    assert hoist(["--a", "1", "--config", "x.yaml", "--b"]) == ["--config", "x.yaml", "--a", "1", "--b"]
+def test_hoist_leaves_other_words_alone(elsewhere):
+    (elsewhere / "x.yaml").write_text("epochs: 3")
+    assert hoist(["--a", "1", "--config", "x.yaml", "--b"]) == ["--config", "epochs: 3\n", "--a", "1", "--b"]
     with pytest.raises(InputError):
         hoist(["--config"])
 

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 
 from imixer.errors import InputError
 from imixer.json_text import json_text
+from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Cell, Sweep, Trial
 from imixer.training.config import TrainConfig
@@ -38,8 +39,9 @@ def read_sweep(path: str) -> Sweep:
         InputError: If the file cannot be read, or `build_sweep` refuses it.
     """
     file = Path(path)
+    spec = read_yaml(file)
     try:
-        return build_sweep(_load(file), file.stem, file.parent)
+        return build_sweep(spec, file.stem, file.parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -109,29 +111,10 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json_text(value, non_finite="null", indent=None, default=str)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that stands twice, of which PyYAML would silently keep the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise InputError(f"{twice[0]} stands twice, in line {node.start_mark.line + 1} and below")
-        return super().construct_mapping(node, deep)
-
-
-def _load(file: Path) -> Any:
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"cannot be read, {error.strerror}; give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is not YAML: {' '.join(str(error).split())}") from error
-
-
 def _base(spec: Dict[str, Any], folder: Path) -> Dict[str, Any]:
     """Settings of the recipe and of the file over it, but for the seed and place of a run whose file it may be."""
     base: Dict[str, Any] = {}
-    for field, load in (("recipe", load_recipe), ("config", lambda file: _load(folder / file))):
+    for field, load in (("recipe", load_recipe), ("config", lambda file: read_yaml(folder / file))):
         given = spec.get(field)
         if given is None:
             continue
