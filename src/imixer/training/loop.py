@@ -231,7 +231,21 @@ class Loop:
         }
 
     def load(self, state: State) -> None:
-        """Stand where `state` was taken."""
+        """Stand where `state` was taken.
+
+        Raises:
+            ValueError: If it cannot be of this run; and what PyTorch raises of tensors that do not fit.
+        """
+        rows, numbers = state["rows"], (int, float)
+        if not all(isinstance(row, dict) and isinstance(row.get("val_acc"), numbers) for row in rows):
+            raise ValueError("rows are no epochs")
+        if not isinstance(state["seconds"], numbers):
+            raise ValueError("seconds is no number")
+        behind = state["step"] - len(state["rows"]) * self.steps_per_epoch
+        if not 0 <= behind <= self.steps_per_epoch or len(state["rows"]) > self.epochs:
+            raise ValueError(f"step {state['step']} and {len(state['rows'])} epochs do not go together")
+        if state["rows"] and state["confusion"] is None:
+            raise ValueError("the confusion matrix is missing")
         self.trainee.load(state)
         self.step, self.rows, self._earlier_s = state["step"], state["rows"], state["seconds"]
         self.scores.confusion = state["confusion"]

@@ -112,19 +112,24 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         InputError: If the file is missing or is not such a configuration.
     """
-    words = ["--config", _config_text(path)]
+    text = _config_text(path)
     try:
-        return to_config(parse(train_parser(), words))
+        return to_config(parse(train_parser(), ["--config", text]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
 def _config_text(file: Path) -> str:
-    """What a configuration file says, as YAML without aliases."""
+    """What a configuration file says, known to be settings of the right types, as YAML."""
     found = read_yaml(file)
     if not isinstance(found, dict):
         raise InputError(f"{file} is no configuration: it is not a YAML mapping of settings to values")
-    return yaml.safe_dump(found, sort_keys=False)
+    text = yaml.safe_dump(found, sort_keys=False)
+    try:
+        parse(train_parser(), ["--config", text])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return text
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
