@@ -60,10 +60,10 @@ def recall(
     noise = (0.0 if mask != "none" else 0.3) if noise is None else noise
     counts = {"patterns": patterns, "queries": queries, "steps": steps, "size": size}
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; give 1 or more")
-    if seed < 0:
-        raise InputError(f"seed is {seed}; give 0 or more")
+        if value is not None and not 1 <= value <= _MOST[name]:
+            raise InputError(f"{name} is {value}; give 1 or more, at most {_MOST[name]:,}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; give 0 or more, below 2**63")
     most = 1.0 if memory in BINARY else math.inf
     if not 0 <= noise <= most:
         what = "a share of flipped pixels from 0 to 1" if memory in BINARY else "a standard deviation of 0 or more"

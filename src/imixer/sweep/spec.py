@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -30,6 +31,7 @@ _OTHERWISE = {
     "config": "name the file beside set, not in it",
 }
 _LONGEST_NAME = 150
+_MOST_TRIALS = 10_000
 
 
 def read_sweep(path: str) -> Sweep:
@@ -158,6 +160,8 @@ def _cases(spec: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
 
 
 def _seeds(given: Any, where: str = "seeds") -> List[int]:
+    if isinstance(given, int) and given > _MOST_TRIALS:
+        raise InputError(f"{where} is {given}; give at most {_MOST_TRIALS:,}")
     seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
         raise InputError(f"{where} is {given!r}; give their number, 1 or more, or a list of whole numbers")
@@ -189,6 +193,9 @@ def _cells(
     seeds: List[int],
     case_seeds: Dict[str, List[int]],
 ) -> Iterable[Cell]:
+    number = math.prod(map(len, grid.values())) * max(1, len(cases))
+    if number > _MOST_TRIALS:
+        raise InputError(f"grid has {number:,} cells; give at most {_MOST_TRIALS:,}")
     parser = train_parser()
     short = _short_names(grid)
     cells: Dict[str, Cell] = {}  # by what they train

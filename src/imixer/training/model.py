@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
@@ -22,6 +23,7 @@ from imixer.training.suggest import nearest
 from imixer.training.weights import load_weights
 
 Size = Tuple[int, int]
+_FLOAT = 4  # bytes
 _FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
 
@@ -77,6 +79,7 @@ def build_model(
     args = {"in_chans": in_chans, "num_classes": num_classes, **options}
     if cfg.fixed_input_size:  # others take any size and no such argument
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
+    _require_memory(name, args, size)
     model = _create(name, args, options)
     for module in model.modules():
         if isinstance(module, PatchEmbed) and not getattr(module, "dynamic_img_pad", False):
@@ -88,6 +91,32 @@ def build_model(
         if is_first_process():
             print(loaded, file=sys.stderr, flush=True)
     return BuiltModel(model, name, args, (in_chans, *size))
+
+
+def _require_memory(name: str, args: Dict[str, Any], size: Size) -> None:
+    """See that weights and images fit into memory, before any is taken: the system might end the process instead."""
+    memory = _memory()
+    image = args["in_chans"] * size[0] * size[1] * _FLOAT
+    if memory is not None and image > memory:
+        raise InputError(f"an image of {size[0]}x{size[1]} takes {image / 1e9:,.0f} GB, more than there is")
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            parameters = sum(p.numel() for p in timm.create_model(name, **args).parameters())
+    except (AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return  # it needs numbers to be built, or cannot be built at all, which is said when it is
+    if memory is not None and parameters * _FLOAT > memory:
+        raise InputError(
+            f"{name} would have {parameters:,} parameters, which take {parameters * _FLOAT / 1e9:,.0f} GB of the "
+            f"{memory / 1e9:,.0f} GB that this machine has; take a smaller model, or larger patches"
+        )
+
+
+def _memory() -> Optional[int]:
+    """Bytes of this machine's memory; None if the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def multiply_adds(built: BuiltModel) -> Optional[int]:
