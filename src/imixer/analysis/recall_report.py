@@ -13,6 +13,7 @@ from rich.table import Table
 from imixer.analysis.recall import RETRIEVED, Recall, retrieve, share
 from imixer.analysis.recall_figures import draw_recall
 from imixer.analysis.recall_images import corrupt, digit_patterns, image_patterns, known_half
+from imixer.data.progress import announce
 from imixer.errors import InputError
 from imixer.escaping import for_csv
 from imixer.hopfield.memory import AssociativeMemory, binarised
@@ -22,6 +23,7 @@ from imixer.training.figures import drawn
 from imixer.training.run_directory import check_out, create_run
 
 _MANY = 20
+_MOST = {"patterns": 100_000, "queries": 10_000, "steps": 1_000_000, "size": 4_096}  # more would never end
 
 
 def recall(
@@ -82,6 +84,7 @@ def recall(
     own = torch.randperm(len(stored), generator=generator)[torch.arange(queries) % len(stored)]
     known = known_half(mask, tuple(stored.shape[1:]))
     query = corrupt(stored[own], noise, memory in BINARY, generator)
+    announce(f"retrieving {len(query):,} of {len(stored):,} images")
     found = retrieve(built, stored, own, query, known, clamp=noise == 0, steps=steps, names=names)
     _require_finite(found)
     folder = create_run(out, "recall", memory).path

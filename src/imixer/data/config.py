@@ -8,7 +8,7 @@ from typing import Literal, Optional, Tuple, Union
 
 from imixer.errors import InputError
 
-_LARGEST_SIDE = 16_384  # pixels
+_LARGEST_SIDE = 8_192  # pixels
 _MOST_WORKERS = 256  # processes, more than any one machine feeds a device with
 
 ImageSize = Union[int, Tuple[int, int]]

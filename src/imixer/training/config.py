@@ -115,8 +115,8 @@ class ModelConfig:
         layers, n_iter = chosen.get("num_layers"), chosen.get("n_iter", 2)
         if isinstance(layers, int) and isinstance(n_iter, int) and n_iter ** max(0, layers - 2) > _MOST_EVALUATIONS:
             raise InputError(
-                f"model.num_layers is {layers} and model.n_iter {n_iter}: n^(L-2) = {n_iter}^{layers - 2} evaluations of "
-                f"the innermost map per block, more than {_MOST_EVALUATIONS:,}; lower one of them"
+                f"model.num_layers is {layers} and model.n_iter {n_iter}: n^(L-2) = {n_iter}^{layers - 2} evaluations "
+                f"of the innermost map per block, more than {_MOST_EVALUATIONS:,}; lower one of them"
             )
         if self.checkpoint_key is not None and self.checkpoint is None:
             raise InputError(

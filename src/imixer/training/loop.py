@@ -109,7 +109,7 @@ class Loop:
             InputError: If a step is not finite and `non_finite` is `stop`, or a checkpoint cannot be written.
         """
         self._began = self._saved_at = time.monotonic()
-        with on_request() as request:
+        with on_request(loud=self.fabric.is_global_zero) as request:
             self.progress.start(self.epochs, self.steps_per_epoch, self.config.data.batch_size, self.step)
             try:
                 while len(self.rows) < self.epochs:
@@ -154,6 +154,7 @@ class Loop:
             self._save()  # validation may take longer than whoever sends SIGTERM will wait
         losses: Any = self.fabric.all_reduce(self._losses, reduce_op="sum")
         total, number = losses.tolist()
+        self.progress.validate(len(self.held_out))
         rounds = largest_over_processes(self.fabric, len(self.held_out))[0]
         scores = self.scores.score(self.trainee.ready(), self.held_out, rounds)
         row: Row = {

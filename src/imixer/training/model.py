@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def build_model(
     args = {"in_chans": in_chans, "num_classes": num_classes, **options}
     if cfg.fixed_input_size:  # others take any size and no such argument
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
-    _require_memory(name, args, size)
+    _require_memory(name, args)
     model = _create(name, args, options)
     for module in model.modules():
         if isinstance(module, PatchEmbed) and not getattr(module, "dynamic_img_pad", False):
@@ -93,12 +94,28 @@ def build_model(
     return BuiltModel(model, name, args, (in_chans, *size))
 
 
-def _require_memory(name: str, args: Dict[str, Any], size: Size) -> None:
-    """See that weights and images fit into memory, before any is taken: the system might end the process instead."""
+def require_memory_for_batch(input_size: Tuple[int, int, int], images: int) -> None:
+    """See that a batch fits into memory.
+
+    Args:
+        input_size: Channels, height and width of an image.
+        images: Images of one forward pass.
+
+    Raises:
+        InputError: If not.
+    """
+    memory, needed = _memory(), images * math.prod(input_size) * _FLOAT
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"{images:,} images of {input_size[1]}x{input_size[2]} take {needed / 1e9:,.0f} GB of the "
+            f"{memory / 1e9:,.0f} GB that this machine has; lower data.batch_size or "
+            "data.image_size, or raise accumulate"
+        )
+
+
+def _require_memory(name: str, args: Dict[str, Any]) -> None:
+    """See that the weights fit into memory, before any is taken: the system might end the process instead."""
     memory = _memory()
-    image = args["in_chans"] * size[0] * size[1] * _FLOAT
-    if memory is not None and image > memory:
-        raise InputError(f"an image of {size[0]}x{size[1]} takes {image / 1e9:,.0f} GB, more than there is")
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             parameters = sum(p.numel() for p in timm.create_model(name, **args).parameters())

@@ -41,7 +41,7 @@ from imixer.training.figures import draw_confusion_matrix, draw_learning_curves,
 from imixer.training.launch import launch, report_run
 from imixer.training.loggers import build_logger, check_logger
 from imixer.training.loop import Loop
-from imixer.training.model import BuiltModel, build_model
+from imixer.training.model import BuiltModel, build_model, require_memory_for_batch
 from imixer.training.model_directory import save_model
 from imixer.training.optimizing import build_optimizer
 from imixer.training.parsing import load_config, save_config
@@ -141,6 +141,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         in_chans=data.in_chans,
         num_classes=len(data.class_names),
     )
+    require_memory_for_batch(built.input_size, config.micro_batch)
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
     training, held_out = build_batches(
         data,

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
+from imixer.data.progress import announce
 from imixer.errors import InputError
 from imixer.escaping import one_line
 from imixer.experiments.report import charts
@@ -57,6 +58,7 @@ def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
     reproduced = _named([(path, found) for path, found in by_path if found])
     others = [path for path, found in by_path if not found]
     runs = find_runs(others) if others else []
+    announce(f"drawing {len(reproduced) + len(runs):,} runs, tables and figures")
     file = Path(out) if out else Path(paths[0]) / "report.html"
     if file.is_dir():
         raise InputError(f"out: {file} is a folder; give the name of a file")
