@@ -1,4 +1,4 @@
-"""One bar over the whole run; where there is no terminal, lines: an estimate soon, then one per epoch or half a minute."""
+"""One bar over the whole run; without a terminal, lines: an estimate soon, then one per epoch or half a minute."""
 
 from __future__ import annotations
 
