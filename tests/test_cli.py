@@ -259,8 +259,9 @@ def test_flags_win_over_files_and_files_over_the_recipe(capsys, elsewhere):
     assert config["seed"] == 4  # a flag before the files
 
 
-def test_hoist_leaves_other_words_alone():
-    assert hoist(["--a", "1", "--config", "x.yaml", "--b"]) == ["--config", "x.yaml", "--a", "1", "--b"]
+def test_hoist_leaves_other_words_alone(elsewhere):
+    (elsewhere / "x.yaml").write_text("epochs: 3")
+    assert hoist(["--a", "1", "--config", "x.yaml", "--b"]) == ["--config", "epochs: 3\n", "--a", "1", "--b"]
     with pytest.raises(InputError):
         hoist(["--config"])
 

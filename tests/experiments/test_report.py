@@ -205,7 +205,7 @@ def test_damaged_files_and_impossible_places_are_named(runs, tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         write_report([str(tmp_path / "run")], str(tmp_path / "no" / "report.html"))
     (tmp_path / "run" / "metrics.csv").write_text("epoch,val_acc\n1,many\n")
-    with pytest.raises(InputError, match="the run's files are damaged"):
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged"):
         write_report([str(tmp_path / "run")])
 
 

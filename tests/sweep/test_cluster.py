@@ -73,7 +73,8 @@ def test_trials_run_side_by_side_and_a_killed_one_goes_on(capfd, tiny, one_threa
     # what Ray and the workers print is not on the screen
     assert "Task" not in shown.out + shown.err and "train loss" not in shown.out + shown.err
     assert re.fullmatch(
-        r"loading PyTorch.*\n(opt=\w+/seed-0: (begins|finished, val acc .*|failed, no optimizer .*)\n){4}", shown.err
+        r"loading PyTorch.*\n(opt=\w+/seed-0: (begins, see .*|finished, val acc .*|failed, no optimizer .*)\n){4}",
+        shown.err,
     )
     assert "will be retried" in Path("sweeps/tiny/ray.log").read_text()
 

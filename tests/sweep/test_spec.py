@@ -34,7 +34,7 @@ def names(text):
         ("name: 3", ["name is 3"]),
         ("recipe: digit", ["'digit'", "digits"]),
         ("recipe: [digits]", ["recipe is ['digits']"]),
-        ("config: nowhere.yaml", ["nowhere.yaml", "No such file"]),
+        ("config: nowhere.yaml", ["nowhere.yaml", "does not exist"]),
         ("config: tiny.yaml", ["config cannot be set in the file"]),
         ("set: 3", ["set is 3", "mapping"]),
         ("grid: {}", ["grid is empty"]),
@@ -98,7 +98,7 @@ def test_bad_input_is_refused_before_anything_is_written(capsys, elsewhere, tiny
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("nowhere.yaml", ["nowhere.yaml", "No such file"]),
+        ("nowhere.yaml", ["nowhere.yaml", "does not exist"]),
         (".", ["cannot be read"]),
         ("tiny.yaml --executor slurm", ["slurm", "'local', 'ray'"]),
         ("tiny.yaml --cpus 2", ["cpus", "--executor ray"]),

@@ -85,11 +85,13 @@ def test_if_all_are_damaged_nothing_is_guessed(checkpoints):
         checkpoints.latest()
 
 
-@pytest.mark.parametrize("content", ["", "[{]", '[{"file": 1}]', '{"a": 1}'])
-def test_a_damaged_list_is_refused_with_the_files_that_are_there(checkpoints, content):
+@pytest.mark.parametrize("content", ["", "[{]", '[{"file": 1}]', '{"a": 1}', "\0\0", "[" * 100_000])
+def test_a_damaged_list_is_made_again_from_the_files(checkpoints, capsys, content):
+    listed = checkpoints.index.read_text()
     checkpoints.index.write_text(content)
-    with pytest.raises(InputError, match=r"index\.json is damaged.*step-00000020\.pt, step-00000030\.pt"):
-        checkpoints.latest()
+    assert checkpoints.latest()["step"] == 30
+    assert "listed again from the checkpoints: step-00000020.pt, step-00000030.pt" in capsys.readouterr().err
+    assert json.loads(checkpoints.index.read_text()) == json.loads(listed)
 
 
 SMALL_DISK = """

@@ -18,6 +18,7 @@ from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 from imixer.training.reload import reload
 
+_MOST_STEPS = 10_000
 _REACH = 2.5  # all steps together, in epsilons: from one side of the ball to the other, and some more
 _BATCH_SIZE = 64
 
@@ -42,8 +43,8 @@ class Attack:
     def __post_init__(self) -> None:
         if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in self.epsilons):
             raise InputError(f"epsilon is {list(self.epsilons)}; give numbers above 0, up to 255")
-        if self.steps < 1:
-            raise InputError(f"steps is {self.steps}; give 1 or more")
+        if not 1 <= self.steps <= _MOST_STEPS:
+            raise InputError(f"steps is {self.steps}; give 1 or more, at most {_MOST_STEPS:,}")
         if self.step_size is not None and not 0 < self.step_size <= 255:
             raise InputError(f"step_size is {self.step_size}; give a number above 0, up to 255")
         object.__setattr__(self, "epsilons", tuple(sorted(set(self.epsilons))))

@@ -7,6 +7,7 @@ from typing import Any, Dict, Generic, Tuple, TypeVar
 
 from rich.console import Console
 
+from imixer.data.progress import announce
 from imixer.json_text import json_text
 from imixer.training.atomic import write_text
 from imixer.training.figures import drawn
@@ -51,10 +52,12 @@ def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **op
             does not allow the measurement.
     """
     reloaded = reload(path, device)
+    announce(f"measuring {analysis.name} of {reloaded.run.path}")
     found = analysis.measure(reloaded, **options)
     folder = reloaded.run.analysis
     folder.mkdir(exist_ok=True)
     write_numbers(analysis.numbers(found), folder / f"{analysis.name}.json")
+    announce(f"drawing {analysis.name}")
     drawn(folder / f"{analysis.name}.png", lambda path: analysis.draw(found, path))
     return found, folder
 

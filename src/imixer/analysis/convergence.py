@@ -14,6 +14,8 @@ from imixer.errors import InputError
 from imixer.models import IMLP
 from imixer.models.inside import Inside, look_inside
 
+MOST_ITERATIONS = 10_000  # all are kept; more would never end
+
 
 @dataclass(frozen=True)
 class BlockConvergence:
@@ -120,6 +122,8 @@ def resolve_n_iter(imlp: IMLP, n_iter: int | None) -> int:
         raise InputError(
             f"n_iter is {n_iter}, and without iterations there is nothing to compare; give n_iter 1 or more"
         )
+    if n_iter > MOST_ITERATIONS:
+        raise InputError(f"n_iter is {n_iter}; give at most {MOST_ITERATIONS:,}")
     return n_iter
 
 

@@ -6,6 +6,7 @@ from typing import List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from imixer.data.progress import with_progress
 from imixer.errors import InputError
 from imixer.training.finite import require_finite_outputs
 from imixer.training.reload import Reloaded
@@ -69,7 +70,8 @@ def held_out_batches(
         _check_count(count)
     val = reloaded.data(moved_to).val
     places = evenly_spread(len(val), count)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
-    for start in range(0, len(places), batch_size):
+    starts = range(0, len(places), batch_size)
+    for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
         batch = torch.stack([reloaded.transform(image) for image in images]).to(reloaded.device)
         if start == 0:

@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from imixer.data.progress import with_progress
 from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Picard
@@ -229,7 +230,8 @@ def _time(
     repeats: int,
 ) -> List[List[float]]:
     taken: List[List[float]] = [[] for _ in settings]
-    for repeat in range(repeats + 1):
+    turns = ([repeat] for repeat in range(repeats + 1))
+    for repeat in with_progress(turns, repeats + 1, "timing, turn by turn"):
         for times, setting in zip(taken, settings, strict=True):
             _apply(setting, imlps, before)
             _wait(images)

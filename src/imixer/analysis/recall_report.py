@@ -13,6 +13,7 @@ from rich.table import Table
 from imixer.analysis.recall import RETRIEVED, Recall, retrieve, share
 from imixer.analysis.recall_figures import draw_recall
 from imixer.analysis.recall_images import corrupt, digit_patterns, image_patterns, known_half
+from imixer.data.progress import announce
 from imixer.errors import InputError
 from imixer.escaping import for_csv
 from imixer.hopfield.memory import AssociativeMemory, binarised
@@ -22,6 +23,7 @@ from imixer.training.figures import drawn
 from imixer.training.run_directory import check_out, create_run
 
 _MANY = 20
+_MOST = {"patterns": 100_000, "queries": 10_000, "steps": 1_000_000, "size": 4_096}  # more would never end
 
 
 def recall(
@@ -60,10 +62,10 @@ def recall(
     noise = (0.0 if mask != "none" else 0.3) if noise is None else noise
     counts = {"patterns": patterns, "queries": queries, "steps": steps, "size": size}
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; give 1 or more")
-    if seed < 0:
-        raise InputError(f"seed is {seed}; give 0 or more")
+        if value is not None and not 1 <= value <= _MOST[name]:
+            raise InputError(f"{name} is {value}; give 1 or more, at most {_MOST[name]:,}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; give 0 or more, below 2**63")
     most = 1.0 if memory in BINARY else math.inf
     if not 0 <= noise <= most:
         what = "a share of flipped pixels from 0 to 1" if memory in BINARY else "a standard deviation of 0 or more"
@@ -82,6 +84,7 @@ def recall(
     own = torch.randperm(len(stored), generator=generator)[torch.arange(queries) % len(stored)]
     known = known_half(mask, tuple(stored.shape[1:]))
     query = corrupt(stored[own], noise, memory in BINARY, generator)
+    announce(f"retrieving {len(query):,} of {len(stored):,} images")
     found = retrieve(built, stored, own, query, known, clamp=noise == 0, steps=steps, names=names)
     _require_finite(found)
     folder = create_run(out, "recall", memory).path

@@ -87,8 +87,8 @@ def study(*, seed: int = 0, draws: int = DRAWS, loads: Tuple[int, ...] = LOADS) 
     """
     if draws < 1:
         raise InputError(f"draws is {draws}; give 1 or more")
-    if seed < 0:
-        raise InputError(f"seed is {seed}; give 0 or more")
+    if not 0 <= seed < 2**62:
+        raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
     found: Dict[Tuple[str, str, str, float, str, str], List[Tuple[float, bool]]] = {}
     units = [(name, draw, load) for name in SETS for draw in range(draws) for load in loads]
     for name, draw, load in _with_progress(units):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Dict, List, Optional
@@ -12,7 +15,7 @@ import imixer
 from imixer.cli import analyze, evaluate, export, predict, recall, recipes, replay, report, reproduce, sweep, train
 from imixer.cli.command import Command
 from imixer.errors import InputError
-from imixer.escaping import one_line
+from imixer.escaping import middle_cut, one_line
 from imixer.training.parsing import hoist, parse
 from imixer.training.suggest import nearest
 
@@ -30,6 +33,9 @@ _COMMANDS: Dict[str, Command] = {
     "export": export.COMMAND,
 }
 
+_MOST_LETTERS = 200  # of a file's name or a library's message
+_LESS = "lower data.batch_size, raise accumulate, or take a smaller model or image"
+
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command.
@@ -39,23 +45,71 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     Returns:
         0 if all went well, 1 if a run does not meet what `--require` asks or a trial failed, 2 if the user can mend
-        what is wrong, 130 after Ctrl-C, 143 after SIGTERM.
+        what is wrong, 130 after Ctrl-C, 143 after SIGTERM, 141 if whoever reads the output has gone.
     """
+    _open_missing_streams()
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _reader_gone()
     except InputError as error:
-        print(f"imixer: {one_line(error)}", file=sys.stderr)
-        return 2
+        return _refuse(error)
+    except OSError as error:
+        return _refuse(_system_said(error))
+    except MemoryError as error:
+        return _refuse(f"there is not enough memory ({one_line(error) or 'of this machine'}); {_LESS}")
     except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(
+            error
+        ):  # of torch, on CUDA, CPU
+            return _refuse(f"there is not enough memory ({middle_cut(one_line(error), _MOST_LETTERS)}); {_LESS}")
         if type(error).__name__ != "NotConvergedError":  # of imixer.implicit, which nobody may have needed yet
             raise
-        print(f"imixer: {one_line(error)}", file=sys.stderr)
-        return 2
+        return _refuse(error)
     except KeyboardInterrupt as error:
         print(f"imixer: interrupted {one_line(error)}".rstrip(), file=sys.stderr)
         return getattr(error, "exit_code", 130)
     except SystemExit as error:  # --help and the like
         return error.code if isinstance(error.code, int) else 0
+
+
+def _refuse(error: object) -> int:
+    """Say in one line what is wrong."""
+    print(f"imixer: {one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def _system_said(error: OSError) -> str:
+    """Name the file and what the system has against it."""
+    if error.errno is None and error.filename is None:
+        return middle_cut(one_line(error), _MOST_LETTERS)
+    why = {errno.ENAMETOOLONG: "its name is too long", errno.ENOSPC: "the disk is full"}.get(error.errno or 0)
+    where = middle_cut(one_line(error.filename), _MOST_LETTERS) if error.filename is not None else "a file or stream"
+    return f"{where}: {why or error.strerror}"
+
+
+def _open_missing_streams() -> None:
+    """Let a process that was started without stdout or stderr have some that lead nowhere.
+
+    Otherwise the next file to be opened, such as a checkpoint, would take their number and what is printed.
+    """
+    if sys.stdout is None or sys.stderr is None:
+        while os.open(os.devnull, os.O_RDWR) < 2:  # the lowest that is free
+            pass
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _reader_gone() -> int:
+    """End as a program does whose output nobody reads any more: without a word, as by SIGPIPE."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return 128 + signal.SIGPIPE
 
 
 def _run(argv: List[str]) -> int:

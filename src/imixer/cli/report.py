@@ -7,6 +7,7 @@ from typing import Optional
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
+from imixer.cli.terminal import announce_loading
 from imixer.escaping import one_line
 
 
@@ -27,6 +28,7 @@ def build() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Run it."""
+    announce_loading("the runs", library="Plotly")
     from imixer.experiments.report.report import write_report
 
     print(one_line(f"written: {write_report(args.paths, args.out)}"))

@@ -10,12 +10,12 @@ from rich.console import Console
 from imixer.escaping import PlainConsole
 
 
-def announce_loading(what: str) -> None:
-    """Say that torch, which takes seconds to import, is on its way."""
+def announce_loading(what: str, library: str = "PyTorch") -> None:
+    """Say that a library that takes seconds to import is on its way, and what after it."""
     # OpenMP threads that spin for long while idle slow small models tenfold on a machine that does something else too.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    print(f"loading PyTorch and {what} ...", file=sys.stderr, flush=True)
+    print(f"loading {library} and {what} ...", file=sys.stderr, flush=True)
 
 
 def new_console() -> Console:

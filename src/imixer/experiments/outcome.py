@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from imixer.errors import InputError
 from imixer.experiments.comparison import Comparison, Judgement, compare, judge
 from imixer.experiments.costs import Costs
 from imixer.experiments.data_sets import DataSet
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.scales import Scale
 from imixer.experiments.trained_contraction import TrainedContraction, worst_contraction
+from imixer.reading import read_json
 from imixer.sweep.results import Outcome
 from imixer.training.config import TrainConfig
 from imixer.training.run_directory import RunDirectory
+
+_ENVIRONMENT = ("run", "python", "torch", "timm", "imixer", "cpu", "cores", "gpus")
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,11 @@ class Reproduced:
         """Versions and hardware of the finished trials, each once."""
         found: List[Dict[str, Any]] = []
         for run in (run for line in self.lines for run in line.finished):
-            environment = json.loads(RunDirectory(run.path).environment.read_text(encoding="utf-8"))
+            try:
+                environment = read_json(RunDirectory(run.path).environment, _ENVIRONMENT)
+            except InputError as error:
+                print(f"{error}; what this run ran on is not told", file=sys.stderr, flush=True)
+                continue
             environment.pop("run")
             if environment not in found:
                 found.append(environment)

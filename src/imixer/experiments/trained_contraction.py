@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from imixer.errors import InputError
 from imixer.implicit.certificate import Verdict
 from imixer.json_text import json_text
+from imixer.reading import read_json
 from imixer.training.atomic import write_text
 from imixer.training.run_directory import RunDirectory
 
@@ -91,7 +92,10 @@ def _largest(values: Sequence[float]) -> float:
 
 
 def _read(file: Path) -> TrainedContraction:
-    numbers: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    numbers = read_json(file, ["images"])
     numbers.pop("images")
     known: dict[str, Any] = {name: math.inf if value is None else value for name, value in numbers.items()}
-    return TrainedContraction(**known)
+    try:
+        return TrainedContraction(**known)
+    except TypeError as error:
+        raise InputError(f"{file} is damaged; remove it, and it is measured again") from error

@@ -10,6 +10,7 @@ from statistics import fmean, stdev
 from typing import Any, Dict, Iterable, List, Literal, Optional, Set
 
 from imixer.escaping import for_csv
+from imixer.reading import read_rows
 from imixer.sweep.plan import Cell, Sweep, Trial
 from imixer.sweep.spec import RESULTS, SUMMARY, text
 from imixer.sweep.trial import failure
@@ -85,14 +86,14 @@ class Results:
 
     def _read(self, trial: Trial) -> Outcome:
         run = RunDirectory(self.folder / trial.name)
-        rows = _complete_rows(run.metrics)
+        rows, damaged = read_rows(run.metrics, ("epoch", "val_acc", "val_loss", "seconds"))
         figures: Dict[str, Any] = {}
         if rows:
             figures = {name: float(rows[-1][name]) for name in ("val_acc", "val_loss", "seconds")}
             best = max(rows, key=lambda row: float(row["val_acc"]))
-            figures |= {"best_val_acc": float(best["val_acc"]), "best_epoch": int(best["epoch"])}
-            figures["epoch"] = int(rows[-1]["epoch"])
-        if run.finished:
+            figures |= {"best_val_acc": float(best["val_acc"]), "best_epoch": int(float(best["epoch"]))}
+            figures["epoch"] = int(float(rows[-1]["epoch"]))
+        if run.finished and rows and not damaged:
             return Outcome("finished", **figures)
         if trial in self._running:
             return Outcome("running", **figures)
@@ -152,12 +153,3 @@ def _write_csv(file: Path, header: List[str], rows: List[List[Any]]) -> None:
     writer.writerow(header)
     writer.writerows([f"{value:.6g}" if isinstance(value, float) else for_csv(value) for value in row] for row in rows)
     write_text(file, content.getvalue())
-
-
-def _complete_rows(metrics: Path) -> List[Dict[str, str]]:
-    try:
-        content = metrics.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    header, *rows = content[: content.rfind("\n") + 1].splitlines() or [""]  # another process may be at its last line
-    return [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]

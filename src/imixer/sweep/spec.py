@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser
 
 from imixer.errors import InputError
 from imixer.json_text import json_text
+from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Cell, Sweep, Trial
 from imixer.training.config import TrainConfig
@@ -29,6 +31,7 @@ _OTHERWISE = {
     "config": "name the file beside set, not in it",
 }
 _LONGEST_NAME = 150
+_MOST_TRIALS = 10_000
 
 
 def read_sweep(path: str) -> Sweep:
@@ -38,8 +41,9 @@ def read_sweep(path: str) -> Sweep:
         InputError: If the file cannot be read, or `build_sweep` refuses it.
     """
     file = Path(path)
+    spec = read_yaml(file)
     try:
-        return build_sweep(_load(file), file.stem, file.parent)
+        return build_sweep(spec, file.stem, file.parent)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -109,29 +113,10 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json_text(value, non_finite="null", indent=None, default=str)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key that stands twice, of which PyYAML would silently keep the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise InputError(f"{twice[0]} stands twice, in line {node.start_mark.line + 1} and below")
-        return super().construct_mapping(node, deep)
-
-
-def _load(file: Path) -> Any:
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except OSError as error:
-        raise InputError(f"cannot be read, {error.strerror}; give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is not YAML: {' '.join(str(error).split())}") from error
-
-
 def _base(spec: Dict[str, Any], folder: Path) -> Dict[str, Any]:
     """Settings of the recipe and of the file over it, but for the seed and place of a run whose file it may be."""
     base: Dict[str, Any] = {}
-    for field, load in (("recipe", load_recipe), ("config", lambda file: _load(folder / file))):
+    for field, load in (("recipe", load_recipe), ("config", lambda file: read_yaml(folder / file))):
         given = spec.get(field)
         if given is None:
             continue
@@ -175,6 +160,8 @@ def _cases(spec: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
 
 
 def _seeds(given: Any, where: str = "seeds") -> List[int]:
+    if isinstance(given, int) and given > _MOST_TRIALS:
+        raise InputError(f"{where} is {given}; give at most {_MOST_TRIALS:,}")
     seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int for seed in seeds):
         raise InputError(f"{where} is {given!r}; give their number, 1 or more, or a list of whole numbers")
@@ -206,6 +193,9 @@ def _cells(
     seeds: List[int],
     case_seeds: Dict[str, List[int]],
 ) -> Iterable[Cell]:
+    number = math.prod(map(len, grid.values())) * max(1, len(cases))
+    if number > _MOST_TRIALS:
+        raise InputError(f"grid has {number:,} cells; give at most {_MOST_TRIALS:,}")
     parser = train_parser()
     short = _short_names(grid)
     cells: Dict[str, Cell] = {}  # by what they train

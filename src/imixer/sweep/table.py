@@ -103,8 +103,9 @@ class _Lines:
     def note(self, trial: Trial) -> None:
         outcome = self.results[trial]
         before = self.before[trial.name]
+        beginning = f"goes on after epoch {before}" if before else "begins"
         words = {
-            "running": f"goes on after epoch {before}" if before else "begins",
+            "running": f"{beginning}, see {log(self.results.folder / trial.name)}",
             "finished": f"finished, val acc {outcome.val_acc or 0:.2%}, {_clock(outcome)}",
             "failed": f"failed, {outcome.error}",
             "unfinished": f"not finished, epoch {outcome.epoch}/{trial.cell.epochs}",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import pickle
+import re
 import sys
-from dataclasses import asdict, dataclass
+import zipfile
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -13,6 +15,7 @@ import torch
 
 from imixer.errors import InputError
 from imixer.json_text import json_text
+from imixer.reading import parse_json, read_text
 from imixer.training.atomic import replacing, write_text
 
 State = Dict[str, Any]
@@ -59,23 +62,68 @@ class Checkpoints:
         """List of the checkpoints."""
         return self.folder / "index.json"
 
+    @property
+    def files(self) -> List[Path]:
+        """The checkpoints that lie there, listed or not."""
+        return sorted(self.folder.glob("step-*.pt"))
+
     def entries(self) -> List[Entry]:
-        """The checkpoints, oldest first.
+        """The checkpoints that are listed, oldest first. A list that is gone or damaged is made again from the files.
 
         Raises:
-            InputError: If the list is damaged.
+            InputError: If the list names a file elsewhere.
         """
-        if not self.index.is_file():
-            return []
         try:
-            listed = json.loads(self.index.read_text(encoding="utf-8"))
-            return sorted((Entry(**entry) for entry in listed), key=lambda entry: entry.step)
-        except (ValueError, TypeError) as error:
-            files = ", ".join(sorted(p.name for p in self.folder.glob("*.pt"))) or "none"
+            if self.index.is_file():
+                return self._listed()
+        except _Damaged as error:
+            return self._made_again(str(error))
+        return self._made_again(f"{self.index} is gone") if self.files else []
+
+    def _listed(self) -> List[Entry]:
+        try:
+            listed = parse_json(read_text(self.index), str(self.index))
+        except InputError as error:
+            raise _Damaged(str(error)) from error
+        if not isinstance(listed, list) or not all(map(_is_entry, listed)):
+            raise _Damaged(f"{self.index} is damaged: it is no list of checkpoints")
+        entries = [Entry(**entry) for entry in listed]
+        if outside := [entry.file for entry in entries if not re.fullmatch(r"[^/\\\0]+\.pt", entry.file)]:
             raise InputError(
-                f"{self.index} is damaged, so no checkpoint can be trusted ({files} are there); start a new run from "
-                f"the weights of one, with --model.checkpoint"
-            ) from error
+                f"{self.index} names {outside[0]!r}, which lies elsewhere and is no checkpoint of this run; remove "
+                f"{self.index.name}, and it is made again from the checkpoints that are there"
+            )
+        if len({entry.file for entry in entries}) < len(entries):
+            raise _Damaged(f"{self.index} is damaged: a file stands there twice")
+        return sorted(entries, key=lambda entry: entry.step)
+
+    def _made_again(self, problem: str) -> List[Entry]:
+        """List the files anew. Each is read, since there is no checksum to hold it against."""
+        found: List[Entry] = []
+        best, left_out = None, []
+        for file in self.files:
+            state = _whole_state(file)
+            if state is None or not _knows_its_step(state) or file != self.file(state["step"]):
+                left_out.append(file.name)
+                continue
+            found.append(Entry(file.name, state["step"], _checksum(file)))
+            best = _best_step(state) or best
+        entries = [Entry(each.file, each.step, each.sha256, each.step == best) for each in found]
+        said = f"; {', '.join(left_out)} cannot be read" if left_out else ""
+        print(
+            f"{problem}; listed again from the checkpoints: {', '.join(each.file for each in found) or 'none'}{said}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if found:
+            self._write(entries)
+        elif left_out:
+            raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
+        return entries
+
+    def file(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:08d}.pt"
 
     def save(self, state: State, step: int, *, best: bool = False) -> Path:
         """Add a checkpoint and remove those no longer wanted.
@@ -88,7 +136,7 @@ class Checkpoints:
         Raises:
             NotSaved: If it cannot be written, for want of space, say. Earlier ones are untouched.
         """
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self.file(step)
         try:
             self.folder.mkdir(exist_ok=True)
             before = self.entries()
@@ -126,10 +174,16 @@ class Checkpoints:
             path = self.folder / entry.file
             problem = _problem(path, entry)
             if problem is None:
-                state: State = torch.load(path, map_location="cpu", weights_only=True)
-                return state
+                state = _whole_state(path)
+                if state is not None:
+                    return state
+                problem = "has the right checksum and is no checkpoint"
             if loud:
                 print(f"{path} {problem}; the checkpoint before it is tried", file=sys.stderr, flush=True)
+        listed = {entry.file for entry in entries}
+        if any(file.name not in listed for file in self.files):  # the list is older than they are
+            self._made_again(f"nothing that {self.index} lists is whole")
+            return self.latest(loud=loud)
         if entries:
             raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
         return None
@@ -148,6 +202,42 @@ class Checkpoints:
         left = f"that of step {entries[-1].step} is whole" if entries else "there is none before it"
         again = f"make room, then `imixer train --resume {self.folder.parent}`"
         return f"checkpoint {path} could not be written ({why}); {left}; {again}"
+
+
+class _Damaged(InputError):
+    """The list of the checkpoints cannot be read; the message says why."""
+
+
+def _is_entry(entry: Any) -> bool:
+    kinds: Dict[str, Any] = {field.name: field.type for field in fields(Entry)}
+    return (
+        isinstance(entry, dict)
+        and {"file", "step", "sha256"} <= entry.keys() <= kinds.keys()
+        and all(type(value).__name__ == kinds[name] for name, value in entry.items())
+        and entry["step"] >= 0
+    )
+
+
+def _whole_state(path: Path) -> Optional[State]:
+    """The state in a file; None if the file is damaged or holds something else. Nothing in it is executed."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if parts.testzip() is not None:  # which torch does not look at
+                return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError):
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def _knows_its_step(state: State) -> bool:
+    return type(state.get("step")) is int and state["step"] >= 0 and isinstance(state.get("rows"), list)
+
+
+def _best_step(state: State) -> Optional[int]:
+    """The step after the best epoch that a state knows."""
+    rows = [row for row in state["rows"] if isinstance(row, dict) and {"val_acc", "step"} <= row.keys()]
+    return max(rows, key=lambda row: row["val_acc"])["step"] if rows else None
 
 
 def _problem(path: Path, entry: Entry) -> Optional[str]:

@@ -9,6 +9,21 @@ from typing import Any, Dict, List, Literal, Optional, Tuple, Union
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 
+# More is a slip of the finger: it would take years, or all memory, before anything is seen to be wrong.
+_MOST: Dict[str, int] = {
+    "n_iter": 10_000,
+    "num_layers": 100,
+    "n_power_iterations": 10_000,
+    "max_steps": 100_000,
+    "gradient_terms": 10_000,
+    "num_blocks": 1_000,
+    "embed_dim": 65_536,
+    "patch_size": 4_096,
+    "hidden_ratio": 1_000,
+}
+_MOST_EVALUATIONS = 1_000_000
+_MOST_EPOCHS = 1_000_000
+
 
 @dataclass
 class ModelConfig:
@@ -101,6 +116,17 @@ class ModelConfig:
         return {k: v for k, v in chosen.items() if v is not None} | self.kwargs
 
     def __post_init__(self) -> None:
+        chosen = self.overrides()
+        for name, most in _MOST.items():
+            value = chosen.get(name)
+            if isinstance(value, (int, float)) and not value <= most:
+                raise InputError(f"model.{name} is {value}; give at most {most:,}")
+        layers, n_iter = chosen.get("num_layers"), chosen.get("n_iter", 2)
+        if isinstance(layers, int) and isinstance(n_iter, int) and n_iter ** max(0, layers - 2) > _MOST_EVALUATIONS:
+            raise InputError(
+                f"model.num_layers is {layers} and model.n_iter {n_iter}: n^(L-2) = {n_iter}^{layers - 2} evaluations "
+                f"of the innermost map per block, more than {_MOST_EVALUATIONS:,}; lower one of them"
+            )
         if self.checkpoint_key is not None and self.checkpoint is None:
             raise InputError(
                 f"model.checkpoint_key is {self.checkpoint_key!r}, but there is no model.checkpoint; name a file, or "
@@ -189,6 +215,11 @@ class ScheduleConfig:
         for name in ("warmup_lr", "min_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"schedule.{name} is {getattr(self, name)}; give 0 or more")
+        if max(self.warmup_epochs, self.cooldown_epochs) > _MOST_EPOCHS:
+            raise InputError(
+                f"schedule.warmup_epochs is {self.warmup_epochs} and schedule.cooldown_epochs {self.cooldown_epochs}; "
+                f"give at most {_MOST_EPOCHS:,}"
+            )
         if self.decay_epochs < 1 or not 0 < self.decay_rate <= 1:
             raise InputError(
                 f"schedule.decay_epochs is {self.decay_epochs} and schedule.decay_rate {self.decay_rate}; "
@@ -288,8 +319,8 @@ class TrainConfig:
         return self.data.batch_size // (self.devices * self.num_nodes * self.accumulate)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InputError(f"epochs is {self.epochs}; give 1 or more")
+        if not 1 <= self.epochs <= _MOST_EPOCHS:
+            raise InputError(f"epochs is {self.epochs}; give 1 or more, at most {_MOST_EPOCHS:,}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed is {self.seed}; give a whole number from 0, below 2**32")
         for name in ("devices", "num_nodes", "accumulate"):

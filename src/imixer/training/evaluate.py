@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from imixer.data.folder import open_test_folder
 from imixer.data.image_data import printable
 from imixer.data.loading import batches_in_order, worker_message
+from imixer.data.progress import announce, with_progress
 from imixer.errors import InputError
 from imixer.json_text import json_text
 from imixer.training.atomic import write_text
@@ -113,6 +114,7 @@ def evaluate(
     batches = batches_in_order(
         items, reloaded.transform, config.data, device=reloaded.device, batch_size=batch_size or config.micro_batch
     )
+    announce(f"evaluating {len(items):,} images")  # type: ignore[arg-type]
     try:
         logits, targets, speed = _run(reloaded, batches)
     except InputError as error:
@@ -139,7 +141,8 @@ def evaluate(
 @torch.inference_mode()
 def _run(reloaded: Reloaded, batches: Any) -> Any:
     logits, targets, began, counted = [], [], time.perf_counter(), 0
-    for step, (images, labels) in enumerate(batches):
+    shown = with_progress(([batch] for batch in batches), len(batches), "evaluating batches")
+    for step, (images, labels) in enumerate(shown):
         logits.append(reloaded.model(images).float().cpu())
         require_finite_logits(reloaded.model, images, logits[-1], reloaded.run.path)
         targets.append(labels.cpu())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+from imixer.data.progress import announce
 from imixer.errors import InputError
 from imixer.models.export import export_onnx, export_torch
 from imixer.training.reload import reload
@@ -38,4 +39,5 @@ def export(
         raise InputError(f"out: {file} exists, and nothing is overwritten; give another name or remove it")
     if not file.absolute().parent.is_dir():
         raise InputError(f"out: {file} cannot be written, there is no folder {file.absolute().parent}")
+    announce(f"exporting the model as {format}, and comparing what it computes")
     return file, write(reloaded.model, file, batch_size=batch_size)

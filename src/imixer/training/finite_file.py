@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -30,15 +30,10 @@ def first_non_finite_in(path: Path) -> Optional[str]:
     Raises:
         ValueError: If it is no such file.
     """
-    content = np.memmap(path, np.uint8, "r")
-    try:
-        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
-        header = json.loads(content[8:start].tobytes())
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{path} is no safetensors file") from error
+    content, start, tensors = _open(path)
     bad = []
-    for name, tensor in header.items():
-        if name == "__metadata__" or tensor["dtype"] not in _EXPONENTS:
+    for name, tensor in tensors.items():
+        if tensor["dtype"] not in _EXPONENTS:
             continue
         kind, mask = _EXPONENTS[tensor["dtype"]]
         first, last = (start + offset for offset in tensor["data_offsets"])
@@ -47,6 +42,31 @@ def first_non_finite_in(path: Path) -> Optional[str]:
             bad.append(name)
     # The file's own order is that of sizes or names.
     return f"{place_of(min(bad, key=_order))} on: {min(bad, key=_order)}" if bad else None
+
+
+def require_whole(path: Path) -> None:
+    """See that a safetensors file has all that its header tells of.
+
+    Raises:
+        ValueError: If not.
+    """
+    _open(path)
+
+
+def _open(path: Path) -> tuple[Any, int, dict[str, Any]]:
+    """The bytes of a safetensors file, where its numbers begin, and what its header says of each tensor."""
+    try:
+        content = np.memmap(path, np.uint8, "r")
+        start = 8 + int.from_bytes(content[:8].tobytes(), "little")
+        header = json.loads(content[8:start].tobytes())
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        end = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        fitting = bool(tensors) and end == len(content) and all("dtype" in tensor for tensor in tensors.values())
+    except (ValueError, OverflowError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file") from error
+    if not fitting:
+        raise ValueError(f"{path} is damaged: its header does not fit its {len(content):,} bytes")
+    return content, start, tensors
 
 
 def place_of(name: str) -> str:

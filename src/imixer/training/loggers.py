@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 from typing import Any, Dict, Protocol
 
 from imixer.errors import InputError
+from imixer.reading import read_json
 from imixer.training.run_directory import RunDirectory
 
 _EXTRAS = ("wandb", "mlflow")  # called like their packages
@@ -90,7 +90,7 @@ def _lightning(name: str, run: RunDirectory) -> Any:
 
     title = run.path.absolute().name
     if name == "wandb":  # a resumed run continues its page
-        identity = json.loads(run.environment.read_text(encoding="utf-8"))["run"]
+        identity = read_json(run.environment, ["run"])["run"]
         return loggers.WandbLogger(name=title, save_dir=str(run.path), project="imixer", id=identity, resume="allow")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.path.absolute() / 'mlflow.db'}")

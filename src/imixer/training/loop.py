@@ -112,7 +112,7 @@ class Loop:
             InputError: If a step is not finite and `non_finite` is `stop`, or a checkpoint cannot be written.
         """
         self._began = self._saved_at = time.monotonic()
-        with on_request() as request:
+        with on_request(loud=self.fabric.is_global_zero) as request:
             self.progress.start(self.epochs, self.steps_per_epoch, self.config.data.batch_size, self.step, self.steps)
             try:
                 while len(self.rows) < self.epochs:
@@ -157,6 +157,7 @@ class Loop:
             self._save()  # validation may take longer than whoever sends SIGTERM will wait
         losses: Any = self.fabric.all_reduce(self._losses, reduce_op="sum")
         total, number = losses.tolist()
+        self.progress.validate(len(self.held_out))
         rounds = largest_over_processes(self.fabric, len(self.held_out))[0]
         scores = self.scores.score(self.trainee.ready(), self.held_out, rounds)
         row: Row = {
@@ -234,7 +235,21 @@ class Loop:
         }
 
     def load(self, state: State) -> None:
-        """Stand where `state` was taken."""
+        """Stand where `state` was taken.
+
+        Raises:
+            ValueError: If it cannot be of this run; and what PyTorch raises of tensors that do not fit.
+        """
+        rows, numbers = state["rows"], (int, float)
+        if not all(isinstance(row, dict) and isinstance(row.get("val_acc"), numbers) for row in rows):
+            raise ValueError("rows are no epochs")
+        if not isinstance(state["seconds"], numbers):
+            raise ValueError("seconds is no number")
+        behind = state["step"] - len(state["rows"]) * self.steps_per_epoch
+        if not 0 <= behind <= self.steps_per_epoch or len(state["rows"]) > self.epochs:
+            raise ValueError(f"step {state['step']} and {len(state['rows'])} epochs do not go together")
+        if state["rows"] and state["confusion"] is None:
+            raise ValueError("the confusion matrix is missing")
         self.trainee.load(state)
         self.step, self.rows, self._earlier_s = state["step"], state["rows"], state["seconds"]
         self.scores.confusion = state["confusion"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
@@ -22,6 +24,7 @@ from imixer.training.suggest import nearest
 from imixer.training.weights import load_weights
 
 Size = Tuple[int, int]
+_FLOAT = 4  # bytes
 _FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
 
@@ -77,6 +80,7 @@ def build_model(
     args = {"in_chans": in_chans, "num_classes": num_classes, **options}
     if cfg.fixed_input_size:  # others take any size and no such argument
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
+    _require_memory(name, args)
     model = _create(name, args, options)
     for module in model.modules():
         if isinstance(module, PatchEmbed) and not getattr(module, "dynamic_img_pad", False):
@@ -88,6 +92,48 @@ def build_model(
         if is_first_process():
             print(loaded, file=sys.stderr, flush=True)
     return BuiltModel(model, name, args, (in_chans, *size))
+
+
+def require_memory_for_batch(input_size: Tuple[int, int, int], images: int) -> None:
+    """See that a batch fits into memory.
+
+    Args:
+        input_size: Channels, height and width of an image.
+        images: Images of one forward pass.
+
+    Raises:
+        InputError: If not.
+    """
+    memory, needed = _memory(), images * math.prod(input_size) * _FLOAT
+    if memory is not None and needed > memory:
+        raise InputError(
+            f"{images:,} images of {input_size[1]}x{input_size[2]} take {needed / 1e9:,.0f} GB of the "
+            f"{memory / 1e9:,.0f} GB that this machine has; lower data.batch_size or "
+            "data.image_size, or raise accumulate"
+        )
+
+
+def _require_memory(name: str, args: Dict[str, Any]) -> None:
+    """See that the weights fit into memory, before any is taken: the system might end the process instead."""
+    memory = _memory()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            parameters = sum(p.numel() for p in timm.create_model(name, **args).parameters())
+    except (AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return  # it needs numbers to be built, or cannot be built at all, which is said when it is
+    if memory is not None and parameters * _FLOAT > memory:
+        raise InputError(
+            f"{name} would have {parameters:,} parameters, which take {parameters * _FLOAT / 1e9:,.0f} GB of the "
+            f"{memory / 1e9:,.0f} GB that this machine has; take a smaller model, or larger patches"
+        )
+
+
+def _memory() -> Optional[int]:
+    """Bytes of this machine's memory; None if the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
+from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
 from imixer.training.atomic import write_text
 from imixer.training.config import CheckpointConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
@@ -56,9 +57,10 @@ def hoist(argv: Sequence[str]) -> List[str]:
     """Bring the configurations that `--resume`, `--recipe` and `--config` stand for, in this order, before all flags.
 
     jsonargparse applies options from left to right; this makes the flags win wherever they stand. `--resume` stays.
+    Files are read here, since jsonargparse keeps the last of two keys and writes out any aliases.
 
     Raises:
-        InputError: If there is no such run or recipe.
+        InputError: If there is no such run, recipe or file, or a file is no configuration.
     """
     taken: Dict[str, List[str]] = {"--resume": [], "--recipe": [], "--config": []}
     rest, words = [], iter(argv)
@@ -72,8 +74,9 @@ def hoist(argv: Sequence[str]) -> List[str]:
             taken[name].append(following)
         else:
             raise InputError(f"{name} needs a value")
-    configs = [str(open_begun(path).config) for path in taken["--resume"]]
-    configs += [yaml.safe_dump(load_recipe(name)) for name in taken["--recipe"]] + taken["--config"]
+    configs = [_config_text(open_begun(path).config) for path in taken["--resume"]]
+    configs += [yaml.safe_dump(load_recipe(name)) for name in taken["--recipe"]]
+    configs += [_config_text(Path(file)) for file in taken["--config"]]
     first = [word for config in configs for word in ("--config", config)]
     return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
 
@@ -109,7 +112,24 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         InputError: If the file is missing or is not such a configuration.
     """
-    return to_config(parse(train_parser(), ["--config", str(path)]))
+    text = _config_text(path)
+    try:
+        return to_config(parse(train_parser(), ["--config", text]))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _config_text(file: Path) -> str:
+    """What a configuration file says, known to be settings of the right types, as YAML."""
+    found = read_yaml(file)
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is no configuration: it is not a YAML mapping of settings to values")
+    text = yaml.safe_dump(found, sort_keys=False)
+    try:
+        parse(train_parser(), ["--config", text])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return text
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -138,16 +158,12 @@ def explain(text: str, parser: ArgumentParser) -> str:
         return f"unknown setting {name} in the configuration{_meant(name, parser, '')}"
     if bad := re.match(r'Parser key "(.+?)":\s*(.*)', text, re.DOTALL):
         return _explain_value(bad[1], bad[2], parser)
-    if re.match("Unexpected config", text):
-        return "the configuration file is not a YAML mapping of settings to values"
     if missing := re.search(r"arguments are required: (\w+)", text):
         return f"{missing[1].upper()} is missing; `{parser.prog} --help` tells more"
     return " ".join(text.split())
 
 
 def _explain_value(key: str, problem: str, parser: ArgumentParser) -> str:
-    if missing := re.search(r"does not exist: (.*)", problem):
-        return f"--{key}: file {missing[1]} does not exist"
     if file := re.search(r"Unable to load config '(.*?)'", problem):
         return f"--{key} takes a YAML file, and {file[1]!r} is none; did you mean --{key}.name {file[1]}?"
     value = re.search(r"(?:Got|Given) value: (.*)", problem, re.DOTALL)

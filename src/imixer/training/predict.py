@@ -13,6 +13,7 @@ from PIL import Image
 
 from imixer.data.decoding import pixel_format
 from imixer.data.loading import find_images, load_image
+from imixer.data.progress import announce, with_progress
 from imixer.errors import InputError
 from imixer.escaping import for_csv
 from imixer.training.atomic import write_text
@@ -23,6 +24,7 @@ from imixer.training.reload import Reloaded, reload
 _BATCH = 64
 _SHOWN = 16  # images in the picture
 _HELD_OUT = 8
+_MOST_ITERATIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,19 @@ def predict(
         raise InputError(f"csv: {csv_file} exists, and nothing is overwritten; give another name or remove it")
     if csv_file and not Path(csv_file).absolute().parent.is_dir():
         raise InputError(f"csv: {csv_file} cannot be written, there is no folder {Path(csv_file).absolute().parent}")
+    if images and data is not None:
+        raise InputError(f"data is {data}, which is not looked at where images are given; leave one out")
     reloaded = reload(path, device)
     if n_iter is not None:
         _set_n_iter(reloaded.model, n_iter, path)
     files = [Path(file) for file in find_images(images)] if images else []
     held_out = [] if files else _held_out(reloaded, data)
+    announce(f"predicting {len(files) or len(held_out):,} images")
     predictions: List[Prediction] = []
     shown: List[_Source] = []
     in_chans, pixels = reloaded.input_size[0], pixel_format(reloaded.config.data)
-    for start in range(0, len(files) or len(held_out), _BATCH):
+    starts = range(0, len(files) or len(held_out), _BATCH)
+    for start in with_progress(([start] for start in starts), len(starts), "predicting batches"):
         batch = [_Source(str(file), None, load_image(file, in_chans, pixels)) for file in files[start : start + _BATCH]]
         batch = batch or held_out[start : start + _BATCH]
         predictions += _predict(reloaded, batch, top)
@@ -118,6 +124,8 @@ def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
         raise InputError(f"n_iter: the model of {path} is no iMixer and does not iterate; leave it out")
     if getattr(model, "solver", "fixed") != "fixed":
         raise InputError(f"n_iter: the model of {path} solves to a tolerance with {model.solver}; leave it out")
+    if n_iter > _MOST_ITERATIONS:
+        raise InputError(f"n_iter is {n_iter}; give at most {_MOST_ITERATIONS:,}")
     try:
         model.n_iter = n_iter
     except ValueError as error:

@@ -15,6 +15,7 @@ from rich.text import Text
 from imixer.data.image_data import ImageData, few_names, printable, shortened
 from imixer.training.config import TrainConfig
 from imixer.training.model import BuiltModel, forward_cost
+from imixer.training.no_effect import settings_without_effect
 
 _MOST_LEFT_OUT = 6
 _PASSES = 3  # a backward pass costs as much as two forward passes
@@ -59,6 +60,7 @@ def _lines(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int |
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     lines.append(("model", f"{built.name}, {parameters:,} parameters"))
     lines.append(("cost", _cost(data, config, built, steps)))
+    lines += [("no effect", shortened(each, 160)) for each in settings_without_effect(config)]
     return lines
 
 

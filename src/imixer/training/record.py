@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 import torch
 
+from imixer.reading import read_rows
 from imixer.training.atomic import write_text
 from imixer.training.loggers import Logger
 from imixer.training.run_directory import RunDirectory
@@ -33,17 +35,30 @@ class Record:
         self.images_per_s = 0.0
         self._began, self._images = 0.0, 0
 
-    def restart(self, rows: Sequence[Row]) -> None:
-        """Drop what was written after a checkpoint that training goes back to.
+    def restart(self, rows: Sequence[Row], *, measured: bool = True) -> None:
+        """Drop what was written after a checkpoint that training goes back to, and what is damaged.
+
+        `metrics.csv` is written again from the checkpoint. What `convergence.csv` has lost is named on stderr.
 
         Args:
             rows: The epochs that the checkpoint knows.
+            measured: Whether there should be something in `convergence.csv`.
         """
         _rewrite(self.run.metrics, [_plain(row) for row in rows])
-        if self.run.convergence.is_file():
-            with self.run.convergence.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["epoch"]) <= len(rows)]
-            _rewrite(self.run.convergence, kept)
+        path = self.run.convergence
+        there, damaged = read_rows(path, ("epoch", "block"))
+        kept = [row for row in there if float(row["epoch"]) <= len(rows)]
+        if damaged or kept or path.is_file():
+            _rewrite(path, kept)
+        lost = sorted(set(range(1, len(rows) + 1)) - {int(float(row["epoch"])) for row in kept})
+        if measured and lost:
+            state = f"has {damaged} damaged lines" if damaged else "lacks lines"
+            epochs = f"epoch {lost[0]}" if len(lost) == 1 else f"epochs {lost[0]} to {lost[-1]}"
+            print(
+                f"{path} {state}; how the inverses converged in {epochs} is lost, all else goes on",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def begin_epoch(self) -> None:
         """Start the clock of an epoch's training."""

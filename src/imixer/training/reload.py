@@ -16,6 +16,7 @@ from imixer.data.source import open_data
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.training.config import TrainConfig
+from imixer.training.damage import model_damage
 from imixer.training.finite import require_finite_weights
 from imixer.training.model_directory import load_model
 from imixer.training.parsing import load_config
@@ -98,6 +99,8 @@ def reload(path: str, device: str = "auto") -> Reloaded:
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
     chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if (problem := model_damage(run)) is not None:
+        raise InputError(f"{problem}; `imixer train --resume {path}` writes it again from the checkpoints")
     model = load_model(run.model)
     require_finite_weights(model, run.path)
     return Reloaded(run, config, model.to(chosen), chosen)

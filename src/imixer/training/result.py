@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any, Dict, Tuple
 
+from imixer.errors import InputError
+from imixer.escaping import one_line
 from imixer.json_text import json_text
+from imixer.reading import read_json
 from imixer.training.atomic import write_text
 from imixer.training.run_directory import RunDirectory
 
@@ -46,6 +48,17 @@ class Trained:
 
 
 def read_result(run: RunDirectory) -> Trained:
-    """What `Trained.write` wrote."""
-    found = json.loads(run.result.read_text(encoding="utf-8"))
-    return Trained(run, **found | {"skipped": tuple(found["skipped"])})
+    """Read what `Trained.write` wrote.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    found = read_json(run.result)
+    try:
+        read = Trained(run, **found | {"skipped": tuple(found["skipped"])})
+        fit = isinstance(read.last["val_acc"], (int, float)) and read.epochs >= 1 and read.seconds + read.held_out >= 0
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{run.result} is damaged: it is not what training writes ({one_line(error)})") from error
+    if not fit:
+        raise InputError(f"{run.result} is damaged: its numbers cannot be")
+    return read

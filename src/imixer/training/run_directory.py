@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Optional
 
 from imixer.errors import InputError
+from imixer.escaping import middle_cut, printable
 
+_LONGEST_PART = 255  # bytes of a name, on all common file systems
 _MOST_LETTERS = 40  # of a data set's or a model's name in that of a directory
 
 
@@ -134,7 +137,12 @@ def check_out(out: Optional[str]) -> None:
     if out is None:
         return
     path = Path(out)
-    if path.exists():
+    if "\0" in out or any(len(os.fsencode(part)) > _LONGEST_PART for part in path.parts):
+        raise InputError(
+            f"out: {middle_cut(printable(out), 80)} can be no folder; give names of at most {_LONGEST_PART} bytes, "
+            "without zero bytes"
+        )
+    if path.exists() or path.is_symlink():
         raise InputError(f"out: {out} exists, and nothing is overwritten; give another name or remove it")
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Optional
 
 _PATIENCE_S = 1.0  # a terminal sends Ctrl-C to launcher and workers alike, so that a worker may get it twice
@@ -31,9 +32,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether, and by which signal, training was asked to stop."""
+    """Whether, and by which signal, training was asked to stop.
 
-    def __init__(self) -> None:
+    Args:
+        loud: Say so on stderr: one of several processes does.
+    """
+
+    def __init__(self, loud: bool = False) -> None:
+        self._loud = loud
         self.signal_number: Optional[int] = None
         self._asked = 0.0
 
@@ -42,13 +48,17 @@ class StopRequest:
         now = time.monotonic()
         if self.signal_number is not None and now - self._asked > _PATIENCE_S:
             raise KeyboardInterrupt
+        if self._loud and self.signal_number is None:
+            said = f"{signal.Signals(number).name}: stopping after this step, which is saved first ...\n"
+            with suppress(OSError):  # print might be interrupted by this very signal, and cannot be entered twice
+                os.write(2, said.encode())
         self.signal_number, self._asked = number, now
 
 
 @contextmanager
-def on_request() -> Iterator[StopRequest]:
+def on_request(loud: bool = False) -> Iterator[StopRequest]:
     """Within it, SIGTERM and SIGINT ask to stop instead of stopping; in the main thread only, as Python has it."""
-    request = StopRequest()
+    request = StopRequest(loud)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -10,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple, TypeVar
 from uuid import uuid4
@@ -25,13 +25,17 @@ from imixer.data.image_data import ImageData
 from imixer.data.loading import worker_message
 from imixer.data.source import open_data
 from imixer.errors import InputError
+from imixer.escaping import middle_cut, one_line
 from imixer.json_text import json_text
+from imixer.models.inside import inverses
+from imixer.reading import read_json, read_rows
 from imixer.training.atomic import write_text
 from imixer.training.budget import duration
 from imixer.training.changes import check_changes
 from imixer.training.checkpoints import Checkpoints, State
 from imixer.training.config import TrainConfig
 from imixer.training.confusion import write_confusion
+from imixer.training.damage import damage, model_damage
 from imixer.training.devices import (
     build_fabric,
     check_devices,
@@ -46,7 +50,7 @@ from imixer.training.figures import draw_confusion_matrix, draw_learning_curves,
 from imixer.training.launch import launch, report_run
 from imixer.training.loggers import build_logger, check_logger
 from imixer.training.loop import Loop
-from imixer.training.model import BuiltModel, build_model
+from imixer.training.model import BuiltModel, build_model, require_memory_for_batch
 from imixer.training.model_directory import save_model
 from imixer.training.optimizing import build_optimizer
 from imixer.training.parsing import load_config, save_config
@@ -97,7 +101,9 @@ def resume(path: str, config: Optional[TrainConfig] = None) -> Trained:
     config = stored if config is None else config
     check_changes(stored, config, path)
     if run.finished:
-        return read_result(run)
+        if (problem := damage(run)) is None:
+            return read_result(run)
+        print(f"{problem}; written again from the checkpoints", file=sys.stderr, flush=True)
     return _start(placed(config), run)
 
 
@@ -146,6 +152,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         in_chans=data.in_chans,
         num_classes=len(data.class_names),
     )
+    require_memory_for_batch(built.input_size, config.micro_batch)
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
     training, held_out = build_batches(
         data,
@@ -168,7 +175,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
     report_run(run.path)
     with _locked(fabric, run):
-        state = Checkpoints(run.checkpoints).latest(loud=fabric.is_global_zero) if begun else None
+        state = _latest(fabric, run) if begun else None
         if state is not None:
             _check_data(state, data, run)
         else:
@@ -196,28 +203,70 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
             steps=steps,
         )
         if state is not None:
-            loop.load(state)
+            _load(loop, state)
         if begun and fabric.is_global_zero:
-            record.restart(loop.rows)
-        _fit(loop)
+            record.restart(loop.rows, measured=bool(inverses(built.model)) and config.strategy != "fsdp")
+        _fit(loop, new=begun is None)
         return _finish(loop, config, data, device_name(fabric.device))
 
 
-def _fit(loop: Loop) -> None:
-    """Train, and leave no directory behind that holds nothing."""
+def _latest(fabric: Fabric, run: RunDirectory) -> Optional[State]:
+    """The state to go on from; None if the run was stopped before its first checkpoint.
+
+    Raises:
+        InputError: If no checkpoint is left of a run that had some.
+    """
+    # The first process mends the list, before the others read it.
+    _by_first(fabric, lambda: len(Checkpoints(run.checkpoints).entries()))
+    state = Checkpoints(run.checkpoints).latest(loud=fabric.is_global_zero)
+    if state is not None and (type(state.get("step")) is not int or not isinstance(state.get("rows"), list)):
+        file = run.checkpoints / Checkpoints(run.checkpoints).entries()[-1].file
+        raise InputError(f"{file} is whole but no checkpoint of a run; move it away to go on from the one before")
+    if state is not None:
+        return state
+    epochs = len(read_rows(run.metrics, ("epoch",))[0])
+    if run.finished or epochs > 1:  # the first may have been written down just before its checkpoint
+        there = "a model" if run.finished else f"{epochs} epochs in {run.metrics.name}"
+        raise InputError(
+            f"{run.path} has {there}, but no checkpoint in {run.checkpoints}; put them back, or start a new run: "
+            "nothing is overwritten"
+        )
+    if fabric.is_global_zero:
+        print(f"{run.path} has no checkpoint yet; it starts from the beginning", file=sys.stderr, flush=True)
+    return None
+
+
+def _load(loop: Loop, state: State) -> None:
+    """Stand where a checkpoint was taken.
+
+    Raises:
+        InputError: If it is not of this run.
+    """
+    try:
+        loop.load(state)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        file = loop.checkpoints.file(state["step"])
+        raise InputError(
+            f"{file} is whole but does not fit {loop.run.config.name} ({middle_cut(one_line(error), 120)}); move it "
+            "away to go on from the one before"
+        ) from error
+
+
+def _fit(loop: Loop, *, new: bool) -> None:
+    """Train, and leave no new directory behind that holds nothing."""
     run = loop.run
     try:
         loop.fit()
     except Interrupted:
         raise
     except KeyboardInterrupt as error:
-        _remove_if_empty(loop)
+        _remove_if_empty(loop, new)
         raise Interrupted(_left(run)) from error
     except InputError as error:
-        _remove_if_empty(loop)
+        _remove_if_empty(loop, new)
         raise InputError(worker_message(error)) from error
     except BaseException:
-        _remove_if_empty(loop)
+        _remove_if_empty(loop, new)
         raise
     finally:
         loop.record.close()
@@ -243,6 +292,7 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         assert loop.scores.confusion is not None  # set by the last validation
         counts = loop.scores.confusion.numpy()
         write_confusion(counts.tolist(), data.class_names, run.confusion_counts)
+        _set_aside_damaged_model(run)
         save_model(  # after all numbers: it is what makes a run finished
             built,
             weights,
@@ -259,6 +309,13 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
     return trained
 
 
+def _set_aside_damaged_model(run: RunDirectory) -> None:
+    if run.model.exists() and model_damage(run) is not None:
+        aside = next(path for n in count(1) if not (path := run.path / f"model.damaged-{n}").exists())
+        run.model.rename(aside)
+        print(f"{run.model} was damaged and is now {aside}", file=sys.stderr, flush=True)
+
+
 def _facts(data: ImageData) -> Dict[str, Any]:
     """What must not change between a run's sessions."""
     return {
@@ -269,8 +326,14 @@ def _facts(data: ImageData) -> Dict[str, Any]:
 
 
 def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
+    facts = state.get("facts")
+    if not isinstance(facts, dict) or not facts.keys() >= _facts(data).keys():
+        raise InputError(
+            f"{Checkpoints(run.checkpoints).file(state['step'])} says nothing of the data that it was trained on; move "
+            "it away to go on from the one before"
+        )
     for name, here in _facts(data).items():
-        before = state["facts"][name]
+        before = facts[name]
         if before != here:
             shown = (len(before), len(here)) if isinstance(here, list) else (before, here)
             raise InputError(
@@ -281,9 +344,12 @@ def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
 
 def _note_changes(run: RunDirectory, step: int) -> None:
     """Say, and add to the run's environment, what makes the numbers of a resumed run differ from one never stopped."""
-    if not run.environment.is_file():
+    try:
+        begun = read_json(run.environment, ["run"])
+    except InputError as error:
+        print(f"{error}; what the run was begun with is lost, written is what it goes on with", file=sys.stderr)
+        write_text(run.environment, json_text({"run": uuid4().hex} | environment() | {"resumed": [{"step": step}]}))
         return
-    begun = json.loads(run.environment.read_text(encoding="utf-8"))
     if changes := environment_changes(begun, environment()):
         shown = ", ".join(f"{name} {value} instead of {begun[name]}" for name, value in changes.items())
         print(f"resumed with {shown}: numbers may differ in their last digits", file=sys.stderr, flush=True)
@@ -299,8 +365,10 @@ def _locked(fabric: Fabric, run: RunDirectory) -> Iterator[None]:
     def take() -> None:
         try:
             lock.acquire(timeout=0)
-        except Timeout:
-            raise InputError(f"{run.path} is being trained by another process; wait for it or stop it") from None
+        except OSError as error:
+            if isinstance(error, Timeout):
+                raise InputError(f"{run.path} is being trained by another process; wait for it or stop it") from None
+            raise InputError(f"{run.lock} cannot be locked, {error.strerror}; remove it") from error
 
     _by_first(fabric, take)
     try:
@@ -330,6 +398,6 @@ def _left(run: RunDirectory) -> str:
     return f"in the middle of a step; `imixer train --resume {run.path}` continues from step {entries[-1].step}"
 
 
-def _remove_if_empty(loop: Loop) -> None:
-    if loop.fabric.is_global_zero and not Checkpoints(loop.run.checkpoints).entries():
+def _remove_if_empty(loop: Loop, new: bool) -> None:
+    if new and loop.fabric.is_global_zero and not Checkpoints(loop.run.checkpoints).files:
         shutil.rmtree(loop.run.path, ignore_errors=True)  # the directory is ours and holds no result

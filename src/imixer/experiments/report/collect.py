@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
-import json
-from dataclasses import dataclass
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import yaml
-
 from imixer.errors import InputError
+from imixer.escaping import one_line
 from imixer.experiments.registry import EXPERIMENTS
+from imixer.reading import read_json, read_rows
 from imixer.training.confusion import read_confusion
 from imixer.training.finite_file import first_non_finite_in
-from imixer.training.parsing import flat
+from imixer.training.parsing import flat, load_config
 from imixer.training.run_directory import RunDirectory, short_names
 
+_METRICS = ("epoch", "step", "train_loss", "val_loss", "val_acc", "lr", "images_per_s", "seconds")
+_SIGNS = ("environment.json", "metrics.csv", "checkpoints", "model")  # of a run, one of which may be lost
 _MANY_CLASSES = 200  # of which a confusion matrix is a picture only
 
 
@@ -140,6 +142,8 @@ def find_runs(paths: Sequence[str]) -> List[Run]:
             raise InputError(f"no run and no folder of runs at {path}; correct the path")
         inside = (each.parent for each in path.rglob("config.yaml"))
         runs = [path] if _is_run(path) else sorted(each for each in inside if _is_run(each))
+        if not runs and any((path / name).exists() for name in _SIGNS):
+            raise InputError(f"{path} is a run that has lost its config.yaml, without which nobody knows what it is")
         if not runs:
             raise InputError(f"{path} holds no run; give what `imixer train`, `sweep` or `reproduce` has written")
         found.update(dict.fromkeys(runs))
@@ -158,7 +162,7 @@ def find_reproduced(path: str) -> List[Reproduced]:
         if not file.is_file():
             continue
         try:
-            facts = _json(file)
+            facts = read_json(file)
             if "shown" in facts:
                 shown = facts["shown"]
                 tables = [ShownTable(**table) for table in shown["tables"]]
@@ -186,7 +190,7 @@ def differing(runs: Sequence[Run]) -> List[Tuple[str, List[Any]]]:
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and (path / "environment.json").is_file()
+    return (path / "config.yaml").exists() and any((path / name).exists() for name in _SIGNS)
 
 
 def _read(path: Path, name: str) -> Run:
@@ -202,13 +206,13 @@ def _read(path: Path, name: str) -> Run:
         return Run(
             name=name,
             path=path,
-            settings=flat(yaml.safe_load(run.config.read_text(encoding="utf-8"))),
+            settings=flat(asdict(load_config(run.config))),
             environment=_json(run.environment),
-            rows=_table(run.metrics),
-            convergence=_table(run.convergence),
-            result=_json(run.result),
-            evaluation=_json(run.evaluation),
-            test_evaluation=_json(run.test_evaluation),
+            rows=_table(run.metrics, _METRICS),
+            convergence=_table(run.convergence, ("epoch", "block")),
+            result=_json(run.result, ("data", "parameters", "device")),
+            evaluation=_json(run.evaluation, ("top1", "images", "per_class")),
+            test_evaluation=_json(run.test_evaluation, ("top1", "images", "per_class")),
             classes=classes,
             iterations=iterations,
             energy=energy,
@@ -216,19 +220,27 @@ def _read(path: Path, name: str) -> Run:
         )
     except InputError:
         raise
-    except (ValueError, OSError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error
 
 
 def _classes(run: RunDirectory) -> Optional[Tuple[List[str], List[List[int]]]]:
     if not run.confusion_counts.is_file():
         return None
-    names, counts = read_confusion(run.confusion_counts)
+    try:
+        names, counts = read_confusion(run.confusion_counts)
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{run.confusion_counts} is damaged ({one_line(error)}); remove it, and the report does without"
+        ) from error
     return (names, counts) if len(names) <= _MANY_CLASSES else None
 
 
 def _energy(run: RunDirectory) -> List[Dict[str, Any]]:
-    mixings = _json(run.analysis / "energy.json").get("mixings", [])
+    file = run.analysis / "energy.json"
+    mixings = _json(file).get("mixings", [])
+    if not isinstance(mixings, list) or not all(isinstance(each, dict) for each in mixings):
+        raise InputError(f"{file} is damaged: mixings is no list; `imixer analyze energy {run.path}` writes it again")
     return mixings if all("change" in each for each in mixings) else []  # of an earlier version
 
 
@@ -236,15 +248,28 @@ def _pictures(run: RunDirectory, charted: Sequence[str]) -> List[Picture]:
     """The pictures of a run that no chart shows as well. Learning curves always are one."""
     drawn = [run.confusion_matrix, run.prediction, *sorted(run.analysis.glob("*.png"))]
     shown = [file for file in drawn if file.is_file() and file.stem not in charted]
+    for file in [file for file in shown if not _is_png(file)]:
+        print(f"{file} is no picture any more, and left out", file=sys.stderr, flush=True)
+        shown.remove(file)
     return [Picture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
 
 
-def _json(file: Path) -> Dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def _is_png(file: Path) -> bool:
+    """Whether a file begins and ends as a PNG does."""
+    content = file.read_bytes()
+    return content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
 
 
-def _table(file: Path) -> List[Dict[str, float]]:
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(opened)]
+def _json(file: Path, keys: Sequence[str] = ()) -> Dict[str, Any]:
+    return read_json(file, keys) if file.exists() else {}
+
+
+def _table(file: Path, columns: Sequence[str]) -> List[Dict[str, float]]:
+    rows, damaged = read_rows(file, columns)
+    if damaged and not rows:
+        raise InputError(
+            f"{file} is damaged, and no line of it whole; `imixer train --resume {file.parent}` writes it again"
+        )
+    if damaged:
+        print(f"{file}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
+    return [{name: float(value) for name, value in row.items()} for row in rows]

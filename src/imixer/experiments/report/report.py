@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import yaml
 
+from imixer.data.progress import announce
 from imixer.errors import InputError
+from imixer.escaping import one_line
 from imixer.experiments.report import charts
 from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs
 from imixer.experiments.report.page import (
@@ -26,7 +30,7 @@ from imixer.experiments.report.page import (
 )
 from imixer.json_text import json_text
 from imixer.training.atomic import write_text
-from imixer.training.run_directory import short_names
+from imixer.training.run_directory import RunDirectory, short_names
 
 _MANY = 40  # runs, of which each has its own figures
 _ITERATIONS = (
@@ -54,13 +58,15 @@ def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
     reproduced = _named([(path, found) for path, found in by_path if found])
     others = [path for path, found in by_path if not found]
     runs = find_runs(others) if others else []
+    announce(f"drawing {len(reproduced) + len(runs):,} runs, tables and figures")
     file = Path(out) if out else Path(paths[0]) / "report.html"
     if file.is_dir():
         raise InputError(f"out: {file} is a folder; give the name of a file")
     parts = [f"{len(reproduced)} tables and figures"] * bool(reproduced)
     parts += [runs[0].name if len(runs) == 1 else f"{len(runs)} runs"] * bool(runs)
+    text = render(f"imixer: {' and '.join(parts)}", _sections(reproduced, runs))
     try:
-        write_text(file, render(f"imixer: {' and '.join(parts)}", _sections(reproduced, runs)))
+        write_text(file, text)
     except OSError as error:
         raise InputError(f"out: {file} cannot be written, {error.strerror}") from error
     return file
@@ -89,7 +95,26 @@ def _sections(reproduced: List[Reproduced], runs: List[Run]) -> List[Section]:
     ]
 
 
+@contextmanager
+def _numbers_of(file: object) -> Iterator[None]:
+    """Name the file whose numbers cannot be shown."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{file} is damaged: it holds something else than was written ({type(error).__name__}: {one_line(error)}); "
+            "write it again by the command that wrote it, or remove it"
+        ) from error
+
+
 def _reproduced(found: Reproduced) -> List[Item]:
+    with _numbers_of(f"{found.name}.json"):
+        return _shown_again(found)
+
+
+def _shown_again(found: Reproduced) -> List[Item]:
     items: List[Item] = []
     if found.conditions:
         items.append(Paragraph(found.conditions))
@@ -122,6 +147,11 @@ def _summary(runs: List[Run]) -> List[Item]:
 
 
 def _summary_row(run: Run) -> List[str]:
+    with _numbers_of(RunDirectory(run.path).result):
+        return _summarised(run)
+
+
+def _summarised(run: Run) -> List[str]:
     last = run.rows[-1] if run.rows else {}
     epochs = int(run.settings["epochs"]) + int(run.settings["schedule.cooldown_epochs"])
     return [
@@ -151,16 +181,19 @@ def _convergence(runs: List[Run]) -> List[Item]:
     for number, run in enumerate(runs[:_MANY]):
         found: List[Item] = []
         if run.convergence:
+            with _numbers_of(RunDirectory(run.path).convergence):
+                chart = charts.convergence(run)
             found.append(
                 Chart(
                     "What the iterations leave of x = G(v) + F(x), relative to x; the largest spectral norm before "
                     "normalisation; and the bound of F's Lipschitz constant: below 1, the inverse exists for any input",
                     f"convergence-{number}",
-                    charts.convergence(run),
+                    chart,
                 )
             )
         if run.iterations:
-            found.append(Chart(_ITERATIONS, f"iterations-{number}", charts.iterations(run.iterations)))
+            with _numbers_of(RunDirectory(run.path).analysis / "convergence.json"):
+                found.append(Chart(_ITERATIONS, f"iterations-{number}", charts.iterations(run.iterations)))
         items += [Heading(run.name), *found] if found else []
     return items
 
@@ -168,6 +201,8 @@ def _convergence(runs: List[Run]) -> List[Item]:
 def _energy(runs: List[Run]) -> List[Item]:
     items: List[Item] = []
     for number, run in enumerate(run for run in runs[:_MANY] if run.energy):
+        with _numbers_of(RunDirectory(run.path).analysis / "energy.json"):
+            chart = charts.energy(run.energy)
         items += [
             Heading(run.name),
             Chart(
@@ -175,7 +210,7 @@ def _energy(runs: List[Run]) -> List[Item]:
                 "deviation over images, and whether it must fall; and how asymmetric the couplings are: 0 symmetric, "
                 "as an energy wants them, 0.71 (dotted) independent",
                 f"energy-{number}",
-                charts.energy(run.energy),
+                chart,
             ),
         ]
     return items
@@ -194,13 +229,15 @@ def _classes(runs: List[Run]) -> List[Item]:
                 )
             )
         test_set = f"the test set {run.test_evaluation.get('data')}"
-        for kind, of, scores in (
-            ("classes", "the held-out images", run.evaluation),
-            ("test", test_set, run.test_evaluation),
+        files = RunDirectory(run.path)
+        for kind, of, scores, file in (
+            ("classes", "the held-out images", run.evaluation, files.evaluation),
+            ("test", test_set, run.test_evaluation, files.test_evaluation),
         ):
             if scores.get("per_class"):
-                caption = f"{scores['top1']:.2%} of {scores['images']:,} images are recognised: {of}, by class"
-                found.append(Chart(caption, f"{kind}-{number}", charts.per_class(scores["per_class"])))
+                with _numbers_of(file):
+                    caption = f"{scores['top1']:.2%} of {scores['images']:,} images are recognised: {of}, by class"
+                    found.append(Chart(caption, f"{kind}-{number}", charts.per_class(scores["per_class"])))
         items += [Heading(run.name), *found] if found else []
     return items
 

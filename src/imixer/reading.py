@@ -1,0 +1,205 @@
+"""Small files, read as if a power cut, an editor or a stranger had written them: YAML, JSON, tables of numbers.
+
+Whatever is wrong with one is said in a line that names the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imixer.errors import InputError
+
+_LARGEST = 64 * 2**20  # bytes, of any file that is read whole
+_LARGEST_YAML = 2**20  # bytes, of a file that somebody typed
+_MOST_VALUES = 100_000  # of a YAML file whose aliases are written out
+_NULLS = "a power cut may have left it so"
+
+
+def read_text(file: Path, largest: int = _LARGEST) -> str:
+    """Read a text file.
+
+    Args:
+        file: The file.
+        largest: Bytes at most.
+
+    Raises:
+        InputError: If it is missing, no file, too large, or no text.
+    """
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(largest + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"file {file} does not exist") from error
+    except (OSError, ValueError) as error:  # the latter of names that no file can have
+        raise InputError(f"{file} cannot be read, {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > largest:
+        raise InputError(f"{file} is larger than {largest // 2**20} MB, which no such file is; give another")
+    if content and not content.strip(b"\0"):
+        raise InputError(f"{file} holds {len(content)} zero bytes and nothing else; {_NULLS}")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is no text file: byte {error.start} is not of UTF-8") from error
+
+
+def read_yaml(file: Path) -> Any:
+    """Read a YAML file of plain values.
+
+    Raises:
+        InputError: If it cannot be read, is not YAML, a key stands twice in a mapping, or its aliases hold each other
+            or far more values than anybody wrote.
+    """
+    return parse_yaml(read_text(file, _LARGEST_YAML), str(file))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Read YAML as `read_yaml` does.
+
+    Args:
+        text: The YAML.
+        name: What to call it in messages.
+    """
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is None:
+            return None
+        _require_few_values(node, name)
+        _require_single_keys(node, name)
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError(f"{name} nests too deep to be read") from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter of dates and numbers that are none
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def _require_few_values(root: Any, name: str) -> None:
+    """Refuse aliases that explode, by counting values without writing any out."""
+    sizes: dict[int, int] = {}
+    entered: set[int] = set()
+
+    def size(node: Any) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in entered:
+            raise InputError(f"{name} holds an alias of itself, in line {node.start_mark.line + 1}; write it out")
+        entered.add(id(node))
+        sizes[id(node)] = 1 + sum(map(size, _children(node)))
+        return sizes[id(node)]
+
+    if size(root) > _MOST_VALUES:
+        raise InputError(
+            f"{name} holds {sizes[id(root)]:.3g} values by its aliases, more than {_MOST_VALUES:,}; give fewer"
+        )
+
+
+def _require_single_keys(root: Any, name: str) -> None:
+    """Refuse a key that stands twice in a mapping, of which PyYAML would silently keep the last."""
+    seen: set[int] = set()
+    left = [root]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            keys = [key for key in keys if isinstance(key, str)]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise InputError(f"{name}: {twice[0]} stands twice, in line {node.start_mark.line + 1} and below")
+        left += _children(node)
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def read_json(file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        file: The file.
+        keys: What the object must have.
+
+    Raises:
+        InputError: If it cannot be read, is not JSON, no object, or lacks a key.
+    """
+    found = parse_json(read_text(file), str(file))
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is damaged: it holds no JSON object")
+    if missing := [key for key in keys if key not in found]:
+        raise InputError(f"{file} is damaged: it has no {missing[0]}")
+    return found
+
+
+def parse_json(text: str, name: str) -> Any:
+    """Read JSON, naming where it comes from if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is damaged: {' '.join(str(error).split())}") from error
+
+
+def read_rows(file: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], int]:
+    """Read those rows of a CSV file of numbers that are whole.
+
+    A last line without an end is of a process that is just writing it, and counts as no row. A file that is missing
+    has no rows.
+
+    Args:
+        file: The file. Its first line names the columns.
+        columns: Those that must be there.
+
+    Returns:
+        The rows, as texts that are numbers; and how many lines are damaged. A damaged first line damages all.
+
+    Raises:
+        InputError: If it is there and cannot be read.
+    """
+    if not file.exists():
+        return [], 0
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_LARGEST)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read, {error.strerror}") from error
+    *lines, rest = content.split(b"\n")
+    whole = [_cells(line) for line in lines]
+    damaged = int(b"\0" in rest)
+    if not whole:
+        return [], damaged
+    header = whole[0] or []
+    if not set(columns) <= set(header) or len(set(header)) != len(header):
+        return [], len(whole) + damaged
+    rows = []
+    for cells in whole[1:]:
+        if cells is None or len(cells) != len(header) or not all(map(_is_number, cells)):
+            damaged += 1
+        else:
+            rows.append(dict(zip(header, cells, strict=True)))
+    return rows, damaged
+
+
+def _cells(line: bytes) -> list[str] | None:
+    """The cells of a line; None if it is damaged."""
+    try:
+        return next(csv.reader([line.decode("utf-8")]), [""]) if b"\0" not in line else None
+    except (UnicodeDecodeError, csv.Error):
+        return None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell)) or cell in ("nan", "inf", "-inf")
+    except ValueError:
+        return False

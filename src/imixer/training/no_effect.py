@@ -1,0 +1,87 @@
+"""Settings that were chosen and change nothing beside the others. Free of torch.
+
+They are told and not refused: a recipe or the other cells of a sweep may need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from imixer.training.config import TrainConfig
+
+_SHAPES_THE_NORM = ("coeff", "n_power_iterations", "sigma", "scaling", "detach_sigma")
+_INVERTS = (
+    *("n_iter", "hidden_ratio", "norm", *_SHAPES_THE_NORM, "inner_drop_rate", "legacy"),
+    *("solver", "gradient", "tolerance", "max_steps", "gradient_terms", "on_failure"),
+)
+
+
+def settings_without_effect(config: TrainConfig) -> list[str]:
+    """Find the settings that somebody chose, of which the rest of a configuration makes no use.
+
+    A setting counts as chosen if it is not what it would be by default.
+
+    Args:
+        config: The run.
+
+    Returns:
+        A clause for each, such as `model.tolerance 0.001: solver is fixed`.
+    """
+    found: dict[str, str] = {}
+    for name, why in [*_of_model(config), *_of_data(config), *_of_schedule(config)]:
+        group, _, field = name.partition(".")
+        owner = getattr(config, group)
+        value = owner.overrides().get(field) if group == "model" else getattr(owner, field)
+        default = None if group == "model" else {each.name: each.default for each in fields(owner)}[field]
+        if value is not None and value != default:
+            found.setdefault(name, f"{name} {_shown(value)}: {why}")
+    return list(found.values())
+
+
+def _of_model(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    chosen = config.model.overrides()
+    layers, norm, sigma = (chosen.get(name) for name in ("num_layers", "norm", "sigma"))
+    solver, gradient = chosen.get("solver", "fixed"), chosen.get("gradient", "unroll")
+    if layers == 2:
+        yield from ((f"model.{name}", "num_layers is 2, which has no inverse") for name in _INVERTS)
+    if norm in ("none", "batch"):
+        yield from ((f"model.{name}", f"norm is {norm}") for name in _SHAPES_THE_NORM)
+    if norm == "orthogonal":
+        yield "model.n_power_iterations", "norm is orthogonal, which takes no power iterations"
+    if sigma in ("exact", "row_norm"):
+        yield "model.n_power_iterations", f"sigma is {sigma}, which takes no power iterations"
+    if solver == "fixed" and gradient != "implicit":
+        yield from ((f"model.{name}", "solver is fixed") for name in ("tolerance", "max_steps"))
+    if solver != "fixed" and layers in (None, 3):
+        yield "model.n_iter", f"solver is {solver}, which goes to a tolerance"
+    if gradient != "neumann":
+        yield "model.gradient_terms", f"gradient is {gradient}"
+
+
+def _of_data(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    data = config.data
+    if data.crop != "resized":
+        yield from ((f"data.{name}", f"crop is {data.crop}") for name in ("scale", "ratio"))
+    if data.name == "digits":
+        built_in = ("root", "download", "skip_bad", "check", "value_range", "background")
+        yield from ((f"data.{name}", "the digits are built in") for name in built_in)
+    if data.pipeline == "device":
+        yield "data.workers", "pipeline is device, which keeps all images in memory"
+    if not data.random_erasing or not (data.mixup or data.cutmix):
+        yield "data.erase", "nothing is erased" if not data.random_erasing else "nothing is mixed"
+
+
+def _of_schedule(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    schedule = config.schedule
+    if schedule.sched != "step":
+        yield from ((f"schedule.{name}", f"sched is {schedule.sched}") for name in ("decay_epochs", "decay_rate"))
+    if schedule.warmup_epochs == 0:
+        yield "schedule.warmup_lr", "warmup_epochs is 0"
+    if schedule.sched == "step":
+        yield "schedule.min_lr", "sched is step, which falls by decay_rate"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
