@@ -152,7 +152,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         in_chans=data.in_chans,
         num_classes=len(data.class_names),
     )
-    require_memory_for_batch(built.input_size, config.micro_batch)
+    # a batch larger than the data is refused below
+    require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))  # type: ignore[arg-type]
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
     training, held_out = build_batches(
         data,
