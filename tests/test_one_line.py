@@ -332,3 +332,11 @@ def test_configurations_of_any_run_still_load(elsewhere):
     from imixer.training.parsing import load_config
 
     assert load_config(elsewhere / "c.yaml").model.tolerance == 0.1
+
+
+NOT_NULL = ["accumulate", "epochs", "seed", "optim.lr", "data.batch_size", "model.kwargs", "data"]
+
+
+@pytest.mark.parametrize("name", NOT_NULL)
+def test_null_is_refused_where_it_is_no_choice(capsys, name):
+    refused(capsys, [*TINY, "--out", "out", f"--{name}", "null"], name)

@@ -248,8 +248,11 @@ class Loop:
         behind = state["step"] - len(state["rows"]) * self.steps_per_epoch
         if not 0 <= behind <= self.steps_per_epoch or len(state["rows"]) > self.epochs:
             raise ValueError(f"step {state['step']} and {len(state['rows'])} epochs do not go together")
-        if state["rows"] and state["confusion"] is None:
-            raise ValueError("the confusion matrix is missing")
+        classes, confusion, losses = self.built.args["num_classes"], state["confusion"], state["losses"]
+        if rows and not (isinstance(confusion, Tensor) and confusion.shape == (classes, classes)):
+            raise ValueError("confusion is no matrix of these classes")
+        if not isinstance(losses, Tensor) or losses.shape[1:] != (2,):
+            raise ValueError("losses are no sums and numbers")
         self.trainee.load(state)
         self.step, self.rows, self._earlier_s = state["step"], state["rows"], state["seconds"]
         self.scores.confusion = state["confusion"]

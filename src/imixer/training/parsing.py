@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Union, get_args, get_origin
+from typing import Any, Dict, List, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -102,8 +102,17 @@ def to_config(namespace: Namespace) -> TrainConfig:
     for name, group in _GROUPS.items():
         if not isinstance(chosen[name], dict):
             raise InputError(f"{name} is {chosen[name]!r}; give a mapping such as {name}.{fields(group)[0].name}")
+        _require_values(chosen[name], group, f"{name}.")
         chosen[name] = group(**chosen[name])
+    _require_values(chosen, TrainConfig, "")
     return TrainConfig(**chosen)
+
+
+def _require_values(chosen: Dict[str, Any], kind: Any, prefix: str) -> None:
+    """Refuse null, which jsonargparse takes for anything, where it is no choice."""
+    for name, hint in get_type_hints(kind).items():
+        if chosen.get(name, 0) is None and type(None) not in get_args(hint):
+            raise InputError(f"{prefix}{name} is null; give {_describe(hint)}, or leave it out")
 
 
 def load_config(path: Path) -> TrainConfig:
