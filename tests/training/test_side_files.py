@@ -254,6 +254,8 @@ def rewritten(run, change):
         lambda state: {key: value for key, value in state.items() if key != "model"},
         lambda state: {key: value for key, value in state.items() if key != "facts"},
         lambda state: state | {"facts": 3},
+        lambda state: state | {"facts": state["facts"] | {"classes": torch.zeros(3)}},
+        lambda state: state | {"facts": state["facts"] | {"held-out images": torch.zeros(3, 4)}},
         lambda state: state | {"rows": state["rows"] * 4},
         lambda state: state | {"rows": [1, 2]},
         lambda state: state | {"losses": None},

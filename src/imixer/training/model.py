@@ -178,7 +178,8 @@ def _known(name: str) -> Any:
     if ":" in name:
         raise InputError(f"model.name is {name!r}; give the architecture's name, and its weights as model.checkpoint")
     if not timm.is_model(name.partition(".")[0]):
-        raise InputError(f"no model {name!r}{nearest(name, timm.list_models())}")
+        meant = nearest(name, timm.list_models()) or "; give one that timm.list_models() names, such as imixer_s16_224"
+        raise InputError(f"no model {name!r}{meant}")
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None:
         raise InputError(f"timm has no configuration for {name!r}{nearest(name, timm.list_pretrained())}")

@@ -328,7 +328,9 @@ def _facts(data: ImageData) -> Dict[str, Any]:
 
 def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
     facts = state.get("facts")
-    if not isinstance(facts, dict) or not facts.keys() >= _facts(data).keys():
+    if not isinstance(facts, dict) or any(
+        type(facts.get(name)) is not type(here) for name, here in _facts(data).items()
+    ):
         raise InputError(
             f"{Checkpoints(run.checkpoints).file(state['step'])} says nothing of the data that it was trained on; move "
             "it away to go on from the one before"
