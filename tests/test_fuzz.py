@@ -144,7 +144,7 @@ def nested(chosen: dict) -> dict:
     return found
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=3))
 def test_any_configuration(chosen):
     chosen = {name: value for name, value in chosen.items() if name not in RUNAWAY}
@@ -155,7 +155,7 @@ def test_any_configuration(chosen):
         assert {path.name for path in folder.iterdir()} <= {"c.yaml", "sweeps"}
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.one_of(st.sampled_from(WORDS), LEAVES.map(str))), max_size=3))
 def test_any_flags(flags):
     words = [word for name, value in flags if name not in RUNAWAY for word in (f"--{name}", value.replace("\0", ""))]
@@ -229,7 +229,7 @@ YAML_BITS = [
 YAML_BITS += ["---", "...", "data:", "model:", "  name: ", "epochs: ", "\n", "\n", "'", '"', "#", "\x00", "\ufeff", "é"]
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(
     st.one_of(
         st.binary(max_size=200), st.lists(st.sampled_from(YAML_BITS), max_size=20).map(lambda b: "".join(b).encode())
@@ -285,7 +285,7 @@ COMMANDS = [
 ]
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.data())
 def test_any_damage_to_a_run(measured, data):
     with elsewhere():
@@ -320,7 +320,7 @@ def mutated(value, rng, draw):
     return draw
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.sampled_from(JSON_FILES), st.integers(0, 10**6), VALUES, st.sampled_from(COMMANDS))
 def test_any_value_in_the_files_of_a_run(measured, name, number, value, command):
     with elsewhere():
@@ -343,7 +343,7 @@ TENSORS = st.sampled_from(
 )
 
 
-@fuzzed(40)
+@fuzzed(16)
 @given(st.data())
 def test_any_state_in_a_checkpoint(measured, data):
     with elsewhere():
@@ -383,7 +383,7 @@ STATES = st.recursive(
 )
 
 
-@fuzzed(40)
+@fuzzed(16)
 @given(
     STATES,
     st.sampled_from(["pt", "safetensors", "pth", "ckpt", "bin", "npz"]),
@@ -459,7 +459,7 @@ def write(path: Path, content: bytes) -> None:
         hypothesis.reject()
 
 
-@fuzzed(40)
+@fuzzed(16)
 @given(st.data())
 def test_any_folder_of_images(data):
     with elsewhere():
@@ -496,7 +496,7 @@ def test_any_folder_of_images(data):
             tried("report", "out")
 
 
-@fuzzed(40)
+@fuzzed(16)
 @given(st.lists(st.tuples(FILE_NAMES, IMAGES, st.one_of(st.none(), DAMAGES)), min_size=1, max_size=3))
 def test_any_image_to_predict_or_to_recall(measured, images):
     with elsewhere():
@@ -533,7 +533,7 @@ METADATA = [
 ]
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.data())
 def test_any_parquet(data):
     with elsewhere():
@@ -574,7 +574,7 @@ def test_any_parquet(data):
 TEXT = st.text(st.characters(exclude_characters="\0"), min_size=1, max_size=12)
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(
     TEXT,
     st.sampled_from(["--out", "--data.name", "--config", "--resume", "--recipe", "--model.name", "--model.checkpoint"]),
@@ -584,7 +584,7 @@ def test_any_name_in_training(name, flag):
         tried("train", *TINY, *(["--out", "out"] if flag != "--out" else []), f"{flag}={name}")
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(
     TEXT,
     st.sampled_from(
@@ -611,7 +611,7 @@ def test_any_name_elsewhere(measured, name, words):
         tried(*[word.replace("RUN", "run").replace("NAME", name) for word in words.split(" ")])
 
 
-@fuzzed(60)
+@fuzzed(25)
 @given(st.binary(max_size=60), st.integers(0, 2**64 - 1))
 def test_any_safetensors_header(measured, header, length):
     with elsewhere():
