@@ -258,6 +258,8 @@ def rewritten(run, change):
         lambda state: state | {"facts": state["facts"] | {"held-out images": torch.zeros(3, 4)}},
         lambda state: state | {"rows": state["rows"] * 4},
         lambda state: state | {"rows": [1, 2]},
+        lambda state: state | {"rows": [row | {"lr": torch.zeros(2)} for row in state["rows"]]},
+        lambda state: state | {"confusion": torch.zeros(3, 4)},
         lambda state: state | {"losses": None},
         lambda state: state | {"confusion": None},
         lambda state: state | {"optimizer": {}},

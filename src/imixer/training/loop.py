@@ -241,7 +241,8 @@ class Loop:
             ValueError: If it cannot be of this run; and what PyTorch raises of tensors that do not fit.
         """
         rows, numbers = state["rows"], (int, float)
-        if not all(isinstance(row, dict) and isinstance(row.get("val_acc"), numbers) for row in rows):
+        epochs = all(isinstance(row, dict) and {"epoch", "step", "val_acc", "val_loss"} <= row.keys() for row in rows)
+        if not epochs or not all(isinstance(value, numbers) for row in rows for value in row.values()):
             raise ValueError("rows are no epochs")
         if not isinstance(state["seconds"], numbers):
             raise ValueError("seconds is no number")

@@ -38,7 +38,8 @@ def build_optimizer(
     """
     known = [str(name) for name in list_optimizers()]
     if config.opt.lower() not in known:
-        raise InputError(f"no optimizer {config.opt!r}{nearest(config.opt, known)}")
+        meant = nearest(config.opt, known) or "; give one that timm.optim.list_optimizers() names, such as adamw"
+        raise InputError(f"no optimizer {config.opt!r}{meant}")
     info = get_optimizer_info(config.opt.lower())
     for name, taken in (("eps", info.has_eps), ("betas", info.has_betas), ("momentum", info.has_momentum)):
         if getattr(config, name) is not None and not taken:  # timm would drop it silently
