@@ -273,7 +273,22 @@ def test_a_table_gives_its_whole_rows(tmp_path):
     assert read_rows(tmp_path / "none", ["a"]) == ([], 0)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "3", "{", "[" * 100_000, "\0\0", '{"b": 1}', '{"a": 1}{"a": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "3",
+        "{",
+        "[" * 100_000,
+        "\0\0",
+        '{"a": NaN}',
+        '{"a": [-Infinity]}',
+        '{"a": 1e999}',
+        '{"b": 1}',
+        '{"a": 1}{"a": 1}',
+    ],
+)
 def test_json_that_is_damaged_is_named(tmp_path, content):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=r"x\.json"):

@@ -143,11 +143,17 @@ def read_json(file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def parse_json(text: str, name: str) -> Any:
-    """Read JSON, naming where it comes from if it is none."""
+    """Read JSON, naming where it comes from if it is none, as with a number that is not finite."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"{number} is not a finite number, which JSON cannot hold")
+    return value
 
 
 def read_rows(file: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], int]:
