@@ -333,3 +333,36 @@ def test_nothing_is_removed_of_a_resumed_run_that_fails_at_once(copy, capsys, mo
     monkeypatch.setattr(Loop, "fit", fail)
     assert main(["train", "--resume", str(run)]) == 2
     assert (run / "config.yaml").is_file() and os.path.isdir(run)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("architecture", 3),
+        ("label_names", ["0", None, *map(str, range(2, 10))]),
+        ("label_names", [[]] * 10),
+        ("label_names", []),
+        ("num_classes", 10**12),
+        ("model_args", []),
+        ("model_args.num_blocks", 10**12),
+        ("model_args.n_iter", 10**12),
+        ("model_args.embed_dim", "wide"),
+        ("pretrained_cfg", None),
+        ("pretrained_cfg.input_size", [1, 10**9, 10**9]),
+        ("pretrained_cfg.mean", [None]),
+        ("pretrained_cfg.std", [0]),
+        ("pretrained_cfg.crop_pct", -1),
+        ("pretrained_cfg.interpolation", "magic"),
+    ],
+)
+def test_a_model_whose_description_is_damaged_is_named_and_made_again(copy, measured, capsys, entry, value):
+    file = copy / "model/config.json"
+    config = json.loads(file.read_text())
+    *outer, last = entry.split(".")
+    (config[outer[0]] if outer else config)[last] = value
+    file.write_text(json.dumps(config))
+    code, said = works_or_says_why(["evaluate", str(copy)], capsys)
+    assert code == 2 and ("config.json" in said or "model holds no model" in said or last in said)
+    if last != "embed_dim":  # which only the model itself can find fault with
+        assert main(["train", "--resume", str(copy)]) == 0
+        assert file.read_text() == (measured / "model/config.json").read_text()

@@ -8,7 +8,7 @@ from typing import Literal, Optional, Tuple, Union
 
 from imixer.errors import InputError
 
-_LARGEST_SIDE = 8_192  # pixels
+LARGEST_SIDE = 8_192  # pixels
 _MOST_WORKERS = 256  # processes, more than any one machine feeds a device with
 
 ImageSize = Union[int, Tuple[int, int]]
@@ -113,5 +113,5 @@ class DataConfig:
             if not 0 <= getattr(self, field) < math.inf:
                 raise InputError(f"data.{field} is {getattr(self, field)}; give 0 (off) or more")
         sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
-        if not all(1 <= side <= _LARGEST_SIDE for side in sizes):
-            raise InputError(f"data.image_size is {self.image_size}; give 1 pixel or more, at most {_LARGEST_SIDE:,}")
+        if not all(1 <= side <= LARGEST_SIDE for side in sizes):
+            raise InputError(f"data.image_size is {self.image_size}; give 1 pixel or more, at most {LARGEST_SIDE:,}")

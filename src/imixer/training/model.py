@@ -80,7 +80,7 @@ def build_model(
     args = {"in_chans": in_chans, "num_classes": num_classes, **options}
     if cfg.fixed_input_size:  # others take any size and no such argument
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
-    _require_memory(name, args)
+    require_memory(name, args)
     model = _create(name, args, options)
     for module in model.modules():
         if isinstance(module, PatchEmbed) and not getattr(module, "dynamic_img_pad", False):
@@ -113,8 +113,16 @@ def require_memory_for_batch(input_size: Tuple[int, int, int], images: int) -> N
         )
 
 
-def _require_memory(name: str, args: Dict[str, Any]) -> None:
-    """See that the weights fit into memory, before any is taken: the system might end the process instead."""
+def require_memory(name: str, args: Dict[str, Any]) -> None:
+    """See that the weights fit into memory, before any is taken: the system might end the process instead.
+
+    Args:
+        name: Name of the model in timm.
+        args: Keyword arguments of `timm.create_model`.
+
+    Raises:
+        InputError: If not.
+    """
     memory = _memory()
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

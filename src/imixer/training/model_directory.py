@@ -12,8 +12,9 @@ from torch import Tensor
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.errors import InputError
 from imixer.json_text import json_text
+from imixer.reading import read_json
 from imixer.training.atomic import make_folder
-from imixer.training.model import BuiltModel
+from imixer.training.model import BuiltModel, require_memory
 
 _WEIGHTS = "model.safetensors"
 
@@ -82,6 +83,8 @@ def load_model(path: Path) -> Any:
     Raises:
         InputError: If the files are damaged or do not belong together.
     """
+    config = read_json(path / "config.json", ["architecture", "model_args", "num_classes"])
+    require_memory(config["architecture"], config["model_args"] | {"num_classes": config["num_classes"]})
     try:
         # As a file, since timm 1.0.23 takes the safetensors of a directory for a pickle.
         weights = {"source": "", "file": str(path / _WEIGHTS)}
