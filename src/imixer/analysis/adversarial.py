@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class Attack:
 
     epsilons: Sequence[float] = (1.0, 2.0, 4.0, 8.0)
     steps: int = 20
-    step_size: Optional[float] = None
+    step_size: float | None = None
 
     def __post_init__(self) -> None:
         if not self.epsilons or not all(0 < epsilon <= 255 for epsilon in self.epsilons):
@@ -68,7 +68,7 @@ class AttackScores:
     survives: Tensor
 
     @property
-    def epsilons(self) -> Tuple[float, ...]:
+    def epsilons(self) -> tuple[float, ...]:
         """0 and those of the attack."""
         return (0.0, *self.attack.epsilons)
 
@@ -92,7 +92,7 @@ def pgd(
     steps: int,
     step_size: float,
     generator: torch.Generator,
-) -> Tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Projected gradient ascent on the cross entropy, from a random start, until an image is not recognised.
 
     Args:
@@ -132,7 +132,7 @@ def pgd(
 
 def score_attack(
     model: Any,
-    batches: Iterable[Tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     pixels: Pixels,
     attack: Attack,
     *,
@@ -155,7 +155,7 @@ def score_attack(
     def on_pixels(x: Tensor) -> Tensor:
         return model(pixels.normalised(x))
 
-    def chunks() -> Iterator[List[Tensor]]:
+    def chunks() -> Iterator[list[Tensor]]:
         for number, (images, labels) in enumerate(batches):
             stored = pixels.of(images)
             with torch.no_grad():
@@ -182,10 +182,10 @@ def evaluate_adversarial(
     path: str,
     attack: Attack = Attack(),
     *,
-    images: Optional[int] = None,
-    data: Optional[str] = None,
+    images: int | None = None,
+    data: str | None = None,
     device: str = "auto",
-) -> Tuple[AttackScores, Path]:
+) -> tuple[AttackScores, Path]:
     """Attack a run on its held-out images, at the size of the model's input, and write `adversarial.json`.
 
     Args:
@@ -214,7 +214,7 @@ def evaluate_adversarial(
     return found, file
 
 
-def _row(found: AttackScores) -> Dict[str, Any]:
+def _row(found: AttackScores) -> dict[str, Any]:
     return {
         "images": found.survives.shape[1],
         "attack": "PGD, L-infinity, on the cross entropy, one random start",

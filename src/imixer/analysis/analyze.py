@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Generic, Tuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
@@ -30,12 +30,12 @@ class Analysis(Generic[_Found]):
 
     name: str
     measure: Callable[..., _Found]
-    numbers: Callable[[_Found], Dict[str, Any]]
+    numbers: Callable[[_Found], dict[str, Any]]
     draw: Callable[[_Found, Path], None]
     show: Callable[[_Found, Console], None]
 
 
-def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **options: Any) -> Tuple[_Found, Path]:
+def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **options: Any) -> tuple[_Found, Path]:
     """Measure a run; write `<name>.json` and `<name>.png` into its `analysis` folder, over those of an earlier time.
 
     Args:

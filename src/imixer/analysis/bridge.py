@@ -5,7 +5,7 @@ S: tokens, C: channels. The visible neurons are v (S, C), with LayerNorm over th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple, cast
+from typing import Any, cast
 
 import torch
 from timm.layers import Mlp
@@ -91,7 +91,7 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
         )
 
 
-def model_networks(model: MlpMixer) -> List[BlockNetworks]:
+def model_networks(model: MlpMixer) -> list[BlockNetworks]:
     """`block_networks` of every block, from the image on.
 
     Raises:
@@ -118,12 +118,12 @@ class _Level:
 
 
 def _update(
-    norm: nn.Module, chain: Sequence[_Level], shape: Tuple[int, int], *, axis: int, n_iter: int, decay: float = 0.0
+    norm: nn.Module, chain: Sequence[_Level], shape: tuple[int, int], *, axis: int, n_iter: int, decay: float = 0.0
 ) -> AdiabaticUpdate:
     S, C = shape
     visible, gain, shift = _layer_norm(norm, C)
     neurons = {"x1": Neurons(shape, visible, decay=decay, field=_along(chain[0].down_bias, axis))}
-    synapses: List[Any] = []
+    synapses: list[Any] = []
     from_above = {}
     for i, level in enumerate(chain):
         below, name = f"x{i + 1}", f"x{i + 2}"
@@ -154,7 +154,7 @@ def _iterations(mlp: nn.Module) -> int:
     return steps
 
 
-def _coupling(level: _Level, axis: int, gain: Optional[Tensor]) -> LinearSynapse:
+def _coupling(level: _Level, axis: int, gain: Tensor | None) -> LinearSynapse:
     tied = gain is None and torch.equal(level.up, level.down.T)
     synapse = LinearSynapse(level.up.shape[1], level.up.shape[0], axis, tied=tied, gain=gain)
     synapse.weight.copy_(level.up)
@@ -163,7 +163,7 @@ def _coupling(level: _Level, axis: int, gain: Optional[Tensor]) -> LinearSynapse
     return synapse
 
 
-def _levels(mlp: nn.Module) -> List[_Level]:
+def _levels(mlp: nn.Module) -> list[_Level]:
     if isinstance(mlp, IMLP):
         plain = fold(mlp)
         fc_in, fc_out = plain.fc_in, plain.fc_out
@@ -181,7 +181,7 @@ def _linear_level(there: nn.Linear, back: nn.Linear, activation: nn.Module) -> _
     return _Level(there.weight, there.bias, back.weight, back.bias, activation)
 
 
-def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Optional[Tensor], Tensor]:
+def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Tensor | None, Tensor]:
     """The Lagrangian, what of the gain does not fit into it, and the shift (C,)."""
     if not isinstance(norm, nn.LayerNorm):
         raise ValueError(f"the visible neurons are normalised by {type(norm).__name__}; only LayerNorm is known here")

@@ -1,8 +1,9 @@
 """Is each block's F a contraction, in theory and on real images, and how much error do its iterations leave?"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Literal, Optional, Sequence, Tuple
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class BlockContraction:
     settled: Tensor
     start: Tensor
     left: Tensor
-    unknown: Tuple[str, ...]
+    unknown: tuple[str, ...]
 
     @property
     def verdict(self) -> Verdict:
@@ -48,17 +49,17 @@ class BlockContraction:
         return self.certificate.verdict
 
     @property
-    def rates(self) -> Dict[str, float]:
+    def rates(self) -> dict[str, float]:
         """What one iteration multiplies an error by at most: by the bound, and by the largest norm on the images."""
         return {"bound": self.certificate.worst.bound, "data": float(self.norms[0].max())}
 
-    def needed(self, error: float) -> Dict[str, Optional[int]]:
+    def needed(self, error: float) -> dict[str, int | None]:
         """Iterations for an error relative to that of the start, by both rates; None where there is no promise."""
         found = {name: iterations_needed(rate, error) for name, rate in self.rates.items()}
         return {name: int(n) if math.isfinite(n) else None for name, n in found.items()}
 
 
-def contraction_along_depth(model: Any, images: Tensor) -> List[BlockContraction]:
+def contraction_along_depth(model: Any, images: Tensor) -> list[BlockContraction]:
     """Certify every block of an iMixer and measure it on images.
 
     Args:
@@ -92,13 +93,13 @@ def _measure(inside: Inside) -> BlockContraction:
     )
 
 
-def _slopes(acts: Sequence[nn.Module]) -> Tuple[List[float], Tuple[str, ...]]:
+def _slopes(acts: Sequence[nn.Module]) -> tuple[list[float], tuple[str, ...]]:
     slopes = [slope_or_infinity(act) for act in acts]
     unknown = {type(act).__name__ for act, slope in zip(acts, slopes, strict=True) if math.isinf(slope)}
     return slopes, tuple(sorted(unknown))
 
 
-def unmet(found: Sequence[BlockContraction], require: Requirement) -> Optional[str]:
+def unmet(found: Sequence[BlockContraction], require: Requirement) -> str | None:
     """Which blocks do not meet a requirement, and the remedy, in one line; None if all do.
 
     Args:

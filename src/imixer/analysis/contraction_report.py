@@ -1,7 +1,7 @@
 """`imixer analyze contraction`: a run measured, written down and told on the screen."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,11 +16,11 @@ from imixer.analysis.verdicts import styled
 from imixer.training.reload import Reloaded
 
 
-def _measure(reloaded: Reloaded, *, images: int = 64, data: Optional[str] = None) -> List[BlockContraction]:
+def _measure(reloaded: Reloaded, *, images: int = 64, data: str | None = None) -> list[BlockContraction]:
     return contraction_along_depth(reloaded.model, held_out_images(reloaded, images, data))
 
 
-def _numbers(found: Sequence[BlockContraction]) -> Dict[str, Any]:
+def _numbers(found: Sequence[BlockContraction]) -> dict[str, Any]:
     return {
         "images": len(found[0].left),
         "jacobian_tolerance": TOLERANCE,
@@ -93,11 +93,11 @@ def _lines(cells: Iterable[str]) -> str:
     return "\n".join(cells)
 
 
-def _count(n: Optional[int]) -> str:
+def _count(n: int | None) -> str:
     return "-" if n is None else str(n)
 
 
-def _row(block: BlockContraction) -> Dict[str, Any]:
+def _row(block: BlockContraction) -> dict[str, Any]:
     worst, converged = block.certificate.worst, block.certificate.data.converged
     return {
         "block": block.block,
@@ -119,7 +119,7 @@ def _row(block: BlockContraction) -> Dict[str, Any]:
     }
 
 
-def _with_largest(values: Tensor) -> Dict[str, float]:
+def _with_largest(values: Tensor) -> dict[str, float]:
     return spread(values) | {"max": float(values.max())}
 
 

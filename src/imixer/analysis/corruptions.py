@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from imixer.training.atomic import write_text
 from imixer.training.reload import reload
 
 SEVERITIES = (1, 2, 3, 4, 5)
-GROUPS: Dict[str, Tuple[str, ...]] = {
+GROUPS: dict[str, tuple[str, ...]] = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
     "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
     "weather": ("snow", "frost", "fog", "brightness"),
@@ -47,12 +47,12 @@ class CorruptionScores:
         correct: Whether it is corrupted, (corruptions, severities, images).
     """
 
-    names: Tuple[str, ...]
+    names: tuple[str, ...]
     clean: Tensor
     correct: Tensor
 
     @property
-    def left_out(self) -> Tuple[str, ...]:
+    def left_out(self) -> tuple[str, ...]:
         """Common corruptions that images this small cannot be given."""
         return tuple(name for name in CORRUPTIONS if name not in self.names)
 
@@ -62,17 +62,17 @@ class CorruptionScores:
         return self.correct.double().mean(-1)
 
     @property
-    def mean_error(self) -> Tuple[float, float]:
+    def mean_error(self) -> tuple[float, float]:
         """Share not recognised, over corruptions and severities alike, and its standard error, by images."""
         return _mean(1 - self.correct.double().mean((0, 1)))
 
     @property
-    def mean_rise(self) -> Tuple[float, float]:
+    def mean_rise(self) -> tuple[float, float]:
         """By how much that is above the error on the images as they are, and its standard error, by images."""
         return _mean(self.clean.double() - self.correct.double().mean((0, 1)))
 
 
-def _mean(values: Tensor) -> Tuple[float, float]:
+def _mean(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std(correction=min(1, len(values) - 1)) / len(values) ** 0.5)
 
 
@@ -86,7 +86,7 @@ def require_corruptions() -> None:
         raise InputError("--corruptions needs the package imagecorruptions-imaug; pip install 'imixer[robust]'")
 
 
-def applicable(height: int, width: int) -> Tuple[str, ...]:
+def applicable(height: int, width: int) -> tuple[str, ...]:
     """Common corruptions that images of a size can be given: all, or below `SMALLEST` pixels those without lengths."""
     return CORRUPTIONS if min(height, width) >= SMALLEST else AT_ANY_SIZE
 
@@ -131,9 +131,9 @@ def _numpy_seeded(seed: int) -> Iterator[None]:
 @torch.no_grad()
 def score_corruptions(
     model: Any,
-    batches: Iterable[Tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     pixels: Pixels,
-    names: Tuple[str, ...],
+    names: tuple[str, ...],
     *,
     total: int,
     seed: int = 0,
@@ -149,7 +149,7 @@ def score_corruptions(
         seed: With the number of the image, the corruption and the severity, it decides on all that is random.
     """
 
-    def chunks() -> Iterator[List[Tuple[Tensor, Tensor]]]:
+    def chunks() -> Iterator[list[tuple[Tensor, Tensor]]]:
         done = 0
         for images, labels in batches:
             clean = (model(images).argmax(1) == labels).cpu()
@@ -172,8 +172,8 @@ def score_corruptions(
 
 
 def evaluate_corruptions(
-    path: str, *, images: Optional[int] = None, data: Optional[str] = None, device: str = "auto"
-) -> Tuple[CorruptionScores, Path]:
+    path: str, *, images: int | None = None, data: str | None = None, device: str = "auto"
+) -> tuple[CorruptionScores, Path]:
     """Measure a run on its held-out images, corrupted at the size of the model's input, and write `corruptions.json`.
 
     Args:
@@ -203,7 +203,7 @@ def evaluate_corruptions(
     return found, file
 
 
-def _row(found: CorruptionScores, size: Tuple[int, int, int]) -> Dict[str, Any]:
+def _row(found: CorruptionScores, size: tuple[int, int, int]) -> dict[str, Any]:
     return {
         "images": len(found.clean),
         "input_size": list(size),

@@ -1,7 +1,7 @@
 """The energy of a trained mixer's blocks: does mixing go downhill, and how symmetric did the couplings become?"""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Literal, Tuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,11 +31,11 @@ class MixingEnergy:
 
     block: int
     mixing: str
-    asymmetry: Dict[str, float]
+    asymmetry: dict[str, float]
     before: Tensor
     after: Tensor
     unrest: float
-    obstacles: Tuple[str, ...]
+    obstacles: tuple[str, ...]
 
     @property
     def falls(self) -> float:
@@ -51,7 +51,7 @@ class MixingEnergy:
 
 
 @torch.no_grad()
-def energy_along_depth(model: Any, images: Tensor) -> List[MixingEnergy]:
+def energy_along_depth(model: Any, images: Tensor) -> list[MixingEnergy]:
     """Follow images through a mixer, from block to block.
 
     Args:
@@ -95,7 +95,7 @@ def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved:
     )
 
 
-def _energy(update: AdiabaticUpdate, v: Tensor) -> Tuple[Tensor, float]:
+def _energy(update: AdiabaticUpdate, v: Tensor) -> tuple[Tensor, float]:
     """Energy (B,) per visible neuron at v, the hidden layers at rest, and what is left of their unrest."""
     hidden = update.hidden(v)
     state = dict(zip(update.layers, [v, *hidden], strict=True))

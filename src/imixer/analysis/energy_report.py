@@ -1,7 +1,7 @@
 """`imixer analyze energy`: a run measured, written down and told on the screen."""
 
 from collections.abc import Sequence
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +16,7 @@ from imixer.errors import InputError
 from imixer.training.reload import Reloaded
 
 
-def _measure(reloaded: Reloaded, *, images: int = 64, data: Optional[str] = None) -> List[MixingEnergy]:
+def _measure(reloaded: Reloaded, *, images: int = 64, data: str | None = None) -> list[MixingEnergy]:
     batch = held_out_images(reloaded, images, data)
     try:
         return energy_along_depth(reloaded.model, batch)
@@ -25,11 +25,11 @@ def _measure(reloaded: Reloaded, *, images: int = 64, data: Optional[str] = None
         raise InputError(f"the model of {path} is no mixer with a known Hopfield network: {error}") from error
 
 
-def _numbers(found: Sequence[MixingEnergy]) -> Dict[str, Any]:
+def _numbers(found: Sequence[MixingEnergy]) -> dict[str, Any]:
     return {"images": len(found[0].before), "mixings": [_row(mixing) for mixing in found]}
 
 
-def _row(mixing: MixingEnergy) -> Dict[str, Any]:
+def _row(mixing: MixingEnergy) -> dict[str, Any]:
     return {
         "block": mixing.block,
         "mixing": mixing.mixing,

@@ -1,7 +1,7 @@
 """`imixer analyze features`: a run measured, written down and told on the screen."""
 
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,17 +19,17 @@ from imixer.training.reload import Reloaded
 def _measure(
     reloaded: Reloaded,
     *,
-    image: Union[int, str] = 0,
-    block: Optional[int] = None,
-    n_iter: Optional[int] = None,
-    data: Optional[str] = None,
+    image: int | str = 0,
+    block: int | None = None,
+    n_iter: int | None = None,
+    data: str | None = None,
 ) -> Features:
     name, pixels = _load(reloaded, image, data)
     require_finite_outputs(reloaded.model, pixels[None].to(reloaded.device), reloaded.run.path)
     return features_at(reloaded.model, pixels.to(reloaded.device), block=block, n_iter=n_iter, name=name)
 
 
-def _load(reloaded: Reloaded, image: Union[int, str], moved_to: Optional[str]) -> Tuple[str, Tensor]:
+def _load(reloaded: Reloaded, image: int | str, moved_to: str | None) -> tuple[str, Tensor]:
     if isinstance(image, str):
         return Path(image).name, reloaded.transform(load_image(image, reloaded.input_size[0]))
     val = reloaded.data(moved_to).val
@@ -39,7 +39,7 @@ def _load(reloaded: Reloaded, image: Union[int, str], moved_to: Optional[str]) -
     return f"held-out {image}", reloaded.transform(val[image][0])
 
 
-def _numbers(found: Features) -> Dict[str, Any]:
+def _numbers(found: Features) -> dict[str, Any]:
     return {
         "image": found.name,
         "block": found.block,

@@ -1,7 +1,6 @@
 """Images to measure a run on."""
 
 from collections.abc import Iterator
-from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from imixer.training.reload import Reloaded
 from imixer.training.result import read_result
 
 
-def held_out_images(reloaded: Reloaded, count: int, moved_to: Optional[str] = None) -> Tensor:
+def held_out_images(reloaded: Reloaded, count: int, moved_to: str | None = None) -> Tensor:
     """Held-out images (B, in_chans, H, W), evenly spread, as the model takes them and on its device.
 
     Args:
@@ -28,7 +27,7 @@ def held_out_images(reloaded: Reloaded, count: int, moved_to: Optional[str] = No
     return next(held_out_batches(reloaded, count, count, moved_to))[0]
 
 
-def random_images(reloaded: Reloaded, count: int, seed: int, moved_to: Optional[str] = None) -> Tensor:
+def random_images(reloaded: Reloaded, count: int, seed: int, moved_to: str | None = None) -> Tensor:
     """Held-out images (B, in_chans, H, W), drawn without replacement, as the model takes them and on its device.
 
     Args:
@@ -52,8 +51,8 @@ def random_images(reloaded: Reloaded, count: int, seed: int, moved_to: Optional[
 
 
 def held_out_batches(
-    reloaded: Reloaded, count: Optional[int], batch_size: int, moved_to: Optional[str] = None
-) -> Iterator[Tuple[Tensor, Tensor]]:
+    reloaded: Reloaded, count: int | None, batch_size: int, moved_to: str | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Held-out images, as `held_out_images`, and their labels (B,), in batches.
 
     Args:
@@ -79,13 +78,13 @@ def held_out_batches(
         yield batch, torch.tensor(labels, device=reloaded.device)
 
 
-def evenly_spread(total: int, count: Optional[int]) -> List[int]:
+def evenly_spread(total: int, count: int | None) -> list[int]:
     """So many numbers from 0 to total - 1, or all if there are not as many or count is None."""
     wanted = min(count or total, total)
     return [i * total // wanted for i in range(wanted)]
 
 
-def count_held_out(reloaded: Reloaded, count: Optional[int]) -> int:
+def count_held_out(reloaded: Reloaded, count: int | None) -> int:
     """How many images `held_out_batches` gives, as the run's result has it, without opening the data."""
     there = read_result(reloaded.run).held_out
     return min(count or there, there)

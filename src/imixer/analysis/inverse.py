@@ -4,7 +4,7 @@ Back is easier than there: G(v) = x - F(x) takes one evaluation of F and no iter
 """
 
 from dataclasses import dataclass
-from typing import Any, List, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from imixer.models.inside import Inside, look_inside
 
 
 @torch.no_grad()
-def recover_G(F: Contraction, x: Tensor, n_iter: Optional[int] = None, solver: Solver = CONVERGED) -> Tensor:
+def recover_G(F: Contraction, x: Tensor, n_iter: int | None = None, solver: Solver = CONVERGED) -> Tensor:
     """G(v) = x - F(x).
 
     Exact if x = (1 - F)^-1 G(v). After n iterations, x_n = G(v) + F(x_(n-1)), so that this gives
@@ -94,7 +94,7 @@ class BlockInverse:
     visible: Tensor
 
 
-def inverse_along_depth(model: Any, images: Tensor) -> List[BlockInverse]:
+def inverse_along_depth(model: Any, images: Tensor) -> list[BlockInverse]:
     """Go back from the inner state of every block of an iMixer.
 
     Args:

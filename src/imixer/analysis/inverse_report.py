@@ -1,7 +1,7 @@
 """`imixer analyze inverse`: a run measured, written down and told on the screen."""
 
 from collections.abc import Sequence
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,11 +14,11 @@ from imixer.analysis.statistics import plus_minus, spread
 from imixer.training.reload import Reloaded
 
 
-def _measure(reloaded: Reloaded, *, images: int = 64, data: Optional[str] = None) -> List[BlockInverse]:
+def _measure(reloaded: Reloaded, *, images: int = 64, data: str | None = None) -> list[BlockInverse]:
     return inverse_along_depth(reloaded.model, held_out_images(reloaded, images, data))
 
 
-def _numbers(found: Sequence[BlockInverse]) -> Dict[str, Any]:
+def _numbers(found: Sequence[BlockInverse]) -> dict[str, Any]:
     return {"images": len(found[0].error_run), "blocks": [_row(block) for block in found]}
 
 
@@ -49,7 +49,7 @@ def _show(found: Sequence[BlockInverse], console: Console) -> None:
     )
 
 
-def _row(block: BlockInverse) -> Dict[str, Any]:
+def _row(block: BlockInverse) -> dict[str, Any]:
     return {
         "block": block.block,
         "error_of_G_from_the_runs_x": spread(block.error_run),

@@ -4,7 +4,6 @@ python -m imixer.analysis.inverse_study > inverse.md
 """
 
 from collections.abc import Iterator
-from typing import Dict, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ def untrained(coeff: float, depth: int, seed: int) -> Contraction:
     return F.eval()
 
 
-def round_trips(F: Contraction, z: Tensor) -> Iterator[Tuple[torch.dtype, str, Tensor]]:
+def round_trips(F: Contraction, z: Tensor) -> Iterator[tuple[torch.dtype, str, Tensor]]:
     """Relative errors of z = G(v) after going to x and back, of every precision and number of iterations.
 
     Args:
@@ -67,7 +66,7 @@ def round_trips(F: Contraction, z: Tensor) -> Iterator[Tuple[torch.dtype, str, T
         yield dtype, "converged", relative_error(recover_G(plain, x, solver=solver), start)
 
 
-def study(seed: int = 0) -> Tuple[Dict[Tuple[torch.dtype, float, int, str], Tensor], Dict[Tuple[float, int], Tensor]]:
+def study(seed: int = 0) -> tuple[dict[tuple[torch.dtype, float, int, str], Tensor], dict[tuple[float, int], Tensor]]:
     """All round trips of Gaussian z, and the norms of the Jacobian of F at their fixed points."""
     errors, norms = {}, {}
     z = torch.randn(INPUTS, FEATURES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +32,8 @@ class Setting:
             most `MAX_STEPS` evaluations. Inverses inside F then keep the n they were trained with.
     """
 
-    n_iter: Optional[int] = None
-    tolerance: Optional[float] = None
+    n_iter: int | None = None
+    tolerance: float | None = None
 
     def __str__(self) -> str:
         if self.tolerance is not None:
@@ -60,8 +60,8 @@ class Outcome:
     same: Tensor
     change: Tensor
     evaluations: Tensor
-    converged: Optional[float]
-    latency: Tuple[float, ...]
+    converged: float | None
+    latency: tuple[float, ...]
 
     @property
     def accuracy(self) -> float:
@@ -74,7 +74,7 @@ class Outcome:
         return float((self.accuracy * (1 - self.accuracy) / len(self.correct)) ** 0.5)
 
     @property
-    def latency_quartiles(self) -> Tuple[float, float, float]:
+    def latency_quartiles(self) -> tuple[float, float, float]:
         """Lower quartile, median and upper quartile, in ms per image."""
         low, middle, high = statistics.quantiles(self.latency, n=4, method="inclusive")
         return low, middle, high
@@ -92,7 +92,7 @@ class Comparison:
     """
 
     trained: str
-    outcomes: Tuple[Outcome, ...]
+    outcomes: tuple[Outcome, ...]
     batch_size: int
     device: str
 
@@ -109,11 +109,11 @@ class _EarlyExit:
 
     def __init__(self, tolerance: float) -> None:
         self.solver = Picard(rtol=tolerance, atol=0.0, max_steps=MAX_STEPS)
-        self.counts: List[Tensor] = []
-        self.met: List[Tensor] = []
+        self.counts: list[Tensor] = []
+        self.met: list[Tensor] = []
 
     def __call__(
-        self, F: Contraction, z: Tensor, weights: List[Tensor], n_iter: int, name: str, masks: object = None
+        self, F: Contraction, z: Tensor, weights: list[Tensor], n_iter: int, name: str, masks: object = None
     ) -> Tensor:
         def f(x: Tensor, *weights: Tensor) -> Tensor:
             return F(x, list(weights), n_iter)
@@ -129,7 +129,7 @@ class _EarlyExit:
 @torch.no_grad()
 def compare_iterations(
     model: Any,
-    batches: Iterable[Tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     settings: Sequence[Setting],
     *,
     repeats: int = 11,
@@ -149,8 +149,8 @@ def compare_iterations(
     imlps = [imlp for _, imlp in implicit_blocks(model, "iterate")]
     before = [(imlp.n_iter, imlp.inversion) for imlp in imlps]
     try:
-        seen: List[List[Dict[str, Any]]] = [[] for _ in settings]
-        first: Optional[Tensor] = None
+        seen: list[list[dict[str, Any]]] = [[] for _ in settings]
+        first: Tensor | None = None
         for images, labels in batches:
             first = images if first is None else first
             _apply(Setting(), imlps, before)
@@ -169,7 +169,7 @@ def compare_iterations(
     )
 
 
-def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[Tuple[int, Any]]) -> Optional[_EarlyExit]:
+def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, Any]]) -> _EarlyExit | None:
     early = None if setting.tolerance is None else _EarlyExit(setting.tolerance)
     for imlp, (n_iter, inversion) in zip(imlps, before, strict=True):
         imlp.n_iter = n_iter if setting.n_iter is None else setting.n_iter
@@ -190,8 +190,8 @@ def _run(
     reference: Tensor,
     setting: Setting,
     imlps: Sequence[IMLP],
-    before: Sequence[Tuple[int, Any]],
-) -> Dict[str, Any]:
+    before: Sequence[tuple[int, Any]],
+) -> dict[str, Any]:
     early = _apply(setting, imlps, before)
     logits = model(images).float()
     answer = logits.argmax(1)
@@ -206,7 +206,7 @@ def _run(
     }
 
 
-def _joined(setting: Setting, rows: Sequence[Dict[str, Any]], latency: List[float]) -> Outcome:
+def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[float]) -> Outcome:
     def join(name: str) -> Tensor:
         return torch.cat([row[name] for row in rows], -1).cpu()
 
@@ -226,10 +226,10 @@ def _time(
     images: Tensor,
     settings: Sequence[Setting],
     imlps: Sequence[IMLP],
-    before: Sequence[Tuple[int, Any]],
+    before: Sequence[tuple[int, Any]],
     repeats: int,
-) -> List[List[float]]:
-    taken: List[List[float]] = [[] for _ in settings]
+) -> list[list[float]]:
+    taken: list[list[float]] = [[] for _ in settings]
     turns = ([repeat] for repeat in range(repeats + 1))
     for repeat in with_progress(turns, repeats + 1, "timing, turn by turn"):
         for times, setting in zip(taken, settings, strict=True):

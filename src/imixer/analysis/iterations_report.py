@@ -1,6 +1,6 @@
 """`imixer analyze iterations`: a run measured, written down and told on the screen."""
 
-from typing import Any, Dict, Optional
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,12 +23,12 @@ from imixer.analysis.statistics import plus_minus, spread
 from imixer.training.reload import Reloaded
 
 
-def _measure(reloaded: Reloaded, *, images: Optional[int] = None, data: Optional[str] = None) -> Comparison:
+def _measure(reloaded: Reloaded, *, images: int | None = None, data: str | None = None) -> Comparison:
     settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
     return compare_iterations(reloaded.model, held_out_batches(reloaded, images, BATCH_SIZE, data), settings)
 
 
-def _numbers(found: Comparison) -> Dict[str, Any]:
+def _numbers(found: Comparison) -> dict[str, Any]:
     return {
         "images": len(found.outcomes[0].correct),
         "trained": found.trained,
@@ -71,7 +71,7 @@ def _show(found: Comparison, console: Console) -> None:
             console.print(f"{o.setting}: {1 - o.converged:.2%} of the inverses not met in {MAX_STEPS} evaluations")
 
 
-def _row(outcome: Outcome) -> Dict[str, Any]:
+def _row(outcome: Outcome) -> dict[str, Any]:
     low, middle, high = outcome.latency_quartiles
     return {
         "n_iter": outcome.setting.n_iter,

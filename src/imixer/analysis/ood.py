@@ -1,7 +1,6 @@
 """Can a run tell images of the kind it was trained on (in) from others (out)?"""
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
 
 from torch import Tensor
 
@@ -19,17 +18,17 @@ class OutOfDistribution:
         detections: By set, by score.
     """
 
-    inside: Dict[str, Tensor]
-    outside: Dict[str, Dict[str, Tensor]]
-    detections: Dict[str, Dict[str, Detection]]
+    inside: dict[str, Tensor]
+    outside: dict[str, dict[str, Tensor]]
+    detections: dict[str, dict[str, Detection]]
 
     @property
-    def missing(self) -> Tuple[str, ...]:
+    def missing(self) -> tuple[str, ...]:
         """Scores that the model does not have."""
         return tuple(name for name in SCORES if name not in self.inside)
 
 
-def compare_ood(inside: Dict[str, Tensor], outside: Dict[str, Dict[str, Tensor]]) -> OutOfDistribution:
+def compare_ood(inside: dict[str, Tensor], outside: dict[str, dict[str, Tensor]]) -> OutOfDistribution:
     """Measure how well each score tells in from out.
 
     Args:

@@ -1,7 +1,6 @@
 """How well a score tells images of the kind a model was trained on (in) from others (out)."""
 
 from dataclasses import dataclass
-from typing import Dict, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 RESAMPLES = 1000
 _CHUNK = 50  # resamples at once: a few arrays of this many x images
 
-Interval = Tuple[float, float, float]  # estimate, lower and upper end
+Interval = tuple[float, float, float]  # estimate, lower and upper end
 Floats = NDArray[np.float64]
 
 
@@ -56,7 +55,7 @@ def _interval(estimate: float, drawn: Floats) -> Interval:
     return float(estimate), float(lower), float(upper)
 
 
-def _measures(inside: Floats, outside: Floats, of_in: Floats, of_out: Floats) -> Dict[str, Floats]:
+def _measures(inside: Floats, outside: Floats, of_in: Floats, of_out: Floats) -> dict[str, Floats]:
     """All four (R,), for R choices of how often each image counts, (R, n) and (R, m).
 
     scikit-learn gives the same, choice by choice, in 10 to 100 times the time.

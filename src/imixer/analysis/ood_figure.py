@@ -1,7 +1,7 @@
 """Scores of images in and out of a run's kind, drawn."""
 
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -61,7 +61,7 @@ def _style(number: int) -> dict[str, Any]:
     return {"color": COLORS[number % len(COLORS)], "ls": _LINES[number % len(_LINES)]}
 
 
-def _characteristic(inside: Any, outside: Any) -> Tuple[Any, Any]:
+def _characteristic(inside: Any, outside: Any) -> tuple[Any, Any]:
     """Shares of out and of in at or above each threshold."""
     thresholds = np.unique(np.concatenate([inside, outside]))[::-1]
     shares = [1 - np.searchsorted(np.sort(each), thresholds) / len(each) for each in (outside, inside)]

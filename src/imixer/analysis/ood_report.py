@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,10 +25,10 @@ def _measure(
     reloaded: Reloaded,
     *,
     against: Sequence[str] = tuple(SPOILT),
-    images: Optional[int] = None,
-    data: Optional[str] = None,
+    images: int | None = None,
+    data: str | None = None,
 ) -> OutOfDistribution:
-    def scores(batches: Iterable[Tensor]) -> Dict[str, Tensor]:
+    def scores(batches: Iterable[Tensor]) -> dict[str, Tensor]:
         parts = [ood_scores(reloaded.model, batch) for batch in batches]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -64,7 +64,7 @@ def _per_cent(interval: Interval) -> str:
     return f"{estimate} ({lower}-{upper})"
 
 
-def _numbers(found: OutOfDistribution) -> Dict[str, Any]:
+def _numbers(found: OutOfDistribution) -> dict[str, Any]:
     return {
         "images": len(next(iter(found.inside.values()))),
         "scores": {name: asdict(SCORES[name]) for name in found.inside},

@@ -4,7 +4,7 @@ The signs are fixed here, by what is known of each beforehand, and fitted to no 
 """
 
 from dataclasses import dataclass
-from typing import Any, Dict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class Score:
     reason: str
 
 
-SCORES: Dict[str, Score] = {
+SCORES: dict[str, Score] = {
     "max_softmax": Score(
         "max softmax", "largest class probability", "a classifier is less sure of what it has not seen"
     ),
@@ -52,7 +52,7 @@ SCORES: Dict[str, Score] = {
 
 
 @torch.no_grad()
-def ood_scores(model: Any, images: Tensor) -> Dict[str, Tensor]:
+def ood_scores(model: Any, images: Tensor) -> dict[str, Tensor]:
     """The scores of images (B,), in float64, by their names in `SCORES`, as far as the model has them.
 
     Args:

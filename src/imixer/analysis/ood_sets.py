@@ -1,7 +1,7 @@
 """Images of another kind than a run's: its own, spoilt, or those of another data set."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Dict, Optional
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def _inverted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return 1 - pixels
 
 
-SPOILT: Dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+SPOILT: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "noise": _noise,
     "shuffled": _shuffled,
     "rotated": _rotated,
@@ -54,9 +54,9 @@ SPOILT: Dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 def outside_batches(
     reloaded: Reloaded,
     against: str,
-    count: Optional[int],
+    count: int | None,
     batch_size: int,
-    moved_to: Optional[str] = None,
+    moved_to: str | None = None,
     seed: int = 0,
 ) -> Iterator[Tensor]:
     """Images (B, in_chans, H, W) of another kind, in batches, as the model takes them and on its device.

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Tuple
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def print_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
         figure.savefig(path.with_suffix(".pdf"), dpi=300, metadata={"CreationDate": None})
 
 
-def line_style(number: int) -> Tuple[str, str, str]:
+def line_style(number: int) -> tuple[str, str, str]:
     """Colour, line style and marker of the number-th of many lines, from 0; 28 differ."""
     ls, marker = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))[number // len(COLORS) % 4]
     return COLORS[number % len(COLORS)], ls, marker

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -30,7 +29,7 @@ class Recall:
 
     memory: AssociativeMemory
     patterns: Tensor
-    names: Tuple[str, ...]
+    names: tuple[str, ...]
     own: Tensor
     before: Tensor
     after: Tensor
@@ -95,7 +94,7 @@ def nearest(query: Tensor, patterns: Tensor, known: Tensor) -> Tensor:
     return ((weight @ p.square().T) - 2 * q @ p.T).argmin(1)
 
 
-def share(right: Tensor) -> Tuple[float, float]:
+def share(right: Tensor) -> tuple[float, float]:
     """Share of true ones, and how uncertain it is: the standard deviation given a uniform prior, never 0."""
     n, k = len(right), int(right.sum())
     return k / n, math.sqrt((k + 1) * (n - k + 1) / (n + 3)) / (n + 2)

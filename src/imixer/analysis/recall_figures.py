@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Tuple, cast
+from typing import Any, cast
 
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter, ScalarFormatter
@@ -36,7 +36,7 @@ def draw_recall(found: Recall, path: Path) -> None:
     shown = min(len(found.own), _COLUMNS)
     last = len(way.states) - 1
     between = sorted({1 + i * (last - 1) // _STEP_ROWS for i in range(_STEP_ROWS)} - {0, last})
-    rows: List[Tuple[str, Any]] = [("stored", found.patterns[found.own]), ("query", way.states[0])]
+    rows: list[tuple[str, Any]] = [("stored", found.patterns[found.own]), ("query", way.states[0])]
     rows += [(f"step {step}", way.states[step]) for step in between]
     rows += [("retrieved", way.retrieved)]
     width = 1.0 * shown + 4.6
@@ -84,7 +84,7 @@ def draw_study(cells: Sequence[Cell], path: Path) -> None:
     sets = list(dict.fromkeys(cell.patterns for cell in cells))
     against = list(dict.fromkeys(cell.against for cell in cells))
     memories = [m for m in dict.fromkeys(cell.memory for cell in cells) if m != "nearest neighbour"]
-    styles: Dict[str, Tuple[str, str, str]] = dict(zip(memories, _STYLES, strict=False))
+    styles: dict[str, tuple[str, str, str]] = dict(zip(memories, _STYLES, strict=False))
     styles["nearest neighbour"] = ("black", "", "--")
     figure = Figure(figsize=(13, 10.2), layout="constrained")
     for axes_row, condition in zip(figure.subplots(len(against), len(sets), sharey=True), against, strict=True):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from imixer.hopfield.memory import binarised
 MASKS = ("none", "top", "bottom", "left", "right")
 
 
-def digit_patterns(count: int, generator: torch.Generator) -> Tuple[Tensor, Tuple[str, ...]]:
+def digit_patterns(count: int, generator: torch.Generator) -> tuple[Tensor, tuple[str, ...]]:
     """Handwritten digits (count, 8, 8) from -1 to 1, drawn at random, and their names.
 
     They stay different when binarised, which a few of the 1,437 do not.
@@ -34,7 +33,7 @@ def digit_patterns(count: int, generator: torch.Generator) -> Tuple[Tensor, Tupl
 
 
 @lru_cache(maxsize=1)
-def _digits() -> Tuple[Tensor, List[int], Tensor]:
+def _digits() -> tuple[Tensor, list[int], Tensor]:
     """Pixels (n, 8, 8) and labels of the training digits, and the places of those that differ when binarised."""
     items = open_digits(DataConfig()).train
     pairs = [items[i] for i in range(len(items))]  # type: ignore[arg-type]  # torch's Dataset promises no length
@@ -44,7 +43,7 @@ def _digits() -> Tuple[Tensor, List[int], Tensor]:
     return pixels, [label for _, label in pairs], torch.tensor(sorted(first.values()))
 
 
-def image_patterns(paths: Sequence[str], size: int, count: Optional[int] = None) -> Tuple[Tensor, Tuple[str, ...]]:
+def image_patterns(paths: Sequence[str], size: int, count: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
     """Image files as gray squares (K, size, size) from -1 (black) to 1 (white), and their names.
 
     Args:
@@ -82,7 +81,7 @@ def corrupt(patterns: Tensor, noise: float, binary: bool, generator: torch.Gener
     return values.scatter(1, flipped, -values.gather(1, flipped)).view_as(patterns)
 
 
-def known_half(mask: str, shape: Tuple[int, ...]) -> Tensor:
+def known_half(mask: str, shape: tuple[int, ...]) -> Tensor:
     """Mask (H, W) of the pixels that are not hidden.
 
     Args:

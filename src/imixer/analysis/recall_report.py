@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -30,16 +30,16 @@ def recall(
     images: Sequence[str] = (),
     *,
     memory: str = "modern",
-    patterns: Optional[int] = None,
-    noise: Optional[float] = None,
+    patterns: int | None = None,
+    noise: float | None = None,
     mask: str = "none",
     queries: int = 6,
     steps: int = 50,
     size: int = 32,
     seed: int = 0,
-    out: Optional[str] = None,
+    out: str | None = None,
     **options: Any,
-) -> Tuple[Recall, Path]:
+) -> tuple[Recall, Path]:
     """Store images, corrupt some, retrieve them; write `recall.png`, `recall.csv` and `recall.json`.
 
     Args:
@@ -152,8 +152,8 @@ def _spread(values: Any) -> str:
     return f"{values.mean():.3f} +- {values.std(correction=min(1, len(values) - 1)):.3f}"
 
 
-def _write(found: Recall, settings: Dict[str, Any], folder: Path) -> None:
-    rows: List[Dict[str, Any]] = []
+def _write(found: Recall, settings: dict[str, Any], folder: Path) -> None:
+    rows: list[dict[str, Any]] = []
     way = found.retrieval
     for i, own in enumerate(found.own.tolist()):
         steps = int(way.steps[i])

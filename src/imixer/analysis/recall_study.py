@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,14 +27,14 @@ QUERIES = 100
 DRAWS = 5
 LOOK_UP = "nearest neighbour"
 
-_BINARY: Dict[str, Tuple[str, Dict[str, Any]]] = {
+_BINARY: dict[str, tuple[str, dict[str, Any]]] = {
     "classical": ("classical", {}),
     "polynomial, order 4": ("polynomial", {"order": 4}),
     "polynomial, order 10": ("polynomial", {"order": 10}),
     "exponential": ("exponential", {}),
     "modern": ("modern", {}),
 }
-_GRAY: Dict[str, Tuple[str, Dict[str, Any]]] = {
+_GRAY: dict[str, tuple[str, dict[str, Any]]] = {
     "modern": ("modern", {}),
     "modern, by distance": ("modern", {"similarity": "distance"}),
     "hierarchical, 400": ("hierarchical", {"primitives": 400}),
@@ -70,7 +70,7 @@ class Cell:
     falls: bool
 
 
-def study(*, seed: int = 0, draws: int = DRAWS, loads: Tuple[int, ...] = LOADS) -> List[Cell]:
+def study(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...] = LOADS) -> list[Cell]:
     """Measure all kinds.
 
     A draw takes other patterns and other noise, and retrieves 100 queries, made from the stored patterns in turn. A
@@ -89,7 +89,7 @@ def study(*, seed: int = 0, draws: int = DRAWS, loads: Tuple[int, ...] = LOADS) 
         raise InputError(f"draws is {draws}; give 1 or more")
     if not 0 <= seed < 2**62:
         raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
-    found: Dict[Tuple[str, str, str, float, str, str], List[Tuple[float, bool]]] = {}
+    found: dict[tuple[str, str, str, float, str, str], list[tuple[float, bool]]] = {}
     units = [(name, draw, load) for name in SETS for draw in range(draws) for load in loads]
     for name, draw, load in _with_progress(units):
         for condition, value in _measure(name, seed + draw, load):
@@ -103,10 +103,10 @@ def study(*, seed: int = 0, draws: int = DRAWS, loads: Tuple[int, ...] = LOADS) 
     return sorted(cells, key=lambda cell: (list(SETS).index(cell.patterns), order.index(cell.against)))
 
 
-_Key = Tuple[str, str, float, str, str]
+_Key = tuple[str, str, float, str, str]
 
 
-def _measure(name: str, seed: int, load: int) -> Iterator[Tuple[_Key, Tuple[float, bool]]]:
+def _measure(name: str, seed: int, load: int) -> Iterator[tuple[_Key, tuple[float, bool]]]:
     """All conditions at one load, of one draw."""
     binary = name != "digits, gray"
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +117,7 @@ def _measure(name: str, seed: int, load: int) -> Iterator[Tuple[_Key, Tuple[floa
     whole = known_half("none", (8, 8))
     # Another half in each round through the patterns.
     halves = torch.stack([known_half(MASKS[1 + (i // load + i % load) % 4], (8, 8)) for i in range(QUERIES)])
-    conditions: List[Tuple[str, str, float, str, float, Tensor]] = [
+    conditions: list[tuple[str, str, float, str, float, Tensor]] = [
         ("load", "patterns stored", load, corruption, noise, whole),
         ("half hidden", "patterns stored", load, "one half hidden, the other clamped", 0.0, halves),
     ]
@@ -146,7 +146,7 @@ def _share(right: Tensor) -> float:
     return float(right.double().mean())
 
 
-def _with_progress(units: List[Tuple[str, int, int]]) -> Iterator[Tuple[str, int, int]]:
+def _with_progress(units: list[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
     """A bar on a terminal, otherwise a line per draw."""
     console = Console(file=sys.stderr)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:

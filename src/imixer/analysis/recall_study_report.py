@@ -3,7 +3,7 @@
 import csv
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -25,7 +25,7 @@ _SHOWN = {
 }
 
 
-def compare(*, out: Optional[str] = None, **options: Any) -> Tuple[List[Cell], Path]:
+def compare(*, out: str | None = None, **options: Any) -> tuple[list[Cell], Path]:
     """`study` all kinds, and write `recall.png`, `recall.md`, `recall.csv` and `recall.json`.
 
     Args:
@@ -46,7 +46,7 @@ def compare(*, out: Optional[str] = None, **options: Any) -> Tuple[List[Cell], P
     return cells, folder
 
 
-def report_study(cells: List[Cell], folder: Path, console: Console) -> None:
+def report_study(cells: list[Cell], folder: Path, console: Console) -> None:
     """A table per set of patterns.
 
     Args:
@@ -71,7 +71,7 @@ def report_study(cells: List[Cell], folder: Path, console: Console) -> None:
     console.print(f"written: {', '.join(str(file) for file in files if file.exists())}", soft_wrap=True)
 
 
-def _table(cells: List[Cell], patterns: str) -> Tuple[List[str], List[List[str]]]:
+def _table(cells: list[Cell], patterns: str) -> tuple[list[str], list[list[str]]]:
     """A choice of the numbers of one set of patterns, in per cent: headings, and a row per memory."""
     here = [cell for cell in cells if cell.patterns == patterns]
     columns = [(cell.against, cell.x) for cell in here if cell.x in _SHOWN[cell.against, patterns == "digits, gray"]]
@@ -84,7 +84,7 @@ def _table(cells: List[Cell], patterns: str) -> Tuple[List[str], List[List[str]]
     return [patterns, *(names[against].format(x) for against, x in columns)], rows
 
 
-def _write(cells: List[Cell], folder: Path) -> None:
+def _write(cells: list[Cell], folder: Path) -> None:
     rows = [asdict(cell) for cell in cells]
     with (folder / "recall.csv").open("x", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")

@@ -1,12 +1,10 @@
 """Mean, spread and error of a measurement."""
 
-from typing import Dict
-
 import torch
 from torch import Tensor
 
 
-def spread(values: Tensor) -> Dict[str, float]:
+def spread(values: Tensor) -> dict[str, float]:
     """Mean and standard deviation of a sample (N,); 0 if N is 1."""
     return {"mean": float(values.mean()), "std": float(values.std()) if len(values) > 1 else 0.0}
 

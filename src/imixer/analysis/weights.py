@@ -4,7 +4,7 @@ S: tokens on a grid (gh, gw), D: hidden neurons, D_S.
 """
 
 from dataclasses import dataclass
-from typing import Any, Tuple
+from typing import Any
 
 import torch
 from timm.layers import Mlp
@@ -54,7 +54,7 @@ class TokenMixing:
         return float(self.energies[self.strongest(count)].sum() / self.energies.sum())
 
 
-def token_mixing(model: Any) -> Tuple[TokenMixing, ...]:
+def token_mixing(model: Any) -> tuple[TokenMixing, ...]:
     """The token mixing matrices of an iMixer or a Mixer, in float64.
 
     Raises:
@@ -76,7 +76,7 @@ def token_mixing(model: Any) -> Tuple[TokenMixing, ...]:
     return tuple(found)
 
 
-def _matrices(mlp: Any) -> Tuple[Tensor, Tensor]:
+def _matrices(mlp: Any) -> tuple[Tensor, Tensor]:
     """(D, S) and (S, D)."""
     if isinstance(mlp, IMLP):
         return mlp.fc_in.weight, mlp.fc_out.weight if isinstance(mlp.fc_out, nn.Linear) else mlp.fc_in.weight.T

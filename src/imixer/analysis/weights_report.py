@@ -1,7 +1,7 @@
 """`imixer analyze weights`: a run measured, written down and told on the screen."""
 
 from collections.abc import Sequence
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,11 +13,11 @@ from imixer.analysis.weights_figure import SHOWN, draw_weights
 from imixer.training.reload import Reloaded
 
 
-def _measure(reloaded: Reloaded) -> Tuple[TokenMixing, ...]:
+def _measure(reloaded: Reloaded) -> tuple[TokenMixing, ...]:
     return token_mixing(reloaded.model)
 
 
-def _numbers(found: Sequence[TokenMixing]) -> Dict[str, Any]:
+def _numbers(found: Sequence[TokenMixing]) -> dict[str, Any]:
     return {"grid": list(found[0].reads.shape[1:]), "blocks": [_row(mixing) for mixing in found]}
 
 
@@ -42,7 +42,7 @@ def _show(found: Sequence[TokenMixing], console: Console) -> None:
     )
 
 
-def _row(mixing: TokenMixing) -> Dict[str, Any]:
+def _row(mixing: TokenMixing) -> dict[str, Any]:
     return {
         "block": mixing.block,
         "neurons": len(mixing.energies),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -56,7 +56,7 @@ def build() -> ArgumentParser:
     add_run(parser, several=True)
     parser.add_argument(
         "--images",
-        type=Optional[int],
+        type=int | None,
         help="Held-out images to measure on, evenly spread. Default: 64; for `iterations` and `ood` all. For "
         "`convergence` drawn at random, 16.",
     )
@@ -68,14 +68,14 @@ def build() -> ArgumentParser:
     )
     parser.add_argument(
         "--n_iter",
-        type=Optional[int],
+        type=int | None,
         help="For `convergence` and `features`: iterations to look at. Default: as trained; of several runs 10, or one "
         "more than the largest of theirs.",
     )
-    parser.add_argument("--seed", type=Optional[int], help="For `convergence`: of the draw of images. Default: 0.")
+    parser.add_argument("--seed", type=int | None, help="For `convergence`: of the draw of images. Default: 0.")
     parser.add_argument(
         "--image",
-        type=Optional[Union[int, str]],
+        type=int | str | None,
         help="For `features`: number of a held-out image, or an image file. Default: 0.",
     )
     parser.add_argument(
@@ -89,10 +89,10 @@ def build() -> ArgumentParser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        type=Optional[str],
+        type=str | None,
         help="For `convergence` of several runs: folder to write into. Default: the folder analysis of the first.",
     )
-    parser.add_argument("--block", type=Optional[int], help="For `features`: which, from 0. Default: the last.")
+    parser.add_argument("--block", type=int | None, help="For `features`: which, from 0. Default: the last.")
     return parser
 
 
@@ -124,7 +124,7 @@ def run(args: Namespace) -> int:
     return _judge(found, require) if require else 0
 
 
-def _compare(paths: Sequence[str], device: str, out: Optional[str] = None, **options: Any) -> int:
+def _compare(paths: Sequence[str], device: str, out: str | None = None, **options: Any) -> int:
     """Compare the convergence of several runs; gives the exit code."""
     announce_loading("the runs")
     from imixer.analysis.convergence_comparison import compare_convergence

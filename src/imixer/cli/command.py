@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -21,7 +21,7 @@ class Command:
 
     summary: str
     build: Callable[[], ArgumentParser]
-    run: Callable[[Namespace], Optional[int]]
+    run: Callable[[Namespace], int | None]
 
 
 def new_parser(description: str) -> ArgumentParser:
@@ -41,7 +41,7 @@ def add_run(parser: ArgumentParser, several: bool = False) -> None:
     many: dict[str, Any] = {"nargs": "+"} if several else {}
     parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.", **many)
     parser.add_argument(
-        "--data", metavar="PATH", type=Optional[str], help="Where the run's data lie now. Default: where they lay."
+        "--data", metavar="PATH", type=str | None, help="Where the run's data lie now. Default: where they lay."
     )
     parser.add_argument(
         "--device",

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Dict, List, Optional
 
 from jsonargparse import ArgumentParser
 
@@ -19,7 +18,7 @@ from imixer.escaping import middle_cut, one_line
 from imixer.training.parsing import hoist, parse
 from imixer.training.suggest import nearest
 
-_COMMANDS: Dict[str, Command] = {
+_COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
     "sweep": sweep.COMMAND,
     "reproduce": reproduce.COMMAND,
@@ -37,7 +36,7 @@ _MOST_LETTERS = 200  # of a file's name or a library's message
 _LESS = "lower data.batch_size, raise accumulate, or take a smaller model or image"
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
@@ -112,7 +111,7 @@ def _reader_gone() -> int:
     return 128 + signal.SIGPIPE
 
 
-def _run(argv: List[str]) -> int:
+def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(f"imixer {imixer.__version__}") if argv[:1] == ["--version"] else _help()
         return 0

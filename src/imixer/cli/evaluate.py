@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -18,10 +18,10 @@ def build() -> ArgumentParser:
     parser.add_argument(
         "--test",
         metavar="FOLDER",
-        type=Optional[str],
+        type=str | None,
         help="Evaluate on all images of this folder of class folders instead, and write RUN/test_evaluation.json.",
     )
-    parser.add_argument("--batch_size", type=Optional[int], help="Images per step. Default: that of training.")
+    parser.add_argument("--batch_size", type=int | None, help="Images per step. Default: that of training.")
     parser.add_argument(
         "--corruptions",
         action="store_true",
@@ -32,7 +32,7 @@ def build() -> ArgumentParser:
     )
     parser.add_argument(
         "--images",
-        type=Optional[int],
+        type=int | None,
         help="Held-out images for --corruptions and --adversarial, evenly spread. Default: all.",
     )
     parser.add_argument(
@@ -42,8 +42,8 @@ def build() -> ArgumentParser:
         metavar="E",
         help="Largest changes of a pixel in an attack, of 255. Default: 1 2 4 8.",
     )
-    parser.add_argument("--steps", type=Optional[int], help="Steps of an attack. Default: 20.")
-    parser.add_argument("--step_size", type=Optional[float], help="Of 255. Default: 2.5 epsilon / steps.")
+    parser.add_argument("--steps", type=int | None, help="Steps of an attack. Default: 20.")
+    parser.add_argument("--step_size", type=float | None, help="Of 255. Default: 2.5 epsilon / steps.")
     return parser
 
 
@@ -74,10 +74,10 @@ def run(args: Namespace) -> None:
         each()
 
 
-def _harder(args: Namespace, attack: Dict[str, Any]) -> List[Callable[[], None]]:
+def _harder(args: Namespace, attack: dict[str, Any]) -> list[Callable[[], None]]:
     """The evaluations on harder images that are asked for."""
     given = {"images": args.images, "data": args.data, "device": args.device}
-    wanted: List[Callable[[], None]] = []
+    wanted: list[Callable[[], None]] = []
     if args.corruptions:
         from imixer.analysis.corruptions import evaluate_corruptions, require_corruptions
         from imixer.analysis.robustness_report import report_corruptions

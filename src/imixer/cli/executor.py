@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -20,22 +20,22 @@ def add_executor(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--address",
         metavar="ADDR",
-        type=Optional[str],
+        type=str | None,
         help="Ray cluster to use, such as HOST:6379, or `auto` on one of its machines. Default: start one here.",
     )
     parser.add_argument(
-        "--cpus", metavar="N", type=Optional[int], help="CPUs of a trial on Ray. Default: 1 + data.workers, per device."
+        "--cpus", metavar="N", type=int | None, help="CPUs of a trial on Ray. Default: 1 + data.workers, per device."
     )
     parser.add_argument(
         "--gpus",
         metavar="N",
-        type=Optional[float],
+        type=float | None,
         help="GPUs of a trial on Ray; 0.5 lets two share one. Default: its devices if the cluster has GPUs, else 0.",
     )
     parser.add_argument(
         "--retries",
         metavar="N",
-        type=Optional[int],
+        type=int | None,
         help="How often a trial whose process or machine is lost goes on elsewhere, on Ray. Default: 3.",
     )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
@@ -22,9 +20,9 @@ def build() -> ArgumentParser:
         help="`onnx`, or `torch`: a program of torch.export.",
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=Optional[str], help="File to write. Default: RUN/model.onnx or RUN/model.pt2."
+        "--out", metavar="FILE", type=str | None, help="File to write. Default: RUN/model.onnx or RUN/model.pt2."
     )
-    parser.add_argument("--batch_size", type=Optional[int], help="Batch size to fix. Default: any.")
+    parser.add_argument("--batch_size", type=int | None, help="Batch size to fix. Default: any.")
     return parser
 
 

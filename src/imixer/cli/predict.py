@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, run_parser
@@ -17,10 +15,8 @@ def build() -> ArgumentParser:
         "images", nargs="*", metavar="IMAGE", help="Image files or folders. Default: 8 of the run's held-out images."
     )
     parser.add_argument("--top", type=int, default=5, help="Classes per image.")
-    parser.add_argument(
-        "--n_iter", type=Optional[int], help="Fixed point iterations, for iMixers. Default: as trained."
-    )
-    parser.add_argument("--csv", metavar="FILE", type=Optional[str], help="Write all predictions here too.")
+    parser.add_argument("--n_iter", type=int | None, help="Fixed point iterations, for iMixers. Default: as trained.")
+    parser.add_argument("--csv", metavar="FILE", type=str | None, help="Write all predictions here too.")
     return parser
 
 

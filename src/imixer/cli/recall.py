@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
@@ -21,34 +19,34 @@ def build() -> ArgumentParser:
     )
     parser.add_argument(
         "--memory",
-        type=Optional[str],
+        type=str | None,
         help="`classical`, `polynomial`, `exponential` (of +-1), `modern` or `hierarchical` (gray). Default: modern.",
     )
-    parser.add_argument("--patterns", type=Optional[int], help="Images to store. Default: 20 digits, or all images.")
+    parser.add_argument("--patterns", type=int | None, help="Images to store. Default: 20 digits, or all images.")
     parser.add_argument(
         "--noise",
-        type=Optional[float],
+        type=float | None,
         help="Share of pixels flipped (+-1), or standard deviation of Gaussian noise, black to white being 1 (gray). "
         "Default: 0.3, or 0 with a mask.",
     )
     parser.add_argument(
         "--mask",
-        type=Optional[str],
+        type=str | None,
         help="Half to hide: `none`, `top`, `bottom`, `left` or `right`. The other is held if without noise. "
         "Default: none.",
     )
-    parser.add_argument("--queries", type=Optional[int], help="Images to corrupt and retrieve. Default: 6.")
-    parser.add_argument("--steps", type=Optional[int], help="Largest number of steps. Default: 50.")
+    parser.add_argument("--queries", type=int | None, help="Images to corrupt and retrieve. Default: 6.")
+    parser.add_argument("--steps", type=int | None, help="Largest number of steps. Default: 50.")
     parser.add_argument(
-        "--beta", type=Optional[float], help="Inverse temperature of exponential, modern and hierarchical memories."
+        "--beta", type=float | None, help="Inverse temperature of exponential, modern and hierarchical memories."
     )
-    parser.add_argument("--order", type=Optional[float], help="Order of the energy of a polynomial memory. Default: 4.")
+    parser.add_argument("--order", type=float | None, help="Order of the energy of a polynomial memory. Default: 4.")
     parser.add_argument(
-        "--similarity", type=Optional[str], help="What a modern memory compares by: `dot` or `distance`. Default: dot."
+        "--similarity", type=str | None, help="What a modern memory compares by: `dot` or `distance`. Default: dot."
     )
-    parser.add_argument("--size", type=Optional[int], help="Side in pixels that given images get. Default: 32.")
+    parser.add_argument("--size", type=int | None, help="Side in pixels that given images get. Default: 32.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the choice of images and of the noise.")
-    parser.add_argument("--out", metavar="DIR", type=Optional[str], help="Folder to make. Default: next free in runs/.")
+    parser.add_argument("--out", metavar="DIR", type=str | None, help="Folder to make. Default: next free in runs/.")
     parser.add_argument(
         "--compare",
         action="store_true",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
@@ -22,7 +20,7 @@ def build() -> ArgumentParser:
         metavar="PATH",
         help="Run directories, or folders that hold some, such as those of `sweep`.",
     )
-    parser.add_argument("--out", metavar="FILE", type=Optional[str], help="Default: report.html in the first path.")
+    parser.add_argument("--out", metavar="FILE", type=str | None, help="Default: report.html in the first path.")
     return parser
 
 

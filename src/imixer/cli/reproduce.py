@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
@@ -27,24 +25,24 @@ def build() -> ArgumentParser:
     summaries = "; ".join(f"`{name}`: {scale.data}, {scale.summary}" for name, scale in SCALES.items())
     parser.add_argument("--scale", choices=list(SCALES), default="smoke", help=f"How large. {summaries}.")
     parser.add_argument(
-        "--out", metavar="DIR", type=Optional[str], help="Folder for what comes out. Default: reproduced/<scale>."
+        "--out", metavar="DIR", type=str | None, help="Folder for what comes out. Default: reproduced/<scale>."
     )
     parser.add_argument(
         "--trials",
         metavar="N",
-        type=Optional[int],
+        type=int | None,
         help="Trials per row. Default: 3; at the scale paper 10, and of ImageNet in Table 4 one.",
     )
     parser.add_argument(
         "--data",
         metavar="NAME",
-        type=Optional[str],
+        type=str | None,
         help=f"Data set of all experiments but table4: {', '.join(DATA_SETS)}. Default: that of the scale.",
     )
     parser.add_argument(
         "--data_dir",
         metavar="DIR",
-        type=Optional[str],
+        type=str | None,
         help="Folder with the data sets as torchvision lays them out, or in folders called cifar10, cifar100, "
         "stanford_cars, food101, imagenet of parquet shards or class folders; or CIFAR-10's parquet shards. "
         "Default: data.",
@@ -52,13 +50,13 @@ def build() -> ArgumentParser:
     parser.add_argument(
         "--image",
         metavar="FILE",
-        type=Optional[str],
+        type=str | None,
         help="For `fig7`: image whose feature maps are drawn. Default: the first held-out image.",
     )
     parser.add_argument(
         "--margin",
         metavar="POINTS",
-        type=Optional[float],
+        type=float | None,
         help="Points of accuracy within which a difference counts as none; choose it before you look. "
         f"Default: {MARGIN:g}.",
     )

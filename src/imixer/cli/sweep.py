@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
@@ -21,12 +19,12 @@ def build() -> ArgumentParser:
         help="YAML file with any of: name; recipe and config, to start from; set, settings; grid, lists of values by "
         "setting; cases, settings by name of the case; seeds, a number or a list.",
     )
-    parser.add_argument("--out", metavar="DIR", type=Optional[str], help="Folder of the sweep. Default: sweeps/<name>.")
+    parser.add_argument("--out", metavar="DIR", type=str | None, help="Folder of the sweep. Default: sweeps/<name>.")
     add_executor(parser)
     parser.add_argument(
         "--share",
         metavar="I/N",
-        type=Optional[str],
+        type=str | None,
         help="Do only the I-th of N shares of the trials, from 0: for job arrays. Default: all.",
     )
     return parser

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Optional, Tuple, Union
+from typing import Literal
 
 from imixer.errors import InputError
 
 LARGEST_SIDE = 8_192  # pixels
 _MOST_WORKERS = 256  # processes, more than any one machine feeds a device with
 
-ImageSize = Union[int, Tuple[int, int]]
+ImageSize = int | tuple[int, int]
 
 
 @dataclass
@@ -57,27 +57,27 @@ class DataConfig:
     """
 
     name: str = "digits"
-    root: Optional[str] = None
+    root: str | None = None
     download: bool = False
     val_fraction: float = 0.2
     split_seed: int = 0
-    image_size: Optional[ImageSize] = None
+    image_size: ImageSize | None = None
     batch_size: int = 64
     pipeline: Literal["timm", "device"] = "timm"
     workers: int = 0
     skip_bad: bool = False
     check: Literal["auto", "full", "header", "off"] = "auto"
-    value_range: Optional[Tuple[float, float]] = None
+    value_range: tuple[float, float] | None = None
     background: Literal["white", "gray", "black"] = "white"
     crop: Literal["pad", "reflect", "resized", "center"] = "pad"
-    shift: Optional[int] = None
-    scale: Tuple[float, float] = (0.08, 1.0)
-    ratio: Tuple[float, float] = (0.75, 1.3333333)
+    shift: int | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333333)
     crop_pct: float = 1.0
     interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
     hflip: float = 0.0
     flip: Literal["random", "alternating"] = "random"
-    auto_augment: Optional[str] = None
+    auto_augment: str | None = None
     random_erasing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0

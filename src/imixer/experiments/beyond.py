@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.paper import TABLE1, reported
 from imixer.experiments.scales import Scale
 
-_Change = Tuple[str, Dict[str, Any]]  # in words, and as fields of `ModelConfig`
+_Change = tuple[str, dict[str, Any]]  # in words, and as fields of `ModelConfig`
 
 
-def _beyond(name: str, title: str, column: str, baseline: str, changes: Dict[str, _Change]) -> Experiment:
+def _beyond(name: str, title: str, column: str, baseline: str, changes: dict[str, _Change]) -> Experiment:
     """The paper's iMixer-S, which a table calls `baseline`, and a row for each change of it."""
 
-    def rows(scale: Scale) -> List[Row]:
+    def rows(scale: Scale) -> list[Row]:
         paper = reported(TABLE1["imixer", "S"], scale.data, "imixer")
         default = Row("imixer", {column: baseline}, scale.imixer(), scale.data, paper=paper)
         changed = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
 
 import torch
 from torch import nn
@@ -25,8 +24,8 @@ class Costs:
     """
 
     parameters: int
-    multiply_adds: Optional[int]
-    drawn: Tuple[Tuple[str, Tuple[int, ...]], ...] = ()
+    multiply_adds: int | None
+    drawn: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
@@ -47,7 +46,7 @@ def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
     return Costs(parameters, cost.total if cost else None, _drawn(built.model))
 
 
-def _drawn(model: nn.Module) -> Tuple[Tuple[str, Tuple[int, ...]], ...]:
+def _drawn(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple(
         (f"{name}.{own}", tuple(parameter.shape))
         for name, module in model.named_modules()

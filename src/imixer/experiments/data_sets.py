@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Sized, cast
+from typing import Any, cast
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
@@ -30,7 +31,7 @@ class DataSet:
     """
 
     name: str
-    settings: Dict[str, Any]
+    settings: dict[str, Any]
     missing: str = ""
     training: int = 0
     held_out: int = 0
@@ -44,7 +45,7 @@ class DataSet:
         return f"{self.split} split" if self.split else "held-out fifth of the training images"
 
 
-def find_data(name: str, folder: Optional[str] = None) -> DataSet:
+def find_data(name: str, folder: str | None = None) -> DataSet:
     """Look for a data set: as torchvision lays it out in the folder, else as parquet shards or class folders.
 
     All but digits need a test split of their own, as the paper's have: without one they count as missing.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Dict, List, Literal, Optional, Tuple
+from typing import Any, Literal
 
 from imixer.experiments.comparison import MARGIN
 from imixer.experiments.paper import Published
@@ -28,12 +28,12 @@ class Row:
     """
 
     name: str
-    labels: Dict[str, str]
-    settings: Dict[str, Any]
+    labels: dict[str, str]
+    settings: dict[str, Any]
     data: str
-    baseline: Optional[str] = None
-    paper: Optional[Published] = None
-    trials: Optional[int] = None
+    baseline: str | None = None
+    paper: Published | None = None
+    trials: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Experiment:
     name: str
     title: str
     baseline: str
-    rows: Callable[[Scale], List[Row]]
-    figure: Optional[Figure] = None
+    rows: Callable[[Scale], list[Row]]
+    figure: Figure | None = None
     margin: float = MARGIN
-    notes: Tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     contraction: bool = False
     time: bool = False

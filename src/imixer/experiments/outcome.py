@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from imixer.errors import InputError
 from imixer.experiments.comparison import Comparison, Judgement, compare, judge
@@ -38,7 +39,7 @@ class Run:
     seed: int
     path: Path
     outcome: Outcome
-    contraction: Optional[TrainedContraction] = None
+    contraction: TrainedContraction | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Spread:
     """
 
     mean: float
-    std: Optional[float] = None
+    std: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,38 +67,38 @@ class Line:
     """
 
     row: Row
-    config: Optional[TrainConfig] = None
-    costs: Optional[Costs] = None
-    runs: Tuple[Run, ...] = ()
+    config: TrainConfig | None = None
+    costs: Costs | None = None
+    runs: tuple[Run, ...] = ()
 
     @property
-    def finished(self) -> List[Run]:
+    def finished(self) -> list[Run]:
         """The trials that are."""
         return [run for run in self.runs if run.outcome.status == "finished"]
 
     @property
-    def last(self) -> Dict[int, float]:
+    def last(self) -> dict[int, float]:
         """Top-1 in % after the last epoch, of each finished trial, by seed."""
         return {run.seed: 100 * run.outcome.val_acc for run in self.finished if run.outcome.val_acc is not None}
 
     @property
-    def best(self) -> Dict[int, float]:
+    def best(self) -> dict[int, float]:
         """Top-1 in % after the best epoch, likewise. The epoch is chosen on the images that it is measured on."""
         outcomes = {run.seed: run.outcome.best_val_acc for run in self.finished}
         return {seed: 100 * accuracy for seed, accuracy in outcomes.items() if accuracy is not None}
 
     @property
-    def seconds(self) -> Dict[int, float]:
+    def seconds(self) -> dict[int, float]:
         """Seconds of training, likewise."""
         return {run.seed: run.outcome.seconds for run in self.finished if run.outcome.seconds is not None}
 
     @property
-    def contraction(self) -> Optional[TrainedContraction]:
+    def contraction(self) -> TrainedContraction | None:
         """The worst of the finished trials. None if none was measured."""
         return worst_contraction([run.contraction for run in self.finished if run.contraction])
 
     @property
-    def counts(self) -> Dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Number of trials by status."""
         return dict(Counter(run.outcome.status for run in self.runs))
 
@@ -120,18 +121,18 @@ class Reproduced:
     scale: Scale
     trials: int
     margin: float
-    data: Dict[str, DataSet]
-    lines: Tuple[Line, ...]
+    data: dict[str, DataSet]
+    lines: tuple[Line, ...]
     folder: Path
 
-    def baseline(self, line: Line) -> Optional[Line]:
+    def baseline(self, line: Line) -> Line | None:
         """What a line is compared to. None if it is a baseline itself."""
         return next((other for other in self.lines if other.row.name == line.row.baseline), None)
 
     @property
-    def comparisons(self) -> Dict[str, Comparison]:
+    def comparisons(self) -> dict[str, Comparison]:
         """Each row against its baseline, in points after the last epoch, by name; without those that lack a trial."""
-        found: Dict[str, Comparison] = {}
+        found: dict[str, Comparison] = {}
         for line in self.lines:
             baseline = self.baseline(line)
             if baseline is None or line.costs is None or baseline.costs is None:
@@ -142,14 +143,14 @@ class Reproduced:
         return found
 
     @property
-    def failed(self) -> List[Run]:
+    def failed(self) -> list[Run]:
         """The trials that failed."""
         return [run for line in self.lines for run in line.runs if run.outcome.status == "failed"]
 
     @property
-    def environments(self) -> List[Dict[str, Any]]:
+    def environments(self) -> list[dict[str, Any]]:
         """Versions and hardware of the finished trials, each once."""
-        found: List[Dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
         for run in (run for line in self.lines for run in line.finished):
             try:
                 environment = read_json(RunDirectory(run.path).environment, _ENVIRONMENT)
@@ -162,13 +163,13 @@ class Reproduced:
         return found
 
 
-def spread(values: Dict[int, float]) -> Optional[Spread]:
+def spread(values: dict[int, float]) -> Spread | None:
     """Mean and standard deviation of what each trial gave. None without any."""
     numbers = list(values.values())
     return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
 
 
-def judge_page(page: Sequence[Reproduced]) -> List[Dict[str, Judgement]]:
+def judge_page(page: Sequence[Reproduced]) -> list[dict[str, Judgement]]:
     """Judge all comparisons that stand on one page together, so that their number is corrected for.
 
     Args:

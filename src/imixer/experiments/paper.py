@@ -7,7 +7,7 @@ that of the last epoch or of the best one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, Literal, Optional, Tuple
+from typing import Literal
 
 Model = Literal["mixer", "imixer"]
 Size = Literal["S", "B", "L"]
@@ -31,11 +31,11 @@ class Published:
     """
 
     mean: float
-    spread: Optional[float] = None
+    spread: float | None = None
 
 
 # CIFAR-10.
-TABLE1: Dict[Tuple[Model, Size], Published] = {
+TABLE1: dict[tuple[Model, Size], Published] = {
     ("mixer", "S"): Published(88.08, 0.51),
     ("mixer", "B"): Published(89.03, 0.24),
     ("mixer", "L"): Published(86.67, 0.30),
@@ -45,7 +45,7 @@ TABLE1: Dict[Tuple[Model, Size], Published] = {
 }
 
 # CIFAR-10, S, by h_r and n.
-TABLE2: Dict[Tuple[float, int], Published] = {
+TABLE2: dict[tuple[float, int], Published] = {
     (0.25, 1): Published(88.26, 0.28),
     (0.25, 2): Published(88.22, 0.33),
     (0.25, 4): Published(88.29, 0.37),
@@ -61,7 +61,7 @@ TABLE2: Dict[Tuple[float, int], Published] = {
 }
 
 # CIFAR-10, S, by normalisation and n.
-TABLE3: Dict[Tuple[Norm, int], Published] = {
+TABLE3: dict[tuple[Norm, int], Published] = {
     ("spectral", 1): Published(88.54, 0.34),
     ("spectral", 2): Published(88.56, 0.30),
     ("spectral", 4): Published(88.46, 0.26),
@@ -74,7 +74,7 @@ TABLE3: Dict[Tuple[Norm, int], Published] = {
 }
 
 # S.
-TABLE4: Dict[Tuple[str, Model], Published] = {
+TABLE4: dict[tuple[str, Model], Published] = {
     ("cifar100", "mixer"): Published(68.13, 0.46),
     ("cifar100", "imixer"): Published(68.26, 0.30),
     ("stanford_cars", "mixer"): Published(8.09, 0.45),
@@ -86,7 +86,7 @@ TABLE4: Dict[Tuple[str, Model], Published] = {
 }
 
 
-def reported(published: Optional[Published], data: str, default: Optional[Model] = None) -> Optional[Published]:
+def reported(published: Published | None, data: str, default: Model | None = None) -> Published | None:
     """Return what the paper reports of a row of Tables 1 to 3 that is trained on some data set.
 
     Args:

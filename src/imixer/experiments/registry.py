@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Dict
-
 from imixer.experiments.beyond import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
 from imixer.experiments.ceiling import CEILING
 from imixer.experiments.experiment import Experiment
@@ -14,7 +12,7 @@ from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3
 from imixer.experiments.table4 import TABLE_4
 
-EXPERIMENTS: Dict[str, Experiment] = {
+EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
         TABLE_1,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
 
 from rich.console import Console
 
@@ -36,9 +36,9 @@ class _Plan:
     """An experiment with what there is to train; `sweep` is None if all its data are missing."""
 
     experiment: Experiment
-    rows: Tuple[Row, ...]
-    data: Dict[str, DataSet]
-    sweep: Optional[Sweep]
+    rows: tuple[Row, ...]
+    data: dict[str, DataSet]
+    sweep: Sweep | None
 
 
 def reproduce(
@@ -46,14 +46,14 @@ def reproduce(
     scale: Scale,
     console: Console,
     *,
-    out: Optional[str] = None,
-    trials: Optional[int] = None,
-    data: Optional[str] = None,
-    data_dir: Optional[str] = None,
-    margin: Optional[float] = None,
-    executor: Optional[Executor] = None,
-    image: Optional[str] = None,
-) -> List[Reproduced]:
+    out: str | None = None,
+    trials: int | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+    margin: float | None = None,
+    executor: Executor | None = None,
+    image: str | None = None,
+) -> list[Reproduced]:
     """Train what is not finished of some experiments, and present each of them.
 
     The sweep of an experiment lies in `<out>/runs/<experiment>`. What another experiment has finished there is linked,
@@ -90,7 +90,7 @@ def reproduce(
     if data is not None:
         scale = _on_data(experiments, scale, data)
     folder = Path(out or f"reproduced/{name}")
-    found: List[Reproduced] = []
+    found: list[Reproduced] = []
     for plan in _plans(experiments, scale, trials, data_dir):
         interruption = _train(plan, folder, executor or Local())
         found.append(_measured(plan, scale, trials, margin, folder))
@@ -105,7 +105,7 @@ def reproduce(
     return found
 
 
-def _check_image(image: Optional[str], experiments: Sequence[Experiment]) -> None:
+def _check_image(image: str | None, experiments: Sequence[Experiment]) -> None:
     """Raises InputError if there is an image that is none, or that no experiment draws."""
     if image is None:
         return
@@ -129,7 +129,7 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
 
 
 def _command(
-    experiments: Sequence[Experiment], scale: Scale, trials: Optional[int], data: Optional[str], margin: Optional[float]
+    experiments: Sequence[Experiment], scale: Scale, trials: int | None, data: str | None, margin: float | None
 ) -> str:
     names = [each.name for each in experiments]
     what = "all" if names == list(EXPERIMENTS) else " ".join(names)
@@ -138,9 +138,7 @@ def _command(
     return " ".join(["imixer reproduce", what, *given])
 
 
-def _plans(
-    experiments: Sequence[Experiment], scale: Scale, trials: Optional[int], folder: Optional[str]
-) -> List[_Plan]:
+def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, folder: str | None) -> list[_Plan]:
     """All that is to do, so that whatever is wrong with it is found before anything starts."""
     rows = {experiment.name: experiment.rows(scale) for experiment in experiments}
     used = dict.fromkeys(row.data for each in rows.values() for row in each)
@@ -166,13 +164,13 @@ def _plans(
     return plans
 
 
-def _find(name: str, scale: Scale, folder: Optional[str]) -> DataSet:
+def _find(name: str, scale: Scale, folder: str | None) -> DataSet:
     if name != scale.data and name not in scale.sets:
         return DataSet(name, {}, missing=f"not part of the scale {scale.name}")
     return find_data(name, folder)
 
 
-def _train(plan: _Plan, folder: Path, executor: Executor) -> Optional[KeyboardInterrupt]:
+def _train(plan: _Plan, folder: Path, executor: Executor) -> KeyboardInterrupt | None:
     """Train what is not finished. Gives back what interrupted it, if something did."""
     try:
         if plan.sweep:
@@ -182,7 +180,7 @@ def _train(plan: _Plan, folder: Path, executor: Executor) -> Optional[KeyboardIn
     return None
 
 
-def _measured(plan: _Plan, scale: Scale, trials: Optional[int], margin: Optional[float], folder: Path) -> Reproduced:
+def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | None, folder: Path) -> Reproduced:
     lines = {row.name: Line(row) for row in plan.rows}
     if plan.sweep:
         results = Results(plan.sweep, _sweep_folder(plan, folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple, get_args
+from typing import Any, get_args
 
 from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE4, Model, Size
 from imixer.recipes import load_recipe, recipes
@@ -13,7 +13,7 @@ _PAPERS_SETS = tuple(dict.fromkeys(data for data, _ in TABLE4))
 DATA_SETS = ("digits", "cifar10", *_PAPERS_SETS)  # on which any experiment can be done
 _OF_ONE_SIZE = ("digits", "cifar10", "cifar100")  # which `data.pipeline: device` wants
 # What an iMixer's name says already. Left out, it makes no second configuration of the same thing.
-_PINNED: Dict[str, Any] = {"n_iter": N_ITER, "hidden_ratio": HIDDEN_RATIO, "norm": "spectral", "num_layers": 3}
+_PINNED: dict[str, Any] = {"n_iter": N_ITER, "hidden_ratio": HIDDEN_RATIO, "norm": "spectral", "num_layers": 3}
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class Scale:
     summary: str
     trials: int
     data: str
-    sets: Tuple[str, ...]
+    sets: tuple[str, ...]
     recipe: str
     variant: str
     side: int
     patch: int
-    channels: Dict[Size, int]
-    over: Dict[str, Any]
+    channels: dict[Size, int]
+    over: dict[str, Any]
 
-    def mixer(self, size: Size = "S", data: Optional[str] = None, mlp_ratio: Optional[float] = None) -> Dict[str, Any]:
+    def mixer(self, size: Size = "S", data: str | None = None, mlp_ratio: float | None = None) -> dict[str, Any]:
         """Settings of an MLP-Mixer, by dotted name.
 
         Args:
@@ -57,7 +57,7 @@ class Scale:
         wider = {} if mlp_ratio is None else {"model.kwargs.mlp_ratio": [mlp_ratio, 4.0]}
         return self._settings("mixer", size, data) | wider
 
-    def imixer(self, size: Size = "S", data: Optional[str] = None, **changes: Any) -> Dict[str, Any]:
+    def imixer(self, size: Size = "S", data: str | None = None, **changes: Any) -> dict[str, Any]:
         """Settings of an iMixer, by dotted name.
 
         Args:
@@ -77,7 +77,7 @@ class Scale:
         S, D_S = (self.side // self.patch) ** 2, self.channels[size] // 2
         return round(D_S + N_ITER * D_S * int(HIDDEN_RATIO * D_S) / S) / self.channels[size]
 
-    def _settings(self, model: Model, size: Size, data: Optional[str]) -> Dict[str, Any]:
+    def _settings(self, model: Model, size: Size, data: str | None) -> dict[str, Any]:
         data = data or self.data
         names = {"model": model, "size": size.lower(), "data": data}
         recipe = self.recipe.format(**names)
@@ -92,15 +92,15 @@ class Scale:
         return settings
 
 
-SIZES: Tuple[Size, ...] = get_args(Size)
-_PAPERS_MODELS: Dict[str, Any] = dict(
+SIZES: tuple[Size, ...] = get_args(Size)
+_PAPERS_MODELS: dict[str, Any] = dict(
     recipe="paper/{model}_{size}16_{data}",
     variant="{model}_{size}16_224",
     side=224,
     patch=16,
     channels={"S": 512, "B": 768, "L": 1024},
 )
-SCALES: Dict[str, Scale] = {
+SCALES: dict[str, Scale] = {
     scale.name: scale
     for scale in (
         Scale(

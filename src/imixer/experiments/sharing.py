@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import SPEC, read_sweep
@@ -33,9 +33,9 @@ class Sharing:
     def __exit__(self, *exception: Any) -> None:
         self.executor.__exit__(*exception)
 
-    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[Tuple[Trial, bool], None, None]:
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
         finished = _finished(folder.parent)
-        left: List[Trial] = []
+        left: list[Trial] = []
         for trial in trials:
             run = folder / trial.name
             if run.is_symlink() and not run.exists():  # what it led to is gone
@@ -51,9 +51,9 @@ class Sharing:
         yield from self._entered.run(left, folder)
 
 
-def _finished(folder: Path) -> Dict[Tuple[str, int], Path]:
+def _finished(folder: Path) -> dict[tuple[str, int], Path]:
     """The finished runs of all sweeps in a folder, by what they are."""
-    found: Dict[Tuple[str, int], Path] = {}
+    found: dict[tuple[str, int], Path] = {}
     for spec in sorted(folder.glob(f"*/{SPEC}")):
         for trial in read_sweep(str(spec)).trials:
             run = spec.parent / trial.name
@@ -62,5 +62,5 @@ def _finished(folder: Path) -> Dict[Tuple[str, int], Path]:
     return found
 
 
-def _identity(trial: Trial) -> Tuple[str, int]:
+def _identity(trial: Trial) -> tuple[str, int]:
     return repr(trial.cell.config), trial.seed

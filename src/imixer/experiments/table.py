@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Tuple
 
 from rich.table import Table
 from rich.text import Text
@@ -21,8 +20,8 @@ class Grid:
         text: How many columns, from the left, are text; the others are numbers, aligned at the right.
     """
 
-    header: Tuple[str, ...]
-    rows: Tuple[Tuple[str, ...], ...]
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
     text: int
 
 
@@ -68,9 +67,9 @@ def on_screen(grid: Grid, title: str) -> Table:
     return table
 
 
-def _markdown_row(cells: Tuple[str, ...]) -> str:
+def _markdown_row(cells: tuple[str, ...]) -> str:
     return f"| {' | '.join(map(for_markdown, cells))} |"
 
 
-def _latex_row(cells: Tuple[str, ...]) -> str:
+def _latex_row(cells: tuple[str, ...]) -> str:
     return " & ".join(map(for_latex, cells)) + r" \\"

@@ -5,14 +5,12 @@ The latter has a wider token mixing, which is where the iMixer's additional mult
 
 from __future__ import annotations
 
-from typing import List
-
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.paper import TABLE1, Model, Published, Size, reported
 from imixer.experiments.scales import SIZES, Scale
 
 
-def _rows(scale: Scale) -> List[Row]:
+def _rows(scale: Scale) -> list[Row]:
     rows = []
     for size in SIZES:
         imixer, mixer = f"imixer-{size.lower()}", f"mixer-{size.lower()}"

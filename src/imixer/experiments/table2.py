@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import List
-
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE2, reported
 from imixer.experiments.scales import Scale
 
 
-def _rows(scale: Scale) -> List[Row]:
+def _rows(scale: Scale) -> list[Row]:
     rows = []
     for (ratio, n), published in TABLE2.items():
         default = (ratio, n) == (HIDDEN_RATIO, N_ITER)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
-
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.paper import N_ITER, TABLE3, Norm, reported
 from imixer.experiments.scales import Scale
 
-_NAMES: Dict[Norm, str] = {"spectral": "SpecNorm", "none": "without", "batch": "BatchNorm"}
+_NAMES: dict[Norm, str] = {"spectral": "SpecNorm", "none": "without", "batch": "BatchNorm"}
 
 
-def _rows(scale: Scale) -> List[Row]:
+def _rows(scale: Scale) -> list[Row]:
     rows = []
     for (norm, n), published in TABLE3.items():
         baseline = None if norm == "spectral" else f"spectral-n={n}"

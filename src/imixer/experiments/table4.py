@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import List
-
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.paper import TABLE4, TRIALS
 from imixer.experiments.scales import Scale
 
 
-def _rows(scale: Scale) -> List[Row]:
+def _rows(scale: Scale) -> list[Row]:
     rows = []
     for data in dict.fromkeys([*scale.sets, *(data for data, _ in TABLE4)]):
         imixer = Row(

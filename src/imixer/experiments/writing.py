@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from rich.console import Console
 
@@ -49,11 +49,11 @@ class Presentation:
 
     title: str
     conditions: str
-    sentences: List[str]
-    tables: List[Tuple[str, Grid]]
-    notes: List[str]
-    legend: List[str]
-    remarks: List[str]
+    sentences: list[str]
+    tables: list[tuple[str, Grid]]
+    notes: list[str]
+    legend: list[str]
+    remarks: list[str]
 
 
 def present(result: Reproduced, judged: Mapping[str, Judgement], tests: int) -> Presentation:
@@ -167,7 +167,7 @@ def _results(result: Reproduced) -> Grid:
     return Grid(tuple(header), rows, len(labels))
 
 
-def _numbers(result: Reproduced, line: Line) -> List[str]:
+def _numbers(result: Reproduced, line: Line) -> list[str]:
     costs, paper = line.costs, line.row.paper
     return [
         "not run" if line.config is None else _spread(spread(line.last)),
@@ -181,7 +181,7 @@ def _numbers(result: Reproduced, line: Line) -> List[str]:
     ]
 
 
-def _contraction(line: Line) -> List[str]:
+def _contraction(line: Line) -> list[str]:
     measured = line.contraction
     if measured is None:
         return [""] * 4
@@ -208,7 +208,7 @@ def _differences(result: Reproduced, judged: Mapping[str, Judgement]) -> Grid:
     return Grid(header, rows, len(labels))
 
 
-def _difference(result: Reproduced, line: Line, judgement: Optional[Judgement]) -> List[str]:
+def _difference(result: Reproduced, line: Line, judgement: Judgement | None) -> list[str]:
     reported = paper_difference(result, line)
     paper = "" if reported is None else f"{reported:+.2f}"
     if judgement is None:
@@ -224,7 +224,7 @@ def _difference(result: Reproduced, line: Line, judgement: Optional[Judgement]) 
     ]
 
 
-def _spread(found: Optional[Spread]) -> str:
+def _spread(found: Spread | None) -> str:
     if found is None:
         return "-"
     return f"{found.mean:.2f}" if found.std is None else f"{found.mean:.2f} +- {found.std:.2f}"
@@ -247,7 +247,7 @@ def _length(config: TrainConfig) -> str:
     return f"{config.epochs} epochs" + (f" and {cooldown} at the lowest learning rate" if cooldown else "")
 
 
-def _legend(result: Reproduced, judged: Mapping[str, Judgement], tests: int) -> List[str]:
+def _legend(result: Reproduced, judged: Mapping[str, Judgement], tests: int) -> list[str]:
     """What the columns are."""
     kinds = {judgement.comparison.test for judgement in judged.values()}
     legend = [
@@ -280,7 +280,7 @@ def _legend(result: Reproduced, judged: Mapping[str, Judgement], tests: int) -> 
     ]
 
 
-def _tests(tests: Collection[str]) -> List[str]:
+def _tests(tests: Collection[str]) -> list[str]:
     words = {
         "paired": "paired: t-test on the differences seed by seed, of rows whose trials of one seed share initial "
         "weights, order and augmentation",
@@ -290,7 +290,7 @@ def _tests(tests: Collection[str]) -> List[str]:
     return [text for test, text in words.items() if test in tests]
 
 
-def _remarks(result: Reproduced) -> List[str]:
+def _remarks(result: Reproduced) -> list[str]:
     """What is missing and why, and what the trials ran on."""
     missing = [f"not run: {data.name}: {data.missing}" for data in result.data.values() if data.missing]
     failed = [f"failed: {run.path}: {run.outcome.error}" for run in result.failed]
@@ -304,7 +304,7 @@ def machine(environment: Mapping[str, Any]) -> str:
     return f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}"
 
 
-def _facts(result: Reproduced, summary: str) -> Dict[str, Any]:
+def _facts(result: Reproduced, summary: str) -> dict[str, Any]:
     return {
         "experiment": result.experiment.name,
         "title": result.experiment.title,
@@ -322,7 +322,7 @@ def _facts(result: Reproduced, summary: str) -> Dict[str, Any]:
     }
 
 
-def _record(result: Reproduced, line: Line, judgement: Optional[Judgement]) -> Dict[str, Any]:
+def _record(result: Reproduced, line: Line, judgement: Judgement | None) -> dict[str, Any]:
     """A line with all its numbers. Accuracies in %, differences in points, times in seconds."""
     costs, paper, last, best = line.costs, line.row.paper, spread(line.last), spread(line.best)
     measured = line.contraction
@@ -375,7 +375,7 @@ _COMPARISON = (
 )
 
 
-def _comparison(judgement: Judgement) -> Dict[str, Any]:
+def _comparison(judgement: Judgement) -> dict[str, Any]:
     found = judgement.comparison
     low, high = found.interval or (None, None)
     values = (
@@ -399,7 +399,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _csv(records: List[Dict[str, Any]]) -> str:
+def _csv(records: list[dict[str, Any]]) -> str:
     """The numbers of the records; those of the trials are in the JSON file."""
     groups = {
         "last": ("mean", "std"),

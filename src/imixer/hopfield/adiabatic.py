@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import List, Literal, Optional
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +46,11 @@ class AdiabaticUpdate(nn.Module):
     def __init__(
         self,
         network: HopfieldNetwork,
-        layers: Optional[Sequence[str]] = None,
+        layers: Sequence[str] | None = None,
         *,
         n_iter: int = 2,
         solve: Solve = "nested",
-        from_above: Optional[Mapping[str, Tensor]] = None,
+        from_above: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if n_iter < 0:
@@ -119,7 +119,7 @@ class AdiabaticUpdate(nn.Module):
             return self._H(2, self._joint(x1)[0])
         return self._F(1, x1)
 
-    def hidden(self, x1: Tensor) -> List[Tensor]:
+    def hidden(self, x1: Tensor) -> list[Tensor]:
         """States x2, ..., xL at which the hidden layers rest for a given x1, to the accuracy of n_iter."""
         if self.solve == "joint":
             return self._joint(x1)
@@ -162,7 +162,7 @@ class AdiabaticUpdate(nn.Module):
                 x = (z + self._F(A, x)) / decay
         return x
 
-    def _joint(self, x1: Tensor) -> List[Tensor]:
+    def _joint(self, x1: Tensor) -> list[Tensor]:
         """x2, ..., xL by n sweeps from the far end, starting from what comes up from x1."""
         z = self._G(1, x1)
         x = [x1, z / self._neurons(2).decay]
@@ -190,7 +190,7 @@ class AdiabaticUpdate(nn.Module):
         above = self._from_above(A - 1)
         return given if above is None else given + above
 
-    def _from_above(self, A: int) -> Optional[Tensor]:
+    def _from_above(self, A: int) -> Tensor | None:
         if A == 1:  # which has nothing below
             return self._neurons(1).field
         return getattr(self, f"from_above_{self.layers[A - 1]}", None)

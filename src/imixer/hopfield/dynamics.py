@@ -1,10 +1,10 @@
 """Integrating a network in time with torchdiffeq."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from rich.progress import Progress
@@ -36,9 +36,9 @@ class Trajectory:
     times: Tensor
     states: State
     residual: float
-    steady: Optional[bool]
+    steady: bool | None
     n_evaluations: int
-    held: Dict[str, Tensor]
+    held: dict[str, Tensor]
     rtol: float
     atol: float
 
@@ -54,12 +54,12 @@ def integrate(
     t_end: float,
     *,
     frames: int = 101,
-    until_steady: Optional[float] = None,
+    until_steady: float | None = None,
     method: str = "dopri5",
-    step_size: Optional[float] = None,
-    rtol: Optional[float] = None,
-    atol: Optional[float] = None,
-    held: Optional[Mapping[str, Tensor]] = None,
+    step_size: float | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    held: Mapping[str, Tensor] | None = None,
     adjoint: bool = False,
     progress: bool = False,
 ) -> Trajectory:
@@ -95,7 +95,7 @@ def integrate(
     rtol = rtol if rtol is not None else max(min(usual[0], limit / 100), 10 * rounding)
     atol = atol if atol is not None else max(min(usual[1], limit / 1000), rounding)
     masks = {name: mask.expand_as(start[name]) for name, mask in (held or {}).items()}
-    options: Dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if method in FIXED_STEP:
         options = _steps(_count(t_end, step_size or t_end / (frames - 1)), t_end, frames, until_steady is not None)
     if method in ("explicit_adams", "implicit_adams"):
@@ -104,7 +104,7 @@ def integrate(
     flow = _Flow(network, start, masks)
     x0 = flow.pack(start)
     solve = odeint_adjoint if adjoint else odeint
-    settings: Dict[str, Any] = dict(method=method, rtol=rtol, atol=atol, options=options)
+    settings: dict[str, Any] = dict(method=method, rtol=rtol, atol=atol, options=options)
     with Progress(transient=True) if progress else nullcontext() as bar:
         if bar is not None:
             task = bar.add_task("integrating", total=t_end)
@@ -145,8 +145,8 @@ def _until_steady(
     t_end: float,
     frames: int,
     tolerance: float,
-    settings: Dict[str, Any],
-) -> Tuple[Tensor, Tensor]:
+    settings: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
     """Times (T,) and packed states (T, B, N) until steady or t_end. Keeps the solver's own steps."""
     kept = _Thinned(frames - 1)
     kept.add(0.0, x0.detach())
@@ -176,7 +176,7 @@ class _Thinned:
         self.stride = 1
         self.count = 0
         self.latest = 0.0
-        self.steps: List[Tuple[float, Tensor]] = []
+        self.steps: list[tuple[float, Tensor]] = []
 
     def add(self, t: float, x: Tensor) -> None:
         self.latest = t
@@ -205,7 +205,7 @@ class _Flow(nn.Module):
             self._free = self.pack(every)
         # What one unit of tau dx/dt is, for every component of the vector.
         self._tau = self.pack({n: torch.full_like(x, network.layer(n).tau) for n, x in start.items()})
-        self._seen: Tuple[float, Tensor] = (0.0, self.pack(start).detach())
+        self._seen: tuple[float, Tensor] = (0.0, self.pack(start).detach())
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         self.n_evaluations += 1
@@ -245,10 +245,10 @@ def _check(
     start: State,
     t_end: float,
     frames: int,
-    until_steady: Optional[float],
+    until_steady: float | None,
     method: str,
-    step_size: Optional[float],
-    held: Optional[Mapping[str, Tensor]],
+    step_size: float | None,
+    held: Mapping[str, Tensor] | None,
 ) -> None:
     if not (t_end > 0 and math.isfinite(t_end)):
         raise ValueError(f"t_end is {t_end}; give a positive time")
@@ -284,7 +284,7 @@ def _count(t_end: float, step_size: float) -> int:
     return max(1, math.ceil(t_end / step_size * (1 - 1e-9)))
 
 
-def _steps(count: int, t_end: float, frames: int, event: bool) -> Dict[str, Any]:
+def _steps(count: int, t_end: float, frames: int, event: bool) -> dict[str, Any]:
     """torchdiffeq's options for that many equal steps, which methods of Adams rely on."""
     if event:
         return {"step_size": t_end / count}

@@ -5,7 +5,7 @@ of +-1.
 """
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ class AssociativeMemory(nn.Module):
         self.shape = tuple(patterns.shape[1:])
         self.update = AdiabaticUpdate(built.network, n_iter=built.options.get("n_iter", 0)).to(patterns)
         self._scales = built.scales
-        self._patch_size: Optional[int] = built.options.get("patch_size")
+        self._patch_size: int | None = built.options.get("patch_size")
 
     @property
     def network(self) -> HopfieldNetwork:
@@ -133,7 +133,7 @@ class AssociativeMemory(nn.Module):
         dictionary, assembly = weights
         return self.from_visible(assembly.unflatten(1, (-1, len(dictionary))) @ dictionary)
 
-    def forward(self, query: Tensor, steps: int = 1, known: Optional[Tensor] = None) -> Tensor:
+    def forward(self, query: Tensor, steps: int = 1, known: Tensor | None = None) -> Tensor:
         """Visible activations (B, *shape) after a number of steps. Gradients flow.
 
         Args:
@@ -149,7 +149,7 @@ class AssociativeMemory(nn.Module):
 
     @torch.no_grad()
     def retrieve(
-        self, query: Tensor, *, steps: int = 50, known: Optional[Tensor] = None, until: float = 1e-4
+        self, query: Tensor, *, steps: int = 50, known: Tensor | None = None, until: float = 1e-4
     ) -> Retrieval:
         """Let the energy fall from each query until it rests.
 
@@ -213,20 +213,20 @@ class AssociativeMemory(nn.Module):
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.kind}, {self._synapses()[-1].weight.shape[0]} patterns of shape {self.shape}, {options}"
 
-    def _synapses(self) -> List[LinearSynapse]:
+    def _synapses(self) -> list[LinearSynapse]:
         return [self.network.synapse(name) for name in self.network.synapses]  # type: ignore[misc]
 
     def _components(self, x: Tensor) -> Tensor:
         return torch.stack(list(self.network.energies(self._at_rest(x)).values()))
 
-    def _step(self, x: Tensor, start: Tensor, held: Optional[Tensor]) -> Tensor:
+    def _step(self, x: Tensor, start: Tensor, held: Tensor | None) -> Tensor:
         new = self.update(x)
         return new if held is None else torch.where(held, start, new)
 
     def _at_rest(self, x: Tensor) -> State:
         return dict(zip(self.update.layers, [x, *self.update.hidden(x)], strict=True))
 
-    def _start(self, query: Tensor, known: Optional[Tensor]) -> Tuple[Tensor, Optional[Tensor]]:
+    def _start(self, query: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The query and the mask in the shape of the visible layer."""
         if query.shape[1:] != self.shape or query.dim() == len(self.shape):
             raise ValueError(

@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, Literal, Optional, Tuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,8 @@ class Built:
     """
 
     network: HopfieldNetwork
-    scales: Tuple[float, ...]
-    options: Dict[str, Any]
+    scales: tuple[float, ...]
+    options: dict[str, Any]
 
 
 def build(kind: str, patterns: Tensor, options: Mapping[str, Any]) -> Built:
@@ -90,7 +90,7 @@ def _polynomial(patterns: Tensor, *, order: float = 4, threshold: float = 0.2, s
 
 
 def _exponential(
-    patterns: Tensor, *, beta: Optional[float] = None, threshold: float = 0.0, steepness: float = 10.0
+    patterns: Tensor, *, beta: float | None = None, threshold: float = 0.0, steepness: float = 10.0
 ) -> Built:
     """x = sum_mu xi_mu e^(beta (m_mu - threshold))."""
     N = patterns[0].numel()
@@ -104,7 +104,7 @@ def _exponential(
     return Built(network, (1.0,), dict(beta=beta, threshold=threshold, steepness=steepness))
 
 
-def _modern(patterns: Tensor, *, beta: Optional[float] = None, similarity: Literal["dot", "distance"] = "dot") -> Built:
+def _modern(patterns: Tensor, *, beta: float | None = None, similarity: Literal["dot", "distance"] = "dot") -> Built:
     """x = sum_mu xi_mu softmax_mu(beta <xi_mu, x>)."""
     if similarity not in ("dot", "distance"):
         raise ValueError(f"similarity is {similarity!r}; choose dot or distance")
@@ -120,8 +120,8 @@ def _hierarchical(
     patterns: Tensor,
     *,
     patch_size: int = 4,
-    primitives: Optional[int] = None,
-    beta: Optional[float] = None,
+    primitives: int | None = None,
+    beta: float | None = None,
     feedback: float = 1.0,
     n_iter: int = 5,
 ) -> Built:
@@ -151,7 +151,7 @@ def _hierarchical(
     return Built(HopfieldNetwork(neurons, synapses), (1.0, strength), options)
 
 
-_KINDS: Dict[str, Callable[..., Built]] = {
+_KINDS: dict[str, Callable[..., Built]] = {
     "classical": _classical,
     "polynomial": _polynomial,
     "exponential": _exponential,
@@ -170,7 +170,7 @@ def to_patches(x: Tensor, ndim: int, patch_size: int) -> Tensor:
     return torch.einsum("...chpwq->...hwcpq", x).flatten(-3).flatten(-3, -2)
 
 
-def from_patches(x: Tensor, shape: Tuple[int, ...], patch_size: int) -> Tensor:
+def from_patches(x: Tensor, shape: tuple[int, ...], patch_size: int) -> Tensor:
     """Put (..., P, D) together again to (..., *shape)."""
     if len(shape) == 1:
         return x.flatten(-2)
@@ -185,14 +185,14 @@ def _two_layers(patterns: Tensor, scale: float, visible: str | Lagrangian, hidde
     return HopfieldNetwork(neurons, [(("visible", "hidden"), synapse)])
 
 
-def _synapse(weight: Tensor, axis: Optional[int]) -> LinearSynapse:
+def _synapse(weight: Tensor, axis: int | None) -> LinearSynapse:
     with torch.device("meta"):  # draws no random numbers
         synapse = LinearSynapse(weight.shape[1], weight.shape[0], axis)
     synapse.weight = nn.Parameter(weight.clone())
     return synapse
 
 
-def _dictionary(patches: Tensor, size: Optional[int]) -> Tensor:
+def _dictionary(patches: Tensor, size: int | None) -> Tensor:
     """Primitives (M, D) for patches (n, D): all that differ, or so many means of the ones near each other."""
     distinct = patches.unique(dim=0)
     if size is None or size >= len(distinct):
@@ -214,7 +214,7 @@ def _dictionary(patches: Tensor, size: Optional[int]) -> Tensor:
     return means
 
 
-def _check_patch_size(patch_size: int, shape: Tuple[int, ...]) -> None:
+def _check_patch_size(patch_size: int, shape: tuple[int, ...]) -> None:
     sides = shape[-2:]
     if patch_size < 1 or any(side % patch_size for side in sides):
         raise ValueError(

@@ -5,7 +5,6 @@ A state is a dict, layer name -> x of shape (..., *shape of the layer); the axes
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,8 @@ from imixer.hopfield.drawing import Drawing, draw
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import Synapse
 
-State = Dict[str, Tensor]
-Connection = Tuple[Sequence[str], Synapse]
+State = dict[str, Tensor]
+Connection = tuple[Sequence[str], Synapse]
 
 
 class HopfieldNetwork(nn.Module):
@@ -45,11 +44,11 @@ class HopfieldNetwork(nn.Module):
             except KeyError as error:  # a dot, or an attribute of torch's dictionary, such as `keys`
                 raise ValueError(f"a layer cannot have the name {name!r}: {error.args[0]}") from error
         self.synapses = nn.ModuleDict()
-        self.joins: Dict[str, Tuple[str, ...]] = {}
+        self.joins: dict[str, tuple[str, ...]] = {}
         for names, synapse in synapses:
             self._connect(tuple(names), synapse)
 
-    def _connect(self, layers: Tuple[str, ...], synapse: Synapse) -> None:
+    def _connect(self, layers: tuple[str, ...], synapse: Synapse) -> None:
         name = "-".join(layers if len(layers) > 1 else layers * 2)
         missing = [layer for layer in layers if layer not in self.neurons]
         if missing:
@@ -75,7 +74,7 @@ class HopfieldNetwork(nn.Module):
         return self.synapses[name]  # type: ignore[return-value]
 
     @property
-    def asymmetric(self) -> List[str]:
+    def asymmetric(self) -> list[str]:
         """Names of the synapses that derive from no energy."""
         return [name for name in self.synapses if not self.synapse(name).symmetric]
 
@@ -146,7 +145,7 @@ class HopfieldNetwork(nn.Module):
         received = self.inputs(state)
         return {name: (received[name] - layer.decay * state[name]) / layer.tau for name, layer in self._layers()}
 
-    def energies(self, state: State, *, symmetrised: bool = False) -> Dict[str, Tensor]:
+    def energies(self, state: State, *, symmetrised: bool = False) -> dict[str, Tensor]:
         """Energy of every layer and synapse, by name, per sample (...). They sum to the energy.
 
         Args:
@@ -168,7 +167,7 @@ class HopfieldNetwork(nn.Module):
         """Total energy per sample (...): the sum of `energies`. Source: paper (6)."""
         return torch.stack(list(self.energies(state, symmetrised=symmetrised).values())).sum(0)
 
-    def energy_rate(self, state: State, held: Optional[Mapping[str, Tensor]] = None) -> Tensor:
+    def energy_rate(self, state: State, held: Mapping[str, Tensor] | None = None) -> Tensor:
         """dE/dt per sample (...), exactly: -sum_A tau_A <dx^A/dt, M^A dx^A/dt>.
 
         Args:
@@ -212,7 +211,7 @@ class HopfieldNetwork(nn.Module):
         """
         return draw(dict(self._layers()), [(name, joined, self.synapse(name)) for name, joined in self.joins.items()])
 
-    def obstacles(self, held: Optional[Mapping[str, Tensor]] = None) -> List[str]:
+    def obstacles(self, held: Mapping[str, Tensor] | None = None) -> list[str]:
         """What stands against a guarantee that the energy falls along the flow, each as `name: reason`.
 
         Args:
@@ -228,10 +227,10 @@ class HopfieldNetwork(nn.Module):
                 found.append(f"{name}: {kind} couples neurons of which some are clamped")
         return found
 
-    def _layers(self) -> List[Tuple[str, Neurons]]:
+    def _layers(self) -> list[tuple[str, Neurons]]:
         return [(name, self.layer(name)) for name in self.neurons]
 
-    def _flat_activations(self, state: State) -> Tuple[State, Tuple[int, ...]]:
+    def _flat_activations(self, state: State) -> tuple[State, tuple[int, ...]]:
         """Activations (B, *shape) with one batch axis, as synapses take them, and the batch shape they had."""
         name, layer = self._layers()[0]
         batch = tuple(state[name].shape[: state[name].dim() - len(layer.shape)])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -33,10 +32,10 @@ class Neurons(nn.Module):
         *,
         tau: float = 1.0,
         decay: float = 1.0,
-        field: Optional[Tensor] = None,
+        field: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.shape: Tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape: tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(shape)
         self.lagrangian = named(lagrangian)
         self.tau = float(tau)
         self.decay = float(decay)

@@ -5,7 +5,6 @@ g_a, g_b: activations of the first and the second connected layer, (B, *shape of
 
 import math
 from collections.abc import Callable
-from typing import Optional, Tuple
 
 import torch
 import torch.nn.functional as fn
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from imixer.hopfield.neurons import fits
 
-Shape = Tuple[int, ...]
+Shape = tuple[int, ...]
 
 
 class Synapse(nn.Module):
@@ -28,7 +27,7 @@ class Synapse(nn.Module):
         return True
 
     @property
-    def labels(self) -> Tuple[str, ...]:
+    def labels(self) -> tuple[str, ...]:
         """Name the coupling in a drawing: one label, or two if it is not symmetric, from first to last and back."""
         return (type(self).__name__.removesuffix("Synapse").lower(),) * (1 if self.symmetric else 2)
 
@@ -57,7 +56,7 @@ class Synapse(nn.Module):
         """
         return None
 
-    def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
+    def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
         """What each connected layer receives, of the shapes of g."""
         layers = tuple(range(len(g)))
         return torch.func.grad(lambda *g: -self.energy(*g).sum(), argnums=layers)(*g)
@@ -91,7 +90,7 @@ class EnergySynapse(Synapse):
     def growth(self, *shapes: Shape) -> Tensor | None:
         return torch.zeros(len(shapes), len(shapes)) if self.bounded_below else None
 
-    def _probe(self, shapes: Tuple[Shape, ...]) -> Tensor:
+    def _probe(self, shapes: tuple[Shape, ...]) -> Tensor:
         like = next(self.parameters(), torch.zeros(()))
         try:
             return self.function(*(like.new_zeros(2, *shape) for shape in shapes))
@@ -121,7 +120,7 @@ class BilinearSynapse(Synapse):
     def growth(self, *shapes: Shape) -> Tensor | None:
         return _between(self.norm)
 
-    def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
+    def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
         g_a, g_b = g
         return self.down(g_b), self.up(g_a)
 
@@ -152,10 +151,10 @@ class LinearSynapse(BilinearSynapse):
         self,
         in_features: int,
         out_features: int,
-        axis: Optional[int] = -1,
+        axis: int | None = -1,
         *,
         tied: bool = True,
-        gain: Optional[Tensor] = None,
+        gain: Tensor | None = None,
     ) -> None:
         super().__init__()
         if axis is not None and axis >= 0:
@@ -166,7 +165,7 @@ class LinearSynapse(BilinearSynapse):
         self.weight = nn.Parameter(_drawn(out_features, in_features))
         self.feedback = None if tied else nn.Parameter(_drawn(in_features, out_features))
         self.gain = None if gain is None else nn.Parameter(gain.detach().clone())
-        self._shapes: Tuple[Shape, ...] = ()
+        self._shapes: tuple[Shape, ...] = ()
 
     @property
     def symmetric(self) -> bool:
@@ -184,7 +183,7 @@ class LinearSynapse(BilinearSynapse):
             return float(gain * torch.linalg.matrix_norm(up, 2) + torch.linalg.matrix_norm(down, 2)) / 2
 
     @property
-    def labels(self) -> Tuple[str, ...]:
+    def labels(self) -> tuple[str, ...]:
         matrices = [self.weight] if self.feedback is None else [self.weight, self.feedback]
         return tuple(f"{xi} {len(m)} × {m.shape[1]}" for xi, m in zip(("ξ", "ξ̃"), matrices, strict=False))
 
@@ -268,7 +267,7 @@ class ConvSynapse(BilinearSynapse):
         kernel = (out_channels, in_channels, kernel_size, kernel_size)
         self.weight = nn.Parameter(_drawn(out_channels, fan_in).view(kernel))
         self.feedback = None if tied else nn.Parameter(_drawn(out_channels, fan_in).view(kernel))
-        self._left_over: Tuple[int, ...] = (0, 0)  # rows and columns that no step of the stride reaches
+        self._left_over: tuple[int, ...] = (0, 0)  # rows and columns that no step of the stride reaches
 
     @property
     def symmetric(self) -> bool:
@@ -283,7 +282,7 @@ class ConvSynapse(BilinearSynapse):
             return float(torch.stack(pixels).mean())
 
     @property
-    def labels(self) -> Tuple[str, ...]:
+    def labels(self) -> tuple[str, ...]:
         size = self.weight.shape[-1]
         return (f"conv {size} × {size}",) * (1 if self.symmetric else 2)
 
@@ -325,7 +324,7 @@ class AttentionSynapse(Synapse):
     """
 
     def __init__(
-        self, features: int, num_heads: int = 1, head_features: Optional[int] = None, beta: Optional[float] = None
+        self, features: int, num_heads: int = 1, head_features: int | None = None, beta: float | None = None
     ) -> None:
         super().__init__()
         width = features // max(1, num_heads) if head_features is None else head_features
@@ -355,14 +354,14 @@ class AttentionSynapse(Synapse):
         q, k = self._project(*g)
         return -torch.logsumexp(self.beta * q @ k.mT, -1).sum((1, 2)) / self.beta
 
-    def inputs(self, *g: Tensor) -> Tuple[Tensor, ...]:
+    def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
         q, k = self._project(*g)
         p = torch.softmax(self.beta * q @ k.mT, -1)  # (B, heads, queries, keys)
         to_queries = torch.einsum("bhqd,hdc->bqc", p @ k, self.query)
         to_keys = torch.einsum("bhkd,hdc->bkc", p.mT @ q, self.key)
         return (to_queries + to_keys,) if len(g) == 1 else (to_queries, to_keys)
 
-    def _project(self, *g: Tensor) -> Tuple[Tensor, Tensor]:
+    def _project(self, *g: Tensor) -> tuple[Tensor, Tensor]:
         q = torch.einsum("bqc,hdc->bhqd", g[0], self.query)
         k = torch.einsum("bkc,hdc->bhkd", g[-1], self.key)
         return q, k
@@ -391,5 +390,5 @@ def _size(shape: Shape, axis: int) -> int:
     return shape[axis]
 
 
-def _without(shape: Shape, axis: int) -> Tuple[Shape, Shape]:
+def _without(shape: Shape, axis: int) -> tuple[Shape, Shape]:
     return shape[:axis], shape[len(shape) + axis + 1 :]

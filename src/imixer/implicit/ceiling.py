@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import List
 
 
 def contraction_bound(coeff: float, lipschitz: Sequence[float]) -> float:
@@ -23,7 +22,7 @@ def contraction_bound(coeff: float, lipschitz: Sequence[float]) -> float:
     return _bounds(coeff, lipschitz)[-1]
 
 
-def nested_bounds(gains: Sequence[float]) -> List[float]:
+def nested_bounds(gains: Sequence[float]) -> list[float]:
     """Bounds of the Lipschitz constants of F^2, ..., F^(L-1), each F^A being steeper by 1 / (1 - Lip(F^(A+1))).
 
     Args:
@@ -35,7 +34,7 @@ def nested_bounds(gains: Sequence[float]) -> List[float]:
 
     Source: ours, from the nest of paper (39)-(40); the paper has no bounds.
     """
-    bounds: List[float] = []
+    bounds: list[float] = []
     inner = 0.0
     for gain in reversed(gains):
         inner = gain / (1 - inner) if inner < 1 else math.inf
@@ -72,11 +71,11 @@ def ceiling(lipschitz: Sequence[float], bound: float = 0.81) -> float:
     return low
 
 
-def _bounds(coeff: float, lipschitz: Sequence[float]) -> List[float]:
+def _bounds(coeff: float, lipschitz: Sequence[float]) -> list[float]:
     """Of F^L, F^(L-1), ..., F^2."""
     return [0.0, *reversed(nested_bounds([coeff * coeff * product for product in _products(lipschitz)]))]
 
 
-def _products(lipschitz: Sequence[float]) -> List[float]:
+def _products(lipschitz: Sequence[float]) -> list[float]:
     """l_A l_(A+1) for A = 2, ..., L-1."""
     return [lipschitz[i] * lipschitz[i + 1] for i in range(len(lipschitz) - 1)]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional, Tuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +34,12 @@ class WorstCase:
             that of a matrix whose norm may be larger by a factor 1 + n e.
     """
 
-    sigmas: Tuple[Tuple[float, float], ...]
-    estimates: Optional[Tuple[Tuple[float, float], ...]]
-    coeff: Optional[float]
-    lipschitz: Tuple[float, ...]
-    bounds: Tuple[float, ...]
-    computed_bounds: Tuple[float, ...]
+    sigmas: tuple[tuple[float, float], ...]
+    estimates: tuple[tuple[float, float], ...] | None
+    coeff: float | None
+    lipschitz: tuple[float, ...]
+    bounds: tuple[float, ...]
+    computed_bounds: tuple[float, ...]
 
     @property
     def bound(self) -> float:
@@ -224,7 +224,7 @@ def _rounding(layer: nn.Module) -> float:
     return 1 + layer.in_features * torch.finfo(layer.weight.dtype).eps
 
 
-def _estimates(level: Contraction) -> Optional[Tuple[float, float]]:
+def _estimates(level: Contraction) -> tuple[float, float] | None:
     fc2 = level.fc1 if isinstance(level.fc2, TransposedLinear) else level.fc2  # tied: the same matrix
     if not isinstance(level.fc1, NormalizedLinear) or not isinstance(fc2, NormalizedLinear):
         return None

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Dict, List, Literal, Optional, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as fn
@@ -73,10 +73,10 @@ class Contraction(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: Dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         if norm not in get_args(Norm):
             raise ValueError(f"norm is {norm!r}; choose spectral, orthogonal, none or batch")
-        spectral: Dict[str, Any] = dict(sigma=sigma, scaling=scaling, detach_sigma=detach_sigma)
+        spectral: dict[str, Any] = dict(sigma=sigma, scaling=scaling, detach_sigma=detach_sigma)
         for option, default in (("sigma", "power"), ("scaling", "soft"), ("detach_sigma", False)):
             if norm != "spectral" and spectral[option] != default:
                 raise ValueError(
@@ -106,15 +106,15 @@ class Contraction(nn.Module):
         self.act = acts[0]()
         self.fc1 = linear(features, hidden)
         self.bn1 = normalise(hidden)
-        self.inner: Optional[Contraction] = None
+        self.inner: Contraction | None = None
         if deeper:
-            options: Dict[str, Any] = dict(norm=norm, tied=tied, coeff=coeff, n_power_iterations=n_power_iterations)
+            options: dict[str, Any] = dict(norm=norm, tied=tied, coeff=coeff, n_power_iterations=n_power_iterations)
             self.inner = Contraction(hidden, deeper, acts[1:], **options, **spectral, drop_rate=drop_rate, **dd)
         self.act_hidden = acts[1]()
         self.fc2 = TransposedLinear(features, **dd) if tied else linear(hidden, features)
         self.bn2 = normalise(features)
 
-    def weights(self) -> List[Tensor]:
+    def weights(self) -> list[Tensor]:
         """Return what F depends on besides x.
 
         Returns:
@@ -125,14 +125,14 @@ class Contraction(nn.Module):
         Raises:
             ValueError: If the couplings are tied and `fc1` or `fc2` is wrapped.
         """
-        weights: List[Tensor] = []
+        weights: list[Tensor] = []
         if not torch.jit.is_scripting():
             weights = _in_order(*layer_tensors(self.fc1, self.fc2))
         if self.inner is not None:
             weights += self.inner.weights()
         return weights
 
-    def masks(self, x: Tensor) -> Optional[List[Tensor]]:
+    def masks(self, x: Tensor) -> list[Tensor] | None:
         """Draw one forward's dropout, so that all iterations apply the same map.
 
         Args:
@@ -148,7 +148,7 @@ class Contraction(nn.Module):
         return [_dropout_mask(x, width, self.drop_rate) for width in widths] + (inner or [])
 
     def forward(
-        self, x: Tensor, weights: List[Tensor], n_iter: Optional[int] = None, masks: Optional[List[Tensor]] = None
+        self, x: Tensor, weights: list[Tensor], n_iter: int | None = None, masks: list[Tensor] | None = None
     ) -> Tensor:
         """F(x) for x (..., features).
 
@@ -161,9 +161,9 @@ class Contraction(nn.Module):
         Raises:
             ValueError: If n_iter is missing.
         """
-        first: List[Tensor] = []
-        second: List[Tensor] = []
-        deeper: List[Tensor] = []
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        deeper: list[Tensor] = []
         if not torch.jit.is_scripting():
             first, second, deeper = self._divided(weights)
         g = self.act(x)
@@ -173,7 +173,7 @@ class Contraction(nn.Module):
         if self.inner is not None:
             if n_iter is None:
                 raise ValueError("n_iter is missing, and this contraction has another inside: F(x, weights, n_iter)")
-            inner_masks: Optional[List[Tensor]] = None
+            inner_masks: list[Tensor] | None = None
             if masks is not None:
                 inner_masks = masks[2:]
             z = h
@@ -186,7 +186,7 @@ class Contraction(nn.Module):
             return self.bn2(self.fc2(g))
         return _over_features(self.bn2, _call(self.fc2, g, second))
 
-    def _divided(self, weights: List[Tensor]) -> tuple[List[Tensor], List[Tensor], List[Tensor]]:
+    def _divided(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """What `weights()` gave, as the tensors of fc1, those of fc2, and those of `inner`."""
         n1, n2 = _count(self.fc1), _count(self.fc2)
         here, deeper = weights[: n1 + n2], weights[n1 + n2 :]
@@ -226,7 +226,7 @@ def _is_handed(layer: nn.Module) -> bool:
     return isinstance(layer, TransposedLinear)
 
 
-def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[List[Tensor], List[Tensor]]:
+def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """List what each of the two layers of a contraction depends on, see `Contraction.weights`.
 
     Raises:
@@ -243,11 +243,11 @@ def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[List[Tensor], List[Te
     return first, [W1.t(), *_own_tensors(fc2)]
 
 
-def _own_tensors(layer: nn.Module) -> List[Tensor]:
+def _own_tensors(layer: nn.Module) -> list[Tensor]:
     if not _is_handed(layer):
         return list(layer.parameters())
     matrix = [layer.normalized_weight()] if isinstance(layer, NormalizedLinear) else []
-    bias: Optional[Tensor] = layer.bias  # type: ignore[assignment]
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
     return matrix if bias is None else [*matrix, bias]
 
 
@@ -258,13 +258,13 @@ def _count(layer: nn.Module) -> int:
     return sum(1 for _ in layer.parameters())
 
 
-def _in_order(first: List[Tensor], second: List[Tensor]) -> List[Tensor]:
+def _in_order(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
     if len(first) == len(second) == 2:
         return [first[0], second[0], first[1], second[1]]
     return first + second
 
 
-def _call(layer: Any, x: Tensor, tensors: List[Tensor]) -> Tensor:
+def _call(layer: Any, x: Tensor, tensors: list[Tensor]) -> Tensor:
     """Call a layer on x (..., in), with `tensors` in the place of what it depends on."""
     y: Tensor
     if _is_handed(layer):

@@ -8,7 +8,7 @@ again: by `Recompute` at every step as it was there, by `Implicit` as in the las
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Problem:
     solver: Solver
     policy: Policy
     name: str
-    solutions: List[Solution] = field(default_factory=list)  # what an autograd function found, besides its value
+    solutions: list[Solution] = field(default_factory=list)  # what an autograd function found, besides its value
 
     def map(self, z: Tensor, tensors: Sequence[Tensor]) -> Map:
         """x -> z + F(x, *tensors)."""
@@ -66,7 +66,7 @@ class Problem:
 class ThroughSteps:
     """Differentiate the solver's own steps: exact for what was computed, with memory for every step."""
 
-    def __call__(self, problem: Problem, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
         return problem.solve(z, tensors)
 
 
@@ -86,7 +86,7 @@ class Implicit:
 
     adjoint: Solver = DEFAULT_ADJOINT
 
-    def __call__(self, problem: Problem, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
         if not torch.is_grad_enabled():
             return problem.solve(z, tensors)
         return _apply(_ImplicitFunction, problem, self.adjoint, z, tensors)
@@ -114,7 +114,7 @@ class Recompute:
         if self.kept < 0:
             raise ValueError(f"kept is {self.kept}; give 0 or more iterates to keep")
 
-    def __call__(self, problem: Problem, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
         if not isinstance(problem.solver, FixedIterations):
             raise ValueError(
                 f"{problem.name}: recompute replays fixed iterations, and the solver is "
@@ -129,7 +129,7 @@ Gradient = ThroughSteps | Implicit | Recompute
 
 
 @torch.compiler.disable(reason="compiled, it would keep what it is to compute again")  # type: ignore[untyped-decorator]
-def _apply(function: Any, problem: Problem, option: Any, z: Tensor, tensors: Tuple[Tensor, ...]) -> Solution:
+def _apply(function: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
     if not any(t.requires_grad for t in (z, *tensors)):
         # There will be no backward pass to find hidden tensors in.
         with drawing_from(random_state(z), z):
@@ -143,8 +143,8 @@ class _Watched:
     """F, and the state of the random generators before its first and its last evaluation."""
 
     F: ContractionMap
-    first: Optional[RandomState] = None
-    last: Optional[RandomState] = None
+    first: RandomState | None = None
+    last: RandomState | None = None
 
     def __call__(self, x: Tensor, *tensors: Tensor) -> Tensor:
         self.last = random_state(x)
@@ -152,7 +152,7 @@ class _Watched:
         return self.F(x, *tensors)
 
 
-def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: Tuple[Tensor, ...]) -> Tensor:
+def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
     watched = _Watched(problem.F)
     # Detached, lest autocast remember casts of the tensors that were made without a graph.
     solution = replace(problem, F=watched).solve(z, [t.detach() for t in tensors])
@@ -196,7 +196,7 @@ class _ImplicitFunction(torch.autograd.Function):
             return None, None, y, *_gradients(fx, inputs, y, create_graph, retain_graph=create_graph)
 
 
-def _drawing_as(state: Optional[RandomState], F: ContractionMap) -> ContractionMap:
+def _drawing_as(state: RandomState | None, F: ContractionMap) -> ContractionMap:
     """F, drawing the same in every evaluation; F itself where there is no state, since it draws nothing."""
     if state is None:
         return F
@@ -220,7 +220,7 @@ def _adjoint(problem: Problem, g: Tensor, x: Tensor, fx: Tensor) -> Tensor:
     return solution.value
 
 
-def _differentiable_adjoint(problem: Problem, g: Tensor, x: Tensor, tensors: List[Tensor]) -> Tensor:
+def _differentiable_adjoint(problem: Problem, g: Tensor, x: Tensor, tensors: list[Tensor]) -> Tensor:
     """The same as a function of g, x and the tensors: y is a fixed point too, with an implicit gradient of its own."""
 
     def transposed(y: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
@@ -264,7 +264,7 @@ class _RecomputeFunction(torch.autograd.Function):
                 return None, None, *_gradients(x, inputs, g, True)
             leaves = _cut(tensors, False)
             f = p.map(z, [t.detach() for t in tensors])
-            sums: List[Optional[Tensor]] = [None] * (1 + len(leaves))
+            sums: list[Tensor | None] = [None] * (1 + len(leaves))
 
             def advance(at: _Iterate, steps: int) -> _Iterate:
                 x = at.x
@@ -299,7 +299,7 @@ class _Iterate:
     """A point on the way, and the state of the random generators there; None where F draws nothing."""
 
     x: Tensor
-    random: Optional[RandomState]
+    random: RandomState | None
 
 
 def _reverse(
@@ -331,7 +331,7 @@ def _split(steps: int, kept: int) -> int:
     return min(math.comb(kept + r, r - 1), steps - math.comb(kept + r - 1, r - 1))
 
 
-def _cut(tensors: Sequence[Tensor], create_graph: bool) -> List[Tensor]:
+def _cut(tensors: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
     """The same values where a derivative may stop, though one of them depends on another."""
     if create_graph:
         return [t.view_as(t) for t in tensors]
@@ -340,17 +340,17 @@ def _cut(tensors: Sequence[Tensor], create_graph: bool) -> List[Tensor]:
 
 def _gradients(
     y: Tensor, inputs: Sequence[Tensor], g: Tensor, create_graph: bool = False, retain_graph: bool = True
-) -> List[Optional[Tensor]]:
+) -> list[Tensor | None]:
     """The products of g with dy/dinput, None where there is none."""
     wanted = [t for t in inputs if t.requires_grad]
     if not wanted or not y.requires_grad:
         return [None] * len(inputs)
-    options: Dict[str, Any] = dict(retain_graph=retain_graph, create_graph=create_graph, allow_unused=True)
+    options: dict[str, Any] = dict(retain_graph=retain_graph, create_graph=create_graph, allow_unused=True)
     products = iter(torch.autograd.grad(y, wanted, g.to(y.dtype), **options))
     return [next(products) if t.requires_grad else None for t in inputs]
 
 
-def _add(x: Optional[Tensor], y: Optional[Tensor]) -> Optional[Tensor]:
+def _add(x: Tensor | None, y: Tensor | None) -> Tensor | None:
     return y if x is None else x if y is None else x + y
 
 
@@ -373,7 +373,7 @@ def _refuse_hidden_tensors(fx: Tensor, known: Sequence[Tensor]) -> None:
         stack += [parent for parent, _ in node.next_functions]
 
 
-def _autocast_state(x: Tensor) -> Dict[str, Any]:
+def _autocast_state(x: Tensor) -> dict[str, Any]:
     kind = x.device.type
     return dict(device_type=kind, enabled=torch.is_autocast_enabled(kind), dtype=torch.get_autocast_dtype(kind))
 

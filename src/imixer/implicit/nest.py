@@ -7,7 +7,7 @@ down to it by W2. R: points, each a vector; D: width of x^2.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, List, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,13 +35,13 @@ class FixedPoint:
         n_evaluations: Sweeps over all levels.
     """
 
-    states: Tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
     converged: Tensor
     approaching: Tensor
     n_evaluations: int
 
 
-def levels(F: Contraction) -> List[Contraction]:
+def levels(F: Contraction) -> list[Contraction]:
     """F^2, F^3, ..., F^(L-1): F, what is inside it, and so on."""
     found = [F]
     while found[-1].inner is not None:
@@ -94,7 +94,7 @@ def _approaching(solution: Solution) -> Tensor:
     return (last < middle) & solution.value.isfinite().all(1)
 
 
-def _sweep(z: Tensor, widths: List[int], ups: Sequence[Map], downs: Sequence[Map]) -> Map:
+def _sweep(z: Tensor, widths: list[int], ups: Sequence[Map], downs: Sequence[Map]) -> Map:
     """x^A <- up(x^(A-1)) + down(x^(A+1)) from the top level down, on the states side by side; below the first is z."""
 
     def sweep(x: Tensor) -> Tensor:
@@ -119,8 +119,8 @@ def apply(F: Contraction, x: Tensor, solver: Solver = CONVERGED) -> Tensor:
 
 
 def jacobian_norms(
-    F: Contraction, states: Tuple[Tensor, ...], *, tol: float = 1e-3, max_steps: int = 200
-) -> Tuple[Tensor, Tensor]:
+    F: Contraction, states: tuple[Tensor, ...], *, tol: float = 1e-3, max_steps: int = 200
+) -> tuple[Tensor, Tensor]:
     """Norm of dF^A/dx at x^A for every level A, the inverses inside it being exact: by power iteration on J^T J.
 
     Args:
@@ -152,8 +152,8 @@ def jacobian_norms(
 
 
 def _power_iteration(
-    nest: List[Contraction], states: Tuple[Tensor, ...], tol: float, max_steps: int
-) -> Tuple[Tensor, Tensor]:
+    nest: list[Contraction], states: tuple[Tensor, ...], tol: float, max_steps: int
+) -> tuple[Tensor, Tensor]:
     x = states[0]
     u = _unit(torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x))
     best = x.new_zeros(len(x))
@@ -183,7 +183,7 @@ class _Linearised:
         solved: Whether every inverse applied so far was found, (R,).
     """
 
-    def __init__(self, nest: List[Contraction], states: Tuple[Tensor, ...]) -> None:
+    def __init__(self, nest: list[Contraction], states: tuple[Tensor, ...]) -> None:
         above = [*states[1:], _up(nest[-1], states[-1])]
         self._ups = [_Derivative(partial(_up, F), x) for F, x in zip(nest, states, strict=True)]
         self._downs = [_Derivative(partial(_down, F), x) for F, x in zip(nest, above, strict=True)]

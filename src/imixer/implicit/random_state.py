@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -20,8 +19,8 @@ class RandomState:
     """
 
     cpu: Tensor
-    device: Optional[torch.device]
-    accelerator: Optional[Tensor]
+    device: torch.device | None
+    accelerator: Tensor | None
 
     def differs(self, other: "RandomState") -> bool:
         """Tell whether something was drawn between the two."""
@@ -48,7 +47,7 @@ def random_state(x: Tensor) -> RandomState:
 
 
 @contextmanager
-def drawing_from(state: Optional[RandomState], x: Tensor) -> Iterator[None]:
+def drawing_from(state: RandomState | None, x: Tensor) -> Iterator[None]:
     """Draw from a state, and go on afterwards as if nothing had been drawn; without a state, do nothing.
 
     Args:

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,10 +31,10 @@ class Solution:
     """
 
     value: Tensor
-    residuals: Optional[Tensor]
+    residuals: Tensor | None
     n_evaluations: int
-    converged: Optional[Tensor]
-    relapsed: Optional[Tensor] = None
+    converged: Tensor | None
+    relapsed: Tensor | None = None
 
     def failed(self) -> Tensor:
         """Which samples are not finite, or have not met the tolerance, (B,)."""

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -104,9 +103,9 @@ class _OnlyWhatMoves:
 
     def __init__(self, F: ContractionMap, name: str) -> None:
         self.F, self.name = F, name
-        self.x: Optional[Tensor] = None
-        self.fx: Optional[Tensor] = None
-        self.cut: Optional[Sequence[bool]] = None  # which tensors have an entry per sample
+        self.x: Tensor | None = None
+        self.fx: Tensor | None = None
+        self.cut: Sequence[bool] | None = None  # which tensors have an entry per sample
 
     def __call__(self, x: Tensor, *tensors: Tensor) -> Tensor:
         if self.x is None or self.fx is None:

@@ -5,7 +5,6 @@ B: samples, the first axis; N: all others, flattened; m: steps remembered.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import List, Optional
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class FixedIterations:
 
     def __call__(self, f: Map, x: Tensor) -> Solution:
         """n steps from x (B, ...)."""
-        residuals: List[Tensor] = []
+        residuals: list[Tensor] = []
         for _ in range(self.n_iter):
             fx = f(x)
             if self.measure:
@@ -79,7 +78,7 @@ class ToTolerance:
     rtol: float = 1e-4
     atol: float = 1e-6
     max_steps: int = 100
-    check_every: Optional[int] = None
+    check_every: int | None = None
 
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and max(self.rtol, self.atol) > 0):
@@ -97,7 +96,7 @@ class ToTolerance:
         rtol = max(self.rtol, RESOLVED * epsilon(x))
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         relapsed = torch.zeros_like(done)
-        residuals: List[Tensor] = []
+        residuals: list[Tensor] = []
         if shielded := torch.is_grad_enabled():
             start_broken = ~finite_samples(x.detach())
             x = choose(start_broken, torch.zeros_like(x), x)
@@ -180,10 +179,10 @@ class Anderson(ToTolerance):
             raise ValueError(f"ridge is {self.ridge}; give more than 0")
 
     def _stepper(self) -> Step:
-        last: List[Tensor] = []  # x and g = f(x) - x of the step before, (B, N)
-        dG: List[Tensor] = []  # what g changed by in each step
-        moves: List[Tensor] = []  # what x + damping g changed by
-        dots: List[List[Tensor]] = []  # dots[i][j] = <dG_i, dG_j> for j <= i, (B,)
+        last: list[Tensor] = []  # x and g = f(x) - x of the step before, (B, N)
+        dG: list[Tensor] = []  # what g changed by in each step
+        moves: list[Tensor] = []  # what x + damping g changed by
+        dots: list[list[Tensor]] = []  # dots[i][j] = <dG_i, dG_j> for j <= i, (B,)
 
         def propose(x: Tensor, fx: Tensor) -> Tensor:
             rows = _rows(x)
@@ -206,7 +205,7 @@ class Anderson(ToTolerance):
 
         return propose
 
-    def _mix(self, dots: List[List[Tensor]], target: Tensor) -> Tensor:
+    def _mix(self, dots: list[list[Tensor]], target: Tensor) -> Tensor:
         """The shares (B, m) that make ||g - sum of share_i dG_i||^2 least, from the scalar products."""
         m = len(dots)
         gram = torch.stack([dots[max(i, j)][min(i, j)] for i in range(m) for j in range(m)], 1).view(-1, m, m)
@@ -241,8 +240,8 @@ class Broyden(ToTolerance):
         _check_memory(self.memory)
 
     def _stepper(self) -> Step:
-        S: List[Tensor] = []  # s_j, (B, N)
-        per_square: List[Tensor] = []  # 1 / |s_j|^2, or 0 to forget, (B,)
+        S: list[Tensor] = []  # s_j, (B, N)
+        per_square: list[Tensor] = []  # 1 / |s_j|^2, or 0 to forget, (B,)
 
         def propose(x: Tensor, fx: Tensor) -> Tensor:
             rows = _rows(x)
@@ -295,7 +294,7 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 def epsilon(x: Tensor) -> float:
     """Get the machine epsilon of what f is computed in: x's dtype, or that of autocast."""
     kind = x.device.type
-    narrow: Optional[torch.dtype] = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    narrow: torch.dtype | None = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return max(torch.finfo(dtype).eps for dtype in (x.dtype, narrow) if dtype is not None)
 
 

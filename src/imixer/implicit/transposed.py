@@ -1,7 +1,5 @@
 """The way back through a symmetric coupling."""
 
-from typing import Optional
-
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ class TransposedLinear(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype))
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Apply the transpose.
 
         Args:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Dict, List, Tuple, Union
+from typing import Any
 
 import torch.nn.functional as fn
 from timm.layers import get_act_layer
@@ -20,11 +20,11 @@ class GELU1Lip(nn.Module):
         return fn.gelu(x) / GELU_SLOPE
 
 
-ActLayer = Union[str, Callable[[], nn.Module], None]
-ActLayers = Union[ActLayer, List[ActLayer], Tuple[ActLayer, ...]]
+ActLayer = str | Callable[[], nn.Module] | None
+ActLayers = ActLayer | list[ActLayer] | tuple[ActLayer, ...]
 
 # Each is the activation of the Lagrangian that has its name in `imixer.hopfield`.
-ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_1lip": GELU1Lip,
     "identity": nn.Identity,
@@ -36,7 +36,7 @@ ACTIVATIONS: Dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
 }
 
-_LIPSCHITZ: Dict[type[nn.Module], float] = {
+_LIPSCHITZ: dict[type[nn.Module], float] = {
     nn.GELU: GELU_SLOPE,
     GELU1Lip: 1.0,
     GELUTanh: 1.1289930686587718,  # at 1.4185

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Dict, Optional, Union
+from typing import Any
 
 from timm.layers import to_2tuple
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
@@ -48,7 +48,7 @@ class IMixerBlock(MixerBlock):
         self,
         dim: int,
         seq_len: int,
-        mlp_ratio: Union[float, tuple[float, float]] = (0.5, 4.0),
+        mlp_ratio: float | tuple[float, float] = (0.5, 4.0),
         act_layer: ActLayers = nn.GELU,
         drop: float = 0.0,
         device: Any = None,
@@ -56,7 +56,7 @@ class IMixerBlock(MixerBlock):
         *,
         decay: float = 0.0,
         step: float = 1.0,
-        imlp: Optional[Dict[str, Any]] = None,
+        imlp: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0 <= decay < math.inf:
@@ -137,7 +137,7 @@ class IMixer(Mixer):
         *,
         num_layers: int = 3,
         n_iter: int = 2,
-        hidden_ratio: Union[float, Sequence[float]] = 2.0,
+        hidden_ratio: float | Sequence[float] = 2.0,
         tied: bool = False,
         coeff: Coeff = 0.9,
         n_power_iterations: int = 8,
@@ -149,12 +149,12 @@ class IMixer(Mixer):
         decay: float = 0.0,
         step: float = 1.0,
         legacy: bool = False,
-        solver: Union[SolverName, Solver] = "fixed",
-        gradient: Union[GradientName, Gradient] = "unroll",
+        solver: SolverName | Solver = "fixed",
+        gradient: GradientName | Gradient = "unroll",
         tolerance: float = 1e-4,
         max_steps: int = 100,
         gradient_terms: int = 5,
-        on_failure: Optional[Policy] = None,
+        on_failure: Policy | None = None,
         act_layer: ActLayers = nn.GELU,
         **kwargs: Any,
     ) -> None:
@@ -198,7 +198,7 @@ class IMixer(Mixer):
         self._advance()
         return super().forward_intermediates(*args, **kwargs)
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """As timm's: a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
         if isinstance(self.head, nn.Identity):  # timm 1.0.23 asks the old head for its device
             like = next(self.parameters())
@@ -244,7 +244,7 @@ class IMixer(Mixer):
     def _imlps(self) -> list[IMLP]:
         return [module for module in self.blocks.modules() if isinstance(module, IMLP)]
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         rename_published(state_dict)
         cfg = getattr(self, "pretrained_cfg", None)
         likely = self.stem.dynamic_feat_size(cfg["input_size"][-2:]) if cfg else None

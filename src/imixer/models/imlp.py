@@ -4,7 +4,7 @@ S: tokens, D_S: width of x, N_h: inner width, L: layers, the visible one include
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Dict, Final, List, Literal, Optional, Union, cast
+from typing import Any, Final, Literal, cast
 
 import torch
 from timm.layers import to_2tuple
@@ -21,7 +21,7 @@ from imixer.implicit.transposed import refuse_wrapped
 from imixer.models.activations import ActLayers, activation, lipschitz_constant
 from imixer.models.inversion import GradientName, Inversion, SolverName
 
-Coeff = Union[float, Literal["auto"]]
+Coeff = float | Literal["auto"]
 
 
 class IMLP(nn.Module):
@@ -78,14 +78,14 @@ class IMLP(nn.Module):
     def __init__(
         self,
         in_features: int,
-        hidden_features: Optional[int] = None,
-        out_features: Optional[int] = None,
+        hidden_features: int | None = None,
+        out_features: int | None = None,
         act_layer: ActLayers = nn.GELU,
         drop: float | tuple[float, float] = 0.0,
         *,
         num_layers: int = 3,
         n_iter: int = 2,
-        hidden_ratio: Union[float, Sequence[float]] = 2.0,
+        hidden_ratio: float | Sequence[float] = 2.0,
         tied: bool = False,
         coeff: Coeff = 0.9,
         n_power_iterations: int = 8,
@@ -95,17 +95,17 @@ class IMLP(nn.Module):
         detach_sigma: bool = False,
         inner_drop_rate: float = 0.0,
         legacy: bool = False,
-        solver: Union[SolverName, Solver] = "fixed",
-        gradient: Union[GradientName, Gradient] = "unroll",
+        solver: SolverName | Solver = "fixed",
+        gradient: GradientName | Gradient = "unroll",
         tolerance: float = 1e-4,
         max_steps: int = 100,
         gradient_terms: int = 5,
-        on_failure: Optional[Policy] = None,
+        on_failure: Policy | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd: Dict[str, Any] = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         features = hidden_features or in_features
         out_features = out_features or in_features
         if num_layers < 2:
@@ -134,7 +134,7 @@ class IMLP(nn.Module):
         self.tied = tied
         self.fc_in = nn.Linear(in_features, features, **dd)
         widths = _widths(features, hidden_ratio, num_layers - 2)
-        self.contraction: Optional[Contraction] = None
+        self.contraction: Contraction | None = None
         if widths:
             self.contraction = Contraction(
                 features,
@@ -172,7 +172,7 @@ class IMLP(nn.Module):
         F = self.contraction
         assert F is not None
         weights = F.weights()
-        masks: Optional[List[Tensor]] = None
+        masks: list[Tensor] | None = None
         if not torch.jit.is_scripting():
             masks = F.masks(x0)
         x = x0
@@ -215,7 +215,7 @@ class IMLP(nn.Module):
                 layer.warm_up()
 
 
-def _widths(features: int, hidden_ratio: Union[float, Sequence[float]], count: int) -> List[int]:
+def _widths(features: int, hidden_ratio: float | Sequence[float], count: int) -> list[int]:
     widths = [int(features * ratio) for ratio in _one_each("hidden_ratio", hidden_ratio, count)]
     if min(widths, default=1) < 1:
         raise ValueError(f"hidden_ratio is {hidden_ratio}, which leaves {min(widths)} of {features} neurons; give more")
@@ -235,7 +235,7 @@ def _ceiling(coeff: Coeff, norm: Norm, acts: Sequence[Callable[[], nn.Module]], 
         raise ValueError(f"coeff is auto, but {error}; give coeff as a number") from error
 
 
-def _one_each(name: str, value: Any, count: int) -> List[Any]:
+def _one_each(name: str, value: Any, count: int) -> list[Any]:
     """A sequence of `count` as it is, anything else repeated."""
     if not isinstance(value, (list, tuple)):
         return [value] * count

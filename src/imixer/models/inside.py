@@ -5,7 +5,7 @@ S: tokens, C: channels, D: D_S, width of x.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import torch
 from timm.models.mlp_mixer import MlpMixer
@@ -45,14 +45,14 @@ class Inside:
         return self.x.to(dtype) - self.z.to(dtype) - self.F(self.x, self.F.weights(), self.imlp.n_iter).to(dtype)
 
 
-def inverses(model: Any) -> List[Tuple[int, IMLP]]:
+def inverses(model: Any) -> list[tuple[int, IMLP]]:
     """The iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
     blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
     mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
     return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
 
 
-def implicit_blocks(model: Any, what: str) -> List[Tuple[int, IMLP]]:
+def implicit_blocks(model: Any, what: str) -> list[tuple[int, IMLP]]:
     """`inverses`, of which there must be some.
 
     Args:
@@ -72,7 +72,7 @@ def implicit_blocks(model: Any, what: str) -> List[Tuple[int, IMLP]]:
 
 
 @torch.no_grad()
-def look_inside(model: Any, images: Tensor, what: str = "look at") -> List[Inside]:
+def look_inside(model: Any, images: Tensor, what: str = "look at") -> list[Inside]:
     """Follow images through an iMixer, as it computes.
 
     Args:
@@ -84,7 +84,7 @@ def look_inside(model: Any, images: Tensor, what: str = "look at") -> List[Insid
         InputError: As there.
     """
     blocks = implicit_blocks(model, what)
-    seen: Dict[Tuple[int, str], Tensor] = {}
+    seen: dict[tuple[int, str], Tensor] = {}
 
     def see(block: int, name: str, module: Any, args: Any, output: Any = None) -> None:
         seen[block, name] = args[0] if output is None else output

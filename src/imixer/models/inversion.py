@@ -1,7 +1,7 @@
 """How an iMLP finds x = (1 - F)^-1 G(v), and its gradient: by name."""
 
 from dataclasses import dataclass
-from typing import Any, Dict, List, Literal, Optional, Union, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -45,12 +45,12 @@ class Inversion:
     Source: `imixer.implicit.solvers`, `imixer.implicit.gradients`.
     """
 
-    solver: Union[SolverName, Solver] = "fixed"
-    gradient: Union[GradientName, Gradient] = "unroll"
+    solver: SolverName | Solver = "fixed"
+    gradient: GradientName | Gradient = "unroll"
     tolerance: float = 1e-4
     max_steps: int = 100
     gradient_terms: int = 5
-    on_failure: Optional[Policy] = None
+    on_failure: Policy | None = None
     norm: Norm = "spectral"
     legacy: bool = False
 
@@ -104,10 +104,10 @@ class Inversion:
         self,
         F: Contraction,
         z: Tensor,
-        weights: List[Tensor],
+        weights: list[Tensor],
         n_iter: int,
         name: str,
-        masks: Optional[List[Tensor]] = None,
+        masks: list[Tensor] | None = None,
     ) -> Tensor:
         """x = (1 - F)^-1 z for z (..., features). What goes to a tolerance does so in at least float32.
 
@@ -137,10 +137,10 @@ class Inversion:
         self,
         F: Contraction,
         z: Tensor,
-        weights: List[Tensor],
+        weights: list[Tensor],
         n_iter: int,
         name: str,
-        masks: Optional[List[Tensor]],
+        masks: list[Tensor] | None,
     ) -> Tensor:
         def f(x: Tensor, *weights: Tensor) -> Tensor:
             return F(x, list(weights), n_iter, masks)
@@ -158,7 +158,7 @@ class Inversion:
             return self.solver
         if self.solver == "fixed":
             return FixedIterations(n_iter)
-        goal: Dict[str, Any] = dict(rtol=self.tolerance, atol=0.0)
+        goal: dict[str, Any] = dict(rtol=self.tolerance, atol=0.0)
         if self.solver == "anderson":
             return Anderson(**goal, max_steps=self.max_steps)
         if self.solver == "broyden":

@@ -1,7 +1,7 @@
 """The models that timm knows by name. A name pins every hyperparameter."""
 
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.mlp_mixer import MlpMixer
@@ -10,12 +10,12 @@ from imixer.models.imixer import IMixer
 from imixer.models.mixer import Mixer
 
 # What the paper's experiments share (section 5, caption of Table 1).
-_PAPER: Dict[str, Any] = dict(
+_PAPER: dict[str, Any] = dict(
     num_layers=3, n_iter=2, hidden_ratio=2.0, coeff=0.9, n_power_iterations=8, solver="fixed", gradient="unroll"
 )
 
 
-def _cfg(size: int = 224, **kwargs: Any) -> Dict[str, Any]:
+def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
     return dict(
         num_classes=1000,
         input_size=(3, size, size),
@@ -61,11 +61,11 @@ def _create(cls: type, variant: str, pretrained: bool, out_indices: Any = 3, **k
     )
 
 
-def _imixer(variant: str, pretrained: bool, sizes: Dict[str, int], kwargs: Dict[str, Any]) -> IMixer:
+def _imixer(variant: str, pretrained: bool, sizes: dict[str, int], kwargs: dict[str, Any]) -> IMixer:
     return _create(IMixer, variant, pretrained, **(_PAPER | sizes | kwargs))
 
 
-def _mixer(variant: str, pretrained: bool, sizes: Dict[str, int], kwargs: Dict[str, Any]) -> MlpMixer:
+def _mixer(variant: str, pretrained: bool, sizes: dict[str, int], kwargs: dict[str, Any]) -> MlpMixer:
     return _create(Mixer, variant, pretrained, **(sizes | kwargs))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any
 
 import yaml
 
@@ -17,7 +17,7 @@ from imixer.errors import InputError
 _FOLDER = Path(__file__).parent
 
 
-def recipes() -> Dict[str, str]:
+def recipes() -> dict[str, str]:
     """Name and one-line description (the first comment) of every recipe that ships with the package."""
     found = sorted(_FOLDER.rglob("[!_]*.yaml"))
     return {path.relative_to(_FOLDER).with_suffix("").as_posix(): _description(path) for path in found}
@@ -36,7 +36,7 @@ def find_recipe(name: str) -> Path:
     return _FOLDER / f"{name}.yaml"
 
 
-def load_recipe(name: str) -> Dict[str, Any]:
+def load_recipe(name: str) -> dict[str, Any]:
     """All settings of a recipe, nested as in its file, those of its bases included.
 
     Raises:
@@ -45,15 +45,15 @@ def load_recipe(name: str) -> Dict[str, Any]:
     return _settings(find_recipe(name))
 
 
-def _settings(path: Path) -> Dict[str, Any]:
+def _settings(path: Path) -> dict[str, Any]:
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
-    settings: Dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for base in own.pop("base", []):
         settings = _merged(settings, _settings(_FOLDER / f"{base}.yaml"))
     return _merged(settings, own)
 
 
-def _merged(under: Dict[str, Any], over: Dict[str, Any]) -> Dict[str, Any]:
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     both = {k: _merged(under[k], v) for k, v in over.items() if isinstance(v, dict) and isinstance(under.get(k), dict)}
     return under | over | both
 

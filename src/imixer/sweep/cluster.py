@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Dict, Optional, Set, Tuple
+from typing import Any
 
 from imixer.errors import InputError
 from imixer.sweep.plan import Trial
@@ -21,7 +21,7 @@ from imixer.sweep.trial import log, record_failure, run_trial
 
 _POLL_S = 0.5
 _SAVING_S = 120  # for running trials to save a checkpoint when interrupted
-_QUIET: Dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
+_QUIET: dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
 _OBJECT_STORE = 100 * 2**20  # bytes; trials exchange nothing but their configuration
 
 
@@ -44,9 +44,9 @@ class Cluster:
             machine has less than a trial's share.
     """
 
-    address: Optional[str] = None
-    cpus: Optional[int] = None
-    gpus: Optional[float] = None
+    address: str | None = None
+    cpus: int | None = None
+    gpus: float | None = None
     retries: int = 3
 
     def __post_init__(self) -> None:
@@ -75,16 +75,16 @@ class Cluster:
         signal.signal(signal.SIGTERM, self._at_sigterm)
         ray.shutdown()
 
-    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[Tuple[Trial, bool], None, None]:
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
         import ray
 
         task = ray.remote(max_retries=self.retries, retry_exceptions=True)(_run_trial)
-        tasks: Dict[Any, Trial] = {}
+        tasks: dict[Any, Trial] = {}
         logged = {trial: _log_size(trial, folder) for trial in trials}
         for trial in trials:
             cpus, gpus = self._share(trial)
             tasks[task.options(num_cpus=cpus, num_gpus=gpus).remote(trial, folder, os.getcwd(), cpus)] = trial
-        begun: Set[Trial] = set()
+        begun: set[Trial] = set()
         with (folder / RAY_LOG).open("a", encoding="utf-8") as file, redirect_stdout(file):  # what Ray prints of losses
             try:
                 while tasks:
@@ -117,7 +117,7 @@ class Cluster:
                 ray.shutdown()
                 raise InputError(f"{name} is {wanted:g}, and this machine has {there:g}; give at most that")
 
-    def _share(self, trial: Trial) -> Tuple[int, float]:
+    def _share(self, trial: Trial) -> tuple[int, float]:
         config, gpus = trial.cell.config, self.gpus
         if gpus is None:
             gpus = min(config.devices, _most("GPU")) if config.accelerator != "cpu" else 0

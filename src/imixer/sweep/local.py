@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Tuple
 
 from imixer.sweep.plan import Trial
 from imixer.sweep.trial import run_trial
@@ -19,7 +18,7 @@ class Local:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[Tuple[Trial, bool], None, None]:
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
         for trial in trials:
             yield trial, True
             run_trial(trial, folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from imixer.training.config import TrainConfig
 
@@ -21,9 +21,9 @@ class Cell:
     """
 
     name: str
-    settings: Dict[str, Any] = field(hash=False)
+    settings: dict[str, Any] = field(hash=False)
     config: TrainConfig = field(hash=False)
-    seeds: Tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0,)
 
     @property
     def epochs(self) -> int:
@@ -60,11 +60,11 @@ class Sweep:
     """
 
     name: str
-    cells: Tuple[Cell, ...]
-    seeds: Tuple[int, ...]
-    spec: Dict[str, Any]
+    cells: tuple[Cell, ...]
+    seeds: tuple[int, ...]
+    spec: dict[str, Any]
 
     @property
-    def trials(self) -> Tuple[Trial, ...]:
+    def trials(self) -> tuple[Trial, ...]:
         """In order: every cell with the first seed, then with the second, so that an early look sees all cells."""
         return tuple(Trial(cell, seed) for seed in self.seeds for cell in self.cells if seed in cell.seeds)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Dict, Iterable, List, Literal, Optional, Set
+from typing import Any, Literal
 
 from imixer.escaping import for_csv
 from imixer.reading import read_rows
@@ -37,11 +38,11 @@ class Outcome:
 
     status: Status
     epoch: int = 0
-    val_acc: Optional[float] = None
-    val_loss: Optional[float] = None
+    val_acc: float | None = None
+    val_loss: float | None = None
     best_epoch: int = 0
-    best_val_acc: Optional[float] = None
-    seconds: Optional[float] = None
+    best_val_acc: float | None = None
+    seconds: float | None = None
     error: str = ""
 
 
@@ -58,8 +59,8 @@ class Mean:
 
     trials: int
     planned: int
-    mean: Optional[float] = None
-    std: Optional[float] = None
+    mean: float | None = None
+    std: float | None = None
 
 
 class Results:
@@ -73,8 +74,8 @@ class Results:
     def __init__(self, sweep: Sweep, folder: Path) -> None:
         self.sweep = sweep
         self.folder = folder
-        self._running: Set[Trial] = set()
-        self._finished: Dict[Trial, Outcome] = {}
+        self._running: set[Trial] = set()
+        self._finished: dict[Trial, Outcome] = {}
 
     def __getitem__(self, trial: Trial) -> Outcome:
         if trial not in self._finished:
@@ -87,7 +88,7 @@ class Results:
     def _read(self, trial: Trial) -> Outcome:
         run = RunDirectory(self.folder / trial.name)
         rows, damaged = read_rows(run.metrics, ("epoch", "val_acc", "val_loss", "seconds"))
-        figures: Dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         if rows:
             figures = {name: float(rows[-1][name]) for name in ("val_acc", "val_loss", "seconds")}
             best = max(rows, key=lambda row: float(row["val_acc"]))
@@ -101,7 +102,7 @@ class Results:
             return Outcome("failed", **figures, error=error)
         return Outcome("unfinished" if run.path.exists() else "waiting", **figures)
 
-    def are(self, *statuses: Status) -> List[Trial]:
+    def are(self, *statuses: Status) -> list[Trial]:
         """The trials of which one of the statuses is true."""
         return [trial for trial in self.sweep.trials if self[trial].status in statuses]
 
@@ -130,7 +131,7 @@ class Results:
         """Write `results.csv`, a row per trial, and `summary.csv`, a row per cell, whole or not at all."""
         fields = list(dict.fromkeys(field for cell in self.sweep.cells for field in cell.settings))
         figures = list(Outcome.__dataclass_fields__)
-        rows: List[List[Any]] = [
+        rows: list[list[Any]] = [
             [trial.cell.name, *_values(trial.cell, fields), trial.seed, *vars(self[trial]).values()]
             for trial in self.sweep.trials
         ]
@@ -143,11 +144,11 @@ class Results:
         _write_csv(self.folder / SUMMARY, ["cell", *fields, "trials", "planned", "val_acc_mean", "val_acc_std"], rows)
 
 
-def _values(cell: Cell, fields: Iterable[str]) -> List[str]:
+def _values(cell: Cell, fields: Iterable[str]) -> list[str]:
     return [text(cell.settings[field]) if field in cell.settings else "" for field in fields]
 
 
-def _write_csv(file: Path, header: List[str], rows: List[List[Any]]) -> None:
+def _write_csv(file: Path, header: list[str], rows: list[list[Any]]) -> None:
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(header)

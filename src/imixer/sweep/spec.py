@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -92,7 +92,7 @@ def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
     return Sweep(name, cells, tuple(together), {k: v for k, v in resolved.items() if v})
 
 
-def share(sweep: Sweep, which: str) -> Tuple[Trial, ...]:
+def share(sweep: Sweep, which: str) -> tuple[Trial, ...]:
     """The trials of a share.
 
     Args:
@@ -113,9 +113,9 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else json_text(value, non_finite="null", indent=None, default=str)
 
 
-def _base(spec: Dict[str, Any], folder: Path) -> Dict[str, Any]:
+def _base(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Settings of the recipe and of the file over it, but for the seed and place of a run whose file it may be."""
-    base: Dict[str, Any] = {}
+    base: dict[str, Any] = {}
     for field, load in (("recipe", load_recipe), ("config", lambda file: read_yaml(folder / file))):
         given = spec.get(field)
         if given is None:
@@ -130,14 +130,14 @@ def _base(spec: Dict[str, Any], folder: Path) -> Dict[str, Any]:
     return base
 
 
-def _settings(given: Any, where: str) -> Dict[str, Any]:
+def _settings(given: Any, where: str) -> dict[str, Any]:
     settings = _flat(given, where)
     for field in settings.keys() & _OTHERWISE.keys():
         raise InputError(f"{field} cannot be set in {where}; {_OTHERWISE[field]}")
     return settings
 
 
-def _grid(spec: Dict[str, Any]) -> Dict[str, List[Any]]:
+def _grid(spec: dict[str, Any]) -> dict[str, list[Any]]:
     grid = _settings(spec.get("grid", {}), "grid")
     if not grid and "grid" in spec:
         raise InputError("grid is empty; list values of a setting, or leave it out")
@@ -149,7 +149,7 @@ def _grid(spec: Dict[str, Any]) -> Dict[str, List[Any]]:
     return grid
 
 
-def _cases(spec: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
+def _cases(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     cases = spec.get("cases", {})
     if not isinstance(cases, dict) or (not cases and "cases" in spec):
         raise InputError(f"cases is {cases!r}; give a mapping of names to settings, or leave it out")
@@ -159,7 +159,7 @@ def _cases(spec: Dict[str, Any]) -> Dict[str, Dict[str, Any]]:
     return {case: _settings({} if given is None else given, f"cases.{case}") for case, given in cases.items()}
 
 
-def _seeds(given: Any, where: str = "seeds") -> List[int]:
+def _seeds(given: Any, where: str = "seeds") -> list[int]:
     if isinstance(given, int) and given > _MOST_TRIALS:
         raise InputError(f"{where} is {given}; give at most {_MOST_TRIALS:,}")
     seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
@@ -170,7 +170,7 @@ def _seeds(given: Any, where: str = "seeds") -> List[int]:
     return seeds
 
 
-def _case_seeds(spec: Dict[str, Any], cases: Dict[str, Any]) -> Dict[str, List[int]]:
+def _case_seeds(spec: dict[str, Any], cases: dict[str, Any]) -> dict[str, list[int]]:
     given = spec.get("case_seeds", {})
     if not isinstance(given, dict):
         raise InputError(f"case_seeds is {given!r}; give a mapping of cases to their seeds, or leave it out")
@@ -187,18 +187,18 @@ def _name(given: Any) -> str:
 
 
 def _cells(
-    base: Dict[str, Any],
-    grid: Dict[str, List[Any]],
-    cases: Dict[str, Dict[str, Any]],
-    seeds: List[int],
-    case_seeds: Dict[str, List[int]],
+    base: dict[str, Any],
+    grid: dict[str, list[Any]],
+    cases: dict[str, dict[str, Any]],
+    seeds: list[int],
+    case_seeds: dict[str, list[int]],
 ) -> Iterable[Cell]:
     number = math.prod(map(len, grid.values())) * max(1, len(cases))
     if number > _MOST_TRIALS:
         raise InputError(f"grid has {number:,} cells; give at most {_MOST_TRIALS:,}")
     parser = train_parser()
     short = _short_names(grid)
-    cells: Dict[str, Cell] = {}  # by what they train
+    cells: dict[str, Cell] = {}  # by what they train
     taken = {file: file for file in _FILES}  # file systems may not tell case apart
     for case, own in (cases or {"": {}}).items():
         for values in product(*grid.values()):
@@ -218,7 +218,7 @@ def _cells(
     return cells.values()
 
 
-def _config(parser: ArgumentParser, settings: Dict[str, Any], seeds: List[int], cell: str) -> TrainConfig:
+def _config(parser: ArgumentParser, settings: dict[str, Any], seeds: list[int], cell: str) -> TrainConfig:
     try:
         config = to_config(parse(parser, ["--config", yaml.safe_dump(_nested(settings))]))
         for seed in seeds:
@@ -228,7 +228,7 @@ def _config(parser: ArgumentParser, settings: Dict[str, Any], seeds: List[int], 
     return config
 
 
-def _short_names(grid: Iterable[str]) -> Dict[str, str]:
+def _short_names(grid: Iterable[str]) -> dict[str, str]:
     """The last word of a dotted name, where that is of one setting only."""
     last = {field: field.rpartition(".")[2] for field in grid}
     return {field: word if list(last.values()).count(word) == 1 else field for field, word in last.items()}
@@ -238,11 +238,11 @@ def _slug(value: str) -> str:
     return re.sub(r"[^\w.+=-]+", "_", value).strip("._") or "none"
 
 
-def _flat(settings: Any, where: str) -> Dict[str, Any]:
+def _flat(settings: Any, where: str) -> dict[str, Any]:
     """`{a: {b: 1}}` and `{a.b: 1}` alike as the latter."""
     if not isinstance(settings, dict):
         raise InputError(f"{where} is {settings!r}; give a mapping of settings to values")
-    found: Dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in settings.items():
         inner = _flat(value, where) if isinstance(value, dict) else {"": value}
         for rest, leaf in inner.items():
@@ -253,9 +253,9 @@ def _flat(settings: Any, where: str) -> Dict[str, Any]:
     return found
 
 
-def _nested(settings: Dict[str, Any]) -> Dict[str, Any]:
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
     """The other way round."""
-    nested: Dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for field, value in settings.items():
         *groups, last = field.split(".")
         inner = nested

@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional, Protocol, Tuple
+from typing import Any, Protocol
 
 import yaml
 
@@ -28,15 +28,15 @@ class Executor(Protocol):
 
     def __exit__(self, *exception: Any) -> None: ...
 
-    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[Tuple[Trial, bool], None, None]:
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
         """Run each trial by `run_trial`. Yields a trial with True as it begins and with False as it ends."""
 
 
 def run_sweep(
     sweep: Sweep,
-    out: Optional[str] = None,
-    executor: Optional[Executor] = None,
-    trials: Optional[Sequence[Trial]] = None,
+    out: str | None = None,
+    executor: Executor | None = None,
+    trials: Sequence[Trial] | None = None,
 ) -> Results:
     """Train what is not finished of a sweep, and keep `results.csv` and `summary.csv` up to date meanwhile.
 
@@ -94,7 +94,7 @@ def _prepare(folder: Path, sweep: Sweep) -> None:
         raise InputError(f"out: {error.filename} cannot be made, {error.strerror}") from error
 
 
-def _difference(old: Sweep, new: Sweep) -> Optional[str]:
+def _difference(old: Sweep, new: Sweep) -> str | None:
     """What the new sweep lacks, or has otherwise, of the old one."""
     cells = {cell.name: cell for cell in new.cells}
     for cell in old.cells:
@@ -108,7 +108,7 @@ def _difference(old: Sweep, new: Sweep) -> Optional[str]:
     return None
 
 
-def _differing(old: Cell, new: Cell) -> Optional[str]:
+def _differing(old: Cell, new: Cell) -> str | None:
     was, will = flat(asdict(old.config)), flat(asdict(new.config))
     for field in was | will:
         if was.get(field) != will.get(field):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Optional, Protocol, TextIO, Tuple
+from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -20,7 +20,7 @@ from imixer.sweep.results import Mean, Outcome, Results, Status
 from imixer.sweep.spec import RESULTS, SUMMARY
 from imixer.sweep.trial import log
 
-_URGENCY: Tuple[Status, ...] = ("running", "failed", "unfinished", "waiting", "finished")
+_URGENCY: tuple[Status, ...] = ("running", "failed", "unfinished", "waiting", "finished")
 _AROUND = 5  # lines of the screen that are not a trial's
 
 
@@ -66,7 +66,7 @@ class _LiveTable:
     def __init__(self, results: Results, console: Console) -> None:
         self.results = results
         self.console = console
-        self.live: Optional[Live] = None
+        self.live: Live | None = None
 
     def note(self, trial: Trial) -> None:
         if self.live:

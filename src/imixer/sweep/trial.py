@@ -8,7 +8,6 @@ import traceback
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from shutil import rmtree
-from typing import Optional
 
 from imixer.errors import InputError
 from imixer.sweep.plan import Trial
@@ -48,7 +47,7 @@ def record_failure(run: Path, reason: str) -> None:
         file.write(f"{_FAILED}{' '.join(reason.split())[: _TAIL // 8]}\n")
 
 
-def failure(run: Path) -> Optional[str]:
+def failure(run: Path) -> str | None:
     """Why the last attempt at a run failed; None if it did not."""
     try:
         with log(run).open("rb") as file:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -35,8 +35,8 @@ class Average:
                 layer.warm_up()
         return self._ema.module
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return self._ema.module.state_dict()
 
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._ema.module.load_state_dict(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Optional
 
 import torch
 from torch import Tensor
@@ -27,8 +26,8 @@ class ConfidenceBin:
     lower: float
     upper: float
     images: int
-    confidence: Optional[float]
-    accuracy: Optional[float]
+    confidence: float | None
+    accuracy: float | None
 
 
 def calibration_error(logits: Tensor, targets: Tensor) -> float:
@@ -45,7 +44,7 @@ def calibration_error(logits: Tensor, targets: Tensor) -> float:
     return multiclass_calibration_error(chances, targets, logits.shape[1], n_bins=BINS, norm="l1").item()
 
 
-def reliability(logits: Tensor, targets: Tensor) -> List[ConfidenceBin]:
+def reliability(logits: Tensor, targets: Tensor) -> list[ConfidenceBin]:
     """The bins of `calibration_error`, of rising confidence.
 
     Args:

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from imixer.json_text import json_text
 from imixer.reading import parse_json, read_text
 from imixer.training.atomic import replacing, write_text
 
-State = Dict[str, Any]
+State = dict[str, Any]
 
 
 class NotSaved(InputError):
@@ -63,11 +63,11 @@ class Checkpoints:
         return self.folder / "index.json"
 
     @property
-    def files(self) -> List[Path]:
+    def files(self) -> list[Path]:
         """The checkpoints that lie there, listed or not."""
         return sorted(self.folder.glob("step-*.pt"))
 
-    def entries(self) -> List[Entry]:
+    def entries(self) -> list[Entry]:
         """The checkpoints that are listed, oldest first. A list that is gone or damaged is made again from the files.
 
         Raises:
@@ -80,7 +80,7 @@ class Checkpoints:
             return self._made_again(str(error))
         return self._made_again(f"{self.index} is gone") if self.files else []
 
-    def _listed(self) -> List[Entry]:
+    def _listed(self) -> list[Entry]:
         try:
             listed = parse_json(read_text(self.index), str(self.index))
         except InputError as error:
@@ -97,9 +97,9 @@ class Checkpoints:
             raise _Damaged(f"{self.index} is damaged: a file stands there twice")
         return sorted(entries, key=lambda entry: entry.step)
 
-    def _made_again(self, problem: str) -> List[Entry]:
+    def _made_again(self, problem: str) -> list[Entry]:
         """List the files anew. Each is read, since there is no checksum to hold it against."""
-        found: List[Entry] = []
+        found: list[Entry] = []
         best, left_out = None, []
         for file in self.files:
             state = _whole_state(file)
@@ -158,7 +158,7 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
         return path
 
-    def latest(self, *, loud: bool = True) -> Optional[State]:
+    def latest(self, *, loud: bool = True) -> State | None:
         """The state in the latest checkpoint that is whole; None if there has never been one.
 
         One that is damaged is passed over.
@@ -188,11 +188,11 @@ class Checkpoints:
             raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
         return None
 
-    def _wanted(self, entries: List[Entry]) -> List[Entry]:
+    def _wanted(self, entries: list[Entry]) -> list[Entry]:
         entries = sorted(entries, key=lambda entry: entry.step)
         return [entry for place, entry in enumerate(entries) if entry.best or place >= len(entries) - self.keep]
 
-    def _write(self, entries: List[Entry]) -> None:
+    def _write(self, entries: list[Entry]) -> None:
         write_text(self.index, json_text([asdict(entry) for entry in entries], indent=1))
 
     def _unsaved(self, path: Path, error: Exception) -> str:
@@ -209,7 +209,7 @@ class _Damaged(InputError):
 
 
 def _is_entry(entry: Any) -> bool:
-    kinds: Dict[str, Any] = {field.name: field.type for field in fields(Entry)}
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Entry)}
     return (
         isinstance(entry, dict)
         and {"file", "step", "sha256"} <= entry.keys() <= kinds.keys()
@@ -218,7 +218,7 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _whole_state(path: Path) -> Optional[State]:
+def _whole_state(path: Path) -> State | None:
     """The state in a file; None if the file is damaged or holds something else. Nothing in it is executed."""
     try:
         with zipfile.ZipFile(path) as parts:
@@ -234,13 +234,13 @@ def _knows_its_step(state: State) -> bool:
     return type(state.get("step")) is int and state["step"] >= 0 and isinstance(state.get("rows"), list)
 
 
-def _best_step(state: State) -> Optional[int]:
+def _best_step(state: State) -> int | None:
     """The step after the best epoch that a state knows."""
     rows = [row for row in state["rows"] if isinstance(row, dict) and {"val_acc", "step"} <= row.keys()]
     return max(rows, key=lambda row: row["val_acc"])["step"] if rows else None
 
 
-def _problem(path: Path, entry: Entry) -> Optional[str]:
+def _problem(path: Path, entry: Entry) -> str | None:
     if not path.is_file():
         return "is gone"
     if _checksum(path) != entry.sha256:

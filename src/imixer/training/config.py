@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Dict, List, Literal, Optional, Tuple, Union
+from typing import Any, Literal
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 
 # More is a slip of the finger: it would take years, or all memory, before anything is seen to be wrong.
-_MOST: Dict[str, int] = {
+_MOST: dict[str, int] = {
     "n_iter": 10_000,
     "num_layers": 100,
     "n_power_iterations": 10_000,
@@ -72,44 +72,44 @@ class ModelConfig:
         kwargs: Any further argument of the model, as a mapping.
     """
 
-    name: Optional[str] = None
-    checkpoint: Optional[str] = None
-    checkpoint_key: Optional[str] = None
+    name: str | None = None
+    checkpoint: str | None = None
+    checkpoint_key: str | None = None
     pretrained: bool = False
-    num_layers: Optional[int] = None
-    n_iter: Optional[int] = None
-    hidden_ratio: Optional[Union[float, List[float]]] = None
-    tied: Optional[bool] = None
-    coeff: Optional[Union[float, Literal["auto"]]] = None
-    n_power_iterations: Optional[int] = None
-    norm: Optional[Literal["spectral", "orthogonal", "none", "batch"]] = None
-    sigma: Optional[Literal["power", "exact", "row_norm"]] = None
-    scaling: Optional[Literal["soft", "hard"]] = None
-    detach_sigma: Optional[bool] = None
-    inner_drop_rate: Optional[float] = None
-    decay: Optional[float] = None
-    step: Optional[float] = None
-    legacy: Optional[bool] = None
-    solver: Optional[Literal["fixed", "picard", "damped", "anderson", "broyden"]] = None
-    gradient: Optional[Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"]] = None
-    tolerance: Optional[float] = None
-    max_steps: Optional[int] = None
-    gradient_terms: Optional[int] = None
-    on_failure: Optional[Literal["raise", "warn", "ignore"]] = None
-    patch_size: Optional[int] = None
-    stem: Optional[Literal["patch", "conv", "whitened", "deep"]] = None
-    stem_width: Optional[int] = None
-    embed_dim: Optional[Union[int, List[int]]] = None
-    num_blocks: Optional[Union[int, List[int]]] = None
-    tokens_dim: Optional[Union[int, List[int]]] = None
-    zero_init: Optional[bool] = None
-    act_layer: Optional[Union[str, List[str]]] = None
-    drop_rate: Optional[float] = None
-    proj_drop_rate: Optional[float] = None
-    drop_path_rate: Optional[float] = None
-    kwargs: Dict[str, Any] = field(default_factory=dict)
+    num_layers: int | None = None
+    n_iter: int | None = None
+    hidden_ratio: float | list[float] | None = None
+    tied: bool | None = None
+    coeff: float | Literal["auto"] | None = None
+    n_power_iterations: int | None = None
+    norm: Literal["spectral", "orthogonal", "none", "batch"] | None = None
+    sigma: Literal["power", "exact", "row_norm"] | None = None
+    scaling: Literal["soft", "hard"] | None = None
+    detach_sigma: bool | None = None
+    inner_drop_rate: float | None = None
+    decay: float | None = None
+    step: float | None = None
+    legacy: bool | None = None
+    solver: Literal["fixed", "picard", "damped", "anderson", "broyden"] | None = None
+    gradient: Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"] | None = None
+    tolerance: float | None = None
+    max_steps: int | None = None
+    gradient_terms: int | None = None
+    on_failure: Literal["raise", "warn", "ignore"] | None = None
+    patch_size: int | None = None
+    stem: Literal["patch", "conv", "whitened", "deep"] | None = None
+    stem_width: int | None = None
+    embed_dim: int | list[int] | None = None
+    num_blocks: int | list[int] | None = None
+    tokens_dim: int | list[int] | None = None
+    zero_init: bool | None = None
+    act_layer: str | list[str] | None = None
+    drop_rate: float | None = None
+    proj_drop_rate: float | None = None
+    drop_path_rate: float | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def overrides(self) -> Dict[str, Any]:
+    def overrides(self) -> dict[str, Any]:
         """The hyperparameters that were set, as keyword arguments of `timm.create_model`."""
         skip = {"name", "checkpoint", "checkpoint_key", "pretrained", "kwargs"}
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
@@ -153,12 +153,12 @@ class OptimConfig:
 
     opt: str = "adamw"
     lr: float = 2e-3
-    lr_batch: Optional[int] = None
+    lr_batch: int | None = None
     weight_decay: float = 0.05
-    eps: Optional[float] = None
-    betas: Optional[Tuple[float, float]] = None
-    momentum: Optional[float] = None
-    clip_grad: Optional[float] = None
+    eps: float | None = None
+    betas: tuple[float, float] | None = None
+    momentum: float | None = None
+    clip_grad: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
@@ -193,7 +193,7 @@ class ScheduleConfig:
 
     sched: Literal["cosine", "tanh", "linear", "step"] = "cosine"
     warmup_epochs: int = 3
-    warmup_share: Optional[float] = None
+    warmup_share: float | None = None
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
     cooldown_epochs: int = 0
@@ -238,7 +238,7 @@ class CheckpointConfig:
     """
 
     every_minutes: float = 10.0
-    every_steps: Optional[int] = None
+    every_steps: int | None = None
     keep: int = 2
 
     def __post_init__(self) -> None:
@@ -289,11 +289,11 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     epochs: int = 40
-    budget: Optional[str] = None
+    budget: str | None = None
     smoothing: float = 0.1
     seed: int = 0
-    out: Optional[str] = None
-    ema: Optional[float] = None
+    out: str | None = None
+    ema: float | None = None
     accumulate: int = 1
     precision: Literal["32", "bf16", "16", "auto"] = "32"
     tf32: bool = True

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Sequence, Tuple
 
 from imixer.escaping import for_csv, from_csv
 from imixer.training.atomic import write_text
@@ -27,7 +27,7 @@ def write_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str],
     write_text(path, text.getvalue())
 
 
-def read_confusion(path: Path) -> Tuple[List[str], List[List[int]]]:
+def read_confusion(path: Path) -> tuple[list[str], list[list[int]]]:
     """Class names and counts of a file that `write_confusion` wrote.
 
     Raises:

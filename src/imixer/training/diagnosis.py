@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, List, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-def first_non_finite(model: nn.Module, images: Tensor, loss: Any) -> Optional[str]:
+def first_non_finite(model: nn.Module, images: Tensor, loss: Any) -> str | None:
     """Compute forward and backward once more and say where the first number that is not finite appears.
 
     Weights' gradients are left as they were.
@@ -27,8 +27,8 @@ def first_non_finite(model: nn.Module, images: Tensor, loss: Any) -> Optional[st
             return f"the weight {name}"
     if not torch.isfinite(images).all():
         return "the images"
-    forward: List[str] = []
-    backward: List[str] = []
+    forward: list[str] = []
+    backward: list[str] = []
 
     def look_back(name: str, gradient: Tensor) -> None:
         if not torch.isfinite(gradient).all():

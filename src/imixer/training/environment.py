@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 import lightning
 import timm
@@ -21,7 +21,7 @@ _FULL_HASH = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
 _DECISIVE = ("imixer", "commit", "torch", "timm", "cpu", "cpu_capability", "torch_threads", "gpus")
 
 
-def environment() -> Dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Describe versions, the commit if this is a checkout (`-dirty` if changed), processor, threads, accelerators."""
     return {
         "imixer": imixer.__version__,
@@ -39,7 +39,7 @@ def environment() -> Dict[str, Any]:
     }
 
 
-def environment_changes(before: Dict[str, Any], now: Dict[str, Any]) -> Dict[str, Any]:
+def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Find what may make numbers differ between two sessions of a run.
 
     Args:
@@ -60,7 +60,7 @@ def _cpu() -> str:
         return platform.processor() or platform.machine()
 
 
-def _commit(file: Path) -> Optional[str]:
+def _commit(file: Path) -> str | None:
     """The commit of the checkout that tracks a file, which need not be every checkout that the file lies in."""
     git = ["git", "-C", str(file.parent)]
     commands = ([*git, "ls-files", "--error-unmatch", file.name], [*git, "describe", *_FULL_HASH])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,8 @@ class ClassScore:
 
     name: str
     images: int
-    accuracy: Optional[float]
-    precision: Optional[float]
+    accuracy: float | None
+    precision: float | None
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,24 @@ class Evaluation:
     data: str
     images: int
     top1: float
-    top5: Optional[float]
+    top5: float | None
     loss: float
     ece: float
     images_per_s: float
     device: str
     skipped: Sequence[str] = ()
-    per_class: List[ClassScore] = field(default_factory=list)
-    reliability: List[ConfidenceBin] = field(default_factory=list)
+    per_class: list[ClassScore] = field(default_factory=list)
+    reliability: list[ConfidenceBin] = field(default_factory=list)
 
 
 def evaluate(
     path: str,
     *,
-    data: Optional[str] = None,
-    test: Optional[str] = None,
+    data: str | None = None,
+    test: str | None = None,
     device: str = "auto",
     batch_size: int = 0,
-) -> Tuple[Evaluation, Path]:
+) -> tuple[Evaluation, Path]:
     """Evaluate a run on its held-out images and write `evaluation.json`, or on a test set: `test_evaluation.json`.
 
     Args:
@@ -152,13 +153,13 @@ def _run(reloaded: Reloaded, batches: Any) -> Any:
     return torch.cat(logits), torch.cat(targets), counted / (time.perf_counter() - began)
 
 
-def _top5(logits: torch.Tensor, targets: torch.Tensor) -> Optional[float]:
+def _top5(logits: torch.Tensor, targets: torch.Tensor) -> float | None:
     if logits.shape[1] <= 5:
         return None
     return (logits.topk(5).indices == targets[:, None]).any(1).float().mean().item()
 
 
-def _per_class(predicted: torch.Tensor, targets: torch.Tensor, names: Any) -> List[ClassScore]:
+def _per_class(predicted: torch.Tensor, targets: torch.Tensor, names: Any) -> list[ClassScore]:
     n = len(names)
     hits = torch.bincount(targets[predicted == targets], minlength=n)
     true, taken = torch.bincount(targets, minlength=n), torch.bincount(predicted, minlength=n)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 from imixer.data.progress import announce
 from imixer.errors import InputError
 from imixer.models.export import export_onnx, export_torch
 from imixer.training.reload import reload
 
-_FORMATS: Dict[str, Any] = {"onnx": (export_onnx, ".onnx"), "torch": (export_torch, ".pt2")}
+_FORMATS: dict[str, Any] = {"onnx": (export_onnx, ".onnx"), "torch": (export_torch, ".pt2")}
 
 
 def export(
-    path: str, format: str = "onnx", out: Optional[str] = None, batch_size: Optional[int] = None
-) -> Tuple[Path, Dict[str, float]]:
+    path: str, format: str = "onnx", out: str | None = None, batch_size: int | None = None
+) -> tuple[Path, dict[str, float]]:
     """Export the model of a run and compare its logits with the original's.
 
     Args:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
@@ -40,7 +40,7 @@ def drawn(path: Path, draw: Callable[[Path], None]) -> bool:
     return True
 
 
-def draw_learning_curves(rows: Sequence[Dict[str, Any]], path: Path) -> None:
+def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss, accuracy and learning rate over the epochs.
 
     Args:
@@ -103,7 +103,7 @@ def draw_predictions(
     probabilities: Sequence[Sequence[float]],
     labels: Sequence[Sequence[str]],
     titles: Sequence[str],
-    truths: Sequence[Optional[str]],
+    truths: Sequence[str | None],
     path: Path,
 ) -> None:
     """Each image beside bars of its most probable classes, the true one in green if it is known.
@@ -120,7 +120,7 @@ def draw_predictions(
     lines = -(-len(images) // columns)
     figure = Figure(figsize=(6.4 * columns, 2.1 * lines + 0.3), layout="constrained")
     grid = figure.subplots(lines, 2 * columns, squeeze=False, width_ratios=[1, 1.6] * columns)
-    cells: List[Any] = [(row[2 * c], row[2 * c + 1]) for row in grid for c in range(columns)]
+    cells: list[Any] = [(row[2 * c], row[2 * c + 1]) for row in grid for c in range(columns)]
     for (picture, bars), *_ in zip(cells[len(images) :]):
         picture.set_axis_off()
         bars.set_axis_off()

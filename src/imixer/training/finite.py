@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from imixer.training.finite_file import place_of
 _REMEDY = "nothing it gives is a result; take an earlier checkpoint, or train again"
 
 
-def first_non_finite_tensor(state: Dict[str, Tensor]) -> Optional[str]:
+def first_non_finite_tensor(state: dict[str, Tensor]) -> str | None:
     """Find the first parameter or buffer that is not finite, in the order of the model.
 
     Args:
@@ -92,7 +92,7 @@ def _trouble(model: nn.Module, images: Tensor) -> str:
 
 
 @torch.no_grad()
-def first_non_finite_output(model: nn.Module, images: Tensor) -> Optional[str]:
+def first_non_finite_output(model: nn.Module, images: Tensor) -> str | None:
     """Find the first module whose output is not finite.
 
     Args:
@@ -102,7 +102,7 @@ def first_non_finite_output(model: nn.Module, images: Tensor) -> Optional[str]:
     Returns:
         Its name, the innermost; None if all outputs are finite.
     """
-    found: List[str] = []
+    found: list[str] = []
 
     def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and not found and not output.isfinite().all():

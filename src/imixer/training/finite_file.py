@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ _EXPONENTS = {
 }
 
 
-def first_non_finite_in(path: Path) -> Optional[str]:
+def first_non_finite_in(path: Path) -> str | None:
     """Find the first tensor in a safetensors file, in the order of the model, that is not finite.
 
     Args:

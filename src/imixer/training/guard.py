@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, Optional
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ class Guard:
     def __init__(self, optimizer: Any, scaled: bool = False) -> None:
         self.optimizer = optimizer
         self.patience = 20 if scaled else 0  # 65536 halved 17 times is below 1
-        self._row: Optional[Tensor] = None
-        self._pending: Optional[Tensor] = None
+        self._row: Tensor | None = None
+        self._pending: Tensor | None = None
 
     def refuses(self, norm: Tensor) -> bool:
         """Whether the step at hand must not be taken; for a step that the optimizer leaves out by itself, False.

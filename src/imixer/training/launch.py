@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 
@@ -80,7 +80,7 @@ def report_error(message: str) -> None:
     (Path(os.environ[_REPORTS]) / f"error-{os.environ['RANK']}").write_text(message, encoding="utf-8")
 
 
-def _environments(devices: int, reports: str) -> Dict[int, Dict[str, str]]:
+def _environments(devices: int, reports: str) -> dict[int, dict[str, str]]:
     common = os.environ | {
         "WORLD_SIZE": str(devices),
         "LOCAL_WORLD_SIZE": str(devices),
@@ -94,13 +94,13 @@ def _environments(devices: int, reports: str) -> Dict[int, Dict[str, str]]:
     return {rank: common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(devices)}
 
 
-def _errors(reports: str) -> Optional[str]:
+def _errors(reports: str) -> str | None:
     """What the first process that said something said."""
     files = sorted(Path(reports).glob("error-*"), key=lambda path: path.stat().st_mtime)
     return next((file.read_text(encoding="utf-8") for file in files), None)
 
 
-def _death(failures: Dict[int, Any], run: Optional[Path]) -> str:
+def _death(failures: dict[int, Any], run: Path | None) -> str:
     """Of the process that died first; one that was killed takes others along."""
     first = min(failures.values(), key=lambda failure: (failure.exitcode in (1, -signal.SIGTERM), failure.timestamp))
     code = first.exitcode

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from typing import Any, Dict, Protocol
+from typing import Any, Protocol
 
 from imixer.errors import InputError
 from imixer.reading import read_json
@@ -17,7 +17,7 @@ _EXTRAS = ("wandb", "mlflow")  # called like their packages
 class Logger(Protocol):
     """Takes scalars by name."""
 
-    def log(self, scalars: Dict[str, float], step: int) -> None: ...
+    def log(self, scalars: dict[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -32,7 +32,7 @@ def check_logger(name: str) -> None:
         raise InputError(f"logger is {name}, which needs a package: pip install 'imixer[{name}]'")
 
 
-def build_logger(name: str, run: RunDirectory, config: Dict[str, Any], step: int) -> Logger:
+def build_logger(name: str, run: RunDirectory, config: dict[str, Any], step: int) -> Logger:
     """The logger of that name.
 
     Args:
@@ -49,7 +49,7 @@ def build_logger(name: str, run: RunDirectory, config: Dict[str, Any], step: int
 
 
 class _Nothing:
-    def log(self, scalars: Dict[str, float], step: int) -> None:
+    def log(self, scalars: dict[str, float], step: int) -> None:
         pass
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class _TensorBoard:
 
         self._writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
 
-    def log(self, scalars: Dict[str, float], step: int) -> None:
+    def log(self, scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -74,11 +74,11 @@ class _TensorBoard:
 class _Lightning:
     """One of Lightning's loggers."""
 
-    def __init__(self, logger: Any, config: Dict[str, Any]) -> None:
+    def __init__(self, logger: Any, config: dict[str, Any]) -> None:
         self._logger = logger
         self._logger.log_hyperparams(config)
 
-    def log(self, scalars: Dict[str, float], step: int) -> None:
+    def log(self, scalars: dict[str, float], step: int) -> None:
         self._logger.log_metrics(scalars, step)
 
     def close(self) -> None:

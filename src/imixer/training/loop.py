@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
-from typing import Any, Dict, List, Optional, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -82,8 +82,8 @@ class Loop:
         scores: Scores,
         record: Record,
         progress: ShowProgress,
-        facts: Dict[str, Any],
-        steps: Optional[int] = None,
+        facts: dict[str, Any],
+        steps: int | None = None,
     ) -> None:
         self.fabric, self.config, self.run, self.built = fabric, config, run, built
         self.training, self.held_out, self.scores = training, held_out, scores.to(fabric.device)
@@ -94,11 +94,11 @@ class Loop:
         self.steps = steps or self.epochs * self.steps_per_epoch
         self.trainee = Trainee(fabric, config, built.model, self.steps_per_epoch, steps)
         self.step = 0
-        self.rows: List[Row] = []
+        self.rows: list[Row] = []
         self._losses = torch.zeros(2, device=fabric.device)  # sum and number, in this epoch so far, of finite ones
         self._earlier_s = 0.0
         self._began = self._saved_at = time.monotonic()
-        self._parts: List[Part] = []  # of the last step
+        self._parts: list[Part] = []  # of the last step
 
     @property
     def seconds(self) -> float:
@@ -130,7 +130,7 @@ class Loop:
             self._take_step(list(islice(parts, accumulate)))
             self._save_if_due(request)
 
-    def _take_step(self, parts: List[Part]) -> None:
+    def _take_step(self, parts: list[Part]) -> None:
         self._look_back()
         loss, refused = self.trainee.gradient(parts, self.step)
         self._parts = parts
@@ -183,7 +183,7 @@ class Loop:
             )
         self._stop_if_asked(self._asked(request))
 
-    def _convergence(self) -> List[Dict[str, float]]:
+    def _convergence(self) -> list[dict[str, float]]:
         if self.config.strategy == "fsdp":  # the blocks are in pieces
             return []
         with self.fabric.autocast():
@@ -290,10 +290,10 @@ class Loop:
             f"the step: imixer train --resume {self.run.path} --non_finite skip"
         )
 
-    def _agree(self, mine: List[Any]) -> List[List[Any]]:
+    def _agree(self, mine: list[Any]) -> list[list[Any]]:
         """What each process has to say."""
         if self.fabric.world_size == 1:
             return [mine]
-        found: List[Any] = [None] * self.fabric.world_size
+        found: list[Any] = [None] * self.fabric.world_size
         dist.all_gather_object(found, mine)
         return found

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import timm
 import torch
@@ -23,7 +23,7 @@ from imixer.training.devices import is_first_process
 from imixer.training.suggest import nearest
 from imixer.training.weights import load_weights
 
-Size = Tuple[int, int]
+Size = tuple[int, int]
 _FLOAT = 4  # bytes
 _FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
@@ -41,11 +41,11 @@ class BuiltModel:
 
     model: nn.Module
     name: str
-    args: Dict[str, Any]
-    input_size: Tuple[int, int, int]
+    args: dict[str, Any]
+    input_size: tuple[int, int, int]
 
 
-def default_name(size: Optional[Size]) -> str:
+def default_name(size: Size | None) -> str:
     """The iMixer for images of a size. None, for images of many sizes, gives the largest."""
     if size is not None and max(size) <= 8:
         return "imixer_t2_8"
@@ -53,7 +53,7 @@ def default_name(size: Optional[Size]) -> str:
 
 
 def build_model(
-    config: ModelConfig, data: DataConfig, *, native_size: Optional[Size], in_chans: int, num_classes: int
+    config: ModelConfig, data: DataConfig, *, native_size: Size | None, in_chans: int, num_classes: int
 ) -> BuiltModel:
     """Build what the configuration names for the data at hand.
 
@@ -94,7 +94,7 @@ def build_model(
     return BuiltModel(model, name, args, (in_chans, *size))
 
 
-def require_memory_for_batch(input_size: Tuple[int, int, int], images: int) -> None:
+def require_memory_for_batch(input_size: tuple[int, int, int], images: int) -> None:
     """See that a batch fits into memory.
 
     Args:
@@ -113,7 +113,7 @@ def require_memory_for_batch(input_size: Tuple[int, int, int], images: int) -> N
         )
 
 
-def require_memory(name: str, args: Dict[str, Any]) -> None:
+def require_memory(name: str, args: dict[str, Any]) -> None:
     """See that the weights fit into memory, before any is taken: the system might end the process instead.
 
     Args:
@@ -136,7 +136,7 @@ def require_memory(name: str, args: Dict[str, Any]) -> None:
         )
 
 
-def _memory() -> Optional[int]:
+def _memory() -> int | None:
     """Bytes of this machine's memory; None if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -157,7 +157,7 @@ class ForwardCost:
     convolutions: int
 
 
-def forward_cost(built: BuiltModel) -> Optional[ForwardCost]:
+def forward_cost(built: BuiltModel) -> ForwardCost | None:
     """Count the multiply-adds of one image's forward, normalisation baked in.
 
     The model is built once more without weights, and no random number is drawn.
@@ -202,7 +202,7 @@ def _check_tiling(name: str, size: Size, patch: Size) -> None:
         )
 
 
-def _create(name: str, args: Dict[str, Any], options: Dict[str, Any]) -> nn.Module:
+def _create(name: str, args: dict[str, Any], options: dict[str, Any]) -> nn.Module:
     try:
         return timm.create_model(name, **args)
     except TypeError as error:
@@ -214,7 +214,7 @@ def _create(name: str, args: Dict[str, Any], options: Dict[str, Any]) -> nn.Modu
         raise InputError(f"{name} cannot be built with {_listed(options)}: {error}") from error
 
 
-def _create_pretrained(name: str, args: Dict[str, Any]) -> nn.Module:
+def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:
     print(f"loading the pretrained weights of {name} ...", file=sys.stderr, flush=True)
     try:
         return timm.create_model(name, pretrained=True, **args)
@@ -225,5 +225,5 @@ def _create_pretrained(name: str, args: Dict[str, Any]) -> nn.Module:
         ) from error
 
 
-def _listed(options: Dict[str, Any]) -> str:
+def _listed(options: dict[str, Any]) -> str:
     return ", ".join(f"model.{key} {value}" for key, value in options.items()) or "the given data"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, Sequence
+from typing import Any
 
 import timm
 from safetensors.torch import save_file
@@ -21,7 +22,7 @@ _WEIGHTS = "model.safetensors"
 
 def save_model(
     built: BuiltModel,
-    weights: Dict[str, Tensor],
+    weights: dict[str, Tensor],
     path: Path,
     *,
     class_names: Sequence[str],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, List
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from imixer.models.activations import slope_or_infinity
 from imixer.models.inside import Inside, inverses, look_inside
 
 
-def convergence(model: nn.Module, images: Tensor) -> List[Dict[str, float]]:
+def convergence(model: nn.Module, images: Tensor) -> list[dict[str, float]]:
     """For each block with an inverse: its number, and how its fixed point iteration does on some images.
 
     `residual` is ||x - G(v) - F(x)|| / ||x|| over all images, what the iterations leave of the equation; `sigma` is the
@@ -40,7 +39,7 @@ def convergence(model: nn.Module, images: Tensor) -> List[Dict[str, float]]:
 
 
 @torch.no_grad()
-def _measure(inside: Inside) -> Dict[str, float]:
+def _measure(inside: Inside) -> dict[str, float]:
     F, left = inside.F, inside.left(torch.float32)
     nest = levels(F)
     free, held = [_sigmas(level) for level in nest], [_sigmas(level, normalized=True) for level in nest]

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any
 
 import timm
 import torch
@@ -47,7 +47,7 @@ class Recorded:
     name: str
     args: dict[str, Any]
 
-    def place(self, model: nn.Module, parts: Sequence[Part]) -> Optional[str]:
+    def place(self, model: nn.Module, parts: Sequence[Part]) -> str | None:
         """Where in the step the first number that is not finite appears; None if everything is finite.
 
         Args:
@@ -84,7 +84,7 @@ def record_step(built: BuiltModel, config: Any, step: int, lr: float, rank: int)
     return Recorded(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args)
 
 
-def replay(path: str) -> Tuple[Recorded, str]:
+def replay(path: str) -> tuple[Recorded, str]:
     """Compute a step that was written down once more, on the CPU.
 
     Args:
@@ -101,7 +101,7 @@ def replay(path: str) -> Tuple[Recorded, str]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         weights = found.pop("weights")
-        parts: List[Part] = [(images, targets) for images, targets in found.pop("parts")]
+        parts: list[Part] = [(images, targets) for images, targets in found.pop("parts")]
         step = Recorded(**found)
         model = timm.create_model(step.name, **step.args)
         model.load_state_dict(weights)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.optim.muon import Muon, _is_suitable_for_muon
@@ -20,7 +20,7 @@ _MUON_MOMENTUM = 0.95  # of its author; timm takes 0.9 for every optimizer
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimConfig, lr: Optional[float] = None, *, fused: bool = False
+    model: nn.Module, config: OptimConfig, lr: float | None = None, *, fused: bool = False
 ) -> Optimizer:
     """timm's optimizer of that name; biases and norms are exempt from weight decay.
 
@@ -44,7 +44,7 @@ def build_optimizer(
     for name, taken in (("eps", info.has_eps), ("betas", info.has_betas), ("momentum", info.has_momentum)):
         if getattr(config, name) is not None and not taken:  # timm would drop it silently
             raise InputError(f"{config.opt} has no option optim.{name}; leave it out")
-    given: Dict[str, Any] = {"eps": config.eps, "betas": config.betas, "momentum": config.momentum}
+    given: dict[str, Any] = {"eps": config.eps, "betas": config.betas, "momentum": config.momentum}
     options = {name: value for name, value in given.items() if value is not None}
     if info.opt_class is Muon:
         options = {"momentum": _MUON_MOMENTUM, "fallback_list": _not_for_muon(model)} | options
@@ -61,8 +61,8 @@ def build_optimizer(
 
 
 def build_scheduler(
-    optimizer: Optimizer, config: ScheduleConfig, epochs: int, updates_per_epoch: int, updates: Optional[int] = None
-) -> Tuple[Any, int]:
+    optimizer: Optimizer, config: ScheduleConfig, epochs: int, updates_per_epoch: int, updates: int | None = None
+) -> tuple[Any, int]:
     """Build timm's schedule, counted in updates or in epochs.
 
     Args:
@@ -134,7 +134,7 @@ def move_schedule(scheduler: Any, updates: int, updates_per_epoch: int) -> None:
         scheduler.step(updates // updates_per_epoch)
 
 
-def muon_shapes(model: nn.Module) -> List[Tuple[int, int]]:
+def muon_shapes(model: nn.Module) -> list[tuple[int, int]]:
     """List the shapes (out, in) of the matrices that Muon moves; a convolution's has in x height x width columns."""
     aside = _not_for_muon(model)
     return [
@@ -146,10 +146,10 @@ def muon_shapes(model: nn.Module) -> List[Tuple[int, int]]:
     ]
 
 
-def _not_for_muon(model: nn.Module) -> List[str]:
+def _not_for_muon(model: nn.Module) -> list[str]:
     """Patterns of the names of stem and classifier, where timm knows them."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
-    known: List[str] = []
+    known: list[str] = []
     for name in (cfg.get("first_conv"), cfg.get("classifier")):
         known += [name] if isinstance(name, str) else list(name or ())
     return [f"{name}.*" for name in ("stem", *known)]

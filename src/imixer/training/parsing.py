@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -21,7 +21,7 @@ from imixer.training.config import CheckpointConfig, ModelConfig, OptimConfig, S
 from imixer.training.run_directory import open_begun
 from imixer.training.suggest import nearest
 
-_GROUPS: Dict[str, Any] = {
+_GROUPS: dict[str, Any] = {
     "data": DataConfig,
     "model": ModelConfig,
     "optim": OptimConfig,
@@ -53,7 +53,7 @@ def train_parser() -> ArgumentParser:
     return parser
 
 
-def hoist(argv: Sequence[str]) -> List[str]:
+def hoist(argv: Sequence[str]) -> list[str]:
     """Bring the configurations that `--resume`, `--recipe` and `--config` stand for, in this order, before all flags.
 
     jsonargparse applies options from left to right; this makes the flags win wherever they stand. `--resume` stays.
@@ -62,7 +62,7 @@ def hoist(argv: Sequence[str]) -> List[str]:
     Raises:
         InputError: If there is no such run, recipe or file, or a file is no configuration.
     """
-    taken: Dict[str, List[str]] = {"--resume": [], "--recipe": [], "--config": []}
+    taken: dict[str, list[str]] = {"--resume": [], "--recipe": [], "--config": []}
     rest, words = [], iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
@@ -108,7 +108,7 @@ def to_config(namespace: Namespace) -> TrainConfig:
     return TrainConfig(**chosen)
 
 
-def _require_values(chosen: Dict[str, Any], kind: Any, prefix: str) -> None:
+def _require_values(chosen: dict[str, Any], kind: Any, prefix: str) -> None:
     """Refuse null, which jsonargparse takes for anything, where it is no choice."""
     for name, hint in get_type_hints(kind).items():
         if chosen.get(name, 0) is None and type(None) not in get_args(hint):
@@ -146,9 +146,9 @@ def save_config(config: TrainConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
 
 
-def flat(settings: Dict[str, Any]) -> Dict[str, Any]:
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
     """`{"optim": {"lr": 1}}` as `{"optim.lr": 1}`, and tuples as lists."""
-    found: Dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for name, value in settings.items():
         inner = {f"{name}.{rest}": leaf for rest, leaf in flat(value).items()} if isinstance(value, dict) else None
         found |= {name: _plain(value)} if inner is None else inner

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -39,15 +40,15 @@ class Prediction:
     """
 
     image: str
-    classes: Tuple[str, ...]
-    probabilities: Tuple[float, ...]
-    truth: Optional[str] = None
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    truth: str | None = None
 
 
 @dataclass(frozen=True)
 class _Source:
     name: str
-    truth: Optional[str]
+    truth: str | None
     image: Image.Image
 
 
@@ -56,11 +57,11 @@ def predict(
     images: Sequence[str] = (),
     *,
     top: int = 5,
-    n_iter: Optional[int] = None,
-    data: Optional[str] = None,
+    n_iter: int | None = None,
+    data: str | None = None,
     device: str = "auto",
-    csv_file: Optional[str] = None,
-) -> Tuple[List[Prediction], Path]:
+    csv_file: str | None = None,
+) -> tuple[list[Prediction], Path]:
     """Predict, and draw the first 16 images as the run's `prediction.png`.
 
     Args:
@@ -93,8 +94,8 @@ def predict(
     files = [Path(file) for file in find_images(images)] if images else []
     held_out = [] if files else _held_out(reloaded, data)
     announce(f"predicting {len(files) or len(held_out):,} images")
-    predictions: List[Prediction] = []
-    shown: List[_Source] = []
+    predictions: list[Prediction] = []
+    shown: list[_Source] = []
     in_chans, pixels = reloaded.input_size[0], pixel_format(reloaded.config.data)
     starts = range(0, len(files) or len(held_out), _BATCH)
     for start in with_progress(([start] for start in starts), len(starts), "predicting batches"):
@@ -132,7 +133,7 @@ def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
         raise InputError(str(error)) from error
 
 
-def _held_out(reloaded: Reloaded, moved_to: Optional[str]) -> List[_Source]:
+def _held_out(reloaded: Reloaded, moved_to: str | None) -> list[_Source]:
     data = reloaded.data(moved_to)
     total = len(data.val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
     places = sorted({i * total // _HELD_OUT for i in range(_HELD_OUT)})
@@ -144,7 +145,7 @@ def _held_out(reloaded: Reloaded, moved_to: Optional[str]) -> List[_Source]:
 
 
 @torch.inference_mode()
-def _predict(reloaded: Reloaded, sources: Sequence[_Source], top: int) -> List[Prediction]:
+def _predict(reloaded: Reloaded, sources: Sequence[_Source], top: int) -> list[Prediction]:
     names = reloaded.class_names
     batch = torch.stack([reloaded.transform(source.image) for source in sources]).to(reloaded.device)
     logits = reloaded.model(batch).float()

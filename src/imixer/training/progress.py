@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Dict, Optional
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -28,12 +28,12 @@ class ShowProgress:
     def __init__(self, shown: bool = True) -> None:
         self._shown = shown
         self._console = Console(file=sys.stderr)
-        self._bar: Optional[Progress] = None
-        self._task: Optional[TaskID] = None
-        self._loss: Optional[Tensor] = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._loss: Tensor | None = None
         self._accuracy = ""
 
-    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, done: int, steps: Optional[int] = None) -> None:
+    def start(self, epochs: int, steps_per_epoch: int, batch_size: int, done: int, steps: int | None = None) -> None:
         """Begin to show.
 
         Args:
@@ -113,7 +113,7 @@ class ShowProgress:
             self._next_line = time.perf_counter() + _BETWEEN_LINES_S
             announce(f"validating on {batches:,} batches")
 
-    def epoch(self, row: Dict[str, Any]) -> None:
+    def epoch(self, row: dict[str, Any]) -> None:
         """Show an epoch's numbers."""
         self._accuracy = f"  val acc {row['val_acc']:.1%}"
         if self._bar is not None or not self._shown:

@@ -6,8 +6,9 @@ import csv
 import io
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from imixer.training.atomic import write_text
 from imixer.training.loggers import Logger
 from imixer.training.run_directory import RunDirectory
 
-Row = Dict[str, Any]
+Row = dict[str, Any]
 
 
 class Record:
@@ -74,7 +75,7 @@ class Record:
             torch.cuda.synchronize(device)
         self.images_per_s = round(self._images / (time.perf_counter() - self._began), 1)
 
-    def write(self, row: Row, blocks: List[Dict[str, float]]) -> None:
+    def write(self, row: Row, blocks: list[dict[str, float]]) -> None:
         """Add an epoch.
 
         Args:

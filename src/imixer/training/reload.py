@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -41,12 +41,12 @@ class Reloaded:
     device: torch.device
 
     @property
-    def class_names(self) -> Tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:
         """Names in the order of the logits."""
         return tuple(self.model.pretrained_cfg["label_names"])
 
     @property
-    def input_size(self) -> Tuple[int, int, int]:
+    def input_size(self) -> tuple[int, int, int]:
         """Channels, height and width of the input."""
         channels, height, width = self.model.pretrained_cfg["input_size"]
         return channels, height, width
@@ -59,7 +59,7 @@ class Reloaded:
             self.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
         )
 
-    def data(self, moved_to: Optional[str] = None) -> ImageData:
+    def data(self, moved_to: str | None = None) -> ImageData:
         """The run's data, to be normalised as the model was trained.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, Tuple
+from typing import Any
 
 from imixer.errors import InputError
 from imixer.escaping import one_line
@@ -31,14 +31,14 @@ class Trained:
     """
 
     run: RunDirectory
-    last: Dict[str, Any]
+    last: dict[str, Any]
     seconds: float
     epochs: int
     parameters: int
     model: str
     data: str
     held_out: int
-    skipped: Tuple[str, ...]
+    skipped: tuple[str, ...]
     device: str
 
     def write(self) -> None:

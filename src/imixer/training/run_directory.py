@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Optional
 
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, printable
@@ -128,7 +127,7 @@ class RunDirectory:
         return self.path / "analysis"
 
 
-def check_out(out: Optional[str]) -> None:
+def check_out(out: str | None) -> None:
     """See that a run can be written to `out`, without writing.
 
     Raises:
@@ -149,7 +148,7 @@ def check_out(out: Optional[str]) -> None:
         raise InputError(f"out: {out} cannot be made, {parent} is a file")
 
 
-def create_run(out: Optional[str], data: str, model: str) -> RunDirectory:
+def create_run(out: str | None, data: str, model: str) -> RunDirectory:
     """Make the directory, `out` or the next free `runs/<data>-<model>-<number>`.
 
     Raises:

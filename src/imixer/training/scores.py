@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Optional, Tuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +25,15 @@ class Scores(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.loss = MeanMetric()
-        accuracies: Dict[str, Metric | MetricCollection] = {"val_acc": MulticlassAccuracy(num_classes, average="micro")}
+        accuracies: dict[str, Metric | MetricCollection] = {"val_acc": MulticlassAccuracy(num_classes, average="micro")}
         if num_classes > 5:
             accuracies["val_acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
         self.accuracies = MetricCollection(accuracies, compute_groups=False)
         self.counts = MulticlassConfusionMatrix(num_classes)
-        self.confusion: Optional[Tensor] = None
+        self.confusion: Tensor | None = None
 
     @torch.no_grad()
-    def score(self, model: Any, batches: Iterable[Tuple[Tensor, Tensor]], rounds: int = 0) -> Dict[str, float]:
+    def score(self, model: Any, batches: Iterable[tuple[Tensor, Tensor]], rounds: int = 0) -> dict[str, float]:
         """`val_loss` (plain cross entropy, nats), `val_acc` and perhaps `val_acc_top5`, over all processes' images.
 
         Args:

@@ -5,7 +5,7 @@ One form for both, so that a run may go on with another strategy.
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any
 
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -13,13 +13,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def gathered(model: nn.Module, optimizer: Any) -> Dict[str, Any]:
+def gathered(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     """The whole `model` and `optimizer` state, on the first process. All processes must call it."""
     weights, moments = get_state_dict(model, optimizer, options=_WHOLE)
     return {"model": weights, "optimizer": moments}
 
 
-def scatter(model: nn.Module, optimizer: Any, state: Dict[str, Any]) -> None:
+def scatter(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
     """Give each process its shard of what `gathered` gave. All processes must call it, each with the whole state."""
     set_state_dict(
         model,

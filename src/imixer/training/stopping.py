@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Optional
+from typing import Any
 
 _PATIENCE_S = 1.0  # a terminal sends Ctrl-C to launcher and workers alike, so that a worker may get it twice
 
@@ -40,7 +40,7 @@ class StopRequest:
 
     def __init__(self, loud: bool = False) -> None:
         self._loud = loud
-        self.signal_number: Optional[int] = None
+        self.signal_number: int | None = None
         self._asked = 0.0
 
     def ask(self, number: int, _frame: Any = None) -> None:

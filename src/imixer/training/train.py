@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -84,7 +84,7 @@ def train(config: TrainConfig) -> Trained:
     return _start(config, None)
 
 
-def resume(path: str, config: Optional[TrainConfig] = None) -> Trained:
+def resume(path: str, config: TrainConfig | None = None) -> Trained:
     """Continue a run from its latest checkpoint, as if it had never stopped. A finished run is left as it is.
 
     Args:
@@ -107,9 +107,9 @@ def resume(path: str, config: Optional[TrainConfig] = None) -> Trained:
     return _start(placed(config), run)
 
 
-def resolved(config: TrainConfig, built: BuiltModel, value_range: Optional[Tuple[float, float]] = None) -> TrainConfig:
+def resolved(config: TrainConfig, built: BuiltModel, value_range: tuple[float, float] | None = None) -> TrainConfig:
     """The configuration with every default spelled out, and paths that hold from anywhere. `out` is left open."""
-    absolute: Dict[str, Any] = {
+    absolute: dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("name", "root")
         if (value := getattr(config.data, field)) and os.path.isdir(value)
@@ -121,7 +121,7 @@ def resolved(config: TrainConfig, built: BuiltModel, value_range: Optional[Tuple
     return replace(config, data=data, model=replace(config.model, name=built.name, checkpoint=checkpoint), out=None)
 
 
-def _start(config: TrainConfig, run: Optional[RunDirectory]) -> Trained:
+def _start(config: TrainConfig, run: RunDirectory | None) -> Trained:
     """Train in this process, or in one per device."""
     silence()
     check_logger(config.logger)
@@ -137,7 +137,7 @@ def _start(config: TrainConfig, run: Optional[RunDirectory]) -> Trained:
     return read_result(RunDirectory(path))
 
 
-def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -> Trained:
+def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> Trained:
     """Train in this process, one of the run's."""
     fabric.launch()
     if fabric.device.type == "cuda":
@@ -211,7 +211,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: Optional[RunDirectory]) -
         return _finish(loop, config, data, device_name(fabric.device))
 
 
-def _latest(fabric: Fabric, run: RunDirectory) -> Optional[State]:
+def _latest(fabric: Fabric, run: RunDirectory) -> State | None:
     """The state to go on from; None if the run was stopped before its first checkpoint.
 
     Raises:
@@ -317,7 +317,7 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
         print(f"{run.model} was damaged and is now {aside}", file=sys.stderr, flush=True)
 
 
-def _facts(data: ImageData) -> Dict[str, Any]:
+def _facts(data: ImageData) -> dict[str, Any]:
     """What must not change between a run's sessions."""
     return {
         "training images": len(data.train),  # type: ignore[arg-type]

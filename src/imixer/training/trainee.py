@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule
 from imixer.training.sharding import gathered, scatter
 
-Part = Tuple[Tensor, Tensor]
+Part = tuple[Tensor, Tensor]
 STEP_STREAM = 1  # keeps the randomness of steps apart from that of orders and images, which mix two or three numbers
 
 
@@ -48,7 +48,7 @@ class Trainee:
         config: TrainConfig,
         model: nn.Module,
         steps_per_epoch: int,
-        steps: Optional[int] = None,
+        steps: int | None = None,
     ) -> None:
         self.fabric, self.config = fabric, config
         if config.channels_last:
@@ -74,7 +74,7 @@ class Trainee:
         """Learning rate of the next step."""
         return self._optimizer.param_groups[0]["lr"]
 
-    def gradient(self, parts: Sequence[Part], step: int) -> Tuple[Tensor, bool]:
+    def gradient(self, parts: Sequence[Part], step: int) -> tuple[Tensor, bool]:
         """Compute the gradient of a step.
 
         Args:
@@ -136,13 +136,13 @@ class Trainee:
         """The model that is validated and kept: the average, if there is one."""
         return self.plain if self.average is None else self.average.model()
 
-    def weights(self) -> Dict[str, Tensor]:
+    def weights(self) -> dict[str, Tensor]:
         """The state dictionary of the model that is kept. All processes must call it."""
         if self._sharded:
             return gathered(self.plain, self._optimizer)["model"]
         return self.judged.state_dict()
 
-    def state(self) -> Dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint. All processes must call it."""
         precision: Any = self.fabric.strategy.precision
         return gathered(self.plain, self._optimizer) | {
@@ -150,7 +150,7 @@ class Trainee:
             "scaler": precision.state_dict(),
         }
 
-    def load(self, state: Dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Become what `state` gave."""
         scatter(self.plain, self._optimizer, state)
         if self.average is not None:

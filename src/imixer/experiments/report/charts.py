@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle, islice
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -19,7 +20,7 @@ _PANELS = 4  # side by side
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
-def _styles(count: int) -> List[Tuple[str, str]]:
+def _styles(count: int) -> list[tuple[str, str]]:
     return list(islice(zip(cycle(_COLORS), cycle(_DASHES), strict=False), count))
 
 
@@ -52,7 +53,7 @@ def convergence(run: Run) -> go.Figure:
     return _finished(figure)
 
 
-def iterations(blocks: Sequence[Dict[str, Any]]) -> go.Figure:
+def iterations(blocks: Sequence[dict[str, Any]]) -> go.Figure:
     """Norm_a and cos_a over the iterations, mean and standard deviation over images; blocks stand side by side."""
     panels = {"norm": "Norm<sub>a</sub>", "cosine": "cos<sub>a</sub>"}
     figure = make_subplots(1, 2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
@@ -113,7 +114,7 @@ def compared_iterations(curves: Curves) -> go.Figure:
     return _finished(figure).update_layout(height=130 + 230 * rows)
 
 
-def energy(mixings: Sequence[Dict[str, Any]]) -> go.Figure:
+def energy(mixings: Sequence[dict[str, Any]]) -> go.Figure:
     """Change of energy per neuron in each mixing step, with its verdict; asymmetry of each step's couplings."""
     titles = ["change of energy, per neuron", "asymmetry of the couplings"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.09)
@@ -173,7 +174,7 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figur
     return _finished(figure).update_layout(height=min(260 + 22 * len(names), 900))
 
 
-def per_class(scores: Sequence[Dict[str, Any]]) -> go.Figure:
+def per_class(scores: Sequence[dict[str, Any]]) -> go.Figure:
     """Accuracy of each class, as `imixer evaluate` writes them."""
     figure = go.Figure(
         go.Bar(
@@ -189,7 +190,7 @@ def per_class(scores: Sequence[Dict[str, Any]]) -> go.Figure:
     return _finished(figure)
 
 
-def _labels(names: Sequence[str]) -> List[str]:
+def _labels(names: Sequence[str]) -> list[str]:
     """Names of classes for an axis: short, and still as many as there are."""
     short = [for_plotly(middle_cut(name, _LONGEST)) for name in names]
     return short if len(set(short)) == len(set(names)) else [for_plotly(name) for name in names]
@@ -199,7 +200,7 @@ def _add_line(
     figure: go.Figure,
     column: int,
     name: str,
-    style: Tuple[str, str],
+    style: tuple[str, str],
     x: Sequence[float],
     y: Sequence[float],
     told: str,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 from imixer.errors import InputError
 from imixer.escaping import one_line
@@ -44,8 +45,8 @@ class Curves:
         panels: What is drawn in each panel: a block, and `norm` or `cosine`.
     """
 
-    models: Sequence[Dict[str, Any]]
-    panels: Sequence[Dict[str, Any]]
+    models: Sequence[dict[str, Any]]
+    panels: Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ class Reproduced:
     tables: Sequence[ShownTable] = ()
     sentences: Sequence[str] = ()
     notes: Sequence[str] = ()
-    curves: Optional[Curves] = None
-    picture: Optional[Path] = None
+    curves: Curves | None = None
+    picture: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -112,17 +113,17 @@ class Run:
 
     name: str
     path: Path
-    settings: Dict[str, Any]
-    environment: Dict[str, Any]
-    rows: List[Dict[str, float]]
-    convergence: List[Dict[str, float]]
-    result: Dict[str, Any]
-    evaluation: Dict[str, Any]
-    test_evaluation: Dict[str, Any]
-    classes: Optional[Tuple[List[str], List[List[int]]]]
-    iterations: List[Dict[str, Any]]
-    energy: List[Dict[str, Any]]
-    pictures: List[Picture]
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    rows: list[dict[str, float]]
+    convergence: list[dict[str, float]]
+    result: dict[str, Any]
+    evaluation: dict[str, Any]
+    test_evaluation: dict[str, Any]
+    classes: tuple[list[str], list[list[int]]] | None
+    iterations: list[dict[str, Any]]
+    energy: list[dict[str, Any]]
+    pictures: list[Picture]
 
     @property
     def finished(self) -> bool:
@@ -130,13 +131,13 @@ class Run:
         return bool(self.result)
 
 
-def find_runs(paths: Sequence[str]) -> List[Run]:
+def find_runs(paths: Sequence[str]) -> list[Run]:
     """The runs at some paths: run directories, and folders that hold some at any depth.
 
     Raises:
         InputError: If a path does not exist or holds no run, or a run's files are damaged.
     """
-    found: Dict[Path, None] = {}  # keeps order, drops repetition
+    found: dict[Path, None] = {}  # keeps order, drops repetition
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"no run and no folder of runs at {path}; correct the path")
@@ -150,7 +151,7 @@ def find_runs(paths: Sequence[str]) -> List[Run]:
     return [_read(path, name) for path, name in zip(found, short_names(list(found)), strict=True)]
 
 
-def find_reproduced(path: str) -> List[Reproduced]:
+def find_reproduced(path: str) -> list[Reproduced]:
     """The tables and figures in a folder that `imixer reproduce` has written, in its order. Others have none.
 
     Raises:
@@ -182,7 +183,7 @@ def find_reproduced(path: str) -> List[Reproduced]:
     return found
 
 
-def differing(runs: Sequence[Run]) -> List[Tuple[str, List[Any]]]:
+def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
     """The settings that are not the same in all runs, and their value in each."""
     names = dict.fromkeys(name for run in runs for name in run.settings if name != "out")
     values = [(name, [run.settings.get(name) for run in runs]) for name in names]
@@ -224,7 +225,7 @@ def _read(path: Path, name: str) -> Run:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error
 
 
-def _classes(run: RunDirectory) -> Optional[Tuple[List[str], List[List[int]]]]:
+def _classes(run: RunDirectory) -> tuple[list[str], list[list[int]]] | None:
     if not run.confusion_counts.is_file():
         return None
     try:
@@ -236,7 +237,7 @@ def _classes(run: RunDirectory) -> Optional[Tuple[List[str], List[List[int]]]]:
     return (names, counts) if len(names) <= _MANY_CLASSES else None
 
 
-def _energy(run: RunDirectory) -> List[Dict[str, Any]]:
+def _energy(run: RunDirectory) -> list[dict[str, Any]]:
     file = run.analysis / "energy.json"
     mixings = _json(file).get("mixings", [])
     if not isinstance(mixings, list) or not all(isinstance(each, dict) for each in mixings):
@@ -244,7 +245,7 @@ def _energy(run: RunDirectory) -> List[Dict[str, Any]]:
     return mixings if all("change" in each for each in mixings) else []  # of an earlier version
 
 
-def _pictures(run: RunDirectory, charted: Sequence[str]) -> List[Picture]:
+def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[Picture]:
     """The pictures of a run that no chart shows as well. Learning curves always are one."""
     drawn = [run.confusion_matrix, run.prediction, *sorted(run.analysis.glob("*.png"))]
     shown = [file for file in drawn if file.is_file() and file.stem not in charted]
@@ -260,11 +261,11 @@ def _is_png(file: Path) -> bool:
     return content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
 
 
-def _json(file: Path, keys: Sequence[str] = ()) -> Dict[str, Any]:
+def _json(file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
     return read_json(file, keys) if file.exists() else {}
 
 
-def _table(file: Path, columns: Sequence[str]) -> List[Dict[str, float]]:
+def _table(file: Path, columns: Sequence[str]) -> list[dict[str, float]]:
     rows, damaged = read_rows(file, columns)
     if damaged and not rows:
         raise InputError(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, List, Sequence, Union
+from typing import Any, ClassVar
 
 import jinja2
 from plotly.offline import get_plotlyjs
@@ -91,7 +92,7 @@ class Fold:
     kind: ClassVar[str] = "fold"
 
 
-Item = Union[Paragraph, Notes, Heading, Table, Chart, PictureFile, Fold]
+Item = Paragraph | Notes | Heading | Table | Chart | PictureFile | Fold
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Section:
     """A section of the page, with a shorter name for the links to it, by default its title."""
 
     title: str
-    items: List[Item] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
     short: str = ""
 
     @property

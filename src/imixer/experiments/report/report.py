@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import yaml
 
@@ -43,7 +43,7 @@ _COMPARED = (
 )
 
 
-def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
+def write_report(paths: Sequence[str], out: str | None = None) -> Path:
     """Write one HTML file about runs; it needs neither server nor network.
 
     Args:
@@ -72,7 +72,7 @@ def write_report(paths: Sequence[str], out: Optional[str] = None) -> Path:
     return file
 
 
-def _named(by_path: Sequence[Tuple[str, List[Reproduced]]]) -> List[Reproduced]:
+def _named(by_path: Sequence[tuple[str, list[Reproduced]]]) -> list[Reproduced]:
     """All of some folders; where there are several, named after the folder too."""
     if len(by_path) == 1:
         return by_path[0][1]
@@ -81,7 +81,7 @@ def _named(by_path: Sequence[Tuple[str, List[Reproduced]]]) -> List[Reproduced]:
     return [replace(each, name=f"{folder} {each.name}") for folder, (_, found) in pairs for each in found]
 
 
-def _sections(reproduced: List[Reproduced], runs: List[Run]) -> List[Section]:
+def _sections(reproduced: list[Reproduced], runs: list[Run]) -> list[Section]:
     return [
         *(Section(each.title, _reproduced(each), each.name) for each in reproduced),
         Section("Summary", _summary(runs)),
@@ -109,13 +109,13 @@ def _numbers_of(file: object) -> Iterator[None]:
         ) from error
 
 
-def _reproduced(found: Reproduced) -> List[Item]:
+def _reproduced(found: Reproduced) -> list[Item]:
     with _numbers_of(f"{found.name}.json"):
         return _shown_again(found)
 
 
-def _shown_again(found: Reproduced) -> List[Item]:
-    items: List[Item] = []
+def _shown_again(found: Reproduced) -> list[Item]:
+    items: list[Item] = []
     if found.conditions:
         items.append(Paragraph(found.conditions))
     items += [Paragraph(f"{_typeset(sentence)}.") for sentence in found.sentences]
@@ -135,23 +135,23 @@ def _typeset(text: str) -> str:
     return text.replace("+-", "±")
 
 
-def _summary(runs: List[Run]) -> List[Item]:
+def _summary(runs: list[Run]) -> list[Item]:
     if not runs:
         return []
     header = ["run", "model", "data", "accuracy", "loss", "epochs", "images/s", "time", "seed", "parameters", "device"]
     unfinished = [run.name for run in runs if not run.finished]
-    items: List[Item] = [Table("All runs", header, [_summary_row(run) for run in runs], text=3)]
+    items: list[Item] = [Table("All runs", header, [_summary_row(run) for run in runs], text=3)]
     if unfinished:
         items.append(Paragraph(f"Not finished, with the numbers of their last epoch: {', '.join(unfinished)}."))
     return items
 
 
-def _summary_row(run: Run) -> List[str]:
+def _summary_row(run: Run) -> list[str]:
     with _numbers_of(RunDirectory(run.path).result):
         return _summarised(run)
 
 
-def _summarised(run: Run) -> List[str]:
+def _summarised(run: Run) -> list[str]:
     last = run.rows[-1] if run.rows else {}
     epochs = int(run.settings["epochs"]) + int(run.settings["schedule.cooldown_epochs"])
     return [
@@ -169,17 +169,17 @@ def _summarised(run: Run) -> List[str]:
     ]
 
 
-def _curves(runs: List[Run]) -> List[Item]:
+def _curves(runs: list[Run]) -> list[Item]:
     begun = [run for run in runs if run.rows]
     if not begun:
         return []
     return [Chart("Losses in nats, and accuracy on the held-out images", "curves", charts.learning_curves(begun))]
 
 
-def _convergence(runs: List[Run]) -> List[Item]:
-    items: List[Item] = []
+def _convergence(runs: list[Run]) -> list[Item]:
+    items: list[Item] = []
     for number, run in enumerate(runs[:_MANY]):
-        found: List[Item] = []
+        found: list[Item] = []
         if run.convergence:
             with _numbers_of(RunDirectory(run.path).convergence):
                 chart = charts.convergence(run)
@@ -198,8 +198,8 @@ def _convergence(runs: List[Run]) -> List[Item]:
     return items
 
 
-def _energy(runs: List[Run]) -> List[Item]:
-    items: List[Item] = []
+def _energy(runs: list[Run]) -> list[Item]:
+    items: list[Item] = []
     for number, run in enumerate(run for run in runs[:_MANY] if run.energy):
         with _numbers_of(RunDirectory(run.path).analysis / "energy.json"):
             chart = charts.energy(run.energy)
@@ -216,10 +216,10 @@ def _energy(runs: List[Run]) -> List[Item]:
     return items
 
 
-def _classes(runs: List[Run]) -> List[Item]:
-    items: List[Item] = []
+def _classes(runs: list[Run]) -> list[Item]:
+    items: list[Item] = []
     for number, run in enumerate(runs[:_MANY]):
-        found: List[Item] = []
+        found: list[Item] = []
         if run.classes:
             found.append(
                 Chart(
@@ -242,8 +242,8 @@ def _classes(runs: List[Run]) -> List[Item]:
     return items
 
 
-def _pictures(runs: List[Run]) -> List[Item]:
-    items: List[Item] = []
+def _pictures(runs: list[Run]) -> list[Item]:
+    items: list[Item] = []
     for run in runs[:_MANY]:
         if run.pictures:
             items.append(Heading(run.name))
@@ -253,8 +253,8 @@ def _pictures(runs: List[Run]) -> List[Item]:
     return items
 
 
-def _settings(runs: List[Run]) -> List[Item]:
-    items: List[Item] = []
+def _settings(runs: list[Run]) -> list[Item]:
+    items: list[Item] = []
     if len(runs) > 1:
         changed = differing(runs)
         rows = [[name, *map(_shown, values)] for name, values in changed]
@@ -262,8 +262,8 @@ def _settings(runs: List[Run]) -> List[Item]:
     return items + [Fold(f"All settings of {run.name}", yaml.safe_dump(run.settings, sort_keys=False)) for run in runs]
 
 
-def _environment(runs: List[Run]) -> List[Item]:
-    texts: Dict[str, List[str]] = {}
+def _environment(runs: list[Run]) -> list[Item]:
+    texts: dict[str, list[str]] = {}
     for run in runs:
         known = {name: value for name, value in run.environment.items() if name != "run"}
         texts.setdefault(json_text(known), []).append(run.name)
