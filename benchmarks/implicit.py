@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from imixer.implicit import Contraction
-from imixer.implicit.gradients import Gradient, Implicit, Recompute, ThroughSteps
+from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard, Solver
 
@@ -86,7 +86,7 @@ def theirs(b: Block, solver: Solver, gradient: Gradient) -> Callable[[], Tensor]
 
     if isinstance(solver, FixedIterations):
         options = dict(f_solver="simple_fixed_point_iter", f_max_iter=solver.n_iter)
-        if isinstance(gradient, ThroughSteps):  # "phantom" gradient through every step from z
+        if isinstance(gradient, Unroll):  # "phantom" gradient through every step from z
             options = dict(f_solver="fixed_point_iter", f_max_iter=0, grad=solver.n_iter)
     else:
         options = dict(f_solver=THEIRS[type(solver)], f_max_iter=MAX_STEPS)
@@ -118,7 +118,7 @@ def cases(n_iter: int) -> list[Case]:
     made: list[Case] = []
     for kind in (Picard, Anderson, Broyden):
         made.append(Case(f"{kind.__name__.lower()}, implicit", kind(**options), Implicit(kind(**options))))
-    made.append(Case(f"fixed n = {n_iter}, unroll", FixedIterations(n_iter), ThroughSteps()))
+    made.append(Case(f"fixed n = {n_iter}, unroll", FixedIterations(n_iter), Unroll()))
     made.append(Case(f"fixed n = {n_iter}, implicit", FixedIterations(n_iter), Implicit(Picard(**options))))
     return made
 
@@ -249,7 +249,7 @@ def memory_rows(sizes: dict[str, int], device: str, depth: int) -> list[list[str
     rows = []
     blocks = [block(**sizes, device=device) for _ in range(depth)]
     options = dict(rtol=TOLERANCE, atol=0.0, max_steps=MAX_STEPS)
-    gradients = {"implicit": Implicit(Picard(**options)), "recompute": Recompute(), "unroll": ThroughSteps()}
+    gradients = {"implicit": Implicit(Picard(**options)), "recompute": CheckpointedUnroll(), "unroll": Unroll()}
     for name, gradient in gradients.items():
         for what in ("F alone", f"model of {depth} blocks"):
             peaks = []

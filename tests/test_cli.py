@@ -16,8 +16,8 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.recipes import recipes
-from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
-from imixer.training.parsing import hoist, load_config, parse, save_config, to_config, train_parser
+from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.parsing import build_config, expand_config_flags, load_config, parse, save_config, train_parser
 
 QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
 
@@ -80,6 +80,7 @@ def default_train(*flags):
         ("--seed -1", ["seed is -1"]),
         ("--devices 0", ["devices is 0"]),
         ("--data.val_fraction 1.5", ["data.val_fraction is 1.5"]),
+        ("--data.crop_pct 2e-311", ["data.crop_pct is 2", "from 0.1 to 1"]),
         # what only the libraries know
         ("--optim.opt adamm", ["adamm", "did you mean adam"]),
         ("--accelerator warp", ["accelerator", "warp"]),
@@ -234,7 +235,7 @@ def test_every_recipe_parses_and_is_listed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(recipes()) >= 3
     for (name, description), line in zip(recipes().items(), lines, strict=True):
-        assert isinstance(to_config(parse(train_parser(), hoist(["--recipe", name]))), TrainConfig)
+        assert isinstance(build_config(parse(train_parser(), expand_config_flags(["--recipe", name]))), TrainConfig)
         assert len(description) > 20
         assert line.split(None, 1) == [name, description]
 
@@ -261,9 +262,15 @@ def test_flags_win_over_files_and_files_over_the_recipe(capsys, elsewhere):
 
 def test_hoist_leaves_other_words_alone(elsewhere):
     (elsewhere / "x.yaml").write_text("epochs: 3")
-    assert hoist(["--a", "1", "--config", "x.yaml", "--b"]) == ["--config", "epochs: 3\n", "--a", "1", "--b"]
+    assert expand_config_flags(["--a", "1", "--config", "x.yaml", "--b"]) == [
+        "--config",
+        "epochs: 3\n",
+        "--a",
+        "1",
+        "--b",
+    ]
     with pytest.raises(InputError):
-        hoist(["--config"])
+        expand_config_flags(["--config"])
 
 
 @pytest.mark.parametrize(
@@ -285,7 +292,7 @@ def test_configurations_survive_the_file(elsewhere, config):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_after_the_step_which_is_saved(capsys, elsewhere, monkeypatch, number, code):
-    from imixer.training.progress import ShowProgress
+    from imixer.training.progress_bar import ShowProgress
 
     def interrupt(self, done, loss):
         if done == 5:
@@ -304,14 +311,14 @@ def test_a_signal_ends_training_after_the_step_which_is_saved(capsys, elsewhere,
 
 def test_a_second_ctrl_c_ends_training_at_once(capsys, elsewhere, monkeypatch):
     from imixer.training import stopping
-    from imixer.training.trainee import Trainee
+    from imixer.training.train_state import TrainState
 
     def interrupt(self, step):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(stopping, "_PATIENCE_S", -1.0)
-    monkeypatch.setattr(Trainee, "move", interrupt)
+    monkeypatch.setattr(TrainState, "move", interrupt)
     assert main(default_train()) == 130
     assert "nothing is saved" in capsys.readouterr().err.splitlines()[-1]
     assert not (elsewhere / "out").exists()

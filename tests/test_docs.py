@@ -14,7 +14,7 @@ import timm
 import yaml
 
 import imixer  # noqa: F401  (registers the models)
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])

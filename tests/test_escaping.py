@@ -107,10 +107,10 @@ def test_rich_shows_a_name_and_no_markup(name):
 
 
 def test_own_colours_still_show():
-    from imixer.analysis.verdicts import styled
+    from imixer.analysis.plotting import verdict_markup
 
     console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
-    console.print(styled("guaranteed"))
+    console.print(verdict_markup("guaranteed"))
     assert "\x1b[32mguaranteed\x1b[0m" in console.file.getvalue()
 
 

@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.training.config import TrainConfig
 from imixer.training.loop import Loop
-from imixer.training.parsing import flat, train_parser
+from imixer.training.run.config import TrainConfig
+from imixer.training.run.parsing import flatten, train_parser
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,7 +101,7 @@ def before_the_first_step() -> Iterator[None]:
 
 # Configurations
 
-NAMES = sorted(flat(asdict(TrainConfig())).keys() | {a.dest for a in train_parser()._actions if "." in a.dest})
+NAMES = sorted(flatten(asdict(TrainConfig())).keys() | {a.dest for a in train_parser()._actions if "." in a.dest})
 WORDS = [
     "",
     "digits",

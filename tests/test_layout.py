@@ -10,7 +10,15 @@ import pytest
 import imixer
 
 SOURCE = Path(imixer.__file__).parent
-BASE = {"errors", "escaping", "json_text", "reading"}  # what every package but the theory may use
+BASE = {
+    "errors",
+    "escaping",
+    "plotting",
+    "progress",
+    "reading",
+    "tables",
+    "writing",
+}  # what every package but the theory may use
 MAY_IMPORT = {
     "hopfield": set(),
     "implicit": set(),

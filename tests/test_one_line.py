@@ -13,8 +13,8 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.reading import parse_yaml, read_json, read_rows
-from imixer.training.config import ModelConfig, ScheduleConfig, TrainConfig
 from imixer.training.no_effect import settings_without_effect
+from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
 
 TINY = ["train", "--epochs", "1", "--schedule.warmup_epochs", "0", "--model.num_blocks", "1", "--model.embed_dim", "8"]
 
@@ -344,7 +344,7 @@ def test_the_panel_before_training_shows_them(capsys):
 def test_configurations_of_any_run_still_load(elsewhere):
     """What has no effect is told, never refused: a recipe or another cell of a sweep may need it."""
     (elsewhere / "c.yaml").write_text(yaml.safe_dump({"model": {"norm": "none", "coeff": 0.8, "tolerance": 0.1}}))
-    from imixer.training.parsing import load_config
+    from imixer.training.run.parsing import load_config
 
     assert load_config(elsewhere / "c.yaml").model.tolerance == 0.1
 

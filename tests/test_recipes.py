@@ -17,9 +17,9 @@ from imixer.errors import InputError
 from imixer.implicit import fold
 from imixer.recipes import find_recipe, load_recipe, recipes
 from imixer.training.budget import duration, optimizer_cost
-from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.model import build_model, forward_cost
-from imixer.training.parsing import hoist, parse, to_config, train_parser
+from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 
 DATA = ["cifar10", "cifar100", "stanford_cars", "food101", "imagenet"]
 # Paper, Table 5: batch size, base learning rate, stochastic depth.
@@ -28,7 +28,7 @@ CIFAR10_IMAGES = 50_000
 
 
 def configured(*words):
-    return to_config(parse(train_parser(), hoist(words)))
+    return build_config(parse(train_parser(), expand_config_flags(words)))
 
 
 def on_meta(config):

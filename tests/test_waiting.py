@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from imixer import progress as data_progress
 from imixer.cli import main
-from imixer.data import progress as data_progress
 from imixer.training import progress
-from imixer.training.progress import ShowProgress
+from imixer.training.progress_bar import ShowProgress
 
 
 class Clock:

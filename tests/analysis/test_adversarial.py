@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import imixer  # noqa: F401
-from imixer.analysis.adversarial import Attack, pgd, score_attack
-from imixer.analysis.pixels import Pixels
+from imixer.analysis.images import Pixels
+from imixer.analysis.robustness.adversarial import Attack, pgd, score_attack
 from imixer.cli import main
 
 PLAIN = Pixels(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))

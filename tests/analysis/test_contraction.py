@@ -7,7 +7,7 @@ import timm
 import torch
 
 import imixer  # noqa: F401
-from imixer.analysis.contraction import contraction_along_depth, unmet
+from imixer.analysis.contraction import contraction_along_depth, failed_blocks
 from imixer.cli import main
 from imixer.errors import InputError
 
@@ -42,9 +42,11 @@ def test_verdicts():
             block.mlp_tokens.init_weights()
     found = [contraction_along_depth(model, IMAGES) for model in (auto, paper, free)]
     assert [f[0].verdict for f in found] == ["guaranteed", "observed", "violated"]
-    assert [unmet(f, "observed") is None for f in found] == [True, True, False]
-    assert [unmet(f, "guaranteed") is None for f in found] == [True, False, False]
-    assert "0 (violated), 1 (violated)" in unmet(found[2], "observed") and "coeff auto" in unmet(found[2], "observed")
+    assert [failed_blocks(f, "observed") is None for f in found] == [True, True, False]
+    assert [failed_blocks(f, "guaranteed") is None for f in found] == [True, False, False]
+    assert "0 (violated), 1 (violated)" in failed_blocks(found[2], "observed") and "coeff auto" in failed_blocks(
+        found[2], "observed"
+    )
     assert found[1][0].needed(1e-2)["bound"] is None and found[1][0].needed(1e-2)["data"] > 1
 
 

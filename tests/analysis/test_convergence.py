@@ -12,16 +12,14 @@ from PIL import Image
 
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
-from imixer.analysis.convergence import convergence_along_depth, iterates
-from imixer.analysis.convergence_comparison import compare_convergence
-from imixer.analysis.convergence_figure import draw_convergence, draw_cosines, draw_first_block, draw_norms
-from imixer.analysis.convergence_report import ANALYSIS
+from imixer.analysis.convergence import compare_convergence, convergence_along_depth, iterates
 from imixer.analysis.images import random_images
-from imixer.analysis.print_figure import print_figure
+from imixer.analysis.views.convergence import ANALYSIS, draw_convergence, draw_cosines, draw_first_block, draw_norms
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.models.inside import look_inside
-from imixer.training.reload import reload
+from imixer.models.probe import capture_activations
+from imixer.plotting import print_figure
+from imixer.training.finished_run import load_run
 
 IMAGES = torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
 
@@ -65,7 +63,7 @@ def test_a_contraction_settles_geometrically():
     "kwargs", [dict(), dict(num_layers=4, tied=True), dict(legacy=True), dict(norm="batch"), dict(norm="none")], ids=str
 )
 def test_the_iterates_end_where_the_model_does(kwargs):
-    for inside in look_inside(create(n_iter=3, **kwargs), IMAGES):
+    for inside in capture_activations(create(n_iter=3, **kwargs), IMAGES):
         found = iterates(inside, 3)
         assert len(found) == 4
         torch.testing.assert_close(found[-1], inside.x)
@@ -112,10 +110,10 @@ def test_a_model_that_solves_to_a_tolerance_can_be_iterated():
 
 
 def test_images_are_drawn_by_the_seed(run):
-    reloaded = reload(str(run))
-    first, again, other = (random_images(reloaded, 16, seed) for seed in (0, 0, 1))
+    finished = load_run(str(run))
+    first, again, other = (random_images(finished, 16, seed) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    everything = random_images(reloaded, 1000, 0)
+    everything = random_images(finished, 1000, 0)
     assert len(everything) == 360 and torch.equal(everything[:16], first)
     assert len(everything.flatten(1).unique(dim=0)) > 350  # not one image again and again
 
@@ -242,7 +240,7 @@ def test_what_diverges_is_drawn_and_written_too(run, tmp_path):
     draw_convergence(found, tmp_path / "diverges.png")
     draw_norms([replace(found, name="one")] * 2, tmp_path / "two.png")
     draw_first_block([replace(found, name="one")] * 2, tmp_path / "two.png")
-    _, folder = analyze(replace(ANALYSIS, measure=lambda reloaded: found), str(run))
+    _, folder = analyze(replace(ANALYSIS, measure=lambda finished: found), str(run))
     assert json.loads((folder / "convergence.json").read_text())["blocks"][0]["norm"][-1]["mean"] is None
 
 
@@ -313,7 +311,7 @@ def test_several_runs_are_compared_on_the_same_images(run, mixer_run, other_runs
 
 
 def test_iterations_of_several_runs_go_beyond_the_largest_n_of_theirs(run, other_runs):
-    runs = [reload(str(run)), reload(str(other_runs["four"]))]
+    runs = [load_run(str(run)), load_run(str(other_runs["four"]))]
     runs[1].model.blocks[0].mlp_tokens.n_iter = 12
     one, other = compare_convergence(runs, images=2, names=["a", "b"])
     assert (one.n_iter, other.n_iter, other.stop, other.name) == (13, 13, 12, "b")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from imixer.analysis import corruptions
-from imixer.analysis.corruptions import AT_ANY_SIZE, CORRUPTIONS, applicable, corrupt, score_corruptions
-from imixer.analysis.pixels import Pixels
+from imixer.analysis.images import Pixels
+from imixer.analysis.robustness import corruptions
+from imixer.analysis.robustness.corruptions import AT_ANY_SIZE, CORRUPTIONS, applicable, corrupt, score_corruptions
 from imixer.cli import main
 
 

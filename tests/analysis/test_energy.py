@@ -46,9 +46,9 @@ def test_gelu_asymmetry_and_a_truncated_inverse_each_stand_against_a_guarantee()
     gelu = energy_along_depth(symmetric("gelu"), torch.randn(3, 3, 8, 8))
     deep = energy_along_depth(symmetric("relu", depth=3), torch.randn(3, 3, 8, 8))
     plain = energy_along_depth(timm.create_model("imixer_t2_8", act_layer="relu"), torch.randn(3, 3, 8, 8))
-    assert any("GELU" in o for o in gelu[0].obstacles)
-    assert any("cut off" in o for o in deep[0].obstacles) and not deep[1].obstacles
-    assert any("not symmetric" in o for o in plain[1].obstacles)
+    assert any("GELU" in o for o in gelu[0].violated_conditions)
+    assert any("cut off" in o for o in deep[0].violated_conditions) and not deep[1].violated_conditions
+    assert any("not symmetric" in o for o in plain[1].violated_conditions)
     assert all(m.verdict != "guaranteed" for m in (*gelu, deep[0], *plain))
 
 

@@ -12,12 +12,11 @@ from PIL import Image
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
 from imixer.analysis.features import features_at
-from imixer.analysis.features_figure import draw_features
-from imixer.analysis.features_report import ANALYSIS
-from imixer.analysis.print_figure import print_figure
+from imixer.analysis.views.features import ANALYSIS, draw_features
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.training.reload import reload
+from imixer.plotting import print_figure
+from imixer.training.finished_run import load_run
 
 IMAGE = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
 
@@ -91,7 +90,7 @@ def test_states_and_maps_are_drawn_in_rows_of_their_own(embed_dim, tmp_path, mon
             drawn.append(figure)
 
     drawn = []
-    monkeypatch.setattr("imixer.analysis.features_figure.print_figure", kept)
+    monkeypatch.setattr("imixer.analysis.views.features.print_figure", kept)
     torch.manual_seed(0)
     found = features_at(timm.create_model("imixer_t2_8", img_size=(8, 12), embed_dim=embed_dim).eval(), IMAGE)
     draw_features(found, tmp_path / "features.png", channels=2)
@@ -127,14 +126,14 @@ def test_maps_of_zeros_are_drawn(tmp_path):
 
 
 def test_an_image_may_be_held_out_or_a_file(run, tmp_path):
-    reloaded = reload(str(run))
-    image, _ = reloaded.data().val[7]
+    finished = load_run(str(run))
+    image, _ = finished.data().val[7]
     image.save(tmp_path / "seven.png")
     number, file = (analyze(ANALYSIS, str(run), image=image)[0] for image in (7, str(tmp_path / "seven.png")))
     torch.testing.assert_close(number.maps, file.maps)
     assert (number.name, file.name) == ("held-out 7", "seven.png")
     shown = Image.fromarray((number.picture[..., 0] * 255).round().byte().numpy())
-    torch.testing.assert_close(reloaded.transform(shown), reloaded.transform(image))  # what the model sees
+    torch.testing.assert_close(finished.transform(shown), finished.transform(image))  # what the model sees
 
 
 def test_analyze_features_writes_numbers_and_figures(run, capsys, is_print_pair):

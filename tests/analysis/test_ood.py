@@ -10,14 +10,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 import imixer  # noqa: F401
 from imixer.analysis.bridge import model_networks
-from imixer.analysis.images import held_out_batches
-from imixer.analysis.ood_detection import detection
-from imixer.analysis.ood_scores import SCORES, ood_scores
-from imixer.analysis.ood_sets import SPOILT, outside_batches
-from imixer.analysis.pixels import pixels_of
+from imixer.analysis.images import held_out_batches, pixels_of
+from imixer.analysis.ood.data import SYNTHETIC_OOD, outside_batches
+from imixer.analysis.ood.measure import detection
+from imixer.analysis.ood.scores import SCORES, ood_scores
 from imixer.cli import main
+from imixer.training.finished_run import load_run
 from imixer.training.monitor import convergence
-from imixer.training.reload import reload
 
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -25,9 +24,9 @@ IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 @pytest.mark.parametrize(("n", "m", "decimals"), [(60, 40, 6), (40, 90, 0), (7, 3, 1)])
 def test_the_measures_are_scikit_learns_ties_included(n, m, decimals):
     rng = np.random.default_rng(n)
-    inside, outside = rng.normal(0.8, 1, n).round(decimals), rng.normal(0, 1, m).round(decimals)
-    found = detection(inside, outside, resamples=20)
-    labels, scores = np.repeat([1, 0], [n, m]), np.concatenate([inside, outside])
+    in_dist, out_dist = rng.normal(0.8, 1, n).round(decimals), rng.normal(0, 1, m).round(decimals)
+    found = detection(in_dist, out_dist, resamples=20)
+    labels, scores = np.repeat([1, 0], [n, m]), np.concatenate([in_dist, out_dist])
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     assert found.auroc[0] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
     assert found.aupr_in[0] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
@@ -101,7 +100,7 @@ def test_an_inverse_that_diverges_is_like_nothing_seen():
 
 def test_spoilt_images_are_other_images_of_the_same_pixels():
     pixels = torch.rand(3, 2, 9, 9, generator=torch.Generator().manual_seed(1))
-    made = {name: spoil(pixels, torch.Generator().manual_seed(0)) for name, spoil in SPOILT.items()}
+    made = {name: spoil(pixels, torch.Generator().manual_seed(0)) for name, spoil in SYNTHETIC_OOD.items()}
     for images in made.values():
         assert images.shape == pixels.shape and 0 <= images.min() and images.max() <= 1
         assert not torch.equal(images, pixels)
@@ -116,14 +115,14 @@ def test_spoilt_images_are_other_images_of_the_same_pixels():
         ]
         assert tiles[0] == tiles[1]
     wide = torch.rand(1, 1, 4, 8)
-    assert torch.equal(SPOILT["rotated"](wide, torch.Generator()), wide.rot90(2, (2, 3)))
+    assert torch.equal(SYNTHETIC_OOD["rotated"](wide, torch.Generator()), wide.rot90(2, (2, 3)))
 
 
 def test_inverted_images_are_what_the_model_takes(run):
-    reloaded = reload(str(run), "cpu")
-    images, _ = next(held_out_batches(reloaded, 4, 4))
-    other = next(outside_batches(reloaded, "inverted", 4, 4))
-    torch.testing.assert_close(pixels_of(reloaded).of(other), 1 - pixels_of(reloaded).of(images))
+    finished = load_run(str(run), "cpu")
+    images, _ = next(held_out_batches(finished, 4, 4))
+    other = next(outside_batches(finished, "inverted", 4, 4))
+    torch.testing.assert_close(pixels_of(finished).of(other), 1 - pixels_of(finished).of(images))
 
 
 def test_analyze_ood_writes_a_table_and_a_figure(run, capsys):

@@ -3,17 +3,16 @@
 import numpy as np
 import torch
 
-from imixer.analysis.images import held_out_batches
-from imixer.analysis.pixels import pixels_of
-from imixer.training.reload import reload
+from imixer.analysis.images import held_out_batches, pixels_of
+from imixer.training.finished_run import load_run
 
 
 def test_pixels_are_those_of_the_files_and_come_back_exactly(run):
-    reloaded = reload(str(run), "cpu")
-    pixels = pixels_of(reloaded)
-    images, _ = next(held_out_batches(reloaded, None, 400))
+    finished = load_run(str(run), "cpu")
+    pixels = pixels_of(finished)
+    images, _ = next(held_out_batches(finished, None, 400))
     found = pixels.of(images)
-    val = reloaded.data().val
+    val = finished.data().val
     stored = np.stack([np.asarray(val[i][0]) for i in range(len(images))])
     assert np.array_equal(found[:, 0].mul(255).round().byte().numpy(), stored)
     assert torch.equal(pixels.normalised(found), images)

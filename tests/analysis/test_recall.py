@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from imixer.analysis import recall_study, recall_study_report
-from imixer.analysis.recall import nearest, retrieve, share
-from imixer.analysis.recall_images import MASKS, corrupt, digit_patterns, image_patterns, known_half
-from imixer.analysis.recall_report import recall
+from imixer.analysis.recall.images import MASKS, corrupt, digit_patterns, image_patterns, known_half
+from imixer.analysis.recall.measure import nearest, retrieve, share
+from imixer.analysis.recall.measure import study as recall_study
+from imixer.analysis.recall.measure import tables as recall_study_report
+from imixer.analysis.recall.tables import recall
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised, overlaps
@@ -247,7 +248,7 @@ def test_the_study_measures_every_kind(capsys, elsewhere):
     assert "recalling digits, gray, draw 2" in capsys.readouterr().err
     by = {(c.patterns, c.against, c.x, c.memory): c for c in cells}
     assert len(by) == len(cells) == 2 * 6 * (2 + 2 + 9) + 4 * (2 + 2 + 9)
-    assert all(c.draws == 2 and 0 <= c.mean <= 1 and c.falls for c in cells)
+    assert all(c.draws == 2 and 0 <= c.mean <= 1 and c.energy_decreases for c in cells)
     # few patterns: all; 20 correlated ones: none in the classical memory, most in the later ones
     assert by["random signs", "load", 2, "classical"].mean == 1.0
     assert by["digits, binary", "load", 20, "classical"].mean == 0.0

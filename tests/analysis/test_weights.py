@@ -7,8 +7,8 @@ import timm
 import torch
 
 import imixer  # noqa: F401
+from imixer.analysis.views.weights import draw_weights
 from imixer.analysis.weights import token_mixing
-from imixer.analysis.weights_figure import draw_weights
 from imixer.cli import main
 from imixer.errors import InputError
 

@@ -15,11 +15,11 @@ from imixer.data.config import DataConfig
 from imixer.data.device import build_resident
 from imixer.data.image_data import ImageData
 from imixer.data.sampler import Share
-from imixer.training.config import OptimConfig, TrainConfig
 from imixer.training.devices import build_fabric
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizing import build_optimizer
-from imixer.training.trainee import Trainee
+from imixer.training.run.config import OptimConfig, TrainConfig
+from imixer.training.train_state import TrainState
 
 TINY = ["--model.num_blocks", "2", "--model.embed_dim", "32", "--schedule.warmup_epochs", "1", "--logger", "csv"]
 POLICY = "rand-m9-mstd0.5-inc1"
@@ -162,14 +162,14 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights():
     guard = Guard(optimizer)
     before = copy.deepcopy(model.state_dict())
     (model(torch.full((2, 4), float("inf"), device="cuda")).sum() * 0).backward()
-    assert not guard.refuses(gradient_norm(model.parameters()))
+    assert not guard.should_skip(gradient_norm(model.parameters()))
     optimizer.step()
     assert guard.refused()
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
     optimizer.zero_grad()
     model(torch.ones(2, 4, device="cuda")).sum().backward()
-    guard.refuses(gradient_norm(model.parameters()))
+    guard.should_skip(gradient_norm(model.parameters()))
     optimizer.step()
     assert not guard.refused()
     assert not torch.equal(model.weight, before["weight"])
@@ -184,17 +184,17 @@ def test_a_step_waits_for_the_gpu_no_more_than_once():
 
     fabric = build_fabric(config)
     fabric.launch()
-    trainee = Trainee(fabric, config, timm.create_model("imixer_t2_8"), 100)
+    train_state = TrainState(fabric, config, timm.create_model("imixer_t2_8"), 100)
     part = torch.randn(16, 3, 8, 8, device="cuda"), torch.randint(0, 10, (16,), device="cuda")
     for step in range(3):
-        trainee.gradient([part], step)
-        trainee.move(step)
-        trainee.guard.refused()
+        train_state.gradient([part], step)
+        train_state.move(step)
+        train_state.guard.refused()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3, 6):
-            trainee.gradient([part], step)
-            trainee.move(step)
+            train_state.gradient([part], step)
+            train_state.move(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from imixer.data.config import DataConfig
-from imixer.data.source import ImageData, open_data
+from imixer.data.sources.open import ImageData, open_data
 
 
 @pytest.fixture(scope="module")

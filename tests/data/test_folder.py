@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imixer.data import folder as folder_module
 from imixer.data.config import DataConfig
-from imixer.data.progress import with_progress
-from imixer.data.source import open_data
+from imixer.data.sources import folder as folder_module
+from imixer.data.sources.open import open_data
 from imixer.errors import InputError
+from imixer.progress import with_progress
 
 
 def read(root, **settings):
@@ -226,7 +226,7 @@ def test_a_decompression_bomb_is_refused_like_any_bad_image(tmp_path, make_folde
 
 
 def test_progress_passes_everything_on_and_keeps_stdout_clean(capsys, monkeypatch):
-    monkeypatch.setattr("imixer.data.progress.Console", lambda **_: _terminal())
+    monkeypatch.setattr("imixer.progress.Console", lambda **_: _terminal())
     assert list(with_progress([[1, 2], [3]], 3, "checking", patience=-1)) == [1, 2, 3]
     assert capsys.readouterr().out == ""
 

@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from imixer.data.config import DataConfig
-from imixer.data.folder import open_test_folder
-from imixer.data.source import open_data
-from imixer.data.splitting import split_role, split_words
+from imixer.data.sources.folder import open_test_folder
+from imixer.data.sources.open import open_data
+from imixer.data.sources.splitting import split_role, split_words
 from imixer.errors import InputError
 
 TRAIN = [

@@ -9,9 +9,9 @@ import pytest
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
-from imixer.data.folder import open_test_folder
 from imixer.data.loading import find_images, load_image
-from imixer.data.source import open_data
+from imixer.data.sources.folder import open_test_folder
+from imixer.data.sources.open import open_data
 from imixer.errors import InputError
 
 LONG = "x" * 300

@@ -16,7 +16,7 @@ import imixer.data.config
 from imixer.data.config import DataConfig
 from imixer.data.loading import build_held_out, build_training, worker_message
 from imixer.data.sampler import Share
-from imixer.data.source import ImageData, open_data
+from imixer.data.sources.open import ImageData, open_data
 from imixer.errors import InputError
 
 SIZE = (1, 8, 8)
@@ -212,5 +212,5 @@ def test_the_package_imports_nothing_of_imixer_but_itself_and_what_all_may_use(f
     imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     inner = [name for name in imported if name.split(".")[0] == "imixer"]
-    base = {"imixer.errors", "imixer.escaping", "imixer.json_text", "imixer.reading"}
+    base = {"imixer.errors", "imixer.escaping", "imixer.progress", "imixer.reading", "imixer.writing"}
     assert all(name in base or name.startswith("imixer.data.") for name in inner)

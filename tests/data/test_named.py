@@ -14,10 +14,10 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from imixer.data import timm_sets
 from imixer.data.config import DataConfig
-from imixer.data.source import open_data
-from imixer.data.torchvision_sets import SETS
+from imixer.data.sources import timm_sets
+from imixer.data.sources.open import open_data
+from imixer.data.sources.torchvision_sets import SETS
 from imixer.errors import InputError
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imixer.data.config import DataConfig
-from imixer.data.source import open_data
+from imixer.data.sources.open import open_data
 from imixer.errors import InputError
 
 CIFAR10 = Path(__file__).parents[3] / "shared/data/cifar10"

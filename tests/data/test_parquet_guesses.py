@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imixer.data.config import DataConfig
-from imixer.data.source import open_data
+from imixer.data.sources.open import open_data
 from imixer.errors import InputError
 
 HALF = [0, 1] * 10

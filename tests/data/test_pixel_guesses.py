@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from imixer.data.config import DataConfig
-from imixer.data.decoding import PixelFormat, UnreadableImage, decode_bytes, pixel_format, to_channels
 from imixer.data.device.resident import load_resident
-from imixer.data.folder import open_test_folder
 from imixer.data.loading import load_image
-from imixer.data.source import open_data
-from imixer.data.survey import survey, survey_usable
+from imixer.data.sources.decoding import PixelFormat, UnreadableImage, decode_bytes, pixel_format, to_channels
+from imixer.data.sources.folder import open_test_folder
+from imixer.data.sources.open import open_data
+from imixer.data.sources.statistics import dataset_statistics, survey_usable
 from imixer.errors import InputError
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_negative_integers_run_from_the_smallest_to_the_largest(tmp_path):
 
 
 def test_the_range_is_that_of_all_images_where_all_are_checked(tmp_path, monkeypatch):
-    monkeypatch.setattr("imixer.data.survey._SAMPLE", 2)
+    monkeypatch.setattr("imixer.data.sources.statistics._SAMPLE", 2)
     root = write(tmp_path, lambda number: Image.fromarray(np.full((4, 4), 7 + number, np.uint16)))
     Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(root / "b" / "0.tif")
     assert read(root).value_range == (0, 4095)
@@ -366,7 +366,7 @@ def test_gray_among_colour_and_gray_alone_are_told(tmp_path, make_folder, make_i
 
 
 def test_measuring_alone_refuses_nothing():
-    facts = survey(lambda number: Image.new("L", (4, 4), 7), 3)
+    facts = dataset_statistics(lambda number: Image.new("L", (4, 4), 7), 3)
     assert "of one colour, 7 of 255" in facts.problem
     with pytest.raises(InputError, match="of one colour"):
         survey_usable(lambda number: Image.new("L", (4, 4), 7), 3, DataConfig(), "it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imixer.data.splitting import require_two_classes, stratified_split
+from imixer.data.sources.splitting import require_two_classes, stratified_split
 from imixer.errors import InputError
 
 NAMES = ("cat", "dog", "emu")

@@ -13,8 +13,7 @@ from PIL import Image
 from timm.data.auto_augment import LEVEL_TO_ARG, AugmentOp
 
 from imixer.data.config import DataConfig
-from imixer.data.posterize import posterize
-from imixer.data.transforms import eval_transform, train_transform
+from imixer.data.transforms import eval_transform, posterize, train_transform
 from imixer.errors import InputError
 
 POSTERIZE = {"Posterize", "PosterizeIncreasing", "PosterizeOriginal"}

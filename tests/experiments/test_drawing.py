@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from imixer.analysis.convergence_comparison import compare_convergence
+from imixer.analysis.convergence import compare_convergence
 from imixer.analysis.convergence_statements import agree, first_block, first_two_blocks, last_block, middle_blocks
 from imixer.cli import main
 from imixer.escaping import for_markdown
-from imixer.experiments.drawing import draw_figure
+from imixer.experiments.figure_output import draw_figure
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
-from imixer.training.reload import reload
+from imixer.training.finished_run import load_run
 
 HERE = Path("reproduced/smoke")
 FIGURES = ("fig3", "fig5", "fig6")
@@ -49,7 +49,7 @@ def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper):
     shown = " ".join(capsys.readouterr().out.split())
     trained = [run for run in HERE.glob("runs/*/*/seed-*") if run.is_dir() and not run.is_symlink()]
     assert sorted(trained) == [HERE / "runs" / "fig3" / f"n={n}" / "seed-0" for n in (1, 2, 4)]
-    measured = compare_convergence([reload(str(run)) for run in sorted(trained)])
+    measured = compare_convergence([load_run(str(run)) for run in sorted(trained)])
     for name in FIGURES:
         for suffix in ("png", "pdf", "json", "md"):
             assert (HERE / f"{name}.{suffix}").stat().st_size > 100

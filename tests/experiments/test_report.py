@@ -12,8 +12,8 @@ from imixer.errors import InputError
 from imixer.experiments.report import charts
 from imixer.experiments.report.collect import differing, find_reproduced, find_runs
 from imixer.experiments.report.report import write_report
-from imixer.training.reload import reload
-from imixer.training.run_directory import short_names
+from imixer.training.finished_run import load_run
+from imixer.training.run.directory import short_names
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -25,7 +25,7 @@ def runs(run, train_quick, tmp_path_factory):
     shutil.copytree(run, folder / "first")
     train_quick(folder / "second", "--seed", "1", "--model.n_iter", "1")
     assert main(["evaluate", str(folder / "first")]) == 0
-    digit, label = reload(str(run)).data().val[0]
+    digit, label = load_run(str(run)).data().val[0]
     (folder / "test" / f"{label}").mkdir(parents=True)
     digit.save(folder / "test" / f"{label}" / "0.png")
     assert main(["evaluate", str(folder / "first"), "--test", str(folder / "test")]) == 0

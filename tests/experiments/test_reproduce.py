@@ -17,14 +17,14 @@ from rich.console import Console
 
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.experiments.beyond import LEGACY, TIED
+from imixer.experiments.ablations import LEGACY, TIED
 from imixer.experiments.data_sets import DataSet, find_data
 from imixer.experiments.paper import TABLE1, TABLE4
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
 from imixer.experiments.trained_contraction import TrainedContraction
-from imixer.training.parsing import load_config
+from imixer.training.run.parsing import load_config
 
 HERE = Path("reproduced/smoke")
 

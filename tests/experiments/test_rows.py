@@ -9,13 +9,13 @@ import torch
 from lightning.fabric.utilities.seed import seed_everything
 
 from imixer.experiments.comparison import MARGIN
-from imixer.experiments.costs import costs
+from imixer.experiments.complexity import costs
 from imixer.experiments.paper import TABLE4
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.scales import DATA_SETS, SCALES, SIZES
 from imixer.sweep.spec import build_sweep
-from imixer.training.config import ModelConfig
-from imixer.training.parsing import hoist, parse, to_config, train_parser
+from imixer.training.run.config import ModelConfig
+from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 
 EVERYWHERE = list(product(EXPERIMENTS, SCALES))
 
@@ -32,7 +32,7 @@ def configs(name, scale):
 
 
 def recipe(name):
-    return to_config(parse(train_parser(), hoist(["--recipe", name])))
+    return build_config(parse(train_parser(), expand_config_flags(["--recipe", name])))
 
 
 def changed(config, **model):
@@ -249,7 +249,7 @@ def test_tables_1_to_3_can_be_asked_of_any_data_set(name, scale, data):
 
 
 def test_data_sets_are_those_that_training_knows():
-    from imixer.data.torchvision_sets import SETS
+    from imixer.data.sources.torchvision_sets import SETS
 
     assert set(DATA_SETS) == {"digits", *SETS}
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from imixer.escaping import for_latex, for_markdown
-from imixer.experiments.table import Grid, latex, markdown
+from imixer.tables import Grid, latex, markdown
 
 NASTY = r"50 % of a_b & $c #1 {x} ~ ^2 \end{tabular} <i> | -3.5 +- 0.1"
 GRID = Grid(("name", "top-1 %"), (("plain", "1.00 +- 0.50"), (NASTY, "[-1.20, 0.30]")), text=1)

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from imixer.experiments.costs import Costs
+from imixer.experiments.complexity import Costs
 from imixer.experiments.data_sets import DataSet
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.index_page import write_index
-from imixer.experiments.outcome import Line, Reproduced, Run, judge_page
+from imixer.experiments.outcome import ExperimentResult, RowResult, Run, judge_page
 from imixer.experiments.paper import Published
 from imixer.experiments.scales import SCALES
 from imixer.experiments.sentences import describe, row_name, summarise
+from imixer.experiments.table_output import count_tests, present
 from imixer.experiments.trained_contraction import TrainedContraction, measure_contraction, worst_contraction
-from imixer.experiments.writing import count_tests, present
 from imixer.sweep.results import Outcome
-from imixer.training.config import TrainConfig
+from imixer.training.run.config import TrainConfig
 
 
 def trial(seed, accuracy, contraction=None, seconds=10.0):
@@ -29,13 +29,13 @@ def trial(seed, accuracy, contraction=None, seconds=10.0):
 def line(name, accuracies, baseline="base", paper=None, drawn=(), contraction=None, seconds=10.0):
     row = Row(name, {"model": name, "n": "2"}, {}, "digits", None if name == baseline else baseline, paper)
     runs = tuple(trial(seed, accuracy, contraction, seconds) for seed, accuracy in enumerate(accuracies))
-    return Line(row, TrainConfig(), Costs(1234, 5_000_000, drawn), runs)
+    return RowResult(row, TrainConfig(), Costs(1234, 5_000_000, drawn), runs)
 
 
 def result(*lines, **experiment):
     data = {"digits": DataSet("digits", {}, "", 1437, 360, 1, 10)}
     about = Experiment("some", "Some rows", "the base", lambda scale: [], **experiment)
-    return Reproduced(about, SCALES["smoke"], 4, 0.5, data, lines, Path("."))
+    return ExperimentResult(about, SCALES["smoke"], 4, 0.5, data, lines, Path("."))
 
 
 BASE = line("base", [80.0, 82.0, 84.0, 81.0], paper=Published(88.0, 0.5))
@@ -43,7 +43,7 @@ BASE = line("base", [80.0, 82.0, 84.0, 81.0], paper=Published(88.0, 0.5))
 
 @pytest.fixture(autouse=True)
 def no_machine(monkeypatch):
-    monkeypatch.setattr(Reproduced, "environments", [])
+    monkeypatch.setattr(ExperimentResult, "environments", [])
 
 
 def shown(found):
@@ -119,8 +119,8 @@ def test_no_page_claims_what_its_interval_does_not_show(values):
 
 
 def test_a_row_is_named_by_what_sets_it_apart():
-    assert row_name(Line(Row("a", {"size": "S", "model": "Mixer"}, {}, "digits"))) == "S, Mixer"
-    assert row_name(Line(Row("a", {"h_r": "0.25", "n": "4"}, {}, "digits"))) == "h_r = 0.25, n = 4"
+    assert row_name(RowResult(Row("a", {"size": "S", "model": "Mixer"}, {}, "digits"))) == "S, Mixer"
+    assert row_name(RowResult(Row("a", {"h_r": "0.25", "n": "4"}, {}, "digits"))) == "h_r = 0.25, n = 4"
 
 
 def test_contraction_and_time_are_columns_where_an_experiment_asks():

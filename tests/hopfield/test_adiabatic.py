@@ -172,12 +172,12 @@ def test_what_comes_from_above_changes_the_start_only(depth, solve):
     network, x1 = contracting(depth), visible(4)
     parts = {f"x{A}": torch.randn(network.layer(f"x{A}").shape, dtype=torch.float64) for A in range(2, depth)}
 
-    def F1(n_iter: int, from_above: dict | None) -> Tensor:
-        return AdiabaticUpdate(network, n_iter=n_iter, solve=solve, from_above=from_above).F1(x1)
+    def F1(n_iter: int, top_down_bias: dict | None) -> Tensor:
+        return AdiabaticUpdate(network, n_iter=n_iter, solve=solve, top_down_bias=top_down_bias).F1(x1)
 
     assert (F1(0, parts) - F1(0, None)).abs().max() > 1e-2
     close(F1(40, parts), F1(40, None), 1e-10)
-    without = AdiabaticUpdate(network, n_iter=0, solve=solve, from_above=parts).hidden(x1)[0]
+    without = AdiabaticUpdate(network, n_iter=0, solve=solve, top_down_bias=parts).hidden(x1)[0]
     close(without + parts["x2"], AdiabaticUpdate(network, n_iter=0, solve=solve).hidden(x1)[0])
 
 

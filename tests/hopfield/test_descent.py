@@ -28,7 +28,7 @@ def test_energy_never_rises_where_lagrangians_are_convex_and_couplings_symmetric
     network = data.draw(networks(names=CONVEX if options in ADAPTIVE else MILD))
     way = integrate(network, random_state(network, 2), 3.0, frames=31, **options)
     found = descent(network, way)
-    assert found.verdict == "guaranteed" and not found.rises and not found.obstacles, str(found)
+    assert found.verdict == "guaranteed" and not found.rises and not found.violated_conditions, str(found)
     assert (found.rate <= 0).all() and found.energy.shape == found.rate.shape == (31, 2)
     assert found.energy.diff(dim=0).max() <= found.tolerance <= 1e-2 * (1 + found.energy.abs().max())
 

@@ -141,8 +141,8 @@ def test_it_stops_where_the_network_is_steady_and_says_so(options, tolerance):
         way = integrate(network, start, 500.0, until_steady=tolerance, frames=20, **options)
         velocity = network.velocity(way.final)
     assert way.steady and way.residual <= 1.1 * tolerance and way.times[-1] < 100
-    unrest = max(float((v * network.layer(name).tau).abs().max()) for name, v in velocity.items())
-    assert way.residual == pytest.approx(unrest)
+    rest_residual = max(float((v * network.layer(name).tau).abs().max()) for name, v in velocity.items())
+    assert way.residual == pytest.approx(rest_residual)
     assert 2 <= len(way.times) <= 20 and (way.times.diff() > 0).all() and way.times[0] == 0
     assert all(torch.equal(way.states[name][0], x) for name, x in start.items())
     there = integrate(network, way.final, 500.0, until_steady=2 * tolerance)

@@ -200,7 +200,7 @@ def test_the_energy_never_rises(kind, count, seed, clamped, size, options):
     known = torch.rand(8, 8, generator=generator) < 0.5 if clamped else None
     found = memory.retrieve(query, known=known, steps=20)
     assert found.energies.isfinite().all()
-    assert found.falls, (found.largest_rise, found.tolerance)
+    assert found.energy_decreases, (found.largest_rise, found.tolerance)
     assert found.tolerance < 1e-8 * (1 + found.energies.abs().max())
 
 
@@ -208,7 +208,7 @@ def test_the_energy_of_the_hierarchy_falls_from_noisy_patterns():
     """Observed, not guaranteed."""
     xi = signs(20)
     found = AssociativeMemory(xi, "hierarchical").retrieve(flip(xi, 0.15))
-    assert found.falls
+    assert found.energy_decreases
     assert (found.energies[-1] < found.energies[0]).all()
 
 

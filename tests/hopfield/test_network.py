@@ -135,7 +135,7 @@ def test_layers_whose_joined_names_coincide_keep_both_synapses():
         {name: Neurons(2) for name in ("a", "b-c", "a-b", "c")},
         [(("a", "b-c"), LinearSynapse(2, 2)), (("a-b", "c"), LinearSynapse(2, 2))],
     )
-    assert list(network.joins.values()) == [("a", "b-c"), ("a-b", "c")] and len(network.synapses) == 2
+    assert list(network.connections.values()) == [("a", "b-c"), ("a-b", "c")] and len(network.synapses) == 2
 
 
 def test_a_coupling_of_a_layer_with_itself_gives_it_both_ends():
@@ -161,9 +161,9 @@ def test_obstacles_name_what_stands_against_a_guarantee():
         layers, [(("v", "h"), LinearSynapse(3, 3, tied=False)), (("h", "k"), LinearSynapse(3, 3))]
     )
     part, whole = torch.tensor([True, False, False]), torch.tensor([True])
-    assert network.obstacles() == ["v-h: the coupling is not symmetric", "h: GELU is not convex"]
-    assert "v: Softmax couples neurons of which some are clamped" in network.obstacles({"v": part})
-    assert network.obstacles({"v": whole, "k": part}) == network.obstacles()
+    assert network.violated_conditions() == ["v-h: the coupling is not symmetric", "h: GELU is not convex"]
+    assert "v: Softmax couples neurons of which some are clamped" in network.violated_conditions({"v": part})
+    assert network.violated_conditions({"v": whole, "k": part}) == network.violated_conditions()
 
 
 def test_a_state_is_completed_with_zeros_of_the_same_batch():

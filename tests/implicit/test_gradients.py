@@ -8,7 +8,7 @@ from problems import CONTRACTIVE, EVERY_SOLVED, PROBLEMS, SOLVERS, TIGHT, Proble
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
-from imixer.implicit.gradients import Implicit, Recompute, ThroughSteps
+from imixer.implicit.gradients import CheckpointedUnroll, Implicit, Unroll
 from imixer.implicit.solution import NotConvergedError
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
@@ -37,7 +37,7 @@ def relative_error(found, expected) -> float:
 
 
 @pytest.mark.parametrize(("name", "problem"), EVERY_SOLVED)
-@pytest.mark.parametrize("gradient", [ThroughSteps(), EXACT], ids=["steps", "implicit"])
+@pytest.mark.parametrize("gradient", [Unroll(), EXACT], ids=["steps", "implicit"])
 def test_finite_differences_of_the_solution(name, problem, gradient):
     p = PROBLEMS[problem]()
     assert gradcheck(value(p, solver(name, p), gradient), p.inputs, fast_mode=True)
@@ -45,7 +45,7 @@ def test_finite_differences_of_the_solution(name, problem, gradient):
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("n_iter", [0, 1, 2, 5])
-@pytest.mark.parametrize("gradient", [ThroughSteps(), Recompute(2)], ids=["steps", "recompute"])
+@pytest.mark.parametrize("gradient", [Unroll(), CheckpointedUnroll(2)], ids=["steps", "recompute"])
 def test_finite_differences_of_a_few_steps(problem, n_iter, gradient):
     p = PROBLEMS[problem]()
     assert gradcheck(value(p, FixedIterations(n_iter), gradient), p.inputs, fast_mode=True)
@@ -57,7 +57,7 @@ def test_finite_differences_through_steps_that_stop_early(name, problem):
     """The derivative is of what was computed, not of the solution, wherever that stops."""
     p = PROBLEMS[problem]()
     coarse = type(solver(name, p))(**dict(rtol=1e-2, atol=0.0), **({"damping": 0.6} if name == "damped" else {}))
-    assert gradcheck(value(p, coarse, ThroughSteps()), p.inputs)
+    assert gradcheck(value(p, coarse, Unroll()), p.inputs)
 
 
 @pytest.mark.parametrize("adjoint", NOT_FIXED)
@@ -72,10 +72,7 @@ def test_every_adjoint_solver_gives_the_same(adjoint, problem):
 @pytest.mark.parametrize("problem", CONTRACTIVE)
 def test_steps_to_the_solution_and_the_equation_have_one_gradient(problem):
     p = PROBLEMS[problem]()
-    assert (
-        relative_error(gradients(p, solver("fixed", p), ThroughSteps()), gradients(p, solver("picard", p), EXACT))
-        < 1e-9
-    )
+    assert relative_error(gradients(p, solver("fixed", p), Unroll()), gradients(p, solver("picard", p), EXACT)) < 1e-9
 
 
 @pytest.mark.parametrize("problem", CONTRACTIVE)
@@ -96,8 +93,8 @@ def test_implicit_gradient_is_as_good_as_the_solution(problem):
 @pytest.mark.parametrize("kept", [0, 1, 3, 10])
 def test_recompute_is_the_gradient_through_the_steps_to_the_bit(problem, n_iter, kept):
     p = PROBLEMS[problem]()
-    expected = gradients(p, FixedIterations(n_iter), ThroughSteps())
-    for a, b in zip(gradients(p, FixedIterations(n_iter), Recompute(kept)), expected, strict=True):
+    expected = gradients(p, FixedIterations(n_iter), Unroll())
+    for a, b in zip(gradients(p, FixedIterations(n_iter), CheckpointedUnroll(kept)), expected, strict=True):
         assert torch.equal(a, b)
 
 
@@ -122,11 +119,11 @@ def test_recompute_replays_as_little_as_can_be_with_the_iterates_it_keeps(n_iter
         calls += 1
         return 0.5 * x.sin() + 1
 
-    solve(F, z, solver=FixedIterations(n_iter), gradient=Recompute(kept)).value.sum().backward()
+    solve(F, z, solver=FixedIterations(n_iter), gradient=CheckpointedUnroll(kept)).value.sum().backward()
     assert calls == 2 * n_iter + fewest_replays(n_iter, kept)
 
 
-@pytest.mark.parametrize("gradient", [Recompute(), Implicit()], ids=["recompute", "implicit"])
+@pytest.mark.parametrize("gradient", [CheckpointedUnroll(), Implicit()], ids=["recompute", "implicit"])
 def test_what_is_saved_does_not_grow_with_the_number_of_steps(gradient):
     p = PROBLEMS["gelu"]()
 
@@ -142,9 +139,9 @@ def test_what_is_saved_does_not_grow_with_the_number_of_steps(gradient):
 def test_recompute_wants_fixed_iterations():
     p = PROBLEMS["tanh"]()
     with pytest.raises(ValueError, match=r"blocks\.3: recompute .* Picard"):
-        value(p, Picard(), Recompute(), name="blocks.3")(*p.inputs)
+        value(p, Picard(), CheckpointedUnroll(), name="blocks.3")(*p.inputs)
     with pytest.raises(ValueError, match="kept"):
-        Recompute(-1)
+        CheckpointedUnroll(-1)
 
 
 # The approximate ones
@@ -190,8 +187,8 @@ def test_the_jacobian_free_gradient_descends(problem):
 @pytest.mark.parametrize(
     ("made", "gradient"),
     [
-        (FixedIterations(3), ThroughSteps()),
-        (FixedIterations(3), Recompute()),
+        (FixedIterations(3), Unroll()),
+        (FixedIterations(3), CheckpointedUnroll()),
         (Broyden(**TIGHT), EXACT),
         (Anderson(**TIGHT), Implicit(Anderson(**TIGHT))),
     ],
@@ -205,7 +202,7 @@ def test_second_derivatives(problem, made, gradient):
 def test_second_derivatives_need_no_gradient_everywhere():
     p = PROBLEMS["tanh"]()
     p.tensors[1].requires_grad_(False)
-    for made, gradient in [(FixedIterations(3), Recompute()), (Broyden(**TIGHT), EXACT)]:
+    for made, gradient in [(FixedIterations(3), CheckpointedUnroll()), (Broyden(**TIGHT), EXACT)]:
         assert gradgradcheck(value(p, made, gradient), p.inputs, fast_mode=True)
 
 
@@ -236,12 +233,12 @@ def test_a_solve_inside_another():
 # What needs a gradient, and what does not
 
 ALL = {
-    "steps": (FixedIterations(8), ThroughSteps()),
-    "steps of anderson": (Anderson(), ThroughSteps()),
+    "steps": (FixedIterations(8), Unroll()),
+    "steps of anderson": (Anderson(), Unroll()),
     "implicit": (Anderson(), Implicit()),
     "jacobian-free": (Picard(), Implicit(FixedIterations(0))),
     "neumann": (Picard(), Implicit(FixedIterations(3))),
-    "recompute": (FixedIterations(8), Recompute()),
+    "recompute": (FixedIterations(8), CheckpointedUnroll()),
 }
 OWN = ["implicit", "jacobian-free", "neumann", "recompute"]  # with a backward pass of their own
 

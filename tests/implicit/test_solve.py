@@ -7,7 +7,7 @@ import pytest
 import torch
 from problems import CONTRACTIVE, PROBLEMS, TIGHT, TO_TOLERANCE, leaf, randn
 
-from imixer.implicit.gradients import Implicit, Recompute, ThroughSteps
+from imixer.implicit.gradients import CheckpointedUnroll, Implicit, Unroll
 from imixer.implicit.solution import NotConvergedError
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
@@ -77,13 +77,15 @@ def test_running_out_of_steps_is_reported_with_the_residual():
         solve(p.F, p.z, p.tensors, solver=Picard(**{**TIGHT, "max_steps": 100}), gradient=Implicit())
 
 
-@pytest.mark.parametrize("gradient", [ThroughSteps(), Implicit(), Recompute()], ids=["steps", "implicit", "recompute"])
+@pytest.mark.parametrize(
+    "gradient", [Unroll(), Implicit(), CheckpointedUnroll()], ids=["steps", "implicit", "recompute"]
+)
 def test_policies(gradient):
     z = leaf(randn(3, 4))
-    made = FixedIterations(3) if isinstance(gradient, Recompute) else Picard(max_steps=3)
+    made = FixedIterations(3) if isinstance(gradient, CheckpointedUnroll) else Picard(max_steps=3)
 
     def attempt(policy):
-        F = (lambda x: x * math.nan) if isinstance(gradient, Recompute) else torch.sin
+        F = (lambda x: x * math.nan) if isinstance(gradient, CheckpointedUnroll) else torch.sin
         return solve(F, z, solver=made, gradient=gradient, on_failure=policy, name="blocks.3")
 
     with pytest.raises(NotConvergedError, match=r"blocks\.3"):
@@ -107,7 +109,7 @@ def test_a_failure_does_not_touch_the_result_of_fixed_iterations():
 
 @pytest.mark.parametrize("shape", [(2, 1), (2, 4), (1, 3), (3,), (2, 2, 3)])
 def test_f_that_changes_the_shape(shape):
-    for gradient in (ThroughSteps(), Implicit(), Recompute()):
+    for gradient in (Unroll(), Implicit(), CheckpointedUnroll()):
         with pytest.raises(ValueError, match=r"blocks\.3: F leads from shape"):
             solve(lambda x: torch.zeros(shape), torch.zeros(2, 3), gradient=gradient, name="blocks.3")
 

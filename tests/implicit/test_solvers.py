@@ -7,7 +7,7 @@ import torch
 from problems import EVERY, EVERY_SOLVED, PROBLEMS, SOLVERS, TIGHT, TO_TOLERANCE, randn, solver
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from imixer.implicit.gradients import Implicit, Recompute
+from imixer.implicit.gradients import CheckpointedUnroll, Implicit
 from imixer.implicit.solution import NotConvergedError
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
@@ -168,7 +168,7 @@ def test_fixed_iterations_compile_to_one_graph(n_iter):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("gradient", [Implicit(), Recompute()], ids=["implicit", "recompute"])
+@pytest.mark.parametrize("gradient", [Implicit(), CheckpointedUnroll()], ids=["implicit", "recompute"])
 @torch.no_grad()
 def test_fixed_iterations_compile_to_one_graph_with_any_gradient_where_none_is_wanted(gradient):
     p = PROBLEMS["gelu"]()

@@ -5,12 +5,12 @@ import torch
 from problems import TO_TOLERANCE, leaf, randn
 from torch import nn
 
-from imixer.implicit.gradients import Implicit, Recompute, ThroughSteps
+from imixer.implicit.gradients import CheckpointedUnroll, Implicit, Unroll
 from imixer.implicit.solution import NotConvergedError
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
 
-GRADIENTS = {"steps": ThroughSteps(), "implicit": Implicit(), "implicit by broyden": Implicit(Broyden(rtol=1e-8))}
+GRADIENTS = {"steps": Unroll(), "implicit": Implicit(), "implicit by broyden": Implicit(Broyden(rtol=1e-8))}
 
 
 def path(nodes: int = 6) -> torch.Tensor:
@@ -155,10 +155,10 @@ def test_recompute_draws_at_every_step_what_was_drawn_there(n_iter, kept):
         assert torch.equal(torch.get_rng_state(), after)  # backward does not disturb what follows
         return [x, *found]
 
-    expected = run(ThroughSteps())
-    for a, b in zip(run(Recompute(kept)), expected, strict=True):
+    expected = run(Unroll())
+    for a, b in zip(run(CheckpointedUnroll(kept)), expected, strict=True):
         assert torch.equal(a, b)
-    for a, b in zip(run(Recompute(kept), create_graph=True), expected, strict=True):
+    for a, b in zip(run(CheckpointedUnroll(kept), create_graph=True), expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -184,11 +184,13 @@ def test_implicit_draws_what_was_drawn_in_the_last_evaluation(adjoint, create_gr
     torch.testing.assert_close(gW, expected)
 
 
-@pytest.mark.parametrize("gradient", [ThroughSteps(), Implicit(), Recompute()], ids=["steps", "implicit", "recompute"])
+@pytest.mark.parametrize(
+    "gradient", [Unroll(), Implicit(), CheckpointedUnroll()], ids=["steps", "implicit", "recompute"]
+)
 def test_the_gradient_does_not_change_what_is_drawn(gradient):
     values = []
     for made, W in (
-        (ThroughSteps(), 0.4 * randn(4, 4)),
+        (Unroll(), 0.4 * randn(4, 4)),
         (gradient, 0.4 * randn(4, 4)),
         (gradient, leaf(0.4 * randn(4, 4))),
     ):
@@ -200,7 +202,9 @@ def test_the_gradient_does_not_change_what_is_drawn(gradient):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("gradient", [Recompute(), Implicit(FixedIterations(0))], ids=["recompute", "implicit"])
+@pytest.mark.parametrize(
+    "gradient", [CheckpointedUnroll(), Implicit(FixedIterations(0))], ids=["recompute", "implicit"]
+)
 def test_cuda_draws_the_same_again(gradient):
     z, W = leaf(randn(3, 4).cuda()), leaf(0.4 * randn(4, 4).cuda())
     seen = []
@@ -273,7 +277,7 @@ FAILING = {
 def test_a_sample_that_failed_and_is_left_out_of_the_loss_spoils_no_shared_gradient(name, gradient, failure, policy):
     if (gradient == "recompute" and name != "fixed") or (gradient, name, policy) == ("steps", "fixed", "ignore"):
         pytest.skip("no such combination, or nothing is looked at")
-    made = {"steps": ThroughSteps(), "implicit": Implicit(), "recompute": Recompute()}[gradient]
+    made = {"steps": Unroll(), "implicit": Implicit(), "recompute": CheckpointedUnroll()}[gradient]
     z, a, W = randn(3, 4), torch.tensor([0.5, 0.5, 0.5]).double(), leaf(0.9 * torch.eye(4, dtype=torch.float64))
     if failure == "overflow":
         a[1] = 1e40  # a step multiplies by as much
@@ -316,7 +320,9 @@ def test_a_sample_without_a_solution_leaves_the_adjoint_of_the_others_alone():
 # F that is not what it must be, and z of any kind
 
 
-@pytest.mark.parametrize("gradient", [ThroughSteps(), Implicit(), Recompute()], ids=["steps", "implicit", "recompute"])
+@pytest.mark.parametrize(
+    "gradient", [Unroll(), Implicit(), CheckpointedUnroll()], ids=["steps", "implicit", "recompute"]
+)
 @pytest.mark.parametrize(
     ("F", "said"),
     [
@@ -330,7 +336,7 @@ def test_a_sample_without_a_solution_leaves_the_adjoint_of_the_others_alone():
     ids=["dtype", "complex", "device", "mul_", "sin_", "shape"],
 )
 def test_f_that_changes_its_argument_or_its_kind_is_refused(gradient, F, said):
-    made = FixedIterations(3) if isinstance(gradient, Recompute) else Picard()
+    made = FixedIterations(3) if isinstance(gradient, CheckpointedUnroll) else Picard()
     z = torch.ones(2, 3)
     with pytest.raises(ValueError, match=rf"blocks\.3: .*{said}"):
         solve(F, z, solver=made, gradient=gradient, name="blocks.3")
@@ -361,7 +367,9 @@ VIEWS = {
 def test_z_may_be_any_view_of_what_needs_a_gradient(view, name, gradient):
     if gradient == "recompute" and name != "fixed":
         pytest.skip("no such combination")
-    made = {"steps": ThroughSteps(), "implicit": Implicit(TO_TOLERANCE["picard"]), "recompute": Recompute()}[gradient]
+    made = {"steps": Unroll(), "implicit": Implicit(TO_TOLERANCE["picard"]), "recompute": CheckpointedUnroll()}[
+        gradient
+    ]
     solver = FixedIterations(60) if name == "fixed" else TO_TOLERANCE[name]
     z = VIEWS[view](BASE)
     before = z.detach().clone()

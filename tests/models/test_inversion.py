@@ -12,7 +12,7 @@ from torch import nn
 
 import imixer.models  # registers the models
 from imixer.implicit import SpectralLinear, exact_sigma, fold
-from imixer.implicit.gradients import Implicit, Recompute, ThroughSteps
+from imixer.implicit.gradients import CheckpointedUnroll, Implicit, Unroll
 from imixer.implicit.solution import NotConvergedError
 from imixer.implicit.solvers import Anderson, FixedIterations, Picard
 from imixer.models import IMLP, Inversion
@@ -61,7 +61,7 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 def test_the_default_is_the_papers():
     inversion = small().blocks[0].mlp_tokens.inversion
-    assert (inversion.solver, inversion.gradient, inversion.by_steps) == ("fixed", "unroll", True)
+    assert (inversion.solver, inversion.gradient, inversion.unrolled) == ("fixed", "unroll", True)
 
 
 @pytest.mark.parametrize("solver", TO_TOLERANCE)
@@ -112,9 +112,12 @@ def test_names_stand_for_what_they_say():
 def test_instances_stand_for_themselves():
     model = small(solver=Anderson(rtol=1e-6, atol=0.0, memory=3), gradient=Implicit(Picard(rtol=1e-6)))
     torch.testing.assert_close(model(IMAGES), small(n_iter=100)(IMAGES), rtol=0, atol=1e-4)
-    stepwise = small(solver=FixedIterations(4), gradient=ThroughSteps())
+    stepwise = small(solver=FixedIterations(4), gradient=Unroll())
     assert torch.equal(stepwise(IMAGES), small(n_iter=4)(IMAGES))
-    assert distance(gradients(small(solver=FixedIterations(4), gradient=Recompute(1))), gradients(stepwise)) < 1e-5
+    assert (
+        distance(gradients(small(solver=FixedIterations(4), gradient=CheckpointedUnroll(1))), gradients(stepwise))
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 5), (2, 3, 5)])
@@ -298,7 +301,7 @@ def test_torchscript_has_fixed_iterations_only():
         ({"gradient_terms": 0}, "gradient_terms is 0"),
         ({"on_failure": "panic"}, "on_failure is 'panic'; choose raise, warn, ignore"),
         ({"solver": "anderson", "gradient": "recompute"}, "gradient is recompute.*solver is anderson"),
-        ({"solver": Picard(), "gradient": Recompute()}, "gradient is Recompute.*solver is Picard"),
+        ({"solver": Picard(), "gradient": CheckpointedUnroll()}, "gradient is Recompute.*solver is Picard"),
         ({"legacy": True, "solver": "picard"}, "legacy .* picard and unroll"),
         ({"legacy": True, "gradient": "recompute"}, "legacy .* fixed and recompute"),
         *(({"norm": "batch", "gradient": g}, f"norm is batch.*gradient is {g}") for g in GRADIENTS[1:]),

@@ -13,8 +13,8 @@ from imixer.errors import InputError
 from imixer.implicit import NormalizedLinear, SpectralLinear, ceiling, certify, exact_sigma, fold
 from imixer.models import IMLP, IMixerBlock
 from imixer.models.activations import GELU_SLOPE
-from imixer.training.config import ModelConfig
 from imixer.training.monitor import convergence
+from imixer.training.run.config import ModelConfig
 
 NORMALISATIONS = [
     {"sigma": "exact"},

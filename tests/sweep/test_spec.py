@@ -11,8 +11,8 @@ import yaml
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.sweep.spec import build_sweep, read_sweep, share
-from imixer.training.config import TrainConfig
-from imixer.training.parsing import load_config, save_config
+from imixer.training.run.config import TrainConfig
+from imixer.training.run.parsing import load_config, save_config
 
 
 def sweep(text, **given):

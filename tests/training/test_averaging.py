@@ -6,7 +6,7 @@ import torch
 
 import imixer.models  # noqa: F401
 from imixer.implicit import SpectralLinear
-from imixer.training.averaging import Average
+from imixer.training.train_state import Average
 
 
 def moved_model(steps):

@@ -10,8 +10,8 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.training.budget import duration, optimizer_cost
-from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
 from imixer.training.model import build_model, forward_cost
+from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
 
 TINY = ["--model.num_blocks", "1", "--model.embed_dim", "16"]
 

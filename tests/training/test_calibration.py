@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imixer.cli import main
-from imixer.training.calibration import BINS, calibration_error, reliability
+from imixer.training.scores import BINS, calibration_error, reliability
 
 
 @pytest.mark.parametrize("scale", [0.5, 3.0, 100.0])  # unsure, in between, sure to the last bit

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from imixer.errors import InputError
-from imixer.training.checkpoints import Checkpoints
+from imixer.training.run.checkpoints import Checkpoints
 
 
 def state(step):
@@ -96,7 +96,7 @@ def test_a_damaged_list_is_made_again_from_the_files(checkpoints, capsys, conten
 
 SMALL_DISK = """
     import resource, sys, torch
-    from imixer.training.checkpoints import Checkpoints, NotSaved
+    from imixer.training.run.checkpoints import Checkpoints, NotSaved
     checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]))
     checkpoints.save({"weight": torch.zeros(1000)}, 1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
 
 ENDLESS = """
     import itertools, pathlib, sys, torch
-    from imixer.training.checkpoints import Checkpoints
+    from imixer.training.run.checkpoints import Checkpoints
     checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
     for step in itertools.count(1):
         checkpoints.save({"step": step, "weight": torch.full((300_000,), float(step))}, step, best=step % 5 == 0)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from imixer.cli import main
-from imixer.training.config import TrainConfig
 from imixer.training.devices import placed
+from imixer.training.run.config import TrainConfig
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imixer.cli import main
-from imixer.training.environment import _commit, environment, environment_changes
+from imixer.training.run.environment import _commit, environment, environment_changes
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

@@ -9,10 +9,9 @@ from torch import nn
 
 import imixer.models  # noqa: F401
 from imixer.cli import main
-from imixer.training.diagnosis import first_non_finite
 from imixer.training.guard import Guard, gradient_norm
-from imixer.training.non_finite import replay
-from imixer.training.parsing import load_config
+from imixer.training.non_finite import first_non_finite, replay
+from imixer.training.run.parsing import load_config
 
 INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
 TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "2", "--model.embed_dim", "16"]
@@ -21,15 +20,15 @@ TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", 
 @pytest.mark.parametrize("bad", [INF, NAN, -INF])
 def test_one_bad_step_is_refused_and_the_next_good_one_taken(bad):
     guard = Guard(torch.optim.SGD([nn.Parameter(torch.ones(1))]))
-    assert [guard.refuses(norm) for norm in (torch.ones(()), bad, torch.ones(()))] == [False, True, False]
+    assert [guard.should_skip(norm) for norm in (torch.ones(()), bad, torch.ones(()))] == [False, True, False]
     assert not guard.refused()
 
 
 def test_with_a_loss_scale_only_a_long_row_counts():
     guard = Guard(torch.optim.SGD([nn.Parameter(torch.ones(1))]), scaled=True)
-    assert not any(guard.refuses(INF) for _ in range(20))
-    assert not guard.refuses(torch.ones(()))
-    assert [guard.refuses(INF) for _ in range(21)] == [False] * 20 + [True]
+    assert not any(guard.should_skip(INF) for _ in range(20))
+    assert not guard.should_skip(torch.ones(()))
+    assert [guard.should_skip(INF) for _ in range(21)] == [False] * 20 + [True]
 
 
 def test_a_fused_optimizer_leaves_out_a_step_by_the_flag_that_the_guard_gives_it():
@@ -96,15 +95,15 @@ def poison(monkeypatch):
     """Make the gradient of some steps not finite, as an overflow would."""
 
     def at(*steps):
-        from imixer.training.trainee import Trainee
+        from imixer.training.train_state import TrainState
 
-        loss = Trainee.loss
+        loss = TrainState.loss
 
         def spoiled(self, logits, targets):
             number = self.spoiled = getattr(self, "spoiled", -1) + 1
             return loss(self, logits * (math.inf if number in steps else 1), targets)
 
-        monkeypatch.setattr(Trainee, "loss", spoiled)
+        monkeypatch.setattr(TrainState, "loss", spoiled)
 
     return at
 

@@ -43,7 +43,7 @@ def test_other_loggers_write_into_the_run_without_a_server(train_quick, tmp_path
 
 
 def test_tensorboard_shows_each_epoch_of_a_resumed_run_once(train_quick, tmp_path, monkeypatch):
-    from imixer.training.progress import ShowProgress
+    from imixer.training.progress_bar import ShowProgress
 
     def interrupt(self, done, loss):
         if done == 30:

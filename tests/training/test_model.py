@@ -4,8 +4,8 @@ import pytest
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.training.config import ModelConfig
 from imixer.training.model import build_model, default_name
+from imixer.training.run.config import ModelConfig
 
 
 def build(native_size=None, image_size=None, **config):

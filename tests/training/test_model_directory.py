@@ -8,9 +8,9 @@ import torch
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.training.config import ModelConfig
 from imixer.training.model import build_model
 from imixer.training.model_directory import load_model, save_model
+from imixer.training.run.config import ModelConfig
 
 
 def test_timm_restores_the_trained_model(run):

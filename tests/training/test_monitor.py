@@ -10,7 +10,7 @@ import torch
 import imixer.models  # noqa: F401
 from imixer.implicit.certificate import worst_case
 from imixer.models.activations import lipschitz_constant
-from imixer.models.inside import look_inside
+from imixer.models.probe import capture_activations
 from imixer.training.monitor import convergence
 
 
@@ -31,7 +31,7 @@ def test_the_residual_falls_with_the_iterations_to_nothing():
 
 def test_the_residual_is_what_is_left_of_the_equation():
     m = model(n_iter=1)
-    inside = look_inside(m, IMAGES)[1]
+    inside = capture_activations(m, IMAGES)[1]
     F = inside.F
     expected = (inside.x - inside.z - F(inside.x, F.weights(), 1)).norm() / inside.x.norm()
     assert convergence(m, IMAGES)[1]["residual"] == pytest.approx(expected.item())

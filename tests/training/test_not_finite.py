@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 import imixer
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.json_text import json_text
+from imixer.training.finished_run import load_run
 from imixer.training.finite import first_non_finite_output, first_non_finite_tensor, require_finite_outputs
-from imixer.training.finite_file import first_non_finite_in, place_of
-from imixer.training.reload import reload
+from imixer.training.run.finite_file import first_non_finite_in, place_of
+from imixer.writing import json_text
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_every_command_says_in_a_line_from_which_block_on_the_model_is_not_finit
 )
 def test_any_weight_and_any_buffer(name, value, said, spoil):
     with pytest.raises(InputError) as error:
-        reload(str(spoil(name, value)), "cpu")
+        load_run(str(spoil(name, value)), "cpu")
     assert said in str(error.value) and "\n" not in str(error.value)
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 import imixer.models  # noqa: F401
 from imixer.errors import InputError
-from imixer.training.config import OptimConfig, ScheduleConfig
 from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule, muon_shapes
+from imixer.training.run.config import OptimConfig, ScheduleConfig
 
 
 def test_biases_and_norms_do_not_decay():

@@ -5,9 +5,9 @@ import torch
 
 from imixer.errors import InputError
 from imixer.training import devices
-from imixer.training.config import TrainConfig
 from imixer.training.devices import with_precision
 from imixer.training.precision import Measurement, measure_precision
+from imixer.training.run.config import TrainConfig
 
 
 @pytest.mark.parametrize(("float32_ms", "bf16_ms", "precision"), [(10, 2, "bf16"), (10, 9.5, "32"), (2, 120, "32")])

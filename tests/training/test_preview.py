@@ -14,11 +14,11 @@ from rich.console import Console
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
-from imixer.data.digits import ArrayImages
 from imixer.data.image_data import ImageData, printable, shortened
-from imixer.training.config import ModelConfig, ScheduleConfig, TrainConfig
+from imixer.data.sources.digits import ArrayImages
 from imixer.training.model import build_model, forward_cost
 from imixer.training.preview import show_preview
+from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
 
 CONFIG = TrainConfig(
     epochs=4, data=DataConfig(batch_size=64), schedule=ScheduleConfig(warmup_epochs=1, cooldown_epochs=2)

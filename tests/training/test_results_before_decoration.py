@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from imixer.cli import main
+from imixer.plotting import drawn
 from imixer.training import figures, train
-from imixer.training.confusion import read_confusion, write_confusion
-from imixer.training.figures import drawn
-from imixer.training.reload import reload
+from imixer.training.finished_run import load_run
+from imixer.training.run.confusion import read_confusion, write_confusion
 
 HOSTILE = [
     r"$\foo$",
@@ -48,7 +48,7 @@ def test_a_run_on_hostile_classes_is_whole(hostile, capsys):
     assert {"learning_curves.png", "confusion_matrix.png", "confusion_matrix.csv", "metrics.csv"} <= {
         file.name for file in hostile.iterdir()
     }
-    assert sorted(reload(str(hostile), "cpu").class_names) == sorted(HOSTILE)
+    assert sorted(load_run(str(hostile), "cpu").class_names) == sorted(HOSTILE)
     names, counts = read_confusion(hostile / "confusion_matrix.csv")
     assert len(names) == len(counts) == len(HOSTILE)
     assert set(names) == set(HOSTILE)

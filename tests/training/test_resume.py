@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 
 from imixer.cli import main
-from imixer.training.checkpoints import Checkpoints
+from imixer.training.run.checkpoints import Checkpoints
 
 # everything that has a state: an average, mixing, dropout, stochastic depth, augmentation, momentum, a part of a batch
 EVERYTHING = [
@@ -63,7 +63,7 @@ def stop_at(monkeypatch):
     """Stop a training by SIGTERM after a step, and leave its directory."""
 
     def stop(out, step, *flags):
-        from imixer.training.progress import ShowProgress
+        from imixer.training.progress_bar import ShowProgress
 
         def interrupt(self, done, loss):
             if done == step:
@@ -247,7 +247,7 @@ def test_a_disk_that_fills_up_ends_training_in_one_line_and_what_is_saved_serves
     run = tmp_path / "run"
     code = (
         "import resource, sys\n"
-        "from imixer.training.progress import ShowProgress\n"
+        "from imixer.training.progress_bar import ShowProgress\n"
         "from imixer.cli import main\n"
         "def full(self, done, loss):\n"
         "    if done == 25: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"

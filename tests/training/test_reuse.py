@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from imixer.cli import main
-from imixer.training.reload import reload
+from imixer.training.finished_run import load_run
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_evaluate_agrees_with_training(run, capsys):
 @pytest.fixture
 def test_set(run, tmp_path):
     """The run's held-out images as files in class folders, without those of the last class."""
-    items = reload(str(run)).data().val
+    items = load_run(str(run)).data().val
     for number in range(len(items)):
         image, label = items[number]
         if label != 9:
@@ -175,8 +175,8 @@ def test_moved_data(train_quick, tmp_path, capsys):
 
 
 def test_a_run_is_reloaded_as_trained(run):
-    reloaded = reload(str(run), "cpu")
-    assert reloaded.class_names == tuple("0123456789")
-    assert reloaded.input_size == (1, 8, 8)
-    assert not reloaded.model.training
-    assert reloaded.device == torch.device("cpu")
+    finished = load_run(str(run), "cpu")
+    assert finished.class_names == tuple("0123456789")
+    assert finished.input_size == (1, 8, 8)
+    assert not finished.model.training
+    assert finished.device == torch.device("cpu")

@@ -11,10 +11,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imixer.errors import InputError
-from imixer.training.confusion import read_confusion, write_confusion
-from imixer.training.parsing import load_config
-from imixer.training.result import read_result
-from imixer.training.run_directory import RunDirectory, create_run, open_run
+from imixer.training.run.confusion import read_confusion, write_confusion
+from imixer.training.run.directory import RunDirectory, create_run, open_run
+from imixer.training.run.parsing import load_config
+from imixer.training.run.result import read_result
 
 FILES = {
     "config.yaml",

@@ -13,9 +13,9 @@ import yaml
 
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.training.checkpoints import Checkpoints
-from imixer.training.damage import damage
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run.checkpoints import Checkpoints
+from imixer.training.run.damage import damage
+from imixer.training.run.directory import RunDirectory
 
 LATEST, BEFORE = "checkpoints/step-00000044.pt", "checkpoints/step-00000022.pt"
 FILES = [
@@ -366,3 +366,33 @@ def test_a_model_whose_description_is_damaged_is_named_and_made_again(copy, meas
     if last != "embed_dim":  # which only the model itself can find fault with
         assert main(["train", "--resume", str(copy)]) == 0
         assert file.read_text() == (measured / "model/config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("parameters", None),
+        ("parameters", "many"),
+        ("epochs", 2.5),
+        ("epochs", True),
+        ("held_out", -1),
+        ("seconds", []),
+        ("model", {}),
+        ("device", None),
+        ("skipped", [3]),
+        ("last", []),
+        ("last.val_acc", None),
+        ("last.lr", "fast"),
+    ],
+)
+def test_a_result_with_an_entry_of_another_kind_is_made_again(copy, measured, capsys, entry, value):
+    file = copy / "result.json"
+    result = json.loads(file.read_text())
+    *outer, last = entry.split(".")
+    (result[outer[0]] if outer else result)[last] = value
+    file.write_text(json.dumps(result))
+    code, said = works_or_says_why(["train", "--resume", str(copy)], capsys)
+    assert code == 0, said
+    whole = json.loads((measured / "result.json").read_text())
+    made = json.loads(file.read_text())
+    assert all(made[name] == whole[name] for name in ("parameters", "epochs", "held_out", "model", "device", "skipped"))

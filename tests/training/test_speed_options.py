@@ -35,15 +35,15 @@ def test_training_comes_to_the_same(run, train_quick, tmp_path, flags, tolerance
 
 
 def test_gradient_checkpointing_reaches_the_model(monkeypatch, train_quick, tmp_path):
-    from imixer.training.trainee import Trainee
+    from imixer.training.train_state import TrainState
 
     seen = []
-    gradient = Trainee.gradient
+    gradient = TrainState.gradient
 
     def watch(self, parts, step):
         seen.append(self.plain.grad_checkpointing)
         return gradient(self, parts, step)
 
-    monkeypatch.setattr(Trainee, "gradient", watch)
+    monkeypatch.setattr(TrainState, "gradient", watch)
     train_quick(tmp_path / "run", "--grad_checkpointing", "true")
     assert all(seen)

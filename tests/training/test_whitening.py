@@ -7,10 +7,10 @@ from safetensors.torch import load_file
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
-from imixer.data.source import open_data
+from imixer.data.sources.open import open_data
 from imixer.models.stems import Whitening, patch_covariance
-from imixer.training.config import ModelConfig, TrainConfig
 from imixer.training.model import build_model
+from imixer.training.run.config import ModelConfig, TrainConfig
 from imixer.training.whitening import whiten_stem
 
 STEM = ["--model.stem", "whitened"]

@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 import imixer.models  # noqa: F401
 from imixer.data.batches import build_batches
 from imixer.data.config import DataConfig
-from imixer.data.source import open_data
-from imixer.training.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.data.sources.open import open_data
 from imixer.training.devices import build_fabric, largest_over_processes, placed, share
+from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.scores import Scores
-from imixer.training.trainee import Trainee
+from imixer.training.train_state import TrainState
 
 STEPS = 3
 
@@ -53,18 +53,18 @@ def main(folder, strategy):
         share=share(fabric, config),
         held_out_batch=179,  # two batches in one process, one in the other
     )
-    trainee = Trainee(fabric, config, model, len(training))
+    train_state = TrainState(fabric, config, model, len(training))
     gradients = []
-    move = trainee._optimizer.register_step_pre_hook(
+    move = train_state._optimizer.register_step_pre_hook(
         lambda *_: gradients.append({name: whole(p.grad).clone() for name, p in model.named_parameters()})
     )
     for step, (images, labels) in zip(range(STEPS), training.epoch(0), strict=False):
-        loss, refused = trainee.gradient([(images.double(), labels)], step)
+        loss, refused = train_state.gradient([(images.double(), labels)], step)
         assert not refused
-        trainee.move(step)
+        train_state.move(step)
     move.remove()
     rounds = largest_over_processes(fabric, len(held_out))[0]
-    scores = Scores(10).score(lambda images: trainee.ready()(images.double()), held_out, rounds)
+    scores = Scores(10).score(lambda images: train_state.ready()(images.double()), held_out, rounds)
     torch.save(
         {
             "seen": torch.cat(list(training.order.epoch(0))),

@@ -7,11 +7,10 @@ from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
-from imixer.data.progress import announce
-from imixer.json_text import json_text
-from imixer.training.atomic import write_text
-from imixer.training.figures import drawn
-from imixer.training.reload import reload
+from imixer.plotting import drawn
+from imixer.progress import announce
+from imixer.training.finished_run import load_run
+from imixer.writing import json_text, write_text
 
 _Found = TypeVar("_Found")
 
@@ -51,10 +50,10 @@ def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **op
         InputError: If run or data are not there, the model or what it makes of the images is not finite, or the run
             does not allow the measurement.
     """
-    reloaded = reload(path, device)
-    announce(f"measuring {analysis.name} of {reloaded.run.path}")
-    found = analysis.measure(reloaded, **options)
-    folder = reloaded.run.analysis
+    finished = load_run(path, device)
+    announce(f"measuring {analysis.name} of {finished.run.path}")
+    found = analysis.measure(finished, **options)
+    folder = finished.run.analysis
     folder.mkdir(exist_ok=True)
     write_numbers(analysis.numbers(found), folder / f"{analysis.name}.json")
     announce(f"drawing {analysis.name}")

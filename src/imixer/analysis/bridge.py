@@ -124,7 +124,7 @@ def _update(
     visible, gain, shift = _layer_norm(norm, C)
     neurons = {"x1": Neurons(shape, visible, decay=decay, field=_along(chain[0].down_bias, axis))}
     synapses: list[Any] = []
-    from_above = {}
+    top_down_bias = {}
     for i, level in enumerate(chain):
         below, name = f"x{i + 1}", f"x{i + 2}"
         field = _along(level.up_bias, axis)
@@ -132,13 +132,13 @@ def _update(
         if i == 0:  # LayerNorm's shift, as the first matrix passes it on
             field = field + (level.up @ shift.expand(S, C) if axis == -2 else level.up @ shift)
         if i + 1 < len(chain):
-            from_above[name] = _along(chain[i + 1].down_bias, axis)
-            field = field + from_above[name]
+            top_down_bias[name] = _along(chain[i + 1].down_bias, axis)
+            field = field + top_down_bias[name]
         hidden = (len(level.up), C) if axis == -2 else (S, len(level.up))
         neurons[name] = Neurons(hidden, _lagrangian_of(level.activation, axis), field=field)
         synapses.append(((below, name), coupling))
     network = HopfieldNetwork(neurons, synapses).to(chain[0].up)
-    return AdiabaticUpdate(network, n_iter=n_iter, from_above=from_above).requires_grad_(False)
+    return AdiabaticUpdate(network, n_iter=n_iter, top_down_bias=top_down_bias).requires_grad_(False)
 
 
 def _iterations(mlp: nn.Module) -> int:

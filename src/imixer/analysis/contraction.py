@@ -11,7 +11,7 @@ from imixer.analysis.statistics import relative_error
 from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
 from imixer.implicit.nest import levels
 from imixer.models.activations import slope_or_infinity
-from imixer.models.inside import Inside, look_inside
+from imixer.models.probe import BlockActivations, capture_activations
 
 Requirement = Literal["guaranteed", "observed"]
 ERRORS = (1e-2, 1e-4, 1e-6)
@@ -71,10 +71,10 @@ def contraction_along_depth(model: Any, images: Tensor) -> list[BlockContraction
 
     Source: paper section 4.1; the bounds are ours, see docs/theory.md, section 5.
     """
-    return [_measure(inside) for inside in look_inside(model, images, "certify")]
+    return [_measure(inside) for inside in capture_activations(model, images, "certify")]
 
 
-def _measure(inside: Inside) -> BlockContraction:
+def _measure(inside: BlockActivations) -> BlockContraction:
     F, imlp = inside.F, inside.imlp
     slopes, unknown = _slopes([F.act, *(level.act_hidden for level in levels(F))])
     certificate = certify(F, slopes, inside.z, tol=TOLERANCE, max_steps=MAX_STEPS)
@@ -99,7 +99,7 @@ def _slopes(acts: Sequence[nn.Module]) -> tuple[list[float], tuple[str, ...]]:
     return slopes, tuple(sorted(unknown))
 
 
-def unmet(found: Sequence[BlockContraction], require: Requirement) -> str | None:
+def failed_blocks(found: Sequence[BlockContraction], require: Requirement) -> str | None:
     """Which blocks do not meet a requirement, and the remedy, in one line; None if all do.
 
     Args:

@@ -34,20 +34,20 @@ class MixingEnergy:
     asymmetry: dict[str, float]
     before: Tensor
     after: Tensor
-    unrest: float
-    obstacles: tuple[str, ...]
+    rest_residual: float
+    violated_conditions: tuple[str, ...]
 
     @property
-    def falls(self) -> float:
+    def energy_decreases(self) -> float:
         """Share of the images whose energy falls."""
         return float((self.after < self.before).double().mean())
 
     @property
     def verdict(self) -> Verdict:
         """`guaranteed` by theory, `observed` on all images, or `violated` on some."""
-        if self.falls < 1:
+        if self.energy_decreases < 1:
             return "violated"
-        return "observed" if self.obstacles else "guaranteed"
+        return "observed" if self.violated_conditions else "guaranteed"
 
 
 @torch.no_grad()
@@ -78,20 +78,20 @@ def energy_along_depth(model: Any, images: Tensor) -> list[MixingEnergy]:
 
 
 def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved: Tensor) -> MixingEnergy:
-    before, unrest = _energy(update, v)
+    before, rest_residual = _energy(update, v)
     after, _ = _energy(update, moved)
     synapses = {name: update.network.synapse(name) for name in update.network.synapses}
-    obstacles = update.network.obstacles()
+    violated_conditions = update.network.violated_conditions()
     if update.depth > 2:
-        obstacles.append(f"x2: its inverse is cut off after {update.n_iter} iterations")
+        violated_conditions.append(f"x2: its inverse is cut off after {update.n_iter} iterations")
     return MixingEnergy(
         block=block,
         mixing=mixing,
         asymmetry={name: s.asymmetry for name, s in synapses.items() if isinstance(s, LinearSynapse)},
         before=before.cpu(),
         after=after.cpu(),
-        unrest=unrest,
-        obstacles=tuple(obstacles),
+        rest_residual=rest_residual,
+        violated_conditions=tuple(violated_conditions),
     )
 
 

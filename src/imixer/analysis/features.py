@@ -12,8 +12,8 @@ from torch import Tensor
 
 from imixer.analysis.convergence import iterates, resolve_n_iter
 from imixer.errors import InputError
-from imixer.models.inside import implicit_blocks, look_inside
 from imixer.models.mixer import grid_of
+from imixer.models.probe import capture_activations, require_implicit_layers
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ def features_at(
 
     Source: paper appendix C.4, Figure 7.
     """
-    blocks = [number for number, _ in implicit_blocks(model, "draw")]
+    blocks = [number for number, _ in require_implicit_layers(model, "draw")]
     block = blocks[-1] if block is None else block
     if block not in blocks:
         raise InputError(f"block is {block}; this model has the blocks {blocks[0]} to {blocks[-1]}")
-    inside = look_inside(model, image[None], "draw")[blocks.index(block)]
+    inside = capture_activations(model, image[None], "draw")[blocks.index(block)]
     x = iterates(inside, resolve_n_iter(inside.imlp, n_iter))[:, 0]
     return Features(
         block=block,

@@ -1,18 +1,21 @@
 """Images to measure a run on."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from imixer.data.progress import with_progress
 from imixer.errors import InputError
+from imixer.progress import with_progress
+from imixer.training.finished_run import FinishedRun
 from imixer.training.finite import require_finite_outputs
-from imixer.training.reload import Reloaded
-from imixer.training.result import read_result
+from imixer.training.run.result import read_result
 
 
-def held_out_images(reloaded: Reloaded, count: int, moved_to: str | None = None) -> Tensor:
+def held_out_images(finished: FinishedRun, count: int, data_path: str | None = None) -> Tensor:
     """Held-out images (B, in_chans, H, W), evenly spread, as the model takes them and on its device.
 
     Args:
@@ -24,10 +27,10 @@ def held_out_images(reloaded: Reloaded, count: int, moved_to: str | None = None)
         InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
             finite.
     """
-    return next(held_out_batches(reloaded, count, count, moved_to))[0]
+    return next(held_out_batches(finished, count, count, data_path))[0]
 
 
-def random_images(reloaded: Reloaded, count: int, seed: int, moved_to: str | None = None) -> Tensor:
+def random_images(finished: FinishedRun, count: int, seed: int, data_path: str | None = None) -> Tensor:
     """Held-out images (B, in_chans, H, W), drawn without replacement, as the model takes them and on its device.
 
     Args:
@@ -43,15 +46,15 @@ def random_images(reloaded: Reloaded, count: int, seed: int, moved_to: str | Non
     _check_count(count)
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
-    val = reloaded.data(moved_to).val
+    val = finished.data(data_path).val
     places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
-    images = torch.stack([reloaded.transform(val[place][0]) for place in places[:count].tolist()]).to(reloaded.device)
-    require_finite_outputs(reloaded.model, images, reloaded.run.path)
+    images = torch.stack([finished.transform(val[place][0]) for place in places[:count].tolist()]).to(finished.device)
+    require_finite_outputs(finished.model, images, finished.run.path)
     return images
 
 
 def held_out_batches(
-    reloaded: Reloaded, count: int | None, batch_size: int, moved_to: str | None = None
+    finished: FinishedRun, count: int | None, batch_size: int, data_path: str | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Held-out images, as `held_out_images`, and their labels (B,), in batches.
 
@@ -67,15 +70,15 @@ def held_out_batches(
     """
     if count is not None:
         _check_count(count)
-    val = reloaded.data(moved_to).val
+    val = finished.data(data_path).val
     places = evenly_spread(len(val), count)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
     starts = range(0, len(places), batch_size)
     for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
-        batch = torch.stack([reloaded.transform(image) for image in images]).to(reloaded.device)
+        batch = torch.stack([finished.transform(image) for image in images]).to(finished.device)
         if start == 0:
-            require_finite_outputs(reloaded.model, batch, reloaded.run.path)
-        yield batch, torch.tensor(labels, device=reloaded.device)
+            require_finite_outputs(finished.model, batch, finished.run.path)
+        yield batch, torch.tensor(labels, device=finished.device)
 
 
 def evenly_spread(total: int, count: int | None) -> list[int]:
@@ -84,12 +87,40 @@ def evenly_spread(total: int, count: int | None) -> list[int]:
     return [i * total // wanted for i in range(wanted)]
 
 
-def count_held_out(reloaded: Reloaded, count: int | None) -> int:
+def count_held_out(finished: FinishedRun, count: int | None) -> int:
     """How many images `held_out_batches` gives, as the run's result has it, without opening the data."""
-    there = read_result(reloaded.run).held_out
+    there = read_result(finished.run).held_out
     return min(count or there, there)
 
 
 def _check_count(count: int) -> None:
     if count < 1:
         raise InputError(f"images is {count}; give 1 or more")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The normalisation of a model.
+
+    Args:
+        mean: Mean per channel (C, 1, 1), with pixel values in [0, 1].
+        std: Standard deviation per channel (C, 1, 1), likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def of(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1] of images as the model takes them, (B, C, H, W): whole multiples of 1/255, as in files."""
+        return (images * self.std + self.mean).mul(255).round().div(255)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels in [0, 1] as the model takes them."""
+        return (pixels - self.mean) / self.std
+
+
+def pixels_of(finished: FinishedRun) -> Pixels:
+    """The normalisation of a run, on its device."""
+    cfg = finished.model.pretrained_cfg
+    mean, std = (torch.tensor(cfg[name], device=finished.device).view(-1, 1, 1) for name in ("mean", "std"))
+    return Pixels(mean, std)

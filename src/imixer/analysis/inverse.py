@@ -13,7 +13,7 @@ from imixer.analysis.statistics import relative_error
 from imixer.implicit import Contraction, fold
 from imixer.implicit.nest import CONVERGED, apply, fixed_point
 from imixer.implicit.solvers import Solver
-from imixer.models.inside import Inside, look_inside
+from imixer.models.probe import BlockActivations, capture_activations
 
 
 @torch.no_grad()
@@ -104,10 +104,10 @@ def inverse_along_depth(model: Any, images: Tensor) -> list[BlockInverse]:
     Raises:
         InputError: If the model has no inverse.
     """
-    return [_measure(inside) for inside in look_inside(model, images, "invert")]
+    return [_measure(inside) for inside in capture_activations(model, images, "invert")]
 
 
-def _measure(inside: Inside) -> BlockInverse:
+def _measure(inside: BlockActivations) -> BlockInverse:
     F, fc_in = inside.F, inside.imlp.fc_in
     v, W = inside.v.double(), fc_in.weight.detach().double()
     z = nn.functional.linear(v, W, None if fc_in.bias is None else fc_in.bias.detach().double())

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imixer.data.progress import with_progress
 from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Picard
 from imixer.models import IMLP
-from imixer.models.inside import implicit_blocks
+from imixer.models.probe import require_implicit_layers
+from imixer.progress import with_progress
 
 NUMBERS = tuple(range(9))
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -105,7 +105,7 @@ class _EarlyExit:
         met: Whether the tolerance was met, (images,), per call.
     """
 
-    by_steps = False
+    unrolled = False
 
     def __init__(self, tolerance: float) -> None:
         self.solver = Picard(rtol=tolerance, atol=0.0, max_steps=MAX_STEPS)
@@ -146,7 +146,7 @@ def compare_iterations(
     Raises:
         InputError: If the model has no inverse.
     """
-    imlps = [imlp for _, imlp in implicit_blocks(model, "iterate")]
+    imlps = [imlp for _, imlp in require_implicit_layers(model, "iterate")]
     before = [(imlp.n_iter, imlp.inversion) for imlp in imlps]
     try:
         seen: list[list[dict[str, Any]]] = [[] for _ in settings]

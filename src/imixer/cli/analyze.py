@@ -115,7 +115,7 @@ def run(args: Namespace) -> int:
     announce_loading("the run")
     from imixer.analysis.analyze import analyze
 
-    analysis = import_module(f"imixer.analysis.{what}_report").ANALYSIS
+    analysis = import_module(f"imixer.analysis.views.{what}").ANALYSIS
     found, folder = analyze(analysis, runs[0], device=device, **given)
     console = new_console()
     analysis.show(found, console)
@@ -127,11 +127,11 @@ def run(args: Namespace) -> int:
 def _compare(paths: Sequence[str], device: str, out: str | None = None, **options: Any) -> int:
     """Compare the convergence of several runs; gives the exit code."""
     announce_loading("the runs")
-    from imixer.analysis.convergence_comparison import compare_convergence
-    from imixer.analysis.convergence_report import show_comparison, write_comparison
-    from imixer.training.reload import reload
+    from imixer.analysis.convergence import compare_convergence
+    from imixer.analysis.views.convergence import show_comparison, write_comparison
+    from imixer.training.finished_run import load_run
 
-    runs = [reload(path, device) for path in paths]
+    runs = [load_run(path, device) for path in paths]
     found = compare_convergence(runs, **options)
     files = write_comparison(found, Path(out) if out is not None else runs[0].run.analysis)
     console = new_console()
@@ -142,9 +142,9 @@ def _compare(paths: Sequence[str], device: str, out: str | None = None, **option
 
 def _judge(blocks: Any, require: Any) -> int:
     """The exit code that `--require` asks for; says why if it is not 0."""
-    from imixer.analysis.contraction import unmet
+    from imixer.analysis.contraction import failed_blocks
 
-    problem = unmet(blocks, require)
+    problem = failed_blocks(blocks, require)
     if problem:
         print(f"imixer: {problem}", file=sys.stderr)
     return 1 if problem else 0

@@ -13,10 +13,9 @@ from jsonargparse import ArgumentParser
 import imixer
 from imixer.cli import analyze, evaluate, export, predict, recall, recipes, replay, report, reproduce, sweep, train
 from imixer.cli.command import Command
-from imixer.errors import InputError
+from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut, one_line
-from imixer.training.parsing import hoist, parse
-from imixer.training.suggest import nearest
+from imixer.training.run.parsing import expand_config_flags, parse
 
 _COMMANDS: dict[str, Command] = {
     "train": train.COMMAND,
@@ -117,11 +116,11 @@ def _run(argv: list[str]) -> int:
         return 0
     name, *rest = argv
     if name not in _COMMANDS:
-        raise InputError(f"no command {name!r}{nearest(name, _COMMANDS)}; `imixer --help` lists them")
+        raise InputError(f"no command {name!r}{did_you_mean(name, _COMMANDS)}; `imixer --help` lists them")
     command = _COMMANDS[name]
     parser = command.build()
     parser.prog = f"imixer {name}"
-    words = hoist(rest) if name == "train" else rest
+    words = expand_config_flags(rest) if name == "train" else rest
     return command.run(parse(parser, words)) or 0
 
 

@@ -65,7 +65,7 @@ def run(args: Namespace) -> None:
         raise InputError("images is given, which needs --corruptions or --adversarial")
     announce_loading("the run")
     from imixer.training.evaluate import evaluate
-    from imixer.training.report import report_evaluation
+    from imixer.training.score_tables import report_evaluation
 
     harder = _harder(args, attack)  # finds fault with its options before anything is computed
     given = {"data": args.data, "test": args.test, "device": args.device, "batch_size": args.batch_size or 0}
@@ -79,14 +79,14 @@ def _harder(args: Namespace, attack: dict[str, Any]) -> list[Callable[[], None]]
     given = {"images": args.images, "data": args.data, "device": args.device}
     wanted: list[Callable[[], None]] = []
     if args.corruptions:
-        from imixer.analysis.corruptions import evaluate_corruptions, require_corruptions
-        from imixer.analysis.robustness_report import report_corruptions
+        from imixer.analysis.robustness.corruptions import evaluate_corruptions, require_corruptions
+        from imixer.analysis.views.robustness import report_corruptions
 
         require_corruptions()
         wanted.append(lambda: report_corruptions(*evaluate_corruptions(args.run, **given), new_console()))
     if args.adversarial:
-        from imixer.analysis.adversarial import Attack, evaluate_adversarial
-        from imixer.analysis.robustness_report import report_adversarial
+        from imixer.analysis.robustness.adversarial import Attack, evaluate_adversarial
+        from imixer.analysis.views.robustness import report_adversarial
 
         pgd = Attack(**{"epsilons" if name == "epsilon" else name: value for name, value in attack.items()})
         wanted.append(lambda: report_adversarial(*evaluate_adversarial(args.run, pgd, **given), new_console()))

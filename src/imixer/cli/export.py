@@ -29,7 +29,7 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Run it."""
     announce_loading("the run")
-    from imixer.training.export import export
+    from imixer.training.export_run import export
 
     path, checked = export(args.run, args.format, args.out, args.batch_size)
     print(f"written: {one_line(path)} ({path.stat().st_size / 1e6:.1f} MB)")

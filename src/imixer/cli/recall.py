@@ -64,11 +64,11 @@ def run(args: Namespace) -> None:
         raise InputError(f"compare has a protocol of its own; leave out {', '.join(superfluous)}")
     announce_loading("the images")
     if comparing:
-        from imixer.analysis.recall_study_report import compare, report_study
+        from imixer.analysis.recall.tables import compare, report_study
 
         report_study(*compare(**given), new_console())
     else:
-        from imixer.analysis.recall_report import recall, report_recall
+        from imixer.analysis.recall.tables import recall, report_recall
 
         report_recall(*recall(**given), new_console())
 

@@ -8,16 +8,16 @@ from jsonargparse import Namespace
 
 from imixer.cli.command import Command
 from imixer.cli.terminal import announce_loading, new_console
-from imixer.training.parsing import to_config, train_parser
+from imixer.training.run.parsing import build_config, train_parser
 
 
 def run(args: Namespace) -> None:
     """Run it."""
     began = time.perf_counter()
-    config = to_config(args)
+    config = build_config(args)
     announce_loading("the data")
     from imixer.training.devices import is_first_process
-    from imixer.training.report import report_training
+    from imixer.training.score_tables import report_training
     from imixer.training.train import resume, train
 
     trained = train(config) if args.resume is None else resume(args.resume, config)

@@ -9,6 +9,7 @@ from typing import Literal
 from imixer.errors import InputError
 
 LARGEST_SIDE = 8_192  # pixels
+SMALLEST_CROP = 0.1  # share of the side; images are resized to the input size over this
 _MOST_WORKERS = 256  # processes, more than any one machine feeds a device with
 
 ImageSize = int | tuple[int, int]
@@ -95,8 +96,8 @@ class DataConfig:
         low, high = self.value_range or (0.0, 1.0)
         if not -math.inf < low < high < math.inf:
             raise InputError(f"data.value_range is [{low:g}, {high:g}]; give two finite numbers, the smaller one first")
-        if not 0 < self.crop_pct <= 1:
-            raise InputError(f"data.crop_pct is {self.crop_pct}; give a share above 0, up to 1")
+        if not SMALLEST_CROP <= self.crop_pct <= 1:
+            raise InputError(f"data.crop_pct is {self.crop_pct}; give a share from {SMALLEST_CROP} to 1")
         for field in ("hflip", "random_erasing"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"data.{field} is {getattr(self, field)}; give a probability from 0 to 1")

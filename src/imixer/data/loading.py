@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.decoding import EIGHT_BITS, PixelFormat, deliver, read_file
 from imixer.data.image_data import ImageData, Item, check_channels, shortened
-from imixer.data.image_files import expanded, images_under
 from imixer.data.mixup import build_mixup
 from imixer.data.randomness import mixed_seed, seed_globally
 from imixer.data.sampler import BatchOrder, Share
 from imixer.data.shifting import AlternatingFlips, alternating_flips
+from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, deliver, read_file
+from imixer.data.sources.image_files import expanded, images_under
 from imixer.data.transforms import Transform, eval_transform, train_transform
 from imixer.errors import InputError
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imixer.escaping import for_markdown
-from imixer.experiments.outcome import Reproduced, judge_page
+from imixer.experiments.outcome import ExperimentResult, judge_page
 from imixer.experiments.sentences import describe_decided, summarise
-from imixer.experiments.writing import bullets, count_tests, machine, present, section
-from imixer.training.atomic import write_text
+from imixer.experiments.table_output import bullets, count_tests, machine, present, section
+from imixer.writing import write_text
 
 
-def write_index(page: Sequence[Reproduced], command: str) -> Path:
+def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     """Write `index.md` beside the tables and figures.
 
     All comparisons on it are judged together: corrected for more of them, fewer may be decided than on the page of a
@@ -58,7 +58,7 @@ def write_index(page: Sequence[Reproduced], command: str) -> Path:
     return file
 
 
-def _figure(result: Reproduced) -> str:
+def _figure(result: ExperimentResult) -> str:
     """A figure as a section: its own page, if it has one, else the picture."""
     title = for_markdown(result.experiment.title)
     picture = result.folder / f"{result.experiment.name}.png"

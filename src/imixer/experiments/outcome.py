@@ -12,15 +12,15 @@ from typing import Any
 
 from imixer.errors import InputError
 from imixer.experiments.comparison import Comparison, Judgement, compare, judge
-from imixer.experiments.costs import Costs
+from imixer.experiments.complexity import Costs
 from imixer.experiments.data_sets import DataSet
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.scales import Scale
 from imixer.experiments.trained_contraction import TrainedContraction, worst_contraction
 from imixer.reading import read_json
 from imixer.sweep.results import Outcome
-from imixer.training.config import TrainConfig
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run.config import TrainConfig
+from imixer.training.run.directory import RunDirectory
 
 _ENVIRONMENT = ("run", "python", "torch", "timm", "imixer", "cpu", "cores", "gpus")
 
@@ -56,7 +56,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Line:
+class RowResult:
     """A row and what came out of it.
 
     Args:
@@ -104,7 +104,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Reproduced:
+class ExperimentResult:
     """An experiment at a scale, as far as it has come.
 
     Args:
@@ -122,10 +122,10 @@ class Reproduced:
     trials: int
     margin: float
     data: dict[str, DataSet]
-    lines: tuple[Line, ...]
+    lines: tuple[RowResult, ...]
     folder: Path
 
-    def baseline(self, line: Line) -> Line | None:
+    def baseline(self, line: RowResult) -> RowResult | None:
         """What a line is compared to. None if it is a baseline itself."""
         return next((other for other in self.lines if other.row.name == line.row.baseline), None)
 
@@ -169,7 +169,7 @@ def spread(values: dict[int, float]) -> Spread | None:
     return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
 
 
-def judge_page(page: Sequence[Reproduced]) -> list[dict[str, Judgement]]:
+def judge_page(page: Sequence[ExperimentResult]) -> list[dict[str, Judgement]]:
     """Judge all comparisons that stand on one page together, so that their number is corrected for.
 
     Args:

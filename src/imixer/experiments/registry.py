@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imixer.experiments.beyond import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
+from imixer.experiments.ablations import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
 from imixer.experiments.ceiling import CEILING
 from imixer.experiments.experiment import Experiment
 from imixer.experiments.figures import FIGURES

@@ -10,25 +10,24 @@ from pathlib import Path
 from rich.console import Console
 
 from imixer.data.loading import load_image
-from imixer.errors import InputError
-from imixer.experiments.costs import costs
+from imixer.errors import InputError, did_you_mean
+from imixer.experiments.complexity import costs
 from imixer.experiments.data_sets import DataSet, find_data
-from imixer.experiments.drawing import draw_figure
 from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.figure_output import draw_figure
 from imixer.experiments.index_page import write_index
-from imixer.experiments.outcome import Line, Reproduced, Run
+from imixer.experiments.outcome import ExperimentResult, RowResult, Run
 from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.reuse import ReuseFinishedRuns
 from imixer.experiments.scales import DATA_SETS, Scale
-from imixer.experiments.sharing import Sharing
 from imixer.experiments.table4 import TABLE_4
+from imixer.experiments.table_output import write_table
 from imixer.experiments.trained_contraction import measure_contraction
-from imixer.experiments.writing import write_table
 from imixer.sweep.local import Local
 from imixer.sweep.plan import Sweep, Trial
 from imixer.sweep.results import Results
 from imixer.sweep.spec import build_sweep
 from imixer.sweep.sweep import Executor, run_sweep
-from imixer.training.suggest import nearest
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def reproduce(
     margin: float | None = None,
     executor: Executor | None = None,
     image: str | None = None,
-) -> list[Reproduced]:
+) -> list[ExperimentResult]:
     """Train what is not finished of some experiments, and present each of them.
 
     The sweep of an experiment lies in `<out>/runs/<experiment>`. What another experiment has finished there is linked,
@@ -90,7 +89,7 @@ def reproduce(
     if data is not None:
         scale = _on_data(experiments, scale, data)
     folder = Path(out or f"reproduced/{name}")
-    found: list[Reproduced] = []
+    found: list[ExperimentResult] = []
     for plan in _plans(experiments, scale, trials, data_dir):
         interruption = _train(plan, folder, executor or Local())
         found.append(_measured(plan, scale, trials, margin, folder))
@@ -121,7 +120,8 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
     if data not in DATA_SETS:
         known = ", ".join(DATA_SETS)
         raise InputError(
-            f"data is {data!r}{nearest(data, DATA_SETS)}; give one of {known}; the folder they lie in is --data_dir"
+            f"data is {data!r}{did_you_mean(data, DATA_SETS)}; give one of {known}; the folder they lie in is "
+            "--data_dir"
         )
     if all(experiment is TABLE_4 for experiment in experiments):
         raise InputError(f"data is {data}, and {TABLE_4.name} has data sets of its own; leave it out")
@@ -174,14 +174,14 @@ def _train(plan: _Plan, folder: Path, executor: Executor) -> KeyboardInterrupt |
     """Train what is not finished. Gives back what interrupted it, if something did."""
     try:
         if plan.sweep:
-            run_sweep(plan.sweep, str(_sweep_folder(plan, folder)), Sharing(executor))
+            run_sweep(plan.sweep, str(_sweep_folder(plan, folder)), ReuseFinishedRuns(executor))
     except KeyboardInterrupt as interruption:
         return interruption
     return None
 
 
-def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | None, folder: Path) -> Reproduced:
-    lines = {row.name: Line(row) for row in plan.rows}
+def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | None, folder: Path) -> ExperimentResult:
+    lines = {row.name: RowResult(row) for row in plan.rows}
     if plan.sweep:
         results = Results(plan.sweep, _sweep_folder(plan, folder))
         for cell in plan.sweep.cells:
@@ -191,14 +191,14 @@ def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | Non
             runs = [Run(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
             if plan.experiment.contraction:
                 runs = [_with_contraction(run) for run in runs]
-            lines[cell.name] = Line(
+            lines[cell.name] = RowResult(
                 row,
                 cell.config,
                 costs(cell.config, data.in_chans, data.num_classes),
                 tuple(runs),
             )
     folder.mkdir(parents=True, exist_ok=True)
-    return Reproduced(
+    return ExperimentResult(
         plan.experiment,
         scale,
         scale.trials if trials is None else trials,

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE4, Model, Size
 from imixer.recipes import load_recipe, recipes
-from imixer.training.parsing import flat
+from imixer.training.run.parsing import flatten
 
 _PAPERS_SETS = tuple(dict.fromkeys(data for data, _ in TABLE4))
 DATA_SETS = ("digits", "cifar10", *_PAPERS_SETS)  # on which any experiment can be done
@@ -83,7 +83,7 @@ class Scale:
         recipe = self.recipe.format(**names)
         if recipe not in recipes():  # the paper trains on all data sets alike
             recipe = self.recipe.format(**names | {"data": "cifar10"})
-        settings = flat(load_recipe(recipe)) | self.over
+        settings = flatten(load_recipe(recipe)) | self.over
         settings |= {"data.name": data, "model.name": self.variant.format(**names)}
         if "{size}" not in self.variant:
             settings["model.embed_dim"] = self.channels[size]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
-from imixer.experiments.outcome import Line, Reproduced
+from imixer.experiments.outcome import ExperimentResult, RowResult
 
 
 def summarise(judged: Sequence[Mapping[str, Judgement]]) -> str:
@@ -25,7 +25,7 @@ def summarise(judged: Sequence[Mapping[str, Judgement]]) -> str:
     )
 
 
-def describe(result: Reproduced, judged: Mapping[str, Judgement]) -> list[str]:
+def describe(result: ExperimentResult, judged: Mapping[str, Judgement]) -> list[str]:
     """Say what an experiment shows, a sentence for each verdict that decides something and one for the others.
 
     Args:
@@ -41,7 +41,7 @@ def describe(result: Reproduced, judged: Mapping[str, Judgement]) -> list[str]:
     return describe_decided(result, judged) + rest + describe_contraction(result)
 
 
-def describe_decided(result: Reproduced, judged: Mapping[str, Judgement]) -> list[str]:
+def describe_decided(result: ExperimentResult, judged: Mapping[str, Judgement]) -> list[str]:
     """Say what an experiment decides, a sentence for each row, likewise."""
     lines = [line for line in result.lines if line.row.name in judged]
     return [
@@ -49,7 +49,7 @@ def describe_decided(result: Reproduced, judged: Mapping[str, Judgement]) -> lis
     ]
 
 
-def describe_contraction(result: Reproduced) -> list[str]:
+def describe_contraction(result: ExperimentResult) -> list[str]:
     """Say in which rows F is a contraction on the images, and in which it is not. Nothing where it was not measured."""
     measured = [(line, line.contraction) for line in result.lines if line.contraction]
     sentences = []
@@ -68,7 +68,7 @@ _CONTRACTION = {
 }
 
 
-def row_name(line: Line) -> str:
+def row_name(line: RowResult) -> str:
     """A row as a sentence names it: `h_r = 2, n = 4`, or `S, Mixer`."""
     return ", ".join(
         f"{column} = {text}" if _is_number(text) else text for column, text in line.row.labels.items() if text
@@ -102,7 +102,7 @@ def detectable_words(detectable: float | None) -> str:
     return f"{detectable:.2f}" if detectable <= 100 else "> 100"
 
 
-def paper_difference(result: Reproduced, line: Line) -> float | None:
+def paper_difference(result: ExperimentResult, line: RowResult) -> float | None:
     """Difference of the means that the paper reports of a row and its baseline. None if it lacks one of them."""
     baseline = result.baseline(line)
     if baseline is None or line.row.paper is None or baseline.row.paper is None:
@@ -110,7 +110,7 @@ def paper_difference(result: Reproduced, line: Line) -> float | None:
     return line.row.paper.mean - baseline.row.paper.mean
 
 
-def _decided(result: Reproduced, line: Line, judgement: Judgement) -> str:
+def _decided(result: ExperimentResult, line: RowResult, judgement: Judgement) -> str:
     baseline = result.baseline(line)
     assert baseline is not None
     difference, margin = judgement.comparison.difference, judgement.margin
@@ -127,7 +127,7 @@ def _decided(result: Reproduced, line: Line, judgement: Judgement) -> str:
     return f"{row_name(line)}: {said}{paper}"
 
 
-def _undecided(lines: Mapping[str, Line], judged: Mapping[str, Judgement], baseline: str) -> str:
+def _undecided(lines: Mapping[str, RowResult], judged: Mapping[str, Judgement], baseline: str) -> str:
     names = _names(list(lines.values()), len(judged))
     seen = [found for name in lines if (found := judged[name].detectable) is not None]
     said = f"Undecided against {baseline}: {names}. Neither a difference nor its absence is shown"
@@ -139,7 +139,7 @@ def _undecided(lines: Mapping[str, Line], judged: Mapping[str, Judgement], basel
     return f"{said}; with {POWER:.0%} power these trials could have seen a difference of {smallest} points"
 
 
-def _names(rows: Sequence[Line], of: int) -> str:
+def _names(rows: Sequence[RowResult], of: int) -> str:
     return f"all {of} rows" if len(rows) == of > 2 else "; ".join(map(row_name, rows))
 
 

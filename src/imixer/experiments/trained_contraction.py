@@ -10,10 +10,9 @@ from typing import Any
 
 from imixer.errors import InputError
 from imixer.implicit.certificate import Verdict
-from imixer.json_text import json_text
 from imixer.reading import read_json
-from imixer.training.atomic import write_text
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run.directory import RunDirectory
+from imixer.writing import json_text, write_text
 
 IMAGES = 16  # as many as the paper's figures take
 _SEVERITY: tuple[Verdict, ...] = ("guaranteed", "observed", "violated")
@@ -52,13 +51,13 @@ def measure_contraction(path: Path) -> TrainedContraction:
         return _read(file)
     from imixer.analysis.contraction import contraction_along_depth
     from imixer.analysis.images import held_out_images
+    from imixer.training.finished_run import load_run
     from imixer.training.monitor import convergence
-    from imixer.training.reload import reload
 
-    reloaded = reload(str(path))
-    images = held_out_images(reloaded, IMAGES)
-    residuals = [row["residual"] for row in convergence(reloaded.model, images)]
-    blocks = contraction_along_depth(reloaded.model, images)
+    finished = load_run(str(path))
+    images = held_out_images(finished, IMAGES)
+    residuals = [row["residual"] for row in convergence(finished.model, images)]
+    blocks = contraction_along_depth(finished.model, images)
     measured = TrainedContraction(
         bound=_largest([block.certificate.worst.bound for block in blocks]),
         norm=_largest([float(block.norms.max()) for block in blocks]),

@@ -50,7 +50,7 @@ class AdiabaticUpdate(nn.Module):
         *,
         n_iter: int = 2,
         solve: Solve = "nested",
-        from_above: Mapping[str, Tensor] | None = None,
+        top_down_bias: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if n_iter < 0:
@@ -80,7 +80,7 @@ class AdiabaticUpdate(nn.Module):
                     f"layer {name} has decay 0, so it rests nowhere; give the hidden layers a positive one"
                 )
         self._couplings = wanted
-        for name, part in (from_above or {}).items():
+        for name, part in (top_down_bias or {}).items():
             if name not in self.layers[1:-1]:
                 raise ValueError(f"from_above names {name!r}; the layers between are {', '.join(self.layers[1:-1])}")
             if network.layer(name).field is None or not fits(part.shape, network.layer(name).shape):
@@ -138,8 +138,8 @@ class AdiabaticUpdate(nn.Module):
             received = self._G(A - 1, x[A - 2])
             if A < self.depth:
                 received = received + self._H(A + 1, x[A])
-            unrest = (received - self._neurons(A).decay * x[A - 1]).abs().flatten(1).amax(1)
-            worst = torch.maximum(worst, unrest)
+            rest_residual = (received - self._neurons(A).decay * x[A - 1]).abs().flatten(1).amax(1)
+            worst = torch.maximum(worst, rest_residual)
         return worst
 
     @property

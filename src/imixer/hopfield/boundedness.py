@@ -41,7 +41,7 @@ def boundedness_obstacles(network: HopfieldNetwork) -> list[str]:
             slopes[name] = slope / layer.decay
     strengths = torch.zeros(len(slopes), len(slopes), dtype=torch.float64)
     place = {name: i for i, name in enumerate(slopes)}
-    for name, layers in network.joins.items():
+    for name, layers in network.connections.items():
         growth = network.synapse(name).growth(*(network.layer(layer).shape for layer in layers))
         if growth is None:
             found.append(f"{name}: {type(network.synapse(name)).__name__} has no known bound")

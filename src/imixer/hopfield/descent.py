@@ -37,7 +37,7 @@ class Descent:
     bounded: Bounded
     energy: Tensor
     rate: Tensor
-    obstacles: list[str]
+    violated_conditions: list[str]
     boundedness_obstacles: list[str]
     rises: list[tuple[int, int, float]]
     tolerance: float
@@ -49,9 +49,9 @@ class Descent:
         if self.verdict == "guaranteed":
             return "descent guaranteed: all Lagrangians convex, all couplings symmetric"
         if self.verdict == "observed":
-            return f"descent observed, not guaranteed: {'; '.join(self.obstacles)}"
+            return f"descent observed, not guaranteed: {'; '.join(self.violated_conditions)}"
         frame, sample, rise = self.rises[0]
-        why = "; ".join(self.obstacles) or "the integration is too coarse"
+        why = "; ".join(self.violated_conditions) or "the integration is too coarse"
         return f"descent violated at frame {frame}, sample {sample}, by {rise:.3g}: {why}"
 
     def _floor(self) -> str:
@@ -81,12 +81,12 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     tolerance = 10 * (torch.finfo(energy.dtype).eps * scale + trajectory.rtol * scale + trajectory.atol)
     steps = energy.diff(dim=0).flatten(1)
     rises = [(int(i) + 1, int(j), float(steps[i, j])) for i, j in (steps > tolerance).nonzero()]
-    obstacles = network.obstacles(trajectory.held)
-    verdict: Verdict = "violated" if rises else "observed" if obstacles else "guaranteed"
+    violated_conditions = network.violated_conditions(trajectory.held)
+    verdict: Verdict = "violated" if rises else "observed" if violated_conditions else "guaranteed"
     open_questions = boundedness_obstacles(network)
     runs = bool(open_questions) and bool(_runs_away(network, trajectory, energy, rate).any())
     bounded: Bounded = "runaway" if runs else "unknown" if open_questions else "known"
-    return Descent(verdict, bounded, energy, rate, obstacles, open_questions, rises, tolerance)
+    return Descent(verdict, bounded, energy, rate, violated_conditions, open_questions, rises, tolerance)
 
 
 def _runs_away(network: HopfieldNetwork, trajectory: Trajectory, energy: Tensor, rate: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Retrieval:
         return float(self.energies.diff(dim=0).max()) if len(self.energies) > 1 else 0.0
 
     @property
-    def falls(self) -> bool:
+    def energy_decreases(self) -> bool:
         """Whether the energy rose in no step by more than the tolerance."""
         return self.largest_rise <= self.tolerance
 

@@ -44,7 +44,7 @@ class HopfieldNetwork(nn.Module):
             except KeyError as error:  # a dot, or an attribute of torch's dictionary, such as `keys`
                 raise ValueError(f"a layer cannot have the name {name!r}: {error.args[0]}") from error
         self.synapses = nn.ModuleDict()
-        self.joins: dict[str, tuple[str, ...]] = {}
+        self.connections: dict[str, tuple[str, ...]] = {}
         for names, synapse in synapses:
             self._connect(tuple(names), synapse)
 
@@ -60,10 +60,10 @@ class HopfieldNetwork(nn.Module):
         except ValueError as error:
             raise ValueError(f"synapse {name}: {error}") from error
         unique, count = name, 1
-        while unique in self.joins:
+        while unique in self.connections:
             count += 1
             unique = f"{name} ({count})"
-        self.joins[unique] = layers
+        self.connections[unique] = layers
         self.synapses[unique] = synapse
 
     def layer(self, name: str) -> Neurons:
@@ -128,7 +128,7 @@ class HopfieldNetwork(nn.Module):
         """What every layer receives: from its synapses and its field. Source: paper (32), without the decay."""
         g, _ = self._flat_activations(state)
         received: State = {}
-        for name, layers in self.joins.items():
+        for name, layers in self.connections.items():
             given = self.synapse(name).inputs(*(g[layer] for layer in layers))
             for layer, part in zip(layers, given, strict=True):
                 received[layer] = received[layer] + part if layer in received else part
@@ -159,7 +159,7 @@ class HopfieldNetwork(nn.Module):
             self.require_energy()
         g, batch = self._flat_activations(state)
         found = {name: layer.energy(state[name], g[name].view(state[name].shape)) for name, layer in self._layers()}
-        for name, layers in self.joins.items():
+        for name, layers in self.connections.items():
             found[name] = self.synapse(name).energy(*(g[layer] for layer in layers)).view(batch)
         return found
 
@@ -209,9 +209,11 @@ class HopfieldNetwork(nn.Module):
         Returns:
             An SVG picture, which a notebook shows and `save` writes to a file.
         """
-        return draw(dict(self._layers()), [(name, joined, self.synapse(name)) for name, joined in self.joins.items()])
+        return draw(
+            dict(self._layers()), [(name, joined, self.synapse(name)) for name, joined in self.connections.items()]
+        )
 
-    def obstacles(self, held: Mapping[str, Tensor] | None = None) -> list[str]:
+    def violated_conditions(self, held: Mapping[str, Tensor] | None = None) -> list[str]:
         """What stands against a guarantee that the energy falls along the flow, each as `name: reason`.
 
         Args:

@@ -4,7 +4,7 @@ from imixer.implicit.ceiling import ceiling, contraction_bound
 from imixer.implicit.certificate import Certificate, certify
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
-from imixer.implicit.gradients import Implicit, Recompute, ThroughSteps
+from imixer.implicit.gradients import CheckpointedUnroll, Implicit, Unroll
 from imixer.implicit.solution import NotConvergedError, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
@@ -15,6 +15,7 @@ __all__ = [
     "Anderson",
     "Broyden",
     "Certificate",
+    "CheckpointedUnroll",
     "Contraction",
     "FixedIterations",
     "Implicit",
@@ -22,11 +23,10 @@ __all__ = [
     "NotConvergedError",
     "OrthogonalLinear",
     "Picard",
-    "Recompute",
     "Solution",
     "SpectralLinear",
-    "ThroughSteps",
     "TransposedLinear",
+    "Unroll",
     "ceiling",
     "certify",
     "contraction_bound",

@@ -1,8 +1,8 @@
 """Gradients of x = z + F(x, *tensors) with respect to z and the tensors, whichever solver found x.
 
-J: dF/dx at x. But for `ThroughSteps`, F is applied again in the backward pass, under the autocast of the forward, and
+J: dF/dx at x. But for `Unroll`, F is applied again in the backward pass, under the autocast of the forward, and
 must give the same; and `torch.compile` breaks its graph there. What F draws from torch's global generators is drawn
-again: by `Recompute` at every step as it was there, by `Implicit` as in the last evaluation.
+again: by `CheckpointedUnroll` at every step as it was there, by `Implicit` as in the last evaluation.
 """
 
 import math
@@ -63,7 +63,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class ThroughSteps:
+class Unroll:
     """Differentiate the solver's own steps: exact for what was computed, with memory for every step."""
 
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
@@ -93,26 +93,26 @@ class Implicit:
 
 
 @dataclass(frozen=True)
-class Recompute:
-    """The gradient of `ThroughSteps`, with memory that does not grow with the number of steps.
+class CheckpointedUnroll:
+    """The gradient of `Unroll`, with memory that does not grow with the number of steps.
 
     Backward finds the iterates again, from a few kept ones, by the schedule that needs the fewest evaluations: about
-    n log n / log s for s kept. For `FixedIterations` only.
+    n log n / log s for s of them. For `FixedIterations` only.
 
     Args:
-        kept: Iterates s kept at a time, 0 or more.
+        checkpoints: Iterates s kept at a time, 0 or more.
 
     Raises:
-        ValueError: If kept is negative; when applied, if the solver is another.
+        ValueError: If checkpoints is negative; when applied, if the solver is another.
 
     Source: Griewank & Walther, ACM Trans. Math. Softw. 26 (2000).
     """
 
-    kept: int = 3
+    checkpoints: int = 3
 
     def __post_init__(self) -> None:
-        if self.kept < 0:
-            raise ValueError(f"kept is {self.kept}; give 0 or more iterates to keep")
+        if self.checkpoints < 0:
+            raise ValueError(f"checkpoints is {self.checkpoints}; give 0 or more iterates to keep")
 
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
         if not isinstance(problem.solver, FixedIterations):
@@ -122,10 +122,10 @@ class Recompute:
             )
         if not torch.is_grad_enabled():
             return problem.solve(z, tensors)
-        return _apply(_RecomputeFunction, problem, self.kept, z, tensors)
+        return _apply(_CheckpointedUnrollFunction, problem, self.checkpoints, z, tensors)
 
 
-Gradient = ThroughSteps | Implicit | Recompute
+Gradient = Unroll | Implicit | CheckpointedUnroll
 
 
 @torch.compiler.disable(reason="compiled, it would keep what it is to compute again")  # type: ignore[untyped-decorator]
@@ -244,11 +244,11 @@ def _check_adjoint(problem: Problem, solution: Solution, g: Tensor) -> None:
             solution.report(failed, problem.policy, problem.name)
 
 
-class _RecomputeFunction(torch.autograd.Function):
+class _CheckpointedUnrollFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: Problem, kept: int, z: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, problem: Problem, checkpoints: int, z: Tensor, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(z, *tensors)
-        return _forward(ctx, problem, kept, z, tensors)
+        return _forward(ctx, problem, checkpoints, z, tensors)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
@@ -305,15 +305,15 @@ class _Iterate:
 def _reverse(
     x: _Iterate,
     steps: int,
-    kept: int,
+    checkpoints: int,
     advance: Callable[[_Iterate, int], _Iterate],
     back: Callable[[_Iterate], None],
 ) -> None:
-    """Go back through `steps` steps from x, the last one first, with at most `kept` iterates besides x in memory."""
+    """Go back through `steps` steps from x, the last one first, with `checkpoints` iterates in memory besides x."""
     while steps > 1:
-        if kept:
-            ahead = _split(steps, kept)
-            _reverse(advance(x, ahead), steps - ahead, kept - 1, advance, back)
+        if checkpoints:
+            ahead = _split(steps, checkpoints)
+            _reverse(advance(x, ahead), steps - ahead, checkpoints - 1, advance, back)
             steps = ahead
         else:
             back(advance(x, steps - 1))
@@ -322,13 +322,13 @@ def _reverse(
         back(x)
 
 
-def _split(steps: int, kept: int) -> int:
+def _split(steps: int, checkpoints: int) -> int:
     """How far ahead to keep the next iterate, so that replays are fewest.
 
     With s kept and no step replayed more than r times, binomial(s + 1 + r, r) steps can be pulled back through.
     """
-    r = next(r for r in range(steps) if math.comb(kept + 1 + r, r) >= steps)
-    return min(math.comb(kept + r, r - 1), steps - math.comb(kept + r - 1, r - 1))
+    r = next(r for r in range(steps) if math.comb(checkpoints + 1 + r, r) >= steps)
+    return min(math.comb(checkpoints + r, r - 1), steps - math.comb(checkpoints + r - 1, r - 1))
 
 
 def _cut(tensors: Sequence[Tensor], create_graph: bool) -> list[Tensor]:

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from imixer.implicit.gradients import ContractionMap, Gradient, Problem, ThroughSteps
+from imixer.implicit.gradients import ContractionMap, Gradient, Problem, Unroll
 from imixer.implicit.random_state import drawing_from, random_state
 from imixer.implicit.solution import POLICIES, Policy, Solution, choose, spoil_gradient_of
 from imixer.implicit.solvers import FixedIterations, Solver, epsilon
 
 DEFAULT_SOLVER = FixedIterations()
-DEFAULT_GRADIENT = ThroughSteps()
+DEFAULT_GRADIENT = Unroll()
 
 
 def solve(
@@ -36,7 +36,7 @@ def solve(
         z: (B, ...).
         tensors: What F depends on; they get gradients.
         solver: How x is found.
-        gradient: How the gradient is found. Independent of the solver, but for `Recompute`.
+        gradient: How the gradient is found. Independent of the solver, but for `CheckpointedUnroll`.
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
             host wait for the device, once; compiled code does not ask.
@@ -48,7 +48,7 @@ def solve(
         The solution; gradients flow through its value.
 
     A sample that is not finite does not spoil the gradient of the tensors if its own gradient is 0, as where a loss
-    leaves it out. Only with `FixedIterations`, `ThroughSteps` and the policy `ignore`, where nobody looks, it does.
+    leaves it out. Only with `FixedIterations`, `Unroll` and the policy `ignore`, where nobody looks, it does.
 
     Raises:
         NotConvergedError: If it fails, with the policy `raise`; in the backward pass, if that of an implicit gradient
@@ -56,9 +56,9 @@ def solve(
         RuntimeError: In the backward pass, if a second derivative is asked of an adjoint of fixed iterations.
         ValueError: If on_failure is none of the three, z has no axis or is of integers, F changes the shape, dtype or
             device, or its argument in place, early_exit is asked where gradients are recorded or F does not treat
-            samples apart, `Recompute` is asked of a solver with a tolerance, or F depends on a tensor that
-            needs a gradient and is not among `tensors` (for `Implicit` and `Recompute`; mostly found in the backward
-            pass).
+            samples apart, `CheckpointedUnroll` is asked of a solver with a tolerance, or F depends on a tensor that
+            needs a gradient and is not among `tensors` (for `Implicit` and `CheckpointedUnroll`; mostly found in the
+            backward pass).
     """
     if on_failure not in POLICIES:
         raise ValueError(f"{name}: on_failure is {on_failure!r}; choose {', '.join(POLICIES)}")
@@ -72,7 +72,7 @@ def solve(
         F = _OnlyWhatMoves(F, name)
     problem = Problem(F, solver, on_failure, name)
     # A failed sample is then taken out of steps that are differentiated.
-    looks_later = on_failure == "warn" and isinstance(solver, FixedIterations) and isinstance(gradient, ThroughSteps)
+    looks_later = on_failure == "warn" and isinstance(solver, FixedIterations) and isinstance(gradient, Unroll)
     before = random_state(z) if looks_later and not torch.compiler.is_compiling() else None
     solution = gradient(problem, z, tuple(tensors))
     if on_failure != "ignore" and not torch.compiler.is_compiling():

@@ -217,7 +217,7 @@ class IMixer(Mixer):
         folded = fold(self)
         if self.solver == "fixed":
             folded.gradient = "unroll"
-        if not folded._imlps()[0].inversion.by_steps:
+        if not folded._imlps()[0].inversion.unrolled:
             raise ValueError(f"solver is {self.solver}, and TorchScript knows fixed; set model.solver and model.n_iter")
         scriptable: MlpMixer = folded
         scriptable.__class__ = MlpMixer

@@ -176,7 +176,7 @@ class IMLP(nn.Module):
         if not torch.jit.is_scripting():
             masks = F.masks(x0)
         x = x0
-        if self.by_steps:
+        if self.unrolled:
             for i in range(self.n_iter):
                 if self.legacy and i > 0:
                     weights = F.weights()
@@ -206,7 +206,7 @@ class IMLP(nn.Module):
 
     @inversion.setter
     def inversion(self, value: Inversion) -> None:
-        self._inversion, self.by_steps = value, value.by_steps
+        self._inversion, self.unrolled = value, value.unrolled
 
     def init_weights(self) -> None:
         """Called by timm once it has drawn new weights in place."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from imixer.implicit import Contraction
 from imixer.implicit.contraction import Norm
-from imixer.implicit.gradients import Gradient, Implicit, Recompute, ThroughSteps
+from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll
 from imixer.implicit.solution import POLICIES, Policy, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard, Solver, ToTolerance
@@ -56,7 +56,7 @@ class Inversion:
 
     def __post_init__(self) -> None:
         _check_choice("solver", self.solver, get_args(SolverName), (FixedIterations, ToTolerance))
-        _check_choice("gradient", self.gradient, get_args(GradientName), (ThroughSteps, Implicit, Recompute))
+        _check_choice("gradient", self.gradient, get_args(GradientName), (Unroll, Implicit, CheckpointedUnroll))
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; give a relative residual between 0 and 1")
         if self.max_steps < 1:
@@ -66,24 +66,24 @@ class Inversion:
         if self.on_failure is not None and self.on_failure not in POLICIES:
             raise ValueError(f"on_failure is {self.on_failure!r}; choose {', '.join(POLICIES)}")
         solver, gradient = self._solver(0), self._gradient()
-        if isinstance(gradient, Recompute) and not isinstance(solver, FixedIterations):
+        if isinstance(gradient, CheckpointedUnroll) and not isinstance(solver, FixedIterations):
             raise ValueError(
                 f"gradient is {self.gradient}, which replays fixed iterations, and solver is {self.solver}; "
                 "choose the solver fixed, or the gradient implicit"
             )
-        if self.legacy and not self.by_steps:
+        if self.legacy and not self.unrolled:
             raise ValueError(
                 f"legacy is the published code, with solver fixed and gradient unroll, and they are {self.solver} and "
                 f"{self.gradient}"
             )
-        if self.norm == "batch" and not isinstance(gradient, ThroughSteps):
+        if self.norm == "batch" and not isinstance(gradient, Unroll):
             raise ValueError(
                 f"norm is batch, with which F depends on the whole batch, and gradient is {self.gradient}; "
                 "choose the gradient unroll, or another norm"
             )
 
     @property
-    def by_steps(self) -> bool:
+    def unrolled(self) -> bool:
         """Whether this is the paper's: n iterations, differentiated as they are."""
         return self.solver == "fixed" and self.gradient == "unroll"
 
@@ -146,7 +146,7 @@ class Inversion:
             return F(x, list(weights), n_iter, masks)
 
         solver, gradient = self._solver(n_iter), self._gradient()
-        stepwise = isinstance(solver, FixedIterations) and isinstance(gradient, ThroughSteps)
+        stepwise = isinstance(solver, FixedIterations) and isinstance(gradient, Unroll)
         run = solve if stepwise else _solve_eagerly
         policy = self.on_failure or ("raise" if self.needs_float32 else "ignore")
         batched = z if z.dim() > 1 else z[None]
@@ -169,9 +169,9 @@ class Inversion:
         if not isinstance(self.gradient, str):
             return self.gradient
         if self.gradient == "unroll":
-            return ThroughSteps()
+            return Unroll()
         if self.gradient == "recompute":
-            return Recompute()
+            return CheckpointedUnroll()
         if self.gradient == "neumann":
             return Implicit(FixedIterations(self.gradient_terms - 1))
         if self.gradient == "jacobian_free":

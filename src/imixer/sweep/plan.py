@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from imixer.training.config import TrainConfig
+from imixer.training.run.config import TrainConfig
 
 
 @dataclass(frozen=True)

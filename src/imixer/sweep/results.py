@@ -15,8 +15,8 @@ from imixer.reading import read_rows
 from imixer.sweep.plan import Cell, Sweep, Trial
 from imixer.sweep.spec import RESULTS, SUMMARY, text
 from imixer.sweep.trial import failure
-from imixer.training.atomic import write_text
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run.directory import RunDirectory
+from imixer.writing import write_text
 
 Status = Literal["waiting", "running", "unfinished", "failed", "finished"]
 

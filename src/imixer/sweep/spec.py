@@ -13,14 +13,13 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from imixer.errors import InputError
-from imixer.json_text import json_text
+from imixer.errors import InputError, did_you_mean
 from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Cell, Sweep, Trial
-from imixer.training.config import TrainConfig
-from imixer.training.parsing import parse, to_config, train_parser
-from imixer.training.suggest import nearest
+from imixer.training.run.config import TrainConfig
+from imixer.training.run.parsing import build_config, parse, train_parser
+from imixer.writing import json_text
 
 SPEC, RESULTS, SUMMARY, RAY_LOG = _FILES = ("spec.yaml", "results.csv", "summary.csv", "ray.log")  # beside the cells
 _FIELDS = ("name", "recipe", "config", "set", "grid", "cases", "seeds", "case_seeds")
@@ -70,7 +69,9 @@ def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
         raise InputError(f"a sweep is a mapping with the fields {', '.join(_FIELDS)}")
     for field in spec:
         if field not in _FIELDS:
-            raise InputError(f"unknown field {field}{nearest(str(field), _FIELDS)}; there are {', '.join(_FIELDS)}")
+            raise InputError(
+                f"unknown field {field}{did_you_mean(str(field), _FIELDS)}; there are {', '.join(_FIELDS)}"
+            )
     base = _base(spec, folder)
     fixed = _settings(spec.get("set", {}), "set")
     grid, cases = _grid(spec), _cases(spec)
@@ -176,7 +177,7 @@ def _case_seeds(spec: dict[str, Any], cases: dict[str, Any]) -> dict[str, list[i
         raise InputError(f"case_seeds is {given!r}; give a mapping of cases to their seeds, or leave it out")
     for case in given:
         if case not in cases:
-            raise InputError(f"case_seeds: there is no case {case!r}{nearest(str(case), cases)}")
+            raise InputError(f"case_seeds: there is no case {case!r}{did_you_mean(str(case), cases)}")
     return {case: _seeds(seeds, f"case_seeds.{case}") for case, seeds in given.items()}
 
 
@@ -220,7 +221,7 @@ def _cells(
 
 def _config(parser: ArgumentParser, settings: dict[str, Any], seeds: list[int], cell: str) -> TrainConfig:
     try:
-        config = to_config(parse(parser, ["--config", yaml.safe_dump(_nested(settings))]))
+        config = build_config(parse(parser, ["--config", yaml.safe_dump(_nested(settings))]))
         for seed in seeds:
             replace(config, seed=seed)  # refuses what is impossible
     except InputError as error:

@@ -16,9 +16,9 @@ from imixer.sweep.plan import Cell, Sweep, Trial
 from imixer.sweep.results import Results
 from imixer.sweep.spec import SPEC, read_sweep
 from imixer.sweep.table import watch
-from imixer.training.atomic import write_text
-from imixer.training.parsing import flat
-from imixer.training.run_directory import check_out
+from imixer.training.run.directory import check_out
+from imixer.training.run.parsing import flatten
+from imixer.writing import write_text
 
 
 class Executor(Protocol):
@@ -109,7 +109,7 @@ def _difference(old: Sweep, new: Sweep) -> str | None:
 
 
 def _differing(old: Cell, new: Cell) -> str | None:
-    was, will = flat(asdict(old.config)), flat(asdict(new.config))
+    was, will = flatten(asdict(old.config)), flatten(asdict(new.config))
     for field in was | will:
         if was.get(field) != will.get(field):
             return f"{field} of cell {new.name} is {was.get(field)!r} there and {will.get(field)!r} here"

@@ -11,7 +11,7 @@ from shutil import rmtree
 
 from imixer.errors import InputError
 from imixer.sweep.plan import Trial
-from imixer.training.run_directory import RunDirectory
+from imixer.training.run.directory import RunDirectory
 
 _FAILED = "failed: "
 _TAIL = 8192  # bytes, more than the longest reason

@@ -8,9 +8,9 @@ from timm.optim import get_optimizer_info
 from timm.optim.muon import DEFAULT_NS_STEPS, Muon
 
 from imixer.errors import InputError
-from imixer.training.config import TrainConfig, parse_budget
 from imixer.training.model import BuiltModel, forward_cost
 from imixer.training.optimizing import muon_shapes
+from imixer.training.run.config import TrainConfig, parse_budget
 
 BACKWARD = 3  # forward and backward, in forwards
 

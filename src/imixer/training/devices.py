@@ -18,8 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from imixer.data.sampler import Share
 from imixer.errors import InputError
 from imixer.implicit import SpectralLinear
-from imixer.training.config import TrainConfig
 from imixer.training.precision import measure_precision
+from imixer.training.run.config import TrainConfig
 
 _PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo carries the loop's own small messages

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from imixer.data.folder import open_test_folder
 from imixer.data.image_data import printable
 from imixer.data.loading import batches_in_order, worker_message
-from imixer.data.progress import announce, with_progress
+from imixer.data.sources.folder import open_test_folder
 from imixer.errors import InputError
-from imixer.json_text import json_text
-from imixer.training.atomic import write_text
-from imixer.training.calibration import ConfidenceBin, calibration_error, reliability
+from imixer.progress import announce, with_progress
+from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.finite import require_finite_logits
-from imixer.training.reload import Reloaded, reload
+from imixer.training.scores import ConfidenceBin, calibration_error, reliability
+from imixer.writing import json_text, write_text
 
 _WARM_UP = 2  # batches left out of the speed
 
@@ -100,29 +99,29 @@ def evaluate(
     Raises:
         InputError: If run or data are not there or do not fit each other, or the model or what it gives is not finite.
     """
-    reloaded = reload(path, device)
-    config = reloaded.config
+    finished = load_run(path, device)
+    config = finished.config
     if test is None:
-        opened = reloaded.data(data)
-        name, items, skipped, file = opened.name, opened.val, opened.skipped, reloaded.run.evaluation
+        opened = finished.data(data)
+        name, items, skipped, file = opened.name, opened.val, opened.skipped, finished.run.evaluation
     else:
         items, skipped, left_out = open_test_folder(
-            Path(test), reloaded.class_names, reloaded.input_size[0], config.data
+            Path(test), finished.class_names, finished.input_size[0], config.data
         )
         if left_out:
             print(f"not used of {test}: {'; '.join(map(printable, left_out))}", file=sys.stderr)
-        name, file = test, reloaded.run.test_evaluation
+        name, file = test, finished.run.test_evaluation
     batches = batches_in_order(
-        items, reloaded.transform, config.data, device=reloaded.device, batch_size=batch_size or config.micro_batch
+        items, finished.transform, config.data, device=finished.device, batch_size=batch_size or config.micro_batch
     )
     announce(f"evaluating {len(items):,} images")  # type: ignore[arg-type]
     try:
-        logits, targets, speed = _run(reloaded, batches)
+        logits, targets, speed = _run(finished, batches)
     except InputError as error:
         raise InputError(worker_message(error)) from error
     correct = logits.argmax(1) == targets
     result = Evaluation(
-        model=str(reloaded.run.model),
+        model=str(finished.run.model),
         data=name,
         images=len(targets),
         top1=correct.float().mean().item(),
@@ -130,9 +129,9 @@ def evaluate(
         loss=F.cross_entropy(logits, targets).item(),
         ece=calibration_error(logits, targets),
         images_per_s=round(speed, 1),
-        device=str(reloaded.device),
+        device=str(finished.device),
         skipped=skipped,
-        per_class=_per_class(logits.argmax(1), targets, reloaded.class_names),
+        per_class=_per_class(logits.argmax(1), targets, finished.class_names),
         reliability=reliability(logits, targets),
     )
     write_text(file, json_text(_rounded(asdict(result))))
@@ -140,12 +139,12 @@ def evaluate(
 
 
 @torch.inference_mode()
-def _run(reloaded: Reloaded, batches: Any) -> Any:
+def _run(finished: FinishedRun, batches: Any) -> Any:
     logits, targets, began, counted = [], [], time.perf_counter(), 0
     shown = with_progress(([batch] for batch in batches), len(batches), "evaluating batches")
     for step, (images, labels) in enumerate(shown):
-        logits.append(reloaded.model(images).float().cpu())
-        require_finite_logits(reloaded.model, images, logits[-1], reloaded.run.path)
+        logits.append(finished.model(images).float().cpu())
+        require_finite_logits(finished.model, images, logits[-1], finished.run.path)
         targets.append(labels.cpu())
         counted += len(labels)
         if step + 1 == _WARM_UP < len(batches):

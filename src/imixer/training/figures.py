@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +11,10 @@ from matplotlib.figure import Figure  # without pyplot: no display, no global st
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
-from imixer.escaping import for_figure, one_line
+from imixer.escaping import for_figure
+from imixer.plotting import BLUE, GRAY, GREEN, ORANGE
 
-_BLUE, _ORANGE, _GREEN, _GRAY = "#0072B2", "#D55E00", "#009E73", "#999999"
 _MANY_CLASSES = 30
-
-
-def drawn(path: Path, draw: Callable[[Path], None]) -> bool:
-    """Draw, or say why that failed and go on: what a picture shows is written down before, and is not lost with it.
-
-    Args:
-        path: PNG to write. If that fails, an earlier one there and a PDF beside it are removed: they show something
-            else.
-        draw: Draws it.
-
-    Returns:
-        Whether it is there.
-    """
-    try:
-        draw(path)
-    except Exception as error:  # fonts, memory, the disk: no reason to lose what was computed
-        for file in (path, path.with_suffix(".pdf")):
-            file.unlink(missing_ok=True)
-        reason = f"{type(error).__name__}: {one_line(error)[:200]}"
-        print(f"warning: {one_line(path)} was not drawn ({reason}); all else is written", file=sys.stderr, flush=True)
-        return False
-    return True
 
 
 def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -51,16 +28,16 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     losses, accuracies, rates = figure.subplots(1, 3)
     marker = "o" if len(rows) < 3 else None
-    losses.plot(epochs, [row["train_loss"] for row in rows], color=_ORANGE, ls="--", marker=marker, label="training")
-    losses.plot(epochs, [row["val_loss"] for row in rows], color=_BLUE, marker=marker, label="validation")
+    losses.plot(epochs, [row["train_loss"] for row in rows], color=ORANGE, ls="--", marker=marker, label="training")
+    losses.plot(epochs, [row["val_loss"] for row in rows], color=BLUE, marker=marker, label="validation")
     losses.set(ylabel="cross entropy (nats)", title="Loss (training: with smoothing and mixing)")
-    accuracies.plot(epochs, [row["val_acc"] for row in rows], color=_BLUE, marker=marker, label="top-1")
+    accuracies.plot(epochs, [row["val_acc"] for row in rows], color=BLUE, marker=marker, label="top-1")
     if "val_acc_top5" in rows[0]:
         top5 = [row["val_acc_top5"] for row in rows]
-        accuracies.plot(epochs, top5, color=_GREEN, ls=":", marker=marker, label="top-5")
+        accuracies.plot(epochs, top5, color=GREEN, ls=":", marker=marker, label="top-5")
     accuracies.set(ylabel="validation accuracy", title=f"Accuracy, {rows[-1]['val_acc']:.2%} at the end")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
-    rates.plot(epochs, [row["lr"] for row in rows], color=_BLUE, marker=marker)
+    rates.plot(epochs, [row["lr"] for row in rows], color=BLUE, marker=marker)
     rates.set(ylabel="learning rate", title="Learning rate at the epoch's end")
     for axes in (losses, accuracies, rates):
         axes.set_xlabel("epoch")
@@ -132,7 +109,7 @@ def draw_predictions(
         missed = "" if truth == names[0] else ", missed"
         verdict = "" if truth is None else f"\ntrue: {for_figure(truth, 28 - len(missed))}{missed}"
         picture.set_title(for_figure(title, 28) + verdict, fontsize=9)
-        colors = [_GREEN if name == truth else _BLUE if truth is None else _GRAY for name in names]
+        colors = [GREEN if name == truth else BLUE if truth is None else GRAY for name in names]
         bars.barh(range(len(names)), chances, color=colors)
         bars.set_yticks(range(len(names)), [for_figure(name, 22) for name in names])
         bars.invert_yaxis()

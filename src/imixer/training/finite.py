@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from imixer.errors import InputError
-from imixer.training.finite_file import place_of
+from imixer.training.run.finite_file import place_of
 
 _REMEDY = "nothing it gives is a result; take an earlier checkpoint, or train again"
 

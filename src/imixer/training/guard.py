@@ -27,7 +27,7 @@ class Guard:
         self._row: Tensor | None = None
         self._pending: Tensor | None = None
 
-    def refuses(self, norm: Tensor) -> bool:
+    def should_skip(self, norm: Tensor) -> bool:
         """Whether the step at hand must not be taken; for a step that the optimizer leaves out by itself, False.
 
         Args:

@@ -15,18 +15,18 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from imixer.errors import InputError
-from imixer.training.checkpoints import Checkpoints, State
-from imixer.training.config import TrainConfig
 from imixer.training.devices import largest_over_processes
 from imixer.training.model import BuiltModel
 from imixer.training.monitor import convergence
-from imixer.training.non_finite import record_step
-from imixer.training.progress import ShowProgress
-from imixer.training.record import Record, Row
-from imixer.training.run_directory import RunDirectory
+from imixer.training.non_finite import dump_step
+from imixer.training.progress_bar import ShowProgress
+from imixer.training.run.checkpoints import Checkpoints, State
+from imixer.training.run.config import TrainConfig
+from imixer.training.run.directory import RunDirectory
+from imixer.training.run.metrics import MetricsWriter, Row
 from imixer.training.scores import Scores
 from imixer.training.stopping import Interrupted, StopRequest, on_request
-from imixer.training.trainee import Part, Trainee
+from imixer.training.train_state import Part, TrainState
 
 _MONITORED = 64  # images on which convergence is watched
 _UNSAVED_S = 60
@@ -80,7 +80,7 @@ class Loop:
         training: Batches,
         held_out: HeldOut,
         scores: Scores,
-        record: Record,
+        record: MetricsWriter,
         progress: ShowProgress,
         facts: dict[str, Any],
         steps: int | None = None,
@@ -92,7 +92,7 @@ class Loop:
         self.epochs = config.epochs + config.schedule.cooldown_epochs
         self.steps_per_epoch = len(training) // config.accumulate
         self.steps = steps or self.epochs * self.steps_per_epoch
-        self.trainee = Trainee(fabric, config, built.model, self.steps_per_epoch, steps)
+        self.train_state = TrainState(fabric, config, built.model, self.steps_per_epoch, steps)
         self.step = 0
         self.rows: list[Row] = []
         self._losses = torch.zeros(2, device=fabric.device)  # sum and number, in this epoch so far, of finite ones
@@ -131,27 +131,27 @@ class Loop:
             self._save_if_due(request)
 
     def _take_step(self, parts: list[Part]) -> None:
-        self._look_back()
-        loss, refused = self.trainee.gradient(parts, self.step)
+        self._check_previous_step()
+        loss, refused = self.train_state.gradient(parts, self.step)
         self._parts = parts
         if refused:
             self._not_finite(self.step)
-            self.trainee.skip(self.step)
+            self.train_state.skip(self.step)
         else:
-            self.trainee.move(self.step)
+            self.train_state.move(self.step)
         finite = torch.isfinite(loss)
         self._losses += torch.stack([torch.where(finite, loss, torch.zeros_like(loss)), finite.to(loss.dtype)])
         self.step += 1
         self.record.count(self.config.data.batch_size)
         self.progress.step(self.step, loss)
 
-    def _look_back(self) -> None:
+    def _check_previous_step(self) -> None:
         """Deal with the last step if, on an accelerator, it turns out only now not to be finite."""
-        if self.trainee.guard.refused():
+        if self.train_state.guard.refused():
             self._not_finite(self.step - 1)
 
     def _end_epoch(self, request: StopRequest) -> None:
-        self._look_back()
+        self._check_previous_step()
         self.record.end_training(self.fabric.device)
         if largest_over_processes(self.fabric, time.monotonic() - self._saved_at > _UNSAVED_S)[0]:
             self._save()  # validation may take longer than whoever sends SIGTERM will wait
@@ -159,13 +159,13 @@ class Loop:
         total, number = losses.tolist()
         self.progress.validate(len(self.held_out))
         rounds = largest_over_processes(self.fabric, len(self.held_out))[0]
-        scores = self.scores.score(self.trainee.ready(), self.held_out, rounds)
+        scores = self.scores.score(self.train_state.ready(), self.held_out, rounds)
         row: Row = {
             "epoch": len(self.rows) + 1,
             "step": self.step,
             "train_loss": total / number if number else float("nan"),
             **scores,
-            "lr": self.trainee.lr,
+            "lr": self.train_state.lr,
             "images_per_s": self.record.images_per_s,
             "seconds": round(self.seconds, 2),
         }
@@ -187,10 +187,10 @@ class Loop:
         if self.config.strategy == "fsdp":  # the blocks are in pieces
             return []
         with self.fabric.autocast():
-            return convergence(self.trainee.judged, self._watched)
+            return convergence(self.train_state.judged, self._monitor_images)
 
     @cached_property
-    def _watched(self) -> Tensor:
+    def _monitor_images(self) -> Tensor:
         """The held-out images on which convergence is watched, the same after every epoch."""
         images, _ = next(iter(self.held_out))
         return images[:_MONITORED].clone()
@@ -202,8 +202,8 @@ class Loop:
     def _save_if_due(self, request: StopRequest) -> None:
         config = self.config.checkpoints
         old = time.monotonic() - self._saved_at > config.every_minutes * 60
-        by_steps = config.every_steps is not None and self.step % config.every_steps == 0
-        signal_number, due = largest_over_processes(self.fabric, request.signal_number or 0, old or by_steps)
+        unrolled = config.every_steps is not None and self.step % config.every_steps == 0
+        signal_number, due = largest_over_processes(self.fabric, request.signal_number or 0, old or unrolled)
         if signal_number or due:
             self._save()
         self._stop_if_asked(signal_number)
@@ -225,7 +225,7 @@ class Loop:
 
     def state(self) -> State:
         """Everything that a checkpoint holds: tensors, numbers and text. All processes must call it."""
-        return self.trainee.state() | {
+        return self.train_state.state() | {
             "step": self.step,
             "rows": self.rows,
             "losses": self._gathered_losses(),
@@ -254,7 +254,7 @@ class Loop:
             raise ValueError("confusion is no matrix of these classes")
         if not isinstance(losses, Tensor) or losses.shape[1:] != (2,):
             raise ValueError("losses are no sums and numbers")
-        self.trainee.load(state)
+        self.train_state.load(state)
         self.step, self.rows, self._earlier_s = state["step"], state["rows"], state["seconds"]
         self.scores.confusion = state["confusion"]
         losses = state["losses"]
@@ -269,13 +269,13 @@ class Loop:
         return gathered.cpu()
 
     def _not_finite(self, step: int) -> None:
-        recorded = record_step(self.built, self.config, step, self.trainee.lr, self.fabric.global_rank)
-        place = recorded.place(self.trainee.plain, self._parts)
-        found = self._agree([self.fabric.global_rank, place])
+        recorded = dump_step(self.built, self.config, step, self.train_state.lr, self.fabric.global_rank)
+        place = recorded.place(self.train_state.plain, self._parts)
+        found = self._all_gather([self.fabric.global_rank, place])
         rank, place = next((pair for pair in found if pair[1]), found[0])
         dump = self.run.nonfinite / f"step-{step + 1:08d}.pt"
         if rank == self.fabric.global_rank:
-            recorded.write(dump, self.trainee.plain, self._parts)
+            recorded.write(dump, self.train_state.plain, self._parts)
         what = (
             f"step {step + 1} (epoch {len(self.rows) + 1}) is not finite: {place or 'its gradient'} is the first that "
             f"is not, at learning rate {recorded.lr:.3g}; `imixer replay {dump}` shows it again"
@@ -290,7 +290,7 @@ class Loop:
             f"the step: imixer train --resume {self.run.path} --non_finite skip"
         )
 
-    def _agree(self, mine: list[Any]) -> list[list[Any]]:
+    def _all_gather(self, mine: list[Any]) -> list[list[Any]]:
         """What each process has to say."""
         if self.fabric.world_size == 1:
             return [mine]

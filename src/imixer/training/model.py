@@ -16,11 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.data.config import DataConfig
-from imixer.errors import InputError
+from imixer.errors import InputError, did_you_mean
 from imixer.implicit import fold
-from imixer.training.config import ModelConfig
 from imixer.training.devices import is_first_process
-from imixer.training.suggest import nearest
+from imixer.training.run.config import ModelConfig
 from imixer.training.weights import load_weights
 
 Size = tuple[int, int]
@@ -186,11 +185,13 @@ def _known(name: str) -> Any:
     if ":" in name:
         raise InputError(f"model.name is {name!r}; give the architecture's name, and its weights as model.checkpoint")
     if not timm.is_model(name.partition(".")[0]):
-        meant = nearest(name, timm.list_models()) or "; give one that timm.list_models() names, such as imixer_s16_224"
+        meant = (
+            did_you_mean(name, timm.list_models()) or "; give one that timm.list_models() names, such as imixer_s16_224"
+        )
         raise InputError(f"no model {name!r}{meant}")
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None:
-        raise InputError(f"timm has no configuration for {name!r}{nearest(name, timm.list_pretrained())}")
+        raise InputError(f"timm has no configuration for {name!r}{did_you_mean(name, timm.list_pretrained())}")
     return cfg  # a PretrainedCfg
 
 

@@ -12,10 +12,9 @@ from torch import Tensor
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.errors import InputError
-from imixer.json_text import json_text
 from imixer.reading import read_json
-from imixer.training.atomic import make_folder
 from imixer.training.model import BuiltModel, require_memory
+from imixer.writing import json_text, make_folder
 
 _WEIGHTS = "model.safetensors"
 

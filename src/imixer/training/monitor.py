@@ -14,7 +14,7 @@ from imixer.implicit.folding import plain_linear
 from imixer.implicit.nest import levels
 from imixer.implicit.spectral import exact_sigma
 from imixer.models.activations import slope_or_infinity
-from imixer.models.inside import Inside, inverses, look_inside
+from imixer.models.probe import BlockActivations, capture_activations, implicit_layers
 
 
 def convergence(model: nn.Module, images: Tensor) -> list[dict[str, float]]:
@@ -33,13 +33,13 @@ def convergence(model: nn.Module, images: Tensor) -> list[dict[str, float]]:
 
     Source: paper section 4.1 and (38)-(41); the bound is ours.
     """
-    if not inverses(model):
+    if not implicit_layers(model):
         return []
-    return [_measure(inside) for inside in look_inside(model, images)]
+    return [_measure(inside) for inside in capture_activations(model, images)]
 
 
 @torch.no_grad()
-def _measure(inside: Inside) -> dict[str, float]:
+def _measure(inside: BlockActivations) -> dict[str, float]:
     F, left = inside.F, inside.left(torch.float32)
     nest = levels(F)
     free, held = [_sigmas(level) for level in nest], [_sigmas(level, normalized=True) for level in nest]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from imixer.training.config import TrainConfig
+from imixer.training.run.config import TrainConfig
 
 _SHAPES_THE_NORM = ("coeff", "n_power_iterations", "sigma", "scaling", "detach_sigma")
 _INVERTS = (

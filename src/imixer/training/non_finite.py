@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from imixer.data.randomness import seed_globally
 from imixer.errors import InputError
-from imixer.training.atomic import replacing
-from imixer.training.diagnosis import first_non_finite
 from imixer.training.model import BuiltModel
-from imixer.training.trainee import STEP_STREAM, Part, training_loss
+from imixer.training.train_state import STEP_STREAM, Part, training_loss
+from imixer.writing import replacing
 
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Recorded:
+class StepDump:
     """A step, with all that is needed to compute it again.
 
     Args:
@@ -79,12 +78,12 @@ class Recorded:
             )
 
 
-def record_step(built: BuiltModel, config: Any, step: int, lr: float, rank: int) -> Recorded:
+def dump_step(built: BuiltModel, config: Any, step: int, lr: float, rank: int) -> StepDump:
     """What is known of a step of a run."""
-    return Recorded(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args)
+    return StepDump(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args)
 
 
-def replay(path: str) -> tuple[Recorded, str]:
+def replay(path: str) -> tuple[StepDump, str]:
     """Compute a step that was written down once more, on the CPU.
 
     Args:
@@ -102,9 +101,61 @@ def replay(path: str) -> tuple[Recorded, str]:
         found = torch.load(path, map_location="cpu", weights_only=True)
         weights = found.pop("weights")
         parts: list[Part] = [(images, targets) for images, targets in found.pop("parts")]
-        step = Recorded(**found)
+        step = StepDump(**found)
         model = timm.create_model(step.name, **step.args)
         model.load_state_dict(weights)
     except Exception as error:  # torch and timm raise many kinds on a damaged or foreign file
         raise InputError(f"{path} is no recorded step: {' '.join(str(error).split())[:200]}") from error
     return step, step.place(model, parts) or "nothing: all is finite here"
+
+
+def first_non_finite(model: nn.Module, images: Tensor, loss: Any) -> str | None:
+    """Compute forward and backward once more and say where the first number that is not finite appears.
+
+    Weights' gradients are left as they were.
+
+    Args:
+        model: Images -> logits.
+        images: (B, C, H, W).
+        loss: From logits to a scalar.
+
+    Returns:
+        The place in words, naming the module as the model does; None if everything is finite.
+    """
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"the weight {name}"
+    if not torch.isfinite(images).all():
+        return "the images"
+    forward: list[str] = []
+    backward: list[str] = []
+
+    def look_back(name: str, gradient: Tensor) -> None:
+        if not torch.isfinite(gradient).all():
+            backward.append(name)
+
+    def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            if not torch.isfinite(output).all():
+                forward.append(name)
+            if output.requires_grad:
+                output.register_hook(partial(look_back, name))
+
+    hooks = [module.register_forward_hook(partial(look, name)) for name, module in model.named_modules() if name]
+    parameters = dict(model.named_parameters())
+    try:
+        value = loss(model.forward(images))
+        if forward:
+            return f"the output of {forward[0]}"
+        if not torch.isfinite(value):
+            return "the loss"
+        gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if backward:
+        return f"the gradient of the output of {backward[0]}"
+    for name, gradient in reversed(list(zip(parameters, gradients, strict=True))):
+        if gradient is not None and not torch.isfinite(gradient).all():
+            return f"the gradient of {name}"
+    return None

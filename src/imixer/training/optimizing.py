@@ -11,9 +11,8 @@ from timm.scheduler import PolyLRScheduler, create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
-from imixer.errors import InputError
-from imixer.training.config import OptimConfig, ScheduleConfig
-from imixer.training.suggest import nearest
+from imixer.errors import InputError, did_you_mean
+from imixer.training.run.config import OptimConfig, ScheduleConfig
 
 _FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch's own
 _MUON_MOMENTUM = 0.95  # of its author; timm takes 0.9 for every optimizer
@@ -38,7 +37,7 @@ def build_optimizer(
     """
     known = [str(name) for name in list_optimizers()]
     if config.opt.lower() not in known:
-        meant = nearest(config.opt, known) or "; give one that timm.optim.list_optimizers() names, such as adamw"
+        meant = did_you_mean(config.opt, known) or "; give one that timm.optim.list_optimizers() names, such as adamw"
         raise InputError(f"no optimizer {config.opt!r}{meant}")
     info = get_optimizer_info(config.opt.lower())
     for name, taken in (("eps", info.has_eps), ("betas", info.has_betas), ("momentum", info.has_momentum)):

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from imixer.data.decoding import pixel_format
 from imixer.data.loading import find_images, load_image
-from imixer.data.progress import announce, with_progress
+from imixer.data.sources.decoding import pixel_format
 from imixer.errors import InputError
 from imixer.escaping import for_csv
-from imixer.training.atomic import write_text
-from imixer.training.figures import draw_predictions, drawn
+from imixer.plotting import drawn
+from imixer.progress import announce, with_progress
+from imixer.training.figures import draw_predictions
+from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.finite import require_finite_logits
-from imixer.training.reload import Reloaded, reload
+from imixer.writing import write_text
 
 _BATCH = 64
 _SHOWN = 16  # images in the picture
@@ -88,26 +89,26 @@ def predict(
         raise InputError(f"csv: {csv_file} cannot be written, there is no folder {Path(csv_file).absolute().parent}")
     if images and data is not None:
         raise InputError(f"data is {data}, which is not looked at where images are given; leave one out")
-    reloaded = reload(path, device)
+    finished = load_run(path, device)
     if n_iter is not None:
-        _set_n_iter(reloaded.model, n_iter, path)
+        _set_n_iter(finished.model, n_iter, path)
     files = [Path(file) for file in find_images(images)] if images else []
-    held_out = [] if files else _held_out(reloaded, data)
+    held_out = [] if files else _held_out(finished, data)
     announce(f"predicting {len(files) or len(held_out):,} images")
     predictions: list[Prediction] = []
     shown: list[_Source] = []
-    in_chans, pixels = reloaded.input_size[0], pixel_format(reloaded.config.data)
+    in_chans, pixels = finished.input_size[0], pixel_format(finished.config.data)
     starts = range(0, len(files) or len(held_out), _BATCH)
     for start in with_progress(([start] for start in starts), len(starts), "predicting batches"):
         batch = [_Source(str(file), None, load_image(file, in_chans, pixels)) for file in files[start : start + _BATCH]]
         batch = batch or held_out[start : start + _BATCH]
-        predictions += _predict(reloaded, batch, top)
+        predictions += _predict(finished, batch, top)
         shown += batch[: max(0, _SHOWN - len(shown))]
     if csv_file:
         _write_csv(predictions, Path(csv_file))
     first = predictions[: len(shown)]
     drawn(
-        reloaded.run.prediction,
+        finished.run.prediction,
         lambda picture: draw_predictions(
             [source.image for source in shown],
             [p.probabilities for p in first],
@@ -117,7 +118,7 @@ def predict(
             picture,
         ),
     )
-    return predictions, reloaded.run.prediction
+    return predictions, finished.run.prediction
 
 
 def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
@@ -133,8 +134,8 @@ def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
         raise InputError(str(error)) from error
 
 
-def _held_out(reloaded: Reloaded, moved_to: str | None) -> list[_Source]:
-    data = reloaded.data(moved_to)
+def _held_out(finished: FinishedRun, data_path: str | None) -> list[_Source]:
+    data = finished.data(data_path)
     total = len(data.val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
     places = sorted({i * total // _HELD_OUT for i in range(_HELD_OUT)})
     return [
@@ -145,11 +146,11 @@ def _held_out(reloaded: Reloaded, moved_to: str | None) -> list[_Source]:
 
 
 @torch.inference_mode()
-def _predict(reloaded: Reloaded, sources: Sequence[_Source], top: int) -> list[Prediction]:
-    names = reloaded.class_names
-    batch = torch.stack([reloaded.transform(source.image) for source in sources]).to(reloaded.device)
-    logits = reloaded.model(batch).float()
-    require_finite_logits(reloaded.model, batch, logits, reloaded.run.path)
+def _predict(finished: FinishedRun, sources: Sequence[_Source], top: int) -> list[Prediction]:
+    names = finished.class_names
+    batch = torch.stack([finished.transform(source.image) for source in sources]).to(finished.device)
+    logits = finished.model(batch).float()
+    require_finite_logits(finished.model, batch, logits, finished.run.path)
     chances, classes = logits.softmax(1).topk(min(top, len(names)))
     return [
         Prediction(source.name, tuple(names[i] for i in best), tuple(chance), source.truth)

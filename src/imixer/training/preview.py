@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from imixer.data.image_data import ImageData, few_names, printable, shortened
-from imixer.training.config import TrainConfig
 from imixer.training.model import BuiltModel, forward_cost
 from imixer.training.no_effect import settings_without_effect
+from imixer.training.run.config import TrainConfig
 
 _MOST_LEFT_OUT = 6
 _PASSES = 3  # a backward pass costs as much as two forward passes

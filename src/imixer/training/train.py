@@ -23,19 +23,13 @@ from imixer.data.batches import build_batches
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.loading import worker_message
-from imixer.data.source import open_data
+from imixer.data.sources.open import open_data
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
-from imixer.json_text import json_text
-from imixer.models.inside import inverses
+from imixer.models.probe import implicit_layers
+from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
-from imixer.training.atomic import write_text
 from imixer.training.budget import duration
-from imixer.training.changes import check_changes
-from imixer.training.checkpoints import Checkpoints, State
-from imixer.training.config import TrainConfig
-from imixer.training.confusion import write_confusion
-from imixer.training.damage import damage, model_damage
 from imixer.training.devices import (
     build_fabric,
     check_devices,
@@ -45,24 +39,30 @@ from imixer.training.devices import (
     started_by_launcher,
     with_precision,
 )
-from imixer.training.environment import environment, environment_changes
-from imixer.training.figures import draw_confusion_matrix, draw_learning_curves, drawn
+from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
 from imixer.training.launch import launch, report_run
-from imixer.training.loggers import build_logger, check_logger
 from imixer.training.loop import Loop
 from imixer.training.model import BuiltModel, build_model, require_memory_for_batch
 from imixer.training.model_directory import save_model
 from imixer.training.optimizing import build_optimizer
-from imixer.training.parsing import load_config, save_config
 from imixer.training.preview import show_preview
-from imixer.training.progress import ShowProgress
-from imixer.training.quiet import silence
-from imixer.training.record import Record
-from imixer.training.result import Trained, read_result
-from imixer.training.run_directory import RunDirectory, check_out, create_run, open_begun
+from imixer.training.progress_bar import ShowProgress
+from imixer.training.run.checkpoints import Checkpoints, State
+from imixer.training.run.config import TrainConfig
+from imixer.training.run.confusion import write_confusion
+from imixer.training.run.damage import damage, model_damage
+from imixer.training.run.directory import RunDirectory, check_out, create_run, open_begun
+from imixer.training.run.environment import environment, environment_changes
+from imixer.training.run.loggers import build_logger, check_logger
+from imixer.training.run.metrics import MetricsWriter
+from imixer.training.run.parsing import load_config, save_config
+from imixer.training.run.result import Trained, read_result
+from imixer.training.run.resume_rules import check_changes
 from imixer.training.scores import Scores
 from imixer.training.stopping import Interrupted
+from imixer.training.third_party_warnings import silence
 from imixer.training.whitening import whiten_stem
+from imixer.writing import json_text, write_text
 
 _T = TypeVar("_T")
 
@@ -189,7 +189,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )
-        record = Record(run, logger)
+        record = MetricsWriter(run, logger)
         loop = Loop(
             fabric,
             config,
@@ -206,7 +206,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         if state is not None:
             _load(loop, state)
         if begun and fabric.is_global_zero:
-            record.restart(loop.rows, measured=bool(inverses(built.model)) and config.strategy != "fsdp")
+            record.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
         _fit(loop, new=begun is None)
         return _finish(loop, config, data, device_name(fabric.device))
 
@@ -287,7 +287,7 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         skipped=data.skipped,
         device=device if loop.fabric.world_size == 1 else f"{loop.fabric.world_size} x {device}",
     )
-    weights = loop.trainee.weights()
+    weights = loop.train_state.weights()
     if loop.fabric.is_global_zero:
         trained.write()
         assert loop.scores.confusion is not None  # set by the last validation

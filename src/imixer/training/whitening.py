@@ -12,7 +12,7 @@ from torch import nn
 from imixer.data.image_data import ImageData
 from imixer.data.transforms import eval_transform
 from imixer.models.stems import Whitening, patch_covariance
-from imixer.training.config import TrainConfig
+from imixer.training.run.config import TrainConfig
 
 _SAMPLE = 2000  # images; a patch has 12 pixels and an image hundreds of patches
 _CHUNK = 100

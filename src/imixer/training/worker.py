@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imixer.errors import InputError
 from imixer.training.launch import report_error
-from imixer.training.parsing import load_config
+from imixer.training.run.parsing import load_config
 from imixer.training.stopping import Interrupted
 from imixer.training.train import resume, train
 

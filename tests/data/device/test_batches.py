@@ -15,7 +15,7 @@ from imixer.data.config import DataConfig
 from imixer.data.device import build_resident, resident
 from imixer.data.device.erasing import ErasingDraws
 from imixer.data.device.mixing import MixingDraw
-from imixer.data.device.transfer import Lent
+from imixer.data.device.transfer import BufferPool
 from imixer.data.sampler import Share
 from imixer.data.transforms import eval_transform, train_transform
 from imixer.errors import InputError
@@ -89,9 +89,9 @@ def test_shares_put_together_are_the_batch_of_one_process(build, world, accumula
     whole = parts(build(**AUGMENTED)[0])
     shares = [parts(build(share=Share(rank, world, accumulate), **AUGMENTED)[0]) for rank in range(world)]
     for step, (images, labels) in enumerate(whole):
-        pieces = [share[step * accumulate + part] for share in shares for part in range(accumulate)]
-        assert torch.equal(torch.cat([piece[0] for piece in pieces]), images)
-        assert torch.equal(torch.cat([piece[1] for piece in pieces]), labels)
+        chunks = [share[step * accumulate + part] for share in shares for part in range(accumulate)]
+        assert torch.equal(torch.cat([piece[0] for piece in chunks]), images)
+        assert torch.equal(torch.cat([piece[1] for piece in chunks]), labels)
 
 
 def test_each_part_is_mixed_by_a_share_of_its_own(build):
@@ -137,7 +137,7 @@ def test_what_was_yielded_stays_as_it_was(build):
 
 
 def test_memory_is_lent_again_only_when_nothing_refers_to_it():
-    lender = Lent((2, 3), torch.device("cpu"))
+    lender = BufferPool((2, 3), torch.device("cpu"))
     tensor = lender.take()
     place, view = tensor.data_ptr(), tensor[1:]
     weight = torch.ones(3, requires_grad=True)

@@ -30,9 +30,9 @@ def from_pil(image):
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
 
 
-def cut(crop, images, draws):
+def cut(crop, images, params):
     out = torch.empty(len(images), images.shape[1], *crop.target, dtype=torch.uint8)
-    crop(images, draws, out)
+    crop(images, params, out)
     return out
 
 
@@ -51,12 +51,12 @@ def test_a_resized_crop_equals_torchvisions_but_for_rounding(pictures, target, i
     images = pictures().repeat(8, 1, 1, 1)
     config = DataConfig(crop="resized", interpolation=interpolation, hflip=0.5)
     crop = training_crop(config, (24, 28), target, CPU)
-    draws = crop.draw(np.random.default_rng(0), len(images))
+    params = crop.draw(np.random.default_rng(0), len(images))
     expected = []
-    for image, top, left, width, flip, rows in zip(images, *draws[:5], strict=True):
+    for image, top, left, width, flip, rows in zip(images, *params[:5], strict=True):
         resized = F.resized_crop(to_pil(image), top, left, rows + 1, width, target, F.InterpolationMode(interpolation))
         expected.append(from_pil(F.hflip(resized) if flip else resized))
-    away = (cut(crop, images, draws).int() - torch.stack(expected).int()).abs().float()
+    away = (cut(crop, images, params).int() - torch.stack(expected).int()).abs().float()
     assert away.mean() < 0.012 if target[0] >= 24 else away.mean() < 0.1  # shrinking, Pillow may swap its two passes
     assert away.max() <= 1 or target[0] < 24
 
@@ -117,34 +117,34 @@ def test_boxes_are_distributed_as_timms(source, scale, ratio):
     count = 4000
     config = DataConfig(crop="resized", scale=scale, ratio=ratio, hflip=0.3, interpolation="random")
     crop = training_crop(config, source, (16, 16), CPU)
-    draws = crop.draw(np.random.default_rng(1), count)
-    rows, columns = draws.rows % source[0] + 1, draws.columns % source[1] + 1
-    ours = np.stack([draws.top, draws.left, rows, columns, rows * columns, rows / columns], axis=1)
+    params = crop.draw(np.random.default_rng(1), count)
+    rows, columns = params.rows % source[0] + 1, params.columns % source[1] + 1
+    ours = np.stack([params.top, params.left, rows, columns, rows * columns, rows / columns], axis=1)
     random.seed(1)
     image = Image.new("L", source[::-1])
     boxes = np.array([RandomResizedCropAndInterpolation.get_params(image, scale, ratio) for _ in range(count)])
     theirs = np.column_stack([boxes, boxes[:, 2] * boxes[:, 3], boxes[:, 2] / boxes[:, 3]])
     for mine, other in zip(ours.T, theirs.T, strict=True):
         assert ks_2samp(mine, other).pvalue > 1e-3
-    assert (draws.width == columns).all()
-    assert (draws.top + rows <= source[0]).all() and (draws.left + columns <= source[1]).all()
-    assert abs(draws.flip.mean() - 0.3) < 0.03
-    assert abs((draws.rows >= source[0]).mean() - 0.5) < 0.03
-    assert ((draws.rows >= source[0]) == (draws.columns >= source[1])).all()
+    assert (params.width == columns).all()
+    assert (params.top + rows <= source[0]).all() and (params.left + columns <= source[1]).all()
+    assert abs(params.flip.mean() - 0.3) < 0.03
+    assert abs((params.rows >= source[0]).mean() - 0.5) < 0.03
+    assert ((params.rows >= source[0]) == (params.columns >= source[1])).all()
 
 
 def test_images_of_a_few_pixels_are_cut_to_at_least_one():
     crop = training_crop(DataConfig(crop="resized"), (2, 3), (8, 8), CPU)
-    draws = crop.draw(np.random.default_rng(0), 500)
-    assert draws.width.min() == 1 and draws.rows.min() == 0
+    params = crop.draw(np.random.default_rng(0), 500)
+    assert params.width.min() == 1 and params.rows.min() == 0
     images = torch.full((500, 1, 2, 3), 50, dtype=torch.uint8)
-    assert (cut(crop, images, draws) == 50).all()
+    assert (cut(crop, images, params) == 50).all()
 
 
 def test_an_autocast_region_does_not_coarsen_the_products(pictures):
     images = pictures()
     crop = training_crop(DataConfig(crop="resized"), (24, 28), (40, 40), CPU)
-    draws = crop.draw(np.random.default_rng(0), len(images))
-    expected = cut(crop, images, draws)
+    params = crop.draw(np.random.default_rng(0), len(images))
+    expected = cut(crop, images, params)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(cut(crop, images, draws), expected)
+        assert torch.equal(cut(crop, images, params), expected)

@@ -27,10 +27,10 @@ def policy_of(text, **settings):
     return rand_augment_transform(text, {"translate_const": 100, "img_mean": (128, 100, 90), **settings})
 
 
-def names_of(augment, policy, draws):
+def names_of(augment, policy, params):
     """timm's name of each operation drawn, "" for none. Invert and SolarizeIncreasing are two changes, as in timm."""
     names = {number: op.name for op, row in zip(policy.ops, augment.numbers, strict=True) for number in row}
-    return np.array([[names.get(number, "") for number in row] for row in draws.change.tolist()])
+    return np.array([[names.get(number, "") for number in row] for row in params.change.tolist()])
 
 
 def seed_all(seed):
@@ -55,8 +55,8 @@ def test_operations_and_arguments_are_distributed_as_timms(text):
     count = 3000
     policy = policy_of(text)
     augment = RandAugment(policy, 3, CPU)
-    draws = augment.draw(np.random.default_rng(3), count)
-    ours = names_of(augment, policy, draws)
+    params = augment.draw(np.random.default_rng(3), count)
+    ours = names_of(augment, policy, params)
 
     calls: list[tuple[str, float]] = []
 
@@ -80,7 +80,7 @@ def test_operations_and_arguments_are_distributed_as_timms(text):
     table = [[(ours == name).sum() for name in known], [sum(call[0] == name for call in calls) for name in known]]
     assert chi2_contingency(table).pvalue > UNLIKELY
     for name in known:
-        mine, theirs = draws.argument[ours == name], [value for call, value in calls if call == name]
+        mine, theirs = params.argument[ours == name], [value for call, value in calls if call == name]
         assert ks_2samp(mine, theirs).pvalue > UNLIKELY, name
     if policy.choice_weights is not None:
         assert all(len(set(row[row != ""])) == (row != "").sum() for row in ours), "weighted choice repeats nothing"
@@ -154,7 +154,7 @@ def test_shares_and_boxes_are_distributed_as_timms(mixup, cutmix):
     timms = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, num_classes=2, label_smoothing=0.0)
     mixing = Mixing(timms, (32, 24))
     rng = np.random.default_rng(7)
-    draws = [mixing.draw(rng) for _ in range(count)]
+    params = [mixing.draw(rng) for _ in range(count)]
     seed_all(7)
     images, labels = torch.zeros(2, 1, 32, 24), torch.tensor([0, 1])
     theirs: dict[bool, list[float]] = {False: [], True: []}
@@ -164,7 +164,7 @@ def test_shares_and_boxes_are_distributed_as_timms(mixup, cutmix):
         blended = bool(((mixed > 0) & (mixed < 1)).any())
         theirs[not blended].append(float(targets[0, 0]))
     for cut in (False, True):
-        mine = [draw.share for draw in draws if (draw.box is not None) == cut]
+        mine = [draw.share for draw in params if (draw.box is not None) == cut]
         assert abs(len(mine) - len(theirs[cut])) < 4 * (count / 2) ** 0.5
         assert not mine or ks_2samp(mine, theirs[cut]).pvalue > UNLIKELY
 

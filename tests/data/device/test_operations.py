@@ -8,20 +8,20 @@ import torch
 from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
 
-from imixer.data.device import geometry, tone
-from imixer.data.posterize import posterize
+from imixer.data.device import color, geometry
+from imixer.data.transforms import posterize
 
 TONES = {
-    "AutoContrast": (tone.auto_contrast, [None]),
-    "Equalize": (tone.equalize, [None]),
-    "Invert": (tone.solarize, [None]),
-    "Solarize": (tone.solarize, [0, 1, 100, 255, 256]),
-    "SolarizeAdd": (tone.solarize_add, [0, 5, 110, 128]),
-    "Posterize": (tone.posterize, [*range(9)]),
-    "Brightness": (tone.brightness, [0.1, 0.63, 1.0, 1.9]),
-    "Contrast": (tone.contrast, [0.1, 0.63, 1.0, 1.9]),
-    "Color": (tone.color, [0.1, 0.63, 1.0, 1.9]),
-    "Sharpness": (tone.sharpness, [0.1, 0.63, 1.0, 1.9]),
+    "AutoContrast": (color.auto_contrast, [None]),
+    "Equalize": (color.equalize, [None]),
+    "Invert": (color.solarize, [None]),
+    "Solarize": (color.solarize, [0, 1, 100, 255, 256]),
+    "SolarizeAdd": (color.solarize_add, [0, 5, 110, 128]),
+    "Posterize": (color.posterize, [*range(9)]),
+    "Brightness": (color.brightness, [0.1, 0.63, 1.0, 1.9]),
+    "Contrast": (color.contrast, [0.1, 0.63, 1.0, 1.9]),
+    "Color": (color.color, [0.1, 0.63, 1.0, 1.9]),
+    "Sharpness": (color.sharpness, [0.1, 0.63, 1.0, 1.9]),
 }
 MOVES = {
     "ShearX": (geometry.shear_x, [-0.3, 0.0, 0.123, 0.3]),
@@ -106,7 +106,7 @@ def test_each_image_of_a_batch_has_its_own_argument(pictures):
     single = [geometry.rotate(images[i : i + 1], values[i : i + 1], True, fill) for i in range(len(images))]
     assert torch.equal(batch, torch.cat(single))
     factors = values.abs() / 20
-    batch = tone.contrast(images, factors)
+    batch = color.contrast(images, factors)
     assert torch.equal(
-        batch, torch.cat([tone.contrast(x[None], f[None]) for x, f in zip(images, factors, strict=True)])
+        batch, torch.cat([color.contrast(x[None], f[None]) for x, f in zip(images, factors, strict=True)])
     )

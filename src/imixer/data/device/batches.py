@@ -15,7 +15,7 @@ from imixer.data.device.mixing import Mixing, MixingDraw
 from imixer.data.device.normalising import Normalise
 from imixer.data.device.rand_augment import OperationDraws, RandAugment
 from imixer.data.device.resident import ResidentImages
-from imixer.data.device.transfer import Lent, to_device
+from imixer.data.device.transfer import BufferPool, to_device
 from imixer.data.randomness import mixed_seed
 from imixer.data.sampler import BatchOrder, Share
 from imixer.data.shifting import AlternatingFlips
@@ -70,7 +70,7 @@ class ResidentTraining:
         images = resident.images
         shape = (order.part, images.shape[1], *crop.target)
         self._bytes = torch.empty(shape, dtype=torch.uint8, device=images.device)
-        self._floats = Lent(shape, images.device)
+        self._floats = BufferPool(shape, images.device)
 
     def __len__(self) -> int:
         """Parts per epoch of this process."""
@@ -152,6 +152,6 @@ class ResidentValidation:
             yield self.normalise(cut, torch.empty(cut.shape, device=cut.device)), labels
 
 
-def _cut(draws: _Draws, images: slice) -> _Draws:
-    cut: _Draws = cast(Any, draws)._make(each[images] for each in draws)
+def _cut(params: _Draws, images: slice) -> _Draws:
+    cut: _Draws = cast(Any, params)._make(each[images] for each in params)
     return cut

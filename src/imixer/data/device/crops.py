@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imixer.data.config import DataConfig
 from imixer.data.device.resampling import resampling
-from imixer.data.device.transfer import pieces, to_device
+from imixer.data.device.transfer import chunks, to_device
 from imixer.data.shifting import shifts
 
 Size = tuple[int, int]
@@ -74,20 +74,20 @@ class _Crop(ABC):
     def draw(self, rng: np.random.Generator, count: int) -> CropDraws:
         """Decide on `count` images."""
 
-    def mirrored(self, draws: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
+    def mirrored(self, params: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
         """Return the draws with others' decisions on mirroring (batch,)."""
-        return draws._replace(flip=flip)
+        return params._replace(flip=flip)
 
-    def __call__(self, images: Tensor, draws: CropDraws, out: Tensor) -> None:
+    def __call__(self, images: Tensor, params: CropDraws, out: Tensor) -> None:
         """Write images (batch, channels, *source) as drawn to `out` (batch, channels, *target); both are bytes."""
         device, (height, width) = images.device, self.source
-        start = draws.left + np.where(draws.flip, draws.width - 1, 0)
-        step = np.where(draws.flip, -1, 1)
+        start = params.left + np.where(params.flip, params.width - 1, 0)
+        step = np.where(params.flip, -1, 1)
         # pixels beyond the box have weight 0, so that any will do
         source_columns = to_device((start[:, None] + step[:, None] * np.arange(width)).clip(0, width - 1), device)
-        source_rows = to_device((draws.top[:, None] + np.arange(height)).clip(max=height - 1), device)
-        row_numbers, column_numbers = to_device(draws.rows, device), to_device(draws.columns, device)
-        for piece in pieces(len(images), math.prod(out.shape[1:]), device):
+        source_rows = to_device((params.top[:, None] + np.arange(height)).clip(max=height - 1), device)
+        row_numbers, column_numbers = to_device(params.rows, device), to_device(params.columns, device)
+        for piece in chunks(len(images), math.prod(out.shape[1:]), device):
             box = images[piece]
             shape = count, channels, _, _ = box.shape
             box = box.gather(2, source_rows[piece, None, :, None].expand(shape))
@@ -190,10 +190,10 @@ class WindowCrop(_Crop):
         columns = kind * 2 * right + flip * right + column
         return CropDraws(corner, corner, np.full(count, self.source[1]), flip, kind * down + row, columns)
 
-    def mirrored(self, draws: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
+    def mirrored(self, params: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
         """Return the draws with others' decisions on mirroring (batch,); the window stays the same."""
-        turned = flip.astype(np.int64) - draws.flip
-        return draws._replace(flip=flip, columns=draws.columns + turned * len(self.starts[1]))
+        turned = flip.astype(np.int64) - params.flip
+        return params._replace(flip=flip, columns=params.columns + turned * len(self.starts[1]))
 
 
 def training_crop(config: DataConfig, source: Size, target: Size, device: torch.device) -> ResizedCrop | WindowCrop:

@@ -59,10 +59,10 @@ class Erasing:
         end = np.cumsum(channels * box_height * box_width)
         return ErasingDraws(top, left, box_height, box_width, end - channels * box_height * box_width), int(end[-1])
 
-    def __call__(self, images: Tensor, draws: ErasingDraws, noise: Tensor) -> None:
+    def __call__(self, images: Tensor, params: ErasingDraws, noise: Tensor) -> None:
         """Erase in images (images, channels, height, width) as drawn, in place, by the noise (values,) of the batch."""
         channels = images.shape[1]
-        for image, top, left, height, width, start in zip(images, *(each.tolist() for each in draws), strict=True):
+        for image, top, left, height, width, start in zip(images, *(each.tolist() for each in params), strict=True):
             if height and width:
                 values = noise[start : start + channels * height * width]
                 image[:, top : top + height, left : left + width] = values.view(channels, height, width)

@@ -10,7 +10,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from torch import Tensor
 
-from imixer.data.device.transfer import pieces
+from imixer.data.device.transfer import chunks
 
 
 class MixingDraw(NamedTuple):
@@ -61,7 +61,7 @@ class Mixing:
             box.copy_(box.flip(0))
         else:
             count = len(images)
-            for piece in pieces(count // 2, images[0].numel(), images.device):
+            for piece in chunks(count // 2, images[0].numel(), images.device):
                 one, other = images[piece], images[count - piece.stop : count - piece.start]
                 moved = other.flip(0).sub_(one).mul_(1 - draw.share)
                 one.add_(moved)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from imixer.data.device.transfer import pieces
+from imixer.data.device.transfer import chunks
 
 
 class Normalise:
@@ -27,6 +27,6 @@ class Normalise:
 
     def __call__(self, images: Tensor, out: Tensor) -> Tensor:
         """Write bytes as floats to `out`, and return it."""
-        for piece in pieces(len(images), math.prod(images.shape[1:]), images.device):
+        for piece in chunks(len(images), math.prod(images.shape[1:]), images.device):
             out[piece].copy_(images[piece]).mul_(self.factor).add_(self.offset)
         return out

@@ -13,8 +13,8 @@ from PIL import Image
 from timm.data import auto_augment
 from torch import Tensor
 
-from imixer.data.device import geometry, tone
-from imixer.data.device.transfer import pieces, to_device
+from imixer.data.device import color, geometry
+from imixer.data.device.transfer import chunks, to_device
 
 _Floats: TypeAlias = NDArray[np.float64]
 _Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -33,22 +33,22 @@ def _enhance_increasing(level: _Floats, sign: _Floats) -> _Floats:
 
 # by timm's names
 _TONES: dict[str, tuple[_Change, _Argument]] = {
-    "AutoContrast": (tone.auto_contrast, lambda level, sign: 0),
-    "Equalize": (tone.equalize, lambda level, sign: 0),
-    "Invert": (tone.solarize, lambda level, sign: 0),
-    "Solarize": (tone.solarize, lambda level, sign: np.trunc(level * 256).clip(max=256)),
-    "SolarizeIncreasing": (tone.solarize, lambda level, sign: 256 - np.trunc(level * 256).clip(max=256)),
-    "SolarizeAdd": (tone.solarize_add, lambda level, sign: np.trunc(level * 110).clip(max=128)),
-    "Posterize": (tone.posterize, lambda level, sign: np.trunc(level * 4).clip(max=8)),
-    "PosterizeIncreasing": (tone.posterize, lambda level, sign: (4 - np.trunc(level * 4)).clip(min=0)),
-    "Brightness": (tone.brightness, _enhance),
-    "BrightnessIncreasing": (tone.brightness, _enhance_increasing),
-    "Contrast": (tone.contrast, _enhance),
-    "ContrastIncreasing": (tone.contrast, _enhance_increasing),
-    "Color": (tone.color, _enhance),
-    "ColorIncreasing": (tone.color, _enhance_increasing),
-    "Sharpness": (tone.sharpness, _enhance),
-    "SharpnessIncreasing": (tone.sharpness, _enhance_increasing),
+    "AutoContrast": (color.auto_contrast, lambda level, sign: 0),
+    "Equalize": (color.equalize, lambda level, sign: 0),
+    "Invert": (color.solarize, lambda level, sign: 0),
+    "Solarize": (color.solarize, lambda level, sign: np.trunc(level * 256).clip(max=256)),
+    "SolarizeIncreasing": (color.solarize, lambda level, sign: 256 - np.trunc(level * 256).clip(max=256)),
+    "SolarizeAdd": (color.solarize_add, lambda level, sign: np.trunc(level * 110).clip(max=128)),
+    "Posterize": (color.posterize, lambda level, sign: np.trunc(level * 4).clip(max=8)),
+    "PosterizeIncreasing": (color.posterize, lambda level, sign: (4 - np.trunc(level * 4)).clip(min=0)),
+    "Brightness": (color.brightness, _enhance),
+    "BrightnessIncreasing": (color.brightness, _enhance_increasing),
+    "Contrast": (color.contrast, _enhance),
+    "ContrastIncreasing": (color.contrast, _enhance_increasing),
+    "Color": (color.color, _enhance),
+    "ColorIncreasing": (color.color, _enhance_increasing),
+    "Sharpness": (color.sharpness, _enhance),
+    "SharpnessIncreasing": (color.sharpness, _enhance_increasing),
 }
 _MOVES: dict[str, tuple[_Move, _Argument]] = {
     "ShearX": (geometry.shear_x, lambda level, sign: sign * (level * 0.3)),
@@ -128,13 +128,13 @@ class RandAugment:
         change = self.numbers[chosen, rng.integers(filters, size=shape)]
         return OperationDraws(np.where(applied, change, -1), argument)
 
-    def __call__(self, images: Tensor, draws: OperationDraws) -> None:
+    def __call__(self, images: Tensor, params: OperationDraws) -> None:
         """Change images (batch, channels, height, width), bytes, in place as drawn."""
         wide = _wide(images)
-        for drawn, argument in zip(draws.change.T, draws.argument.T, strict=True):
+        for drawn, argument in zip(params.change.T, params.argument.T, strict=True):
             for number, change in enumerate(self.changes):
                 chosen = np.flatnonzero(drawn == number)
-                for piece in pieces(len(chosen), images[0].numel(), images.device):
+                for piece in chunks(len(chosen), images[0].numel(), images.device):
                     places = to_device(chosen[piece], images.device)
                     arguments = to_device(argument[chosen[piece]], images.device).view(-1, 1, 1, 1)
                     changed = change(images.index_select(0, places), arguments)

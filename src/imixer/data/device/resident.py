@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from imixer.data.image_data import ImageData, Item
-from imixer.data.progress import with_progress
 from imixer.errors import InputError
+from imixer.progress import with_progress
 
 REMEDY = "use data.pipeline timm"
 

@@ -20,14 +20,14 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
-def pieces(count: int, floats: int, device: torch.device) -> Iterator[slice]:
+def chunks(count: int, floats: int, device: torch.device) -> Iterator[slice]:
     """Slices that cover `count` images of `floats` values each: all at once, but on a CPU what its cache holds."""
     size = max(1, _PIECE // floats if device.type == "cpu" else count)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
-class Lent:
+class BufferPool:
     """Memory for float tensors of one shape: as soon as nothing refers to one any more, the next one takes its place.
 
     torch does so on a GPU. On a CPU, large tensors are given back to the system and taken anew, and their first touch

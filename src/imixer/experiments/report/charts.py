@@ -11,8 +11,9 @@ from plotly.subplots import make_subplots
 
 from imixer.escaping import for_plotly, middle_cut
 from imixer.experiments.report.collect import Curves, Run
+from imixer.plotting import COLORS, GRAY
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_COLORS = (*COLORS[:6], GRAY)
 _ASIDE = 0.4  # of an iteration, over which the blocks are spread so that none hides another
 _LONGEST = 30  # characters of a class on an axis
 _FEW_CLASSES = 20  # whose counts have room in a confusion matrix

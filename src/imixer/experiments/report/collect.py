@@ -13,10 +13,10 @@ from imixer.errors import InputError
 from imixer.escaping import one_line
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.reading import read_json, read_rows
-from imixer.training.confusion import read_confusion
-from imixer.training.finite_file import first_non_finite_in
-from imixer.training.parsing import flat, load_config
-from imixer.training.run_directory import RunDirectory, short_names
+from imixer.training.run.confusion import read_confusion
+from imixer.training.run.directory import RunDirectory, short_names
+from imixer.training.run.finite_file import first_non_finite_in
+from imixer.training.run.parsing import flatten, load_config
 
 _METRICS = ("epoch", "step", "train_loss", "val_loss", "val_acc", "lr", "images_per_s", "seconds")
 _SIGNS = ("environment.json", "metrics.csv", "checkpoints", "model")  # of a run, one of which may be lost
@@ -67,7 +67,7 @@ class ShownTable:
 
 
 @dataclass(frozen=True)
-class Reproduced:
+class ReportedExperiment:
     """A table or figure of `imixer reproduce`.
 
     Args:
@@ -151,7 +151,7 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
     return [_read(path, name) for path, name in zip(found, short_names(list(found)), strict=True)]
 
 
-def find_reproduced(path: str) -> list[Reproduced]:
+def find_reproduced(path: str) -> list[ReportedExperiment]:
     """The tables and figures in a folder that `imixer reproduce` has written, in its order. Others have none.
 
     Raises:
@@ -168,16 +168,20 @@ def find_reproduced(path: str) -> list[Reproduced]:
                 shown = facts["shown"]
                 tables = [ShownTable(**table) for table in shown["tables"]]
                 found.append(
-                    Reproduced(name, facts["title"], facts["conditions"], tables, shown["sentences"], shown["notes"])
+                    ReportedExperiment(
+                        name, facts["title"], facts["conditions"], tables, shown["sentences"], shown["notes"]
+                    )
                 )
             elif "panels" in facts:
                 read = [f"{each['text']} Here: {each['verdict']}" for each in facts["statements"]]
                 curves = Curves(facts["models"], facts["panels"])
                 found.append(
-                    Reproduced(name, facts["title"], facts["conditions"], notes=[*read, *facts["notes"]], curves=curves)
+                    ReportedExperiment(
+                        name, facts["title"], facts["conditions"], notes=[*read, *facts["notes"]], curves=curves
+                    )
                 )
             elif file.with_suffix(".png").is_file():
-                found.append(Reproduced(name, experiment.title, picture=file.with_suffix(".png")))
+                found.append(ReportedExperiment(name, experiment.title, picture=file.with_suffix(".png")))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
     return found
@@ -207,7 +211,7 @@ def _read(path: Path, name: str) -> Run:
         return Run(
             name=name,
             path=path,
-            settings=flat(asdict(load_config(run.config))),
+            settings=flatten(asdict(load_config(run.config))),
             environment=_json(run.environment),
             rows=_table(run.metrics, _METRICS),
             convergence=_table(run.convergence, ("epoch", "block")),

@@ -10,11 +10,10 @@ from typing import Any
 
 import yaml
 
-from imixer.data.progress import announce
 from imixer.errors import InputError
 from imixer.escaping import one_line
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import Reproduced, Run, differing, find_reproduced, find_runs
+from imixer.experiments.report.collect import ReportedExperiment, Run, differing, find_reproduced, find_runs
 from imixer.experiments.report.page import (
     Chart,
     Fold,
@@ -28,9 +27,9 @@ from imixer.experiments.report.page import (
     render,
     slug,
 )
-from imixer.json_text import json_text
-from imixer.training.atomic import write_text
-from imixer.training.run_directory import RunDirectory, short_names
+from imixer.progress import announce
+from imixer.training.run.directory import RunDirectory, short_names
+from imixer.writing import json_text, write_text
 
 _MANY = 40  # runs, of which each has its own figures
 _ITERATIONS = (
@@ -72,7 +71,7 @@ def write_report(paths: Sequence[str], out: str | None = None) -> Path:
     return file
 
 
-def _named(by_path: Sequence[tuple[str, list[Reproduced]]]) -> list[Reproduced]:
+def _named(by_path: Sequence[tuple[str, list[ReportedExperiment]]]) -> list[ReportedExperiment]:
     """All of some folders; where there are several, named after the folder too."""
     if len(by_path) == 1:
         return by_path[0][1]
@@ -81,7 +80,7 @@ def _named(by_path: Sequence[tuple[str, list[Reproduced]]]) -> list[Reproduced]:
     return [replace(each, name=f"{folder} {each.name}") for folder, (_, found) in pairs for each in found]
 
 
-def _sections(reproduced: list[Reproduced], runs: list[Run]) -> list[Section]:
+def _sections(reproduced: list[ReportedExperiment], runs: list[Run]) -> list[Section]:
     return [
         *(Section(each.title, _reproduced(each), each.name) for each in reproduced),
         Section("Summary", _summary(runs)),
@@ -109,12 +108,12 @@ def _numbers_of(file: object) -> Iterator[None]:
         ) from error
 
 
-def _reproduced(found: Reproduced) -> list[Item]:
+def _reproduced(found: ReportedExperiment) -> list[Item]:
     with _numbers_of(f"{found.name}.json"):
         return _shown_again(found)
 
 
-def _shown_again(found: Reproduced) -> list[Item]:
+def _shown_again(found: ReportedExperiment) -> list[Item]:
     items: list[Item] = []
     if found.conditions:
         items.append(Paragraph(found.conditions))

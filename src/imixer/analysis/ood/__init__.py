@@ -1,0 +1,1 @@
+"""Tell images of the kind a run was trained on from others."""

@@ -1,0 +1,92 @@
+"""Images of another kind than a run's: its own, spoilt, or those of another data set."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imixer.analysis.images import evenly_spread, held_out_batches, pixels_of
+from imixer.data.config import DataConfig
+from imixer.data.sources.decoding import to_channels
+from imixer.data.sources.open import open_data
+from imixer.errors import InputError
+from imixer.training.finished_run import FinishedRun
+
+_TILES = 4  # a side, of `shuffled`
+
+
+def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(256, pixels.shape, generator=generator).to(pixels) / 255
+
+
+def _shuffled(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image's tiles in an order of its own; rows and columns that are left over stay."""
+    made = pixels.clone()
+    tall, wide = (side // _TILES for side in pixels.shape[-2:])
+    whole = made[:, :, : _TILES * tall, : _TILES * wide].unfold(2, tall, tall).unfold(3, wide, wide)
+    tiles = whole.flatten(2, 3)  # (B, C, tiles, tall, wide)
+    for image, tile in zip(made, tiles, strict=True):
+        order = torch.randperm(_TILES**2, generator=generator).to(tile.device)
+        rows = tile[:, order].unflatten(1, (_TILES, _TILES)).permute(0, 1, 3, 2, 4)
+        image[:, : _TILES * tall, : _TILES * wide] = rows.flatten(3, 4).flatten(1, 2)
+    return made
+
+
+def _rotated(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    turned = pixels.rot90(1, (2, 3))
+    return turned if turned.shape == pixels.shape else pixels.rot90(2, (2, 3))
+
+
+def _inverted(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return 1 - pixels
+
+
+SYNTHETIC_OOD: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "noise": _noise,
+    "shuffled": _shuffled,
+    "rotated": _rotated,
+    "inverted": _inverted,
+}
+
+
+def outside_batches(
+    finished: FinishedRun,
+    against: str,
+    count: int | None,
+    batch_size: int,
+    data_path: str | None = None,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Images (B, in_chans, H, W) of another kind, in batches, as the model takes them and on its device.
+
+    Args:
+        reloaded: The run.
+        against: Of the run's own held-out images, `noise`: as many of pixels drawn at random; `shuffled`: 4x4 tiles in
+            another order; `rotated`: by 90 degrees, by 180 if they are not square; `inverted`: black for white. Or the
+            name of a data set, as for `DataConfig`, of which the held-out part is taken, brought to the model's size
+            and channels.
+        count: How many images, evenly spread. Default: all.
+        batch_size: Images per batch.
+        moved_to: Where the run's data lie now. Default: where they lay.
+        seed: Of noise and orders.
+
+    Raises:
+        InputError: If count is below 1, or the data are not there.
+    """
+    if against in SYNTHETIC_OOD:
+        generator, pixels = torch.Generator().manual_seed(seed), pixels_of(finished)
+        for images, _ in held_out_batches(finished, count, batch_size, data_path):
+            yield pixels.normalised(SYNTHETIC_OOD[against](pixels.of(images), generator))
+        return
+    try:
+        val: Any = open_data(DataConfig(name=against, root=finished.config.data.root)).val
+    except InputError as error:
+        raise InputError(
+            f"against {against!r} is none of {', '.join(SYNTHETIC_OOD)}, and as a data set: {error}"
+        ) from error
+    places = evenly_spread(len(val), count)
+    for start in range(0, len(places), batch_size):
+        chosen = places[start : start + batch_size]
+        found = [to_channels(val[place][0], finished.input_size[0]) for place in chosen]
+        yield torch.stack([finished.transform(image) for image in found]).to(finished.device)

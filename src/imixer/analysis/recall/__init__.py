@@ -1,0 +1,1 @@
+"""How well associative memories recall images."""

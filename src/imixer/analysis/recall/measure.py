@@ -1,0 +1,100 @@
+"""How well an associative memory recalls images: stored, corrupted, retrieved."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imixer.hopfield.memory import AssociativeMemory, Retrieval, overlaps
+
+RETRIEVED = 0.95  # cosine with the own pattern
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What a memory made of its queries.
+
+    Attributes:
+        memory: The memory.
+        patterns: What it was given to store, (K, H, W), from -1 (black) to 1 (white).
+        names: Name of each pattern.
+        own: Pattern each query was made from, (B,).
+        before, after: Cosine (B,) of the query, and of what was retrieved, with that pattern.
+        retrieved: Whether that pattern is the nearest of all to what was retrieved, and the cosine 0.95 or more, (B,).
+        looked_up: Whether it is the nearest to the query, in Euclidean distance over the known pixels, (B,).
+        retrieval: The way there.
+    """
+
+    memory: AssociativeMemory
+    patterns: Tensor
+    names: tuple[str, ...]
+    own: Tensor
+    before: Tensor
+    after: Tensor
+    retrieved: Tensor
+    looked_up: Tensor
+    retrieval: Retrieval
+
+    @property
+    def verdict(self) -> str:
+        """Whether the energy fell at every step, and whether it had to."""
+        if not self.retrieval.energy_decreases:
+            return f"violated: the energy rose by up to {self.retrieval.largest_rise:.3g}"
+        if self.memory.kind == "hierarchical":
+            return "observed: the energy never rose; with two hidden layers that is not guaranteed"
+        return "guaranteed: one hidden layer, convex Lagrangians, symmetric couplings; the energy never rose"
+
+
+def retrieve(
+    memory: AssociativeMemory,
+    patterns: Tensor,
+    own: Tensor,
+    query: Tensor,
+    known: Tensor,
+    *,
+    clamp: bool = True,
+    steps: int = 50,
+    names: Sequence[str] = (),
+) -> Recall:
+    """Retrieve queries, and compare with the patterns they were made from.
+
+    Args:
+        memory: The memory.
+        patterns: What it was given to store, (K, *shape).
+        own: Pattern of each query, (B,).
+        query: (B, *shape).
+        known: Pixels that are not hidden, `shape` or (B, *shape). The others start at 0.
+        clamp: Hold the known pixels, if some are hidden.
+        steps: Largest number of steps.
+        names: Name of each pattern. Default: its number.
+    """
+    query = torch.where(known, query, 0.0)
+    found = memory.retrieve(query, steps=steps, known=known if clamp and not known.all() else None)
+    before, after = overlaps(query, patterns), overlaps(found.retrieved, patterns)
+    each = torch.arange(len(own))
+    return Recall(
+        memory=memory,
+        patterns=patterns,
+        names=tuple(names) or tuple(map(str, range(len(patterns)))),
+        own=own,
+        before=before[each, own],
+        after=after[each, own],
+        retrieved=(after.argmax(1) == own) & (after[each, own] >= RETRIEVED),
+        looked_up=nearest(query, patterns, known) == own,
+        retrieval=found,
+    )
+
+
+def nearest(query: Tensor, patterns: Tensor, known: Tensor) -> Tensor:
+    """Index (B,) of the pattern (K, *shape) nearest to each query (B, *shape), in distance over the known pixels."""
+    weight = known.expand(query.shape).flatten(1).to(query)
+    q, p = query.flatten(1) * weight, patterns.flatten(1)
+    return ((weight @ p.square().T) - 2 * q @ p.T).argmin(1)
+
+
+def share(right: Tensor) -> tuple[float, float]:
+    """Share of true ones, and how uncertain it is: the standard deviation given a uniform prior, never 0."""
+    n, k = len(right), int(right.sum())
+    return k / n, math.sqrt((k + 1) * (n - k + 1) / (n + 3)) / (n + 2)

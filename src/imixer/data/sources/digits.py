@@ -1,0 +1,58 @@
+"""The handwritten digits that come with scikit-learn: no download, trains in seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import Dataset
+
+from imixer.data.config import DataConfig
+from imixer.data.image_data import ImageData, Item
+from imixer.data.sources.splitting import held_out_share, stratified_split
+from imixer.data.sources.statistics import survey_usable
+
+
+class ArrayImages(Dataset[Item]):
+    """Gray images in memory.
+
+    Args:
+        images: Pixel values, shape (items, height, width).
+        labels: Label of each item.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Item:
+        return Image.fromarray(self.images[index]), int(self.labels[index])
+
+
+def open_digits(config: DataConfig) -> ImageData:
+    """1,797 gray images of 8 x 8 pixels in ten classes; `val_fraction` of each class is held out."""
+    # deferred: scikit-learn takes a second to import
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)  # values are 0 to 16
+    labels = bunch.target.astype(np.int64)
+    names = tuple(str(digit) for digit in range(10))
+    train, val = stratified_split(labels, names, fraction=config.val_fraction, seed=config.split_seed, what="digits")
+    train_items = ArrayImages(images[train], labels[train])
+    facts = survey_usable(lambda index: train_items[index][0], len(train_items), config, "digits")
+    return ImageData(
+        name="digits",
+        train=train_items,
+        val=ArrayImages(images[val], labels[val]),
+        class_names=names,
+        in_chans=1,
+        native_size=(8, 8),
+        mean=facts.mean,
+        std=facts.std,
+        sources=("scikit-learn", held_out_share(config)),
+        notes=facts.notes,
+    )

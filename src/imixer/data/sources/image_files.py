@@ -1,0 +1,149 @@
+"""Image files below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imixer.data.sources.decoding import reason
+from imixer.errors import InputError
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
+_OF_SYSTEMS = frozenset(
+    {"__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+)
+
+
+def expanded(path: str | Path) -> Path:
+    """Spell out the `~` of a path.
+
+    Raises:
+        InputError: There is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path} names a home that does not exist; give the whole path") from error
+
+
+def is_image_file(name: str) -> bool:
+    """Whether a file name looks like an image that is not hidden."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+@dataclass
+class Tree:
+    """What lies in a folder and its subfolders.
+
+    Args:
+        images: Images, sorted; hidden files and folders are left out.
+        others: How many files of each extension are no images.
+        inside: Names of the subfolders directly inside that hold images.
+        places: Real paths of the folders that were entered.
+        links: Images that are links, by the real path they lead to.
+    """
+
+    images: list[Path]
+    others: Counter[str] = field(default_factory=Counter)
+    inside: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    links: dict[str, Path] = field(default_factory=dict)
+
+
+def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
+    """Enter a folder and its subfolders, each once, however many links lead to it; hidden ones are left out.
+
+    Args:
+        folder: Where to begin.
+        onerror: Called where a folder cannot be listed. Default: it is left out.
+
+    Yields:
+        The path of a folder, and the names of its files.
+    """
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=onerror):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above would go round in circles
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield place, files
+
+
+def walk(folder: Path) -> Tree:
+    """List a folder and its subfolders, each once, however many links lead to it.
+
+    Raises:
+        InputError: A folder cannot be listed.
+    """
+    tree = Tree([])
+    inside: set[str] = set()
+
+    def fail(error: OSError) -> None:
+        raise InputError(f"cannot list folder {error.filename}: {reason(error)}; change its permissions or remove it")
+
+    for place, files in visible_folders(folder, fail):
+        tree.places.append(os.path.realpath(place))
+        images = [name for name in files if is_image_file(name)]
+        tree.others.update(_extension(name) for name in files if not is_image_file(name))
+        tree.images += [Path(place, name) for name in images]
+        if images and place != str(folder):
+            inside.add(Path(place).relative_to(folder).parts[0])
+        for name in images:
+            path = os.path.join(place, name)
+            if os.path.islink(path) and os.path.isfile(path):
+                tree.links[os.path.realpath(path)] = Path(path)
+    tree.images.sort()
+    tree.inside = sorted(inside)
+    return tree
+
+
+def images_under(folder: Path) -> list[Path]:
+    """Images in a folder and its subfolders, sorted, hidden files and folders left out.
+
+    Raises:
+        InputError: A folder cannot be listed.
+    """
+    return walk(folder).images
+
+
+def any_image(folder: Path) -> bool:
+    """Whether there is an image in a folder or its subfolders. Stops at the first one."""
+    return any(is_image_file(name) for _, files in visible_folders(folder) for name in files)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly inside a folder, sorted by name, hidden ones and those of operating systems left out."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_left_out(path.name))
+
+
+def loose_files(folder: Path) -> Tree:
+    """Files directly inside a folder; links to nothing count as files."""
+    names = [path.name for path in folder.iterdir() if not path.is_dir()]
+    images = sorted(folder / name for name in names if is_image_file(name))
+    return Tree(images, Counter(_extension(name) for name in names if not is_image_file(name)))
+
+
+def folders_of_systems(folder: Path) -> list[Path]:
+    """Folders directly inside that operating systems make, such as `__MACOSX`."""
+    return sorted(path for path in folder.iterdir() if path.name.lower() in _OF_SYSTEMS)
+
+
+def few_extensions(others: Counter[str]) -> str:
+    """`12 .heic, 3 .txt`, most frequent first; empty for none."""
+    kinds: Iterable[tuple[str, int]] = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
+    return ", ".join(f"{count:,} {extension}" for extension, count in kinds)
+
+
+def _extension(name: str) -> str:
+    if name.startswith("."):
+        return "hidden"
+    return os.path.splitext(name)[1].lower() or "without extension"
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS

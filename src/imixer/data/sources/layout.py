@@ -1,0 +1,227 @@
+"""Where the parts of a data set and its classes lie below a folder. What is not certain is refused or told."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from imixer.data.image_data import few_names
+from imixer.data.sources.image_files import (
+    any_image,
+    few_extensions,
+    folders_of_systems,
+    is_image_file,
+    loose_files,
+    subfolders,
+    walk,
+)
+from imixer.data.sources.splitting import ROLES, split_role, split_words
+from imixer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders that hold the class folders of each part.
+
+    Args:
+        root: What paths are told from.
+        train: Class folders to train on.
+        val: Class folders that are held out. None: there are none.
+        notes: What was decided, a sentence each.
+        left_out: Folders and files that belong to no part.
+    """
+
+    root: Path
+    train: Path
+    val: Path | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def find_layout(given: Path) -> Layout:
+    """Tell folders of classes from those of splits, whatever the case and the usual words for them.
+
+    Raises:
+        InputError: A folder that is called like a split holds no class folders, lies among classes or inside one, or
+            two are called alike.
+    """
+    root = _unwrap(given)
+    notes = [f"the class folders are those of {_shown(root, given)}"] if root != given else []
+    left_out = _left_out_at(given) if root != given else []
+    folders = subfolders(root)
+    roles = _roles(folders, root)
+    if not roles:
+        for folder in folders:
+            _require_no_splits_inside(folder)
+        return Layout(given, root, None, tuple(notes), tuple(left_out))
+
+    structured = {folder: _unwrap(folder) for folder in roles if _has_class_folders(folder)}
+    of_role = {role: [folder for folder in structured if roles[folder] == role] for role in ROLES}
+    for role, those in of_role.items():
+        if len(those) > 1 and not (role == "test" and of_role["val"]):
+            raise InputError(
+                f"{those[0].name} and {those[1].name} in {root} are both called like a {_purpose(role)} part; keep one "
+                "there"
+            )
+    others = [folder for folder in folders if folder not in roles]
+    if not of_role["train"]:
+        if _train_is_a_class(roles, others):
+            notes.append(f"{next(iter(roles)).name} is taken for a class, as it lies among others and holds images")
+            return Layout(given, root, None, tuple(notes), tuple(left_out))
+        raise InputError(_why_no_training_part(root, roles, others))
+    (train,) = of_role["train"]
+    held_out = next((those[0] for role in ("val", "test") if (those := of_role[role])), None)
+    beside = [folder for folder in others if _holds_images(folder)]
+    if held_out is None and beside:
+        raise InputError(
+            f"{root} holds {train.name} with the folders {few_names([f.name for f in subfolders(structured[train])])}, "
+            f"and beside it {beside[0].name} with images: are these classes, or is {train.name} the training part? "
+            "Leave only one kind there"
+        )
+    used = {train, held_out}
+    left_out += [_described(folder) for folder in folders if folder not in used] + _left_out_at(root)
+    return Layout(given, structured[train], structured[held_out] if held_out else None, tuple(notes), tuple(left_out))
+
+
+def _unwrap(folder: Path) -> Path:
+    """Go down while a folder holds nothing but one folder of folders, as unpacked archives do."""
+    while True:
+        inside = subfolders(folder)
+        if len(inside) != 1 or _holds_images(folder):
+            return folder
+        (only,) = inside
+        split_below = split_role(only.name) is not None and split_role(folder.name) is None
+        if split_below or not subfolders(only) or _holds_images(only):
+            return folder
+        folder = only
+
+
+def _roles(folders: list[Path], root: Path) -> dict[Path, str]:
+    """Which folders are called like a part: by that alone, or like `seg_train` and `seg_test`, which only differ so."""
+    roles = {folder: role for folder in folders if (role := split_role(folder.name))}
+    named: dict[tuple[str, ...], dict[Path, str]] = {}
+    for folder in folders:
+        words, rest = split_words(folder.name)
+        if len(words) == 1 and rest:
+            named.setdefault(rest, {})[folder] = next(iter(words.values()))
+    pairs = [each for each in named.values() if len(set(each.values())) > 1]
+    if len(pairs) > 1:
+        first = [folder.name for folder in pairs[0]]
+        raise InputError(
+            f"the folders of {root} name classes and parts at once, such as {first[0]} and {first[1]}; make it a "
+            "folder for each part with the class folders inside: train/..., val/..."
+        )
+    return roles | (pairs[0] if pairs else {})
+
+
+def _require_no_splits_inside(folder: Path) -> None:
+    inside = [path for path in subfolders(folder) if any_image(path)]
+    if inside and all(split_role(path.name) for path in inside):
+        raise InputError(
+            f"{folder} would be a class, but holds folders that are called like parts: "
+            f"{few_names([path.name for path in inside])}; put the class folders into those of the parts: "
+            f"{inside[0].name}/{folder.name}"
+        )
+
+
+def _train_is_a_class(roles: dict[Path, str], others: list[Path]) -> bool:
+    """Beside cars and buses, a folder `train` that holds images itself is of trains."""
+    return [path.name.lower() for path in roles] == ["train"] and _holds_images(*roles) and bool(others)
+
+
+def _why_no_training_part(root: Path, roles: dict[Path, str], others: list[Path]) -> str:
+    looks = next(iter(roles))
+    flat = [folder for folder in roles if not _has_class_folders(folder)]
+    train = next((folder for folder, role in roles.items() if role == "train"), None)
+    if train is None and others:
+        return (
+            f"{looks} is called like a {_purpose(roles[looks])} part, not like a class, and lies among "
+            f"{few_names([folder.name for folder in others])}; put these into {root / 'train'}, or move or rename "
+            f"{looks.name}"
+        )
+    if train is None:
+        return f"{root} holds {few_names([f.name for f in roles])}, but no train folder; add one with the class folders"
+    if train in flat and _holds_images(train) and others:
+        return (
+            f"{train} is called like the training part, but holds images and no class folders, and "
+            f"{few_names([folder.name for folder in others])} lie beside it; put the images of each class in a folder, "
+            f"or rename {train.name} if it is a class"
+        )
+    if train in flat and _holds_images(train):
+        return f"{train} holds images but no class folders; put the images of each class in a folder"
+    return f"{train} holds neither class folders nor images; add the class folders"
+
+
+def class_folders(part: Path) -> list[Path]:
+    """The folders of a part, one for each class, sorted.
+
+    Raises:
+        InputError: Two differ in case, spaces or encoding only, or one has a name that is no text.
+    """
+    folders = subfolders(part)
+    alike: dict[str, str] = {}
+    for folder in folders:
+        name = folder.name
+        if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+            raise InputError(
+                f"class folder {name.encode(errors='surrogateescape')!r} in {part} is not named in UTF-8; rename it"
+            )
+        plain = unicodedata.normalize("NFKC", name).casefold().strip()
+        if plain in alike and len(plain) > 1:  # a and A may be letters
+            raise InputError(
+                f"class folders {alike[plain]!r} and {name!r} in {part} differ in case or spaces only; merge them, or "
+                "rename one if they are two classes"
+            )
+        alike[plain] = name
+    return folders
+
+
+def letters_in_both_cases(names: list[str]) -> str:
+    """A sentence on classes that differ in case only; empty if none do."""
+    count = Counter(name.casefold() for name in names)
+    both = sorted(name for name in names if count[name.casefold()] > 1)
+    return f"classes that differ in case only: {few_names(both)}" if both else ""
+
+
+def left_out_beside(part: Path) -> tuple[str, ...]:
+    """What lies beside the class folders of a part."""
+    return tuple(_left_out_at(part))
+
+
+def _left_out_at(folder: Path) -> list[str]:
+    """Files of a folder of folders, and the folders of operating systems."""
+    loose = loose_files(folder)
+    where = f"in {folder.name}"
+    found = [f"{path.name}/" for path in folders_of_systems(folder)]
+    if loose.images:
+        count = len(loose.images)
+        found.append(f"{count:,} {'image' if count == 1 else 'images'} {where}, outside of the class folders")
+    if loose.others:
+        found.append(f"{few_extensions(loose.others)} {where}")
+    return found
+
+
+def _described(folder: Path) -> str:
+    count = len(walk(folder).images)
+    return f"{folder.name}/ ({count:,} {'image' if count == 1 else 'images'})"
+
+
+def _has_class_folders(folder: Path) -> bool:
+    return any(any_image(path) for path in subfolders(folder)) or (
+        bool(subfolders(folder)) and not _holds_images(folder)
+    )
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether images lie directly in a folder."""
+    return any(is_image_file(path.name) and not path.is_dir() for path in folder.iterdir())
+
+
+def _shown(folder: Path, root: Path) -> str:
+    return f"{folder.relative_to(root).as_posix()}/"
+
+
+def _purpose(role: str) -> str:
+    return {"train": "training", "val": "validation", "test": "test"}[role]

@@ -1,0 +1,62 @@
+"""From the name of a data set to the data set."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from imixer.data.config import DataConfig
+from imixer.data.image_data import ImageData, shortened
+from imixer.data.sources.decoding import reason, special_file
+from imixer.data.sources.digits import open_digits
+from imixer.data.sources.folder import open_folder
+from imixer.data.sources.image_files import expanded
+from imixer.data.sources.parquet import open_parquet
+from imixer.data.sources.parquet_files import find_shards
+from imixer.data.sources.timm_sets import PREFIXES, open_timm, timm_prefix
+from imixer.data.sources.torchvision_sets import SETS, open_torchvision
+from imixer.errors import InputError
+
+__all__ = ["ImageData", "open_data"]
+
+_NAMED = ("digits", *SETS)
+
+
+def open_data(config: DataConfig) -> ImageData:
+    """Open the data set that `config.name` names.
+
+    A built-in name wins over a folder of that name, and so does a prefix of timm's; write `./digits` for the
+    folder. The split, when the data have none of their own, depends on `config.split_seed` only.
+
+    Raises:
+        InputError: The name is unknown, or the data cannot be used; the message says what to do.
+    """
+    name = config.name
+    if name == "digits":
+        return open_digits(config)
+    if name in SETS:
+        return open_torchvision(name, config)
+    if timm_prefix(name):
+        return open_timm(name, config)
+    return _open_path(expanded(name), config)
+
+
+def _open_path(path: Path, config: DataConfig) -> ImageData:
+    name = config.name
+    if os.path.isdir(path) and name:  # Path's own fails on names that are too long
+        try:
+            shards = find_shards(path)
+            return open_parquet(path, shards, config) if shards else open_folder(path, config)
+        except OSError as error:
+            raise InputError(f"data.name: cannot read folder {path}: {reason(error)}") from error
+    if os.path.exists(path) and name:
+        raise InputError(f"data.name: {path} is {special_file(path) or 'a file'}; give the folder it lies in")
+    if os.sep in name or "/" in name or name.startswith((".", "~")):
+        raise InputError(f"data.name: no such folder {shortened(str(path))}; create it or correct the path")
+    close = difflib.get_close_matches(name.lower(), _NAMED, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise InputError(
+        f"data.name: unknown data set {shortened(name)!r}; {hint}Known: {', '.join(_NAMED)}, a folder, "
+        f"or a name of timm's that starts with {'/, '.join(PREFIXES)}/"
+    )

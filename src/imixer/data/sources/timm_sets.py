@@ -1,0 +1,118 @@
+"""Data sets that timm's `create_dataset` knows by a prefixed name, such as `torch/mnist` or `hfds/mnist`."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from timm.data import create_dataset
+
+from imixer.data.config import DataConfig
+from imixer.data.image_data import ImageData, Item
+from imixer.data.sources.decoding import UnreadableImage, decode_bytes, reason
+from imixer.data.sources.image_files import expanded
+from imixer.data.sources.statistics import survey_usable
+from imixer.data.sources.wrapped import DeliveredImages, read_item
+from imixer.errors import InputError
+
+PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+_STREAMS = ("hfids", "tfds", "wds")
+_VAL_SPLITS = ("validation", "test")
+
+
+class _ReaderItems:
+    """Items of timm's reader. Its own data set would silently replace an unreadable image by its neighbour."""
+
+    def __init__(self, reader: Any, name: str) -> None:
+        self.reader = reader
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, index: int) -> Item:
+        file, label = self.reader[index][:2]
+        with file:
+            encoded = file.read()
+        try:
+            return decode_bytes(encoded), label
+        except UnreadableImage as error:
+            raise InputError(f"cannot read image {index} of {self.name}: {error}; fetch the data set again") from None
+
+
+def timm_prefix(name: str) -> str | None:
+    """The prefix of a data set name in lower case, when timm knows it."""
+    prefix, slash, _ = name.partition("/")
+    return prefix.lower() if slash and prefix.lower() in PREFIXES else None
+
+
+def open_timm(name: str, config: DataConfig) -> ImageData:
+    """A data set by timm's prefixed name; held out is its `validation` split, else its `test` split.
+
+    Channels, size, mean and deviation are measured on a sample of the training images.
+
+    Raises:
+        InputError: It cannot be opened or downloaded, comes as a stream, or has no held-out split or class names.
+    """
+    prefix = timm_prefix(name)
+    if prefix in _STREAMS:
+        raise InputError(
+            f"data.name {name!r} is a stream of images without random access; "
+            "use hfds/..., or a folder of parquet shards or class folders"
+        )
+    if prefix == "hfds" and importlib.util.find_spec("datasets") is None:
+        raise InputError(f"data.name {name!r} needs the package datasets: pip install 'imixer[data]'")
+
+    train = _open(name, "train", config)
+    val, val_split = _open_held_out(name, config)
+    class_names = _class_names(train, name)
+    facts = survey_usable(lambda index: read_item(train, index, name)[0], len(train), config, name)
+    return ImageData(
+        name=name.lower().replace("/", "_"),
+        train=DeliveredImages(train, facts.in_chans, f"{name} (training)", facts.pixels),
+        val=DeliveredImages(val, facts.in_chans, f"{name} (validation)", facts.pixels),
+        class_names=class_names,
+        in_chans=facts.in_chans,
+        native_size=facts.native_size,
+        mean=facts.mean,
+        std=facts.std,
+        sources=("its split train", f"its split {val_split}"),
+        notes=facts.notes,
+        value_range=facts.pixels.value_range,
+        split=val_split,
+    )
+
+
+def _open(name: str, split: str, config: DataConfig) -> Any:
+    root = str(expanded(config.root or "data"))
+    try:
+        found: Any = create_dataset(name, root=root, split=split, download=config.download)
+    except Exception as error:  # network, archive, file and name errors of many kinds
+        hint = (
+            f"put the files into {root} yourself"
+            if config.download
+            else "check the name, or pass --data.download true or --data.root with its folder"
+        )
+        raise InputError(f"could not open {name} ({split}): {reason(error)}; {hint}") from error
+    return _ReaderItems(found.reader, f"{name} ({split})") if hasattr(found, "reader") else found
+
+
+def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
+    """The held-out split and its name."""
+    for split in _VAL_SPLITS[:-1]:
+        try:
+            return _open(name, split, config), split
+        except InputError:
+            continue
+    return _open(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
+
+
+def _class_names(found: Any, name: str) -> tuple[str, ...]:
+    if isinstance(found, _ReaderItems):
+        numbers = found.reader.class_to_idx
+        names = sorted(numbers, key=numbers.__getitem__)
+    else:
+        names = getattr(found, "classes", None) or []
+    if len(names) < 2:
+        raise InputError(f"{name} does not list two or more classes; use a data set for classification")
+    return tuple(map(str, names))

@@ -1,0 +1,55 @@
+"""What a model costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from imixer.training.model import build_model, forward_cost
+from imixer.training.run.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Size of a model.
+
+    Args:
+        parameters: Trainable numbers.
+        multiply_adds: Of one image's forward, normalisation baked in. None if they depend on the image.
+        drawn: Name and shape of each parameter that a seed draws. Trials of one seed begin with the same weights if and
+            only if these are equal. BatchNorm's begin as ones and zeros.
+    """
+
+    parameters: int
+    multiply_adds: int | None
+    drawn: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
+    """Count on the model of a configuration, without making its weights.
+
+    Args:
+        config: The configuration, with a model's name.
+        in_chans: Channels of the images.
+        num_classes: Number of classes.
+
+    Raises:
+        InputError: If there is no such model.
+    """
+    with torch.device("meta"):
+        built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
+    parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
+    cost = forward_cost(built)
+    return Costs(parameters, cost.total if cost else None, _drawn(built.model))
+
+
+def _drawn(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(
+        (f"{name}.{own}", tuple(parameter.shape))
+        for name, module in model.named_modules()
+        if not isinstance(module, _BatchNorm)
+        for own, parameter in module.named_parameters(recurse=False)
+    )

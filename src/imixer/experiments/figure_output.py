@@ -1,0 +1,207 @@
+"""The figure of an experiment: drawn of its runs, and put beside the tables with what can be read off it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from imixer.analysis.analyze import write_numbers
+from imixer.analysis.convergence import Convergence, compare_convergence
+from imixer.analysis.convergence_statements import (
+    Statement,
+    agree,
+    first_block,
+    first_two_blocks,
+    last_block,
+    middle_blocks,
+)
+from imixer.analysis.views.convergence import comparison_numbers, draw_cosines, draw_first_block, draw_norms
+from imixer.analysis.views.features import ANALYSIS as FEATURES
+from imixer.escaping import for_markdown
+from imixer.experiments.data_sets import DataSet
+from imixer.experiments.experiment import Figure
+from imixer.experiments.outcome import ExperimentResult, Run
+from imixer.tables import Grid, markdown, on_screen
+from imixer.training.finished_run import load_run
+from imixer.writing import write_text
+
+IMAGES = 16  # as many as the paper's
+_DRAWINGS: dict[Figure, Callable[[Sequence[Convergence], Path], None]] = {
+    "first block": draw_first_block,
+    "norms": draw_norms,
+    "cosines": draw_cosines,
+}
+_READINGS = {
+    "first block": (first_block,),
+    "norms": (first_two_blocks, middle_blocks, last_block),
+    "cosines": (first_two_blocks, middle_blocks, last_block),
+}
+
+
+def draw_figure(found: ExperimentResult, console: Console, image: str | None = None) -> None:
+    """Draw the figure of an experiment as PNG and PDF; write its numbers as JSON and its page as Markdown.
+
+    Args:
+        found: An experiment that has a figure.
+        console: Where to print.
+        image: Image file for feature maps. Default: the first held-out image.
+    """
+    console.print(found.experiment.title, style="bold")
+    trials = _complete_trials(found)
+    if not trials:
+        missing = "; ".join(data.missing for data in found.data.values() if data.missing)
+        console.print(f"not run: {missing or 'no trial of all its rows is finished'}", markup=False)
+        return
+    name = found.experiment.name
+    picture = found.folder / f"{name}.png"
+    page = _draw_features(found, trials, picture, image) if found.experiment.figure == "features" else None
+    page = page or _draw_convergence(found, trials, picture)
+    write_numbers(_facts(found, page), picture.with_suffix(".json"))
+    write_text(picture.with_suffix(".md"), _markdown(found, page, picture))
+    for grid, title in page.grids:
+        console.print(on_screen(grid, title))
+    for note in [page.conditions, *page.notes]:
+        console.print(note, markup=False, soft_wrap=True)
+    files = [picture.with_suffix(f".{suffix}") for suffix in ("png", "pdf", "json", "md")]
+    console.print(f"written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What stands beside a figure.
+
+    Args:
+        conditions: Scale, data, images, trials.
+        numbers: All that was measured.
+        notes: What is drawn.
+        grids: Tables with their titles.
+    """
+
+    conditions: str
+    numbers: dict[str, Any]
+    notes: list[str]
+    grids: tuple[tuple[Grid, str], ...] = ()
+
+
+def _complete_trials(found: ExperimentResult) -> list[list[Run]]:
+    """The runs of each seed with which every row is finished, in the order of the rows."""
+    rows = [{run.seed: run for run in line.finished} for line in found.lines]
+    return [[row[seed] for row in rows] for seed in sorted(set.intersection(*map(set, rows)))]
+
+
+def _draw_convergence(found: ExperimentResult, trials: list[list[Run]], picture: Path) -> _Page:
+    figure = found.experiment.figure
+    assert figure is not None
+    names = [f"n = {line.row.labels['n']}" for line in found.lines]
+    measured = [
+        compare_convergence([load_run(str(run.path)) for run in trial], images=IMAGES, names=names) for trial in trials
+    ]
+    _DRAWINGS[figure](measured[0], picture)
+    seeds = [trial[0].seed for trial in trials]
+    read = [[test(each) for test in _READINGS[figure]] for each in measured]  # by trial
+    statements = list(zip(*read, strict=True))
+    drawn, first = seeds[0], measured[0][0]
+    blocks = range(1 if figure == "first block" else len(first.blocks))
+    measures = {"first block": ("norm", "cosine"), "norms": ("norm",), "cosines": ("cosine",)}[figure]
+    (data,) = found.data.values()
+    return _Page(
+        conditions=_conditions(
+            found, data, f"{first.images} of them at random, the same for all models, {first.n_iter} iterations"
+        ),
+        numbers=comparison_numbers(measured[0])
+        | {
+            "drawn_seed": drawn,
+            "panels": [{"block": block, "measure": measure} for block in blocks for measure in measures],
+            "statements": [
+                {
+                    "text": each[0].text,
+                    "criterion": each[0].criterion,
+                    "verdict": agree([one.verdict for one in each]),
+                    "trials": [
+                        {"seed": seed, "verdict": one.verdict} | asdict(one)
+                        for seed, one in zip(seeds, each, strict=True)
+                    ],
+                }
+                for each in statements
+            ],
+        },
+        notes=[
+            f"drawn: the trial with seed {drawn}; finished: {len(trials)}; curves: mean over the images; bands: from "
+            "the smallest to the largest; large markers: a = n, where the model itself stops",
+            "the paper calls the models imixer_s_ni1, imixer_s_ni2 and imixer_s_ni4",
+            f"Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), as in the paper; x^a has D_S C = {first.D} * {first.C} entries, "
+            f"and S C = {first.S} * {first.C}",
+            "rate: Norm_(a+1) / Norm_a of an image, geometric mean over a",
+            "verdicts: by t intervals over the images, which hold together with 95 % for each statement; a statement "
+            "is not confirmed if one of its conditions is not; trials that do not agree decide nothing",
+            *(f"criterion: {each[0].text} {each[0].criterion}" for each in statements),
+            *(f"not decidable, since {each[0].missing}: {each[0].text}" for each in statements if each[0].missing),
+        ],
+        grids=(
+            (_verdicts(statements, seeds), "What the paper reads off it"),
+            *((_conditions_of(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
+        ),
+    )
+
+
+def _verdicts(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -> Grid:
+    rows = []
+    for each in statements:
+        verdicts = [one.verdict for one in each]
+        rows.append((each[0].text, agree(verdicts), *verdicts))
+    return Grid(("the paper", "here", *(f"seed {seed}" for seed in seeds)), tuple(rows), 2 + len(seeds))
+
+
+def _conditions_of(statement: Statement) -> Grid:
+    rows = tuple(
+        (each.what, each.asked, f"{each.value:.3g}", f"[{each.low:.3g}, {each.high:.3g}]", each.verdict)
+        for each in statement.conditions
+    )
+    return Grid(("condition", "asked", "mean", "interval", "verdict"), rows, 2)
+
+
+def _draw_features(found: ExperimentResult, trials: list[list[Run]], picture: Path, image: str | None) -> _Page:
+    (run,) = trials[0]
+    chosen: dict[str, Any] = {} if image is None else {"image": image}
+    measured = FEATURES.measure(load_run(str(run.path)), **chosen)
+    FEATURES.draw(measured, picture)
+    (data,) = found.data.values()
+    return _Page(
+        conditions=_conditions(found, data, f"image: {measured.name}"),
+        numbers=FEATURES.numbers(measured) | {"drawn_seed": run.seed},
+        notes=[f"drawn: the trial with seed {run.seed}, block {measured.block}", *measured.explanations],
+    )
+
+
+def _conditions(found: ExperimentResult, data: DataSet, images: str) -> str:
+    config = found.lines[0].config
+    assert config is not None  # something is finished
+    epochs = config.epochs + config.schedule.cooldown_epochs
+    return (
+        f"Scale {found.scale.name}: trained on {data.name}, {epochs} epochs; measured on its {data.held_out_part} "
+        f"({data.held_out:,} images): {images}; {found.scale.summary}"
+    )
+
+
+def _facts(found: ExperimentResult, page: _Page) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "experiment": found.experiment.name,
+        "title": found.experiment.title,
+        "scale": found.scale.name,
+        "conditions": page.conditions,
+        "notes": page.notes,
+    }
+    return facts | page.numbers
+
+
+def _markdown(found: ExperimentResult, page: _Page, picture: Path) -> str:
+    title = for_markdown(found.experiment.title)
+    parts = [f"# {title}", for_markdown(page.conditions), f"![{title}]({picture.name})"]
+    for grid, name in page.grids:
+        parts += [f"## {for_markdown(name)}", markdown(grid).rstrip("\n")]
+    parts.append("\n".join(f"- {for_markdown(note)}" for note in page.notes))
+    return "\n\n".join(parts) + "\n"

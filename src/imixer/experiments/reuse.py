@@ -1,0 +1,66 @@
+"""Trials that several sweeps have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from imixer.sweep.plan import Trial
+from imixer.sweep.spec import SPEC, read_sweep
+from imixer.sweep.sweep import Executor
+from imixer.training.run.directory import RunDirectory
+
+
+class ReuseFinishedRuns:
+    """An executor that links the runs which the sweeps beside its own have finished, and lets another do the rest.
+
+    A run is the same if its configuration and seed are.
+
+    Args:
+        executor: What runs the other trials.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    def __enter__(self) -> ReuseFinishedRuns:
+        self._entered = self.executor.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.executor.__exit__(*exception)
+
+    def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
+        finished = _finished(folder.parent)
+        left: list[Trial] = []
+        for trial in trials:
+            run = folder / trial.name
+            if run.is_symlink() and not run.exists():  # what it led to is gone
+                run.unlink()
+            there = finished.get(_identity(trial))
+            if there and not run.exists():
+                with suppress(OSError):  # where the system has no links, it is trained again
+                    run.symlink_to(os.path.relpath(there, run.parent), target_is_directory=True)
+            if run.is_symlink():
+                yield trial, False
+            else:
+                left.append(trial)
+        yield from self._entered.run(left, folder)
+
+
+def _finished(folder: Path) -> dict[tuple[str, int], Path]:
+    """The finished runs of all sweeps in a folder, by what they are."""
+    found: dict[tuple[str, int], Path] = {}
+    for spec in sorted(folder.glob(f"*/{SPEC}")):
+        for trial in read_sweep(str(spec)).trials:
+            run = spec.parent / trial.name
+            if RunDirectory(run).finished and not run.is_symlink():
+                found[_identity(trial)] = run
+    return found
+
+
+def _identity(trial: Trial) -> tuple[str, int]:
+    return repr(trial.cell.config), trial.seed

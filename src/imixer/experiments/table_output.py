@@ -1,0 +1,424 @@
+"""An experiment as tables and sentences, beside the paper's numbers: on the screen, in Markdown, LaTeX, CSV, JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from imixer.escaping import for_csv, for_markdown
+from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
+from imixer.experiments.outcome import ExperimentResult, RowResult, Spread, judge_page, spread
+from imixer.experiments.paper import CONDITIONS
+from imixer.experiments.sentences import (
+    describe,
+    detectable_words,
+    interval_words,
+    p_words,
+    paper_difference,
+    summarise,
+    verdict_words,
+)
+from imixer.experiments.trained_contraction import IMAGES
+from imixer.tables import Grid, latex, markdown, on_screen
+from imixer.training.run.config import TrainConfig
+from imixer.writing import json_text, write_text
+
+_RAN_ON = "ran on: "
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """What a page shows of an experiment.
+
+    Args:
+        title: What it is.
+        conditions: Scale, data, length, trials.
+        sentences: What its comparisons allow to be said.
+        tables: Each with its caption: the results, then the differences.
+        notes: What its rows are compared to, and what the paper leaves open.
+        legend: What the columns are.
+        remarks: What is missing and why, and what the trials ran on.
+    """
+
+    title: str
+    conditions: str
+    sentences: list[str]
+    tables: list[tuple[str, Grid]]
+    notes: list[str]
+    legend: list[str]
+    remarks: list[str]
+
+
+def present(result: ExperimentResult, judged: Mapping[str, Judgement], tests: int) -> Presentation:
+    """Set an experiment out for a page.
+
+    Args:
+        result: The experiment.
+        judged: Its judgements by row, as `judge_page` gave them for the page.
+        tests: How many tests there are on the page, see `count_tests`.
+    """
+    tables = [("Results", _results(result))]
+    if any(line.row.baseline for line in result.lines):
+        tables.append(("Differences", _differences(result, judged)))
+    return Presentation(
+        result.experiment.title,
+        conditions(result),
+        describe(result, judged),
+        tables,
+        [f"Each row is compared to {result.experiment.baseline}"] * bool(judged) + list(result.experiment.notes),
+        _legend(result, judged, tests),
+        _remarks(result),
+    )
+
+
+def write_table(result: ExperimentResult, console: Console) -> None:
+    """Write `<experiment>.md`, `.tex`, `.csv` and `.json` into the experiment's folder, and print the tables.
+
+    Args:
+        result: The experiment.
+        console: Where to print.
+    """
+    name = result.experiment.name
+    judged = judge_page([result])
+    page = present(result, judged[0], count_tests(judged))
+    summary = summarise(judged)
+    records = [_record(result, line, judged[0].get(line.row.name)) for line in result.lines]
+    notes = [*page.notes, *page.legend, *page.remarks]
+    shown = {
+        "tables": [{"caption": caption, **asdict(grid)} for caption, grid in page.tables],
+        "sentences": [summary, *page.sentences],
+        "notes": notes,
+    }
+    texts = {
+        "md": f"# {page.title}\n\n{for_markdown(page.conditions)}.\n\n{_body(page, [summary], notes)}",
+        "tex": _latex(page, f"{name}-{result.scale.name}"),
+        "csv": _csv(records),
+        "json": json_text(_facts(result, summary) | {"rows": records, "shown": shown}, non_finite="null") + "\n",
+    }
+    files = {result.folder / f"{name}.{suffix}": text for suffix, text in texts.items()}
+    for file, text in files.items():
+        write_text(file, text)
+    for caption, grid in page.tables:
+        console.print(on_screen(grid, page.title if caption == "Results" else caption))
+    for note in [summary, *page.sentences, page.conditions, *notes]:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(f"written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+
+
+def count_tests(page: Sequence[Mapping[str, Judgement]]) -> int:
+    """Count the tests of a page, for which its p-values are corrected. What `judge_page` gave."""
+    return sum(judgement.p is not None for judged in page for judgement in judged.values())
+
+
+def conditions(result: ExperimentResult) -> str:
+    """The scale, the data, the length and the number of trials."""
+    configs = [line.config for line in result.lines if line.config]
+    epochs = " or ".join(sorted({_length(config) for config in configs}))
+    there = [data for data in result.data.values() if not data.missing]
+    data = ", ".join(
+        f"{data.name} ({data.training:,} training and {data.held_out:,} held-out images)" for data in there
+    )
+    side = result.scale.side
+    return (
+        f"Scale {result.scale.name}: {data}; {side}x{side} pixels; {epochs}; {_trials(result)}; {result.scale.summary}"
+    )
+
+
+def section(page: Presentation) -> str:
+    """An experiment as a section of a Markdown page that has others, without what the page says once for all."""
+    remarks = [remark for remark in page.remarks if not remark.startswith(_RAN_ON)]
+    return f"## {page.title}\n\n{for_markdown(page.conditions)}.\n\n{_body(page, notes=page.notes + remarks)}"
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "".join(f"- {for_markdown(line)}\n" for line in lines)
+
+
+def _body(page: Presentation, said: Sequence[str] = (), notes: Sequence[str] = ()) -> str:
+    parts = [bullets([*said, *page.sentences]), *(markdown(grid) for _, grid in page.tables), bullets(notes)]
+    return "\n".join(part for part in parts if part)
+
+
+def _latex(page: Presentation, label: str) -> str:
+    caption = f"The paper's {page.title}" if page.title.startswith("Table") else page.title  # LaTeX gives it a number
+    parts = []
+    for number, (kind, grid) in enumerate(page.tables):
+        more = page.notes + page.legend if number == 0 else page.sentences
+        words = " ".join(f"{text}." for text in [f"{caption}: {kind.lower()}", page.conditions, *more])
+        parts.append(latex(grid, words, label if number == 0 else f"{label}-{kind.lower()}"))
+    return "\n".join(parts)
+
+
+def _results(result: ExperimentResult) -> Grid:
+    labels = tuple(result.lines[0].row.labels)
+    header = [*labels, "last epoch %", "best epoch %", "paper %", "trials"]
+    if result.experiment.contraction:
+        header += ["bound", "norm", "residual", "inverse"]
+    header += ["time"] * result.experiment.time + ["parameters", "mult-adds"]
+    rows = tuple((*line.row.labels.values(), *_numbers(result, line)) for line in result.lines)
+    return Grid(tuple(header), rows, len(labels))
+
+
+def _numbers(result: ExperimentResult, line: RowResult) -> list[str]:
+    costs, paper = line.costs, line.row.paper
+    return [
+        "not run" if line.config is None else _spread(spread(line.last)),
+        "" if line.config is None else _spread(spread(line.best)),
+        _spread(Spread(paper.mean, paper.spread)) if paper else "",
+        _count(line),
+        *(_contraction(line) if result.experiment.contraction else []),
+        *([_time(result, line)] if result.experiment.time else []),
+        f"{costs.parameters:,}" if costs else "",
+        f"{costs.multiply_adds / 1e6:,.2f} M" if costs and costs.multiply_adds is not None else "",
+    ]
+
+
+def _contraction(line: RowResult) -> list[str]:
+    measured = line.contraction
+    if measured is None:
+        return [""] * 4
+    bound, norm = (f"{value:.3g}" if math.isfinite(value) else "-" for value in (measured.bound, measured.norm))
+    verdict = measured.verdict if measured.found == 1 else f"{measured.verdict}, {measured.found:.0%} found"
+    residual = 100 * measured.residual
+    return [bound, norm, f"{residual:.0f} %" if residual >= 10 else f"{residual:.2g} %", verdict]
+
+
+def _time(result: ExperimentResult, line: RowResult) -> str:
+    own, others = spread(line.seconds), spread((result.baseline(line) or line).seconds)
+    return f"{own.mean / others.mean:.2f}" if own and others and others.mean else ""
+
+
+def _differences(result: ExperimentResult, judged: Mapping[str, Judgement]) -> Grid:
+    labels = tuple(result.lines[0].row.labels)
+    interval = f"{CONFIDENCE:.0%} interval"
+    header = (*labels, "difference", interval, "test", "p", "detectable", "paper", "verdict")
+    rows = tuple(
+        (*line.row.labels.values(), *_difference(result, line, judged.get(line.row.name)))
+        for line in result.lines
+        if line.row.baseline is not None
+    )
+    return Grid(header, rows, len(labels))
+
+
+def _difference(result: ExperimentResult, line: RowResult, judgement: Judgement | None) -> list[str]:
+    reported = paper_difference(result, line)
+    paper = "" if reported is None else f"{reported:+.2f}"
+    if judgement is None:
+        return ["", "", "", "", "", paper, ""]
+    return [
+        f"{judgement.comparison.difference:+.2f}",
+        interval_words(judgement),
+        judgement.comparison.test,
+        p_words(judgement.p),
+        detectable_words(judgement.detectable),
+        paper,
+        verdict_words(judgement),
+    ]
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found.mean:.2f}" if found.std is None else f"{found.mean:.2f} +- {found.std:.2f}"
+
+
+def _count(line: RowResult) -> str:
+    done, planned = len(line.finished), len(line.runs)
+    left = ", ".join(f"{count} {status}" for status, count in line.counts.items() if status != "finished")
+    return f"{done} of {planned} ({left})" if left else f"{done or ''}"
+
+
+def _trials(result: ExperimentResult) -> str:
+    several = "1 trial" if result.trials == 1 else f"{result.trials} trials"
+    fewer = {line.row.data: len(line.runs) for line in result.lines if 0 < len(line.runs) < result.trials}
+    return f"{several} per row" + "".join(f", of {data} {count}" for data, count in fewer.items())
+
+
+def _length(config: TrainConfig) -> str:
+    cooldown = config.schedule.cooldown_epochs
+    return f"{config.epochs} epochs" + (f" and {cooldown} at the lowest learning rate" if cooldown else "")
+
+
+def _legend(result: ExperimentResult, judged: Mapping[str, Judgement], tests: int) -> list[str]:
+    """What the columns are."""
+    kinds = {judgement.comparison.test for judgement in judged.values()}
+    legend = [
+        "last epoch, best epoch: top-1 on the held-out images, mean +- standard deviation over the finished trials. "
+        "The best epoch is chosen on the same images: an optimistic figure. All comparisons are of the last",
+        f"paper: what it reports ({CONDITIONS})",
+    ]
+    if result.experiment.contraction:
+        legend.append(
+            "bound, norm, residual, inverse: the worst of all blocks and trials. bound: of the Lipschitz constant of "
+            f"F, for any input. norm: of its Jacobian at the fixed points of {IMAGES} held-out images. residual: "
+            "||x - G(v) - F(x)|| / ||x|| after the row's own iterations. inverse: guaranteed by the bound, observed "
+            "on the images (norm below 1), or violated; and the share of the fixed points that were found, if not all"
+        )
+    if result.experiment.time:
+        legend.append("time: of training, over the baseline's; trials that shared a machine with others blur it")
+    if judged:
+        legend += [
+            "difference: of the means, in points; paper: of the paper's means. detectable: the smallest that such "
+            f"trials find with {POWER:.0%} power, at the spread observed and the level of the correction's first step",
+            *_tests(kinds),
+            f"p: corrected by Holm for the {tests} tests on this page; the intervals are not. verdict: larger "
+            f"or smaller where p is at most {1 - CONFIDENCE:.2g}; equivalent where the interval lies inside "
+            f"+-{result.margin:g} points, a margin named before the trials, and Holm's correction of that test leaves "
+            "it so; undecided else, which shows nothing",
+        ]
+    return [
+        *legend,
+        "mult-adds: multiply-adds of one image's forward, normalisation baked in; none where they depend on the image",
+    ]
+
+
+def _tests(tests: Collection[str]) -> list[str]:
+    words = {
+        "paired": "paired: t-test on the differences seed by seed, of rows whose trials of one seed share initial "
+        "weights, order and augmentation",
+        "Welch": "Welch: Welch's test, of rows that cannot share initial weights, since their parameters are others; a "
+        "seed gives them order and augmentation in common, which makes this test, if anything, too cautious",
+    }
+    return [text for test, text in words.items() if test in tests]
+
+
+def _remarks(result: ExperimentResult) -> list[str]:
+    """What is missing and why, and what the trials ran on."""
+    missing = [f"not run: {data.name}: {data.missing}" for data in result.data.values() if data.missing]
+    failed = [f"failed: {run.path}: {run.outcome.error}" for run in result.failed]
+    return [*missing, *failed, *(f"{_RAN_ON}{machine(each)}" for each in result.environments)]
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """Hardware and versions in one line."""
+    hardware = ", ".join(environment["gpus"]) or f"{environment['cores']} cores of {environment['cpu']}"
+    versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "timm", "imixer"))
+    return f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}"
+
+
+def _facts(result: ExperimentResult, summary: str) -> dict[str, Any]:
+    return {
+        "experiment": result.experiment.name,
+        "title": result.experiment.title,
+        "scale": result.scale.name,
+        "conditions": conditions(result),
+        "trials": result.trials,
+        "baseline": result.experiment.baseline,
+        "margin": result.margin,
+        "confidence": CONFIDENCE,
+        "power": POWER,
+        "summary": summary,
+        "paper_conditions": CONDITIONS,
+        "data": {name: asdict(data) for name, data in result.data.items()},
+        "environments": result.environments,
+    }
+
+
+def _record(result: ExperimentResult, line: RowResult, judgement: Judgement | None) -> dict[str, Any]:
+    """A line with all its numbers. Accuracies in %, differences in points, times in seconds."""
+    costs, paper, last, best = line.costs, line.row.paper, spread(line.last), spread(line.best)
+    measured = line.contraction
+    return {
+        "name": line.row.name,
+        "labels": line.row.labels,
+        "data": line.row.data,
+        "last": asdict(last) if last else None,
+        "best": asdict(best) if best else None,
+        "finished": len(line.finished),
+        "paper": asdict(paper) if paper else None,
+        "paper_difference": paper_difference(result, line),
+        "baseline": line.row.baseline,
+        "comparison": _comparison(judgement) if judgement else None,
+        "contraction": {name: _finite(value) for name, value in asdict(measured).items()} if measured else None,
+        "parameters": costs.parameters if costs else None,
+        "multiply_adds": costs.multiply_adds if costs else None,
+        "config": asdict(line.config) if line.config else None,
+        "runs": [
+            {
+                "seed": run.seed,
+                "path": str(run.path),
+                "status": run.outcome.status,
+                "epoch": run.outcome.epoch,
+                "top1": None if run.outcome.val_acc is None else 100 * run.outcome.val_acc,
+                "best_epoch": run.outcome.best_epoch,
+                "best_top1": None if run.outcome.best_val_acc is None else 100 * run.outcome.best_val_acc,
+                "val_loss": run.outcome.val_loss,
+                "seconds": run.outcome.seconds,
+                "error": run.outcome.error,
+            }
+            for run in line.runs
+        ],
+    }
+
+
+_COMPARISON = (
+    "difference",
+    "low",
+    "high",
+    "test",
+    "pairs",
+    "p",
+    "p_corrected",
+    "p_equivalence_corrected",
+    "detectable",
+    "margin",
+    "verdict",
+    "within_margin",
+)
+
+
+def _comparison(judgement: Judgement) -> dict[str, Any]:
+    found = judgement.comparison
+    low, high = found.interval or (None, None)
+    values = (
+        found.difference,
+        low,
+        high,
+        found.test,
+        found.pairs,
+        found.p,
+        judgement.p,
+        judgement.p_equivalence,
+        judgement.detectable,
+        judgement.margin,
+        judgement.verdict,
+        judgement.within,
+    )
+    return dict(zip(_COMPARISON, values, strict=True))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv(records: list[dict[str, Any]]) -> str:
+    """The numbers of the records; those of the trials are in the JSON file."""
+    groups = {
+        "last": ("mean", "std"),
+        "best": ("mean", "std"),
+        "paper": ("mean", "spread"),
+        "comparison": _COMPARISON,
+        "contraction": ("bound", "norm", "found", "residual", "verdict"),
+    }
+    rows = []
+    for record in records:
+        row = dict(record["labels"])
+        for name, value in record.items():
+            if name in groups:
+                row |= {f"{name}_{own}": (value or {}).get(own) for own in groups[name]}
+            elif not isinstance(value, (dict, list)):
+                row[name] = value
+        row.pop("config", None)  # that of a row that was not run is no mapping
+        rows.append(row | {"planned": len(record["runs"])})
+    content = io.StringIO()
+    writer = csv.DictWriter(content, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: for_csv(value) for name, value in row.items()} for row in rows)
+    return content.getvalue()

@@ -1,0 +1,109 @@
+"""What a trained iMixer's token mixing works on, block by block.
+
+S: tokens, C: channels, D: D_S, width of x.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor
+
+from imixer.errors import InputError
+from imixer.implicit import Contraction
+from imixer.models.imlp import IMLP
+
+
+@dataclass(frozen=True)
+class BlockActivations:
+    """One block's iMLP, and what passed through it.
+
+    Attributes:
+        block: Number of the block, from 0.
+        imlp: The iMLP.
+        v: Its input (images, C, S).
+        z: G(v), (images, C, D).
+        x: What its solver made of it, (images, C, D).
+    """
+
+    block: int
+    imlp: IMLP
+    v: Tensor
+    z: Tensor
+    x: Tensor
+
+    @property
+    def F(self) -> Contraction:
+        """The contraction."""
+        assert self.imlp.contraction is not None
+        return self.imlp.contraction
+
+    def left(self, dtype: torch.dtype) -> Tensor:
+        """x - G(v) - F(x), (images, C, D): what the solver leaves of the equation. F runs in the model's dtype."""
+        return self.x.to(dtype) - self.z.to(dtype) - self.F(self.x, self.F.weights(), self.imlp.n_iter).to(dtype)
+
+
+def implicit_layers(model: Any) -> list[tuple[int, IMLP]]:
+    """The iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
+    blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
+    mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
+    return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
+
+
+def require_implicit_layers(model: Any, what: str) -> list[tuple[int, IMLP]]:
+    """`inverses`, of which there must be some.
+
+    Args:
+        model: The model.
+        what: What is wanted of it, for the message.
+
+    Raises:
+        InputError: If there is none.
+    """
+    found = implicit_layers(model)
+    if not found:
+        raise InputError(
+            f"the model of this run is {_kind(model)}, whose blocks have no inverse: there is nothing to {what}; give "
+            "a run of an iMixer with num_layers 3 or more"
+        )
+    return found
+
+
+@torch.no_grad()
+def capture_activations(model: Any, images: Tensor, what: str = "look at") -> list[BlockActivations]:
+    """Follow images through an iMixer, as it computes.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: (B, in_chans, H, W), normalised as the model expects.
+        what: See `require_implicit_layers`.
+
+    Raises:
+        InputError: As there.
+    """
+    blocks = require_implicit_layers(model, what)
+    seen: dict[tuple[int, str], Tensor] = {}
+
+    def see(block: int, name: str, module: Any, args: Any, output: Any = None) -> None:
+        seen[block, name] = args[0] if output is None else output
+
+    hooks = []
+    for i, imlp in blocks:
+        hooks.append(imlp.register_forward_pre_hook(partial(see, i, "v")))
+        hooks.append(imlp.fc_in.register_forward_hook(partial(see, i, "z")))
+        hooks.append(imlp.act.register_forward_pre_hook(partial(see, i, "x")))
+    try:
+        model.forward(images)  # as a call, a compiled model would pass by the hooks
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [BlockActivations(i, imlp, *(seen[i, name] for name in ("v", "z", "x"))) for i, imlp in blocks]
+
+
+def _kind(model: Any) -> str:
+    name = type(model).__name__
+    return f"{'an' if name[0] in 'AEIOUi' else 'a'} {name}" + (
+        " with num_layers 2" if any(isinstance(m, IMLP) for m in model.modules()) else ""
+    )

@@ -1,0 +1,255 @@
+"""The checkpoints of a run: written whole, checked by checksum, the latest few and the best kept."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import sys
+import zipfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imixer.errors import InputError
+from imixer.reading import parse_json, read_text
+from imixer.writing import json_text, replacing, write_text
+
+State = dict[str, Any]
+
+
+class NotSaved(InputError):
+    """A checkpoint could not be written; the message says which one is still there."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint.
+
+    Args:
+        file: Its name.
+        step: Optimizer steps done.
+        sha256: Checksum of the file.
+        best: Whether it holds the best epoch.
+    """
+
+    file: str
+    step: int
+    sha256: str
+    best: bool = False
+
+
+class Checkpoints:
+    """The checkpoints in a folder.
+
+    `index.json` lists them with their checksums. It is replaced after a checkpoint is whole and before an old one is
+    removed, so that at any moment what it lists is there.
+
+    Args:
+        folder: Where they are. It is made with the first.
+        keep: How many of the latest are kept, besides the best.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    @property
+    def index(self) -> Path:
+        """List of the checkpoints."""
+        return self.folder / "index.json"
+
+    @property
+    def files(self) -> list[Path]:
+        """The checkpoints that lie there, listed or not."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def entries(self) -> list[Entry]:
+        """The checkpoints that are listed, oldest first. A list that is gone or damaged is made again from the files.
+
+        Raises:
+            InputError: If the list names a file elsewhere.
+        """
+        try:
+            if self.index.is_file():
+                return self._listed()
+        except _Damaged as error:
+            return self._made_again(str(error))
+        return self._made_again(f"{self.index} is gone") if self.files else []
+
+    def _listed(self) -> list[Entry]:
+        try:
+            listed = parse_json(read_text(self.index), str(self.index))
+        except InputError as error:
+            raise _Damaged(str(error)) from error
+        if not isinstance(listed, list) or not all(map(_is_entry, listed)):
+            raise _Damaged(f"{self.index} is damaged: it is no list of checkpoints")
+        entries = [Entry(**entry) for entry in listed]
+        if outside := [entry.file for entry in entries if not re.fullmatch(r"[^/\\\0]+\.pt", entry.file)]:
+            raise InputError(
+                f"{self.index} names {outside[0]!r}, which lies elsewhere and is no checkpoint of this run; remove "
+                f"{self.index.name}, and it is made again from the checkpoints that are there"
+            )
+        if len({entry.file for entry in entries}) < len(entries):
+            raise _Damaged(f"{self.index} is damaged: a file stands there twice")
+        return sorted(entries, key=lambda entry: entry.step)
+
+    def _made_again(self, problem: str) -> list[Entry]:
+        """List the files anew. Each is read, since there is no checksum to hold it against."""
+        found: list[Entry] = []
+        best, left_out = None, []
+        for file in self.files:
+            state = _whole_state(file)
+            if state is None or not _knows_its_step(state) or file != self.file(state["step"]):
+                left_out.append(file.name)
+                continue
+            found.append(Entry(file.name, state["step"], _checksum(file)))
+            best = _best_step(state) or best
+        entries = [Entry(each.file, each.step, each.sha256, each.step == best) for each in found]
+        said = f"; {', '.join(left_out)} cannot be read" if left_out else ""
+        print(
+            f"{problem}; listed again from the checkpoints: {', '.join(each.file for each in found) or 'none'}{said}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if found:
+            self._write(entries)
+        elif left_out:
+            raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
+        return entries
+
+    def file(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"step-{step:08d}.pt"
+
+    def save(self, state: State, step: int, *, best: bool = False) -> Path:
+        """Add a checkpoint and remove those no longer wanted.
+
+        Args:
+            state: Tensors, numbers and text, in dictionaries and lists.
+            step: Optimizer steps done. A checkpoint of this step is replaced, later ones are dropped.
+            best: Whether this is the best so far.
+
+        Raises:
+            NotSaved: If it cannot be written, for want of space, say. Earlier ones are untouched.
+        """
+        path = self.file(step)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            before = self.entries()
+            with replacing(path) as temporary:
+                with temporary.open("wb") as opened:  # with a file of its own, torch hides what the system says
+                    torch.save(state, opened)
+                checksum = _checksum(temporary)
+            others = [entry for entry in before if entry.step < step]  # later ones were damaged, and are passed by
+            if best:
+                others = [Entry(entry.file, entry.step, entry.sha256) for entry in others]
+            best = best or any(entry.best for entry in before if entry.step == step)
+            wanted = self._wanted([*others, Entry(path.name, step, checksum, best)])
+            self._write(wanted)
+        except (OSError, RuntimeError) as error:  # torch may wrap what the system says
+            raise NotSaved(self._unsaved(path, error)) from error
+        kept = {entry.file for entry in wanted}
+        for file in [*self.folder.glob("*.pt"), *self.folder.glob(".*.writing")]:  # the latter of a killed process
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+        return path
+
+    def latest(self, *, loud: bool = True) -> State | None:
+        """The state in the latest checkpoint that is whole; None if there has never been one.
+
+        One that is damaged is passed over.
+
+        Args:
+            loud: Say so on stderr.
+
+        Raises:
+            InputError: If there are some and all are damaged.
+        """
+        entries = self.entries()
+        for entry in reversed(entries):
+            path = self.folder / entry.file
+            problem = _problem(path, entry)
+            if problem is None:
+                state = _whole_state(path)
+                if state is not None:
+                    return state
+                problem = "has the right checksum and is no checkpoint"
+            if loud:
+                print(f"{path} {problem}; the checkpoint before it is tried", file=sys.stderr, flush=True)
+        listed = {entry.file for entry in entries}
+        if any(file.name not in listed for file in self.files):  # the list is older than they are
+            self._made_again(f"nothing that {self.index} lists is whole")
+            return self.latest(loud=loud)
+        if entries:
+            raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
+        return None
+
+    def _wanted(self, entries: list[Entry]) -> list[Entry]:
+        entries = sorted(entries, key=lambda entry: entry.step)
+        return [entry for place, entry in enumerate(entries) if entry.best or place >= len(entries) - self.keep]
+
+    def _write(self, entries: list[Entry]) -> None:
+        write_text(self.index, json_text([asdict(entry) for entry in entries], indent=1))
+
+    def _unsaved(self, path: Path, error: Exception) -> str:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        why = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        entries = self.entries()
+        left = f"that of step {entries[-1].step} is whole" if entries else "there is none before it"
+        again = f"make room, then `imixer train --resume {self.folder.parent}`"
+        return f"checkpoint {path} could not be written ({why}); {left}; {again}"
+
+
+class _Damaged(InputError):
+    """The list of the checkpoints cannot be read; the message says why."""
+
+
+def _is_entry(entry: Any) -> bool:
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(Entry)}
+    return (
+        isinstance(entry, dict)
+        and {"file", "step", "sha256"} <= entry.keys() <= kinds.keys()
+        and all(type(value).__name__ == kinds[name] for name, value in entry.items())
+        and entry["step"] >= 0
+    )
+
+
+def _whole_state(path: Path) -> State | None:
+    """The state in a file; None if the file is damaged or holds something else. Nothing in it is executed."""
+    try:
+        with zipfile.ZipFile(path) as parts:
+            if parts.testzip() is not None:  # which torch does not look at
+                return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError):
+        return None
+    return state if isinstance(state, dict) else None
+
+
+def _knows_its_step(state: State) -> bool:
+    return type(state.get("step")) is int and state["step"] >= 0 and isinstance(state.get("rows"), list)
+
+
+def _best_step(state: State) -> int | None:
+    """The step after the best epoch that a state knows."""
+    rows = [row for row in state["rows"] if isinstance(row, dict) and {"val_acc", "step"} <= row.keys()]
+    return max(rows, key=lambda row: row["val_acc"])["step"] if rows else None
+
+
+def _problem(path: Path, entry: Entry) -> str | None:
+    if not path.is_file():
+        return "is gone"
+    if _checksum(path) != entry.sha256:
+        return "is damaged: its checksum is not the one it was written with"
+    return None
+
+
+def _checksum(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()

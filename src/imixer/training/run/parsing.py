@@ -1,0 +1,213 @@
+"""Command line and YAML -> configuration, and errors in either -> one plain line. Free of torch."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from imixer.data.config import DataConfig
+from imixer.errors import InputError, did_you_mean
+from imixer.reading import read_yaml
+from imixer.recipes import load_recipe
+from imixer.training.run.config import CheckpointConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.directory import open_begun
+from imixer.writing import write_text
+
+_GROUPS: dict[str, Any] = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "checkpoints": CheckpointConfig,
+}
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def train_parser() -> ArgumentParser:
+    """Parser with one option per field of `TrainConfig`, and `--config`. `hoist` adds `--recipe`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        usage="%(prog)s [--resume RUN] [--recipe NAME] [--config FILE] [--SETTING VALUE ...]",
+        description="Train a model. Without any option: the built-in handwritten digits.",
+    )
+    parser.add_argument("--recipe", metavar="NAME", help="Recipe to start from; `imixer recipes` lists them.")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, metavar="FILE", help="YAML file, applied over the recipe. Flags win."
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="Continue this run from its latest checkpoint, as if it had never stopped. Only how and where it is "
+        "computed may change, such as devices, workers and checkpoints.",
+    )
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def expand_config_flags(argv: Sequence[str]) -> list[str]:
+    """Bring the configurations that `--resume`, `--recipe` and `--config` stand for, in this order, before all flags.
+
+    jsonargparse applies options from left to right; this makes the flags win wherever they stand. `--resume` stays.
+    Files are read here, since jsonargparse keeps the last of two keys and writes out any aliases.
+
+    Raises:
+        InputError: If there is no such run, recipe or file, or a file is no configuration.
+    """
+    taken: dict[str, list[str]] = {"--resume": [], "--recipe": [], "--config": []}
+    rest, words = [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in taken:
+            rest.append(word)
+        elif equals:
+            taken[name].append(value)
+        elif (following := next(words, None)) is not None:
+            taken[name].append(following)
+        else:
+            raise InputError(f"{name} needs a value")
+    configs = [_config_text(open_begun(path).config) for path in taken["--resume"]]
+    configs += [yaml.safe_dump(load_recipe(name)) for name in taken["--recipe"]]
+    configs += [_config_text(Path(file)) for file in taken["--config"]]
+    first = [word for config in configs for word in ("--config", config)]
+    return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
+    """Parse, with every complaint of the parser as an `InputError`."""
+    try:
+        return parser.parse_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InputError(explain(str(error), parser)) from error
+
+
+def build_config(namespace: Namespace) -> TrainConfig:
+    """The typed configuration of what `train_parser` parsed.
+
+    Raises:
+        InputError: If a value, or a combination of them, is impossible.
+    """
+    values = namespace.as_dict()
+    if values.get("recipe") is not None:  # `hoist` has taken it from the command line
+        raise InputError("recipe stands in a configuration file; name it on the command line, as --recipe")
+    chosen = {f.name: values[f.name] for f in fields(TrainConfig)}
+    for name, group in _GROUPS.items():
+        if not isinstance(chosen[name], dict):
+            raise InputError(f"{name} is {chosen[name]!r}; give a mapping such as {name}.{fields(group)[0].name}")
+        _require_values(chosen[name], group, f"{name}.")
+        chosen[name] = group(**chosen[name])
+    _require_values(chosen, TrainConfig, "")
+    return TrainConfig(**chosen)
+
+
+def _require_values(chosen: dict[str, Any], kind: Any, prefix: str) -> None:
+    """Refuse null, which jsonargparse takes for anything, where it is no choice."""
+    for name, hint in get_type_hints(kind).items():
+        if chosen.get(name, 0) is None and type(None) not in get_args(hint):
+            raise InputError(f"{prefix}{name} is null; give {_describe(hint)}, or leave it out")
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read what `save_config` wrote, or any file for `--config`.
+
+    Raises:
+        InputError: If the file is missing or is not such a configuration.
+    """
+    text = _config_text(path)
+    try:
+        return build_config(parse(train_parser(), ["--config", text]))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _config_text(file: Path) -> str:
+    """What a configuration file says, known to be settings of the right types, as YAML."""
+    found = read_yaml(file)
+    if not isinstance(found, dict):
+        raise InputError(f"{file} is no configuration: it is not a YAML mapping of settings to values")
+    text = yaml.safe_dump(found, sort_keys=False)
+    try:
+        parse(train_parser(), ["--config", text])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return text
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write every field as YAML."""
+    write_text(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+
+
+def flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """`{"optim": {"lr": 1}}` as `{"optim.lr": 1}`, and tuples as lists."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()} if isinstance(value, dict) else None
+        found |= {name: _plain(value)} if inner is None else inner
+    return found
+
+
+def explain(text: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message in one line that names the option, the value and what would do."""
+    if unknown := re.search(r"unrecognized arguments: (.*)", text, re.IGNORECASE):
+        words = unknown[1].split()
+        name = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+        kind = "option" if name.startswith("-") else "argument"
+        return f"unknown {kind} {name}{_meant(name.lstrip('-'), parser, '--')}"
+    if unknown := re.match(r"Option '(.+)' is not accepted|Group '(.+)' does not accept option '(.+)'", text):
+        name = unknown[1] or f"{unknown[2]}.{unknown[3]}"
+        return f"unknown setting {name} in the configuration{_meant(name, parser, '')}"
+    if bad := re.match(r'Parser key "(.+?)":\s*(.*)', text, re.DOTALL):
+        return _explain_value(bad[1], bad[2], parser)
+    if missing := re.search(r"arguments are required: (\w+)", text):
+        return f"{missing[1].upper()} is missing; `{parser.prog} --help` tells more"
+    return " ".join(text.split())
+
+
+def _explain_value(key: str, problem: str, parser: ArgumentParser) -> str:
+    if file := re.search(r"Unable to load config '(.*?)'", problem):
+        return f"--{key} takes a YAML file, and {file[1]!r} is none; did you mean --{key}.name {file[1]}?"
+    value = re.search(r"(?:Got|Given) value: (.*)", problem, re.DOTALL)
+    action = next((a for a in parser._actions if a.dest == key), None)
+    hint = getattr(action, "_typehint", None) or getattr(action, "type", None)
+    if value and hint:
+        return f"{key} is {value[1].strip()!r}; give {_describe(hint)}"
+    return f"{key}: {' '.join(problem.split())}"
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(arg) for arg in args if arg is not type(None))
+    if origin is tuple:
+        return f"[{', '.join(_describe(arg) for arg in args)}]"
+    if origin is dict:
+        return "a mapping"
+    return _NAMES.get(hint, str(hint))
+
+
+def _meant(name: str, parser: ArgumentParser, dashes: str) -> str:
+    """A clause naming the options like `name`; `lr` is like `optim.lr`."""
+    options = [o[2:] for action in parser._actions for o in action.option_strings if o.startswith("--")]
+    inner = [option for option in options if option.endswith(f".{name}")]
+    if inner:
+        return f"; did you mean {dashes}{inner[0]}?"
+    return did_you_mean(name, options, prefix=dashes)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, for plain YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

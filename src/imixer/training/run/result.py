@@ -1,0 +1,85 @@
+"""What came out of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from imixer.errors import InputError
+from imixer.escaping import one_line
+from imixer.reading import read_json
+from imixer.training.run.directory import RunDirectory
+from imixer.writing import json_text, write_text
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run in numbers.
+
+    Args:
+        run: Its directory.
+        last: The row of its last epoch, as in `metrics.csv`.
+        seconds: From the first to the last step, validation included, over all sessions.
+        epochs: Epochs run.
+        parameters: Trainable numbers of the model.
+        model: Name of the model.
+        data: Name of the data.
+        held_out: Number of held-out images.
+        skipped: Names of unreadable images that were left out.
+        device: Where it was trained.
+    """
+
+    run: RunDirectory
+    last: dict[str, Any]
+    seconds: float
+    epochs: int
+    parameters: int
+    model: str
+    data: str
+    held_out: int
+    skipped: tuple[str, ...]
+    device: str
+
+    def write(self) -> None:
+        """Write `result.json`, with null for what is not finite, such as a bound that does not exist."""
+        written = {name: value for name, value in asdict(self).items() if name != "run"}
+        write_text(self.run.result, json_text(written, non_finite="null"))
+
+
+def read_result(run: RunDirectory) -> Trained:
+    """Read what `Trained.write` wrote.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    content = read_json(run.result)
+    try:
+        read = Trained(run, **content | {"skipped": tuple(content["skipped"])})
+    except (LookupError, TypeError) as error:
+        raise InputError(f"{run.result} is damaged: it is not what training writes ({one_line(error)})") from error
+    if (wrong := _first_wrong(read)) is not None:
+        raise InputError(f"{run.result} is damaged: {wrong} is not what training writes")
+    return read
+
+
+def _first_wrong(read: Trained) -> str | None:
+    """Name the first entry that cannot be of a run."""
+    if not isinstance(read.last, dict) or not {"val_acc", "val_loss"} <= read.last.keys():
+        return "last"
+    for name, value in read.last.items():  # a bound that does not exist is null
+        if not (_is_number(value) or value is None) or (name.startswith("val_") and value is None):
+            return f"last.{name}"
+    for name, low in (("epochs", 1), ("parameters", 0), ("held_out", 0)):
+        value = getattr(read, name)
+        if type(value) is not int or value < low:
+            return name
+    if not _is_number(read.seconds) or read.seconds < 0:
+        return "seconds"
+    for name in ("model", "data", "device"):
+        if not isinstance(getattr(read, name), str):
+            return name
+    return None if all(isinstance(name, str) for name in read.skipped) else "skipped"
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
