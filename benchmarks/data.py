@@ -23,10 +23,10 @@ from step import cpu_name, show
 from torch import Tensor, nn
 
 import imixer.models  # noqa: F401
+from imixer.data.batches import build_training
 from imixer.data.config import DataConfig
 from imixer.data.device import build_resident
 from imixer.data.image_data import ImageData
-from imixer.data.loading import build_training
 from imixer.data.sampler import Share
 
 SOURCE, CLASSES, STEP_TARGET, SPEED_TARGET = 32, 10, 0.05, 5.0

@@ -9,8 +9,8 @@ import pytest
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
-from imixer.data.loading import find_images, load_image
 from imixer.data.sources.folder import open_test_folder
+from imixer.data.sources.image_files import find_images, load_image
 from imixer.data.sources.open import open_data
 from imixer.errors import InputError
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from imixer.data.loading import find_images, load_image
 from imixer.data.sources.decoding import to_channels
+from imixer.data.sources.image_files import find_images, load_image
 from imixer.errors import InputError
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import imixer.data.config
+from imixer.data.batches import build_held_out, build_training, worker_message
 from imixer.data.config import DataConfig
-from imixer.data.loading import build_held_out, build_training, worker_message
 from imixer.data.sampler import Share
 from imixer.data.sources.open import ImageData, open_data
 from imixer.errors import InputError

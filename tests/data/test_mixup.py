@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from imixer.data.config import DataConfig
-from imixer.data.mixup import build_mixup
+from imixer.data.transforms import build_mixup
 from imixer.errors import InputError
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 
 from imixer.data.config import DataConfig
 from imixer.data.device.resident import load_resident
-from imixer.data.loading import load_image
 from imixer.data.sources.decoding import PixelFormat, UnreadableImage, decode_bytes, pixel_format, to_channels
 from imixer.data.sources.folder import open_test_folder
+from imixer.data.sources.image_files import load_image
 from imixer.data.sources.open import open_data
 from imixer.data.sources.statistics import dataset_statistics, survey_usable
 from imixer.errors import InputError

@@ -6,15 +6,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
+from imixer.data.batches import TrainingImages
 from imixer.data.config import DataConfig
-from imixer.data.device.batches import ResidentTraining
+from imixer.data.device.batches import Normalise, ResidentTraining
 from imixer.data.device.crops import training_crop
-from imixer.data.device.normalising import Normalise
 from imixer.data.device.resident import ResidentImages
-from imixer.data.loading import TrainingImages
 from imixer.data.sampler import BatchOrder
-from imixer.data.shifting import AlternatingFlips, alternating_flips, shifts
-from imixer.data.transforms import train_transform
+from imixer.data.transforms import AlternatingFlips, alternating_flips, shifts, train_transform
 from imixer.errors import InputError
 
 CPU = torch.device("cpu")

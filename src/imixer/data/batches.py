@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sized
+from dataclasses import replace
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData
-from imixer.data.loading import build_held_out, build_training
-from imixer.data.sampler import Share
+from imixer.data.image_data import ImageData, Item, check_channels
+from imixer.data.randomness import mixed_seed, seed_globally
+from imixer.data.sampler import BatchOrder, Share
+from imixer.data.transforms import (
+    AlternatingFlips,
+    Transform,
+    alternating_flips,
+    build_mixup,
+    eval_transform,
+    train_transform,
+)
+from imixer.errors import InputError
 
 
 def build_batches(
@@ -52,3 +67,256 @@ def build_batches(
         build_training(data, config, input_size, **mixing, **common),
         build_held_out(data, config, input_size, batch_size=held_out_batch, **common),
     )
+
+
+Batch: TypeAlias = "tuple[Tensor, Tensor]"
+_ERASING = 2  # keeps the randomness of erasing parts apart from that of images and of mixing
+
+
+class TrainingImages(Dataset["tuple[Tensor, int]"]):
+    """Augmented images, addressed by (number, epoch): what augmentation draws depends on these and the seed only.
+
+    Args:
+        items: Pairs of an image and a label.
+        transform: From an image to a tensor; it may draw from the generators of random, numpy and torch.
+        seed: Training seed.
+        flips: Decides which images are mirrored, or None: the transform does.
+    """
+
+    def __init__(
+        self, items: Dataset[Item], transform: Transform, seed: int, flips: AlternatingFlips | None = None
+    ) -> None:
+        self.items = items
+        self.transform = transform
+        self.seed = seed
+        self.flips = flips
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.items))
+
+    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
+        number, epoch = address
+        image, label = self.items[number]
+        if self.flips and self.flips(np.array([number]), epoch)[0]:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        seed_globally(self.seed, epoch, number, devices=False)
+        return self.transform(image), label
+
+
+class HeldOutImages(Dataset["tuple[Tensor, int]"]):
+    """Every `world`-th image, from number `rank` on, as a tensor.
+
+    Args:
+        items: Pairs of an image and a label.
+        transform: From an image to a tensor.
+        share: Which of them are this process's.
+    """
+
+    def __init__(self, items: Dataset[Item], transform: Transform, share: Share) -> None:
+        self.items = items
+        self.transform = transform
+        self.numbers = range(share.rank, len(cast(Sized, items)), share.world)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        image, label = self.items[self.numbers[place]]
+        return self.transform(image), label
+
+
+class _Addresses:
+    """What a `DataLoader` is to fetch: the rest of the epoch that it was set to."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return len(self.order) - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for numbers in self.order.epoch(self.epoch, self.start):
+            yield [(number, self.epoch) for number in numbers.tolist()]
+
+
+class TrainingBatches:
+    """Augmented parts of batches on a device, loaded and augmented image by image.
+
+    Args:
+        images: The images.
+        order: Which of them make up each part.
+        mixup: timm's `Mixup`, or None.
+        device: Where the parts are wanted.
+        erasing: timm's `RandomErasing`, for mixed images, or None.
+        loading: Further arguments of the `DataLoader`.
+    """
+
+    def __init__(
+        self,
+        images: TrainingImages,
+        order: BatchOrder,
+        mixup: Any,
+        device: torch.device,
+        erasing: Any = None,
+        **loading: Any,
+    ) -> None:
+        self.order = order
+        self.mixup, self.erasing = mixup, erasing
+        self.device = device
+        self.seed = images.seed
+        self._addresses = _Addresses(order)
+        self._loader = DataLoader(images, batch_sampler=cast(Any, self._addresses), **loading)
+
+    def __len__(self) -> int:
+        """Parts per epoch."""
+        return len(self.order)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Images (part, C, H, W), float, and targets, int64 (part,) or, mixed, float (part, classes).
+
+        Args:
+            epoch: Which epoch.
+            start: Number of the first part wanted.
+        """
+        self._addresses.epoch, self._addresses.start = epoch, start
+        for number, (images, labels) in enumerate(self._loader, start):
+            images = images.to(self.device, non_blocking=True)
+            labels = labels.to(self.device, non_blocking=True)
+            place = (self.seed, epoch, number, self.order.share.rank)
+            if self.mixup is not None:
+                np.random.seed(mixed_seed(*place))
+                images, labels = self.mixup(images, labels)
+            if self.erasing is not None:
+                seed_globally(_ERASING, *place)
+                images = self.erasing(images)
+            yield images, labels
+
+
+class HeldOutBatches:
+    """This process's share of the held-out images, in order, on a device.
+
+    Args:
+        images: The images.
+        device: Where the batches are wanted.
+        loading: Further arguments of the `DataLoader`.
+    """
+
+    def __init__(self, images: HeldOutImages, device: torch.device, **loading: Any) -> None:
+        self.device = device
+        self._loader = DataLoader(images, **loading)
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, labels in self._loader:
+            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+def build_training(
+    data: ImageData,
+    config: DataConfig,
+    input_size: tuple[int, int, int],
+    *,
+    num_classes: int,
+    smoothing: float,
+    seed: int,
+    device: torch.device,
+    share: Share = Share(),  # noqa: B008
+) -> TrainingBatches:
+    """Training images, shuffled and augmented, as `config` says.
+
+    Args:
+        data: The data set.
+        config: Batch size, workers and augmentation.
+        input_size: (channels, height, width) of the model's input in pixels.
+        num_classes: Number of classes.
+        smoothing: Label smoothing, contained in the targets if images are mixed.
+        seed: Training seed, 0 or more.
+        device: Where the images are wanted.
+        share: What of each batch is this process's.
+
+    Raises:
+        InputError: Channels do not match, an augmentation setting makes no sense, a batch is larger than the data set,
+            or images are to be mixed and cannot be paired.
+    """
+    check_channels(data, input_size)
+    flips = alternating_flips(config, len(cast(Sized, data.train)), seed)
+    drawn = config if flips is None else replace(config, flip="random", hflip=0.0)
+    transform: Any = train_transform(drawn, input_size, data.mean, data.std)
+    order = BatchOrder(len(cast(Sized, data.train)), config.batch_size, seed, share)
+    mixup = build_mixup(config, order.part, num_classes, smoothing)
+    erasing = None
+    if mixup is not None and config.random_erasing and config.erase == "after_mixing":
+        erasing = transform.transforms.pop()  # timm erases last
+        erasing.device = device
+    images = TrainingImages(data.train, transform, seed, flips)
+    return TrainingBatches(images, order, mixup, device, erasing, **_loading(config, seed))
+
+
+def build_held_out(
+    data: ImageData,
+    config: DataConfig,
+    input_size: tuple[int, int, int],
+    *,
+    device: torch.device,
+    batch_size: int,
+    share: Share = Share(),  # noqa: B008
+) -> HeldOutBatches:
+    """Held-out images in order, never augmented.
+
+    Args:
+        data: The data set.
+        config: Workers, `crop_pct` and interpolation.
+        input_size: (channels, height, width) of the model's input in pixels.
+        device: Where the images are wanted.
+        batch_size: Images per batch.
+        share: Which of them are this process's.
+
+    Raises:
+        InputError: Channels do not match.
+    """
+    check_channels(data, input_size)
+    transform = eval_transform(input_size, data.mean, data.std, config.crop_pct, config.interpolation)
+    return batches_in_order(data.val, transform, config, device=device, batch_size=batch_size, share=share)
+
+
+def batches_in_order(
+    items: Dataset[Item],
+    transform: Transform,
+    config: DataConfig,
+    *,
+    device: torch.device,
+    batch_size: int,
+    share: Share = Share(),  # noqa: B008
+) -> HeldOutBatches:
+    """Labelled images in order.
+
+    Args:
+        items: Pairs of an image and a label.
+        transform: From an image to what the model takes.
+        config: Workers.
+        device: Where the images are wanted.
+        batch_size: Images per batch.
+        share: Which of them are this process's.
+    """
+    return HeldOutBatches(HeldOutImages(items, transform, share), device, batch_size=batch_size, **_loading(config, 0))
+
+
+def _loading(config: DataConfig, seed: int) -> dict[str, Any]:
+    return {
+        "num_workers": config.workers,
+        "persistent_workers": config.workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+        # of its own, so that starting a loader leaves the global one untouched
+        "generator": torch.Generator().manual_seed(seed),
+    }
+
+
+def worker_message(error: InputError) -> str:
+    """The line an InputError was raised with, without the traceback that a loader process wraps it in."""
+    marker = f"{InputError.__module__}.{InputError.__qualname__}: "
+    text = str(error)
+    return text.rpartition(marker)[2].splitlines()[0] if text.startswith("Caught ") and marker in text else text

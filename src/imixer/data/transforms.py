@@ -1,4 +1,4 @@
-"""From an image to a normalised tensor, with and without augmentation."""
+"""Crop, flip, augment, mix and normalise images: what the settings of `DataConfig` mean, for both pipelines."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from timm.data import auto_augment, create_transform
+from timm.data import Mixup, auto_augment, create_transform
 from timm.data.transforms import ResizeKeepRatio, str_to_interp_mode
 from torch import Tensor
 from torchvision import transforms
 
 from imixer.data.config import DataConfig
-from imixer.data.shifting import shifts
 from imixer.errors import InputError
 
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
@@ -154,3 +155,84 @@ def mend_posterize(steps: Iterable[Any]) -> None:
         for operation in (each for group in groups for each in group):
             if operation.aug_fn is auto_augment.posterize:
                 operation.aug_fn = posterize
+
+
+_STREAM = 7  # keeps these draws apart from those of orders and images
+
+
+def shifts(config: DataConfig, size: tuple[int, int]) -> tuple[int, int]:
+    """Compute the largest shift of the crops `pad` and `reflect`.
+
+    Args:
+        config: Gives `shift`.
+        size: (height, width) of the crop in pixels.
+
+    Returns:
+        Pixels down and to the right.
+
+    Raises:
+        InputError: If the crop would leave the image, or its reflection.
+    """
+    if config.shift is not None and config.shift >= min(size):
+        raise InputError(
+            f"data.shift is {config.shift}, and images have {size[0]}x{size[1]} pixels; give less than a side"
+        )
+    down, right = (config.shift or max(1, side // 8) for side in size)
+    if config.crop == "reflect" and min(size) < 2:
+        raise InputError(f"data.crop is reflect, and images have {size[0]}x{size[1]} pixels; use data.crop center")
+    return down, right
+
+
+class AlternatingFlips:
+    """Which images are mirrored in which epoch: each in every other one.
+
+    A function of seed, epoch and image number. Choose it for short trainings: an image is then seen from both sides
+    in any two epochs in a row, where independent draws repeat a side half of the time.
+
+    Args:
+        count: How many images there are.
+        seed: Training seed, 0 or more.
+        first: Probability that an image is mirrored in epoch 0.
+
+    Source: Jordan, arXiv 2404.00498, section 3.6.
+    """
+
+    def __init__(self, count: int, seed: int, first: float) -> None:
+        self._first = np.random.default_rng((_STREAM, seed)).random(count) < first
+
+    def __call__(self, numbers: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
+        """Decide on images by their numbers (batch,)."""
+        mirrored: NDArray[np.bool_] = self._first[numbers] ^ bool(epoch % 2)
+        return mirrored
+
+
+def alternating_flips(config: DataConfig, count: int, seed: int) -> AlternatingFlips | None:
+    """Build what decides on mirroring, or None if every epoch draws anew."""
+    return AlternatingFlips(count, seed, config.hflip) if config.flip == "alternating" else None
+
+
+def build_mixup(config: DataConfig, part: int, num_classes: int, smoothing: float) -> Mixup | None:
+    """Mixing of each batch with its own reverse, or None when both alphas are 0.
+
+    With both alphas above 0, each batch gets one of the two by the toss of a coin. The mixer turns
+    (images, labels) into (images, targets), and the targets have shape (batch, `num_classes`).
+
+    Args:
+        config: Gives `mixup` and `cutmix`.
+        part: Images that come at a time.
+        num_classes: Number of classes.
+        smoothing: Label smoothing, which the targets then contain.
+
+    Raises:
+        InputError: The number of images is odd; they are mixed in pairs.
+    """
+    if config.mixup == 0 and config.cutmix == 0:
+        return None
+    if part % 2:
+        whole = "" if part == config.batch_size else f", {part} images at a time"
+        raise InputError(
+            f"data.batch_size is {config.batch_size}{whole}; data.mixup and data.cutmix mix pairs, give an even number"
+        )
+    return Mixup(
+        mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, label_smoothing=smoothing, num_classes=num_classes
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from imixer.data.loading import load_image
+from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError, did_you_mean
 from imixer.experiments.complexity import costs
 from imixer.experiments.data_sets import DataSet, find_data

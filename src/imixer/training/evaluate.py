@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from imixer.data.batches import batches_in_order, worker_message
 from imixer.data.image_data import printable
-from imixer.data.loading import batches_in_order, worker_message
 from imixer.data.sources.folder import open_test_folder
 from imixer.errors import InputError
 from imixer.progress import announce, with_progress

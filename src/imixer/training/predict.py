@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from imixer.data.loading import find_images, load_image
 from imixer.data.sources.decoding import pixel_format
+from imixer.data.sources.image_files import find_images, load_image
 from imixer.errors import InputError
 from imixer.escaping import for_csv
 from imixer.plotting import drawn

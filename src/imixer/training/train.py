@@ -19,10 +19,9 @@ from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.seed import seed_everything
 
-from imixer.data.batches import build_batches
+from imixer.data.batches import build_batches, worker_message
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
-from imixer.data.loading import worker_message
 from imixer.data.sources.open import open_data
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line

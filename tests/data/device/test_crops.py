@@ -13,8 +13,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import functional as F
 
 from imixer.data.config import DataConfig
-from imixer.data.device.crops import training_crop, validation_crop
-from imixer.data.device.resampling import resampling
+from imixer.data.device.crops import resampling, training_crop, validation_crop
 from imixer.data.transforms import eval_transform, train_transform
 
 CPU = torch.device("cpu")

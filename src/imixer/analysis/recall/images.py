@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from imixer.data.config import DataConfig
-from imixer.data.loading import find_images, load_image
 from imixer.data.sources.digits import open_digits
+from imixer.data.sources.image_files import find_images, load_image
 from imixer.errors import InputError
 from imixer.hopfield.memory import binarised
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from imixer.analysis.analyze import Analysis
 from imixer.analysis.features import Features, features_at
 from imixer.analysis.plotting import draw_signed, explain_signed, label_row
-from imixer.data.loading import load_image
+from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError
 from imixer.escaping import for_figure
 from imixer.plotting import DOUBLE, SMALL, print_figure

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, Item, few_names, shortened
-from imixer.data.sources.checking import find_bad
 from imixer.data.sources.decoding import (
     EIGHT_BITS,
     SKIP_REMEDY,
@@ -22,12 +21,13 @@ from imixer.data.sources.decoding import (
     check_header,
     decode_file,
     deliver,
+    find_bad,
     pixel_format,
     read_file,
 )
 from imixer.data.sources.image_files import EXTENSIONS, Tree, few_extensions, images_under, walk
 from imixer.data.sources.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
-from imixer.data.sources.parquet_files import parquet_files
+from imixer.data.sources.parquet import parquet_files
 from imixer.data.sources.splitting import held_out_share, require_two_classes, stratified_split
 from imixer.data.sources.statistics import Extremes, survey_usable
 from imixer.errors import InputError

@@ -1,14 +1,17 @@
-"""Image files below a folder."""
+"""Image files: find them below folders, tell what else lies there, read single ones."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from imixer.data.sources.decoding import reason
+from PIL import Image
+
+from imixer.data.image_data import shortened
+from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, deliver, read_file, reason
 from imixer.errors import InputError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -147,3 +150,45 @@ def _extension(name: str) -> str:
 
 def _is_left_out(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS) -> Image.Image:
+    """Read one image file as mode `L` (1 channel) or `RGB` (3 channels), upright.
+
+    Args:
+        path: The file.
+        in_chans: 1 or 3.
+        pixels: How stored pixels become bytes, as in training.
+
+    Raises:
+        InputError: The file is missing, empty, truncated or no image, or nothing says which of its values are black and
+            white; the message names it.
+    """
+    path = expanded(path)
+    if not os.path.lexists(path):
+        raise InputError(f"no such image file: {shortened(str(path))}; correct the path")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give an image file")
+    return deliver(read_file(path, "give a complete image file"), in_chans, pixels, str(path))
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Image files at some paths: files as they are, folders searched recursively, each folder's images sorted.
+
+    Raises:
+        InputError: No path is given, one does not exist, or a folder holds no images.
+    """
+    found: dict[Path, None] = {}  # keeps order, drops repetition
+    for path in map(expanded, paths):
+        if os.path.isdir(path):
+            images = images_under(path)
+            if not images:
+                raise InputError(f"no images in folder {path}; give image files or a folder that holds some")
+        elif os.path.lexists(path):
+            images = [path]
+        else:
+            raise InputError(f"no such file or folder: {shortened(str(path))}; correct the path")
+        found.update(dict.fromkeys(images))
+    if not found:
+        raise InputError("no images given; name image files or folders")
+    return list(found)

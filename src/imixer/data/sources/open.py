@@ -12,8 +12,7 @@ from imixer.data.sources.decoding import reason, special_file
 from imixer.data.sources.digits import open_digits
 from imixer.data.sources.folder import open_folder
 from imixer.data.sources.image_files import expanded
-from imixer.data.sources.parquet import open_parquet
-from imixer.data.sources.parquet_files import find_shards
+from imixer.data.sources.parquet import find_shards, open_parquet
 from imixer.data.sources.timm_sets import PREFIXES, open_timm, timm_prefix
 from imixer.data.sources.torchvision_sets import SETS, open_torchvision
 from imixer.errors import InputError
