@@ -27,7 +27,7 @@ from imixer.data.batches import build_training
 from imixer.data.config import DataConfig
 from imixer.data.device import build_resident
 from imixer.data.image_data import ImageData
-from imixer.data.sampler import Share
+from imixer.data.sampler import BatchShard
 
 SOURCE, CLASSES, STEP_TARGET, SPEED_TARGET = 32, 10, 0.05, 5.0
 
@@ -67,7 +67,7 @@ def pipelines(
     names = tuple(map(str, range(CLASSES)))
     items = RandomImages(max(2048, 2 * batch))
     data = ImageData("noise", items, RandomImages(1), names, 3, (SOURCE, SOURCE), (0.5,) * 3, (0.25,) * 3)
-    common = {"num_classes": CLASSES, "smoothing": 0.1, "seed": 0, "device": device, "share": Share()}
+    common = {"num_classes": CLASSES, "smoothing": 0.1, "seed": 0, "device": device, "shard": BatchShard()}
     shape = (3, size, size)
     return {
         "device": build_resident(data, paper(batch), shape, held_out_batch=batch, **common)[0].epoch,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -70,6 +70,17 @@ def middle_cut(text: str, width: int) -> str:
         return text
     tail = (width - 1) // 2
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def few_names(names: Sequence[str], most: int = 5) -> str:
+    """List the first of many names, and how many there are, such as `cat, dog, ... (120)`.
+
+    Args:
+        names: The names. Each is shortened to 40 characters.
+        most: How many are listed.
+    """
+    shown = ", ".join(middle_cut(name, 40) for name in names[:most])
+    return f"{shown}, ... ({len(names)})" if len(names) > most else shown
 
 
 def for_figure(text: object, width: int | None = None) -> str:

@@ -14,7 +14,7 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.data.device import build_resident
 from imixer.data.image_data import ImageData
-from imixer.data.sampler import Share
+from imixer.data.sampler import BatchShard
 from imixer.training.devices import build_fabric
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizing import build_optimizer
@@ -50,7 +50,7 @@ def resident(device, **config):
         smoothing=0.1,
         seed=0,
         device=torch.device(device),
-        share=Share(),
+        shard=BatchShard(),
         held_out_batch=8,
     )
 

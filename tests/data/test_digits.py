@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from imixer.data.config import DataConfig
-from imixer.data.sources.open import ImageData, open_data
+from imixer.data.image_data import ImageData
+from imixer.data.sources.open import open_dataset
 
 
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
-    return open_data(DataConfig())
+    return open_dataset(DataConfig())
 
 
 def pixels(items):
@@ -45,10 +46,10 @@ def test_mean_and_deviation_are_those_of_the_training_part(digits):
 
 
 def test_the_split_depends_on_its_seed_only(digits):
-    again, other = open_data(DataConfig()), open_data(DataConfig(split_seed=1))
+    again, other = open_dataset(DataConfig()), open_dataset(DataConfig(split_seed=1))
     assert np.array_equal(pixels(digits.val), pixels(again.val))
     assert not np.array_equal(pixels(digits.val), pixels(other.val))
 
 
 def test_val_fraction_sets_the_share():
-    assert len(open_data(DataConfig(val_fraction=0.5)).val) == 899
+    assert len(open_dataset(DataConfig(val_fraction=0.5)).val) == 899

@@ -11,13 +11,13 @@ from PIL import Image
 
 from imixer.data.config import DataConfig
 from imixer.data.sources import folder as folder_module
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 from imixer.progress import with_progress
 
 
 def read(root, **settings):
-    return open_data(DataConfig(name=str(root), **settings))
+    return open_dataset(DataConfig(name=str(root), **settings))
 
 
 def labels(items):

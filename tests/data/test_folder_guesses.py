@@ -9,7 +9,7 @@ import pytest
 
 from imixer.data.config import DataConfig
 from imixer.data.sources.folder import open_test_folder
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.data.sources.splitting import split_role, split_words
 from imixer.errors import InputError
 
@@ -30,7 +30,7 @@ TEST = ["test", "Testing", "TEST", "test_set", "tests", "testset", "eval", "hold
 
 
 def read(root, **settings):
-    return open_data(DataConfig(name=str(root), **settings))
+    return open_dataset(DataConfig(name=str(root), **settings))
 
 
 def counts(data):

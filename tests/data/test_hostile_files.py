@@ -11,7 +11,7 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.data.sources.folder import open_test_folder
 from imixer.data.sources.image_files import find_images, load_image
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 
 LONG = "x" * 300
@@ -47,7 +47,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path, make_folder, make, what, 
             os.remove(root / name / f"{number:03}.png")
             make(root / name / f"{number:03}.png")
     with pytest.raises(InputError, match=rf"\.png: it is {what}, not a file"):
-        open_data(DataConfig(name=str(root), check=check))
+        open_dataset(DataConfig(name=str(root), check=check))
 
 
 @pytest.mark.parametrize(("make", "what"), SPECIAL)
@@ -67,8 +67,8 @@ def test_links_in_circles_are_no_files_and_no_folders(tmp_path, make_folder):
     (root / "a" / "x.png").symlink_to("x.png")
     (root / "c").symlink_to("c")
     with pytest.raises(InputError, match=r"a/x\.png: "):
-        open_data(DataConfig(name=str(root)))
-    assert open_data(DataConfig(name=str(root), skip_bad=True)).class_names == ("a", "b")
+        open_dataset(DataConfig(name=str(root)))
+    assert open_dataset(DataConfig(name=str(root), skip_bad=True)).class_names == ("a", "b")
     with pytest.raises(InputError, match=r"x\.png: "):
         load_image(root / "a" / "x.png", 3)
 
@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, make_folder, monkeypa
 
     monkeypatch.setattr(os, "scandir", locked)
     with pytest.raises(InputError, match=r"cannot list folder .*locked: Permission denied; change its permissions"):
-        open_data(DataConfig(name=str(root)))
+        open_dataset(DataConfig(name=str(root)))
 
 
 def test_an_image_that_must_not_be_read_is_named(tmp_path, make_folder, monkeypatch):
@@ -99,7 +99,7 @@ def test_an_image_that_must_not_be_read_is_named(tmp_path, make_folder, monkeypa
 
     monkeypatch.setattr("builtins.open", denied)
     with pytest.raises(InputError, match=r"a/002\.png: Permission denied \(and 1 more"):
-        open_data(DataConfig(name=str(root)))
+        open_dataset(DataConfig(name=str(root)))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_prediction_and_testing_name_a_path_that_cannot_be(name):
 
 
 def test_a_test_folder_of_an_impossible_name_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"test: no folder .* \.\.\. xxx.*; correct"):
+    with pytest.raises(InputError, match=r"test: no folder .*…xxx.*; correct"):
         open_test_folder(tmp_path / LONG, ("a", "b"), 3, DataConfig())
 
 

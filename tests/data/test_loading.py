@@ -15,8 +15,9 @@ import torch
 import imixer.data.config
 from imixer.data.batches import build_held_out, build_training, worker_message
 from imixer.data.config import DataConfig
-from imixer.data.sampler import Share
-from imixer.data.sources.open import ImageData, open_data
+from imixer.data.image_data import ImageData
+from imixer.data.sampler import BatchShard
+from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 
 SIZE = (1, 8, 8)
@@ -26,16 +27,16 @@ AUGMENT = {"hflip": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing
 
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
-    return open_data(DataConfig())
+    return open_dataset(DataConfig())
 
 
-def training(data, seed=0, share=Share(), size=SIZE, **settings):  # noqa: B008
+def training(data, seed=0, shard=BatchShard(), size=SIZE, **settings):  # noqa: B008
     config = DataConfig(**settings)
-    return build_training(data, config, size, num_classes=10, smoothing=0.1, seed=seed, device=CPU, share=share)
+    return build_training(data, config, size, num_classes=10, smoothing=0.1, seed=seed, device=CPU, shard=shard)
 
 
-def held_out(data, batch_size=64, share=Share(), **settings):  # noqa: B008
-    return build_held_out(data, DataConfig(**settings), SIZE, device=CPU, batch_size=batch_size, share=share)
+def held_out(data, batch_size=64, shard=BatchShard(), **settings):  # noqa: B008
+    return build_held_out(data, DataConfig(**settings), SIZE, device=CPU, batch_size=batch_size, shard=shard)
 
 
 def first(batches, count, epoch=0, start=0):
@@ -85,8 +86,8 @@ def test_erasing_after_mixing_is_a_function_of_seed_and_place(digits):
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
     assert same(whole[7:], first(training(digits, workers=1, **settings), 11, epoch=3, start=7))
     assert not same(whole, first(training(digits, seed=1, **settings), 11, epoch=3))
-    share = first(training(digits, share=Share(1, 2), **settings), 1)
-    assert not torch.equal(share[0][0], first(training(digits, share=Share(0, 2), **settings), 1)[0][0])
+    share = first(training(digits, shard=BatchShard(1, 2), **settings), 1)
+    assert not torch.equal(share[0][0], first(training(digits, shard=BatchShard(0, 2), **settings), 1)[0][0])
 
 
 @pytest.mark.parametrize("without", [{"random_erasing": 0.5}, {"mixup": 0.8}])
@@ -120,7 +121,7 @@ def test_validation_is_in_order_and_not_augmented(digits):
 
 def test_validation_images_are_shared_out_without_loss_or_repetition(digits):
     whole = torch.cat([images for images, _ in held_out(digits)])
-    parts = [torch.cat([i for i, _ in held_out(digits, share=Share(rank, 7))]) for rank in range(7)]
+    parts = [torch.cat([i for i, _ in held_out(digits, shard=BatchShard(rank, 7))]) for rank in range(7)]
     assert sum(map(len, parts)) == len(whole) == 360
     for rank, part in enumerate(parts):
         assert torch.equal(part, whole[rank::7])
@@ -154,7 +155,7 @@ def test_workers_change_neither_order_nor_augmentation(digits):
 
 def test_processes_share_each_batch_out(digits):
     whole = [images for images, _ in training(digits, batch_size=96, **AUGMENT).epoch(1)]
-    shared = [training(digits, batch_size=96, share=Share(rank, 2, 3), **AUGMENT) for rank in range(2)]
+    shared = [training(digits, batch_size=96, shard=BatchShard(rank, 2, 3), **AUGMENT) for rank in range(2)]
     parts = [[images for images, _ in each.epoch(1)] for each in shared]
     assert [len(each) for each in shared] == [3 * len(whole)] * 2
     for step, images in enumerate(whole):
@@ -177,14 +178,14 @@ def test_channels_that_do_not_match_the_model_are_refused(digits):
 
 def test_mixing_refuses_an_odd_part(digits):
     with pytest.raises(InputError, match=r"data\.batch_size is 36, 9 images at a time.*even"):
-        training(digits, batch_size=36, share=Share(0, 2, 2), mixup=0.8)
+        training(digits, batch_size=36, shard=BatchShard(0, 2, 2), mixup=0.8)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_image_reaches_the_main_process_as_one_line(tmp_path, make_folder, workers):
     root = make_folder(tmp_path, {"a": 4, "b": 4}, mode="L")
     config = DataConfig(name=str(root), workers=workers, check="off", val_fraction=0.5)
-    data = open_data(config)
+    data = open_dataset(config)
     bad = data.val.paths[2]
     with open(bad, "wb"):
         pass

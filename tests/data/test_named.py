@@ -16,7 +16,7 @@ from PIL import Image
 
 from imixer.data.config import DataConfig
 from imixer.data.sources import timm_sets
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.data.sources.torchvision_sets import SETS
 from imixer.errors import InputError
 
@@ -39,7 +39,7 @@ class Pictures:
 @pytest.mark.parametrize("name", sorted(SETS))
 def test_a_set_of_torchvision_is_opened_by_its_name(tmp_path, monkeypatch, name):
     monkeypatch.setattr(torchvision.datasets, SETS[name].factory, Pictures)
-    data = open_data(DataConfig(name=name, root=str(tmp_path)))
+    data = open_dataset(DataConfig(name=name, root=str(tmp_path)))
     image, label = data.val[3]
     assert (len(data.train), len(data.val), image.mode, label, type(label)) == (6, 4, "RGB", 1, int)
     assert (data.name, data.in_chans, data.class_names) == (name, 3, ("cat", "dog, hound"))
@@ -49,14 +49,14 @@ def test_a_set_of_torchvision_is_opened_by_its_name(tmp_path, monkeypatch, name)
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "food101"])
 def test_a_set_that_is_not_there_asks_for_the_download(tmp_path, name):
     with pytest.raises(InputError, match=rf"{name} is not in {tmp_path}.*--data\.download true"):
-        open_data(DataConfig(name=name, root=str(tmp_path)))
+        open_dataset(DataConfig(name=name, root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("download", [False, True])
 @pytest.mark.parametrize("name", ["imagenet", "stanford_cars"])
 def test_a_set_that_cannot_be_downloaded_says_what_to_put_where(tmp_path, name, download):
     with pytest.raises(InputError, match=f"put .* into {tmp_path} yourself") as caught:
-        open_data(DataConfig(name=name, root=str(tmp_path), download=download))
+        open_dataset(DataConfig(name=name, root=str(tmp_path), download=download))
     assert "\n" not in str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_a_download_that_fails_gives_the_reason_and_what_to_do(tmp_path, monkeyp
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(InputError, match=rf"could not download cifar10: .*; put .* into {tmp_path} yourself"):
-        open_data(DataConfig(name="cifar10", root=str(tmp_path), download=True))
+        open_dataset(DataConfig(name="cifar10", root=str(tmp_path), download=True))
 
 
 def cifar10_archive(root):
@@ -91,7 +91,7 @@ def cifar10_archive(root):
 def test_files_in_torchvisions_layout_are_read(tmp_path, monkeypatch):
     cifar10_archive(tmp_path)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    data = open_data(DataConfig(name="cifar10", root=str(tmp_path)))
+    data = open_dataset(DataConfig(name="cifar10", root=str(tmp_path)))
     assert (len(data.train), len(data.val), data.class_names) == (10, 2, ("airplane", "automobile"))
     assert data.train[0][0].size == (32, 32)
 
@@ -99,7 +99,7 @@ def test_files_in_torchvisions_layout_are_read(tmp_path, monkeypatch):
 def test_files_that_fail_their_checksum_count_as_not_there(tmp_path):
     cifar10_archive(tmp_path)
     with pytest.raises(InputError, match="incomplete"):
-        open_data(DataConfig(name="cifar10", root=str(tmp_path)))
+        open_dataset(DataConfig(name="cifar10", root=str(tmp_path)))
 
 
 def mnist(root, monkeypatch, items=8):
@@ -116,7 +116,7 @@ def mnist(root, monkeypatch, items=8):
 
 def test_a_name_of_timm_is_opened_and_measured(tmp_path, monkeypatch):
     mnist(tmp_path, monkeypatch)
-    data = open_data(DataConfig(name="torch/mnist", root=str(tmp_path)))
+    data = open_dataset(DataConfig(name="torch/mnist", root=str(tmp_path)))
     assert (data.name, data.in_chans, data.native_size, len(data.class_names)) == ("torch_mnist", 1, (28, 28), 10)
     assert data.mean == pytest.approx([0.5], abs=0.02)
     assert (data.val[3][0].mode, data.val[3][1]) == ("L", 3)
@@ -129,13 +129,13 @@ def test_a_failed_download_leaves_no_empty_folders(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torchvision.datasets, "Food101", fail)
     with pytest.raises(InputError, match="could not download"):
-        open_data(DataConfig(name="food101", root=str(tmp_path / "data"), download=True))
+        open_dataset(DataConfig(name="food101", root=str(tmp_path / "data"), download=True))
     assert not (tmp_path / "data").exists()
 
 
 def test_a_name_of_timm_that_is_not_there_gives_the_reason(tmp_path):
     with pytest.raises(InputError, match=r"could not open torch/mnist .*not found.*--data\.download true"):
-        open_data(DataConfig(name="torch/mnist", root=str(tmp_path)))
+        open_dataset(DataConfig(name="torch/mnist", root=str(tmp_path)))
 
 
 def test_a_download_through_timm_that_fails_gives_the_reason(tmp_path, monkeypatch):
@@ -144,24 +144,24 @@ def test_a_download_through_timm_that_fails_gives_the_reason(tmp_path, monkeypat
 
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
     with pytest.raises(InputError, match=rf"could not open torch/mnist.*; put the files into {tmp_path} yourself"):
-        open_data(DataConfig(name="torch/mnist", root=str(tmp_path), download=True))
+        open_dataset(DataConfig(name="torch/mnist", root=str(tmp_path), download=True))
 
 
 def test_an_unknown_name_with_timms_prefix_gives_the_reason(tmp_path):
     with pytest.raises(InputError, match="Unknown torchvision dataset nonsense"):
-        open_data(DataConfig(name="torch/nonsense", root=str(tmp_path)))
+        open_dataset(DataConfig(name="torch/nonsense", root=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["hfids/mnist", "tfds/mnist", "wds/mnist"])
 def test_streams_are_refused_with_an_alternative(name):
     with pytest.raises(InputError, match=r"is a stream.*use hfds/"):
-        open_data(DataConfig(name=name))
+        open_dataset(DataConfig(name=name))
 
 
 def test_hugging_face_names_say_which_package_they_need(monkeypatch):
     monkeypatch.setattr(timm_sets.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install 'imixer\[data\]'"):
-        open_data(DataConfig(name="hfds/mnist"))
+        open_dataset(DataConfig(name="hfds/mnist"))
 
 
 class HubReader:
@@ -186,7 +186,7 @@ def open_hub(monkeypatch, contents, splits=("train", "test")):
 
     monkeypatch.setattr(timm_sets, "create_dataset", create)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(__spec__=object()))
-    return open_data(DataConfig(name="hfds/Some/Pets"))
+    return open_dataset(DataConfig(name="hfds/Some/Pets"))
 
 
 def encoded(make_image, count):
@@ -223,24 +223,24 @@ def test_an_unknown_name_gets_the_known_ones_and_the_closest(tmp_path, monkeypat
     with pytest.raises(
         InputError, match=f"unknown data set '{name}'; did you mean {suggestion}.*Known: digits, cifar10"
     ):
-        open_data(DataConfig(name=name))
+        open_dataset(DataConfig(name=name))
 
 
 @pytest.mark.parametrize("name", ["", "zzz"])
 def test_a_name_like_no_other_gets_the_known_ones(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=f"unknown data set '{name}'; Known: digits"):
-        open_data(DataConfig(name=name))
+        open_dataset(DataConfig(name=name))
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "some/where", "~/nowhere-at-all", ".x"])
 def test_a_path_that_does_not_exist_is_called_a_folder(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"data\.name: no such folder"):
-        open_data(DataConfig(name=name))
+        open_dataset(DataConfig(name=name))
 
 
 def test_a_folder_may_be_named_without_a_slash(tmp_path, monkeypatch, make_folder):
     make_folder(tmp_path / "pets", {"a": 5, "b": 5})
     monkeypatch.chdir(tmp_path)
-    assert open_data(DataConfig(name="pets")).name == "pets"
+    assert open_dataset(DataConfig(name="pets")).name == "pets"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from imixer.data.config import DataConfig
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 
 CIFAR10 = Path(__file__).parents[3] / "shared/data/cifar10"
@@ -19,7 +19,7 @@ HALF = [0, 1] * 10
 
 
 def read(root, **settings):
-    return open_data(DataConfig(name=str(root), **settings))
+    return open_dataset(DataConfig(name=str(root), **settings))
 
 
 def labels(items):

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from imixer.data.config import DataConfig
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 
 HALF = [0, 1] * 10
 
 
 def read(root, **settings):
-    return open_data(DataConfig(name=str(root), **settings))
+    return open_dataset(DataConfig(name=str(root), **settings))
 
 
 def labels(items):

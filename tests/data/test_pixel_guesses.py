@@ -17,8 +17,8 @@ from imixer.data.device.resident import load_resident
 from imixer.data.sources.decoding import PixelFormat, UnreadableImage, decode_bytes, pixel_format, to_channels
 from imixer.data.sources.folder import open_test_folder
 from imixer.data.sources.image_files import load_image
-from imixer.data.sources.open import open_data
-from imixer.data.sources.statistics import dataset_statistics, survey_usable
+from imixer.data.sources.open import open_dataset
+from imixer.data.sources.statistics import dataset_statistics, usable_statistics
 from imixer.errors import InputError
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ CLASSES, PER_CLASS, SIDE = ("a", "b"), 6, 4
 
 
 def read(root, **settings):
-    return open_data(DataConfig(name=str(root), **settings))
+    return open_dataset(DataConfig(name=str(root), **settings))
 
 
 def write(root: Path, make, extension: str = "tif", **save) -> Path:
@@ -369,7 +369,7 @@ def test_measuring_alone_refuses_nothing():
     facts = dataset_statistics(lambda number: Image.new("L", (4, 4), 7), 3)
     assert "of one colour, 7 of 255" in facts.problem
     with pytest.raises(InputError, match="of one colour"):
-        survey_usable(lambda number: Image.new("L", (4, 4), 7), 3, DataConfig(), "it")
+        usable_statistics(lambda number: Image.new("L", (4, 4), 7), 3, DataConfig(), "it")
 
 
 def test_without_a_format_8_bits_are_what_they_are(make_image):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from imixer.data.randomness import mixed_seed
-from imixer.data.sampler import BatchOrder, Share
+from imixer.data.sampler import BatchOrder, BatchShard
 from imixer.errors import InputError
 
 
@@ -29,7 +29,7 @@ def test_orders_depend_on_seed_and_epoch():
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (4, 3)])
 def test_the_parts_of_all_processes_make_up_the_batch(world, accumulate):
     whole = list(BatchOrder(100, 24, seed=5).epoch(2))
-    orders = [BatchOrder(100, 24, seed=5, share=Share(rank, world, accumulate)) for rank in range(world)]
+    orders = [BatchOrder(100, 24, seed=5, shard=BatchShard(rank, world, accumulate)) for rank in range(world)]
     parts = [list(order.epoch(2)) for order in orders]
     assert [len(order) for order in orders] == [4 * accumulate] * world
     for step, images in enumerate(whole):
@@ -38,7 +38,7 @@ def test_the_parts_of_all_processes_make_up_the_batch(world, accumulate):
 
 
 def test_an_epoch_can_be_entered_anywhere():
-    order = BatchOrder(100, 8, seed=0, share=Share(1, 2, 2))
+    order = BatchOrder(100, 8, seed=0, shard=BatchShard(1, 2, 2))
     whole = list(order.epoch(4))
     for start in (0, 1, 7, len(whole)):
         assert [part.tolist() for part in order.epoch(4, start)] == [part.tolist() for part in whole[start:]]

@@ -14,8 +14,9 @@ from rich.console import Console
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, printable, shortened
+from imixer.data.image_data import ImageData
 from imixer.data.sources.digits import ArrayImages
+from imixer.escaping import printable
 from imixer.training.model import build_model, forward_cost
 from imixer.training.preview import show_preview
 from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
@@ -115,19 +116,18 @@ def test_text_from_outside_is_neither_markup_nor_a_command(data, built):
     )
     lines = shown(hostile, built)
     assert lines["data"] == [r"[bold]p[/bold], 2 classes: [red]cat[/red], dog\x1b[31m"]
-    assert lines["not used"] == [r"\x1b]0;title\x07.png; [link=x]a\nb"]
+    assert lines["not used"] == [r"\x1b]0;title\x07.png; [link=x]a\x0ab"]
     assert lines["images"][1] == "[/]"
 
 
 def test_long_names_are_cut_in_the_middle(data, built):
     lines = shown(replace(data, name="a" * 90 + "z" * 90, left_out=("x" * 300,)), built)
-    assert lines["data"][0].startswith("a" * 37 + " ... " + "z" * 37)
-    assert len(lines["not used"][0]) == 119
+    assert lines["data"][0].startswith("a" * 40 + "…" + "z" * 39)
+    assert len(lines["not used"][0]) == 120
 
 
 def test_names_that_are_no_text_can_be_printed():
     assert printable("caf\udce9 \u202e é") == "caf\\udce9 \\u202e é"
-    assert shortened("short") == "short"
 
 
 def test_training_shows_it_first_and_reads_all_images_alike(tmp_path, capsys):

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.models.stems import Whitening, patch_covariance
 from imixer.training.model import build_model
 from imixer.training.run.config import ModelConfig, TrainConfig
@@ -26,7 +26,7 @@ def whitened(train_quick, tmp_path_factory):
 
 
 def test_training_whitens_the_training_images_patches(whitened):
-    data = open_data(DataConfig())
+    data = open_dataset(DataConfig())
     images = torch.stack([torch.from_numpy(np.array(image))[None] / 255 for image, _ in data.train])
     images = (images - data.mean[0]) / data.std[0]
     stem = Whitening(1)
@@ -42,7 +42,7 @@ def test_the_filters_do_not_depend_on_seed_or_pipeline(whitened, train_quick, tm
 def test_weights_that_are_loaded_keep_their_filters(whitened):
     checkpoint = str(whitened / "model" / "model.safetensors")
     config = TrainConfig(model=ModelConfig(stem="whitened", num_blocks=1, embed_dim=16, checkpoint=checkpoint))
-    data = open_data(config.data)
+    data = open_dataset(config.data)
     built = build_model(config.model, config.data, native_size=(8, 8), in_chans=1, num_classes=10)
     assert not whiten_stem(built.model, config, data, built.input_size)
     assert torch.equal(built.model.stem.proj.weight, filters(whitened))
@@ -51,7 +51,7 @@ def test_weights_that_are_loaded_keep_their_filters(whitened):
 def test_other_stems_have_nothing_to_whiten():
     config = TrainConfig(model=ModelConfig(num_blocks=1, embed_dim=16))
     built = build_model(config.model, config.data, native_size=(8, 8), in_chans=1, num_classes=10)
-    assert not whiten_stem(built.model, config, open_data(config.data), built.input_size)
+    assert not whiten_stem(built.model, config, open_dataset(config.data), built.input_size)
 
 
 def test_a_run_with_a_whitened_stem_is_evaluated_and_restored(whitened, capsys):

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 import imixer.models  # noqa: F401
 from imixer.data.batches import build_batches
 from imixer.data.config import DataConfig
-from imixer.data.sources.open import open_data
-from imixer.training.devices import build_fabric, largest_over_processes, placed, share
+from imixer.data.sources.open import open_dataset
+from imixer.training.devices import batch_shard, build_fabric, largest_over_processes, placed
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.scores import Scores
 from imixer.training.train_state import TrainState
@@ -42,7 +42,7 @@ def main(folder, strategy):
     fabric.launch()
     torch.manual_seed(0)
     model = timm.create_model("imixer_t2_8", num_blocks=2, embed_dim=16, in_chans=1, num_classes=10).double()
-    data = open_data(config.data)
+    data = open_dataset(config.data)
     training, held_out = build_batches(
         data,
         config.data,
@@ -50,7 +50,7 @@ def main(folder, strategy):
         smoothing=0.1,
         seed=0,
         device=fabric.device,
-        share=share(fabric, config),
+        shard=batch_shard(fabric, config),
         held_out_batch=179,  # two batches in one process, one in the other
     )
     train_state = TrainState(fabric, config, model, len(training))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from imixer.analysis.images import random_images
-from imixer.data.image_data import few_names
 from imixer.errors import InputError
+from imixer.escaping import few_names
 from imixer.models import IMLP
 from imixer.models.probe import BlockActivations, capture_activations, require_implicit_layers
 from imixer.training.finished_run import FinishedRun

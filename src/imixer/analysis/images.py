@@ -47,7 +47,7 @@ def random_images(finished: FinishedRun, count: int, seed: int, data_path: str |
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
     val = finished.data(data_path).val
-    places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))
     images = torch.stack([finished.transform(val[place][0]) for place in places[:count].tolist()]).to(finished.device)
     require_finite_outputs(finished.model, images, finished.run.path)
     return images
@@ -71,7 +71,7 @@ def held_out_batches(
     if count is not None:
         _check_count(count)
     val = finished.data(data_path).val
-    places = evenly_spread(len(val), count)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
+    places = evenly_spread(len(val), count)
     starts = range(0, len(places), batch_size)
     for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)

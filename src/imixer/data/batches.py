@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, Item, check_channels
+from imixer.data.image_data import ImageData, LabelledImages, check_channels
 from imixer.data.randomness import mixed_seed, seed_globally
-from imixer.data.sampler import BatchOrder, Share
+from imixer.data.sampler import BatchOrder, BatchShard
 from imixer.data.transforms import (
     AlternatingFlips,
     Transform,
@@ -35,7 +35,7 @@ def build_batches(
     smoothing: float,
     seed: int,
     device: torch.device,
-    share: Share,
+    shard: BatchShard,
     held_out_batch: int,
 ) -> tuple[Any, Any]:
     """Training and held-out batches on a device.
@@ -57,7 +57,7 @@ def build_batches(
     Raises:
         InputError: If the data do not go with the configuration.
     """
-    common: dict[str, Any] = {"device": device, "share": share}
+    common: dict[str, Any] = {"device": device, "shard": shard}
     mixing: dict[str, Any] = {"num_classes": len(data.class_names), "smoothing": smoothing, "seed": seed}
     if config.pipeline == "device":
         from imixer.data.device import build_resident
@@ -84,7 +84,7 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
     """
 
     def __init__(
-        self, items: Dataset[Item], transform: Transform, seed: int, flips: AlternatingFlips | None = None
+        self, items: LabelledImages, transform: Transform, seed: int, flips: AlternatingFlips | None = None
     ) -> None:
         self.items = items
         self.transform = transform
@@ -92,7 +92,7 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
         self.flips = flips
 
     def __len__(self) -> int:
-        return len(cast(Sized, self.items))
+        return len(self.items)
 
     def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
         number, epoch = address
@@ -112,10 +112,10 @@ class HeldOutImages(Dataset["tuple[Tensor, int]"]):
         share: Which of them are this process's.
     """
 
-    def __init__(self, items: Dataset[Item], transform: Transform, share: Share) -> None:
+    def __init__(self, items: LabelledImages, transform: Transform, shard: BatchShard) -> None:
         self.items = items
         self.transform = transform
-        self.numbers = range(share.rank, len(cast(Sized, items)), share.world)
+        self.numbers = range(shard.rank, len(items), shard.world_size)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -125,7 +125,7 @@ class HeldOutImages(Dataset["tuple[Tensor, int]"]):
         return self.transform(image), label
 
 
-class _Addresses:
+class _EpochSampler(Sampler[list[tuple[int, int]]]):
     """What a `DataLoader` is to fetch: the rest of the epoch that it was set to."""
 
     def __init__(self, order: BatchOrder) -> None:
@@ -165,8 +165,8 @@ class TrainingBatches:
         self.mixup, self.erasing = mixup, erasing
         self.device = device
         self.seed = images.seed
-        self._addresses = _Addresses(order)
-        self._loader = DataLoader(images, batch_sampler=cast(Any, self._addresses), **loading)
+        self._sampler = _EpochSampler(order)
+        self._loader = DataLoader(images, batch_sampler=self._sampler, **loading)
 
     def __len__(self) -> int:
         """Parts per epoch."""
@@ -179,11 +179,11 @@ class TrainingBatches:
             epoch: Which epoch.
             start: Number of the first part wanted.
         """
-        self._addresses.epoch, self._addresses.start = epoch, start
+        self._sampler.epoch, self._sampler.start = epoch, start
         for number, (images, labels) in enumerate(self._loader, start):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            place = (self.seed, epoch, number, self.order.share.rank)
+            place = (self.seed, epoch, number, self.order.shard.rank)
             if self.mixup is not None:
                 np.random.seed(mixed_seed(*place))
                 images, labels = self.mixup(images, labels)
@@ -224,7 +224,7 @@ def build_training(
     smoothing: float,
     seed: int,
     device: torch.device,
-    share: Share = Share(),  # noqa: B008
+    shard: BatchShard = BatchShard(),  # noqa: B008
 ) -> TrainingBatches:
     """Training images, shuffled and augmented, as `config` says.
 
@@ -243,11 +243,11 @@ def build_training(
             or images are to be mixed and cannot be paired.
     """
     check_channels(data, input_size)
-    flips = alternating_flips(config, len(cast(Sized, data.train)), seed)
+    flips = alternating_flips(config, len(data.train), seed)
     drawn = config if flips is None else replace(config, flip="random", hflip=0.0)
     transform: Any = train_transform(drawn, input_size, data.mean, data.std)
-    order = BatchOrder(len(cast(Sized, data.train)), config.batch_size, seed, share)
-    mixup = build_mixup(config, order.part, num_classes, smoothing)
+    order = BatchOrder(len(data.train), config.batch_size, seed, shard)
+    mixup = build_mixup(config, order.micro_batch_size, num_classes, smoothing)
     erasing = None
     if mixup is not None and config.random_erasing and config.erase == "after_mixing":
         erasing = transform.transforms.pop()  # timm erases last
@@ -263,7 +263,7 @@ def build_held_out(
     *,
     device: torch.device,
     batch_size: int,
-    share: Share = Share(),  # noqa: B008
+    shard: BatchShard = BatchShard(),  # noqa: B008
 ) -> HeldOutBatches:
     """Held-out images in order, never augmented.
 
@@ -280,17 +280,17 @@ def build_held_out(
     """
     check_channels(data, input_size)
     transform = eval_transform(input_size, data.mean, data.std, config.crop_pct, config.interpolation)
-    return batches_in_order(data.val, transform, config, device=device, batch_size=batch_size, share=share)
+    return batches_in_order(data.val, transform, config, device=device, batch_size=batch_size, shard=shard)
 
 
 def batches_in_order(
-    items: Dataset[Item],
+    items: LabelledImages,
     transform: Transform,
     config: DataConfig,
     *,
     device: torch.device,
     batch_size: int,
-    share: Share = Share(),  # noqa: B008
+    shard: BatchShard = BatchShard(),  # noqa: B008
 ) -> HeldOutBatches:
     """Labelled images in order.
 
@@ -302,7 +302,7 @@ def batches_in_order(
         batch_size: Images per batch.
         share: Which of them are this process's.
     """
-    return HeldOutBatches(HeldOutImages(items, transform, share), device, batch_size=batch_size, **_loading(config, 0))
+    return HeldOutBatches(HeldOutImages(items, transform, shard), device, batch_size=batch_size, **_loading(config, 0))
 
 
 def _loading(config: DataConfig, seed: int) -> dict[str, Any]:

@@ -1,44 +1,59 @@
-"""What every data set becomes: two lists of labelled images and the facts needed to build loaders."""
+"""The form that every data set takes: two lists of labelled images, and what building loaders takes to know."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 from PIL import Image
-from torch.utils.data import Dataset
 
 from imixer.errors import InputError
 
-Item: TypeAlias = "tuple[Image.Image, int]"
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class SizedDataset(Protocol[_T_co]):
+    """A data set with a length and items by number, which torch's `Dataset` does not promise.
+
+    Ask for it wherever items are counted or drawn. Any list, `Subset`, or data set of torchvision fits.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> _T_co: ...
+
+
+LabelledImage: TypeAlias = "tuple[Image.Image, int]"
+LabelledImages: TypeAlias = "SizedDataset[LabelledImage]"
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set with a training and a validation part, and no transform yet.
+    """A data set with a training split and a validation split, before any transform.
+
+    Choose it to train on a data set that `open_dataset` does not know: build one, and give it to `build_batches`.
 
     Args:
         name: Short name, usable in a folder name.
         train: Training items, each an image of mode `L` or `RGB` and its label, from 0.
         val: Held-out items, likewise.
         class_names: Name of each label.
-        in_chans: 1 when images are delivered as mode `L`, 3 when as `RGB`.
+        in_chans: 1 when images come in mode `L`, 3 when in `RGB`.
         native_size: (height, width) in pixels when the images are known to share it.
         mean: Mean of each channel, with pixel values in [0, 1].
         std: Standard deviation of each channel, likewise; never 0.
         skipped: Names of unreadable images that were left out.
-        sources: Where the training part and the held-out part come from, in words.
+        sources: Where the training split and the held-out split come from, in words.
         notes: What was decided that the data do not say themselves, a sentence each.
         left_out: Folders and files that are not used.
         value_range: Stored values that become black and white. None: all images have 8 bits.
-        split: The data set's own name for the part that `val` is, such as `test`; None where it has none, and `val` was
+        split: The data set's own name for the split that `val` is, such as `test`. None: it has none, and `val` was
             taken from its training images.
     """
 
     name: str
-    train: Dataset[Item]
-    val: Dataset[Item]
+    train: LabelledImages
+    val: LabelledImages
     class_names: tuple[str, ...]
     in_chans: int
     native_size: tuple[int, int] | None
@@ -52,34 +67,15 @@ class ImageData:
     split: str | None = None
 
 
-def few_names(class_names: Sequence[str]) -> str:
-    """The first classes, and how many there are."""
-    shown = ", ".join(shortened(name, 40) for name in class_names[:5])
-    return f"{shown}, ... ({len(class_names)})" if len(class_names) > 5 else shown
-
-
-def shortened(text: str, most: int = 80) -> str:
-    """A text cut in the middle if it is long, so that both its ends can be told."""
-    half = (most - 5) // 2
-    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
-
-
-def printable(text: str) -> str:
-    """Spell out what a terminal would obey or cannot show: `\\x1b` instead of an escape."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape", "surrogatepass").decode() for letter in text
-    )
-
-
 def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:
-    """See that a model takes the images of a data set.
+    """Check that a model takes images with as many channels as a data set has.
 
     Args:
         data: The data set.
         input_size: (channels, height, width) of the model's input.
 
     Raises:
-        InputError: The channels differ.
+        InputError: If the numbers of channels differ.
     """
     if input_size[0] != data.in_chans:
         raise InputError(

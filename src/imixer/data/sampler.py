@@ -13,7 +13,7 @@ from imixer.errors import InputError
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """What of each batch one process gets, and in how many parts.
 
     Args:
@@ -23,7 +23,7 @@ class Share:
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     accumulate: int = 1
 
 
@@ -43,7 +43,7 @@ class BatchOrder:
         InputError: If there are fewer images than a batch takes.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int, share: Share = Share()) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, shard: BatchShard = BatchShard()) -> None:
         if batch_size > count:
             raise InputError(
                 f"data.batch_size is {batch_size}, more than the {count} training images; give {count} or less"
@@ -51,20 +51,22 @@ class BatchOrder:
         self.count = count
         self.batch_size = batch_size
         self.seed = seed
-        self.share = share
-        self.part = batch_size // (share.world * share.accumulate)
+        self.shard = shard
+        self.micro_batch_size = batch_size // (shard.world_size * shard.accumulate)
 
     def __len__(self) -> int:
         """Parts per epoch."""
-        return self.count // self.batch_size * self.share.accumulate
+        return self.count // self.batch_size * self.shard.accumulate
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
         """Image numbers (part,) of the parts of an epoch, from part number `start` on."""
         order = epoch_order(self.count, self.seed, epoch)
         for number in range(start, len(self)):
-            step, part = divmod(number, self.share.accumulate)
-            first = step * self.batch_size + (self.share.rank * self.share.accumulate + part) * self.part
-            yield order[first : first + self.part]
+            step, micro_batch = divmod(number, self.shard.accumulate)
+            first = (
+                step * self.batch_size + (self.shard.rank * self.shard.accumulate + micro_batch) * self.micro_batch_size
+            )
+            yield order[first : first + self.micro_batch_size]
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.data.sources.parquet import parquet_files
 from imixer.errors import InputError
 
@@ -77,11 +76,11 @@ def find_data(name: str, folder: str | None = None) -> DataSet:
 def _open(name: str, config: DataConfig) -> DataSet:
     settings = {"data.name": config.name} | ({"data.root": config.root} if config.root else {})
     try:
-        images: ImageData = open_data(config)
+        images: ImageData = open_dataset(config)
     except InputError as error:
         return DataSet(name, settings, missing=str(error))
     if name != "digits" and images.split is None:
         remedy = "add the folder test, or test-*.parquet, beside its training images"
         return DataSet(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
-    training, held_out = (len(cast(Sized, part)) for part in (images.train, images.val))
+    training, held_out = (len(part) for part in (images.train, images.val))
     return DataSet(name, settings, "", training, held_out, images.in_chans, len(images.class_names), images.split)

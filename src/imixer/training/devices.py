@@ -15,7 +15,7 @@ from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
-from imixer.data.sampler import Share
+from imixer.data.sampler import BatchShard
 from imixer.errors import InputError
 from imixer.implicit import SpectralLinear
 from imixer.training.precision import measure_precision
@@ -109,9 +109,9 @@ def build_fabric(config: TrainConfig) -> Fabric:
         ) from error
 
 
-def share(fabric: Fabric, config: TrainConfig) -> Share:
-    """What of each batch this process trains on."""
-    return Share(fabric.global_rank, fabric.world_size, config.accumulate)
+def batch_shard(fabric: Fabric, config: TrainConfig) -> BatchShard:
+    """Say which images of each batch this process trains on."""
+    return BatchShard(fabric.global_rank, fabric.world_size, config.accumulate)
 
 
 def largest_over_processes(fabric: Fabric, *values: int) -> tuple[int, ...]:

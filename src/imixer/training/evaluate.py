@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from imixer.data.batches import batches_in_order, worker_message
-from imixer.data.image_data import printable
 from imixer.data.sources.folder import open_test_folder
 from imixer.errors import InputError
+from imixer.escaping import printable
 from imixer.progress import announce, with_progress
 from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.finite import require_finite_logits
@@ -114,7 +114,7 @@ def evaluate(
     batches = batches_in_order(
         items, finished.transform, config.data, device=finished.device, batch_size=batch_size or config.micro_batch
     )
-    announce(f"evaluating {len(items):,} images")  # type: ignore[arg-type]
+    announce(f"evaluating {len(items):,} images")
     try:
         logits, targets, speed = _run(finished, batches)
     except InputError as error:

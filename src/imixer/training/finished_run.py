@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from imixer.data.image_data import ImageData, check_channels, few_names
-from imixer.data.sources.open import open_data
+from imixer.data.image_data import ImageData, check_channels
+from imixer.data.sources.open import open_dataset
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
+from imixer.escaping import few_names
 from imixer.training.finite import require_finite_weights
 from imixer.training.model_directory import load_model
 from imixer.training.run.config import TrainConfig
@@ -72,7 +73,7 @@ class FinishedRun:
         if data_path is not None:
             named = config.name != "digits" and not Path(config.name).is_absolute()  # then it lies in a root
             config = replace(config, root=data_path) if named else replace(config, name=data_path)
-        data = open_data(config)
+        data = open_dataset(config)
         if tuple(data.class_names) != self.class_names:
             raise InputError(
                 f"the data have the classes {few_names(data.class_names)}, but {self.run.path} was trained on "

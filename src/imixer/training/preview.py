@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sized
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -12,7 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from imixer.data.image_data import ImageData, few_names, printable, shortened
+from imixer.data.image_data import ImageData
+from imixer.escaping import few_names, middle_cut, printable
 from imixer.training.model import BuiltModel, forward_cost
 from imixer.training.no_effect import settings_without_effect
 from imixer.training.run.config import TrainConfig
@@ -43,24 +43,24 @@ def show_preview(
 
 def _lines(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None) -> list[tuple[str, str]]:
     classes, (channels, height, width) = len(data.class_names), built.input_size
-    lines = [("data", f"{shortened(data.name)}, {classes} classes: {few_names(data.class_names)}")]
+    lines = [("data", f"{middle_cut(data.name, 80)}, {classes} classes: {few_names(data.class_names)}")]
     for title, items, source in zip(("training", "held out"), (data.train, data.val), data.sources, strict=True):
         lines.append((title, f"{_count(items, classes)}{f', {source}' if source else ''}"))
     if data.skipped:
         lines.append(("skipped", f"{_images(len(data.skipped))} that cannot be read, the first {data.skipped[0]}"))
-    shown = [shortened(each, 120) for each in data.left_out[:_MOST_LEFT_OUT]]
+    shown = [middle_cut(each, 120) for each in data.left_out[:_MOST_LEFT_OUT]]
     more = len(data.left_out) - len(shown)
     if shown:
         lines.append(("not used", "; ".join(shown) + (f"; and {more} more" if more else "")))
     stored = f"{data.native_size[0]}x{data.native_size[1]}" if data.native_size else "of several sizes"
     colours = "gray" if channels == 1 else "RGB"
     lines.append(("images", f"{stored}, seen by the model as {height}x{width} {colours}"))
-    lines += [("", shortened(note, 160)) for note in data.notes]
-    lines.append(("batches", _batches(len(cast(Sized, data.train)), config.data.batch_size)))
+    lines += [("", middle_cut(note, 160)) for note in data.notes]
+    lines.append(("batches", _batches(len(data.train), config.data.batch_size)))
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     lines.append(("model", f"{built.name}, {parameters:,} parameters"))
     lines.append(("cost", _cost(data, config, built, steps)))
-    lines += [("no effect", shortened(each, 160)) for each in settings_without_effect(config)]
+    lines += [("no effect", middle_cut(each, 160)) for each in settings_without_effect(config)]
     return lines
 
 
@@ -96,7 +96,7 @@ def _cost(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | 
             f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(one * _PASSES * images)} for the training "
             f"(x {_PASSES} x {images:,} images)"
         )
-    seen = len(cast(Sized, data.train)) // config.data.batch_size * config.data.batch_size
+    seen = len(data.train) // config.data.batch_size * config.data.batch_size
     epochs = config.epochs + config.schedule.cooldown_epochs
     total = one * _PASSES * seen * epochs
     return (

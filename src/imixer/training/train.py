@@ -22,7 +22,7 @@ from lightning.fabric.utilities.seed import seed_everything
 from imixer.data.batches import build_batches, worker_message
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
 from imixer.models.probe import implicit_layers
@@ -30,11 +30,11 @@ from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
 from imixer.training.budget import duration
 from imixer.training.devices import (
+    batch_shard,
     build_fabric,
     check_devices,
     device_name,
     placed,
-    share,
     started_by_launcher,
     with_precision,
 )
@@ -142,7 +142,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     if fabric.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.deterministic = True  # of a convolution's gradient; all else repeats by itself
-    data = open_data(config.data)
+    data = open_dataset(config.data)
     seed_everything(config.seed, workers=True, verbose=False)
     built = build_model(
         config.model,
@@ -152,7 +152,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         num_classes=len(data.class_names),
     )
     # a batch larger than the data is refused below
-    require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))  # type: ignore[arg-type]
+    require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
     training, held_out = build_batches(
         data,
@@ -161,7 +161,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         smoothing=config.smoothing,
         seed=config.seed,
         device=fabric.device,
-        share=share(fabric, config),
+        shard=batch_shard(fabric, config),
         held_out_batch=config.micro_batch,
     )
     steps = None
@@ -282,7 +282,7 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         parameters=sum(p.numel() for p in built.model.parameters() if p.requires_grad),
         model=built.name,
         data=data.name,
-        held_out=len(data.val),  # type: ignore[arg-type]
+        held_out=len(data.val),
         skipped=data.skipped,
         device=device if loop.fabric.world_size == 1 else f"{loop.fabric.world_size} x {device}",
     )
@@ -319,8 +319,8 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
 def _facts(data: ImageData) -> dict[str, Any]:
     """What must not change between a run's sessions."""
     return {
-        "training images": len(data.train),  # type: ignore[arg-type]
-        "held-out images": len(data.val),  # type: ignore[arg-type]
+        "training images": len(data.train),
+        "held-out images": len(data.val),
         "classes": list(data.class_names),
     }
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +35,7 @@ def whiten_stem(model: nn.Module, config: TrainConfig, data: ImageData, input_si
     if not stems or config.model.checkpoint or config.model.pretrained:
         return False
     transform = eval_transform(input_size, data.mean, data.std, config.data.crop_pct, config.data.interpolation)
-    numbers = np.random.default_rng(0).permutation(len(cast(Sized, data.train)))[:_SAMPLE]
+    numbers = np.random.default_rng(0).permutation(len(data.train))[:_SAMPLE]
     total: Any = 0.0
     for start in range(0, len(numbers), _CHUNK):
         chunk = numbers[start : start + _CHUNK]

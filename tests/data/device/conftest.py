@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from imixer.data.config import DataConfig
 from imixer.data.device import ResidentTraining, ResidentValidation, build_resident
 from imixer.data.image_data import ImageData
-from imixer.data.sampler import Share
+from imixer.data.sampler import BatchShard
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
@@ -75,7 +75,7 @@ def build(make_data) -> Callable[..., tuple[ResidentTraining, ResidentValidation
         size: tuple[int, int] = (16, 16),
         *,
         seed: int = 0,
-        share: Share | None = None,
+        shard: BatchShard | None = None,
         data: ImageData | None = None,
         **config,
     ) -> tuple[ResidentTraining, ResidentValidation]:
@@ -88,7 +88,7 @@ def build(make_data) -> Callable[..., tuple[ResidentTraining, ResidentValidation
             smoothing=0.1,
             seed=seed,
             device=torch.device("cpu"),
-            share=share or Share(),
+            shard=shard or BatchShard(),
             held_out_batch=8,
         )
 

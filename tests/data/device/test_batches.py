@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from imixer.data.config import DataConfig
 from imixer.data.device import build_resident, resident
-from imixer.data.device.erasing import ErasingDraws
-from imixer.data.device.mixing import MixingDraw
+from imixer.data.device.erasing import ErasingParams
+from imixer.data.device.mixing import MixingParams
 from imixer.data.device.transfer import BufferPool
-from imixer.data.sampler import Share
+from imixer.data.sampler import BatchShard
 from imixer.data.transforms import eval_transform, train_transform
 from imixer.errors import InputError
 
@@ -78,7 +78,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(build):
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_an_epoch_entered_in_the_middle_goes_on_identically(build, accumulate):
-    training, _ = build(share=Share(accumulate=accumulate), **MIXED)
+    training, _ = build(shard=BatchShard(accumulate=accumulate), **MIXED)
     whole = parts(training)
     for start in range(len(whole) + 1):
         assert equal(parts(training, start=start), whole[start:])
@@ -87,7 +87,7 @@ def test_an_epoch_entered_in_the_middle_goes_on_identically(build, accumulate):
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
 def test_shares_put_together_are_the_batch_of_one_process(build, world, accumulate):
     whole = parts(build(**AUGMENTED)[0])
-    shares = [parts(build(share=Share(rank, world, accumulate), **AUGMENTED)[0]) for rank in range(world)]
+    shares = [parts(build(shard=BatchShard(rank, world, accumulate), **AUGMENTED)[0]) for rank in range(world)]
     for step, (images, labels) in enumerate(whole):
         chunks = [share[step * accumulate + part] for share in shares for part in range(accumulate)]
         assert torch.equal(torch.cat([piece[0] for piece in chunks]), images)
@@ -97,7 +97,7 @@ def test_shares_put_together_are_the_batch_of_one_process(build, world, accumula
 def test_each_part_is_mixed_by_a_share_of_its_own(build):
     settings = {"crop": "center", "mixup": 1.0}
     targets = [
-        pair[1] for rank in (0, 1) for pair in parts(build(share=Share(rank, 2, 2), **settings)[0])[:2]
+        pair[1] for rank in (0, 1) for pair in parts(build(shard=BatchShard(rank, 2, 2), **settings)[0])[:2]
     ]  # four parts of the first step
     highest = {round(float(each.max()), 5) for each in targets}
     assert len(highest) > 2
@@ -106,7 +106,7 @@ def test_each_part_is_mixed_by_a_share_of_its_own(build):
 def corners_but_of_the_first(rng, count):
     """Boxes of the upper left pixel, all filled with the same noise."""
     one = np.ones(count, dtype=int)
-    return ErasingDraws(0 * one, 0 * one, one - (np.arange(count) == 0), one, 0 * one), 3
+    return ErasingParams(0 * one, 0 * one, one - (np.arange(count) == 0), one, 0 * one), 3
 
 
 # images 0 and 7 have the values -0.5 and 6.5; all but image 0 are erased, with 100
@@ -116,7 +116,7 @@ def corners_but_of_the_first(rng, count):
 )
 def test_a_box_is_erased_from_the_mixed_image_or_mixed_itself(build, monkeypatch, order, corners):
     training, _ = build((16, 20), crop="center", random_erasing=1.0, mixup=1.0, erase=order)
-    monkeypatch.setattr(training.mixing, "draw", lambda rng: MixingDraw(0.5, None))
+    monkeypatch.setattr(training.mixing, "draw", lambda rng: MixingParams(0.5, None))
     monkeypatch.setattr(training.erasing, "draw", corners_but_of_the_first)
     monkeypatch.setattr(training, "normalise", lambda images, out: out.copy_(torch.arange(8.0).view(8, 1, 1, 1) - 0.5))
     monkeypatch.setattr(torch, "randn", lambda count, **_: torch.full((count,), 100.0))
@@ -170,7 +170,7 @@ def test_validation_images_are_shared_without_loss_or_repetition(make_data, buil
     whole = torch.cat([images for images, _ in build(data=data)[1]])
     shares = []
     for rank in range(world):
-        _, validation = build(data=data, share=Share(rank, world))
+        _, validation = build(data=data, shard=BatchShard(rank, world))
         batches = list(validation)
         assert len(batches) == len(validation)
         shares.append([image for images, _ in batches for image in images])
@@ -267,7 +267,7 @@ def test_a_policy_that_only_the_other_pipeline_has_is_refused(build, policy):
         ({"crop": "resized", "scale": (0.9, 0.1)}, r"data\.scale"),
         ({"batch_size": 25}, r"data\.batch_size is 25"),
         ({"batch_size": 7, "mixup": 1.0}, r"data\.batch_size is 7"),
-        ({"batch_size": 6, "mixup": 1.0, "share": Share(0, 2)}, r"data\.batch_size is 6"),
+        ({"batch_size": 6, "mixup": 1.0, "shard": BatchShard(0, 2)}, r"data\.batch_size is 6"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(build, settings, message):
@@ -280,7 +280,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(build, settings, messag
     [(1, "cpu", "build the model with in_chans=3"), (3, "mps", "lacks; use data.pipeline timm")],
 )
 def test_models_and_devices_that_do_not_fit_are_refused(make_data, channels, device, message):
-    settings = {"num_classes": 5, "smoothing": 0.0, "seed": 0, "share": Share(), "held_out_batch": 8}
+    settings = {"num_classes": 5, "smoothing": 0.0, "seed": 0, "shard": BatchShard(), "held_out_batch": 8}
     with pytest.raises(InputError, match=message):
         build_resident(make_data(), DataConfig(), (channels, 8, 8), device=torch.device(device), **settings)
 

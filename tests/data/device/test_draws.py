@@ -41,7 +41,7 @@ def seed_all(seed):
 @pytest.mark.parametrize("magnitude", [0.0, 0.3, 3.7, 9.0, 10.0])
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_arguments_follow_from_magnitudes_as_timms_do(monkeypatch, name, magnitude):
-    argument = {**rand_augment._TONES, **rand_augment._MOVES}[name][1]
+    argument = {**rand_augment._COLOR_OPERATIONS, **rand_augment._GEOMETRIC_OPERATIONS}[name][1]
     for sign in (-1.0, 1.0):
         monkeypatch.setattr(random, "random", lambda sign=sign: 0.75 if sign < 0 else 0.25)
         theirs = LEVEL_TO_ARG[name](magnitude, {}) if LEVEL_TO_ARG[name] else (0.0,)
@@ -107,7 +107,7 @@ def test_changes_are_applied_in_the_order_of_the_layers(pictures):
     change[::2] = change[::2, ::-1]
     change[-1] = -1
     result = images.clone()
-    augment(result, rand_augment.OperationDraws(change, np.where(change == first, 60.0, 0.0)))
+    augment(result, rand_augment.OperationParams(change, np.where(change == first, 60.0, 0.0)))
     added = torch.where(images < 128, images + 60, images)
     expected = torch.where((torch.arange(count) % 2 == 1).view(-1, 1, 1, 1), 255 - added, 0)
     inverted = 255 - images
@@ -164,7 +164,7 @@ def test_shares_and_boxes_are_distributed_as_timms(mixup, cutmix):
         blended = bool(((mixed > 0) & (mixed < 1)).any())
         theirs[not blended].append(float(targets[0, 0]))
     for cut in (False, True):
-        mine = [draw.share for draw in params if (draw.box is not None) == cut]
+        mine = [draw.lam for draw in params if (draw.box is not None) == cut]
         assert abs(len(mine) - len(theirs[cut])) < 4 * (count / 2) ** 0.5
         assert not mine or ks_2samp(mine, theirs[cut]).pvalue > UNLIKELY
 
@@ -176,12 +176,12 @@ def test_mixing_equals_timms_for_the_same_share(monkeypatch, mixup, cutmix):
     images = torch.randn(6, 3, 16, 12, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
     draw = mixing.draw(np.random.default_rng(1))
-    assert 0 < draw.share < 1
+    assert 0 < draw.lam < 1
     if draw.box:
         top, bottom, left, right = draw.box
-        assert draw.share == 1 - (bottom - top) * (right - left) / (16 * 12)
-        monkeypatch.setattr("timm.data.mixup.cutmix_bbox_and_lam", lambda *_, **__: (draw.box, draw.share))
-    monkeypatch.setattr(timms, "_params_per_batch", lambda: (draw.share, draw.box is not None))
+        assert draw.lam == 1 - (bottom - top) * (right - left) / (16 * 12)
+        monkeypatch.setattr("timm.data.mixup.cutmix_bbox_and_lam", lambda *_, **__: (draw.box, draw.lam))
+    monkeypatch.setattr(timms, "_params_per_batch", lambda: (draw.lam, draw.box is not None))
     expected, expected_targets = timms(images.clone(), labels)
     targets = mixing(images, labels, draw)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-6)

@@ -1,7 +1,6 @@
 """Images of another kind than a run's: its own, spoilt, or those of another data set."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from imixer.analysis.images import evenly_spread, held_out_batches, pixels_of
 from imixer.data.config import DataConfig
 from imixer.data.sources.decoding import to_channels
-from imixer.data.sources.open import open_data
+from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 from imixer.training.finished_run import FinishedRun
 
@@ -80,7 +79,7 @@ def outside_batches(
             yield pixels.normalised(SYNTHETIC_OOD[against](pixels.of(images), generator))
         return
     try:
-        val: Any = open_data(DataConfig(name=against, root=finished.config.data.root)).val
+        val = open_dataset(DataConfig(name=against, root=finished.config.data.root)).val
     except InputError as error:
         raise InputError(
             f"against {against!r} is none of {', '.join(SYNTHETIC_OOD)}, and as a data set: {error}"

@@ -36,7 +36,7 @@ def digit_patterns(count: int, generator: torch.Generator) -> tuple[Tensor, tupl
 def _digits() -> tuple[Tensor, list[int], Tensor]:
     """Pixels (n, 8, 8) and labels of the training digits, and the places of those that differ when binarised."""
     items = open_digits(DataConfig()).train
-    pairs = [items[i] for i in range(len(items))]  # type: ignore[arg-type]  # torch's Dataset promises no length
+    pairs = [items[i] for i in range(len(items))]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image, _ in pairs])).float() / 127.5 - 1
     _, group = binarised(pixels).flatten(1).unique(dim=0, return_inverse=True)
     first = {int(g): i for i, g in reversed(list(enumerate(group)))}

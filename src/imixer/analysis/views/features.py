@@ -38,7 +38,7 @@ def _load(finished: FinishedRun, image: int | str, data_path: str | None) -> tup
     if isinstance(image, str):
         return Path(image).name, finished.transform(load_image(image, finished.input_size[0]))
     val = finished.data(data_path).val
-    total = len(val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
+    total = len(val)
     if not 0 <= image < total:
         raise InputError(f"image is {image}; give 0 to {total - 1}, or a file")
     return f"held-out {image}", finished.transform(val[image][0])

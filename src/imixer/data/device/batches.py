@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Sized
-from typing import Any, NamedTuple, TypeVar, cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,15 +12,15 @@ from timm.data import auto_augment, random_erasing
 from torch import Tensor
 
 from imixer.data.config import DataConfig
-from imixer.data.device.crops import CropDraws, ResizedCrop, WindowCrop, training_crop, validation_crop
-from imixer.data.device.erasing import Erasing, ErasingDraws
-from imixer.data.device.mixing import Mixing, MixingDraw
-from imixer.data.device.rand_augment import KNOWN, OperationDraws, RandAugment
+from imixer.data.device.crops import CropParams, ResizedCrop, WindowCrop, training_crop, validation_crop
+from imixer.data.device.erasing import Erasing, ErasingParams
+from imixer.data.device.mixing import Mixing, MixingParams
+from imixer.data.device.rand_augment import KNOWN, OperationParams, RandAugment
 from imixer.data.device.resident import REMEDY, ResidentImages, load_resident
 from imixer.data.device.transfer import BufferPool, chunks, to_device
 from imixer.data.image_data import ImageData, check_channels
 from imixer.data.randomness import mixed_seed
-from imixer.data.sampler import BatchOrder, Share
+from imixer.data.sampler import BatchOrder, BatchShard
 from imixer.data.transforms import AlternatingFlips, alternating_flips, build_mixup, train_transform
 from imixer.errors import InputError
 
@@ -41,22 +41,22 @@ class Normalise:
 
     def __call__(self, images: Tensor, out: Tensor) -> Tensor:
         """Write bytes as floats to `out`, and return it."""
-        for piece in chunks(len(images), math.prod(images.shape[1:]), images.device):
-            out[piece].copy_(images[piece]).mul_(self.factor).add_(self.offset)
+        for chunk in chunks(len(images), math.prod(images.shape[1:]), images.device):
+            out[chunk].copy_(images[chunk]).mul_(self.factor).add_(self.offset)
         return out
 
 
-_Draws = TypeVar("_Draws", bound=NamedTuple)
+_Params = TypeVar("_Params", CropParams, OperationParams, ErasingParams)
 
 
 class _Step(NamedTuple):
     """All that is random about one step, for the images and parts of all processes."""
 
-    crops: CropDraws
-    operations: OperationDraws | None
-    boxes: ErasingDraws | None
+    crops: CropParams
+    operations: OperationParams | None
+    boxes: ErasingParams | None
     noise: Tensor | None
-    mixings: list[MixingDraw]
+    mixings: list[MixingParams]
 
 
 class ResidentTraining:
@@ -94,7 +94,7 @@ class ResidentTraining:
         self.crop, self.augment, self.normalise, self.erasing, self.mixing = crop, augment, normalise, erasing, mixing
         self.erase_mixed = erase_mixed
         images = resident.images
-        shape = (order.part, images.shape[1], *crop.target)
+        shape = (order.micro_batch_size, images.shape[1], *crop.target)
         self._bytes = torch.empty(shape, dtype=torch.uint8, device=images.device)
         self._floats = BufferPool(shape, images.device)
 
@@ -104,13 +104,13 @@ class ResidentTraining:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Parts of an epoch, from part number `start` on."""
-        share = self.order.share
+        shard = self.order.shard
         step = None
         for number, chosen in enumerate(self.order.epoch(epoch, start), start):
-            part = number % share.accumulate
+            part = number % shard.accumulate
             if step is None or part == 0:
-                step = self._draw(epoch, number // share.accumulate)
-            yield self._make(chosen, epoch, step, share.rank * share.accumulate + part)
+                step = self._draw(epoch, number // shard.accumulate)
+            yield self._make(chosen, epoch, step, shard.rank * shard.accumulate + part)
 
     def _draw(self, epoch: int, number: int) -> _Step:
         count, seed = self.order.batch_size, self.order.seed
@@ -123,25 +123,25 @@ class ResidentTraining:
             device = self._bytes.device
             generator = torch.Generator(device).manual_seed(mixed_seed(seed, epoch, number))
             noise = torch.randn(values, generator=generator, device=device)
-        parts = self.order.share.world * self.order.share.accumulate
+        parts = self.order.shard.world_size * self.order.shard.accumulate
         mixings = [self.mixing.draw(rng) for _ in range(parts)] if self.mixing else []
         return _Step(crops, operations, boxes, noise, mixings)
 
     def _make(self, chosen: Tensor, epoch: int, step: _Step, part: int) -> tuple[Tensor, Tensor]:
         mine = slice(part * len(chosen), (part + 1) * len(chosen))
         numbers = to_device(chosen.numpy(), self._bytes.device)
-        crops = _cut(step.crops, mine)
+        crops = _take(step.crops, mine)
         if self.flips:
             crops = self.crop.mirrored(crops, self.flips(chosen.numpy(), epoch))
         self.crop(self.resident.images.index_select(0, numbers), crops, self._bytes)
         if self.augment and step.operations:
-            self.augment(self._bytes, _cut(step.operations, mine))
+            self.augment(self._bytes, _take(step.operations, mine))
         images = self.normalise(self._bytes, self._floats.take())
         labels = self.resident.labels.index_select(0, numbers)
         if self.mixing and self.erase_mixed:
             labels = self.mixing(images, labels, step.mixings[part])
         if self.erasing and step.boxes and step.noise is not None:
-            self.erasing(images, _cut(step.boxes, mine), step.noise)
+            self.erasing(images, _take(step.boxes, mine), step.noise)
         if self.mixing and not self.erase_mixed:
             labels = self.mixing(images, labels, step.mixings[part])
         return images, labels
@@ -160,9 +160,9 @@ class ResidentValidation:
     """
 
     def __init__(
-        self, resident: ResidentImages, batch_size: int, crop: WindowCrop, normalise: Normalise, share: Share
+        self, resident: ResidentImages, batch_size: int, crop: WindowCrop, normalise: Normalise, shard: BatchShard
     ) -> None:
-        self.resident = ResidentImages(*(tensor[share.rank :: share.world] for tensor in resident))
+        self.resident = ResidentImages(*(tensor[shard.rank :: shard.world_size] for tensor in resident))
         self.batch_size, self.crop, self.normalise = batch_size, crop, normalise
 
     def __len__(self) -> int:
@@ -178,9 +178,8 @@ class ResidentValidation:
             yield self.normalise(cut, torch.empty(cut.shape, device=cut.device)), labels
 
 
-def _cut(params: _Draws, images: slice) -> _Draws:
-    cut: _Draws = cast(Any, params)._make(each[images] for each in params)
-    return cut
+def _take(params: _Params, images: slice) -> _Params:
+    return type(params)._make(array[images] for array in params)
 
 
 def build_resident(
@@ -192,7 +191,7 @@ def build_resident(
     smoothing: float,
     seed: int,
     device: torch.device,
-    share: Share,
+    shard: BatchShard,
     held_out_batch: int,
 ) -> tuple[ResidentTraining, ResidentValidation]:
     """Read all images onto the device, and prepare to augment them there.
@@ -218,15 +217,15 @@ def build_resident(
     if device.type == "mps":
         raise InputError(f"data.pipeline device needs float64, which mps lacks; {REMEDY}")
     # timm reads the settings, so that both pipelines mean the same by them
-    steps = cast(Any, train_transform(config, input_size, data.mean, data.std)).transforms
+    steps = train_transform(config, input_size, data.mean, data.std).transforms
     policy = next((step for step in steps if isinstance(step, auto_augment.RandAugment)), None)
     unknown = {each.name for each in policy.ops} - KNOWN if policy else set()
     if config.auto_augment and (policy is None or unknown):
         lacking = f"lacks {', '.join(sorted(unknown))} of" if unknown else "has rand-... only, not"
         raise InputError(f"data.pipeline device {lacking} data.auto_augment {config.auto_augment!r}; {REMEDY}")
     erasing = next((step for step in steps if isinstance(step, random_erasing.RandomErasing)), None)
-    order = BatchOrder(len(cast(Sized, data.train)), config.batch_size, seed, share)
-    mixup = build_mixup(config, order.part, num_classes, smoothing)
+    order = BatchOrder(len(data.train), config.batch_size, seed, shard)
+    mixup = build_mixup(config, order.micro_batch_size, num_classes, smoothing)
     train, val = load_resident(data, device)
     source, target = (train.images.shape[2], train.images.shape[3]), input_size[1:]
     normalise = Normalise(data.mean, data.std, device)
@@ -242,5 +241,5 @@ def build_resident(
         flips=alternating_flips(config, order.count, seed),
     )
     return training, ResidentValidation(
-        val, held_out_batch, validation_crop(config, source, target, device), normalise, share
+        val, held_out_batch, validation_crop(config, source, target, device), normalise, shard
     )

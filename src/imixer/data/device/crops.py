@@ -20,7 +20,7 @@ Size = tuple[int, int]
 _ATTEMPTS = 10  # of torchvision and timm, before they take the centre
 
 
-class CropDraws(NamedTuple):
+class CropParams(NamedTuple):
     """Where each image of a batch is cut, and which matrices resize it; arrays of shape (batch,).
 
     Args:
@@ -70,14 +70,14 @@ class _Crop(ABC):
         self.hflip = hflip
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, count: int) -> CropDraws:
+    def draw(self, rng: np.random.Generator, count: int) -> CropParams:
         """Decide on `count` images."""
 
-    def mirrored(self, params: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
+    def mirrored(self, params: CropParams, flip: NDArray[np.bool_]) -> CropParams:
         """Return the draws with others' decisions on mirroring (batch,)."""
         return params._replace(flip=flip)
 
-    def __call__(self, images: Tensor, params: CropDraws, out: Tensor) -> None:
+    def __call__(self, images: Tensor, params: CropParams, out: Tensor) -> None:
         """Write images (batch, channels, *source) as drawn to `out` (batch, channels, *target); both are bytes."""
         device, (height, width) = images.device, self.source
         start = params.left + np.where(params.flip, params.width - 1, 0)
@@ -86,17 +86,17 @@ class _Crop(ABC):
         source_columns = to_device((start[:, None] + step[:, None] * np.arange(width)).clip(0, width - 1), device)
         source_rows = to_device((params.top[:, None] + np.arange(height)).clip(max=height - 1), device)
         row_numbers, column_numbers = to_device(params.rows, device), to_device(params.columns, device)
-        for piece in chunks(len(images), math.prod(out.shape[1:]), device):
-            box = images[piece]
+        for chunk in chunks(len(images), math.prod(out.shape[1:]), device):
+            box = images[chunk]
             shape = count, channels, _, _ = box.shape
-            box = box.gather(2, source_rows[piece, None, :, None].expand(shape))
-            box = box.gather(3, source_columns[piece, None, None, :].expand(shape))
+            box = box.gather(2, source_rows[chunk, None, :, None].expand(shape))
+            box = box.gather(3, source_columns[chunk, None, None, :].expand(shape))
             with torch.autocast(device.type, enabled=False):
-                wide = box.view(count, -1, width).float() @ self.columns.index_select(0, column_numbers[piece])
+                wide = box.view(count, -1, width).float() @ self.columns.index_select(0, column_numbers[chunk])
                 wide = wide.add_(0.5).floor_().clamp_(0, 255).view(count, channels, height, -1)
-                full = self.rows.index_select(0, row_numbers[piece]).unsqueeze(1) @ wide
+                full = self.rows.index_select(0, row_numbers[chunk]).unsqueeze(1) @ wide
             # by way of int16, which is several times as fast as a direct conversion
-            out[piece] = full.add_(0.5).to(torch.int16).clamp_(0, 255)
+            out[chunk] = full.add_(0.5).to(torch.int16).clamp_(0, 255)
 
 
 class ResizedCrop(_Crop):
@@ -115,7 +115,7 @@ class ResizedCrop(_Crop):
         super().__init__((rows, columns), source, config.hflip, device)
         self.scale, self.ratio, self.filters = config.scale, config.ratio, len(filters)
 
-    def draw(self, rng: np.random.Generator, count: int) -> CropDraws:
+    def draw(self, rng: np.random.Generator, count: int) -> CropParams:
         """Decide on `count` images."""
         height, width = self.source
         area = rng.uniform(*self.scale, (count, _ATTEMPTS)) * (height * width)
@@ -125,7 +125,7 @@ class ResizedCrop(_Crop):
         fits = (box_width <= width) & (box_height <= height)
         # an image whose boxes never fit takes the last entry, the centre
         chosen = np.where(fits.any(axis=1), fits.argmax(axis=1), _ATTEMPTS)
-        middle_height, middle_width = self._middle()
+        middle_height, middle_width = self._center_box()
         image = np.arange(count)
         box_height = np.pad(box_height, ((0, 0), (0, 1)), constant_values=middle_height)[image, chosen].astype(int)
         box_width = np.pad(box_width, ((0, 0), (0, 1)), constant_values=middle_width)[image, chosen].astype(int)
@@ -134,9 +134,9 @@ class ResizedCrop(_Crop):
         left = np.where(centred, (width - box_width) // 2, rng.integers(0, width - box_width + 1))
         flip = rng.random(count) < self.hflip
         kind = rng.integers(self.filters, size=count)
-        return CropDraws(top, left, box_width, flip, kind * height + box_height - 1, kind * width + box_width - 1)
+        return CropParams(top, left, box_width, flip, kind * height + box_height - 1, kind * width + box_width - 1)
 
-    def _middle(self) -> Size:
+    def _center_box(self) -> Size:
         height, width = self.source
         low, high = min(self.ratio), max(self.ratio)
         if width / height < low:
@@ -179,7 +179,7 @@ class WindowCrop(_Crop):
         columns = _window_bank(source[1], resized[1], [*starts[1], *mirrored], target[1], filters, reflect)
         super().__init__((rows, columns), source, hflip, device)
 
-    def draw(self, rng: np.random.Generator, count: int) -> CropDraws:
+    def draw(self, rng: np.random.Generator, count: int) -> CropParams:
         """Decide on `count` images."""
         down, right = map(len, self.starts)
         row, column = rng.integers(down, size=count), rng.integers(right, size=count)
@@ -187,9 +187,9 @@ class WindowCrop(_Crop):
         kind = rng.integers(self.filters, size=count)
         corner = np.zeros(count, dtype=np.int64)
         columns = kind * 2 * right + flip * right + column
-        return CropDraws(corner, corner, np.full(count, self.source[1]), flip, kind * down + row, columns)
+        return CropParams(corner, corner, np.full(count, self.source[1]), flip, kind * down + row, columns)
 
-    def mirrored(self, params: CropDraws, flip: NDArray[np.bool_]) -> CropDraws:
+    def mirrored(self, params: CropParams, flip: NDArray[np.bool_]) -> CropParams:
         """Return the draws with others' decisions on mirroring (batch,); the window stays the same."""
         turned = flip.astype(np.int64) - params.flip
         return params._replace(flip=flip, columns=params.columns + turned * len(self.starts[1]))
@@ -202,7 +202,7 @@ def training_crop(config: DataConfig, source: Size, target: Size, device: torch.
     filters = _filters(config.interpolation)
     if config.crop == "center":
         resized = _covering(source, (int(target[0] / config.crop_pct), int(target[1] / config.crop_pct)))
-        return _centre(resized, target, filters, config.hflip, source, device)
+        return _center_window(resized, target, filters, config.hflip, source, device)
     pads = shifts(config, target)
     starts = (range(-pads[0], pads[0] + 1), range(-pads[1], pads[1] + 1))
     return WindowCrop(
@@ -220,7 +220,7 @@ def validation_crop(config: DataConfig, source: Size, target: Size, device: torc
     else:
         resized = _covering(source, whole)
     filters = ("bicubic",) if config.interpolation == "random" else (config.interpolation,)
-    return _centre(resized, target, filters, 0.0, source, device)
+    return _center_window(resized, target, filters, 0.0, source, device)
 
 
 def _filters(interpolation: str) -> tuple[str, ...]:
@@ -233,7 +233,7 @@ def _covering(source: Size, whole: Size) -> Size:
     return round(source[0] / ratio), round(source[1] / ratio)
 
 
-def _centre(
+def _center_window(
     resized: Size, target: Size, filters: tuple[str, ...], hflip: float, source: Size, device: torch.device
 ) -> WindowCrop:
     top, left = (round((before - after) / 2) for before, after in zip(resized, target, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor
 _ATTEMPTS = 10  # of timm, before it leaves an image alone
 
 
-class ErasingDraws(NamedTuple):
+class ErasingParams(NamedTuple):
     """The box of each image of a batch; arrays of shape (batch,).
 
     Args:
@@ -44,7 +44,7 @@ class Erasing:
         self.log_aspect = erasing.log_aspect_ratio
         self.shape = shape
 
-    def draw(self, rng: np.random.Generator, count: int) -> tuple[ErasingDraws, int]:
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[ErasingParams, int]:
         """Decide on `count` images, and how many values of noise they take."""
         channels, height, width = self.shape
         area = rng.uniform(*self.area, (count, _ATTEMPTS)) * (height * width)
@@ -57,9 +57,9 @@ class Erasing:
         box_width = np.where(erased, widths[image, first], 0).astype(int)
         top, left = rng.integers(0, height - box_height + 1), rng.integers(0, width - box_width + 1)
         end = np.cumsum(channels * box_height * box_width)
-        return ErasingDraws(top, left, box_height, box_width, end - channels * box_height * box_width), int(end[-1])
+        return ErasingParams(top, left, box_height, box_width, end - channels * box_height * box_width), int(end[-1])
 
-    def __call__(self, images: Tensor, params: ErasingDraws, noise: Tensor) -> None:
+    def __call__(self, images: Tensor, params: ErasingParams, noise: Tensor) -> None:
         """Erase in images (images, channels, height, width) as drawn, in place, by the noise (values,) of the batch."""
         channels = images.shape[1]
         for image, top, left, height, width, start in zip(images, *(each.tolist() for each in params), strict=True):

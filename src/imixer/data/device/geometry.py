@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 def shear_x(images: Tensor, factor: Tensor, cubic: bool, fill: Tensor) -> Tensor:
     """Take pixel (x, y) from (x + factor y, y)."""
-    return _shift_rows(images, factor * _middles(images.shape[2], images)[:, None], cubic, fill)
+    return _shift_rows(images, factor * _pixel_centers(images.shape[2], images)[:, None], cubic, fill)
 
 
 def shear_y(images: Tensor, factor: Tensor, cubic: bool, fill: Tensor) -> Tensor:
@@ -25,14 +25,14 @@ def shear_y(images: Tensor, factor: Tensor, cubic: bool, fill: Tensor) -> Tensor
     return shear_x(images.transpose(2, 3), factor, cubic, fill).transpose(2, 3)
 
 
-def translate_x(images: Tensor, share: Tensor, cubic: bool, fill: Tensor) -> Tensor:
+def translate_x(images: Tensor, fraction: Tensor, cubic: bool, fill: Tensor) -> Tensor:
     """Take pixel (x, y) from (x + share width, y)."""
-    return _shift_rows(images, share * images.shape[3], cubic, fill)
+    return _shift_rows(images, fraction * images.shape[3], cubic, fill)
 
 
-def translate_y(images: Tensor, share: Tensor, cubic: bool, fill: Tensor) -> Tensor:
+def translate_y(images: Tensor, fraction: Tensor, cubic: bool, fill: Tensor) -> Tensor:
     """Take pixel (x, y) from (x, y + share height)."""
-    return translate_x(images.transpose(2, 3), share, cubic, fill).transpose(2, 3)
+    return translate_x(images.transpose(2, 3), fraction, cubic, fill).transpose(2, 3)
 
 
 def rotate(images: Tensor, degrees: Tensor, cubic: bool, fill: Tensor) -> Tensor:
@@ -40,8 +40,8 @@ def rotate(images: Tensor, degrees: Tensor, cubic: bool, fill: Tensor) -> Tensor
     height, width = images.shape[2:]
     angle = torch.deg2rad(degrees)
     cos, sin = angle.cos(), angle.sin()
-    x = _middles(width, images) - width / 2
-    y = (_middles(height, images) - height / 2)[:, None]
+    x = _pixel_centers(width, images) - width / 2
+    y = (_pixel_centers(height, images) - height / 2)[:, None]
     source_x = (cos * x + width / 2).float() - (sin * y).float()
     source_y = (sin * x + height / 2).float() + (cos * y).float()
     depth = torch.minimum(torch.minimum(source_x, width - source_x), torch.minimum(source_y, height - source_y))
@@ -51,11 +51,11 @@ def rotate(images: Tensor, degrees: Tensor, cubic: bool, fill: Tensor) -> Tensor
         # torch's cubics have a = -3/4. They are linear in a, and those with a = 0 are linear interpolation at eased
         # places: so a = -1 is 4/3 of the former less 1/3 of the latter, along each axis
         turned = _sampled(values, source_x, source_y, "bicubic")
-        turned = turned.lerp_(_sampled(values, _eased(source_x), _eased(source_y), "bilinear"), -1 / 3)
+        turned = turned.lerp_(_sampled(values, _smoothstep(source_x), _smoothstep(source_y), "bilinear"), -1 / 3)
     else:
         turned = _sampled(values, source_x, source_y, "bilinear")
     # weights add up to 1 only almost, and an even area is to keep its value
-    return _filled(turned.add_(1 / 256), outside, fill)
+    return _as_bytes(turned.add_(1 / 256), outside, fill)
 
 
 def _sampled(values: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
@@ -65,11 +65,11 @@ def _sampled(values: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
     return nn.functional.grid_sample(values, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
-def _eased(place: Tensor) -> Tensor:
+def _smoothstep(position: Tensor) -> Tensor:
     """A place moved towards the middle of the nearest pixel, so that linear interpolation has no slope there."""
-    whole = (place - 0.5).floor_().add_(0.5)
-    share = place - whole
-    return (3 - 2 * share).mul_(share).mul_(share).add_(whole)
+    whole = (position - 0.5).floor_().add_(0.5)
+    fraction = position - whole
+    return (3 - 2 * fraction).mul_(fraction).mul_(fraction).add_(whole)
 
 
 def _shift_rows(images: Tensor, shift: Tensor, cubic: bool, fill: Tensor) -> Tensor:
@@ -78,38 +78,40 @@ def _shift_rows(images: Tensor, shift: Tensor, cubic: bool, fill: Tensor) -> Ten
     x = torch.arange(width, dtype=torch.int16, device=images.device)
     first, end = ((edge - 0.5 - shift).ceil().to(torch.int16) for edge in (0, width))
     outside = torch.minimum(x - first, end - 1 - x).lt(0).to(torch.uint8) * 255
-    whole, share = _split(shift)
+    whole, fraction = _floor_and_fraction(shift)
     # all taps are slices of one window
     taps = range(-1, 3) if cubic else range(2)
-    places = torch.arange(taps[0], width + taps[-1], device=images.device)
-    places = (places + whole).clamp_(0, width - 1)
-    window = images.gather(3, places.expand(-1, channels, height, -1)).float()
-    moved = _between([window[..., tap : tap + width] for tap in range(len(taps))], share)
-    return _filled(moved, outside, fill)
+    columns = torch.arange(taps[0], width + taps[-1], device=images.device)
+    columns = (columns + whole).clamp_(0, width - 1)
+    window = images.gather(3, columns.expand(-1, channels, height, -1)).float()
+    moved = _interpolate([window[..., tap : tap + width] for tap in range(len(taps))], fraction)
+    return _as_bytes(moved, outside, fill)
 
 
-def _middles(count: int, images: Tensor) -> Tensor:
+def _pixel_centers(count: int, images: Tensor) -> Tensor:
     return torch.arange(count, dtype=torch.float64, device=images.device) + 0.5
 
 
-def _split(place: Tensor) -> tuple[Tensor, Tensor]:
+def _floor_and_fraction(position: Tensor) -> tuple[Tensor, Tensor]:
     """The whole number below, and how much more it is."""
-    whole = place.floor()
-    return whole.long(), (place - whole).float()
+    whole = position.floor()
+    return whole.long(), (position - whole).float()
 
 
-def _between(taps: Sequence[Tensor], share: Tensor) -> Tensor:
+def _interpolate(taps: Sequence[Tensor], fraction: Tensor) -> Tensor:
     """Linear interpolation between two values, or cubic with a = -1 between the middle two of four."""
     if len(taps) == 2:
-        return torch.lerp(taps[0], taps[1], share)
+        return torch.lerp(taps[0], taps[1], fraction)
     before, first, second, after = taps
-    rest = 1 - share
+    rest = 1 - fraction
     # by differences, so that where all four are the same, so is the result, exactly
-    straight = torch.lerp(first, second, share)
-    return straight.addcmul_(first - before, rest * rest * share).addcmul_(second - after, share * share * rest)
+    straight = torch.lerp(first, second, fraction)
+    return straight.addcmul_(first - before, rest * rest * fraction).addcmul_(
+        second - after, fraction * fraction * rest
+    )
 
 
-def _filled(values: Tensor, outside: Tensor, fill: Tensor) -> Tensor:
+def _as_bytes(values: Tensor, outside: Tensor, fill: Tensor) -> Tensor:
     """Values as bytes, but `fill` where `outside` is 255 and not 0."""
     # by way of int16, which is several times as fast as a direct conversion; bitwise, which is faster than where()
     pixels = values.to(torch.int16).clamp_(0, 255).to(torch.uint8)

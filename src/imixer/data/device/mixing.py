@@ -13,7 +13,7 @@ from torch import Tensor
 from imixer.data.device.transfer import chunks
 
 
-class MixingDraw(NamedTuple):
+class MixingParams(NamedTuple):
     """How a part is mixed.
 
     Args:
@@ -21,7 +21,7 @@ class MixingDraw(NamedTuple):
         box: Rows and columns (first, end, first, end) that are swapped, or None: all pixels are blended by `share`.
     """
 
-    share: float
+    lam: float
     box: tuple[int, int, int, int] | None
 
 
@@ -38,22 +38,22 @@ class Mixing:
         self.smoothing, self.num_classes = mixup.label_smoothing, mixup.num_classes
         self.size = size
 
-    def draw(self, rng: np.random.Generator) -> MixingDraw:
+    def draw(self, rng: np.random.Generator) -> MixingParams:
         """Decide on one part."""
         cut = self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or rng.random() < 0.5)
         alpha = self.cutmix_alpha if cut else self.mixup_alpha
-        share = float(rng.beta(alpha, alpha))
+        lam = float(rng.beta(alpha, alpha))
         if not cut:
-            return MixingDraw(share, None)
+            return MixingParams(lam, None)
         height, width = self.size
-        cut_height, cut_width = (int(side * math.sqrt(1 - share)) for side in self.size)
+        cut_height, cut_width = (int(side * math.sqrt(1 - lam)) for side in self.size)
         y, x = int(rng.integers(height)), int(rng.integers(width))
         top, bottom = max(y - cut_height // 2, 0), min(y + (cut_height + 1) // 2, height)
         left, right = max(x - cut_width // 2, 0), min(x + (cut_width + 1) // 2, width)
         # what the border cuts off does not count
-        return MixingDraw(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
+        return MixingParams(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
-    def __call__(self, images: Tensor, labels: Tensor, draw: MixingDraw) -> Tensor:
+    def __call__(self, images: Tensor, labels: Tensor, draw: MixingParams) -> Tensor:
         """Mix images (part, channels, height, width) in place; return the targets (part, classes)."""
         if draw.box:
             top, bottom, left, right = draw.box
@@ -61,9 +61,9 @@ class Mixing:
             box.copy_(box.flip(0))
         else:
             count = len(images)
-            for piece in chunks(count // 2, images[0].numel(), images.device):
-                one, other = images[piece], images[count - piece.stop : count - piece.start]
-                moved = other.flip(0).sub_(one).mul_(1 - draw.share)
+            for chunk in chunks(count // 2, images[0].numel(), images.device):
+                one, other = images[chunk], images[count - chunk.stop : count - chunk.start]
+                moved = other.flip(0).sub_(one).mul_(1 - draw.lam)
                 one.add_(moved)
                 other.sub_(moved.flip(0))
-        return mixup_target(labels, self.num_classes, draw.share, self.smoothing)
+        return mixup_target(labels, self.num_classes, draw.lam, self.smoothing)

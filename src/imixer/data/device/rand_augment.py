@@ -17,8 +17,8 @@ from imixer.data.device import color, geometry
 from imixer.data.device.transfer import chunks, to_device
 
 _Floats: TypeAlias = NDArray[np.float64]
-_Change: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-_Move: TypeAlias = Callable[..., Tensor]  # also `cubic` and `fill`
+_ColorOperation: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+_GeometricOperation: TypeAlias = Callable[..., Tensor]  # also `cubic` and `fill`
 # from a level, which is magnitude / 10, and a random sign
 _Argument: TypeAlias = Callable[[_Floats, _Floats], "_Floats | float"]
 
@@ -32,7 +32,7 @@ def _enhance_increasing(level: _Floats, sign: _Floats) -> _Floats:
 
 
 # by timm's names
-_TONES: dict[str, tuple[_Change, _Argument]] = {
+_COLOR_OPERATIONS: dict[str, tuple[_ColorOperation, _Argument]] = {
     "AutoContrast": (color.auto_contrast, lambda level, sign: 0),
     "Equalize": (color.equalize, lambda level, sign: 0),
     "Invert": (color.solarize, lambda level, sign: 0),
@@ -50,17 +50,17 @@ _TONES: dict[str, tuple[_Change, _Argument]] = {
     "Sharpness": (color.sharpness, _enhance),
     "SharpnessIncreasing": (color.sharpness, _enhance_increasing),
 }
-_MOVES: dict[str, tuple[_Move, _Argument]] = {
+_GEOMETRIC_OPERATIONS: dict[str, tuple[_GeometricOperation, _Argument]] = {
     "ShearX": (geometry.shear_x, lambda level, sign: sign * (level * 0.3)),
     "ShearY": (geometry.shear_y, lambda level, sign: sign * (level * 0.3)),
     "TranslateXRel": (geometry.translate_x, lambda level, sign: sign * (level * 0.45)),
     "TranslateYRel": (geometry.translate_y, lambda level, sign: sign * (level * 0.45)),
     "Rotate": (geometry.rotate, lambda level, sign: sign * (level * 30)),
 }
-KNOWN = frozenset({*_TONES, *_MOVES})
+KNOWN = frozenset({*_COLOR_OPERATIONS, *_GEOMETRIC_OPERATIONS})
 
 
-class OperationDraws(NamedTuple):
+class OperationParams(NamedTuple):
     """What is done to each image of a batch; arrays of shape (batch, layers).
 
     Args:
@@ -90,22 +90,22 @@ class RandAugment:
         filters = filters if isinstance(filters, (list, tuple)) else (filters,)
         fill = torch.tensor(each.kwargs["fillcolor"][:channels], dtype=torch.uint8).view(1, -1, 1, 1).to(device)
 
-        self.changes: list[_Change] = []
+        self.changes: list[_ColorOperation] = []
         self.arguments: list[_Argument] = []
         numbers = []  # of the changes, for each of timm's operations and each filter
         for name in (operation.name for operation in policy.ops):
-            if name in _TONES:
-                change, argument = _TONES[name]
+            if name in _COLOR_OPERATIONS:
+                change, argument = _COLOR_OPERATIONS[name]
                 numbers.append([len(self.changes)] * len(filters))
                 self.changes.append(change)
             else:
-                move, argument = _MOVES[name]
+                move, argument = _GEOMETRIC_OPERATIONS[name]
                 numbers.append([len(self.changes) + kind for kind in range(len(filters))])
                 self.changes += [partial(move, cubic=each == Image.Resampling.BICUBIC, fill=fill) for each in filters]
             self.arguments.append(argument)
         self.numbers = np.array(numbers)
 
-    def draw(self, rng: np.random.Generator, count: int) -> OperationDraws:
+    def draw(self, rng: np.random.Generator, count: int) -> OperationParams:
         """Decide on `count` images."""
         shape = (count, self.layers)
         operations, filters = self.numbers.shape
@@ -126,22 +126,22 @@ class RandAugment:
             here = chosen == operation
             argument[here] = of_level(level[here], sign[here])
         change = self.numbers[chosen, rng.integers(filters, size=shape)]
-        return OperationDraws(np.where(applied, change, -1), argument)
+        return OperationParams(np.where(applied, change, -1), argument)
 
-    def __call__(self, images: Tensor, params: OperationDraws) -> None:
+    def __call__(self, images: Tensor, params: OperationParams) -> None:
         """Change images (batch, channels, height, width), bytes, in place as drawn."""
-        wide = _wide(images)
+        wide = _as_int64(images)
         for drawn, argument in zip(params.change.T, params.argument.T, strict=True):
             for number, change in enumerate(self.changes):
                 chosen = np.flatnonzero(drawn == number)
-                for piece in chunks(len(chosen), images[0].numel(), images.device):
-                    places = to_device(chosen[piece], images.device)
-                    arguments = to_device(argument[chosen[piece]], images.device).view(-1, 1, 1, 1)
-                    changed = change(images.index_select(0, places), arguments)
-                    wide.index_copy_(0, places, _wide(changed.contiguous()))
+                for chunk in chunks(len(chosen), images[0].numel(), images.device):
+                    numbers = to_device(chosen[chunk], images.device)
+                    arguments = to_device(argument[chosen[chunk]], images.device).view(-1, 1, 1, 1)
+                    changed = change(images.index_select(0, numbers), arguments)
+                    wide.index_copy_(0, numbers, _as_int64(changed.contiguous()))
 
 
-def _wide(images: Tensor) -> Tensor:
+def _as_int64(images: Tensor) -> Tensor:
     # a view of eight bytes at a time where they divide: index_copy_ goes value by value on a CPU
     flat = images.view(len(images), -1)
     return flat.view(torch.int64) if flat.shape[1] % 8 == 0 else flat

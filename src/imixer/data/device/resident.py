@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from imixer.data.image_data import ImageData, Item
+from imixer.data.image_data import ImageData, LabelledImages
 from imixer.errors import InputError
 from imixer.progress import with_progress
 
@@ -41,7 +40,7 @@ def load_resident(data: ImageData, device: torch.device) -> tuple[ResidentImages
         InputError: An image cannot be read, images differ in size, or they need more memory than the device has free.
     """
     first, _ = data.train[0]
-    counts = [len(cast(Sized, items)) for items in (data.train, data.val)]
+    counts = [len(items) for items in (data.train, data.val)]
     needed, free = sum(counts) * data.in_chans * first.width * first.height, free_memory(device)
     if needed > free:
         raise InputError(
@@ -56,16 +55,16 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    facts = Path("/proc/meminfo")
-    if facts.exists():
-        return next(int(line.split()[1]) * 1024 for line in facts.read_text().splitlines() if "MemAvailable" in line)
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _load(
-    items: Dataset[Item], shape: tuple[int, int, int], name: str, part: str, device: torch.device
+    items: LabelledImages, shape: tuple[int, int, int], name: str, part: str, device: torch.device
 ) -> ResidentImages:
-    count = len(cast(Sized, items))
+    count = len(items)
     images = np.empty((count, *shape), dtype=np.uint8)
     labels = np.empty(count, dtype=np.int64)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_PIECE = 2**19  # floats: 2 MiB
+_CHUNK_FLOATS = 2**19  # floats: 2 MiB
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -22,7 +22,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def chunks(count: int, floats: int, device: torch.device) -> Iterator[slice]:
     """Slices that cover `count` images of `floats` values each: all at once, but on a CPU what its cache holds."""
-    size = max(1, _PIECE // floats if device.type == "cpu" else count)
+    size = max(1, _CHUNK_FLOATS // floats if device.type == "cpu" else count)
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
@@ -47,7 +47,7 @@ class BufferPool:
         if self.device.type != "cpu":
             return torch.empty(self.shape, device=self.device)
         memory = self._free.pop() if self._free else np.empty(self.shape, dtype=np.float32)
-        lent = memory.view()
+        view = memory.view()
         # a tensor's storage, whoever shares it, refers to the array that it was made of
-        weakref.finalize(lent, self._free.append, memory)
-        return torch.from_numpy(lent)
+        weakref.finalize(view, self._free.append, memory)
+        return torch.from_numpy(view)

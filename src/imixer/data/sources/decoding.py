@@ -37,7 +37,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
-_GROUNDS = {"white": 255, "gray": 128, "black": 0}
+_BACKGROUNDS = {"white": 255, "gray": 128, "black": 0}
 _UNSIGNED_16 = (0.0, 65535.0)
 
 
@@ -60,7 +60,7 @@ EIGHT_BITS = PixelFormat()
 def pixel_format(config: DataConfig) -> PixelFormat:
     """Read the format from the settings; a finished run's have the range that was measured."""
     return PixelFormat(
-        config.value_range and (config.value_range[0], config.value_range[1]), _GROUNDS[config.background]
+        config.value_range and (config.value_range[0], config.value_range[1]), _BACKGROUNDS[config.background]
     )
 
 
@@ -68,7 +68,7 @@ class UnreadableImage(Exception):
     """Why an image cannot be read, in a few words and without its name."""
 
 
-def reason(error: BaseException) -> str:
+def error_reason(error: BaseException) -> str:
     """The gist of an error in one line."""
     if isinstance(error, UnidentifiedImageError):  # its own text repeats the path or a memory address
         return "not an image that Pillow can read"
@@ -92,7 +92,7 @@ def decode_file(path: str | Path, *, upright: bool = True) -> Image.Image:
         with open(path, "rb") as stream:
             return _open(stream, size, load=True, upright=upright)
     except OSError as error:
-        raise UnreadableImage(reason(error)) from error
+        raise UnreadableImage(error_reason(error)) from error
 
 
 def decode_bytes(encoded: Any) -> Image.Image:
@@ -132,7 +132,7 @@ def _size(path: str | Path) -> int:
         return os.stat(path).st_size
     except (OSError, ValueError) as error:
         gone = os.path.islink(path) and isinstance(error, FileNotFoundError)
-        raise UnreadableImage("it is a link to nothing" if gone else reason(error)) from error
+        raise UnreadableImage("it is a link to nothing" if gone else error_reason(error)) from error
 
 
 def _open(source: Any, size: int, *, load: bool, upright: bool = True) -> Image.Image:
@@ -151,7 +151,7 @@ def _open(source: Any, size: int, *, load: bool, upright: bool = True) -> Image.
     except (MemoryError, UnreadableImage):
         raise
     except Exception as error:  # on corrupted bytes, decoders raise almost anything
-        raise UnreadableImage(reason(error)) from error
+        raise UnreadableImage(error_reason(error)) from error
     if load:
         if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
             raise UnreadableImage("it holds values that are not finite")
@@ -178,14 +178,14 @@ def is_gray(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
-def is_deep(image: Image.Image) -> bool:
+def is_high_depth(image: Image.Image) -> bool:
     """Whether an image is stored with more than 8 bits, so that somebody must say which values are black and white."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
 def is_transparent(image: Image.Image) -> bool:
     """Whether any pixel of an image is transparent."""
-    if is_deep(image) or not image.has_transparency_data:
+    if is_high_depth(image) or not image.has_transparency_data:
         return False
     return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
 
@@ -203,18 +203,18 @@ def to_channels(image: Image.Image, in_chans: int, pixels: PixelFormat = EIGHT_B
     mode = _MODES.get(in_chans)
     if mode is None:
         raise InputError(f"in_chans is {in_chans}; images come with 1 channel (gray) or 3 (RGB)")
-    if is_deep(image):
+    if is_high_depth(image):
         image = _to_bytes(image, pixels.value_range)
     elif is_transparent(image):
-        seen = image.convert("RGBA")
+        rgba = image.convert("RGBA")
         image = Image.new("RGB", image.size, (pixels.background,) * 3)
-        image.paste(seen.convert("RGB"), mask=seen.getchannel("A"))
+        image.paste(rgba.convert("RGB"), mask=rgba.getchannel("A"))
     elif image.mode == "P" and "transparency" in image.info:  # and opaque: Pillow would warn
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)
 
 
-def deliver(image: Image.Image, in_chans: int, pixels: PixelFormat, name: str) -> Image.Image:
+def convert_image(image: Image.Image, in_chans: int, pixels: PixelFormat, name: str) -> Image.Image:
     """Bring an image to `L` or `RGB`, as `to_channels` does.
 
     Raises:
@@ -255,7 +255,7 @@ def _unknown_range(values: Any) -> UnreadableImage:
     )
 
 
-def read_file(path: str | Path, remedy: str, *, upright: bool = True) -> Image.Image:
+def read_image_file(path: str | Path, remedy: str, *, upright: bool = True) -> Image.Image:
     """Read and decode a file completely, in the mode it is stored in.
 
     Args:
@@ -277,26 +277,26 @@ _T = TypeVar("_T")
 _CHUNK = 256
 
 
-def parallel_map(work: Callable[[_T], object], things: Sequence[_T]) -> Iterator[list[tuple[_T, str | None]]]:
+def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterator[list[tuple[_T, str | None]]]:
     """Do work on all things in threads; give chunks of (thing, why it is unreadable or None), in order."""
 
     def attempt(start: int) -> list[tuple[_T, str | None]]:
-        outcome: list[tuple[_T, str | None]] = []
-        for thing in things[start : start + _CHUNK]:
+        outcomes: list[tuple[_T, str | None]] = []
+        for item in items[start : start + _CHUNK]:
             try:
-                work(thing)
+                work(item)
             except UnreadableImage as error:
-                outcome.append((thing, str(error)))
+                outcomes.append((item, str(error)))
             else:
-                outcome.append((thing, None))
-        return outcome
+                outcomes.append((item, None))
+        return outcomes
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(attempt, range(0, len(things), _CHUNK))
+        yield from pool.map(attempt, range(0, len(items), _CHUNK))
 
 
-def find_bad(
-    things: Sequence[_T], work: Callable[[_T], object], name: Callable[[_T], str], *, skip_bad: bool
+def find_unreadable(
+    items: Sequence[_T], work: Callable[[_T], object], name: Callable[[_T], str], *, skip_bad: bool
 ) -> dict[_T, str]:
     """Which things are unreadable.
 
@@ -312,12 +312,12 @@ def find_bad(
     Raises:
         InputError: One is unreadable and `skip_bad` is off; names the first and counts the rest.
     """
-    outcomes = with_progress(parallel_map(work, things), len(things), "checking images")
-    bad = [(thing, why) for thing, why in outcomes if why is not None]
+    outcomes = with_progress(try_in_parallel(work, items), len(items), "checking images")
+    bad = [(item, why) for item, why in outcomes if why is not None]
     if bad and not skip_bad:
-        thing, why = bad[0]
+        item, why = bad[0]
         rest = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
         raise InputError(
-            f"cannot read image {name(thing)}: {why}{rest}; mend or remove it, or pass --data.skip_bad true"
+            f"cannot read image {name(item)}: {why}{rest}; mend or remove it, or pass --data.skip_bad true"
         )
-    return {thing: name(thing) for thing, _ in bad}
+    return {item: name(item) for item, _ in bad}

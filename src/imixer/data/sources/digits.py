@@ -8,12 +8,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, Item
+from imixer.data.image_data import ImageData, LabelledImage
 from imixer.data.sources.splitting import held_out_share, stratified_split
-from imixer.data.sources.statistics import survey_usable
+from imixer.data.sources.statistics import usable_statistics
 
 
-class ArrayImages(Dataset[Item]):
+class ArrayImages(Dataset[LabelledImage]):
     """Gray images in memory.
 
     Args:
@@ -28,7 +28,7 @@ class ArrayImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> LabelledImage:
         return Image.fromarray(self.images[index]), int(self.labels[index])
 
 
@@ -43,7 +43,7 @@ def open_digits(config: DataConfig) -> ImageData:
     names = tuple(str(digit) for digit in range(10))
     train, val = stratified_split(labels, names, fraction=config.val_fraction, seed=config.split_seed, what="digits")
     train_items = ArrayImages(images[train], labels[train])
-    facts = survey_usable(lambda index: train_items[index][0], len(train_items), config, "digits")
+    statistics = usable_statistics(lambda index: train_items[index][0], len(train_items), config, "digits")
     return ImageData(
         name="digits",
         train=train_items,
@@ -51,8 +51,8 @@ def open_digits(config: DataConfig) -> ImageData:
         class_names=names,
         in_chans=1,
         native_size=(8, 8),
-        mean=facts.mean,
-        std=facts.std,
+        mean=statistics.mean,
+        std=statistics.std,
         sources=("scikit-learn", held_out_share(config)),
-        notes=facts.notes,
+        notes=statistics.notes,
     )

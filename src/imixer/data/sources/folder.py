@@ -13,30 +13,31 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, Item, few_names, shortened
+from imixer.data.image_data import ImageData, LabelledImage
 from imixer.data.sources.decoding import (
     EIGHT_BITS,
     SKIP_REMEDY,
     PixelFormat,
     check_header,
+    convert_image,
     decode_file,
-    deliver,
-    find_bad,
+    find_unreadable,
     pixel_format,
-    read_file,
+    read_image_file,
 )
-from imixer.data.sources.image_files import EXTENSIONS, Tree, few_extensions, images_under, walk
+from imixer.data.sources.image_files import EXTENSIONS, FolderListing, count_by_extension, images_under, list_folder
 from imixer.data.sources.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
 from imixer.data.sources.parquet import parquet_files
 from imixer.data.sources.splitting import held_out_share, require_two_classes, stratified_split
-from imixer.data.sources.statistics import Extremes, survey_usable
+from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
 from imixer.errors import InputError
+from imixer.escaping import few_names, middle_cut
 
 _FULL_CHECK_UP_TO = 20_000
 _READ = " ".join(sorted(EXTENSIONS))
 
 
-class FolderImages(Dataset[Item]):
+class FolderImages(Dataset[LabelledImage]):
     """Image files, decoded when asked for.
 
     Args:
@@ -57,47 +58,49 @@ class FolderImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> LabelledImage:
         path = self.paths[index]
-        image = deliver(read_file(path, SKIP_REMEDY), self.in_chans, self.pixels, path)
+        image = convert_image(read_image_file(path, SKIP_REMEDY), self.in_chans, self.pixels, path)
         return image, int(self.labels[index])
 
 
-class _Listing:
+class _ClassFolders:
     """Images of one part, with the name of the class each belongs to."""
 
     def __init__(self, part: Path) -> None:
         self.part = part
         self.paths: list[Path] = []
         self.classes: list[str] = []
-        self.trees: dict[str, Tree] = {}
+        self.listings: dict[str, FolderListing] = {}
         for folder in class_folders(part):
-            tree = self.trees[folder.name] = walk(folder)
-            if not tree.images:
-                held = few_extensions(tree.others)
+            listing = self.listings[folder.name] = list_folder(folder)
+            if not listing.images:
+                held = count_by_extension(listing.other_files)
                 there = f"; it holds {held}, of which none is an image that is read ({_READ})" if held else ""
                 raise InputError(f"class folder {folder} holds no images{there}; add some or remove the folder")
-            self.paths += tree.images
-            self.classes += [folder.name] * len(tree.images)
+            self.paths += listing.images
+            self.classes += [folder.name] * len(listing.images)
         if not self.paths:
             raise InputError(_why_nothing(part))
-        require_apart({f"class {name!r}": tree for name, tree in self.trees.items()}, part)
+        require_disjoint({f"class {name!r}": listing for name, listing in self.listings.items()}, part)
 
     @property
     def left_out(self) -> tuple[str, ...]:
         """What lies in the part and is not used."""
-        others = sum((tree.others for tree in self.trees.values()), Counter[str]())
-        inside = (f"{few_extensions(others)} in the class folders of {self.part.name}",) if others else ()
-        return left_out_beside(self.part) + inside
+        other_files = sum((listing.other_files for listing in self.listings.values()), Counter[str]())
+        subfolders = (
+            (f"{count_by_extension(other_files)} in the class folders of {self.part.name}",) if other_files else ()
+        )
+        return left_out_beside(self.part) + subfolders
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided on the part, a sentence each."""
-        nested = [f"{name}/{inner}" for name, tree in self.trees.items() for inner in tree.inside]
+        nested = [f"{name}/{inner}" for name, listing in self.listings.items() for inner in listing.subfolders]
         merged = f"folders inside class folders belong to the class they lie in: {few_names(nested)}" if nested else ""
-        if len(alike := {tuple(tree.inside) for tree in self.trees.values()}) == 1 and nested:
+        if len(alike := {tuple(listing.subfolders) for listing in self.listings.values()}) == 1 and nested:
             merged += f". All hold {few_names(alike.pop())}: if these are the classes, call the others train and val"
-        return tuple(filter(None, (merged, letters_in_both_cases(list(self.trees)))))
+        return tuple(filter(None, (merged, letters_in_both_cases(list(self.listings)))))
 
     def labels(self, class_names: Sequence[str]) -> NDArray[np.int64]:
         number = {name: label for label, name in enumerate(class_names)}
@@ -119,45 +122,47 @@ def _why_nothing(folder: Path) -> str:
     return f"data.name: {folder} holds neither class folders with images nor .parquet files; give another folder"
 
 
-def require_apart(trees: dict[str, Tree], part: Path) -> None:
+def require_disjoint(listings: dict[str, FolderListing], part: Path) -> None:
     """Raises InputError if links lead from two classes, or from two parts, to the same folder or image."""
     owner: dict[str, str] = {}
-    for name, tree in trees.items():
-        for place in tree.places:
-            if (other := owner.setdefault(place, name)) != name:
-                raise _shared(other, name, part, place)
-    for name, tree in trees.items():
-        for place in tree.links:
-            if (other := owner.setdefault(place, owner.get(os.path.dirname(place), name))) != name:
-                raise _shared(other, name, part, place)
+    for name, listing in listings.items():
+        for real_path in listing.real_folders:
+            if (other := owner.setdefault(real_path, name)) != name:
+                raise _shared_error(other, name, part, real_path)
+    for name, listing in listings.items():
+        for real_path in listing.linked_images:
+            if (other := owner.setdefault(real_path, owner.get(os.path.dirname(real_path), name))) != name:
+                raise _shared_error(other, name, part, real_path)
 
 
-def _shared(one: str, other: str, part: Path, place: str) -> InputError:
+def _shared_error(one: str, other: str, part: Path, real_path: str) -> InputError:
     return InputError(
-        f"{one} and {other} of {part} share {place}, by a link; an image can belong to one only; remove the link"
+        f"{one} and {other} of {part} share {real_path}, by a link; an image can belong to one only; remove the link"
     )
 
 
-def _require_same_classes(train: _Listing, val: _Listing) -> None:
+def _require_same_classes(train: _ClassFolders, val: _ClassFolders) -> None:
     train_names, val_names = set(train.classes), set(val.classes)
     for name in sorted(train_names ^ val_names):
         has, lacks = (train, val) if name in train_names else (val, train)
-        close = next((each for each in lacks.trees if each.casefold() == name.casefold()), None)
+        close = next((each for each in lacks.listings if each.casefold() == name.casefold()), None)
         there = f", where there is {close!r}" if close else ""
         raise InputError(
             f"class {name!r} is in {has.part} but not in {lacks.part}{there}; both parts need the same class folders"
         )
 
 
-def _check(paths: Sequence[Path], root: Path, config: DataConfig, extremes: Extremes | None = None) -> dict[Path, str]:
+def _check(
+    paths: Sequence[Path], root: Path, config: DataConfig, observer: MinMaxObserver | None = None
+) -> dict[Path, str]:
     how = config.check
     if how == "auto":
         how = "full" if len(paths) <= _FULL_CHECK_UP_TO else "header"
     if how == "off":
         return {}
-    seen = extremes or Extremes()
-    work = (lambda path: seen.see(decode_file(path))) if how == "full" else check_header
-    bad = find_bad(paths, work, str, skip_bad=config.skip_bad)
+    observer = observer or MinMaxObserver()
+    work = (lambda path: observer.observe(decode_file(path))) if how == "full" else check_header
+    bad = find_unreadable(paths, work, str, skip_bad=config.skip_bad)
     return {path: str(path.relative_to(root)) for path in bad}
 
 
@@ -189,10 +194,10 @@ def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, conf
             found.
     """
     if not os.path.isdir(root):
-        raise InputError(f"test: no folder {shortened(str(root))}; correct the path")
+        raise InputError(f"test: no folder {middle_cut(str(root), 80)}; correct the path")
     if parquet_files(root):
         raise InputError(f"test: {root} holds parquet files; give a folder with a folder of images for each class")
-    listing = _Listing(root)
+    listing = _ClassFolders(root)
     for name in sorted(set(listing.classes) - set(class_names)):
         close = next((each for each in class_names if each.casefold() == name.casefold()), None)
         knows = f"it knows {close!r}" if close else f"it knows {few_names(class_names)}"
@@ -217,17 +222,17 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
             uncertain, an unreadable image that the check found, images that are all alike, or too few to split.
     """
     layout = find_layout(root)
-    train = _Listing(layout.train)
-    val = _Listing(layout.val) if layout.val else None
+    train = _ClassFolders(layout.train)
+    val = _ClassFolders(layout.val) if layout.val else None
     if val:
         _require_same_classes(train, val)
-        parts = {layout.train.name: train.trees, val.part.name: val.trees}
-        require_apart({name: _joined(trees) for name, trees in parts.items()}, root)
+        parts = {layout.train.name: train.listings, val.part.name: val.listings}
+        require_disjoint({name: _merged(listings) for name, listings in parts.items()}, root)
     class_names = tuple(sorted(set(train.classes)))
     require_two_classes(train.labels(class_names), class_names, str(layout.train))
 
-    extremes = Extremes()
-    bad = _check(train.paths + (val.paths if val else []), root, config, extremes)
+    observer = MinMaxObserver()
+    bad = _check(train.paths + (val.paths if val else []), root, config, observer)
     if bad:
         train.drop(set(bad))
         if val:
@@ -236,43 +241,43 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
     train_paths, train_labels = train.paths, train.labels(class_names)
     if val:
         val_paths, val_labels = val.paths, val.labels(class_names)
-        sources = (_place(layout.train, root), _place(val.part, root))
+        sources = (_display_path(layout.train, root), _display_path(val.part, root))
     else:
         kept, held_out = stratified_split(
             train_labels, class_names, fraction=config.val_fraction, seed=config.split_seed, what=str(layout.train)
         )
         val_paths, val_labels = [train_paths[i] for i in held_out], train_labels[held_out]
         train_paths, train_labels = [train_paths[i] for i in kept], train_labels[kept]
-        sources = (_place(layout.train, root), held_out_share(config))
+        sources = (_display_path(layout.train, root), held_out_share(config))
 
-    facts = survey_usable(
-        lambda index: read_file(train_paths[index], SKIP_REMEDY), len(train_paths), config, str(root), extremes
+    statistics = usable_statistics(
+        lambda index: read_image_file(train_paths[index], SKIP_REMEDY), len(train_paths), config, str(root), observer
     )
     return ImageData(
         name=root.resolve().name or "images",
-        train=FolderImages(train_paths, train_labels, facts.in_chans, facts.pixels),
-        val=FolderImages(val_paths, val_labels, facts.in_chans, facts.pixels),
+        train=FolderImages(train_paths, train_labels, statistics.in_chans, statistics.pixels),
+        val=FolderImages(val_paths, val_labels, statistics.in_chans, statistics.pixels),
         class_names=class_names,
-        in_chans=facts.in_chans,
-        native_size=facts.native_size,
-        mean=facts.mean,
-        std=facts.std,
+        in_chans=statistics.in_chans,
+        native_size=statistics.native_size,
+        mean=statistics.mean,
+        std=statistics.std,
         skipped=tuple(bad.values()),
         sources=sources,
-        notes=layout.notes + train.notes + facts.notes,
+        notes=layout.notes + train.notes + statistics.notes,
         left_out=layout.left_out + train.left_out + (val.left_out if val else ()),
-        value_range=facts.pixels.value_range,
+        value_range=statistics.pixels.value_range,
         split=val.part.name if val else None,
     )
 
 
-def _joined(trees: dict[str, Tree]) -> Tree:
-    joined = Tree([])
-    for tree in trees.values():
-        joined.places += tree.places
-        joined.links |= tree.links
-    return joined
+def _merged(listings: dict[str, FolderListing]) -> FolderListing:
+    merged = FolderListing([])
+    for listing in listings.values():
+        merged.real_folders += listing.real_folders
+        merged.linked_images |= listing.linked_images
+    return merged
 
 
-def _place(folder: Path, root: Path) -> str:
+def _display_path(folder: Path, root: Path) -> str:
     return f"{folder.relative_to(root).as_posix()}/" if folder != root else f"the folders of {root}"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from imixer.data.image_data import shortened
-from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, deliver, read_file, reason
+from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, convert_image, error_reason, read_image_file
 from imixer.errors import InputError
+from imixer.escaping import middle_cut
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 _OF_SYSTEMS = frozenset(
@@ -20,7 +20,7 @@ _OF_SYSTEMS = frozenset(
 )
 
 
-def expanded(path: str | Path) -> Path:
+def expand_user(path: str | Path) -> Path:
     """Spell out the `~` of a path.
 
     Raises:
@@ -38,7 +38,7 @@ def is_image_file(name: str) -> bool:
 
 
 @dataclass
-class Tree:
+class FolderListing:
     """What lies in a folder and its subfolders.
 
     Args:
@@ -50,10 +50,10 @@ class Tree:
     """
 
     images: list[Path]
-    others: Counter[str] = field(default_factory=Counter)
-    inside: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    links: dict[str, Path] = field(default_factory=dict)
+    other_files: Counter[str] = field(default_factory=Counter)
+    subfolders: list[str] = field(default_factory=list)
+    real_folders: list[str] = field(default_factory=list)
+    linked_images: dict[str, Path] = field(default_factory=dict)
 
 
 def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
@@ -67,42 +67,44 @@ def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = No
         The path of a folder, and the names of its files.
     """
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True, onerror=onerror):
-        real = os.path.realpath(place)
+    for path, folders, files in os.walk(folder, followlinks=True, onerror=onerror):
+        real = os.path.realpath(path)
         if real in seen:  # a link to a folder above would go round in circles
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield place, files
+        yield path, files
 
 
-def walk(folder: Path) -> Tree:
+def list_folder(folder: Path) -> FolderListing:
     """List a folder and its subfolders, each once, however many links lead to it.
 
     Raises:
         InputError: A folder cannot be listed.
     """
-    tree = Tree([])
-    inside: set[str] = set()
+    listing = FolderListing([])
+    subfolders: set[str] = set()
 
     def fail(error: OSError) -> None:
-        raise InputError(f"cannot list folder {error.filename}: {reason(error)}; change its permissions or remove it")
+        raise InputError(
+            f"cannot list folder {error.filename}: {error_reason(error)}; change its permissions or remove it"
+        )
 
-    for place, files in visible_folders(folder, fail):
-        tree.places.append(os.path.realpath(place))
+    for path, files in visible_folders(folder, fail):
+        listing.real_folders.append(os.path.realpath(path))
         images = [name for name in files if is_image_file(name)]
-        tree.others.update(_extension(name) for name in files if not is_image_file(name))
-        tree.images += [Path(place, name) for name in images]
-        if images and place != str(folder):
-            inside.add(Path(place).relative_to(folder).parts[0])
+        listing.other_files.update(_extension(name) for name in files if not is_image_file(name))
+        listing.images += [Path(path, name) for name in images]
+        if images and path != str(folder):
+            subfolders.add(Path(path).relative_to(folder).parts[0])
         for name in images:
-            path = os.path.join(place, name)
+            path = os.path.join(path, name)
             if os.path.islink(path) and os.path.isfile(path):
-                tree.links[os.path.realpath(path)] = Path(path)
-    tree.images.sort()
-    tree.inside = sorted(inside)
-    return tree
+                listing.linked_images[os.path.realpath(path)] = Path(path)
+    listing.images.sort()
+    listing.subfolders = sorted(subfolders)
+    return listing
 
 
 def images_under(folder: Path) -> list[Path]:
@@ -111,10 +113,10 @@ def images_under(folder: Path) -> list[Path]:
     Raises:
         InputError: A folder cannot be listed.
     """
-    return walk(folder).images
+    return list_folder(folder).images
 
 
-def any_image(folder: Path) -> bool:
+def contains_image(folder: Path) -> bool:
     """Whether there is an image in a folder or its subfolders. Stops at the first one."""
     return any(is_image_file(name) for _, files in visible_folders(folder) for name in files)
 
@@ -124,21 +126,21 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_left_out(path.name))
 
 
-def loose_files(folder: Path) -> Tree:
+def list_loose_files(folder: Path) -> FolderListing:
     """Files directly inside a folder; links to nothing count as files."""
     names = [path.name for path in folder.iterdir() if not path.is_dir()]
     images = sorted(folder / name for name in names if is_image_file(name))
-    return Tree(images, Counter(_extension(name) for name in names if not is_image_file(name)))
+    return FolderListing(images, Counter(_extension(name) for name in names if not is_image_file(name)))
 
 
-def folders_of_systems(folder: Path) -> list[Path]:
+def system_folders(folder: Path) -> list[Path]:
     """Folders directly inside that operating systems make, such as `__MACOSX`."""
     return sorted(path for path in folder.iterdir() if path.name.lower() in _OF_SYSTEMS)
 
 
-def few_extensions(others: Counter[str]) -> str:
+def count_by_extension(other_files: Counter[str]) -> str:
     """`12 .heic, 3 .txt`, most frequent first; empty for none."""
-    kinds: Iterable[tuple[str, int]] = sorted(others.items(), key=lambda kind: (-kind[1], kind[0]))
+    kinds: Iterable[tuple[str, int]] = sorted(other_files.items(), key=lambda kind: (-kind[1], kind[0]))
     return ", ".join(f"{count:,} {extension}" for extension, count in kinds)
 
 
@@ -164,12 +166,12 @@ def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS
         InputError: The file is missing, empty, truncated or no image, or nothing says which of its values are black and
             white; the message names it.
     """
-    path = expanded(path)
+    path = expand_user(path)
     if not os.path.lexists(path):
-        raise InputError(f"no such image file: {shortened(str(path))}; correct the path")
+        raise InputError(f"no such image file: {middle_cut(str(path), 80)}; correct the path")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give an image file")
-    return deliver(read_file(path, "give a complete image file"), in_chans, pixels, str(path))
+    return convert_image(read_image_file(path, "give a complete image file"), in_chans, pixels, str(path))
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
@@ -178,8 +180,8 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     Raises:
         InputError: No path is given, one does not exist, or a folder holds no images.
     """
-    found: dict[Path, None] = {}  # keeps order, drops repetition
-    for path in map(expanded, paths):
+    images_at_paths: dict[Path, None] = {}  # keeps order, drops repetition
+    for path in map(expand_user, paths):
         if os.path.isdir(path):
             images = images_under(path)
             if not images:
@@ -187,8 +189,8 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         elif os.path.lexists(path):
             images = [path]
         else:
-            raise InputError(f"no such file or folder: {shortened(str(path))}; correct the path")
-        found.update(dict.fromkeys(images))
-    if not found:
+            raise InputError(f"no such file or folder: {middle_cut(str(path), 80)}; correct the path")
+        images_at_paths.update(dict.fromkeys(images))
+    if not images_at_paths:
         raise InputError("no images given; name image files or folders")
-    return list(found)
+    return list(images_at_paths)

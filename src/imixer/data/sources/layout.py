@@ -7,18 +7,18 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from imixer.data.image_data import few_names
 from imixer.data.sources.image_files import (
-    any_image,
-    few_extensions,
-    folders_of_systems,
+    contains_image,
+    count_by_extension,
     is_image_file,
-    loose_files,
+    list_folder,
+    list_loose_files,
     subfolders,
-    walk,
+    system_folders,
 )
 from imixer.data.sources.splitting import ROLES, split_role, split_words
 from imixer.errors import InputError
+from imixer.escaping import few_names
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _roles(folders: list[Path], root: Path) -> dict[Path, str]:
 
 
 def _require_no_splits_inside(folder: Path) -> None:
-    inside = [path for path in subfolders(folder) if any_image(path)]
+    inside = [path for path in subfolders(folder) if contains_image(path)]
     if inside and all(split_role(path.name) for path in inside):
         raise InputError(
             f"{folder} would be a class, but holds folders that are called like parts: "
@@ -192,24 +192,24 @@ def left_out_beside(part: Path) -> tuple[str, ...]:
 
 def _left_out_at(folder: Path) -> list[str]:
     """Files of a folder of folders, and the folders of operating systems."""
-    loose = loose_files(folder)
+    loose = list_loose_files(folder)
     where = f"in {folder.name}"
-    found = [f"{path.name}/" for path in folders_of_systems(folder)]
+    left_out = [f"{path.name}/" for path in system_folders(folder)]
     if loose.images:
         count = len(loose.images)
-        found.append(f"{count:,} {'image' if count == 1 else 'images'} {where}, outside of the class folders")
-    if loose.others:
-        found.append(f"{few_extensions(loose.others)} {where}")
-    return found
+        left_out.append(f"{count:,} {'image' if count == 1 else 'images'} {where}, outside of the class folders")
+    if loose.other_files:
+        left_out.append(f"{count_by_extension(loose.other_files)} {where}")
+    return left_out
 
 
 def _described(folder: Path) -> str:
-    count = len(walk(folder).images)
+    count = len(list_folder(folder).images)
     return f"{folder.name}/ ({count:,} {'image' if count == 1 else 'images'})"
 
 
 def _has_class_folders(folder: Path) -> bool:
-    return any(any_image(path) for path in subfolders(folder)) or (
+    return any(contains_image(path) for path in subfolders(folder)) or (
         bool(subfolders(folder)) and not _holds_images(folder)
     )
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, shortened
-from imixer.data.sources.decoding import reason, special_file
+from imixer.data.image_data import ImageData
+from imixer.data.sources.decoding import error_reason, special_file
 from imixer.data.sources.digits import open_digits
 from imixer.data.sources.folder import open_folder
-from imixer.data.sources.image_files import expanded
+from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.parquet import find_shards, open_parquet
 from imixer.data.sources.timm_sets import PREFIXES, open_timm, timm_prefix
 from imixer.data.sources.torchvision_sets import SETS, open_torchvision
-from imixer.errors import InputError
-
-__all__ = ["ImageData", "open_data"]
+from imixer.errors import InputError, did_you_mean
+from imixer.escaping import middle_cut
 
 _NAMED = ("digits", *SETS)
 
 
-def open_data(config: DataConfig) -> ImageData:
+def open_dataset(config: DataConfig) -> ImageData:
     """Open the data set that `config.name` names.
 
     A built-in name wins over a folder of that name, and so does a prefix of timm's; write `./digits` for the
@@ -38,7 +36,7 @@ def open_data(config: DataConfig) -> ImageData:
         return open_torchvision(name, config)
     if timm_prefix(name):
         return open_timm(name, config)
-    return _open_path(expanded(name), config)
+    return _open_path(expand_user(name), config)
 
 
 def _open_path(path: Path, config: DataConfig) -> ImageData:
@@ -48,14 +46,13 @@ def _open_path(path: Path, config: DataConfig) -> ImageData:
             shards = find_shards(path)
             return open_parquet(path, shards, config) if shards else open_folder(path, config)
         except OSError as error:
-            raise InputError(f"data.name: cannot read folder {path}: {reason(error)}") from error
+            raise InputError(f"data.name: cannot read folder {path}: {error_reason(error)}") from error
     if os.path.exists(path) and name:
         raise InputError(f"data.name: {path} is {special_file(path) or 'a file'}; give the folder it lies in")
     if os.sep in name or "/" in name or name.startswith((".", "~")):
-        raise InputError(f"data.name: no such folder {shortened(str(path))}; create it or correct the path")
-    close = difflib.get_close_matches(name.lower(), _NAMED, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(f"data.name: no such folder {middle_cut(str(path), 80)}; create it or correct the path")
+    hint = did_you_mean(name.lower(), _NAMED, count=1) or ";"
     raise InputError(
-        f"data.name: unknown data set {shortened(name)!r}; {hint}Known: {', '.join(_NAMED)}, a folder, "
+        f"data.name: unknown data set {middle_cut(name, 80)!r}{hint} Known: {', '.join(_NAMED)}, a folder, "
         f"or a name of timm's that starts with {'/, '.join(PREFIXES)}/"
     )

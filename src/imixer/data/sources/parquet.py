@@ -18,29 +18,37 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, Item, few_names
+from imixer.data.image_data import ImageData, LabelledImage
 from imixer.data.sources.decoding import (
     EIGHT_BITS,
     SKIP_REMEDY,
     PixelFormat,
     UnreadableImage,
+    convert_image,
     decode_bytes,
-    deliver,
-    find_bad,
-    reason,
+    error_reason,
+    find_unreadable,
     special_file,
 )
-from imixer.data.sources.image_files import any_image, visible_folders
-from imixer.data.sources.parquet_columns import Classes, Columns, Labels, find_columns, read_labels, require_columns
+from imixer.data.sources.image_files import contains_image, visible_folders
+from imixer.data.sources.parquet_columns import (
+    Classes,
+    Columns,
+    ShardLabels,
+    find_columns,
+    read_labels,
+    require_columns,
+)
 from imixer.data.sources.splitting import held_out_share, require_two_classes, split_words, stratified_split
-from imixer.data.sources.statistics import Extremes, survey_usable
+from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
 from imixer.errors import InputError
+from imixer.escaping import few_names
 
 _PLAIN = {"default"}  # the hub's name for the only configuration there is
 
 
 @dataclass(frozen=True)
-class Shards:
+class ShardFiles:
     """Parquet files by part.
 
     Args:
@@ -67,7 +75,7 @@ def parquet_files(root: Path) -> list[Path]:
     return []
 
 
-def find_shards(root: Path) -> Shards | None:
+def find_shards(root: Path) -> ShardFiles | None:
     """Parquet files of a folder by part, told by words in their names, or else in those of their folders.
 
     Files are taken from the folder itself, else from its `data` folder, else from the only set of folders that has any,
@@ -97,7 +105,7 @@ def find_shards(root: Path) -> Shards | None:
     held_out = next((parts[role] for role in ("val", "test") if role in parts), None)
     val = _only(held_out, root) if held_out else []
     sources = (_pattern(train, root), _pattern(val, root))
-    return Shards(train, val, sources, _left_out(root, {*train, *val}), next(iter(held_out)) if held_out else None)
+    return ShardFiles(train, val, sources, _left_out(root, {*train, *val}), next(iter(held_out)) if held_out else None)
 
 
 def _deeper(root: Path) -> list[Path]:
@@ -109,7 +117,7 @@ def _deeper(root: Path) -> list[Path]:
             inside = Path(place).relative_to(root).parts
             words = tuple(" ".join(rest) for part in inside if (rest := split_words(part)[1]) and part not in _PLAIN)
             sets.setdefault(words, []).extend(files)
-    if not sets or any_image(root):
+    if not sets or contains_image(root):
         return []
     if len(sets) > 1:
         places = sorted(str(files[0].parent) for files in sets.values())
@@ -146,13 +154,13 @@ def _pattern(files: list[Path], root: Path) -> str:
 
 def _left_out(root: Path, used: set[Path]) -> tuple[str, ...]:
     """Files and folders at the root and beside the used files that hold no rows of either part."""
-    found = set()
+    shard_labels = set()
     for folder in {root, *(file.parent for file in used)}:
         for path in folder.iterdir():
             inside = any(path in file.parents for file in used)
             if path not in used and not inside and not path.name.startswith("."):
-                found.add(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}")
-    return tuple(sorted(found))
+                shard_labels.add(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}")
+    return tuple(sorted(shard_labels))
 
 
 _NO_BYTES = "the row has no image bytes"
@@ -218,7 +226,7 @@ class EncodedRows:
             raise InputError(f"cannot read image {self.name(row)}: {error}; {SKIP_REMEDY}") from None
 
 
-class ParquetImages(Dataset[Item]):
+class ParquetImages(Dataset[LabelledImage]):
     """Rows of parquet shards, decoded when asked for.
 
     Args:
@@ -244,16 +252,16 @@ class ParquetImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> LabelledImage:
         row = int(self.chosen[index])
-        image = deliver(self.rows.read(row), self.in_chans, self.pixels, self.rows.name(row))
+        image = convert_image(self.rows.read(row), self.in_chans, self.pixels, self.rows.name(row))
         return image, int(self.rows.labels[row])
 
 
-def _read(files: Sequence[Path], columns: Columns | None = None) -> tuple[list[_Chunk], list[Labels], Columns]:
+def _read(files: Sequence[Path], columns: Columns | None = None) -> tuple[list[_Chunk], list[ShardLabels], Columns]:
     """Images and labels of some shards, all from the columns that the first one is found to have."""
     chunks: list[_Chunk] = []
-    labels: list[Labels] = []
+    labels: list[ShardLabels] = []
     for file in files:
         if kind := special_file(file):
             raise InputError(f"cannot read parquet file {file}: it is {kind}, not a file; remove it")
@@ -266,7 +274,7 @@ def _read(files: Sequence[Path], columns: Columns | None = None) -> tuple[list[_
         except InputError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"cannot read parquet file {file}: {reason(error)}; fetch it again") from error
+            raise InputError(f"cannot read parquet file {file}: {error_reason(error)}; fetch it again") from error
         labels.append(read_labels(table.column(columns.label), schema, columns.label, file))
         column = table.column(columns.image)
         first_row = 0
@@ -291,25 +299,27 @@ def _refuse_paths(chunk: Any, column: str, file: Path) -> None:
             )
 
 
-def _readable(rows: EncodedRows, config: DataConfig, extremes: Extremes) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _readable(
+    rows: EncodedRows, config: DataConfig, observer: MinMaxObserver
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Numbers of the rows to use, and names of those left out."""
     everything = np.arange(len(rows))
     if config.check == "full":
 
         def look(row: int) -> None:
-            extremes.see(rows.decode(row))
+            observer.observe(rows.decode(row))
 
-        bad = find_bad(range(len(rows)), look, rows.name, skip_bad=config.skip_bad)
+        bad = find_unreadable(range(len(rows)), look, rows.name, skip_bad=config.skip_bad)
     else:  # rows are cheap to decode when they are used, and shards have a checksum of their own
 
         def fail(row: int) -> None:
             raise UnreadableImage(_NO_BYTES)
 
-        bad = find_bad(rows.without_bytes(), fail, rows.name, skip_bad=config.skip_bad)
+        bad = find_unreadable(rows.without_bytes(), fail, rows.name, skip_bad=config.skip_bad)
     return np.setdiff1d(everything, list(bad)), tuple(bad.values())
 
 
-def open_parquet(root: Path, shards: Shards, config: DataConfig) -> ImageData:
+def open_parquet(root: Path, shards: ShardFiles, config: DataConfig) -> ImageData:
     """Open the images of parquet shards, held in memory as encoded bytes.
 
     Images come from the column `image` or `img`, else the only one of bytes; labels from `label`, `labels` or
@@ -327,21 +337,21 @@ def open_parquet(root: Path, shards: Shards, config: DataConfig) -> ImageData:
             no image, an image that was looked at is unreadable, all of them are alike, there is one class only, or too
             few images to split.
     """
-    chunks, found, columns = _read(shards.train)
-    if not sum(len(each.numbers) for each in found):
+    chunks, shard_labels, columns = _read(shards.train)
+    if not sum(len(each.numbers) for each in shard_labels):
         raise InputError(f"the parquet files in {shards.train[0].parent} have no rows; fetch them again")
-    classes = Classes(found, columns.label)
-    train = EncodedRows(chunks, classes.labels(found))
-    extremes = Extremes()
-    chosen, skipped = _readable(train, config, extremes)
+    classes = Classes(shard_labels, columns.label)
+    train = EncodedRows(chunks, classes.labels(shard_labels))
+    observer = MinMaxObserver()
+    chosen, skipped = _readable(train, config, observer)
     require_two_classes(train.labels[chosen], classes.names, str(root))
 
     if shards.val:
-        chunks, found, _ = _read(shards.val, columns)
-        if not sum(len(each.numbers) for each in found):
+        chunks, shard_labels, _ = _read(shards.val, columns)
+        if not sum(len(each.numbers) for each in shard_labels):
             raise InputError(f"{shards.val[0]} has no rows; fetch it again")
-        val = EncodedRows(chunks, classes.labels(found))
-        val_chosen, val_skipped = _readable(val, config, extremes)
+        val = EncodedRows(chunks, classes.labels(shard_labels))
+        val_chosen, val_skipped = _readable(val, config, observer)
         skipped += val_skipped
     else:
         val = train
@@ -354,20 +364,22 @@ def open_parquet(root: Path, shards: Shards, config: DataConfig) -> ImageData:
         )
         chosen, val_chosen = chosen[kept], chosen[held_out]
 
-    facts = survey_usable(lambda index: train.read(int(chosen[index])), len(chosen), config, str(root), extremes)
+    statistics = usable_statistics(
+        lambda index: train.read(int(chosen[index])), len(chosen), config, str(root), observer
+    )
     return ImageData(
         name=root.resolve().name or "images",
-        train=ParquetImages(train, chosen, facts.in_chans, facts.pixels),
-        val=ParquetImages(val, val_chosen, facts.in_chans, facts.pixels),
+        train=ParquetImages(train, chosen, statistics.in_chans, statistics.pixels),
+        val=ParquetImages(val, val_chosen, statistics.in_chans, statistics.pixels),
         class_names=classes.names,
-        in_chans=facts.in_chans,
-        native_size=facts.native_size,
-        mean=facts.mean,
-        std=facts.std,
+        in_chans=statistics.in_chans,
+        native_size=statistics.native_size,
+        mean=statistics.mean,
+        std=statistics.std,
         skipped=skipped,
         sources=(shards.sources[0], shards.sources[1] or held_out_share(config)),
-        notes=columns.notes + tuple(classes.notes) + facts.notes,
+        notes=columns.notes + tuple(classes.notes) + statistics.notes,
         left_out=shards.left_out,
-        value_range=facts.pixels.value_range,
+        value_range=statistics.pixels.value_range,
         split=shards.split,
     )

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from imixer.data.image_data import few_names
 from imixer.errors import InputError
+from imixer.escaping import few_names
 
 _IMAGE_NAMES = ("image", "img")
 _LABEL_NAMES = ("label", "labels", "fine_label")
@@ -40,7 +40,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Labels:
+class ShardLabels:
     """The labels of one file, as numbers.
 
     Args:
@@ -96,7 +96,7 @@ def require_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
             )
 
 
-def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Path) -> Labels:
+def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Path) -> ShardLabels:
     """Bring a column of labels to numbers, with what they mean if the file says so.
 
     Raises:
@@ -110,13 +110,13 @@ def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Pat
         kind = kind.value_type
         column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind)
     if pa.types.is_boolean(kind):
-        return Labels(file, column.to_numpy().astype(np.int64), ("False", "True"), "truth")
+        return ShardLabels(file, column.to_numpy().astype(np.int64), ("False", "True"), "truth")
     if _is_text(kind):
         words, numbers = np.unique(np.array(column.to_pylist(), dtype=object), return_inverse=True)
         if len(words) and not words[0].strip():
             row = int(np.flatnonzero(numbers == 0)[0])
             raise InputError(f"{file} row {row} has an empty label; remove unlabelled rows")
-        return Labels(file, numbers.astype(np.int64), tuple(words.tolist()), "text")
+        return ShardLabels(file, numbers.astype(np.int64), tuple(words.tolist()), "text")
     values = column.to_numpy()
     real = values.astype(np.float64)
     whole = np.isfinite(real) & (real == np.floor(real))
@@ -126,7 +126,7 @@ def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Pat
         what = "is an id rather than a class" if whole[row] else "is no whole number"
         raise InputError(f"{file} row {row} has label {values[row]} in column {name}, which {what}; {_NAME_IT}")
     words_of = _metadata_names(schema, name)
-    return Labels(file, values.astype(np.int64), words_of, "named" if words_of else "numbers")
+    return ShardLabels(file, values.astype(np.int64), words_of, "named" if words_of else "numbers")
 
 
 _NAME_IT = "name the column with the classes label"
@@ -147,11 +147,11 @@ class Classes:
         InputError: Labels are ids, or of kinds that do not go together.
     """
 
-    def __init__(self, files: Sequence[Labels], column: str) -> None:
+    def __init__(self, files: Sequence[ShardLabels], column: str) -> None:
         self.notes: list[str] = []
         self._numbers: Numbers | None = None  # the value of each label, where files give bare numbers only
-        named = next((each for each in files if each.kind == "named"), None)
-        worded = [each for each in files if each.words is not None]
+        named = next((shard for shard in files if shard.kind == "named"), None)
+        worded = [shard for shard in files if shard.words is not None]
         if named is not None:
             assert named.words is not None
             self.names = named.words
@@ -159,23 +159,23 @@ class Classes:
                 twice = next(name for name in self.names if self.names.count(name) > 1)
                 raise InputError(f"{named.file} names two classes {twice!r}; give each its own name")
         elif worded:
-            bare = next((each for each in files if each.words is None), None)
+            bare = next((shard for shard in files if shard.words is None), None)
             if bare is not None:
                 raise InputError(f"{worded[0].file} has labels in words and {bare.file} in numbers; write them alike")
-            self.names = _sorted_words({word for each in worded for word in _used(each)})
-            self._refuse_ids(len(self.names), sum(len(each.numbers) for each in files), column)
+            self.names = _sorted_words({word for shard in worded for word in _used(shard)})
+            self._refuse_ids(len(self.names), sum(len(shard.numbers) for shard in files), column)
             _refuse_alike(self.names, column)
-            kind = "true or false" if all(each.kind == "truth" for each in worded) else "text"
+            kind = "true or false" if all(shard.kind == "truth" for shard in worded) else "text"
             self.notes.append(f"column {column} holds {kind}: classes are {few_names(self.names)}")
         else:
             self.names = self._of_numbers(files, column)
         self._named = named is not None
         self._label = {name: label for label, name in enumerate(self.names)}
 
-    def _of_numbers(self, files: Sequence[Labels], column: str) -> tuple[str, ...]:
-        for each in files:
-            _refuse_negative(each)
-        numbers = np.concatenate([each.numbers for each in files])
+    def _of_numbers(self, files: Sequence[ShardLabels], column: str) -> tuple[str, ...]:
+        for shard in files:
+            _refuse_negative(shard)
+        numbers = np.concatenate([shard.numbers for shard in files])
         values = np.unique(numbers)
         self._refuse_ids(len(values), len(numbers), column)
         self._numbers = values
@@ -194,62 +194,62 @@ class Classes:
                 f"than classes; {_NAME_IT}"
             )
 
-    def labels(self, files: Sequence[Labels]) -> Numbers:
+    def labels(self, files: Sequence[ShardLabels]) -> Numbers:
         """The label of each row, in order.
 
         Raises:
             InputError: A row is of a class that the training files do not know; the message names file and row.
         """
-        return np.concatenate([self._labels(each) for each in files])
+        return np.concatenate([self._labels(shard) for shard in files])
 
-    def _labels(self, each: Labels) -> Numbers:
-        if each.words is None:
-            return self._of_bare(each)
-        if self._numbers is not None and each.kind != "named":
-            raise InputError(f"{each.file} has labels in words, but the training files have numbers; write them alike")
+    def _labels(self, shard: ShardLabels) -> Numbers:
+        if shard.words is None:
+            return self._of_bare(shard)
+        if self._numbers is not None and shard.kind != "named":
+            raise InputError(f"{shard.file} has labels in words, but the training files have numbers; write them alike")
         if self._numbers is not None:
-            raise InputError(f"{each.file} names its classes, but the training files do not; add the names to them")
-        if each.kind == "named":
-            _refuse_outside(each, len(each.words))
-            if each.words != self.names:
-                self.notes.append(f"the class numbers of {each.file.name} are others, and were matched by name")
-        table = np.array([self._label.get(word, -1) for word in each.words], dtype=np.int64)
-        found = table[each.numbers]
+            raise InputError(f"{shard.file} names its classes, but the training files do not; add the names to them")
+        if shard.kind == "named":
+            _refuse_outside(shard, len(shard.words))
+            if shard.words != self.names:
+                self.notes.append(f"the class numbers of {shard.file.name} are others, and were matched by name")
+        table = np.array([self._label.get(word, -1) for word in shard.words], dtype=np.int64)
+        found = table[shard.numbers]
         unknown = np.flatnonzero(found < 0)
         if len(unknown):
             row = int(unknown[0])
             raise InputError(
-                f"{each.file} row {row} is of class {each.words[each.numbers[row]]!r}, which the training files do not "
-                f"name; they have {few_names(self.names)}"
+                f"{shard.file} row {row} is of class {shard.words[shard.numbers[row]]!r}, which the training files do "
+                f"not name; they have {few_names(self.names)}"
             )
         return found
 
-    def _of_bare(self, each: Labels) -> Numbers:
+    def _of_bare(self, shard: ShardLabels) -> Numbers:
         if self._numbers is None:
             if not self._named:
                 raise InputError(
-                    f"{each.file} has labels in numbers, but the training files in words; write them alike"
+                    f"{shard.file} has labels in numbers, but the training files in words; write them alike"
                 )
             self.notes.append(
-                f"{each.file.name} does not name its classes: its numbers are taken for those of the others"
+                f"{shard.file.name} does not name its classes: its numbers are taken for those of the others"
             )
-            _refuse_outside(each, len(self.names))
-            return each.numbers
-        _refuse_negative(each)
-        place = np.searchsorted(self._numbers, each.numbers).clip(max=len(self._numbers) - 1)
-        unknown = np.flatnonzero(self._numbers[place] != each.numbers)
+            _refuse_outside(shard, len(self.names))
+            return shard.numbers
+        _refuse_negative(shard)
+        place = np.searchsorted(self._numbers, shard.numbers).clip(max=len(self._numbers) - 1)
+        unknown = np.flatnonzero(self._numbers[place] != shard.numbers)
         if len(unknown):
             row = int(unknown[0])
             raise InputError(
-                f"{each.file} row {row} has label {each.numbers[row]}, which the training rows do not have, outside "
+                f"{shard.file} row {row} has label {shard.numbers[row]}, which the training rows do not have, outside "
                 f"{few_names(self.names)}; correct or remove it"
             )
         return place
 
 
-def _used(each: Labels) -> list[str]:
-    assert each.words is not None
-    return [each.words[number] for number in np.unique(each.numbers)]
+def _used(shard: ShardLabels) -> list[str]:
+    assert shard.words is not None
+    return [shard.words[number] for number in np.unique(shard.numbers)]
 
 
 def _sorted_words(words: set[str]) -> tuple[str, ...]:
@@ -270,17 +270,17 @@ def _refuse_alike(names: Sequence[str], column: str) -> None:
         alike[plain] = name
 
 
-def _refuse_negative(each: Labels) -> None:
-    if len(wrong := np.flatnonzero(each.numbers < 0)):
+def _refuse_negative(shard: ShardLabels) -> None:
+    if len(wrong := np.flatnonzero(shard.numbers < 0)):
         row = int(wrong[0])
-        raise InputError(f"{each.file} row {row} has label {each.numbers[row]}, below 0; correct or remove it")
+        raise InputError(f"{shard.file} row {row} has label {shard.numbers[row]}, below 0; correct or remove it")
 
 
-def _refuse_outside(each: Labels, classes: int) -> None:
-    if len(wrong := np.flatnonzero((each.numbers < 0) | (each.numbers >= classes))):
+def _refuse_outside(shard: ShardLabels, classes: int) -> None:
+    if len(wrong := np.flatnonzero((shard.numbers < 0) | (shard.numbers >= classes))):
         row = int(wrong[0])
         raise InputError(
-            f"{each.file} row {row} has label {each.numbers[row]}, outside 0 to {classes - 1}; correct or remove it"
+            f"{shard.file} row {row} has label {shard.numbers[row]}, outside 0 to {classes - 1}; correct or remove it"
         )
 
 

@@ -80,7 +80,7 @@ def stratified_split(
         what: The data set, for messages.
 
     Returns:
-        Item numbers of the training part and of the held-out part, each ascending.
+        LabelledImage numbers of the training part and of the held-out part, each ascending.
 
     Raises:
         InputError: A class has fewer than two images, or the parts are too small to hold every class.

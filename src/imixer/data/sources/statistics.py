@@ -17,8 +17,8 @@ from imixer.data.sources.decoding import (
     FRAMES,
     TURNED,
     PixelFormat,
-    is_deep,
     is_gray,
+    is_high_depth,
     is_transparent,
     pixel_format,
     to_channels,
@@ -34,7 +34,7 @@ _FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 
 
 @dataclass(frozen=True)
-class Survey:
+class DatasetStatistics:
     """Facts on a sample of images.
 
     Args:
@@ -56,27 +56,29 @@ class Survey:
     problem: str = ""
 
 
-class Extremes:
+class MinMaxObserver:
     """Collect the smallest and largest stored value of images with more than 8 bits. Several threads may."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._of: dict[str, tuple[float, float]] = {}
+        self._by_kind: dict[str, tuple[float, float]] = {}
 
-    def see(self, image: Image.Image) -> None:
+    def observe(self, image: Image.Image) -> None:
         """Count an image in, if it has more than 8 bits."""
-        if not is_deep(image):
+        if not is_high_depth(image):
             return
         values = np.asarray(image)
         low, high, kind = float(values.min()), float(values.max()), "floats" if image.mode == "F" else "integers"
         with self._lock:
-            before = self._of.get(kind, (low, high))
-            self._of[kind] = min(low, before[0]), max(high, before[1])
+            before = self._by_kind.get(kind, (low, high))
+            self._by_kind[kind] = min(low, before[0]), max(high, before[1])
 
-    def measured(self) -> tuple[float, float] | None:
+    def min_max(self) -> tuple[float, float] | None:
         """The smallest and the largest value. None if no image had more than 8 bits."""
         return (
-            (min(low for low, _ in self._of.values()), max(high for _, high in self._of.values())) if self._of else None
+            (min(low for low, _ in self._by_kind.values()), max(high for _, high in self._by_kind.values()))
+            if self._by_kind
+            else None
         )
 
     def value_range(self) -> tuple[float, float] | None:
@@ -85,27 +87,27 @@ class Extremes:
         Raises:
             InputError: Some images hold integers and others floats, whose ranges differ.
         """
-        if not self._of:
+        if not self._by_kind:
             return None
-        if len(self._of) > 1:
+        if len(self._by_kind) > 1:
             raise InputError(
                 "some images hold floats and others integers of more than 8 bits, and black and white are not the same "
                 "values in both; pass --data.value_range, or convert them to one kind"
             )
-        ((kind, (low, high)),) = self._of.items()
+        ((kind, (low, high)),) = self._by_kind.items()
         fitting = _FLOAT_RANGES if kind == "floats" else [(0.0, 2.0**bits - 1) for bits in _DEPTHS]
         return next((each for each in fitting if each[0] <= low and high <= each[1]), (low, high))
 
 
-class _Seen:
+class _SampleCounts:
     """What a pass over the sample counts."""
 
     def __init__(self) -> None:
         self.sizes: set[tuple[int, int]] = set()
-        self.gray = self.turned = self.transparent = self.several_frames = self.cut = self.flat = 0
-        self.gray_shares = np.zeros(256)
-        self.colour_shares = np.zeros((3, 256))
-        self.pictures: set[bytes] = set()
+        self.gray = self.turned = self.transparent = self.several_frames = self.cut = self.single_colour = 0
+        self.gray_histogram = np.zeros(256)
+        self.colour_histogram = np.zeros((3, 256))
+        self.distinct_images: set[bytes] = set()
 
 
 def dataset_statistics(
@@ -113,9 +115,9 @@ def dataset_statistics(
     count: int,
     *,
     config: DataConfig | None = None,
-    extremes: Extremes | None = None,
+    observer: MinMaxObserver | None = None,
     what: str = "the data",
-) -> Survey:
+) -> DatasetStatistics:
     """Measure up to 2,000 of `count` images, up to 500 when they are large. The sample is always the same.
 
     Args:
@@ -133,37 +135,41 @@ def dataset_statistics(
     if first.width * first.height > _LARGE:
         order = order[:_SAMPLE_OF_LARGE]
     settings = config or DataConfig()
-    extremes = extremes or Extremes()
+    observer = observer or MinMaxObserver()
 
     pixels = replace(pixel_format(settings), value_range=None)
-    seen = _look(load, order, pixels, extremes)
-    value_range = settings.value_range or extremes.value_range()
-    if settings.value_range and extremes.measured() is None:
+    sample = _count_sample(load, order, pixels, observer)
+    value_range = settings.value_range or observer.value_range()
+    if settings.value_range and observer.min_max() is None:
         raise InputError(
             f"data.value_range is {_span(settings.value_range)}, but the images of {what} have 8 bits, and black and "
             "white are 0 and 255; leave it out"
         )
     if value_range is not None:
         pixels = replace(pixels, value_range=value_range)
-        seen = _look(load, order, pixels, extremes)
+        sample = _count_sample(load, order, pixels, observer)
 
-    all_gray = seen.gray == len(order)
-    shares = seen.gray_shares[None] if all_gray else seen.colour_shares + seen.gray_shares
-    mean, std = moments(shares / len(order))
-    return Survey(
+    all_gray = sample.gray == len(order)
+    histogram = sample.gray_histogram[None] if all_gray else sample.colour_histogram + sample.gray_histogram
+    mean, std = moments(histogram / len(order))
+    return DatasetStatistics(
         1 if all_gray else 3,
-        seen.sizes.pop() if len(seen.sizes) == 1 else None,
+        sample.sizes.pop() if len(sample.sizes) == 1 else None,
         mean,
         std,
         pixels,
-        _notes(seen, shares, len(order), settings, extremes, pixels),
-        _problem(seen, shares, len(order), what, pixels),
+        _notes(sample, histogram, len(order), settings, observer, pixels),
+        _problem(sample, histogram, len(order), what, pixels),
     )
 
 
-def survey_usable(
-    load: Callable[[int], Image.Image], count: int, config: DataConfig, what: str, extremes: Extremes | None = None
-) -> Survey:
+def usable_statistics(
+    load: Callable[[int], Image.Image],
+    count: int,
+    config: DataConfig,
+    what: str,
+    observer: MinMaxObserver | None = None,
+) -> DatasetStatistics:
     """Measure as `survey` does, and see that there is something to learn.
 
     Args:
@@ -176,100 +182,102 @@ def survey_usable(
     Raises:
         InputError: All images of the sample are of one and the same colour or are the same picture; and as `survey`.
     """
-    facts = dataset_statistics(load, count, config=config, extremes=extremes, what=what)
-    if facts.problem:
-        raise InputError(facts.problem)
-    return facts
+    statistics = dataset_statistics(load, count, config=config, observer=observer, what=what)
+    if statistics.problem:
+        raise InputError(statistics.problem)
+    return statistics
 
 
-def _look(
-    load: Callable[[int], Image.Image], order: NDArray[np.int64], pixels: PixelFormat, extremes: Extremes
-) -> _Seen:
+def _count_sample(
+    load: Callable[[int], Image.Image], order: NDArray[np.int64], pixels: PixelFormat, observer: MinMaxObserver
+) -> _SampleCounts:
     """Count over the sample. Without a range, images of more than 8 bits only have their extremes seen."""
-    seen = _Seen()
+    sample = _SampleCounts()
     for index in order:
         image = load(int(index))
-        seen.sizes.add((image.height, image.width))
-        seen.turned += TURNED in image.info
-        seen.several_frames += image.info.get(FRAMES, 1) > 1
-        seen.cut += bool(image.info.get(CUT))
-        seen.gray += is_gray(image)
-        if is_deep(image) and pixels.value_range is None:
-            extremes.see(image)
+        sample.sizes.add((image.height, image.width))
+        sample.turned += TURNED in image.info
+        sample.several_frames += image.info.get(FRAMES, 1) > 1
+        sample.cut += bool(image.info.get(CUT))
+        sample.gray += is_gray(image)
+        if is_high_depth(image) and pixels.value_range is None:
+            observer.observe(image)
             continue
-        seen.transparent += is_transparent(image)
-        bytes_ = to_channels(image, 1 if is_gray(image) else 3, pixels)
-        shares = _shares(bytes_)
+        sample.transparent += is_transparent(image)
+        converted = to_channels(image, 1 if is_gray(image) else 3, pixels)
+        histogram = _histogram(converted)
         if is_gray(image):
-            seen.gray_shares += shares[0]
+            sample.gray_histogram += histogram[0]
         else:
-            seen.colour_shares += shares
-        seen.flat += bool((shares.max(axis=1) == 1).all())
-        if len(seen.pictures) < 2:
-            seen.pictures.add(bytes_.tobytes())
-    return seen
+            sample.colour_histogram += histogram
+        sample.single_colour += bool((histogram.max(axis=1) == 1).all())
+        if len(sample.distinct_images) < 2:
+            sample.distinct_images.add(converted.tobytes())
+    return sample
 
 
-def _shares(image: Image.Image) -> NDArray[np.float64]:
+def _histogram(image: Image.Image) -> NDArray[np.float64]:
     """Share of the pixels at each of the 256 values, per channel: moments of it are exact."""
     counts = np.array(image.histogram(), dtype=np.float64)
     return counts.reshape(-1, 256) / (image.width * image.height)
 
 
-def _problem(seen: _Seen, shares: NDArray[np.float64], count: int, what: str, pixels: PixelFormat) -> str:
+def _problem(sample: _SampleCounts, histogram: NDArray[np.float64], count: int, what: str, pixels: PixelFormat) -> str:
     """Why the images of the sample cannot be told apart; empty if they can."""
-    if all(np.count_nonzero(channel) == 1 for channel in shares):
+    if all(np.count_nonzero(channel) == 1 for channel in histogram):
         remedy = "look whether they hold what you think"
-        if seen.transparent:
+        if sample.transparent:
             other = "black" if pixels.background else "white"
             remedy = f"they are transparent: pass --data.background {other}, or {remedy}"
         elif pixels.value_range:
             remedy = f"black and white are {_span(pixels.value_range)}: pass --data.value_range, or {remedy}"
-        values = [int(np.flatnonzero(channel)[0]) for channel in shares]
+        values = [int(np.flatnonzero(channel)[0]) for channel in histogram]
         return f"all {count:,} sampled images of {what} are of one colour, {_colour(values)}; {remedy}"
-    brightest = int(np.flatnonzero(shares.sum(axis=0))[-1])
-    if seen.cut == count and brightest < _BARELY_USED:
+    brightest = int(np.flatnonzero(histogram.sum(axis=0))[-1])
+    if sample.cut == count and brightest < _BARELY_USED:
         return (
             f"the sampled images of {what} have 16-bit colours, of which the upper 8 bits are read, and these reach "
             f"only {brightest} of 255; convert them to 8 bits"
         )
-    if count > 1 and len(seen.pictures) == 1:
+    if count > 1 and len(sample.distinct_images) == 1:
         return f"all {count:,} sampled images of {what} are the same picture; look whether they hold what you think"
     return ""
 
 
 def _notes(
-    seen: _Seen,
-    shares: NDArray[np.float64],
+    sample: _SampleCounts,
+    histogram: NDArray[np.float64],
     count: int,
     settings: DataConfig,
-    extremes: Extremes,
+    observer: MinMaxObserver,
     pixels: PixelFormat,
 ) -> tuple[str, ...]:
     """What was seen on the sample, a sentence each."""
-    sample = f"of {count:,} looked at"
+    of_sample = f"of {count:,} looked at"
     notes = []
-    if 0 < seen.gray < count:
-        notes.append(f"RGB, as {count - seen.gray:,} {sample} are in colour; the gray ones have three equal channels")
-    if seen.gray == count:
+    if 0 < sample.gray < count:
+        notes.append(
+            f"RGB, as {count - sample.gray:,} {of_sample} are in colour; the gray ones have three equal channels"
+        )
+    if sample.gray == count:
         notes.append(f"1 channel, as all {count:,} looked at are gray; colour in any other would be dropped")
-    measured = extremes.measured()
-    if pixels.value_range is not None and measured is not None:
-        source = "set" if settings.value_range else f"as values run from {measured[0]:g} to {measured[1]:g}"
+    min_max = observer.min_max()
+    if pixels.value_range is not None and min_max is not None:
+        source = "set" if settings.value_range else f"as values run from {min_max[0]:g} to {min_max[1]:g}"
         notes.append(f"more than 8 bits: {_span(pixels.value_range)} become black and white, {source}")
     else:
-        used = np.flatnonzero(shares.sum(axis=0))
+        used = np.flatnonzero(histogram.sum(axis=0))
         notes.append(f"8 bits: values from {used[0]} to {used[-1]}, where 0 is black and 255 white")
-    if seen.cut:
-        notes.append(f"{seen.cut:,} {sample} have 16-bit colours, of which the upper 8 bits are used")
-    if seen.transparent:
-        notes.append(f"{seen.transparent:,} {sample} are transparent in part and lie on {settings.background}")
-    if seen.turned:
-        notes.append(f"{seen.turned:,} {sample} were turned upright as their EXIF orientation says")
-    if seen.several_frames:
-        notes.append(f"{seen.several_frames:,} {sample} hold several frames, of which the first is used")
-    if seen.flat:
-        notes.append(f"{seen.flat:,} {sample} are of a single colour each")
+    if sample.cut:
+        notes.append(f"{sample.cut:,} {of_sample} have 16-bit colours, of which the upper 8 bits are used")
+    if sample.transparent:
+        notes.append(f"{sample.transparent:,} {of_sample} are transparent in part and lie on {settings.background}")
+    if sample.turned:
+        notes.append(f"{sample.turned:,} {of_sample} were turned upright as their EXIF orientation says")
+    if sample.several_frames:
+        notes.append(f"{sample.several_frames:,} {of_sample} hold several frames, of which the first is used")
+    if sample.single_colour:
+        notes.append(f"{sample.single_colour:,} {of_sample} are of a single colour each")
     return tuple(notes)
 
 
@@ -284,11 +292,11 @@ def _colour(values: Sequence[int]) -> str:
     return f"{values[0]} of 255" if len(set(values)) == 1 else f"RGB {tuple(values)}"
 
 
-def moments(shares: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(histogram: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, in [0, 1], of a (channels, 256) table of shares that sum to 1."""
     values = np.arange(256) / 255
-    mean = shares @ values
-    variance = (shares * (values - mean[:, None]) ** 2).sum(axis=1)
+    mean = histogram @ values
+    variance = (histogram * (values - mean[:, None]) ** 2).sum(axis=1)
     # a set of constant images must not divide by zero
     std = np.maximum(np.sqrt(variance), 1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())

@@ -8,11 +8,11 @@ from typing import Any
 from timm.data import create_dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, Item
-from imixer.data.sources.decoding import UnreadableImage, decode_bytes, reason
-from imixer.data.sources.image_files import expanded
-from imixer.data.sources.statistics import survey_usable
-from imixer.data.sources.wrapped import DeliveredImages, read_item
+from imixer.data.image_data import ImageData, LabelledImage
+from imixer.data.sources.decoding import UnreadableImage, decode_bytes, error_reason
+from imixer.data.sources.image_files import expand_user
+from imixer.data.sources.statistics import usable_statistics
+from imixer.data.sources.wrapped import WrappedDataset, read_item
 from imixer.errors import InputError
 
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
@@ -30,7 +30,7 @@ class _ReaderItems:
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> LabelledImage:
         file, label = self.reader[index][:2]
         with file:
             encoded = file.read()
@@ -66,35 +66,35 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
     train = _open(name, "train", config)
     val, val_split = _open_held_out(name, config)
     class_names = _class_names(train, name)
-    facts = survey_usable(lambda index: read_item(train, index, name)[0], len(train), config, name)
+    statistics = usable_statistics(lambda index: read_item(train, index, name)[0], len(train), config, name)
     return ImageData(
         name=name.lower().replace("/", "_"),
-        train=DeliveredImages(train, facts.in_chans, f"{name} (training)", facts.pixels),
-        val=DeliveredImages(val, facts.in_chans, f"{name} (validation)", facts.pixels),
+        train=WrappedDataset(train, statistics.in_chans, f"{name} (training)", statistics.pixels),
+        val=WrappedDataset(val, statistics.in_chans, f"{name} (validation)", statistics.pixels),
         class_names=class_names,
-        in_chans=facts.in_chans,
-        native_size=facts.native_size,
-        mean=facts.mean,
-        std=facts.std,
+        in_chans=statistics.in_chans,
+        native_size=statistics.native_size,
+        mean=statistics.mean,
+        std=statistics.std,
         sources=("its split train", f"its split {val_split}"),
-        notes=facts.notes,
-        value_range=facts.pixels.value_range,
+        notes=statistics.notes,
+        value_range=statistics.pixels.value_range,
         split=val_split,
     )
 
 
 def _open(name: str, split: str, config: DataConfig) -> Any:
-    root = str(expanded(config.root or "data"))
+    root = str(expand_user(config.root or "data"))
     try:
-        found: Any = create_dataset(name, root=root, split=split, download=config.download)
+        dataset: Any = create_dataset(name, root=root, split=split, download=config.download)
     except Exception as error:  # network, archive, file and name errors of many kinds
         hint = (
             f"put the files into {root} yourself"
             if config.download
             else "check the name, or pass --data.download true or --data.root with its folder"
         )
-        raise InputError(f"could not open {name} ({split}): {reason(error)}; {hint}") from error
-    return _ReaderItems(found.reader, f"{name} ({split})") if hasattr(found, "reader") else found
+        raise InputError(f"could not open {name} ({split}): {error_reason(error)}; {hint}") from error
+    return _ReaderItems(dataset.reader, f"{name} ({split})") if hasattr(dataset, "reader") else dataset
 
 
 def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
@@ -107,12 +107,12 @@ def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
     return _open(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
 
 
-def _class_names(found: Any, name: str) -> tuple[str, ...]:
-    if isinstance(found, _ReaderItems):
-        numbers = found.reader.class_to_idx
+def _class_names(dataset: Any, name: str) -> tuple[str, ...]:
+    if isinstance(dataset, _ReaderItems):
+        numbers = dataset.reader.class_to_idx
         names = sorted(numbers, key=numbers.__getitem__)
     else:
-        names = getattr(found, "classes", None) or []
+        names = getattr(dataset, "classes", None) or []
     if len(names) < 2:
         raise InputError(f"{name} does not list two or more classes; use a data set for classification")
     return tuple(map(str, names))

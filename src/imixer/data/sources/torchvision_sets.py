@@ -14,9 +14,9 @@ from torchvision import datasets
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
-from imixer.data.sources.decoding import read_file, reason, to_channels
-from imixer.data.sources.image_files import expanded
-from imixer.data.sources.wrapped import DeliveredImages
+from imixer.data.sources.decoding import error_reason, read_image_file, to_channels
+from imixer.data.sources.image_files import expand_user
+from imixer.data.sources.wrapped import WrappedDataset
 from imixer.errors import InputError
 
 
@@ -93,7 +93,7 @@ SETS = {
 
 def _read_rgb(path: str) -> Image.Image:
     # as torchvision reads them, so that results compare: not turned as EXIF says
-    return to_channels(read_file(path, "fetch the data set again", upright=False), 3)
+    return to_channels(read_image_file(path, "fetch the data set again", upright=False), 3)
 
 
 def _remove_empty(root: Path) -> None:
@@ -114,7 +114,7 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
             f"data.value_range is for images of more than 8 bits, and those of {name} have 8; leave it out"
         )
     entry = SETS[name]
-    root = expanded(config.root or "data")
+    root = expand_user(config.root or "data")
     factory = getattr(datasets, entry.factory)
     common: dict[str, Any] = {"root": str(root)}
     if entry.from_files:
@@ -129,17 +129,17 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         if fetch:
             if fresh:
                 _remove_empty(root)
-            raise InputError(f"could not download {name}: {reason(error)}; {put}") from error
+            raise InputError(f"could not download {name}: {error_reason(error)}; {put}") from error
         # torchvision's own words on missing files are a RuntimeError and speak of its arguments
-        why = "" if isinstance(error, RuntimeError) else f" ({reason(error)})"
+        why = "" if isinstance(error, RuntimeError) else f" ({error_reason(error)})"
         missing = f"{name} is not in {root} or is incomplete{why}"
         if entry.downloadable:
             raise InputError(f"{missing}: pass --data.download true, or --data.root with its folder") from error
         raise InputError(f"{missing} and cannot be downloaded automatically; {put}") from error
     return ImageData(
         name=name,
-        train=DeliveredImages(train, 3, f"{name} (training)"),
-        val=DeliveredImages(val, 3, f"{name} (validation)"),
+        train=WrappedDataset(train, 3, f"{name} (training)"),
+        val=WrappedDataset(val, 3, f"{name} (validation)"),
         # ImageNet gives each class a tuple of synonyms
         class_names=tuple(each if isinstance(each, str) else ", ".join(each) for each in train.classes),
         in_chans=3,

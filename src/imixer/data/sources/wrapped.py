@@ -6,12 +6,12 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from imixer.data.image_data import Item
-from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, deliver, reason
+from imixer.data.image_data import LabelledImage
+from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, convert_image, error_reason
 from imixer.errors import InputError
 
 
-class DeliveredImages(Dataset[Item]):
+class WrappedDataset(Dataset[LabelledImage]):
     """Pairs of an image and a label, as mode `L` or `RGB` and a plain int.
 
     Args:
@@ -30,17 +30,19 @@ class DeliveredImages(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> LabelledImage:
         image, label = read_item(self.items, index, self.name)
-        return deliver(image, self.in_chans, self.pixels, f"{index} of {self.name}"), label
+        return convert_image(image, self.in_chans, self.pixels, f"{index} of {self.name}"), label
 
 
-def read_item(items: Any, index: int, name: str) -> Item:
+def read_item(items: Any, index: int, name: str) -> LabelledImage:
     """An item as it is stored. Raises InputError naming it when it cannot be read."""
     try:
         image, label = items[index]
     except InputError:
         raise
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise InputError(f"cannot read image {index} of {name}: {reason(error)}; fetch the data set again") from error
+        raise InputError(
+            f"cannot read image {index} of {name}: {error_reason(error)}; fetch the data set again"
+        ) from error
     return image, int(label)
