@@ -26,6 +26,9 @@ from imixer.data.transforms import (
 )
 from imixer.errors import InputError
 
+Batch: TypeAlias = "tuple[Tensor, Tensor]"
+_ERASING = 2  # keeps the randomness of erasing micro-batches apart from that of images and of mixing
+
 
 def build_batches(
     data: ImageData,
@@ -38,24 +41,27 @@ def build_batches(
     shard: BatchShard,
     held_out_batch: int,
 ) -> tuple[Any, Any]:
-    """Training and held-out batches on a device.
+    """Build the training batches and the held-out batches on a device.
 
-    The first has `epoch(epoch, start)`, which gives the parts of an epoch from part `start` on, and as its length their
-    number; the second is iterated over. Both give pairs of images, float (B, C, H, W), and targets: int64 (B,), or
-    float (B, classes) where images are mixed.
+    The training batches have `epoch(epoch, start)`, which yields the micro-batches of an epoch from number `start` on,
+    and a length, the number of micro-batches per epoch. The held-out batches are iterated over. Both yield pairs of
+    images and targets. Images are float (B, C, H, W). Targets are int64 (B,), or float (B, classes) where images are
+    mixed.
 
     Args:
         data: The data set.
         config: Pipeline, batch size and augmentation.
         input_size: (channels, height, width) of the model's input in pixels.
-        smoothing: Label smoothing, contained in mixed targets.
-        seed: Training seed.
-        device: Where the batches are wanted.
-        share: What of each batch is this process's.
+        smoothing: Label smoothing, which mixed targets contain.
+        seed: Training seed, 0 or more.
+        device: The device that the batches are wanted on.
+        shard: The images of each batch that are this process's.
         held_out_batch: Held-out images per batch.
 
     Raises:
-        InputError: If the data do not go with the configuration.
+        InputError: If the channels differ from the model's, an augmentation setting makes no sense, a batch is larger
+            than the data set, images are to be mixed and cannot be paired, or the pipeline `device` cannot serve the
+            data.
     """
     common: dict[str, Any] = {"device": device, "shard": shard}
     mixing: dict[str, Any] = {"num_classes": len(data.class_names), "smoothing": smoothing, "seed": seed}
@@ -69,18 +75,16 @@ def build_batches(
     )
 
 
-Batch: TypeAlias = "tuple[Tensor, Tensor]"
-_ERASING = 2  # keeps the randomness of erasing parts apart from that of images and of mixing
-
-
 class TrainingImages(Dataset["tuple[Tensor, int]"]):
-    """Augmented images, addressed by (number, epoch): what augmentation draws depends on these and the seed only.
+    """Augmented training images, indexed by (number, epoch).
+
+    What augmentation draws depends on number, epoch and seed only, whichever loader process draws it.
 
     Args:
         items: Pairs of an image and a label.
         transform: From an image to a tensor; it may draw from the generators of random, numpy and torch.
-        seed: Training seed.
-        flips: Decides which images are mirrored, or None: the transform does.
+        seed: Training seed, 0 or more.
+        flips: Decides which images are mirrored. None: the transform does.
     """
 
     def __init__(
@@ -94,8 +98,8 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[Tensor, int]:
-        number, epoch = address
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
+        number, epoch = index
         image, label = self.items[number]
         if self.flips and self.flips(np.array([number]), epoch)[0]:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -104,12 +108,12 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
 
 
 class HeldOutImages(Dataset["tuple[Tensor, int]"]):
-    """Every `world`-th image, from number `rank` on, as a tensor.
+    """Held-out images as tensors: every `world_size`-th one, from number `rank` on.
 
     Args:
         items: Pairs of an image and a label.
         transform: From an image to a tensor.
-        share: Which of them are this process's.
+        shard: The images that are this process's.
     """
 
     def __init__(self, items: LabelledImages, transform: Transform, shard: BatchShard) -> None:
@@ -120,13 +124,13 @@ class HeldOutImages(Dataset["tuple[Tensor, int]"]):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        image, label = self.items[self.numbers[place]]
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.items[self.numbers[index]]
         return self.transform(image), label
 
 
 class _EpochSampler(Sampler[list[tuple[int, int]]]):
-    """What a `DataLoader` is to fetch: the rest of the epoch that it was set to."""
+    """The indices (number, epoch) that a `DataLoader` fetches: the rest of the epoch that is set."""
 
     def __init__(self, order: BatchOrder) -> None:
         self.order = order
@@ -141,13 +145,16 @@ class _EpochSampler(Sampler[list[tuple[int, int]]]):
 
 
 class TrainingBatches:
-    """Augmented parts of batches on a device, loaded and augmented image by image.
+    """Augmented micro-batches on a device, loaded and augmented image by image: the pipeline `timm`.
+
+    Choose it for images of any size and any policy of timm's. The pipeline `device` is faster for small images of one
+    size.
 
     Args:
         images: The images.
-        order: Which of them make up each part.
+        order: The numbers of the images in each micro-batch.
         mixup: timm's `Mixup`, or None.
-        device: Where the parts are wanted.
+        device: The device that the micro-batches are wanted on.
         erasing: timm's `RandomErasing`, for mixed images, or None.
         loading: Further arguments of the `DataLoader`.
     """
@@ -169,36 +176,38 @@ class TrainingBatches:
         self._loader = DataLoader(images, batch_sampler=self._sampler, **loading)
 
     def __len__(self) -> int:
-        """Parts per epoch."""
+        """Count the micro-batches of this process per epoch."""
         return len(self.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Images (part, C, H, W), float, and targets, int64 (part,) or, mixed, float (part, classes).
+        """Yield the micro-batches of an epoch, as pairs of images and targets.
+
+        Images are float (B, C, H, W). Targets are int64 (B,), or float (B, classes) if images are mixed.
 
         Args:
-            epoch: Which epoch.
-            start: Number of the first part wanted.
+            epoch: Number of the epoch, from 0.
+            start: Number of the first micro-batch wanted.
         """
         self._sampler.epoch, self._sampler.start = epoch, start
         for number, (images, labels) in enumerate(self._loader, start):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            place = (self.seed, epoch, number, self.order.shard.rank)
+            position = (self.seed, epoch, number, self.order.shard.rank)
             if self.mixup is not None:
-                np.random.seed(mixed_seed(*place))
+                np.random.seed(mixed_seed(*position))
                 images, labels = self.mixup(images, labels)
             if self.erasing is not None:
-                seed_globally(_ERASING, *place)
+                seed_globally(_ERASING, *position)
                 images = self.erasing(images)
             yield images, labels
 
 
 class HeldOutBatches:
-    """This process's share of the held-out images, in order, on a device.
+    """Batches of this process's held-out images, in order, on a device.
 
     Args:
         images: The images.
-        device: Where the batches are wanted.
+        device: The device that the batches are wanted on.
         loading: Further arguments of the `DataLoader`.
     """
 
@@ -207,7 +216,7 @@ class HeldOutBatches:
         self._loader = DataLoader(images, **loading)
 
     def __len__(self) -> int:
-        """Batches of this process."""
+        """Count the batches of this process."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -226,21 +235,21 @@ def build_training(
     device: torch.device,
     shard: BatchShard = BatchShard(),  # noqa: B008
 ) -> TrainingBatches:
-    """Training images, shuffled and augmented, as `config` says.
+    """Build the shuffled and augmented training batches of the pipeline `timm`.
 
     Args:
         data: The data set.
         config: Batch size, workers and augmentation.
         input_size: (channels, height, width) of the model's input in pixels.
         num_classes: Number of classes.
-        smoothing: Label smoothing, contained in the targets if images are mixed.
+        smoothing: Label smoothing, which the targets contain if images are mixed.
         seed: Training seed, 0 or more.
-        device: Where the images are wanted.
-        share: What of each batch is this process's.
+        device: The device that the images are wanted on.
+        shard: The images of each batch that are this process's.
 
     Raises:
-        InputError: Channels do not match, an augmentation setting makes no sense, a batch is larger than the data set,
-            or images are to be mixed and cannot be paired.
+        InputError: If channels do not match, an augmentation setting makes no sense, a batch is larger than the data
+            set, or images are to be mixed and cannot be paired.
     """
     check_channels(data, input_size)
     flips = alternating_flips(config, len(data.train), seed)
@@ -265,18 +274,18 @@ def build_held_out(
     batch_size: int,
     shard: BatchShard = BatchShard(),  # noqa: B008
 ) -> HeldOutBatches:
-    """Held-out images in order, never augmented.
+    """Build the held-out batches of the pipeline `timm`: in order, never augmented.
 
     Args:
         data: The data set.
         config: Workers, `crop_pct` and interpolation.
         input_size: (channels, height, width) of the model's input in pixels.
-        device: Where the images are wanted.
+        device: The device that the images are wanted on.
         batch_size: Images per batch.
-        share: Which of them are this process's.
+        shard: The images that are this process's.
 
     Raises:
-        InputError: Channels do not match.
+        InputError: If channels do not match.
     """
     check_channels(data, input_size)
     transform = eval_transform(input_size, data.mean, data.std, config.crop_pct, config.interpolation)
@@ -292,15 +301,15 @@ def batches_in_order(
     batch_size: int,
     shard: BatchShard = BatchShard(),  # noqa: B008
 ) -> HeldOutBatches:
-    """Labelled images in order.
+    """Build batches of any labelled images, in order.
 
     Args:
         items: Pairs of an image and a label.
         transform: From an image to what the model takes.
         config: Workers.
-        device: Where the images are wanted.
+        device: The device that the images are wanted on.
         batch_size: Images per batch.
-        share: Which of them are this process's.
+        shard: The images that are this process's.
     """
     return HeldOutBatches(HeldOutImages(items, transform, shard), device, batch_size=batch_size, **_loading(config, 0))
 
@@ -316,7 +325,7 @@ def _loading(config: DataConfig, seed: int) -> dict[str, Any]:
 
 
 def worker_message(error: InputError) -> str:
-    """The line an InputError was raised with, without the traceback that a loader process wraps it in."""
+    """Strip the traceback that a loader process wraps an InputError in; return its own line."""
     marker = f"{InputError.__module__}.{InputError.__qualname__}: "
     text = str(error)
     return text.rpartition(marker)[2].splitlines()[0] if text.startswith("Caught ") and marker in text else text

@@ -1,4 +1,4 @@
-"""What to train on, and how images become tensors. Free of torch, so that `--help` is instant."""
+"""Settings of data set, split, loading and augmentation. Free of torch, so that `--help` is instant."""
 
 from __future__ import annotations
 

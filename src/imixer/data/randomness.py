@@ -1,4 +1,4 @@
-"""Randomness as a function of where training stands, so that it goes on anywhere as if it had never stopped."""
+"""Seeds as a function of where training stands, so that a resumed run goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import torch
 
 
 def mixed_seed(*numbers: int) -> int:
-    """A seed below 2**32 from several numbers.
+    """Derive one seed below 2**32 from several numbers, such as training seed and epoch.
 
-    Were they added, epoch 1 of seed 0 would be the same as epoch 0 of seed 1.
+    They are hashed. If they were added, epoch 1 of seed 0 would be the same as epoch 0 of seed 1.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def seed_globally(*numbers: int, devices: bool = True) -> None:
-    """Seed random, numpy and torch, from all of which timm's augmentation and torch's dropout draw.
+    """Seed the global generators of random, numpy and torch, from which timm's augmentation and torch's dropout draw.
 
     Args:
-        numbers: What the seed is mixed from.
+        numbers: The numbers that the seed is derived from.
         devices: Whether to seed the accelerators' generators too.
     """
     seed = mixed_seed(*numbers)

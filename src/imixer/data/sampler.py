@@ -1,4 +1,4 @@
-"""Which images make up each batch: a function of seed and epoch, whatever the number of devices."""
+"""The order of images in each epoch, cut into batches and micro-batches: the same for any number of devices."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from imixer.errors import InputError
 
 @dataclass(frozen=True)
 class BatchShard:
-    """What of each batch one process gets, and in how many parts.
+    """The images of each batch that one process trains on, and the number of micro-batches it cuts them into.
 
     Args:
-        rank: Number of the process.
-        world: How many processes there are.
-        accumulate: Parts that the process cuts its share into.
+        rank: Number of the process, from 0.
+        world_size: Number of processes.
+        accumulate: Micro-batches per process and optimizer step (gradient accumulation).
     """
 
     rank: int = 0
@@ -28,16 +28,20 @@ class BatchShard:
 
 
 class BatchOrder:
-    """Parts of batches, each a list of image numbers, in a fresh order each epoch.
+    """A sampler of micro-batches, each a tensor of image numbers, in a fresh order each epoch.
 
-    Step k of an epoch takes the k-th `batch_size` images of the epoch's order; each process takes its share of them, in
-    parts. Images that fill no whole batch sit the epoch out.
+    Choose it over torch's `DistributedSampler` where a run must give the same batches on any number of devices, and
+    must resume in the middle of an epoch. Step k takes the k-th `batch_size` images of the epoch's order. Each process
+    takes its shard of them. Images that fill no whole batch sit the epoch out.
 
     Args:
-        count: How many images there are.
-        batch_size: Images per step, over all processes.
-        seed: Seed, 0 or more.
-        share: Which of them are this process's.
+        count: Number of images.
+        batch_size: Images per optimizer step, over all processes.
+        seed: Training seed, 0 or more.
+        shard: The images of each batch that are this process's.
+
+    Attributes:
+        micro_batch_size: Images per micro-batch.
 
     Raises:
         InputError: If there are fewer images than a batch takes.
@@ -55,11 +59,16 @@ class BatchOrder:
         self.micro_batch_size = batch_size // (shard.world_size * shard.accumulate)
 
     def __len__(self) -> int:
-        """Parts per epoch."""
+        """Count the micro-batches of this process per epoch."""
         return self.count // self.batch_size * self.shard.accumulate
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
-        """Image numbers (part,) of the parts of an epoch, from part number `start` on."""
+        """Yield the image numbers of each micro-batch of an epoch, as tensors (micro_batch_size,).
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start: Number of the first micro-batch wanted.
+        """
         order = epoch_order(self.count, self.seed, epoch)
         for number in range(start, len(self)):
             step, micro_batch = divmod(number, self.shard.accumulate)
@@ -70,5 +79,5 @@ class BatchOrder:
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """A permutation of 0 to count - 1 that depends on seed and epoch only."""
+    """Draw a permutation of 0 to count - 1 that depends on seed and epoch only."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))

@@ -25,19 +25,20 @@ _POLICY = re.compile(r"(rand|augmix|v0|v0r|original|originalr|3a)(-([a-z]+\d[\d.
 def train_transform(
     config: DataConfig, input_size: tuple[int, int, int], mean: Sequence[float], std: Sequence[float]
 ) -> transforms.Compose:
-    """Crop, flip, augment, normalise and erase, in this order, as `config` says.
+    """Build the training transform: crop, flip, augment, normalise and erase, in this order.
 
     Args:
         config: Gives `crop`, `hflip`, `auto_augment`, `random_erasing` and their settings.
-        input_size: (channels, height, width) of the result.
+        input_size: (channels, height, width) of the result in pixels.
         mean: Mean per channel to subtract, in [0, 1].
         std: Standard deviation per channel to divide by, in [0, 1].
 
     Returns:
-        A function from an image of mode `L` or `RGB` and any size to a float tensor of shape `input_size`.
+        A function from an image of mode `L` or `RGB` and any size to a float tensor of shape `input_size`. Its
+        `transforms` are its steps.
 
     Raises:
-        InputError: The augmentation policy, or the range of a crop, makes no sense.
+        InputError: If timm knows no such augmentation policy, or the range of a crop is none.
     """
     _require_range("scale", config.scale, upper=1.0)
     _require_range("ratio", config.ratio)
@@ -77,10 +78,10 @@ def eval_transform(
     crop_pct: float,
     interpolation: str,
 ) -> Transform:
-    """Resize, cut out the centre and normalise; nothing is random.
+    """Build the transform for validation and prediction: resize, cut out the centre and normalise. Nothing is random.
 
     Args:
-        input_size: (channels, height, width) of the result.
+        input_size: (channels, height, width) of the result in pixels.
         mean: Mean per channel to subtract, in [0, 1].
         std: Standard deviation per channel to divide by, in [0, 1].
         crop_pct: Share of the resized image's side that is kept, in (0, 1].
@@ -148,7 +149,7 @@ def posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
 
 
 def mend_posterize(steps: Iterable[Any]) -> None:
-    """Give each posterize operation of timm's policies the function above."""
+    """Replace the posterize operation of timm's policies by the function above."""
     for step in steps:
         groups = getattr(step, "policy", None) or [getattr(step, "ops", [])]
         for operation in (each for group in groups for each in group):
@@ -163,14 +164,14 @@ def shifts(config: DataConfig, size: tuple[int, int]) -> tuple[int, int]:
     """Compute the largest shift of the crops `pad` and `reflect`.
 
     Args:
-        config: Gives `shift`.
+        config: Gives `shift` and `crop`.
         size: (height, width) of the crop in pixels.
 
     Returns:
         Pixels down and to the right.
 
     Raises:
-        InputError: If the crop would leave the image, or its reflection.
+        InputError: If the shift is a side or more, or an image of one pixel is to be reflected.
     """
     if config.shift is not None and config.shift >= min(size):
         raise InputError(
@@ -183,13 +184,13 @@ def shifts(config: DataConfig, size: tuple[int, int]) -> tuple[int, int]:
 
 
 class AlternatingFlips:
-    """Which images are mirrored in which epoch: each in every other one.
+    """The images that are mirrored in each epoch: each image in every other one.
 
-    A function of seed, epoch and image number. Choose it for short trainings: an image is then seen from both sides
-    in any two epochs in a row, where independent draws repeat a side half of the time.
+    Choose it for short trainings. An image is then seen from both sides in any two epochs in a row, where independent
+    draws repeat a side half of the time. The decision depends on seed, epoch and image number only.
 
     Args:
-        count: How many images there are.
+        count: Number of images.
         seed: Training seed, 0 or more.
         first: Probability that an image is mirrored in epoch 0.
 
@@ -200,35 +201,43 @@ class AlternatingFlips:
         self._first = np.random.default_rng((_STREAM, seed)).random(count) < first
 
     def __call__(self, numbers: NDArray[np.int64], epoch: int) -> NDArray[np.bool_]:
-        """Decide on images by their numbers (batch,)."""
+        """Decide which images are mirrored.
+
+        Args:
+            numbers: Image numbers (B,).
+            epoch: Number of the epoch, from 0.
+
+        Returns:
+            Truth values (B,).
+        """
         mirrored: NDArray[np.bool_] = self._first[numbers] ^ bool(epoch % 2)
         return mirrored
 
 
 def alternating_flips(config: DataConfig, count: int, seed: int) -> AlternatingFlips | None:
-    """Build what decides on mirroring, or None if every epoch draws anew."""
+    """Build the decision on mirroring, or return None if every epoch draws anew."""
     return AlternatingFlips(count, seed, config.hflip) if config.flip == "alternating" else None
 
 
-def build_mixup(config: DataConfig, part: int, num_classes: int, smoothing: float) -> Mixup | None:
-    """Mixing of each batch with its own reverse, or None when both alphas are 0.
+def build_mixup(config: DataConfig, micro_batch_size: int, num_classes: int, smoothing: float) -> Mixup | None:
+    """Build timm's mixing of each micro-batch with its own reverse, or return None when both alphas are 0.
 
-    With both alphas above 0, each batch gets one of the two by the toss of a coin. The mixer turns
-    (images, labels) into (images, targets), and the targets have shape (batch, `num_classes`).
+    With both alphas above 0, each micro-batch gets Mixup or CutMix by the toss of a coin. The mixer turns (images,
+    labels) into (images, targets), with targets float (B, num_classes).
 
     Args:
         config: Gives `mixup` and `cutmix`.
-        part: Images that come at a time.
+        micro_batch_size: Images that are mixed at a time.
         num_classes: Number of classes.
         smoothing: Label smoothing, which the targets then contain.
 
     Raises:
-        InputError: The number of images is odd; they are mixed in pairs.
+        InputError: If the number of images is odd; they are mixed in pairs.
     """
     if config.mixup == 0 and config.cutmix == 0:
         return None
-    if part % 2:
-        whole = "" if part == config.batch_size else f", {part} images at a time"
+    if micro_batch_size % 2:
+        whole = "" if micro_batch_size == config.batch_size else f", {micro_batch_size} images at a time"
         raise InputError(
             f"data.batch_size is {config.batch_size}{whole}; data.mixup and data.cutmix mix pairs, give an even number"
         )

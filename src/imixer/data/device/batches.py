@@ -1,4 +1,4 @@
-"""Parts of training batches, and validation batches, made on the device."""
+"""Training micro-batches and validation batches made on the device."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from imixer.errors import InputError
 
 
 class Normalise:
-    """From bytes to floats with mean 0 and deviation 1.
+    """Normalisation of bytes to floats with mean 0 and standard deviation 1 per channel.
 
     Args:
         mean: Mean per channel, with pixel values in [0, 1].
-        std: Deviation per channel, likewise.
-        device: Where the images are.
+        std: Standard deviation per channel, likewise.
+        device: The device of the images.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
@@ -40,7 +40,12 @@ class Normalise:
         self.offset = (-middle / width).to(device, torch.float32)
 
     def __call__(self, images: Tensor, out: Tensor) -> Tensor:
-        """Write bytes as floats to `out`, and return it."""
+        """Write normalised images to `out`, and return it.
+
+        Args:
+            images: Bytes (B, C, H, W).
+            out: Floats (B, C, H, W).
+        """
         for chunk in chunks(len(images), math.prod(images.shape[1:]), images.device):
             out[chunk].copy_(images[chunk]).mul_(self.factor).add_(self.offset)
         return out
@@ -50,7 +55,7 @@ _Params = TypeVar("_Params", CropParams, OperationParams, ErasingParams)
 
 
 class _Step(NamedTuple):
-    """All that is random about one step, for the images and parts of all processes."""
+    """All that is random about one optimizer step, for the images and micro-batches of all processes."""
 
     crops: CropParams
     operations: OperationParams | None
@@ -60,22 +65,22 @@ class _Step(NamedTuple):
 
 
 class ResidentTraining:
-    """Training parts: (images, targets), normalised floats (part, channels, height, width) and either labels `int64`
-    (part,) or, with mixing, floats (part, classes).
+    """Training micro-batches cut and augmented on the device: the pipeline `device`.
 
-    What happens to an image depends on the seed, the epoch and its place in the epoch, and on nothing else; but images
-    are mixed within their part.
+    Choose it where loading images one by one would leave the device waiting: small images of one size. What happens to
+    an image depends on seed, epoch and its position in the epoch, and on nothing else; but images are mixed within
+    their micro-batch.
 
     Args:
         resident: The training images.
-        order: Which of them make up each part.
+        order: The numbers of the images in each micro-batch.
         crop: Cuts, resizes and flips.
-        augment: Applies random operations, or None.
+        augment: Applies random operations. None: no operations.
         normalise: Turns bytes into floats.
-        erasing: Erases boxes, or None.
-        mixing: Mixes each part with its reverse, or None.
+        erasing: Erases boxes. None: no boxes.
+        mixing: Mixes each micro-batch with its reverse. None: no mixing.
         erase_mixed: Whether to mix first and erase then.
-        flips: Decides which images are mirrored, or None: the crop does.
+        flips: Decides which images are mirrored. None: the crop does.
     """
 
     def __init__(
@@ -99,18 +104,25 @@ class ResidentTraining:
         self._floats = BufferPool(shape, images.device)
 
     def __len__(self) -> int:
-        """Parts per epoch of this process."""
+        """Count the micro-batches of this process per epoch."""
         return len(self.order)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Parts of an epoch, from part number `start` on."""
+        """Yield the micro-batches of an epoch, as pairs of images and targets.
+
+        Images are normalised floats (B, C, H, W). Targets are int64 (B,), or float (B, classes) with mixing.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start: Number of the first micro-batch wanted.
+        """
         shard = self.order.shard
         step = None
         for number, chosen in enumerate(self.order.epoch(epoch, start), start):
-            part = number % shard.accumulate
-            if step is None or part == 0:
+            micro_batch = number % shard.accumulate
+            if step is None or micro_batch == 0:
                 step = self._draw(epoch, number // shard.accumulate)
-            yield self._make(chosen, epoch, step, shard.rank * shard.accumulate + part)
+            yield self._make(chosen, epoch, step, shard.rank * shard.accumulate + micro_batch)
 
     def _draw(self, epoch: int, number: int) -> _Step:
         count, seed = self.order.batch_size, self.order.seed
@@ -123,12 +135,12 @@ class ResidentTraining:
             device = self._bytes.device
             generator = torch.Generator(device).manual_seed(mixed_seed(seed, epoch, number))
             noise = torch.randn(values, generator=generator, device=device)
-        parts = self.order.shard.world_size * self.order.shard.accumulate
-        mixings = [self.mixing.draw(rng) for _ in range(parts)] if self.mixing else []
+        micro_batches = self.order.shard.world_size * self.order.shard.accumulate
+        mixings = [self.mixing.draw(rng) for _ in range(micro_batches)] if self.mixing else []
         return _Step(crops, operations, boxes, noise, mixings)
 
-    def _make(self, chosen: Tensor, epoch: int, step: _Step, part: int) -> tuple[Tensor, Tensor]:
-        mine = slice(part * len(chosen), (part + 1) * len(chosen))
+    def _make(self, chosen: Tensor, epoch: int, step: _Step, micro_batch: int) -> tuple[Tensor, Tensor]:
+        mine = slice(micro_batch * len(chosen), (micro_batch + 1) * len(chosen))
         numbers = to_device(chosen.numpy(), self._bytes.device)
         crops = _take(step.crops, mine)
         if self.flips:
@@ -139,24 +151,25 @@ class ResidentTraining:
         images = self.normalise(self._bytes, self._floats.take())
         labels = self.resident.labels.index_select(0, numbers)
         if self.mixing and self.erase_mixed:
-            labels = self.mixing(images, labels, step.mixings[part])
+            labels = self.mixing(images, labels, step.mixings[micro_batch])
         if self.erasing and step.boxes and step.noise is not None:
             self.erasing(images, _take(step.boxes, mine), step.noise)
         if self.mixing and not self.erase_mixed:
-            labels = self.mixing(images, labels, step.mixings[part])
+            labels = self.mixing(images, labels, step.mixings[micro_batch])
         return images, labels
 
 
 class ResidentValidation:
-    """Validation batches of this process: (images, labels), normalised floats (batch, channels, height, width) and
-    `int64` (batch,). Every `world`-th image in order, and nothing is random.
+    """Validation batches of this process, made on the device: every `world_size`-th image, in order; nothing is random.
+
+    They are pairs of images, normalised floats (B, C, H, W), and labels, int64 (B,).
 
     Args:
         resident: The validation images.
         batch_size: Images per batch; the last one may be smaller.
         crop: Resizes and cuts the centre out.
         normalise: Turns bytes into floats.
-        share: Whose images to take.
+        shard: The images that are this process's.
     """
 
     def __init__(
@@ -166,7 +179,7 @@ class ResidentValidation:
         self.batch_size, self.crop, self.normalise = batch_size, crop, normalise
 
     def __len__(self) -> int:
-        """Batches of this process."""
+        """Count the batches of this process."""
         return -(-len(self.resident.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -179,6 +192,7 @@ class ResidentValidation:
 
 
 def _take(params: _Params, images: slice) -> _Params:
+    """Take those params that belong to some images of the batch."""
     return type(params)._make(array[images] for array in params)
 
 
@@ -205,12 +219,15 @@ def build_resident(
         num_classes: Number of classes, for mixing.
         smoothing: Label smoothing, which mixed targets contain.
         seed: Training seed, 0 or more.
-        device: Where the images are kept and augmented.
-        share: Which part of each batch this process trains on.
+        device: The device that images are kept and augmented on.
+        shard: The images of each batch that are this process's.
         held_out_batch: Held-out images per batch.
 
+    Returns:
+        Training micro-batches and validation batches.
+
     Raises:
-        InputError: This pipeline lacks the policy, the images differ in size or take more memory than there is,
+        InputError: If this pipeline lacks the policy, the images differ in size or take more memory than there is,
             channels do not match, the device lacks float64, or a setting makes no sense.
     """
     check_channels(data, input_size)

@@ -1,7 +1,7 @@
 """RandAugment's operations on pixel values, batched, as Pillow computes them.
 
-Each takes bytes (batch, channels, height, width), with 1 channel or 3, and an argument (batch, 1, 1, 1) for each image,
-and returns bytes of the same shape. Results agree with Pillow's to the byte.
+Each operation takes bytes (B, C, H, W), with 1 channel or 3, and an argument (B, 1, 1, 1) for each image. It returns
+bytes of the same shape. Results agree with Pillow's to the byte.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black: 0 is black, 1 the image, more is beyond."""
+    """Blend with black: 0 is black, 1 is the image, more is brighter."""
     return _blend(torch.zeros((), device=images.device), images, factor)
 
 
@@ -77,7 +77,10 @@ def sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _below(images: Tensor, threshold: Tensor) -> Tensor:
-    """255 where a value is less than the threshold, else 0: the sign of the difference. Faster than a comparison."""
+    """Compare bytes with thresholds: 255 where a value is less, else 0.
+
+    It is the sign of the difference, which is faster than a comparison.
+    """
     return ((images.to(torch.int16) - threshold.to(torch.int16)) >> 15).to(torch.uint8)
 
 

@@ -21,7 +21,7 @@ _ATTEMPTS = 10  # of torchvision and timm, before they take the centre
 
 
 class CropParams(NamedTuple):
-    """Where each image of a batch is cut, and which matrices resize it; arrays of shape (batch,).
+    """The box that each image of a batch is cut to, and the matrices that resize it; arrays of shape (B,).
 
     Args:
         top: First row of the box.
@@ -41,18 +41,18 @@ class CropParams(NamedTuple):
 
 
 class _Crop(ABC):
-    """Cut, mirror and resize a batch as drawn.
+    """A crop of whole batches: cut, mirror and resize as drawn.
 
-    Out = R x Q^T for each channel x of a box, moved to the corner; R and Q come out of two banks of matrices. Bytes are
+    Out = R x Q^T for each channel x of a box, moved to the corner. R and Q come out of two banks of matrices. Bytes are
     rounded after each product, as in Pillow. Results agree with Pillow's, but for ties: about one byte in a hundred is
-    off by one. (More of them are if torch multiplies in TF32; and where an image shrinks a lot in height, Pillow 13
-    multiplies by R first, which rounds differently.)
+    off by one. More of them are if torch multiplies in TF32; and where an image shrinks a lot in height, Pillow 13
+    multiplies by R first, which rounds differently.
 
     Args:
         banks: Matrices (number, target, source) that resize height and width, `float64`.
-        source: (height, width) of the images.
+        source: (height, width) of the images in pixels.
         hflip: Probability of mirroring.
-        device: Where the images are.
+        device: The device of the images.
     """
 
     def __init__(
@@ -71,14 +71,20 @@ class _Crop(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> CropParams:
-        """Decide on `count` images."""
+        """Draw the params of `count` images."""
 
     def mirrored(self, params: CropParams, flip: NDArray[np.bool_]) -> CropParams:
-        """Return the draws with others' decisions on mirroring (batch,)."""
+        """Replace the decisions on mirroring (B,)."""
         return params._replace(flip=flip)
 
     def __call__(self, images: Tensor, params: CropParams, out: Tensor) -> None:
-        """Write images (batch, channels, *source) as drawn to `out` (batch, channels, *target); both are bytes."""
+        """Crop a batch as drawn.
+
+        Args:
+            images: Bytes (B, C, *source).
+            params: The boxes.
+            out: Bytes (B, C, *target), which the result is written to.
+        """
         device, (height, width) = images.device, self.source
         start = params.left + np.where(params.flip, params.width - 1, 0)
         step = np.where(params.flip, -1, 1)
@@ -104,9 +110,9 @@ class ResizedCrop(_Crop):
 
     Args:
         config: Gives `scale`, `ratio`, `interpolation` and `hflip`.
-        source: (height, width) of the images.
-        target: (height, width) of the result.
-        device: Where the images are.
+        source: (height, width) of the images in pixels.
+        target: (height, width) of the result in pixels.
+        device: The device of the images.
     """
 
     def __init__(self, config: DataConfig, source: Size, target: Size, device: torch.device) -> None:
@@ -116,7 +122,7 @@ class ResizedCrop(_Crop):
         self.scale, self.ratio, self.filters = config.scale, config.ratio, len(filters)
 
     def draw(self, rng: np.random.Generator, count: int) -> CropParams:
-        """Decide on `count` images."""
+        """Draw the params of `count` images."""
         height, width = self.source
         area = rng.uniform(*self.scale, (count, _ATTEMPTS)) * (height * width)
         aspect = np.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), (count, _ATTEMPTS)))
@@ -147,17 +153,17 @@ class ResizedCrop(_Crop):
 
 
 class WindowCrop(_Crop):
-    """The whole image resized, and a window of it, black where it leaves the image, or its reflection.
+    """A window of the resized image; beyond the image it is black, or shows the image's reflection.
 
     Args:
-        resized: (height, width) to resize to.
+        resized: (height, width) to resize to, in pixels.
         starts: Possible first rows, and possible first columns, of the window; one is drawn.
-        target: (height, width) of the window.
+        target: (height, width) of the window in pixels.
         filters: `bilinear`, `bicubic`; one is drawn.
         hflip: Probability of mirroring the window.
-        source: (height, width) of the images.
-        device: Where the images are.
-        reflect: Mirror the image at its edges, without repeating these.
+        source: (height, width) of the images in pixels.
+        device: The device of the images.
+        reflect: Whether to mirror the image at its edges, without repeating these.
     """
 
     def __init__(
@@ -180,7 +186,7 @@ class WindowCrop(_Crop):
         super().__init__((rows, columns), source, hflip, device)
 
     def draw(self, rng: np.random.Generator, count: int) -> CropParams:
-        """Decide on `count` images."""
+        """Draw the params of `count` images."""
         down, right = map(len, self.starts)
         row, column = rng.integers(down, size=count), rng.integers(right, size=count)
         flip = rng.random(count) < self.hflip
@@ -190,13 +196,13 @@ class WindowCrop(_Crop):
         return CropParams(corner, corner, np.full(count, self.source[1]), flip, kind * down + row, columns)
 
     def mirrored(self, params: CropParams, flip: NDArray[np.bool_]) -> CropParams:
-        """Return the draws with others' decisions on mirroring (batch,); the window stays the same."""
+        """Replace the decisions on mirroring (B,); the window stays the same."""
         turned = flip.astype(np.int64) - params.flip
         return params._replace(flip=flip, columns=params.columns + turned * len(self.starts[1]))
 
 
 def training_crop(config: DataConfig, source: Size, target: Size, device: torch.device) -> ResizedCrop | WindowCrop:
-    """The crop that `config.crop` names, from images of size `source` to `target`, both (height, width)."""
+    """Build the crop that `config.crop` names, from images of size `source` to `target`, both (height, width)."""
     if config.crop == "resized":
         return ResizedCrop(config, source, target, device)
     filters = _filters(config.interpolation)
@@ -212,7 +218,7 @@ def training_crop(config: DataConfig, source: Size, target: Size, device: torch.
 
 
 def validation_crop(config: DataConfig, source: Size, target: Size, device: torch.device) -> WindowCrop:
-    """The crop that `eval_transform` makes: the share `config.crop_pct` of the middle."""
+    """Build the crop that `eval_transform` makes: the share `config.crop_pct` of the centre."""
     whole = (math.floor(target[0] / config.crop_pct), math.floor(target[1] / config.crop_pct))
     if whole[0] == whole[1]:  # torchvision's Resize, which rounds down
         short = min(source)
@@ -228,7 +234,7 @@ def _filters(interpolation: str) -> tuple[str, ...]:
 
 
 def _covering(source: Size, whole: Size) -> Size:
-    """Size of `source`, resized in proportion to cover `whole`."""
+    """Compute the size of `source`, resized in proportion to cover `whole`."""
     ratio = min(source[0] / whole[0], source[1] / whole[1])
     return round(source[0] / ratio), round(source[1] / ratio)
 
@@ -242,7 +248,7 @@ def _center_window(
 
 
 def _box_bank(source: int, target: int, filters: tuple[str, ...]) -> NDArray[np.float64]:
-    """For each filter and each length 1 to `source` of a box, what resizes it; (filters * source, target, source)."""
+    """Compute resizing matrices for each filter and box length: (filters * source, target, source)."""
     bank = np.zeros((len(filters), source, target, source))
     for kind, name in enumerate(filters):
         for length in range(1, source + 1):
@@ -253,7 +259,7 @@ def _box_bank(source: int, target: int, filters: tuple[str, ...]) -> NDArray[np.
 def _window_bank(
     source: int, resized: int, starts: list[int], target: int, filters: tuple[str, ...], reflect: bool
 ) -> NDArray[np.float64]:
-    """For each filter and start of a window, what resizes an image and cuts the window out."""
+    """Compute the matrices that resize an image and cut a window out, for each filter and start of a window."""
     bank = np.zeros((len(filters), len(starts), target, source))
     for kind, name in enumerate(filters):
         whole = resampling(source, resized, name)
@@ -272,12 +278,15 @@ _FRACTION_BITS = 22  # of Pillow's integer arithmetic on bytes
 
 
 def resampling(source: int, target: int, interpolation: str) -> NDArray[np.float64]:
-    """Weights (target, source) of each source pixel in each target pixel; rows sum to 1.
+    """Compute the matrix of Pillow's antialiased resize of one axis.
 
     Args:
         source: Pixels before.
         target: Pixels after.
         interpolation: `bilinear`, or `bicubic` with a = -0.5. Both widen when the image shrinks.
+
+    Returns:
+        Weights (target, source) of each source pixel in each target pixel; rows sum to 1.
     """
     scale = source / target
     stretch = max(scale, 1.0)

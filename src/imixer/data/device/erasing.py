@@ -13,14 +13,14 @@ _ATTEMPTS = 10  # of timm, before it leaves an image alone
 
 
 class ErasingParams(NamedTuple):
-    """The box of each image of a batch; arrays of shape (batch,).
+    """The box that is erased in each image of a batch; arrays of shape (B,).
 
     Args:
         top: First row.
         left: First column.
         height: Rows; 0 erases nothing.
         width: Columns.
-        noise: Where the image's values start in the noise of the batch.
+        noise: First of the image's values in the noise of the batch.
     """
 
     top: NDArray[np.int64]
@@ -31,10 +31,10 @@ class ErasingParams(NamedTuple):
 
 
 class Erasing:
-    """Boxes filled with normal noise, value by value.
+    """Random boxes filled with normal noise, value by value.
 
     Args:
-        erasing: timm's, whose numbers it takes.
+        erasing: timm's, whose settings it takes.
         shape: (channels, height, width) of the images.
     """
 
@@ -45,7 +45,7 @@ class Erasing:
         self.shape = shape
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[ErasingParams, int]:
-        """Decide on `count` images, and how many values of noise they take."""
+        """Draw the params of `count` images, and count the values of noise that they take."""
         channels, height, width = self.shape
         area = rng.uniform(*self.area, (count, _ATTEMPTS)) * (height * width)
         aspect = np.exp(rng.uniform(*self.log_aspect, (count, _ATTEMPTS)))
@@ -60,7 +60,13 @@ class Erasing:
         return ErasingParams(top, left, box_height, box_width, end - channels * box_height * box_width), int(end[-1])
 
     def __call__(self, images: Tensor, params: ErasingParams, noise: Tensor) -> None:
-        """Erase in images (images, channels, height, width) as drawn, in place, by the noise (values,) of the batch."""
+        """Erase boxes in place.
+
+        Args:
+            images: Normalised images (B, C, H, W).
+            params: The boxes.
+            noise: Noise of the batch (values,).
+        """
         channels = images.shape[1]
         for image, top, left, height, width, start in zip(images, *(each.tolist() for each in params), strict=True):
             if height and width:

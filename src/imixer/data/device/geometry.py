@@ -1,10 +1,10 @@
 """RandAugment's shears, shifts and rotations, batched, as Pillow computes them.
 
-Each takes bytes (batch, channels, height, width), an argument (batch, 1, 1, 1) in `float64` for each image, whether to
-interpolate by cubics, and the value (1, channels, 1, 1) of pixels that come from outside the image; it returns bytes of
-the same shape. As in Pillow, pixels lie at half numbers, Keys' cubics have a = -1, beyond the border the outermost
-pixel is repeated, and results are rounded down. They agree with Pillow's but for a few bytes in a hundred that are off
-by one, and noise rotated by cubics, which is off by 0.4 on average.
+Each operation takes bytes (B, C, H, W), an argument (B, 1, 1, 1) in `float64` for each image, whether to interpolate by
+cubics, and the value (1, C, 1, 1) of pixels that come from outside the image. It returns bytes of the same shape. As in
+Pillow, pixels lie at half numbers, Keys' cubics have a = -1, beyond the border the outermost pixel is repeated, and
+results are rounded down. They agree with Pillow's but for a few bytes in a hundred that are off by one, and noise
+rotated by cubics, which is off by 0.4 on average.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def translate_y(images: Tensor, fraction: Tensor, cubic: bool, fill: Tensor) -> 
 
 
 def rotate(images: Tensor, degrees: Tensor, cubic: bool, fill: Tensor) -> Tensor:
-    """Turn counter-clockwise about the centre."""
+    """Rotate counter-clockwise about the centre."""
     height, width = images.shape[2:]
     angle = torch.deg2rad(degrees)
     cos, sin = angle.cos(), angle.sin()
@@ -59,21 +59,24 @@ def rotate(images: Tensor, degrees: Tensor, cubic: bool, fill: Tensor) -> Tensor
 
 
 def _sampled(values: Tensor, x: Tensor, y: Tensor, mode: str) -> Tensor:
-    """Interpolated values at places (batch, 1, height, width)."""
+    """Interpolate values at coordinates (B, 1, H, W)."""
     height, width = values.shape[2:]
     grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), dim=-1).squeeze(1)
     return nn.functional.grid_sample(values, grid, mode=mode, padding_mode="border", align_corners=False)
 
 
 def _smoothstep(position: Tensor) -> Tensor:
-    """A place moved towards the middle of the nearest pixel, so that linear interpolation has no slope there."""
+    """Move coordinates towards the centre of the nearest pixel by 3 t^2 - 2 t^3.
+
+    Linear interpolation there has no slope at the pixel, as cubics with a = 0 have none.
+    """
     whole = (position - 0.5).floor_().add_(0.5)
     fraction = position - whole
     return (3 - 2 * fraction).mul_(fraction).mul_(fraction).add_(whole)
 
 
 def _shift_rows(images: Tensor, shift: Tensor, cubic: bool, fill: Tensor) -> Tensor:
-    """Take pixel (x, y) from (x + shift, y), with the shift of shape (batch, 1, height or 1, 1)."""
+    """Take pixel (x, y) from (x + shift, y), with shifts (B, 1, H or 1, 1)."""
     channels, height, width = images.shape[1:]
     x = torch.arange(width, dtype=torch.int16, device=images.device)
     first, end = ((edge - 0.5 - shift).ceil().to(torch.int16) for edge in (0, width))
@@ -93,13 +96,13 @@ def _pixel_centers(count: int, images: Tensor) -> Tensor:
 
 
 def _floor_and_fraction(position: Tensor) -> tuple[Tensor, Tensor]:
-    """The whole number below, and how much more it is."""
+    """Split numbers into the whole number below and the rest."""
     whole = position.floor()
     return whole.long(), (position - whole).float()
 
 
 def _interpolate(taps: Sequence[Tensor], fraction: Tensor) -> Tensor:
-    """Linear interpolation between two values, or cubic with a = -1 between the middle two of four."""
+    """Interpolate linearly between two values, or by cubics with a = -1 between the middle two of four."""
     if len(taps) == 2:
         return torch.lerp(taps[0], taps[1], fraction)
     before, first, second, after = taps
@@ -112,7 +115,7 @@ def _interpolate(taps: Sequence[Tensor], fraction: Tensor) -> Tensor:
 
 
 def _as_bytes(values: Tensor, outside: Tensor, fill: Tensor) -> Tensor:
-    """Values as bytes, but `fill` where `outside` is 255 and not 0."""
+    """Round values down to bytes, and put `fill` where `outside` is 255 and not 0."""
     # by way of int16, which is several times as fast as a direct conversion; bitwise, which is faster than where()
     pixels = values.to(torch.int16).clamp_(0, 255).to(torch.uint8)
     return (pixels & ~outside) | (fill & outside)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a part with its own reverse: timm's Mixup in mode `batch`."""
+"""Mixup and CutMix of a micro-batch with its own reverse: timm's Mixup in mode `batch`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from imixer.data.device.transfer import chunks
 
 
 class MixingParams(NamedTuple):
-    """How a part is mixed.
+    """The way a micro-batch is mixed.
 
     Args:
-        share: Share of each image's own target.
-        box: Rows and columns (first, end, first, end) that are swapped, or None: all pixels are blended by `share`.
+        lam: Weight of each image's own target (lambda).
+        box: Rows and columns (first, end, first, end) that are swapped: CutMix. None: all pixels are blended: Mixup.
     """
 
     lam: float
@@ -26,11 +26,11 @@ class MixingParams(NamedTuple):
 
 
 class Mixing:
-    """Mixing of each part with its own reverse.
+    """Mixup or CutMix of each micro-batch with its own reverse.
 
     Args:
-        mixup: timm's, whose numbers it takes.
-        size: (height, width) of the images.
+        mixup: timm's mixer, whose settings it takes.
+        size: (height, width) of the images in pixels.
     """
 
     def __init__(self, mixup: Mixup, size: tuple[int, int]) -> None:
@@ -39,7 +39,7 @@ class Mixing:
         self.size = size
 
     def draw(self, rng: np.random.Generator) -> MixingParams:
-        """Decide on one part."""
+        """Draw the params of one micro-batch."""
         cut = self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or rng.random() < 0.5)
         alpha = self.cutmix_alpha if cut else self.mixup_alpha
         lam = float(rng.beta(alpha, alpha))
@@ -53,17 +53,17 @@ class Mixing:
         # what the border cuts off does not count
         return MixingParams(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
-    def __call__(self, images: Tensor, labels: Tensor, draw: MixingParams) -> Tensor:
-        """Mix images (part, channels, height, width) in place; return the targets (part, classes)."""
-        if draw.box:
-            top, bottom, left, right = draw.box
+    def __call__(self, images: Tensor, labels: Tensor, params: MixingParams) -> Tensor:
+        """Mix images (B, C, H, W) in place, and return the targets (B, classes)."""
+        if params.box:
+            top, bottom, left, right = params.box
             box = images[:, :, top:bottom, left:right]
             box.copy_(box.flip(0))
         else:
             count = len(images)
             for chunk in chunks(count // 2, images[0].numel(), images.device):
                 one, other = images[chunk], images[count - chunk.stop : count - chunk.start]
-                moved = other.flip(0).sub_(one).mul_(1 - draw.lam)
+                moved = other.flip(0).sub_(one).mul_(1 - params.lam)
                 one.add_(moved)
                 other.sub_(moved.flip(0))
-        return mixup_target(labels, self.num_classes, draw.lam, self.smoothing)
+        return mixup_target(labels, self.num_classes, params.lam, self.smoothing)

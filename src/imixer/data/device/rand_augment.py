@@ -1,4 +1,4 @@
-"""RandAugment in batches: what timm's `rand-...` policies do, decided on the host for a whole batch."""
+"""RandAugment in batches: timm's `rand-...` policies, drawn on the host for a whole batch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ KNOWN = frozenset({*_COLOR_OPERATIONS, *_GEOMETRIC_OPERATIONS})
 
 
 class OperationParams(NamedTuple):
-    """What is done to each image of a batch; arrays of shape (batch, layers).
+    """The operations on each image of a batch; arrays of shape (B, layers).
 
     Args:
         change: Number of the operation, -1 for none.
@@ -76,9 +76,9 @@ class RandAugment:
     """A few random operations on each image of a batch.
 
     Args:
-        policy: timm's, whose numbers it takes. Its operations must be `KNOWN`.
-        channels: Of the images.
-        device: Where the images are.
+        policy: timm's, whose settings it takes. Its operations must be `KNOWN`.
+        channels: Channels of the images.
+        device: The device of the images.
     """
 
     def __init__(self, policy: auto_augment.RandAugment, channels: int, device: torch.device) -> None:
@@ -106,7 +106,7 @@ class RandAugment:
         self.numbers = np.array(numbers)
 
     def draw(self, rng: np.random.Generator, count: int) -> OperationParams:
-        """Decide on `count` images."""
+        """Draw the params of `count` images."""
         shape = (count, self.layers)
         operations, filters = self.numbers.shape
         if self.weights is None:
@@ -129,7 +129,7 @@ class RandAugment:
         return OperationParams(np.where(applied, change, -1), argument)
 
     def __call__(self, images: Tensor, params: OperationParams) -> None:
-        """Change images (batch, channels, height, width), bytes, in place as drawn."""
+        """Change images (B, C, H, W), bytes, in place as drawn."""
         wide = _as_int64(images)
         for drawn, argument in zip(params.change.T, params.argument.T, strict=True):
             for number, change in enumerate(self.changes):

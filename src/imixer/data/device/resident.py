@@ -1,4 +1,4 @@
-"""A whole data set in the memory of a device."""
+"""All images of a data set in the memory of a device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ResidentImages(NamedTuple):
     """Images and labels on a device.
 
     Args:
-        images: Bytes (images, channels, height, width).
+        images: Bytes (images, C, H, W).
         labels: `int64` (images,).
     """
 
@@ -37,7 +37,8 @@ def load_resident(data: ImageData, device: torch.device) -> tuple[ResidentImages
     """Decode all training and all validation images, once, onto a device.
 
     Raises:
-        InputError: An image cannot be read, images differ in size, or they need more memory than the device has free.
+        InputError: If an image cannot be read, images differ in size, or they need more memory than the device has
+            free.
     """
     first, _ = data.train[0]
     counts = [len(items) for items in (data.train, data.val)]
@@ -52,7 +53,7 @@ def load_resident(data: ImageData, device: torch.device) -> tuple[ResidentImages
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device."""
+    """Measure the bytes that can still be taken on a device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")

@@ -43,7 +43,7 @@ _UNSIGNED_16 = (0.0, 65535.0)
 
 @dataclass(frozen=True)
 class PixelFormat:
-    """Say how stored pixels become bytes, where the file itself does not.
+    """The meaning of stored pixel values, where the file itself does not say.
 
     Args:
         value_range: Stored values that become black and white in images of more than 8 bits. None: unknown.
@@ -58,18 +58,18 @@ EIGHT_BITS = PixelFormat()
 
 
 def pixel_format(config: DataConfig) -> PixelFormat:
-    """Read the format from the settings; a finished run's have the range that was measured."""
+    """Read the pixel format from the settings. A finished run's settings hold the range that was measured."""
     return PixelFormat(
         config.value_range and (config.value_range[0], config.value_range[1]), _BACKGROUNDS[config.background]
     )
 
 
 class UnreadableImage(Exception):
-    """Why an image cannot be read, in a few words and without its name."""
+    """The reason why an image cannot be read, in a few words and without its name."""
 
 
 def error_reason(error: BaseException) -> str:
-    """The gist of an error in one line."""
+    """Summarise an error in one line."""
     if isinstance(error, UnidentifiedImageError):  # its own text repeats the path or a memory address
         return "not an image that Pillow can read"
     text = (isinstance(error, OSError) and error.strerror) or str(error)
@@ -77,14 +77,15 @@ def error_reason(error: BaseException) -> str:
 
 
 def decode_file(path: str | Path, *, upright: bool = True) -> Image.Image:
-    """Read and decode a file completely, in the mode it is stored in.
+    """Read and decode an image file completely, in the mode it is stored in.
 
     Args:
         path: The file.
         upright: Whether to turn it as its EXIF orientation says.
 
     Raises:
-        UnreadableImage: The file is missing, no regular file, empty, truncated or no image, or its pixels mean nothing.
+        UnreadableImage: If the file is missing, no regular file, empty, truncated or no image, or its pixels mean
+            nothing.
     """
     size = _size(path)
     # as a stream, since Pillow maps raw TIFFs that it has a name of, and maps those on their side with rows for columns
@@ -96,28 +97,28 @@ def decode_file(path: str | Path, *, upright: bool = True) -> Image.Image:
 
 
 def decode_bytes(encoded: Any) -> Image.Image:
-    """Decode the bytes of an image file completely, as `decode_file` does.
+    """Decode the bytes of an image file completely, upright, in the mode it is stored in.
 
     Args:
         encoded: Bytes, or a buffer of them.
 
     Raises:
-        UnreadableImage: The bytes are empty, truncated or no image, or its pixels mean nothing.
+        UnreadableImage: If the bytes are empty, truncated or no image, or its pixels mean nothing.
     """
     return _open(io.BytesIO(encoded), len(encoded), load=True)
 
 
 def check_header(path: str | Path) -> None:
-    """Look at the first bytes of a file only.
+    """Check the first bytes of an image file only, which finds no file that is cut off later.
 
     Raises:
-        UnreadableImage: The file is missing, no regular file, empty or no image.
+        UnreadableImage: If the file is missing, no regular file, empty or no image.
     """
     _open(path, _size(path), load=False)
 
 
 def special_file(path: str | Path) -> str | None:
-    """Name what a path is if it is there and no regular file: opening a pipe would wait for ever."""
+    """Name the kind of a path that is there and no regular file: opening a pipe would wait for ever."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
@@ -166,7 +167,7 @@ def _require_readable(mode: str) -> None:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    """Apply the EXIF orientation in place. Damaged EXIF says nothing, and the image stays."""
+    """Apply the EXIF orientation in place. Damaged EXIF says nothing, and the image stays as it is."""
     with contextlib.suppress(Exception):  # its parser raises almost anything
         if image.getexif().get(_ORIENTATION, 1) in _TURNS:
             ImageOps.exif_transpose(image, in_place=True)
@@ -174,31 +175,36 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 def is_gray(image: Image.Image) -> bool:
-    """Whether an image is stored without colour."""
+    """Tell whether an image is stored without colour."""
     return image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I")
 
 
 def is_high_depth(image: Image.Image) -> bool:
-    """Whether an image is stored with more than 8 bits, so that somebody must say which values are black and white."""
+    """Tell whether an image has more than 8 bits, so that a range must say which values are black and white."""
     return image.mode == "F" or image.mode.startswith("I")
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel of an image is transparent."""
+    """Tell whether any pixel of an image is transparent."""
     if is_high_depth(image) or not image.has_transparency_data:
         return False
     return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def to_channels(image: Image.Image, in_chans: int, pixels: PixelFormat = EIGHT_BITS) -> Image.Image:
-    """Bring an image to mode `L` (1 channel) or `RGB` (3 channels).
+    """Convert an image to mode `L` (1 channel) or `RGB` (3 channels).
 
     Values of more than 8 bits are mapped linearly from `pixels.value_range`, and clipped. Without a range, integers are
-    taken for 16-bit and floats for values from 0 to 255; transparent pixels show `pixels.background`.
+    taken for 16-bit ones, and floats for values from 0 to 255. Transparent pixels show `pixels.background`.
+
+    Args:
+        image: The image, in any mode that is read.
+        in_chans: 1 or 3.
+        pixels: How stored pixel values become bytes.
 
     Raises:
-        InputError: `in_chans` is neither 1 nor 3.
-        UnreadableImage: There is no range, and the values are of another.
+        InputError: If `in_chans` is neither 1 nor 3.
+        UnreadableImage: If there is no range, and the values do not fit the one that is assumed.
     """
     mode = _MODES.get(in_chans)
     if mode is None:
@@ -215,10 +221,16 @@ def to_channels(image: Image.Image, in_chans: int, pixels: PixelFormat = EIGHT_B
 
 
 def convert_image(image: Image.Image, in_chans: int, pixels: PixelFormat, name: str) -> Image.Image:
-    """Bring an image to `L` or `RGB`, as `to_channels` does.
+    """Convert an image to mode `L` or `RGB`, as `to_channels` does, and name it if that fails.
+
+    Args:
+        image: The image, in any mode that is read.
+        in_chans: 1 or 3.
+        pixels: How stored pixel values become bytes.
+        name: Name of the image in the message.
 
     Raises:
-        InputError: Nothing says which of its values are black and white; the message names the image.
+        InputError: If nothing says which of its values are black and white.
     """
     try:
         return to_channels(image, in_chans, pixels)
@@ -256,15 +268,15 @@ def _unknown_range(values: Any) -> UnreadableImage:
 
 
 def read_image_file(path: str | Path, remedy: str, *, upright: bool = True) -> Image.Image:
-    """Read and decode a file completely, in the mode it is stored in.
+    """Read and decode an image file completely, in the mode it is stored in, and name it if that fails.
 
     Args:
         path: The file.
-        remedy: What to do if it cannot be read.
+        remedy: What to do if it cannot be read, to end the message with.
         upright: Whether to turn it as its EXIF orientation says.
 
     Raises:
-        InputError: It cannot be read; the message names the file and ends with `remedy`.
+        InputError: If it cannot be read.
     """
     try:
         return decode_file(path, upright=upright)
@@ -278,7 +290,15 @@ _CHUNK = 256
 
 
 def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterator[list[tuple[_T, str | None]]]:
-    """Do work on all things in threads; give chunks of (thing, why it is unreadable or None), in order."""
+    """Do work on all items in threads, and collect what is unreadable.
+
+    Args:
+        work: Reads one item; raises UnreadableImage.
+        items: The items.
+
+    Yields:
+        Chunks of pairs of an item and the reason why it is unreadable, or None, in order.
+    """
 
     def attempt(start: int) -> list[tuple[_T, str | None]]:
         outcomes: list[tuple[_T, str | None]] = []
@@ -298,19 +318,19 @@ def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterat
 def find_unreadable(
     items: Sequence[_T], work: Callable[[_T], object], name: Callable[[_T], str], *, skip_bad: bool
 ) -> dict[_T, str]:
-    """Which things are unreadable.
+    """Find the unreadable items.
 
     Args:
-        things: What to test.
-        work: Reads one; raises UnreadableImage.
-        name: How to call one in a message.
-        skip_bad: Whether unreadable ones are acceptable.
+        items: The items to test, such as paths.
+        work: Reads one item; raises UnreadableImage.
+        name: From an item to its name in a message.
+        skip_bad: Whether unreadable items are acceptable.
 
     Returns:
-        The name of each unreadable thing.
+        The name of each unreadable item.
 
     Raises:
-        InputError: One is unreadable and `skip_bad` is off; names the first and counts the rest.
+        InputError: If one is unreadable and `skip_bad` is off. The message names the first and counts the rest.
     """
     outcomes = with_progress(try_in_parallel(work, items), len(items), "checking images")
     bad = [(item, why) for item, why in outcomes if why is not None]

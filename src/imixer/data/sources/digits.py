@@ -16,9 +16,11 @@ from imixer.data.sources.statistics import usable_statistics
 class ArrayImages(Dataset[LabelledImage]):
     """Gray images in memory.
 
+    Choose it for small data sets, and in tests.
+
     Args:
-        images: Pixel values, shape (items, height, width).
-        labels: Label of each item.
+        images: Pixel values (items, height, width).
+        labels: Label of each item (items,).
     """
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
@@ -33,7 +35,14 @@ class ArrayImages(Dataset[LabelledImage]):
 
 
 def open_digits(config: DataConfig) -> ImageData:
-    """1,797 gray images of 8 x 8 pixels in ten classes; `val_fraction` of each class is held out."""
+    """Open the digits: 1,797 gray images of 8 x 8 pixels in ten classes.
+
+    Args:
+        config: Gives `val_fraction`, the share of each class that is held out, and `split_seed`.
+
+    Raises:
+        InputError: If the share leaves too few images in a split.
+    """
     # deferred: scikit-learn takes a second to import
     from sklearn.datasets import load_digits
 

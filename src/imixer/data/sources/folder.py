@@ -40,11 +40,13 @@ _READ = " ".join(sorted(EXTENSIONS))
 class FolderImages(Dataset[LabelledImage]):
     """Image files, decoded when asked for.
 
+    Choose it for files with labels of your own; `open_folder` takes labels from the folders' names.
+
     Args:
         paths: The files.
-        labels: Label of each.
-        in_chans: 1 delivers mode `L`, 3 delivers `RGB`.
-        pixels: How stored pixels become bytes.
+        labels: Label of each file (files,).
+        in_chans: 1 converts to mode `L`, 3 to `RGB`.
+        pixels: How stored pixel values become bytes.
     """
 
     def __init__(
@@ -65,37 +67,36 @@ class FolderImages(Dataset[LabelledImage]):
 
 
 class _ClassFolders:
-    """Images of one part, with the name of the class each belongs to."""
+    """The images of one split, with the name of the class each belongs to."""
 
-    def __init__(self, part: Path) -> None:
-        self.part = part
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.paths: list[Path] = []
         self.classes: list[str] = []
         self.listings: dict[str, FolderListing] = {}
-        for folder in class_folders(part):
-            listing = self.listings[folder.name] = list_folder(folder)
+        for class_folder in class_folders(folder):
+            listing = self.listings[class_folder.name] = list_folder(class_folder)
             if not listing.images:
                 held = count_by_extension(listing.other_files)
                 there = f"; it holds {held}, of which none is an image that is read ({_READ})" if held else ""
-                raise InputError(f"class folder {folder} holds no images{there}; add some or remove the folder")
+                raise InputError(f"class folder {class_folder} holds no images{there}; add some or remove the folder")
             self.paths += listing.images
-            self.classes += [folder.name] * len(listing.images)
+            self.classes += [class_folder.name] * len(listing.images)
         if not self.paths:
-            raise InputError(_why_nothing(part))
-        require_disjoint({f"class {name!r}": listing for name, listing in self.listings.items()}, part)
+            raise InputError(_why_nothing(folder))
+        require_disjoint({f"class {name!r}": listing for name, listing in self.listings.items()}, folder)
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What lies in the part and is not used."""
+        """Files in the folder that are not used, in words."""
         other_files = sum((listing.other_files for listing in self.listings.values()), Counter[str]())
-        subfolders = (
-            (f"{count_by_extension(other_files)} in the class folders of {self.part.name}",) if other_files else ()
-        )
-        return left_out_beside(self.part) + subfolders
+        beside = left_out_beside(self.folder)
+        inside = f"{count_by_extension(other_files)} in the class folders of {self.folder.name}"
+        return (*beside, inside) if other_files else beside
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was decided on the part, a sentence each."""
+        """Decisions on the folder, a sentence each."""
         nested = [f"{name}/{inner}" for name, listing in self.listings.items() for inner in listing.subfolders]
         merged = f"folders inside class folders belong to the class they lie in: {few_names(nested)}" if nested else ""
         if len(alike := {tuple(listing.subfolders) for listing in self.listings.values()}) == 1 and nested:
@@ -103,58 +104,72 @@ class _ClassFolders:
         return tuple(filter(None, (merged, letters_in_both_cases(list(self.listings)))))
 
     def labels(self, class_names: Sequence[str]) -> NDArray[np.int64]:
+        """Label the images with the positions of their classes among `class_names`."""
         number = {name: label for label, name in enumerate(class_names)}
         return np.array([number[name] for name in self.classes], dtype=np.int64)
 
     def drop(self, bad: set[Path]) -> None:
+        """Leave out unreadable images."""
         before = set(self.classes)
         kept = [(path, name) for path, name in zip(self.paths, self.classes, strict=True) if path not in bad]
         self.paths = [path for path, _ in kept]
         self.classes = [name for _, name in kept]
         emptied = sorted(before - set(self.classes))
         if emptied:
-            raise InputError(f"no image of class {emptied[0]!r} in {self.part} is readable; replace them")
+            raise InputError(f"no image of class {emptied[0]!r} in {self.folder} is readable; replace them")
 
 
 def _why_nothing(folder: Path) -> str:
+    """Explain why a folder has no images of classes."""
     if images_under(folder):
         return f"data.name: {folder} holds images but no class folders; put the images of each class in a folder"
     return f"data.name: {folder} holds neither class folders with images nor .parquet files; give another folder"
 
 
-def require_disjoint(listings: dict[str, FolderListing], part: Path) -> None:
-    """Raises InputError if links lead from two classes, or from two parts, to the same folder or image."""
+def require_disjoint(listings: dict[str, FolderListing], folder: Path) -> None:
+    """Require that no link leads from two classes, or from two splits, to the same folder or image.
+
+    Args:
+        listings: What each class, or each split, holds, by its name in messages.
+        folder: The folder that they lie in.
+
+    Raises:
+        InputError: If one does.
+    """
     owner: dict[str, str] = {}
     for name, listing in listings.items():
         for real_path in listing.real_folders:
             if (other := owner.setdefault(real_path, name)) != name:
-                raise _shared_error(other, name, part, real_path)
+                raise _shared_error(other, name, folder, real_path)
     for name, listing in listings.items():
         for real_path in listing.linked_images:
             if (other := owner.setdefault(real_path, owner.get(os.path.dirname(real_path), name))) != name:
-                raise _shared_error(other, name, part, real_path)
+                raise _shared_error(other, name, folder, real_path)
 
 
-def _shared_error(one: str, other: str, part: Path, real_path: str) -> InputError:
+def _shared_error(one: str, other: str, folder: Path, real_path: str) -> InputError:
     return InputError(
-        f"{one} and {other} of {part} share {real_path}, by a link; an image can belong to one only; remove the link"
+        f"{one} and {other} of {folder} share {real_path}, by a link; an image can belong to one only; remove the link"
     )
 
 
 def _require_same_classes(train: _ClassFolders, val: _ClassFolders) -> None:
+    """Require that both splits have the same class folders."""
     train_names, val_names = set(train.classes), set(val.classes)
     for name in sorted(train_names ^ val_names):
         has, lacks = (train, val) if name in train_names else (val, train)
         close = next((each for each in lacks.listings if each.casefold() == name.casefold()), None)
         there = f", where there is {close!r}" if close else ""
         raise InputError(
-            f"class {name!r} is in {has.part} but not in {lacks.part}{there}; both parts need the same class folders"
+            f"class {name!r} is in {has.folder} but not in {lacks.folder}{there}; both parts need the same class "
+            "folders"
         )
 
 
 def _check(
     paths: Sequence[Path], root: Path, config: DataConfig, observer: MinMaxObserver | None = None
 ) -> dict[Path, str]:
+    """Check image files as `config.check` says, and return the unreadable ones, by their path below `root`."""
     how = config.check
     if how == "auto":
         how = "full" if len(paths) <= _FULL_CHECK_UP_TO else "header"
@@ -167,7 +182,7 @@ def _check(
 
 
 class TestFolder(NamedTuple):
-    """A folder to test a model on.
+    """A folder of images to test a model on.
 
     Args:
         images: All images in it.
@@ -190,8 +205,8 @@ def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, conf
         config: How images are checked and read, and whether unreadable ones are skipped.
 
     Raises:
-        InputError: There are no images, a class that the model does not know, or an unreadable image that the check
-            found.
+        InputError: If there are no images, a class that the model does not know, or an unreadable image that the check
+            finds.
     """
     if not os.path.isdir(root):
         raise InputError(f"test: no folder {middle_cut(str(root), 80)}; correct the path")
@@ -214,19 +229,23 @@ def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, conf
 def open_folder(root: Path, config: DataConfig) -> ImageData:
     """Open the images of a folder of class folders, or of its folders for training and validation or testing.
 
-    Which folders are called like parts, in any case and in the usual words, `find_layout` says. Without a held-out
-    folder, `val_fraction` of each class is held out. Classes are sorted by name.
+    `find_layout` tells which folders are splits, in any case and in the usual words. Without a held-out folder,
+    `val_fraction` of each class is held out. Classes are sorted by name.
+
+    Args:
+        root: The folder.
+        config: How images are split, checked and read.
 
     Raises:
-        InputError: There are no images, one class only, classes that differ between the parts, a folder whose part is
-            uncertain, an unreadable image that the check found, images that are all alike, or too few to split.
+        InputError: If there are no images, one class only, classes that differ between the splits, a folder whose split
+            is uncertain, an unreadable image that the check finds, images that are all alike, or too few to split.
     """
     layout = find_layout(root)
     train = _ClassFolders(layout.train)
     val = _ClassFolders(layout.val) if layout.val else None
     if val:
         _require_same_classes(train, val)
-        parts = {layout.train.name: train.listings, val.part.name: val.listings}
+        parts = {layout.train.name: train.listings, val.folder.name: val.listings}
         require_disjoint({name: _merged(listings) for name, listings in parts.items()}, root)
     class_names = tuple(sorted(set(train.classes)))
     require_two_classes(train.labels(class_names), class_names, str(layout.train))
@@ -241,7 +260,7 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
     train_paths, train_labels = train.paths, train.labels(class_names)
     if val:
         val_paths, val_labels = val.paths, val.labels(class_names)
-        sources = (_display_path(layout.train, root), _display_path(val.part, root))
+        sources = (_display_path(layout.train, root), _display_path(val.folder, root))
     else:
         kept, held_out = stratified_split(
             train_labels, class_names, fraction=config.val_fraction, seed=config.split_seed, what=str(layout.train)
@@ -267,11 +286,12 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
         notes=layout.notes + train.notes + statistics.notes,
         left_out=layout.left_out + train.left_out + (val.left_out if val else ()),
         value_range=statistics.pixels.value_range,
-        split=val.part.name if val else None,
+        split=val.folder.name if val else None,
     )
 
 
 def _merged(listings: dict[str, FolderListing]) -> FolderListing:
+    """Merge the listings of a split's classes, as far as links are concerned."""
     merged = FolderListing([])
     for listing in listings.values():
         merged.real_folders += listing.real_folders
@@ -280,4 +300,5 @@ def _merged(listings: dict[str, FolderListing]) -> FolderListing:
 
 
 def _display_path(folder: Path, root: Path) -> str:
+    """Write where class folders lie, as a path below the data set's folder."""
     return f"{folder.relative_to(root).as_posix()}/" if folder != root else f"the folders of {root}"

@@ -1,4 +1,4 @@
-"""Image files: find them below folders, tell what else lies there, read single ones."""
+"""Image files: list those below folders and what else lies there, and read single ones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OF_SYSTEMS = frozenset(
 
 
 def expand_user(path: str | Path) -> Path:
-    """Spell out the `~` of a path.
+    """Replace the `~` of a path by the home that it stands for.
 
     Raises:
-        InputError: There is no such home.
+        InputError: If there is no such home.
     """
     try:
         return Path(path).expanduser()
@@ -33,20 +33,20 @@ def expand_user(path: str | Path) -> Path:
 
 
 def is_image_file(name: str) -> bool:
-    """Whether a file name looks like an image that is not hidden."""
+    """Tell whether a file name looks like that of an image, and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 @dataclass
 class FolderListing:
-    """What lies in a folder and its subfolders.
+    """The contents of a folder and its subfolders.
 
     Args:
         images: Images, sorted; hidden files and folders are left out.
-        others: How many files of each extension are no images.
-        inside: Names of the subfolders directly inside that hold images.
-        places: Real paths of the folders that were entered.
-        links: Images that are links, by the real path they lead to.
+        other_files: Number of files that are no images, by extension.
+        subfolders: Names of the subfolders directly inside that hold images.
+        real_folders: Real paths of the folders that were entered.
+        linked_images: Images that are links, by the real path they lead to.
     """
 
     images: list[Path]
@@ -60,7 +60,7 @@ def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = No
     """Enter a folder and its subfolders, each once, however many links lead to it; hidden ones are left out.
 
     Args:
-        folder: Where to begin.
+        folder: The folder to begin with.
         onerror: Called where a folder cannot be listed. Default: it is left out.
 
     Yields:
@@ -81,65 +81,65 @@ def list_folder(folder: Path) -> FolderListing:
     """List a folder and its subfolders, each once, however many links lead to it.
 
     Raises:
-        InputError: A folder cannot be listed.
+        InputError: If a folder cannot be listed.
     """
     listing = FolderListing([])
-    subfolders: set[str] = set()
+    with_images: set[str] = set()
 
     def fail(error: OSError) -> None:
         raise InputError(
             f"cannot list folder {error.filename}: {error_reason(error)}; change its permissions or remove it"
         )
 
-    for path, files in visible_folders(folder, fail):
-        listing.real_folders.append(os.path.realpath(path))
+    for parent, files in visible_folders(folder, fail):
+        listing.real_folders.append(os.path.realpath(parent))
         images = [name for name in files if is_image_file(name)]
         listing.other_files.update(_extension(name) for name in files if not is_image_file(name))
-        listing.images += [Path(path, name) for name in images]
-        if images and path != str(folder):
-            subfolders.add(Path(path).relative_to(folder).parts[0])
+        listing.images += [Path(parent, name) for name in images]
+        if images and parent != str(folder):
+            with_images.add(Path(parent).relative_to(folder).parts[0])
         for name in images:
-            path = os.path.join(path, name)
+            path = os.path.join(parent, name)
             if os.path.islink(path) and os.path.isfile(path):
                 listing.linked_images[os.path.realpath(path)] = Path(path)
     listing.images.sort()
-    listing.subfolders = sorted(subfolders)
+    listing.subfolders = sorted(with_images)
     return listing
 
 
 def images_under(folder: Path) -> list[Path]:
-    """Images in a folder and its subfolders, sorted, hidden files and folders left out.
+    """List the images in a folder and its subfolders, sorted; hidden files and folders are left out.
 
     Raises:
-        InputError: A folder cannot be listed.
+        InputError: If a folder cannot be listed.
     """
     return list_folder(folder).images
 
 
 def contains_image(folder: Path) -> bool:
-    """Whether there is an image in a folder or its subfolders. Stops at the first one."""
+    """Tell whether there is an image in a folder or its subfolders. It stops at the first one."""
     return any(is_image_file(name) for _, files in visible_folders(folder) for name in files)
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders directly inside a folder, sorted by name, hidden ones and those of operating systems left out."""
+    """List the folders directly inside a folder, sorted, without hidden ones and those of operating systems."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_left_out(path.name))
 
 
 def list_loose_files(folder: Path) -> FolderListing:
-    """Files directly inside a folder; links to nothing count as files."""
+    """List the files directly inside a folder; links to nothing count as files."""
     names = [path.name for path in folder.iterdir() if not path.is_dir()]
     images = sorted(folder / name for name in names if is_image_file(name))
     return FolderListing(images, Counter(_extension(name) for name in names if not is_image_file(name)))
 
 
 def system_folders(folder: Path) -> list[Path]:
-    """Folders directly inside that operating systems make, such as `__MACOSX`."""
+    """List the folders directly inside that operating systems make, such as `__MACOSX`."""
     return sorted(path for path in folder.iterdir() if path.name.lower() in _OF_SYSTEMS)
 
 
 def count_by_extension(other_files: Counter[str]) -> str:
-    """`12 .heic, 3 .txt`, most frequent first; empty for none."""
+    """Write numbers of files by extension as `12 .heic, 3 .txt`, most frequent first; empty for none."""
     kinds: Iterable[tuple[str, int]] = sorted(other_files.items(), key=lambda kind: (-kind[1], kind[0]))
     return ", ".join(f"{count:,} {extension}" for extension, count in kinds)
 
@@ -160,11 +160,11 @@ def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS
     Args:
         path: The file.
         in_chans: 1 or 3.
-        pixels: How stored pixels become bytes, as in training.
+        pixels: How stored pixel values become bytes, as in training.
 
     Raises:
-        InputError: The file is missing, empty, truncated or no image, or nothing says which of its values are black and
-            white; the message names it.
+        InputError: If the file is missing, empty, truncated or no image, or nothing says which of its values are black
+            and white. The message names the file.
     """
     path = expand_user(path)
     if not os.path.lexists(path):
@@ -175,10 +175,13 @@ def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """Image files at some paths: files as they are, folders searched recursively, each folder's images sorted.
+    """List the image files at some paths: files as they are, and those below folders, each folder's sorted.
+
+    Args:
+        paths: Files and folders.
 
     Raises:
-        InputError: No path is given, one does not exist, or a folder holds no images.
+        InputError: If no path is given, one does not exist, or a folder holds no images.
     """
     images_at_paths: dict[Path, None] = {}  # keeps order, drops repetition
     for path in map(expand_user, paths):

@@ -1,4 +1,4 @@
-"""Where the parts of a data set and its classes lie below a folder. What is not certain is refused or told."""
+"""Find the folders of each split and of each class below a folder; refuse or note what is not certain."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from imixer.escaping import few_names
 
 @dataclass(frozen=True)
 class Layout:
-    """Folders that hold the class folders of each part.
+    """The folders that hold the class folders of each split.
 
     Args:
-        root: What paths are told from.
-        train: Class folders to train on.
-        val: Class folders that are held out. None: there are none.
+        root: The folder that paths are told from.
+        train: Folder of the class folders to train on.
+        val: Folder of the class folders that are held out. None: there is none.
         notes: What was decided, a sentence each.
-        left_out: Folders and files that belong to no part.
+        left_out: Folders and files that belong to no split.
     """
 
     root: Path
@@ -43,12 +43,15 @@ class Layout:
 def find_layout(given: Path) -> Layout:
     """Tell folders of classes from those of splits, whatever the case and the usual words for them.
 
+    Args:
+        given: The folder that the user named.
+
     Raises:
-        InputError: A folder that is called like a split holds no class folders, lies among classes or inside one, or
+        InputError: If a folder that is called like a split holds no class folders, lies among classes or inside one, or
             two are called alike.
     """
     root = _unwrap(given)
-    notes = [f"the class folders are those of {_shown(root, given)}"] if root != given else []
+    notes = [f"the class folders are those of {_relative(root, given)}"] if root != given else []
     left_out = _left_out_at(given) if root != given else []
     folders = subfolders(root)
     roles = _roles(folders, root)
@@ -73,15 +76,15 @@ def find_layout(given: Path) -> Layout:
         raise InputError(_why_no_training_part(root, roles, others))
     (train,) = of_role["train"]
     held_out = next((those[0] for role in ("val", "test") if (those := of_role[role])), None)
-    beside = [folder for folder in others if _holds_images(folder)]
-    if held_out is None and beside:
+    with_images = [folder for folder in others if _holds_images(folder)]
+    if held_out is None and with_images:
         raise InputError(
             f"{root} holds {train.name} with the folders {few_names([f.name for f in subfolders(structured[train])])}, "
-            f"and beside it {beside[0].name} with images: are these classes, or is {train.name} the training part? "
-            "Leave only one kind there"
+            f"and beside it {with_images[0].name} with images: are these classes, or is {train.name} the training "
+            "part? Leave only one kind there"
         )
     used = {train, held_out}
-    left_out += [_described(folder) for folder in folders if folder not in used] + _left_out_at(root)
+    left_out += [_with_image_count(folder) for folder in folders if folder not in used] + _left_out_at(root)
     return Layout(given, structured[train], structured[held_out] if held_out else None, tuple(notes), tuple(left_out))
 
 
@@ -99,7 +102,7 @@ def _unwrap(folder: Path) -> Path:
 
 
 def _roles(folders: list[Path], root: Path) -> dict[Path, str]:
-    """Which folders are called like a part: by that alone, or like `seg_train` and `seg_test`, which only differ so."""
+    """Find the folders named like a split: by that alone, or like `seg_train` and `seg_test`, which only differ so."""
     roles = {folder: role for folder in folders if (role := split_role(folder.name))}
     named: dict[tuple[str, ...], dict[Path, str]] = {}
     for folder in folders:
@@ -117,6 +120,7 @@ def _roles(folders: list[Path], root: Path) -> dict[Path, str]:
 
 
 def _require_no_splits_inside(folder: Path) -> None:
+    """Require that a class folder does not consist of folders that are called like splits."""
     inside = [path for path in subfolders(folder) if contains_image(path)]
     if inside and all(split_role(path.name) for path in inside):
         raise InputError(
@@ -127,11 +131,12 @@ def _require_no_splits_inside(folder: Path) -> None:
 
 
 def _train_is_a_class(roles: dict[Path, str], others: list[Path]) -> bool:
-    """Beside cars and buses, a folder `train` that holds images itself is of trains."""
+    """Tell whether a folder `train` is a class, of trains: it lies beside cars and buses and holds images itself."""
     return [path.name.lower() for path in roles] == ["train"] and _holds_images(*roles) and bool(others)
 
 
 def _why_no_training_part(root: Path, roles: dict[Path, str], others: list[Path]) -> str:
+    """Explain what is wrong with folders that are called like splits where none is the training split."""
     looks = next(iter(roles))
     flat = [folder for folder in roles if not _has_class_folders(folder)]
     train = next((folder for folder, role in roles.items() if role == "train"), None)
@@ -154,44 +159,45 @@ def _why_no_training_part(root: Path, roles: dict[Path, str], others: list[Path]
     return f"{train} holds neither class folders nor images; add the class folders"
 
 
-def class_folders(part: Path) -> list[Path]:
-    """The folders of a part, one for each class, sorted.
+def class_folders(split_folder: Path) -> list[Path]:
+    """List the class folders of a split, sorted.
 
     Raises:
-        InputError: Two differ in case, spaces or encoding only, or one has a name that is no text.
+        InputError: If two differ in case, spaces or encoding only, or one has a name that is no text.
     """
-    folders = subfolders(part)
+    folders = subfolders(split_folder)
     alike: dict[str, str] = {}
     for folder in folders:
         name = folder.name
         if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
             raise InputError(
-                f"class folder {name.encode(errors='surrogateescape')!r} in {part} is not named in UTF-8; rename it"
+                f"class folder {name.encode(errors='surrogateescape')!r} in {split_folder} is not named in UTF-8; "
+                "rename it"
             )
         plain = unicodedata.normalize("NFKC", name).casefold().strip()
         if plain in alike and len(plain) > 1:  # a and A may be letters
             raise InputError(
-                f"class folders {alike[plain]!r} and {name!r} in {part} differ in case or spaces only; merge them, or "
-                "rename one if they are two classes"
+                f"class folders {alike[plain]!r} and {name!r} in {split_folder} differ in case or spaces only; merge "
+                "them, or rename one if they are two classes"
             )
         alike[plain] = name
     return folders
 
 
 def letters_in_both_cases(names: list[str]) -> str:
-    """A sentence on classes that differ in case only; empty if none do."""
+    """Write a sentence on classes that differ in case only; empty if none do."""
     count = Counter(name.casefold() for name in names)
     both = sorted(name for name in names if count[name.casefold()] > 1)
     return f"classes that differ in case only: {few_names(both)}" if both else ""
 
 
-def left_out_beside(part: Path) -> tuple[str, ...]:
-    """What lies beside the class folders of a part."""
-    return tuple(_left_out_at(part))
+def left_out_beside(folder: Path) -> tuple[str, ...]:
+    """List what lies beside the class folders of a split."""
+    return tuple(_left_out_at(folder))
 
 
 def _left_out_at(folder: Path) -> list[str]:
-    """Files of a folder of folders, and the folders of operating systems."""
+    """List the files of a folder of folders, and the folders of operating systems, in words."""
     loose = list_loose_files(folder)
     where = f"in {folder.name}"
     left_out = [f"{path.name}/" for path in system_folders(folder)]
@@ -203,25 +209,28 @@ def _left_out_at(folder: Path) -> list[str]:
     return left_out
 
 
-def _described(folder: Path) -> str:
+def _with_image_count(folder: Path) -> str:
+    """Write a folder's name and how many images it holds."""
     count = len(list_folder(folder).images)
     return f"{folder.name}/ ({count:,} {'image' if count == 1 else 'images'})"
 
 
 def _has_class_folders(folder: Path) -> bool:
+    """Tell whether a folder holds class folders: folders with images, or folders and no images of its own."""
     return any(contains_image(path) for path in subfolders(folder)) or (
         bool(subfolders(folder)) and not _holds_images(folder)
     )
 
 
 def _holds_images(folder: Path) -> bool:
-    """Whether images lie directly in a folder."""
+    """Tell whether images lie directly in a folder."""
     return any(is_image_file(path.name) and not path.is_dir() for path in folder.iterdir())
 
 
-def _shown(folder: Path, root: Path) -> str:
+def _relative(folder: Path, root: Path) -> str:
     return f"{folder.relative_to(root).as_posix()}/"
 
 
 def _purpose(role: str) -> str:
+    """Name the purpose of a split in messages."""
     return {"train": "training", "val": "validation", "test": "test"}[role]

@@ -1,4 +1,4 @@
-"""From the name of a data set to the data set."""
+"""Open a data set by its name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ _NAMED = ("digits", *SETS)
 def open_dataset(config: DataConfig) -> ImageData:
     """Open the data set that `config.name` names.
 
-    A built-in name wins over a folder of that name, and so does a prefix of timm's; write `./digits` for the
-    folder. The split, when the data have none of their own, depends on `config.split_seed` only.
+    A built-in name wins over a folder of that name, and so does a prefix of timm's; write `./digits` for the folder.
+    The split, when the data have none of their own, depends on `config.split_seed` only.
+
+    Args:
+        config: The name, and how images are split, checked and read.
+
+    Returns:
+        The data set, without transforms.
 
     Raises:
-        InputError: The name is unknown, or the data cannot be used; the message says what to do.
+        InputError: If the name is unknown, or the data cannot be used. The message says what to do.
     """
     name = config.name
     if name == "digits":
@@ -40,6 +46,7 @@ def open_dataset(config: DataConfig) -> ImageData:
 
 
 def _open_path(path: Path, config: DataConfig) -> ImageData:
+    """Open the data in a folder: parquet shards if it holds any, else class folders."""
     name = config.name
     if os.path.isdir(path) and name:  # Path's own fails on names that are too long
         try:

@@ -49,14 +49,14 @@ _PLAIN = {"default"}  # the hub's name for the only configuration there is
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Parquet files by part.
+    """The parquet files of each split.
 
     Args:
-        train: To train on.
-        val: Held out. Empty: there are none.
-        sources: What the files of both are called.
+        train: Files to train on.
+        val: Files that are held out. Empty: there are none.
+        sources: Names of the files of both splits, in words.
         left_out: Files and folders that are not used.
-        split: The word for the held-out part in its files' names. None: there is no such part.
+        split: The word for the held-out split in its files' names. None: there is no such split.
     """
 
     train: list[Path]
@@ -67,7 +67,7 @@ class ShardFiles:
 
 
 def parquet_files(root: Path) -> list[Path]:
-    """Parquet files directly in a folder, else those in its `data` folder, sorted."""
+    """List the parquet files directly in a folder, else those in its `data` folder, sorted."""
     for folder in (root, root / "data"):
         files = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
         if files:
@@ -76,7 +76,7 @@ def parquet_files(root: Path) -> list[Path]:
 
 
 def find_shards(root: Path) -> ShardFiles | None:
-    """Parquet files of a folder by part, told by words in their names, or else in those of their folders.
+    """Find the parquet files of each split, told by words in their names, or else in those of their folders.
 
     Files are taken from the folder itself, else from its `data` folder, else from the only set of folders that has any,
     such as `plain_text/` or `train/` and `test/`. A folder with images in subfolders is none of parquet files.
@@ -85,8 +85,8 @@ def find_shards(root: Path) -> ShardFiles | None:
         The files. None: there are none.
 
     Raises:
-        InputError: There are several sets, a name says two parts, parts of two names serve one purpose, or there is no
-            training part.
+        InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
+            is no training split.
     """
     files = parquet_files(root) or _deeper(root)
     if not files:
@@ -109,25 +109,25 @@ def find_shards(root: Path) -> ShardFiles | None:
 
 
 def _deeper(root: Path) -> list[Path]:
-    """Parquet files in subfolders, if there is one set of them and there are no images."""
+    """List the parquet files in subfolders, if there is one set of them and there are no images."""
     sets: dict[tuple[str, ...], list[Path]] = {}
-    for place, names in visible_folders(root):
-        files = [Path(place, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
+    for folder, names in visible_folders(root):
+        files = [Path(folder, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
         if files:
-            inside = Path(place).relative_to(root).parts
+            inside = Path(folder).relative_to(root).parts
             words = tuple(" ".join(rest) for part in inside if (rest := split_words(part)[1]) and part not in _PLAIN)
             sets.setdefault(words, []).extend(files)
     if not sets or contains_image(root):
         return []
     if len(sets) > 1:
-        places = sorted(str(files[0].parent) for files in sets.values())
-        raise InputError(f"{root} has several sets of parquet files, in {few_names(places)}; give the folder of one")
+        folders = sorted(str(files[0].parent) for files in sets.values())
+        raise InputError(f"{root} has several sets of parquet files, in {few_names(folders)}; give the folder of one")
     (files,) = sets.values()
     return sorted(files)
 
 
 def _part(file: Path, root: Path) -> tuple[str, str] | None:
-    """The word for a part and what it means, in the file's name or else in that of the nearest folder."""
+    """Find the word for a split and what it means, in the file's name or else in that of the nearest folder."""
     for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
         named, _ = split_words(name)
         if len(named) > 1:
@@ -138,7 +138,7 @@ def _part(file: Path, root: Path) -> tuple[str, str] | None:
 
 
 def _only(by_word: dict[str, list[Path]], root: Path) -> list[Path]:
-    """The files of a role, all of which must use one word for it."""
+    """Return the files of a split, all of which must use one word for it."""
     if len(by_word) > 1:
         one, other = (files[0].relative_to(root) for files in list(by_word.values())[:2])
         raise InputError(f"{one} and {other} in {root} name parts that serve the same purpose; keep one there")
@@ -147,13 +147,13 @@ def _only(by_word: dict[str, list[Path]], root: Path) -> list[Path]:
 
 
 def _pattern(files: list[Path], root: Path) -> str:
-    """`data/train-*.parquet (3 files)`."""
+    """Write files as a pattern and their number, such as `data/train-*.parquet (3 files)`."""
     shapes = sorted({re.sub(r"(\d+-of-)?\d+", "*", file.relative_to(root).as_posix()) for file in files})
     return f"{few_names(shapes)} ({len(files)} {'file' if len(files) == 1 else 'files'})" if files else ""
 
 
 def _left_out(root: Path, used: set[Path]) -> tuple[str, ...]:
-    """Files and folders at the root and beside the used files that hold no rows of either part."""
+    """List the files and folders at the root and beside the used files that hold no rows of either split."""
     shard_labels = set()
     for folder in {root, *(file.parent for file in used)}:
         for path in folder.iterdir():
@@ -182,7 +182,12 @@ class _Chunk:
 
 
 class EncodedRows:
-    """Encoded images and labels of some shards, in memory. Cheap to pickle to worker processes that fork."""
+    """Encoded images and labels of some shards, in memory. They are cheap to pickle to worker processes that fork.
+
+    Args:
+        chunks: The encoded images, in order.
+        labels: Label of each row (rows,).
+    """
 
     def __init__(self, chunks: Sequence[_Chunk], labels: NDArray[np.int64]) -> None:
         self.labels = labels
@@ -193,11 +198,11 @@ class EncodedRows:
         return len(self.labels)
 
     def _locate(self, row: int) -> tuple[_Chunk, int]:
-        place = bisect.bisect_right(self._starts, row) - 1
-        return self._chunks[place], row - self._starts[place]
+        chunk = bisect.bisect_right(self._starts, row) - 1
+        return self._chunks[chunk], row - self._starts[chunk]
 
     def without_bytes(self) -> list[int]:
-        """Rows that have no image."""
+        """List the rows that have no image."""
         return [
             start + int(row)
             for start, chunk in zip(self._starts, self._chunks, strict=True)
@@ -206,12 +211,16 @@ class EncodedRows:
         ]
 
     def name(self, row: int) -> str:
-        """File and row, for messages."""
+        """Name a row by file and number, for messages."""
         chunk, offset = self._locate(row)
         return f"{chunk.file} row {chunk.first_row + offset}"
 
     def decode(self, row: int) -> Image.Image:
-        """The image of a row, in the mode it is stored in. Raises UnreadableImage."""
+        """Decode the image of a row, in the mode it is stored in.
+
+        Raises:
+            UnreadableImage: If the row has no image, or one that cannot be decoded.
+        """
         chunk, offset = self._locate(row)
         encoded = chunk.images[offset].as_buffer()
         if encoded is None:
@@ -219,7 +228,11 @@ class EncodedRows:
         return decode_bytes(encoded)
 
     def read(self, row: int) -> Image.Image:
-        """Likewise, but raises InputError naming file and row."""
+        """Decode the image of a row, in the mode it is stored in, and name the row if that fails.
+
+        Raises:
+            InputError: If the row has no image, or one that cannot be decoded.
+        """
         try:
             return self.decode(row)
         except UnreadableImage as error:
@@ -231,9 +244,9 @@ class ParquetImages(Dataset[LabelledImage]):
 
     Args:
         rows: The shards.
-        chosen: Which rows of them, in order.
-        in_chans: 1 delivers mode `L`, 3 delivers `RGB`.
-        pixels: How stored pixels become bytes.
+        chosen: Numbers of the rows that are used, in order.
+        in_chans: 1 converts to mode `L`, 3 to `RGB`.
+        pixels: How stored pixel values become bytes.
     """
 
     def __init__(
@@ -259,7 +272,7 @@ class ParquetImages(Dataset[LabelledImage]):
 
 
 def _read(files: Sequence[Path], columns: Columns | None = None) -> tuple[list[_Chunk], list[ShardLabels], Columns]:
-    """Images and labels of some shards, all from the columns that the first one is found to have."""
+    """Read the images and labels of some shards, all from the columns that are chosen in the first one."""
     chunks: list[_Chunk] = []
     labels: list[ShardLabels] = []
     for file in files:
@@ -289,7 +302,7 @@ def _read(files: Sequence[Path], columns: Columns | None = None) -> tuple[list[_
 
 
 def _refuse_paths(chunk: Any, column: str, file: Path) -> None:
-    """Raises InputError if rows without bytes have paths instead."""
+    """Refuse rows that have paths instead of bytes, by an InputError."""
     if pa.types.is_struct(chunk.type) and chunk.type.get_field_index("path") >= 0:
         path = next((each for each in pc.struct_field(chunk, "path").to_pylist() if each), None)
         if path is not None:
@@ -302,7 +315,7 @@ def _refuse_paths(chunk: Any, column: str, file: Path) -> None:
 def _readable(
     rows: EncodedRows, config: DataConfig, observer: MinMaxObserver
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Numbers of the rows to use, and names of those left out."""
+    """Check the rows as `config.check` says; return the numbers of those to use, and the names of the others."""
     everything = np.arange(len(rows))
     if config.check == "full":
 
@@ -322,20 +335,20 @@ def _readable(
 def open_parquet(root: Path, shards: ShardFiles, config: DataConfig) -> ImageData:
     """Open the images of parquet shards, held in memory as encoded bytes.
 
-    Images come from the column `image` or `img`, else the only one of bytes; labels from `label`, `labels` or
-    `fine_label`, else the only integer one, else the only one of another kind. Class names come from the Hugging Face
-    metadata, and numbers of shards that count differently are matched by them; else from the labels. Without held-out
-    shards, `val_fraction` of each class is held out. Only `check: full` decodes all rows first.
+    Images come from the column `image` or `img`, else from the only one of bytes. Labels come from `label`, `labels` or
+    `fine_label`, else from the only integer column, else from the only one of another kind. Class names come from the
+    Hugging Face metadata, else from the labels. Shards that number the classes differently are matched by the names.
+    Without held-out shards, `val_fraction` of each class is held out. Only `check: full` decodes all rows first.
 
     Args:
-        root: What the data are called after.
+        root: The folder that the data set is named after.
         shards: The files, as `find_shards` finds them.
         config: How they are read and split.
 
     Raises:
-        InputError: A file is unreadable or lacks a column, a label is no class or none of the training part, a row has
-            no image, an image that was looked at is unreadable, all of them are alike, there is one class only, or too
-            few images to split.
+        InputError: If a file is unreadable or lacks a column, a label is no class or none of the training split, a row
+            has no image, an image that was looked at is unreadable, all of them are alike, there is one class only, or
+            too few images to split.
     """
     chunks, shard_labels, columns = _read(shards.train)
     if not sum(len(each.numbers) for each in shard_labels):

@@ -1,4 +1,4 @@
-"""Which columns of a parquet file hold images and labels, and which class each label means."""
+"""The columns of a parquet file that hold images and labels, and the class that each label means."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Columns:
     """The columns that are read.
 
     Args:
-        image: Encoded images.
-        label: Labels of any kind.
+        image: Name of the column of encoded images.
+        label: Name of the column of labels, of any kind.
         notes: How they were chosen, if not by the usual names alone.
     """
 
@@ -57,10 +57,14 @@ class ShardLabels:
 
 
 def find_columns(schema: pa.Schema, file: Path) -> Columns:
-    """Choose by name, else by kind where only one column is of it.
+    """Choose the columns of images and labels by name, else by kind where only one column is of it.
+
+    Args:
+        schema: The file's columns.
+        file: The file, for messages.
 
     Raises:
-        InputError: No column holds images or labels, or several might.
+        InputError: If no column holds images or labels, or several might.
     """
     images = [field.name for field in schema if _holds_bytes(field.type)]
     wanted = "name the one with encoded images (bytes, or a struct with bytes) image"
@@ -87,7 +91,16 @@ def find_columns(schema: pa.Schema, file: Path) -> Columns:
 
 
 def require_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
-    """Raises InputError if a file lacks a column, or has it of another kind, that another file of the data has."""
+    """Require that a file has the columns of the others, of a usable kind.
+
+    Args:
+        columns: The columns of the other files.
+        schema: The file's columns.
+        file: The file, for messages.
+
+    Raises:
+        InputError: If it lacks one, or has it of another kind.
+    """
     for name, usable in ((columns.image, _holds_bytes), (columns.label, _holds_labels)):
         if name not in schema.names or not usable(schema.field(name).type):
             raise InputError(
@@ -97,10 +110,16 @@ def require_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
 
 
 def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Path) -> ShardLabels:
-    """Bring a column of labels to numbers, with what they mean if the file says so.
+    """Convert a column of labels to numbers, with what they mean if the file says so.
+
+    Args:
+        column: The column.
+        schema: The file's columns, whose metadata may name the classes.
+        name: Name of the column.
+        file: The file, for messages.
 
     Raises:
-        InputError: A row has no label, or one that is no class: a fraction, an empty text, a number too large.
+        InputError: If a row has no label, or one that is no class: a fraction, an empty text, a number too large.
     """
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
@@ -133,7 +152,7 @@ _NAME_IT = "name the column with the classes label"
 
 
 class Classes:
-    """The classes of the training files, and the label each row of any file gets. Names decide, not numbers.
+    """The classes of the training files, and the label that each row of any file gets. Names decide, not numbers.
 
     Args:
         files: Labels of the training files.
@@ -144,7 +163,7 @@ class Classes:
         notes: What was decided, a sentence each.
 
     Raises:
-        InputError: Labels are ids, or of kinds that do not go together.
+        InputError: If labels are ids, or of kinds that do not go together.
     """
 
     def __init__(self, files: Sequence[ShardLabels], column: str) -> None:
@@ -195,10 +214,16 @@ class Classes:
             )
 
     def labels(self, files: Sequence[ShardLabels]) -> Numbers:
-        """The label of each row, in order.
+        """Label the rows, in order.
+
+        Args:
+            files: Labels of the files, as `read_labels` gives them.
+
+        Returns:
+            The label of each row (rows,).
 
         Raises:
-            InputError: A row is of a class that the training files do not know; the message names file and row.
+            InputError: If a row is of a class that the training files do not know. The message names file and row.
         """
         return np.concatenate([self._labels(shard) for shard in files])
 
@@ -253,7 +278,7 @@ def _used(shard: ShardLabels) -> list[str]:
 
 
 def _sorted_words(words: set[str]) -> tuple[str, ...]:
-    """By number if all are whole numbers, else by letters."""
+    """Sort words by number if all are whole numbers, else by letters."""
     by_number = all(re.fullmatch(r"-?\d+", word) for word in words)
     return tuple(sorted(words, key=int) if by_number else sorted(words))
 
@@ -312,7 +337,7 @@ def _only(usable: Sequence[str], several: str, schema: pa.Schema, file: Path, wa
 
 
 def _choice(what: str, chosen: str, usable: Sequence[str]) -> tuple[str, ...]:
-    """Tell of a choice among columns, or of one by kind only."""
+    """Write a sentence on a choice among columns, or on one by kind only; none if the choice is the usual one."""
     rest = [name for name in usable if name != chosen]
     if not rest and chosen in (*_IMAGE_NAMES, *_LABEL_NAMES):
         return ()
@@ -325,7 +350,7 @@ def _short(kind: pa.DataType) -> str:
 
 
 def _metadata_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """Class names that Hugging Face stores with the schema, in any of the layouts it has used."""
+    """Read the class names that Hugging Face stores with the schema, in any of the layouts it has used."""
     try:
         stored = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = stored.get("info", stored).get("features", {})

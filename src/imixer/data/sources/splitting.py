@@ -1,4 +1,4 @@
-"""A held-out part with the same mix of classes."""
+"""The words that name splits, and a held-out split with the same mix of classes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _FILLER = re.compile("(data|sub|image|img|pic|picture|photo)?(set|split|part|fol
 
 
 def split_words(name: str) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Read a name word by word: `cifar10-TrainImages` says `train`, and `cifar` remains.
+    """Find the words for splits in a name: `cifar10-TrainImages` says `train`, and `cifar` remains.
 
     Args:
         name: Name of a file or folder, in any case.
 
     Returns:
-        The words for parts in it, with which of `train`, `val` and `test` each means; and its other words, without
-        those that go with any part, such as `images`.
+        The words for splits in it, each with the one of `train`, `val` and `test` that it means; and its other words,
+        without those that go with any split, such as `images`.
     """
     joined = re.sub(r"(hold|held|Hold|Held|HOLD|HELD)[\W_]?(out|Out|OUT)", " holdout ", name)
     named: dict[str, str] = {}
@@ -48,14 +48,30 @@ def split_words(name: str) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def split_role(name: str) -> str | None:
-    """`train`, `val` or `test` if a name says nothing but that, such as `Testing`, `train_images` or `val2017`."""
+    """Tell which split a name means if it says nothing else, such as `Testing`, `train_images` or `val2017`.
+
+    Args:
+        name: Name of a file or folder, in any case.
+
+    Returns:
+        `train`, `val` or `test`. None: it means no split, several, or something else too.
+    """
     named, others = split_words(name)
     roles = set(named.values())
     return roles.pop() if len(roles) == 1 and not others else None
 
 
 def require_two_classes(labels: NDArray[np.int64], class_names: Sequence[str], what: str) -> None:
-    """Raises InputError unless at least two classes occur among the labels."""
+    """Require at least two classes among the labels.
+
+    Args:
+        labels: Label of each item.
+        class_names: Name of each label.
+        what: Name of the data set in messages.
+
+    Raises:
+        InputError: If there are fewer.
+    """
     present = np.unique(labels)
     if len(present) < 2:
         only = f"only the class {class_names[int(present[0])]!r}" if len(present) else "no labelled images"
@@ -63,27 +79,27 @@ def require_two_classes(labels: NDArray[np.int64], class_names: Sequence[str], w
 
 
 def held_out_share(config: DataConfig) -> str:
-    """Say what is held out of data that have no part for it."""
+    """Describe the share that is held out of data that have no split for it."""
     return f"{config.val_fraction:.0%} of each class of them, by data.split_seed {config.split_seed}"
 
 
 def stratified_split(
     labels: NDArray[np.int64], class_names: Sequence[str], *, fraction: float, seed: int, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split item numbers so that each class keeps its share in both parts.
+    """Split item numbers so that each class keeps its share in both splits.
 
     Args:
         labels: Label of each item.
         class_names: Name of each label, for messages.
         fraction: Share that is held out, in (0, 1).
-        seed: Seed of the choice; the same seed gives the same split.
-        what: The data set, for messages.
+        seed: Seed of the draw; the same seed gives the same split.
+        what: Name of the data set in messages.
 
     Returns:
-        LabelledImage numbers of the training part and of the held-out part, each ascending.
+        Item numbers of the training split and of the held-out split, each ascending.
 
     Raises:
-        InputError: A class has fewer than two images, or the parts are too small to hold every class.
+        InputError: If a class has fewer than two images, or a split is too small to hold every class.
     """
     # deferred: scikit-learn takes a second to import
     from sklearn.model_selection import train_test_split

@@ -1,4 +1,4 @@
-"""Channels, size, range, mean and deviation of a data set, from a sample of it."""
+"""Channels, size, range, mean and deviation of a data set, measured on a sample of it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _FLOAT_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (0.0, 65535.0))
 
 @dataclass(frozen=True)
 class DatasetStatistics:
-    """Facts on a sample of images.
+    """The statistics of a sample of images.
 
     Args:
         in_chans: 1 when all are gray, else 3.
         native_size: (height, width) in pixels when all share it.
         mean: Mean of each channel, with pixel values in [0, 1]. Each image counts the same, whatever its size.
         std: Standard deviation of each channel, likewise; at least 1/255.
-        pixels: How stored pixels become bytes.
+        pixels: How stored pixel values become bytes.
         notes: What was seen and decided, a sentence each.
         problem: Why nothing can be learned from the images; empty if something can.
     """
@@ -57,7 +57,7 @@ class DatasetStatistics:
 
 
 class MinMaxObserver:
-    """Collect the smallest and largest stored value of images with more than 8 bits. Several threads may."""
+    """The smallest and largest stored value of images with more than 8 bits. Several threads may feed it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -74,7 +74,7 @@ class MinMaxObserver:
             self._by_kind[kind] = min(low, before[0]), max(high, before[1])
 
     def min_max(self) -> tuple[float, float] | None:
-        """The smallest and the largest value. None if no image had more than 8 bits."""
+        """Return the smallest and the largest value. None if no image had more than 8 bits."""
         return (
             (min(low for low, _ in self._by_kind.values()), max(high for _, high in self._by_kind.values()))
             if self._by_kind
@@ -82,10 +82,13 @@ class MinMaxObserver:
         )
 
     def value_range(self) -> tuple[float, float] | None:
-        """The customary range that holds all values, else the values' own. None if no image had more than 8 bits.
+        """Choose the customary range that holds all values, else the values' own.
+
+        Returns:
+            (low, high). None: no image had more than 8 bits.
 
         Raises:
-            InputError: Some images hold integers and others floats, whose ranges differ.
+            InputError: If some images hold integers and others floats, whose ranges differ.
         """
         if not self._by_kind:
             return None
@@ -100,7 +103,7 @@ class MinMaxObserver:
 
 
 class _SampleCounts:
-    """What a pass over the sample counts."""
+    """The counts and histograms of one pass over the sample."""
 
     def __init__(self) -> None:
         self.sizes: set[tuple[int, int]] = set()
@@ -121,14 +124,14 @@ def dataset_statistics(
     """Measure up to 2,000 of `count` images, up to 500 when they are large. The sample is always the same.
 
     Args:
-        load: Gives image i, in the mode it is stored in.
-        count: How many images there are, at least 1.
+        load: From a number to the image, in the mode it is stored in.
+        count: Number of images, at least 1.
         config: Gives `value_range` and `background`, where they are set.
-        extremes: Values that were seen before, if any were looked at.
-        what: The data set, for messages.
+        observer: The values that were seen before, if any were looked at.
+        what: Name of the data set in messages.
 
     Raises:
-        InputError: The images' ranges cannot be told, or `data.value_range` is set and no image has more than 8 bits.
+        InputError: If the images' range cannot be told, or `data.value_range` is set and no image has more than 8 bits.
     """
     order = np.random.default_rng(0).permutation(count)[:_SAMPLE]
     first = load(int(order[0]))
@@ -170,17 +173,18 @@ def usable_statistics(
     what: str,
     observer: MinMaxObserver | None = None,
 ) -> DatasetStatistics:
-    """Measure as `survey` does, and see that there is something to learn.
+    """Measure as `dataset_statistics` does, and require that there is something to learn.
 
     Args:
-        load: Gives image i, in the mode it is stored in.
-        count: How many images there are, at least 1.
+        load: From a number to the image, in the mode it is stored in.
+        count: Number of images, at least 1.
         config: Gives `value_range` and `background`, where they are set.
-        what: The data set, for messages.
-        extremes: Values that were seen before, if any were looked at.
+        what: Name of the data set in messages.
+        observer: The values that were seen before, if any were looked at.
 
     Raises:
-        InputError: All images of the sample are of one and the same colour or are the same picture; and as `survey`.
+        InputError: If all images of the sample are of one and the same colour or are the same picture, the images'
+            range cannot be told, or `data.value_range` is set and no image has more than 8 bits.
     """
     statistics = dataset_statistics(load, count, config=config, observer=observer, what=what)
     if statistics.problem:
@@ -191,7 +195,7 @@ def usable_statistics(
 def _count_sample(
     load: Callable[[int], Image.Image], order: NDArray[np.int64], pixels: PixelFormat, observer: MinMaxObserver
 ) -> _SampleCounts:
-    """Count over the sample. Without a range, images of more than 8 bits only have their extremes seen."""
+    """Count over the sample. Without a range, only the extremes of images of more than 8 bits are observed."""
     sample = _SampleCounts()
     for index in order:
         image = load(int(index))
@@ -217,13 +221,13 @@ def _count_sample(
 
 
 def _histogram(image: Image.Image) -> NDArray[np.float64]:
-    """Share of the pixels at each of the 256 values, per channel: moments of it are exact."""
+    """Compute the share of the pixels at each of the 256 values, per channel; its moments are exact."""
     counts = np.array(image.histogram(), dtype=np.float64)
     return counts.reshape(-1, 256) / (image.width * image.height)
 
 
 def _problem(sample: _SampleCounts, histogram: NDArray[np.float64], count: int, what: str, pixels: PixelFormat) -> str:
-    """Why the images of the sample cannot be told apart; empty if they can."""
+    """Explain why the images of the sample cannot be told apart; empty if they can."""
     if all(np.count_nonzero(channel) == 1 for channel in histogram):
         remedy = "look whether they hold what you think"
         if sample.transparent:
@@ -252,7 +256,7 @@ def _notes(
     observer: MinMaxObserver,
     pixels: PixelFormat,
 ) -> tuple[str, ...]:
-    """What was seen on the sample, a sentence each."""
+    """Write what was seen on the sample, a sentence each."""
     of_sample = f"of {count:,} looked at"
     notes = []
     if 0 < sample.gray < count:
@@ -293,7 +297,7 @@ def _colour(values: Sequence[int]) -> str:
 
 
 def moments(histogram: NDArray[np.float64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, in [0, 1], of a (channels, 256) table of shares that sum to 1."""
+    """Compute mean and standard deviation per channel, in [0, 1], of histograms (channels, 256) that sum to 1."""
     values = np.arange(256) / 255
     mean = histogram @ values
     variance = (histogram * (values - mean[:, None]) ** 2).sum(axis=1)

@@ -21,7 +21,7 @@ _VAL_SPLITS = ("validation", "test")
 
 
 class _ReaderItems:
-    """Items of timm's reader. Its own data set would silently replace an unreadable image by its neighbour."""
+    """The items of timm's reader. Its own data set would silently replace an unreadable image by its neighbour."""
 
     def __init__(self, reader: Any, name: str) -> None:
         self.reader = reader
@@ -41,18 +41,22 @@ class _ReaderItems:
 
 
 def timm_prefix(name: str) -> str | None:
-    """The prefix of a data set name in lower case, when timm knows it."""
+    """Return the prefix of a data set name in lower case, when timm knows it."""
     prefix, slash, _ = name.partition("/")
     return prefix.lower() if slash and prefix.lower() in PREFIXES else None
 
 
 def open_timm(name: str, config: DataConfig) -> ImageData:
-    """A data set by timm's prefixed name; held out is its `validation` split, else its `test` split.
+    """Open a data set by timm's prefixed name. Its `validation` split is held out, else its `test` split.
 
     Channels, size, mean and deviation are measured on a sample of the training images.
 
+    Args:
+        name: The name, such as `hfds/mnist`.
+        config: Gives `root` and `download`, and how images are read.
+
     Raises:
-        InputError: It cannot be opened or downloaded, comes as a stream, or has no held-out split or class names.
+        InputError: If it cannot be opened or downloaded, comes as a stream, or has no held-out split or class names.
     """
     prefix = timm_prefix(name)
     if prefix in _STREAMS:
@@ -63,7 +67,7 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
     if prefix == "hfds" and importlib.util.find_spec("datasets") is None:
         raise InputError(f"data.name {name!r} needs the package datasets: pip install 'imixer[data]'")
 
-    train = _open(name, "train", config)
+    train = _open_split(name, "train", config)
     val, val_split = _open_held_out(name, config)
     class_names = _class_names(train, name)
     statistics = usable_statistics(lambda index: read_item(train, index, name)[0], len(train), config, name)
@@ -83,7 +87,7 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
     )
 
 
-def _open(name: str, split: str, config: DataConfig) -> Any:
+def _open_split(name: str, split: str, config: DataConfig) -> Any:
     root = str(expand_user(config.root or "data"))
     try:
         dataset: Any = create_dataset(name, root=root, split=split, download=config.download)
@@ -98,13 +102,13 @@ def _open(name: str, split: str, config: DataConfig) -> Any:
 
 
 def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
-    """The held-out split and its name."""
+    """Open the held-out split; return it and its name."""
     for split in _VAL_SPLITS[:-1]:
         try:
-            return _open(name, split, config), split
+            return _open_split(name, split, config), split
         except InputError:
             continue
-    return _open(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
+    return _open_split(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
 
 
 def _class_names(dataset: Any, name: str) -> tuple[str, ...]:

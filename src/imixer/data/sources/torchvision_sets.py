@@ -22,13 +22,13 @@ from imixer.errors import InputError
 
 @dataclass(frozen=True)
 class _TorchvisionSet:
-    """How torchvision calls a data set, and what is known about it.
+    """One data set of torchvision: its class there, and what is known about it.
 
     Args:
-        factory: Class in torchvision.datasets.
-        train: Arguments that select the training part.
-        val: Arguments that select the held-out part.
-        files: What to put where when it cannot be downloaded.
+        factory: Name of the class in torchvision.datasets.
+        train: Arguments that select the training split.
+        val: Arguments that select the held-out split.
+        files: The files to put there when it cannot be downloaded.
         from_files: Whether it reads image files, as opposed to arrays.
         downloadable: Whether torchvision can fetch it.
         native_size: (height, width) in pixels when all images share it.
@@ -104,10 +104,14 @@ def _remove_empty(root: Path) -> None:
 
 
 def open_torchvision(name: str, config: DataConfig) -> ImageData:
-    """A data set of torchvision, with its own held-out part. Downloads it only when `config.download` says so.
+    """Open a data set of torchvision, with its own held-out split. It is downloaded only if `config.download` says so.
+
+    Args:
+        name: A name in `SETS`.
+        config: Gives `root` and `download`.
 
     Raises:
-        InputError: It is not in `config.root`, or cannot be downloaded, or `data.value_range` is set.
+        InputError: If it is not in `config.root`, or cannot be downloaded, or `data.value_range` is set.
     """
     if config.value_range:
         raise InputError(
@@ -121,7 +125,7 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         common["loader"] = _read_rgb
     fetch = config.download and entry.downloadable
     fresh = not os.path.exists(root)
-    put = f"put {entry.files} into {root} yourself"
+    remedy = f"put {entry.files} into {root} yourself"
     try:
         train = factory(**common, **entry.train, **({"download": True} if fetch else {}))
         val = factory(**common, **entry.val)
@@ -129,13 +133,13 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         if fetch:
             if fresh:
                 _remove_empty(root)
-            raise InputError(f"could not download {name}: {error_reason(error)}; {put}") from error
+            raise InputError(f"could not download {name}: {error_reason(error)}; {remedy}") from error
         # torchvision's own words on missing files are a RuntimeError and speak of its arguments
         why = "" if isinstance(error, RuntimeError) else f" ({error_reason(error)})"
         missing = f"{name} is not in {root} or is incomplete{why}"
         if entry.downloadable:
             raise InputError(f"{missing}: pass --data.download true, or --data.root with its folder") from error
-        raise InputError(f"{missing} and cannot be downloaded automatically; {put}") from error
+        raise InputError(f"{missing} and cannot be downloaded automatically; {remedy}") from error
     return ImageData(
         name=name,
         train=WrappedDataset(train, 3, f"{name} (training)"),
@@ -146,11 +150,11 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         native_size=entry.native_size,
         mean=entry.mean,
         std=entry.std,
-        sources=(f"torchvision's {_part(entry.train)} part, in {root}", f"its {_part(entry.val)} part"),
+        sources=(f"torchvision's {_split_name(entry.train)} part, in {root}", f"its {_split_name(entry.val)} part"),
         split=entry.val.get("split", "test"),
     )
 
 
-def _part(chosen: dict[str, Any]) -> str:
-    """What torchvision calls a part."""
+def _split_name(chosen: dict[str, Any]) -> str:
+    """Name a split as torchvision does."""
     return str(chosen["split"]) if "split" in chosen else "training" if chosen["train"] else "test"

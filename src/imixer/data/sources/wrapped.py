@@ -1,4 +1,4 @@
-"""Items of another library's data set, brought to one form."""
+"""Data sets of other libraries, brought to one form."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from imixer.errors import InputError
 
 
 class WrappedDataset(Dataset[LabelledImage]):
-    """Pairs of an image and a label, as mode `L` or `RGB` and a plain int.
+    """Another library's data set, as pairs of an image of mode `L` or `RGB` and a plain int.
+
+    Choose it for data sets that already give PIL images, such as those of torchvision.
 
     Args:
-        items: Anything with a length and items (PIL image, label).
-        in_chans: 1 delivers mode `L`, 3 delivers `RGB`.
-        name: What to call the data set in a message.
-        pixels: How stored pixels become bytes.
+        items: Pairs of a PIL image and a label.
+        in_chans: 1 converts to mode `L`, 3 to `RGB`.
+        name: Name of the data set in messages.
+        pixels: How stored pixel values become bytes.
     """
 
     def __init__(self, items: Any, in_chans: int, name: str, pixels: PixelFormat = EIGHT_BITS) -> None:
@@ -36,7 +38,16 @@ class WrappedDataset(Dataset[LabelledImage]):
 
 
 def read_item(items: Any, index: int, name: str) -> LabelledImage:
-    """An item as it is stored. Raises InputError naming it when it cannot be read."""
+    """Read an item in the mode it is stored in.
+
+    Args:
+        items: Pairs of a PIL image and a label.
+        index: Number of the item.
+        name: Name of the data set in messages.
+
+    Raises:
+        InputError: If it cannot be read; the message names it.
+    """
     try:
         image, label = items[index]
     except InputError:
