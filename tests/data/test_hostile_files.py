@@ -38,7 +38,7 @@ def make_device(path):
 SPECIAL = [(make_pipe, "a pipe"), (make_socket, "a socket"), (make_device, "a device")]
 
 
-@pytest.mark.parametrize("check", ["auto", "full", "header", "off"])
+@pytest.mark.parametrize("check", ["full", "header", "off"])
 @pytest.mark.parametrize(("make", "what"), SPECIAL)
 def test_what_is_no_file_is_never_waited_for(tmp_path, make_folder, make, what, check):
     root = make_folder(tmp_path / "pets", {"a": 5, "b": 5})

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import imixer.data.config
 from imixer.data.batches import build_held_out, build_training, worker_message
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
@@ -82,10 +79,10 @@ def test_boxes_erased_after_mixing_are_not_mixed(digits, mixing):
 
 def test_erasing_after_mixing_is_a_function_of_seed_and_place(digits):
     settings = {"crop": "center", "mixup": 0.8, "random_erasing": 0.5, "erase": "after_mixing", "batch_size": 128}
-    whole = first(training(digits, **settings), 11, epoch=3)
+    whole = first(training(digits, **settings), 4, epoch=3)
     random.seed(99), np.random.seed(99), torch.manual_seed(99)
-    assert same(whole[7:], first(training(digits, workers=1, **settings), 11, epoch=3, start=7))
-    assert not same(whole, first(training(digits, seed=1, **settings), 11, epoch=3))
+    assert same(whole[2:], first(training(digits, workers=1, **settings), 2, epoch=3, start=2))
+    assert not same(whole, first(training(digits, seed=1, **settings), 4, epoch=3))
     share = first(training(digits, shard=BatchShard(1, 2), **settings), 1)
     assert not torch.equal(share[0][0], first(training(digits, shard=BatchShard(0, 2), **settings), 1)[0][0])
 
@@ -129,12 +126,12 @@ def test_validation_images_are_shared_out_without_loss_or_repetition(digits):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_entered_in_the_middle_goes_on_identically(digits, workers):
-    settings = AUGMENT | {"mixup": 0.8, "cutmix": 1.0, "workers": workers, "batch_size": 128}
-    whole = first(training(digits, **settings), 11, epoch=3)
+    settings = AUGMENT | {"mixup": 0.8, "cutmix": 1.0, "workers": workers, "batch_size": 64}
+    whole = first(training(digits, **settings), 4, epoch=3)
     later = training(digits, **settings)
     random.seed(99), np.random.seed(99), torch.manual_seed(99)  # whatever the generators have gone through
-    assert same(whole[7:], first(later, 11, epoch=3, start=7))
-    assert same(whole, first(later, 11, epoch=3))  # and the same loader serves again
+    assert same(whole[2:], first(later, 2, epoch=3, start=2))
+    assert same(whole, first(later, 4, epoch=3))  # and the same loader serves again
 
 
 def test_epochs_and_seeds_differ(digits):
@@ -150,14 +147,14 @@ def test_epochs_and_seeds_differ(digits):
 def test_workers_change_neither_order_nor_augmentation(digits):
     alone, helped = training(digits, **AUGMENT), training(digits, workers=2, **AUGMENT)
     for epoch in range(2):
-        assert same(first(alone, 6, epoch), first(helped, 6, epoch))
+        assert same(first(alone, 3, epoch), first(helped, 3, epoch))
 
 
 def test_processes_share_each_batch_out(digits):
-    whole = [images for images, _ in training(digits, batch_size=96, **AUGMENT).epoch(1)]
+    whole = [images for images, _ in first(training(digits, batch_size=96, **AUGMENT), 2, epoch=1)]
     shared = [training(digits, batch_size=96, shard=BatchShard(rank, 2, 3), **AUGMENT) for rank in range(2)]
-    parts = [[images for images, _ in each.epoch(1)] for each in shared]
-    assert [len(each) for each in shared] == [3 * len(whole)] * 2
+    parts = [[images for images, _ in first(each, 6, epoch=1)] for each in shared]
+    assert [len(each) for each in shared] == [3 * (1437 // 96)] * 2
     for step, images in enumerate(whole):
         put_together = torch.cat([torch.cat(parts[rank][3 * step : 3 * step + 3]) for rank in range(2)])
         assert torch.equal(put_together, images)
@@ -203,15 +200,3 @@ def test_a_message_from_the_main_process_stays_as_it_is():
 def test_the_configuration_is_free_of_torch():
     code = "import sys, imixer.data.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    "file", sorted(Path(imixer.data.config.__file__).parent.rglob("*.py")), ids=lambda path: path.stem
-)
-def test_the_package_imports_nothing_of_imixer_but_itself_and_what_all_may_use(file):
-    tree = ast.parse(file.read_text())
-    imported = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    imported += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    inner = [name for name in imported if name.split(".")[0] == "imixer"]
-    base = {"imixer.errors", "imixer.escaping", "imixer.progress", "imixer.reading", "imixer.writing"}
-    assert all(name in base or name.startswith("imixer.data.") for name in inner)

@@ -31,18 +31,15 @@ def seed_all(seed):
     torch.manual_seed(seed)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "random"])
-@pytest.mark.parametrize("crop", CROPS)
-@pytest.mark.parametrize("size", [(1, 8, 8), (3, 8, 8), (3, 224, 224), (3, 12, 20), (1, 20, 12), (1, 1, 1)])
-@pytest.mark.parametrize("image_size", [(8, 8), (30, 41), (300, 7)])
-def test_every_crop_gives_the_input_size_from_any_image(make_image, crop, size, interpolation, image_size):
-    image = make_image(size=image_size, mode="L" if size[0] == 1 else "RGB")
+@pytest.mark.parametrize(("crop", "interpolation"), [("pad", "random"), ("resized", "bilinear"), ("center", "bicubic")])
+@pytest.mark.parametrize("size", [(1, 8, 8), (3, 64, 64), (3, 12, 20), (1, 20, 12), (1, 1, 1)])
+def test_every_crop_gives_the_input_size_from_any_image(make_image, crop, size, interpolation):
     config = DataConfig(crop=crop, interpolation=interpolation, hflip=0.5, random_erasing=0.5)
-    result = train_transform(config, size, *stats(size[0]))(image)
-    assert result.shape == size
-    assert result.dtype == torch.float32
-    validated = eval_transform(size, *stats(size[0]), 0.9, interpolation)(image)
-    assert validated.shape == size
+    train = train_transform(config, size, *stats(size[0]))
+    validate = eval_transform(size, *stats(size[0]), 0.9, interpolation)
+    for image_size in ((8, 8), (30, 41), (300, 7)):
+        image = make_image(size=image_size, mode="L" if size[0] == 1 else "RGB")
+        assert (train(image).shape, train(image).dtype, validate(image).shape) == (size, torch.float32, size)
 
 
 def test_values_are_normalised_with_mean_and_deviation(make_image):
@@ -118,22 +115,23 @@ def test_the_global_seed_decides_the_augmentation(make_image, crop):
 @pytest.mark.parametrize(
     "policy", ["rand-m9-mstd0.5-inc1", "rand-m5-n3-p0.9-tweights", "original-mstd0.5", "v0", "augmix-m5-w4-d2", "3a"]
 )
-@pytest.mark.parametrize(("size", "mode"), [((1, 8, 8), "L"), ((3, 32, 32), "RGB")])
+@pytest.mark.parametrize(("size", "mode"), [((1, 8, 8), "L"), ((3, 16, 16), "RGB")])
 def test_policies_work_on_gray_and_colour_images(make_image, policy, size, mode):
     transform = train_transform(DataConfig(auto_augment=policy), size, *stats(size[0]))
+    image = make_image(size=size[1:], mode=mode)
     seed_all(0)
-    results = torch.stack([transform(make_image(size=size[1:], mode=mode)) for _ in range(40)])
-    assert results.shape == (40, *size)
+    results = torch.stack([transform(image) for _ in range(20)])
+    assert results.shape == (20, *size)
     assert results.isfinite().all()
-    assert len({result.numpy().tobytes() for result in results}) > 20
+    assert len({result.numpy().tobytes() for result in results}) > 10
 
 
-@pytest.mark.parametrize("operation", sorted(set(LEVEL_TO_ARG) - POSTERIZE))
 @pytest.mark.parametrize("magnitude", [0, 5, 10])
-def test_every_operation_of_timm_works_on_gray_images(make_image, operation, magnitude):
+def test_every_operation_of_timm_works_on_gray_images(make_image, magnitude):
     hparams: dict[str, Any] = {"translate_const": 3, "img_mean": (78,)}
-    result = AugmentOp(operation, prob=1.0, magnitude=magnitude, hparams=hparams)(make_image(mode="L"))
-    assert (result.mode, result.size) == ("L", (8, 8))
+    for operation in sorted(set(LEVEL_TO_ARG) - POSTERIZE):
+        result = AugmentOp(operation, prob=1.0, magnitude=magnitude, hparams=hparams)(make_image(mode="L"))
+        assert (result.mode, result.size) == ("L", (8, 8)), operation
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -145,11 +143,16 @@ def test_posterize_keeps_the_upper_bits_and_none_is_black(make_image, mode):
 
 
 @pytest.mark.parametrize("policy", ["rand-m10-p1.0-n15-inc1", "rand-m0-p1.0-n15", "v0", "v0r", "augmix-m10-d9"])
-def test_policies_posterize_at_full_magnitude(make_image, policy):
+def test_policies_posterize_at_any_magnitude(make_image, policy):
     transform = train_transform(DataConfig(auto_augment=policy), (3, 8, 8), *COLOUR)
-    seed_all(0)
-    for _ in range(200):
-        transform(make_image())
+    groups = [group for step in transform.transforms for group in getattr(step, "policy", [getattr(step, "ops", [])])]
+    operations = [each for group in groups for each in group if each.name in POSTERIZE]
+    assert operations
+    for operation in operations:
+        operation.prob, operation.magnitude_std = 1.0, 0
+        for magnitude in range(13):
+            operation.magnitude = magnitude
+            assert operation(make_image()).size == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,11 @@ class OperationParams(NamedTuple):
     """The operations on each image of a batch; arrays of shape (B, layers).
 
     Args:
-        change: Number of the operation, -1 for none.
+        operation: Number of the operation, -1 for none.
         argument: Its argument.
     """
 
-    change: NDArray[np.int64]
+    operation: NDArray[np.int64]
     argument: _Floats
 
 
@@ -83,36 +83,37 @@ class RandAugment:
 
     def __init__(self, policy: auto_augment.RandAugment, channels: int, device: torch.device) -> None:
         self.layers, self.weights = policy.num_layers, policy.choice_weights
-        each = policy.ops[0]  # they differ in name only
-        self.prob, self.magnitude, self.deviation = each.prob, each.magnitude, each.magnitude_std
-        self.largest = each.magnitude_max or 10
-        filters = each.kwargs["resample"]
+        first = policy.ops[0]  # they differ in name only
+        self.prob, self.magnitude, self.deviation = first.prob, first.magnitude, first.magnitude_std
+        self.largest = first.magnitude_max or 10
+        filters = first.kwargs["resample"]
         filters = filters if isinstance(filters, (list, tuple)) else (filters,)
-        fill = torch.tensor(each.kwargs["fillcolor"][:channels], dtype=torch.uint8).view(1, -1, 1, 1).to(device)
+        fill = torch.tensor(first.kwargs["fillcolor"][:channels], dtype=torch.uint8).view(1, -1, 1, 1).to(device)
 
-        self.changes: list[_ColorOperation] = []
+        self.operations: list[_ColorOperation] = []
         self.arguments: list[_Argument] = []
-        numbers = []  # of the changes, for each of timm's operations and each filter
-        for name in (operation.name for operation in policy.ops):
+        numbers = []  # of the operations, for each of timm's and each filter
+        for name in (op.name for op in policy.ops):
             if name in _COLOR_OPERATIONS:
-                change, argument = _COLOR_OPERATIONS[name]
-                numbers.append([len(self.changes)] * len(filters))
-                self.changes.append(change)
+                color_operation, argument = _COLOR_OPERATIONS[name]
+                numbers.append([len(self.operations)] * len(filters))
+                self.operations.append(color_operation)
             else:
-                move, argument = _GEOMETRIC_OPERATIONS[name]
-                numbers.append([len(self.changes) + kind for kind in range(len(filters))])
-                self.changes += [partial(move, cubic=each == Image.Resampling.BICUBIC, fill=fill) for each in filters]
+                geometric, argument = _GEOMETRIC_OPERATIONS[name]
+                numbers.append([len(self.operations) + kind for kind in range(len(filters))])
+                cubic = [filter_ == Image.Resampling.BICUBIC for filter_ in filters]
+                self.operations += [partial(geometric, cubic=each, fill=fill) for each in cubic]
             self.arguments.append(argument)
         self.numbers = np.array(numbers)
 
     def draw(self, rng: np.random.Generator, count: int) -> OperationParams:
         """Draw the params of `count` images."""
         shape = (count, self.layers)
-        operations, filters = self.numbers.shape
+        count_timm, filters = self.numbers.shape
         if self.weights is None:
-            chosen = rng.integers(operations, size=shape)
+            chosen = rng.integers(count_timm, size=shape)
         else:  # without replacement, as timm does: the largest of weighted Gumbel variables
-            scores = rng.gumbel(size=(count, operations)) + np.log(self.weights)
+            scores = rng.gumbel(size=(count, count_timm)) + np.log(self.weights)
             chosen = np.argsort(-scores, axis=1)[:, : self.layers]
         applied = rng.random(shape) <= self.prob
         if self.deviation == np.inf:
@@ -122,23 +123,23 @@ class RandAugment:
         level = magnitude.clip(0, self.largest) / 10
         sign = np.where(rng.random(shape) > 0.5, -1.0, 1.0)
         argument = np.zeros(shape)
-        for operation, of_level in enumerate(self.arguments):
-            here = chosen == operation
+        for number, of_level in enumerate(self.arguments):
+            here = chosen == number
             argument[here] = of_level(level[here], sign[here])
-        change = self.numbers[chosen, rng.integers(filters, size=shape)]
-        return OperationParams(np.where(applied, change, -1), argument)
+        operation = self.numbers[chosen, rng.integers(filters, size=shape)]
+        return OperationParams(np.where(applied, operation, -1), argument)
 
     def __call__(self, images: Tensor, params: OperationParams) -> None:
         """Change images (B, C, H, W), bytes, in place as drawn."""
         wide = _as_int64(images)
-        for drawn, argument in zip(params.change.T, params.argument.T, strict=True):
-            for number, change in enumerate(self.changes):
+        for drawn, argument in zip(params.operation.T, params.argument.T, strict=True):
+            for number, operation in enumerate(self.operations):
                 chosen = np.flatnonzero(drawn == number)
                 for chunk in chunks(len(chosen), images[0].numel(), images.device):
-                    numbers = to_device(chosen[chunk], images.device)
+                    indices = to_device(chosen[chunk], images.device)
                     arguments = to_device(argument[chosen[chunk]], images.device).view(-1, 1, 1, 1)
-                    changed = change(images.index_select(0, numbers), arguments)
-                    wide.index_copy_(0, numbers, _as_int64(changed.contiguous()))
+                    changed = operation(images.index_select(0, indices), arguments)
+                    wide.index_copy_(0, indices, _as_int64(changed.contiguous()))
 
 
 def _as_int64(images: Tensor) -> Tensor:

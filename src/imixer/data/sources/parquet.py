@@ -154,13 +154,13 @@ def _pattern(files: list[Path], root: Path) -> str:
 
 def _left_out(root: Path, used: set[Path]) -> tuple[str, ...]:
     """List the files and folders at the root and beside the used files that hold no rows of either split."""
-    shard_labels = set()
+    unused = set()
     for folder in {root, *(file.parent for file in used)}:
         for path in folder.iterdir():
             inside = any(path in file.parents for file in used)
             if path not in used and not inside and not path.name.startswith("."):
-                shard_labels.add(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}")
-    return tuple(sorted(shard_labels))
+                unused.add(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}")
+    return tuple(sorted(unused))
 
 
 _NO_BYTES = "the row has no image bytes"

@@ -239,15 +239,15 @@ class Classes:
             if shard.words != self.names:
                 self.notes.append(f"the class numbers of {shard.file.name} are others, and were matched by name")
         table = np.array([self._label.get(word, -1) for word in shard.words], dtype=np.int64)
-        found = table[shard.numbers]
-        unknown = np.flatnonzero(found < 0)
+        labels = table[shard.numbers]
+        unknown = np.flatnonzero(labels < 0)
         if len(unknown):
             row = int(unknown[0])
             raise InputError(
                 f"{shard.file} row {row} is of class {shard.words[shard.numbers[row]]!r}, which the training files do "
                 f"not name; they have {few_names(self.names)}"
             )
-        return found
+        return labels
 
     def _of_bare(self, shard: ShardLabels) -> Numbers:
         if self._numbers is None:
@@ -261,15 +261,15 @@ class Classes:
             _refuse_outside(shard, len(self.names))
             return shard.numbers
         _refuse_negative(shard)
-        place = np.searchsorted(self._numbers, shard.numbers).clip(max=len(self._numbers) - 1)
-        unknown = np.flatnonzero(self._numbers[place] != shard.numbers)
+        labels = np.searchsorted(self._numbers, shard.numbers).clip(max=len(self._numbers) - 1)
+        unknown = np.flatnonzero(self._numbers[labels] != shard.numbers)
         if len(unknown):
             row = int(unknown[0])
             raise InputError(
                 f"{shard.file} row {row} has label {shard.numbers[row]}, which the training rows do not have, outside "
                 f"{few_names(self.names)}; correct or remove it"
             )
-        return place
+        return labels
 
 
 def _used(shard: ShardLabels) -> list[str]:
@@ -311,8 +311,8 @@ def _refuse_outside(shard: ShardLabels, classes: int) -> None:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _holds_bytes(kind.field(place).type)
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
