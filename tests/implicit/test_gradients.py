@@ -85,7 +85,7 @@ def test_implicit_gradient_is_as_good_as_the_solution(problem):
         assert error < 1e-10 + 5 * p.rate**n
 
 
-# Recompute
+# CheckpointedUnroll
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -136,11 +136,11 @@ def test_what_is_saved_does_not_grow_with_the_number_of_steps(gradient):
     assert saved(2) == saved(64) == sum(t.numel() for t in p.inputs)
 
 
-def test_recompute_wants_fixed_iterations():
+def test_a_checkpointed_unroll_wants_fixed_iterations():
     p = PROBLEMS["tanh"]()
-    with pytest.raises(ValueError, match=r"blocks\.3: recompute .* Picard"):
+    with pytest.raises(ValueError, match=r"blocks\.3: CheckpointedUnroll .* Picard"):
         value(p, Picard(), CheckpointedUnroll(), name="blocks.3")(*p.inputs)
-    with pytest.raises(ValueError, match="kept"):
+    with pytest.raises(ValueError, match="checkpoints is -1"):
         CheckpointedUnroll(-1)
 
 

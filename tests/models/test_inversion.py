@@ -301,7 +301,7 @@ def test_torchscript_has_fixed_iterations_only():
         ({"gradient_terms": 0}, "gradient_terms is 0"),
         ({"on_failure": "panic"}, "on_failure is 'panic'; choose raise, warn, ignore"),
         ({"solver": "anderson", "gradient": "recompute"}, "gradient is recompute.*solver is anderson"),
-        ({"solver": Picard(), "gradient": CheckpointedUnroll()}, "gradient is Recompute.*solver is Picard"),
+        ({"solver": Picard(), "gradient": CheckpointedUnroll()}, "gradient is CheckpointedUnroll.*solver is Picard"),
         ({"legacy": True, "solver": "picard"}, "legacy .* picard and unroll"),
         ({"legacy": True, "gradient": "recompute"}, "legacy .* fixed and recompute"),
         *(({"norm": "batch", "gradient": g}, f"norm is batch.*gradient is {g}") for g in GRADIENTS[1:]),

@@ -1,6 +1,10 @@
 """Normalisations, dropout inside F, decay and step: as options of the model, by which it trains, loads and ships."""
 
 import copy
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import timm
@@ -11,10 +15,15 @@ from torch import nn
 import imixer.models  # registers the models
 from imixer.errors import InputError
 from imixer.implicit import NormalizedLinear, SpectralLinear, ceiling, certify, exact_sigma, fold
-from imixer.models import IMLP, IMixerBlock
+from imixer.implicit.contraction import Norm
+from imixer.implicit.solution import Policy
+from imixer.implicit.spectral import Scaling, Sigma
+from imixer.inverse_options import OPTIONS, InverseOptions, documentation
+from imixer.models import IMLP, IMixer, IMixerBlock
 from imixer.models.activations import GELU_SLOPE
 from imixer.training.monitor import convergence
 from imixer.training.run.config import ModelConfig
+from imixer.training.run.parsing import train_parser
 
 NORMALISATIONS = [
     {"sigma": "exact"},
@@ -115,6 +124,46 @@ def test_onnx_has_the_step_and_the_orthogonal_matrices(tmp_path):
 
     model = small(norm="orthogonal", **FLOW, inner_drop_rate=0.3)
     assert export_onnx(model, tmp_path / "m.onnx")["max_abs_diff"] < 1e-4
+
+
+def test_every_option_of_the_inverse_is_defined_once():
+    """The constructors, the configuration and the docs have the names, defaults and texts of `InverseOptions`."""
+    defaults = {option.name: option.default for option in fields(InverseOptions)}
+    assert set(OPTIONS) == set(defaults) == set(documentation())
+    for cls in (IMLP, IMixer):
+        shown = inspect.signature(cls).parameters
+        assert {name: shown[name].default for name in OPTIONS} == defaults
+        assert all(shown[name].annotation is not inspect.Parameter.empty for name in OPTIONS)
+    assert {option.name: option.default for option in fields(ModelConfig) if option.name in defaults} == dict.fromkeys(
+        OPTIONS
+    )
+    given = IMLP(6, 8).inversion
+    assert all(getattr(given, option.name) == option.default for option in fields(given))
+
+
+def test_the_options_choices_are_those_of_the_layers():
+    types = get_type_hints(InverseOptions)
+    for name, theirs in {"norm": Norm, "sigma": Sigma, "scaling": Scaling, "on_failure": Policy | None}.items():
+        assert types[name] == theirs
+
+
+def test_the_docs_table_of_hyperparameters_has_every_option_and_its_default():
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    text = text[text.index("## Hyperparameters") : text.index("## Depth")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    table = {row[0].strip("`"): row[2].strip("`") for row in rows if len(row) == 4}
+    shown = {None: "none", False: "false", True: "true"}
+    for option in fields(InverseOptions):
+        value = option.default
+        told = shown[value] if value is None or isinstance(value, bool) else value
+        assert table[option.name] == str(told) or float(table[option.name]) == told, option.name
+
+
+def test_the_help_tells_of_every_option_what_its_definition_says(capsys):
+    train_parser().print_help()
+    told = " ".join(capsys.readouterr().out.split())
+    for name, text in documentation().items():
+        assert f"--model.{name}" in told and text in told, name
 
 
 def test_the_command_lines_options_are_the_models():

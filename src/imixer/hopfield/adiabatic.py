@@ -33,12 +33,12 @@ class AdiabaticUpdate(nn.Module):
         solve: `nested` solves an inverse inside each step of an inverse, as the paper writes it: n^(L-2) evaluations
             of the innermost F. `joint` sweeps from xL to x2: n (L-1) updates of a layer, to the same fixed point.
             With L = 3 they are the same.
-        from_above: Layer name -> the part of its field that comes with what the next layer sends, as the bias of the
+        top_down_bias: Layer name -> the part of its field that comes with what the next layer sends, as the bias of the
             way down does in an MLP. The fixed point does not depend on it, but its start does, which lacks that part.
 
     Raises:
         ValueError: If the network is no chain, a hidden layer does not decay, n_iter is negative, solve is neither, or
-            from_above is no part of a field.
+            top_down_bias is no part of a field.
 
     Source: paper (11)-(14) for L = 2, (20)-(29) for L = 3, (33)-(42) for any.
     """
@@ -82,10 +82,10 @@ class AdiabaticUpdate(nn.Module):
         self._couplings = wanted
         for name, part in (top_down_bias or {}).items():
             if name not in self.layers[1:-1]:
-                raise ValueError(f"from_above names {name!r}; the layers between are {', '.join(self.layers[1:-1])}")
+                raise ValueError(f"top_down_bias names {name!r}; the layers between are {', '.join(self.layers[1:-1])}")
             if network.layer(name).field is None or not fits(part.shape, network.layer(name).shape):
-                raise ValueError(f"from_above gives layer {name} {tuple(part.shape)}, which is no part of its field")
-            self.register_buffer(f"from_above_{name}", part.detach().clone())
+                raise ValueError(f"top_down_bias gives layer {name} {tuple(part.shape)}, which is no part of its field")
+            self.register_buffer(f"top_down_bias_{name}", part.detach().clone())
 
     def forward(self, x1: Tensor, steps: int = 1, dt: float | None = None) -> Tensor:
         """Take explicit Euler steps x1 <- x1 + (dt / tau_1) (F1(x1) - alpha x1) of the slow flow.
@@ -123,12 +123,12 @@ class AdiabaticUpdate(nn.Module):
         """States x2, ..., xL at which the hidden layers rest for a given x1, to the accuracy of n_iter."""
         if self.solve == "joint":
             return self._joint(x1)
-        found = []
+        states = []
         x = x1
         for A in range(2, self.depth + 1):
             x = self._inverse(A, self._G(A - 1, x))
-            found.append(x)
-        return found
+            states.append(x)
+        return states
 
     def residual(self, x1: Tensor, hidden: Sequence[Tensor]) -> Tensor:
         """How far hidden layers are from rest, per sample (B,): the largest |inputs - alpha x|."""
@@ -179,21 +179,21 @@ class AdiabaticUpdate(nn.Module):
     def _G(self, A: int, x: Tensor) -> Tensor:
         """What layer A + 1 receives from layer A, and its field but for what comes from above."""
         given = self._coupling(A).up(self._neurons(A).activation(x))
-        field, above = self._neurons(A + 1).field, self._from_above(A + 1)
+        field, top_down = self._neurons(A + 1).field, self._top_down_bias(A + 1)
         if field is None:
             return given
-        return given + (field if above is None else field - above)
+        return given + (field if top_down is None else field - top_down)
 
     def _H(self, A: int, x: Tensor) -> Tensor:
         """What layer A - 1 receives from layer A, and the part of its field that comes with it."""
         given = self._coupling(A - 1).down(self._neurons(A).activation(x))
-        above = self._from_above(A - 1)
-        return given if above is None else given + above
+        top_down = self._top_down_bias(A - 1)
+        return given if top_down is None else given + top_down
 
-    def _from_above(self, A: int) -> Tensor | None:
+    def _top_down_bias(self, A: int) -> Tensor | None:
         if A == 1:  # which has nothing below
             return self._neurons(1).field
-        return getattr(self, f"from_above_{self.layers[A - 1]}", None)
+        return getattr(self, f"top_down_bias_{self.layers[A - 1]}", None)
 
     def _neurons(self, A: int) -> Neurons:
         return self.network.layer(self.layers[A - 1])

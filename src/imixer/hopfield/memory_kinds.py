@@ -3,16 +3,16 @@
 K, N: patterns, neurons of a pattern. P, D, M: patches, pixels per patch, primitives.
 """
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Exponential, RectifiedPower, Softmax, Tanh
 from imixer.hopfield.lagrangians.parts import positive
@@ -51,11 +51,11 @@ def build(kind: str, patterns: Tensor, options: Mapping[str, Any]) -> Built:
         ValueError: If the kind or an option is unknown or impossible, or a binary kind is given other patterns.
     """
     if kind not in _KINDS:
-        raise ValueError(f"unknown kind {kind!r}; {_meant(kind, _KINDS)}known: {', '.join(_KINDS)}")
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(_KINDS)}{did_you_mean(kind, _KINDS, 1)}")
     known = list(inspect.signature(_KINDS[kind]).parameters)[1:]
     for name in options:
         if name not in known:
-            raise ValueError(f"{kind} has no option {name!r}; {_meant(name, known)}known: {', '.join(known)}")
+            raise ValueError(f"{kind} has no option {name!r}; known: {', '.join(known)}{did_you_mean(name, known, 1)}")
     other = patterns[patterns.abs() != 1]
     if kind in BINARY and len(other):
         raise ValueError(
@@ -233,8 +233,3 @@ def _check_drive(exponent: float, what: str, remedy: str) -> None:
 def _mean_square(squares: Tensor) -> float:
     """Mean of squared norms; 1 if all are 0."""
     return float(squares.mean()) or 1.0
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""

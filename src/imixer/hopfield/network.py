@@ -158,10 +158,10 @@ class HopfieldNetwork(nn.Module):
         if not symmetrised:
             self.require_energy()
         g, batch = self._flat_activations(state)
-        found = {name: layer.energy(state[name], g[name].view(state[name].shape)) for name, layer in self._layers()}
+        energies = {name: layer.energy(state[name], g[name].view(state[name].shape)) for name, layer in self._layers()}
         for name, layers in self.connections.items():
-            found[name] = self.synapse(name).energy(*(g[layer] for layer in layers)).view(batch)
-        return found
+            energies[name] = self.synapse(name).energy(*(g[layer] for layer in layers)).view(batch)
+        return energies
 
     def energy(self, state: State, *, symmetrised: bool = False) -> Tensor:
         """Total energy per sample (...): the sum of `energies`. Source: paper (6)."""
@@ -219,15 +219,15 @@ class HopfieldNetwork(nn.Module):
         Args:
             held: Layer name -> mask, true where neurons are clamped.
         """
-        found = [f"{name}: the coupling is not symmetric" for name in self.asymmetric]
+        conditions = [f"{name}: the coupling is not symmetric" for name in self.asymmetric]
         for name, layer in self._layers():
             kind = type(layer.lagrangian).__name__
             if not layer.lagrangian.convex:
-                found.append(f"{name}: {kind} is not convex")
+                conditions.append(f"{name}: {kind} is not convex")
             mask = None if held is None else held.get(name)
             if mask is not None and not layer.lagrangian.elementwise and mask.any() and not mask.all():
-                found.append(f"{name}: {kind} couples neurons of which some are clamped")
-        return found
+                conditions.append(f"{name}: {kind} couples neurons of which some are clamped")
+        return conditions
 
     def _layers(self) -> list[tuple[str, Neurons]]:
         return [(name, self.layer(name)) for name in self.neurons]

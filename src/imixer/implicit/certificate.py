@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,7 @@ from imixer.implicit.folding import fold
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels
 from imixer.implicit.spectral import NormalizedLinear, exact_sigma
 from imixer.implicit.transposed import TransposedLinear
-
-Verdict = Literal["guaranteed", "observed", "undecided", "violated"]
+from imixer.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -120,14 +120,12 @@ class Contraction(nn.Module):
         Returns:
             W1, W2, b1 and b2, the matrices as they multiply, after normalisation; then those of `inner`. If another
             kind of layer is in the place of `fc1` or `fc2`, its parameters instead, after those of `fc1` those of
-            `fc2`. TorchScript, which knows folded models only, gets none.
+            `fc2`.
 
         Raises:
             ValueError: If the couplings are tied and `fc1` or `fc2` is wrapped.
         """
-        weights: list[Tensor] = []
-        if not torch.jit.is_scripting():
-            weights = _in_order(*layer_tensors(self.fc1, self.fc2))
+        weights = _in_order(*layer_tensors(self.fc1, self.fc2))
         if self.inner is not None:
             weights += self.inner.weights()
         return weights
@@ -161,29 +159,21 @@ class Contraction(nn.Module):
         Raises:
             ValueError: If n_iter is missing.
         """
-        first: list[Tensor] = []
-        second: list[Tensor] = []
-        deeper: list[Tensor] = []
-        if not torch.jit.is_scripting():
-            first, second, deeper = self._divided(weights)
+        first, second, deeper = self._divided(weights)
         g = self.act(x)
         if masks is not None:
             g = g * masks[0]
-        h = self.bn1(self.fc1(g)) if torch.jit.is_scripting() else _over_features(self.bn1, _call(self.fc1, g, first))
+        h = _over_features(self.bn1, _call(self.fc1, g, first))
         if self.inner is not None:
             if n_iter is None:
                 raise ValueError("n_iter is missing, and this contraction has another inside: F(x, weights, n_iter)")
-            inner_masks: list[Tensor] | None = None
-            if masks is not None:
-                inner_masks = masks[2:]
+            inner_masks = None if masks is None else masks[2:]
             z = h
             for _ in range(n_iter):
                 h = z + self.inner(h, deeper, n_iter, inner_masks)
         g = self.act_hidden(h)
         if masks is not None:
             g = g * masks[1]
-        if torch.jit.is_scripting():
-            return self.bn2(self.fc2(g))
         return _over_features(self.bn2, _call(self.fc2, g, second))
 
     def _divided(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

@@ -117,7 +117,7 @@ class CheckpointedUnroll:
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
         if not isinstance(problem.solver, FixedIterations):
             raise ValueError(
-                f"{problem.name}: recompute replays fixed iterations, and the solver is "
+                f"{problem.name}: CheckpointedUnroll replays fixed iterations, and the solver is "
                 f"{type(problem.solver).__name__}; choose the solver FixedIterations, or the gradient Implicit"
             )
         if not torch.is_grad_enabled():
@@ -179,7 +179,8 @@ class _ImplicitFunction(torch.autograd.Function):
         if create_graph and isinstance(ctx.option, FixedIterations):
             raise RuntimeError(
                 f"{p.name}: an adjoint of fixed iterations approximates the gradient, and the approximation has no "
-                "second derivative to offer; choose ThroughSteps, Recompute, or Implicit with an adjoint to a tolerance"
+                "second derivative to offer; choose Unroll, CheckpointedUnroll, or Implicit with an adjoint to a "
+                "tolerance"
             )
         with torch.autocast(**ctx.autocast), torch.enable_grad():
             # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.

@@ -43,10 +43,10 @@ class FixedPoint:
 
 def levels(F: Contraction) -> list[Contraction]:
     """F^2, F^3, ..., F^(L-1): F, what is inside it, and so on."""
-    found = [F]
-    while found[-1].inner is not None:
-        found.append(found[-1].inner)
-    return found
+    nest = [F]
+    while nest[-1].inner is not None:
+        nest.append(nest[-1].inner)
+    return nest
 
 
 @torch.no_grad()

@@ -203,9 +203,9 @@ class SpectralLinear(NormalizedLinear):
         return sigma.clamp_max(self.coeff)
 
     def extra_repr(self) -> str:
-        found = f"n_power_iterations={self.n_power_iterations}" if self.v is not None else f"sigma={self.estimator}"
+        norm = f"n_power_iterations={self.n_power_iterations}" if self.v is not None else f"sigma={self.estimator}"
         options = ", scaling=hard" * (self.scaling == "hard") + ", detach_sigma=True" * self.detach_sigma
-        return f"{super().extra_repr()}, {found}{options}"
+        return f"{super().extra_repr()}, {norm}{options}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.v is None:
@@ -284,8 +284,8 @@ def _advance_together(layers: Sequence[SpectralLinear]) -> None:
     for step in range(layers[0].n_power_iterations):
         u_GO = (W_GOI * v_GI[:, None, :]).sum(2) if step else u_GO
         v_GI = _unit((W_GOI * (u_GO / scale_G1)[:, :, None]).sum(1) / scale_G1)
-    for v, found in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
-        v.copy_(found)
+    for v, moved in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
+        v.copy_(moved)
 
 
 @torch.fx.wrap  # one node of a traced graph

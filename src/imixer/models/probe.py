@@ -40,7 +40,7 @@ class BlockActivations:
         assert self.imlp.contraction is not None
         return self.imlp.contraction
 
-    def left(self, dtype: torch.dtype) -> Tensor:
+    def residual(self, dtype: torch.dtype) -> Tensor:
         """x - G(v) - F(x), (images, C, D): what the solver leaves of the equation. F runs in the model's dtype."""
         return self.x.to(dtype) - self.z.to(dtype) - self.F(self.x, self.F.weights(), self.imlp.n_iter).to(dtype)
 
@@ -52,7 +52,7 @@ def implicit_layers(model: Any) -> list[tuple[int, IMLP]]:
     return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
 
 
-def require_implicit_layers(model: Any, what: str) -> list[tuple[int, IMLP]]:
+def require_implicit_layers(model: Any, purpose: str) -> list[tuple[int, IMLP]]:
     """`inverses`, of which there must be some.
 
     Args:
@@ -62,17 +62,17 @@ def require_implicit_layers(model: Any, what: str) -> list[tuple[int, IMLP]]:
     Raises:
         InputError: If there is none.
     """
-    found = implicit_layers(model)
-    if not found:
+    layers = implicit_layers(model)
+    if not layers:
         raise InputError(
-            f"the model of this run is {_kind(model)}, whose blocks have no inverse: there is nothing to {what}; give "
-            "a run of an iMixer with num_layers 3 or more"
+            f"the model of this run is {_kind(model)}, whose blocks have no inverse: there is nothing to {purpose}; "
+            "give a run of an iMixer with num_layers 3 or more"
         )
-    return found
+    return layers
 
 
 @torch.no_grad()
-def capture_activations(model: Any, images: Tensor, what: str = "look at") -> list[BlockActivations]:
+def capture_activations(model: Any, images: Tensor, purpose: str = "look at") -> list[BlockActivations]:
     """Follow images through an iMixer, as it computes.
 
     Args:
@@ -83,7 +83,7 @@ def capture_activations(model: Any, images: Tensor, what: str = "look at") -> li
     Raises:
         InputError: As there.
     """
-    blocks = require_implicit_layers(model, what)
+    blocks = require_implicit_layers(model, purpose)
     seen: dict[tuple[int, str], Tensor] = {}
 
     def see(block: int, name: str, module: Any, args: Any, output: Any = None) -> None:

@@ -1,9 +1,9 @@
 """Lagrangians by name."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 
 LAGRANGIANS: dict[str, type[Lagrangian]] = {}
@@ -41,7 +41,6 @@ def lagrangian(which: str | Lagrangian, **options: Any) -> Lagrangian:
     if not isinstance(which, str):
         raise TypeError(f"a Lagrangian is its name or an instance, not {which!r}")
     if which not in LAGRANGIANS:
-        near = difflib.get_close_matches(which, LAGRANGIANS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown Lagrangian {which!r}; {hint}known: {', '.join(LAGRANGIANS)}")
+        hint = did_you_mean(which, LAGRANGIANS, 1)
+        raise ValueError(f"unknown Lagrangian {which!r}; known: {', '.join(LAGRANGIANS)}{hint}")
     return LAGRANGIANS[which](**options)
