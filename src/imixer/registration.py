@@ -1,4 +1,4 @@
-"""Registering our models with timm without importing timm, which takes seconds."""
+"""Registration of our models with timm, without importing timm, which takes seconds."""
 
 import importlib
 import importlib.abc
@@ -18,7 +18,7 @@ def register_with_timm() -> None:
 
 
 class _AfterTimm(importlib.abc.MetaPathFinder):
-    """Finds `timm` as Python would, with a loader that imports our models afterwards."""
+    """Finder of `timm`, as Python would find it, with a loader that imports our models afterwards."""
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != "timm":

@@ -11,9 +11,9 @@ _MARGIN = 1e-9  # of the strength, for rounding
 
 @torch.no_grad()
 def boundedness_violations(network: HopfieldNetwork) -> list[str]:
-    """List what stands against a proof that the energy is bounded from below, each as `names: reason`.
+    """List the conditions for an energy that is bounded from below which a network violates, as `names: reason`.
 
-    Nothing does if every layer's Lagrangian tells its `asymptotic_slope` s, every coupling its `growth` K, and the
+    There are three. Every layer's Lagrangian tells its `asymptotic_slope` s. Every coupling tells its `growth` K. The
     couplings among layers with unbounded activations (s > 0) are weak: the matrix with the entries
     K_AB sqrt(s_A s_B / (alpha_A alpha_B)) has no eigenvalue of 1 or more. For two layers that is
     sigma(xi) sqrt(s_1 s_2) < sqrt(alpha_1 alpha_2). Layers with bounded activations allow any couplings.
@@ -62,7 +62,7 @@ def boundedness_violations(network: HopfieldNetwork) -> list[str]:
 
 
 def _components(strengths: torch.Tensor) -> list[list[int]]:
-    """Groups of layers that are joined, directly or by way of others."""
+    """Group the layers that are joined, directly or by way of others."""
     left, groups = set(range(len(strengths))), []
     while left:
         group, new = set(), {min(left)}

@@ -18,7 +18,7 @@ RUNAWAY = 1e3  # states that grow by as much while the energy falls ever faster 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the energy went, and the two conditions after paper (7): that it falls, and that it cannot fall forever.
+    """The energy along a trajectory, and the two conditions after paper (7): that it falls, and not forever.
 
     Attributes:
         verdict: `guaranteed` to fall by theory and seen to, `observed` though theory does not promise it, or
@@ -67,6 +67,13 @@ class Descent:
 def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     """Follow the energy along a trajectory, and say whether it must fall and whether it must stop.
 
+    Args:
+        network: The network that moved.
+        trajectory: Its way, from `integrate`.
+
+    Returns:
+        The energy and its rate, what theory promises and what was seen.
+
     Raises:
         ValueError: If a coupling is not symmetric, so that there is no energy; with its name.
 
@@ -90,7 +97,7 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
 
 
 def _runs_away(network: HopfieldNetwork, trajectory: Trajectory, energy: Tensor, rate: Tensor) -> Tensor:
-    """Whether each sample (...) does."""
+    """Tell which samples (...) run away."""
     sizes = [x.abs().flatten(-len(network.layer(name).shape)).amax(-1) for name, x in trajectory.states.items()]
     size = torch.stack(sizes).amax(0)
     fastest = (rate[-1] < 0) & (rate[-1] <= rate.amin(0))

@@ -18,7 +18,7 @@ from imixer.hopfield.synapses import LinearSynapse
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How a memory went from queries to patterns.
+    """The path of a memory from queries to patterns.
 
     Attributes:
         states: Visible activations (T, B, *shape), the query's first: one frame per step taken, none repeated.
@@ -40,8 +40,7 @@ class Retrieval:
 
     @property
     def retrieved(self) -> Tensor:
-        """Visible activations (B, *shape) where each query came to rest. They do not depend on the rest of the batch,
-        whose frames go on until all have come to rest."""
+        """Visible activations (B, *shape) where each query came to rest, whatever the rest of the batch still does."""
         return self.states[self.steps, torch.arange(self.states.shape[1], device=self.steps.device)]
 
     @property
@@ -134,7 +133,7 @@ class AssociativeMemory(nn.Module):
         return self.from_visible(assembly.unflatten(1, (-1, len(dictionary))) @ dictionary)
 
     def forward(self, query: Tensor, steps: int = 1, known: Tensor | None = None) -> Tensor:
-        """Visible activations (B, *shape) after a number of steps. Gradients flow.
+        """Take a number of steps from a query and return the visible activations (B, *shape). Gradients flow.
 
         Args:
             query: (B, *shape).
@@ -190,26 +189,27 @@ class AssociativeMemory(nn.Module):
         return Retrieval(frames, parts.sum(1), count, resting, nearest, overlap, tolerance)
 
     def energy(self, x: Tensor) -> Tensor:
-        """Energy (B,) at visible states x in the network's shape, hidden layers at rest."""
+        """Compute the energy (B,) at visible states x in the network's shape, hidden layers at rest."""
         return self._components(x).sum(0)
 
     def state(self, query: Tensor) -> State:
-        """The network's state for a query (B, *shape), hidden layers at rest: a start for `integrate`."""
+        """Return the network's state for a query (B, *shape), hidden layers at rest: a start for `integrate`."""
         return self._at_rest(self._start(query, None)[0])
 
     def read(self, state: State) -> Tensor:
-        """Visible activations (..., *shape) of a state of the network."""
+        """Return the visible activations (..., *shape) of a state of the network."""
         return self.from_visible(self.network.layer("visible").activation(state["visible"]))
 
     def to_visible(self, images: Tensor) -> Tensor:
-        """(..., *shape) in the shape of the visible layer: patches (..., P, D) if hierarchical, else as it is."""
+        """Bring (..., *shape) into the visible layer's shape: patches (..., P, D) if hierarchical, else as it is."""
         return images if self._patch_size is None else to_patches(images, len(self.shape), self._patch_size)
 
     def from_visible(self, x: Tensor) -> Tensor:
-        """The inverse of `to_visible`."""
+        """Bring the visible layer's shape back to (..., *shape), as before `to_visible`."""
         return x if self._patch_size is None else from_patches(x, self.shape, self._patch_size)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.kind}, {self._synapses()[-1].weight.shape[0]} patterns of shape {self.shape}, {options}"
 
@@ -227,7 +227,7 @@ class AssociativeMemory(nn.Module):
         return dict(zip(self.update.layers, [x, *self.update.hidden(x)], strict=True))
 
     def _start(self, query: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The query and the mask in the shape of the visible layer."""
+        """Bring the query and the mask into the shape of the visible layer."""
         if query.shape[1:] != self.shape or query.dim() == len(self.shape):
             raise ValueError(
                 f"the query has shape {tuple(query.shape)}; give (B, {', '.join(map(str, self.shape))}), with an axis "
@@ -249,13 +249,13 @@ class AssociativeMemory(nn.Module):
 
 
 def binarised(images: Tensor) -> Tensor:
-    """+1 where an image (..., *shape) of (B, *shape) is above its own mean, -1 elsewhere."""
+    """Replace each pixel of images (B, *shape) by +1 above its image's mean and -1 elsewhere."""
     mean = images.flatten(1).mean(1).view(-1, *[1] * (images.dim() - 1))
     return torch.where(images > mean, 1.0, -1.0).to(images)
 
 
 def overlaps(images: Tensor, patterns: Tensor) -> Tensor:
-    """Cosines (B, K) of images (B, *shape) with patterns (K, *shape); 0 where one of the two is 0."""
+    """Compute the cosines (B, K) of images (B, *shape) with patterns (K, *shape); 0 where one of the two is 0."""
     a, b = (nn.functional.normalize(x.flatten(1), dim=1) for x in (images, patterns))
     return a @ b.T
 

@@ -18,7 +18,7 @@ Connection = tuple[Sequence[str], Synapse]
 
 
 class HopfieldNetwork(nn.Module):
-    """Layers of neurons, coupled by synapses.
+    """Layers of neurons, coupled by synapses, on any graph. `chain` builds the ones in a row.
 
         tau_A dx^A/dt = sum of what the synapses give A + b^A - alpha_A x^A                  (32)
         E = sum_A alpha_A [<x^A, g^A> - L^A] - <b^A, g^A> + sum of the synapses' energies    (6)
@@ -67,10 +67,11 @@ class HopfieldNetwork(nn.Module):
         self.synapses[unique] = synapse
 
     def layer(self, name: str) -> Neurons:
+        """Return the layer of that name."""
         return self.neurons[name]  # type: ignore[return-value]
 
     def synapse(self, name: str) -> Synapse:
-        """The synapse of that name: its layers joined by dashes, as in `v-h`."""
+        """Return the synapse of that name: its layers joined by dashes, as in `v-h`."""
         return self.synapses[name]  # type: ignore[return-value]
 
     @property
@@ -79,7 +80,7 @@ class HopfieldNetwork(nn.Module):
         return [name for name in self.synapses if not self.synapse(name).symmetric]
 
     def initial_state(self, **given: Tensor) -> State:
-        """A state with the given layers (..., *shape); the others, of the same batch, at zero.
+        """Return a state with the given layers (..., *shape); the others, of the same batch, at zero.
 
         Raises:
             ValueError: If a layer is unknown, has another shape, or is not finite; with its name.
@@ -121,11 +122,14 @@ class HopfieldNetwork(nn.Module):
             )
 
     def activations(self, state: State) -> State:
-        """g^A for every layer, of the shapes of the state."""
+        """Compute g^A for every layer, of the shapes of the state."""
         return {name: self.layer(name).activation(x) for name, x in state.items()}
 
     def inputs(self, state: State) -> State:
-        """What every layer receives: from its synapses and its field. Source: paper (32), without the decay."""
+        """Compute what every layer receives, from its synapses and its field, of the shapes of the state.
+
+        Source: paper (32), without the decay.
+        """
         g, _ = self._flat_activations(state)
         received: State = {}
         for name, layers in self.connections.items():
@@ -138,7 +142,7 @@ class HopfieldNetwork(nn.Module):
         return received
 
     def velocity(self, state: State) -> State:
-        """dx^A/dt for every layer, of the shapes of the state.
+        """Compute dx^A/dt for every layer, of the shapes of the state.
 
         Source: paper (32); (3)-(4) for two layers, (15)-(17) for three.
         """
@@ -146,7 +150,7 @@ class HopfieldNetwork(nn.Module):
         return {name: (received[name] - layer.decay * state[name]) / layer.tau for name, layer in self._layers()}
 
     def energies(self, state: State, *, symmetrised: bool = False) -> dict[str, Tensor]:
-        """Energy of every layer and synapse, by name, per sample (...). They sum to the energy.
+        """Compute the energy of every layer and synapse, by name, per sample (...). They sum to the energy.
 
         Args:
             state: Of any batch.
@@ -164,11 +168,14 @@ class HopfieldNetwork(nn.Module):
         return energies
 
     def energy(self, state: State, *, symmetrised: bool = False) -> Tensor:
-        """Total energy per sample (...): the sum of `energies`. Source: paper (6)."""
+        """Compute the total energy per sample (...), the sum of `energies`.
+
+        Source: paper (6).
+        """
         return torch.stack(list(self.energies(state, symmetrised=symmetrised).values())).sum(0)
 
     def energy_rate(self, state: State, held: Mapping[str, Tensor] | None = None) -> Tensor:
-        """dE/dt per sample (...), exactly: -sum_A tau_A <dx^A/dt, M^A dx^A/dt>.
+        """Compute dE/dt per sample (...), exactly: -sum_A tau_A <dx^A/dt, M^A dx^A/dt>.
 
         Args:
             state: Of any batch.
@@ -214,7 +221,7 @@ class HopfieldNetwork(nn.Module):
         )
 
     def violated_conditions(self, held: Mapping[str, Tensor] | None = None) -> list[str]:
-        """What stands against a guarantee that the energy falls along the flow, each as `name: reason`.
+        """List the conditions for an energy that falls which the network violates, each as `name: reason`.
 
         Args:
             held: Layer name -> mask, true where neurons are clamped.
@@ -233,7 +240,7 @@ class HopfieldNetwork(nn.Module):
         return [(name, self.layer(name)) for name in self.neurons]
 
     def _flat_activations(self, state: State) -> tuple[State, tuple[int, ...]]:
-        """Activations (B, *shape) with one batch axis, as synapses take them, and the batch shape they had."""
+        """Return activations (B, *shape) with one batch axis, as synapses take them, and the batch shape they had."""
         name, layer = self._layers()[0]
         batch = tuple(state[name].shape[: state[name].dim() - len(layer.shape)])
         count = math.prod(batch)

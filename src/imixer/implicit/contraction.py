@@ -148,7 +148,7 @@ class Contraction(nn.Module):
     def forward(
         self, x: Tensor, weights: list[Tensor], n_iter: int | None = None, masks: list[Tensor] | None = None
     ) -> Tensor:
-        """F(x) for x (..., features).
+        """Apply F to x (..., features).
 
         Args:
             x: The point.
@@ -177,7 +177,7 @@ class Contraction(nn.Module):
         return _over_features(self.bn2, _call(self.fc2, g, second))
 
     def _divided(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """What `weights()` gave, as the tensors of fc1, those of fc2, and those of `inner`."""
+        """Divide what `weights()` gave into the tensors of fc1, those of fc2, and those of `inner`."""
         n1, n2 = _count(self.fc1), _count(self.fc2)
         here, deeper = weights[: n1 + n2], weights[n1 + n2 :]
         if n1 == n2 == 2:
@@ -210,7 +210,7 @@ def parametrizations_once(F: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _is_handed(layer: nn.Module) -> bool:
-    """Whether a layer's matrix is computed once per forward and handed to each call."""
+    """Tell whether a layer's matrix is computed once per forward and handed to each call."""
     if isinstance(layer, NormalizedLinear):
         return owns_weight(layer)  # else the matrix is known only once the layer is called
     return isinstance(layer, TransposedLinear)
@@ -242,7 +242,7 @@ def _own_tensors(layer: nn.Module) -> list[Tensor]:
 
 
 def _count(layer: nn.Module) -> int:
-    """How many tensors `weights()` has of a layer."""
+    """Count the tensors that `weights()` has of a layer."""
     if _is_handed(layer):
         return 1 + (layer.bias is not None)
     return sum(1 for _ in layer.parameters())
@@ -270,7 +270,7 @@ def _call(layer: Any, x: Tensor, tensors: list[Tensor]) -> Tensor:
 
 
 def _over_features(bn: nn.Module, x: Tensor) -> Tensor:
-    """BatchNorm over the last axis of x (..., features), statistics taken over all others."""
+    """Apply BatchNorm to the last axis of x (..., features), statistics taken over all others."""
     if isinstance(bn, nn.Identity):
         return x
     y: Tensor = bn(x.flatten(0, -2)).view(x.shape)

@@ -150,5 +150,5 @@ class _OnlyWhatMoves:
 
 
 def _rounding(fx: Tensor) -> float:
-    """What two ways of computing fx may differ by, with much to spare."""
+    """Bound what two ways of computing fx may differ by, with much to spare."""
     return epsilon(fx) ** 0.5 * float(fx.nan_to_num().abs().amax())

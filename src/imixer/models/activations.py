@@ -17,6 +17,7 @@ class GELU1Lip(nn.Module):
     """GELU divided by its largest slope, so that its Lipschitz constant is 1."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute GELU(x) / 1.1289..., of the shape of x."""
         return fn.gelu(x) / GELU_SLOPE
 
 
@@ -51,7 +52,7 @@ _LIPSCHITZ: dict[type[nn.Module], float] = {
 
 
 def activation(act_layer: ActLayer) -> Any:
-    """What makes an activation, a class or a function without arguments.
+    """Return what makes an activation: a class, or a function without arguments.
 
     Args:
         act_layer: Such a thing, returned as it is, or a name: one of `ACTIVATIONS`, else timm's; None for the identity.
@@ -69,7 +70,7 @@ def activation(act_layer: ActLayer) -> Any:
 
 
 def lipschitz_constant(act: nn.Module) -> float:
-    """Largest slope of an activation, in absolute value; of one that couples neurons, largest norm of its Jacobian.
+    """Return the largest slope of an activation, in absolute value; of softmax, the largest norm of its Jacobian.
 
     Raises:
         ValueError: If it is none of ours.
@@ -81,7 +82,7 @@ def lipschitz_constant(act: nn.Module) -> float:
 
 
 def slope_or_infinity(act: nn.Module) -> float:
-    """`lipschitz_constant`, or infinity where it is not known."""
+    """Return `lipschitz_constant`, or infinity where it is not known."""
     try:
         return lipschitz_constant(act)
     except ValueError:

@@ -79,7 +79,7 @@ def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None)
 
 
 def _for_export(model: nn.Module) -> nn.Module:
-    """A folded copy whose inverses are fixed iterations."""
+    """Copy the model, folded, with fixed iterations for inverses."""
     folded: Any = fold(model)
     if not isinstance(folded, IMixer) or folded.solver == "fixed":
         return folded
@@ -96,7 +96,7 @@ def _for_export(model: nn.Module) -> nn.Module:
 
 
 def _solved(model: nn.Module) -> nn.Module:
-    """The model, or a copy that solves its inverses as far as float32 goes."""
+    """Return the model, or a copy that solves its inverses as far as float32 goes."""
     if not isinstance(model, IMixer) or model.solver == "fixed":
         return model
     solved = copy.deepcopy(model)
@@ -105,7 +105,7 @@ def _solved(model: nn.Module) -> nn.Module:
 
 
 def example_images(model: nn.Module, batch_size: int) -> Tensor:
-    """Random images (batch_size, in_chans, H, W) of the size the model takes, from a fixed seed."""
+    """Draw images (batch_size, in_chans, H, W) of the size the model takes, from a fixed seed."""
     cfg: Any = model.pretrained_cfg
     first_conv: Any = model.get_submodule(cfg["first_conv"])
     size = getattr(getattr(model, "stem", None), "img_size", None) or cfg["input_size"][-2:]

@@ -74,7 +74,7 @@ class IMixerBlock(MixerBlock):
         self.step = float(step)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, S, C) -> (B, S, C)."""
+        """Mix tokens (B, S, C), then channels."""
         mixed = self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
         if self.decay == 0.0 and self.step == 1.0:
             x = x + mixed
@@ -84,7 +84,7 @@ class IMixerBlock(MixerBlock):
 
 
 def _of_inversion(option: str) -> Any:
-    """An option of every block's inversion, as an attribute of the model."""
+    """Make an option of every block's inversion an attribute of the model."""
 
     def get(self: "IMixer") -> Any:
         return getattr(self._imlps()[0].inversion, option)
@@ -133,17 +133,17 @@ class IMixer(Mixer):
                 layer.advances_itself = False
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, H, W) -> tokens (B, S, C)."""
+        """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""
         self._advance()
         return super().forward_features(x)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """As timm's: the features after the chosen blocks, and the last."""
+        """Return the features after the chosen blocks, and the last, as timm's does."""
         self._advance()
         return super().forward_intermediates(*args, **kwargs)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """As timm's: a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
+        """Give the model a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
         if isinstance(self.head, nn.Identity):  # timm 1.0.23 asks the old head for its device
             like = next(self.parameters())
             self.head = nn.Linear(self.embed_dim, 1, device=like.device, dtype=like.dtype)
@@ -173,6 +173,7 @@ class IMixer(Mixer):
 
     @property
     def n_iter(self) -> int:
+        """Fixed point iterations n of every block."""
         return self._imlps()[0].n_iter
 
     @n_iter.setter

@@ -36,7 +36,7 @@ class Merge(nn.Module):
         self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, S, dim) -> (B, S / 4, out_dim)."""
+        """Merge tokens (B, S, dim) -> (B, S / 4, out_dim)."""
         x = self.norm(x).transpose(1, 2).reshape(-1, self.dim, self.height, self.width)
         return self.conv(x).flatten(2).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""What a trained iMixer's token mixing works on, block by block.
+"""Activations of a trained iMixer's token mixing, block by block.
 
 S: tokens, C: channels, D: D_S, width of x.
 """
@@ -41,23 +41,23 @@ class BlockActivations:
         return self.imlp.contraction
 
     def residual(self, dtype: torch.dtype) -> Tensor:
-        """x - G(v) - F(x), (images, C, D): what the solver leaves of the equation. F runs in the model's dtype."""
+        """Compute x - G(v) - F(x), (images, C, D), which the solver leaves. F runs in the model's dtype."""
         return self.x.to(dtype) - self.z.to(dtype) - self.F(self.x, self.F.weights(), self.imlp.n_iter).to(dtype)
 
 
 def implicit_layers(model: Any) -> list[tuple[int, IMLP]]:
-    """The iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
+    """List the iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
     blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
     mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
     return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
 
 
 def require_implicit_layers(model: Any, purpose: str) -> list[tuple[int, IMLP]]:
-    """`inverses`, of which there must be some.
+    """List the iMLPs that have an inverse, of which there must be some.
 
     Args:
         model: The model.
-        what: What is wanted of it, for the message.
+        purpose: What is wanted of it, a verb for the message, such as `draw`.
 
     Raises:
         InputError: If there is none.
@@ -78,10 +78,13 @@ def capture_activations(model: Any, images: Tensor, purpose: str = "look at") ->
     Args:
         model: The model, in evaluation mode.
         images: (B, in_chans, H, W), normalised as the model expects.
-        what: See `require_implicit_layers`.
+        purpose: What is wanted of the model, a verb for the message.
+
+    Returns:
+        One entry per block that has an inverse.
 
     Raises:
-        InputError: As there.
+        InputError: If the model has no inverse.
     """
     blocks = require_implicit_layers(model, purpose)
     seen: dict[tuple[int, str], Tensor] = {}

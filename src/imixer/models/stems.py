@@ -45,6 +45,8 @@ def build_stem(
         width: Channels of the first convolution; those between it and the last follow. Default: `embed_dim` halved
             per convolution, and 3/8 of `embed_dim` in `deep`. Not for `patch`.
         norm_layer: Normalises the tokens. Default: nothing does.
+        device: Where to make the parameters.
+        dtype: In which type.
 
     Raises:
         ValueError: If there is no such stem, `patch_size` is no power of 2 or does not divide the image, or `width`
@@ -107,7 +109,7 @@ class Whitening(nn.Module):
         return torch.cat([rows, -rows]).unflatten(1, (self.in_channels, *self.kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, H, W) -> (B, 8 in_chans, H, W)."""
+        """Whiten images (B, in_chans, H, W) -> (B, 8 in_chans, H, W)."""
         x = F.pad(x, (0, 1, 0, 1))
         if torch.jit.is_scripting():
             return F.conv2d(x, self.weight)
@@ -182,7 +184,7 @@ class ConvStem(PatchEmbed):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, H, W) -> tokens (B, S, C)."""
+        """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""
         _, _, height, width = x.shape
         _assert(height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]}).")
         _assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")

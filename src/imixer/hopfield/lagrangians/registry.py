@@ -12,7 +12,10 @@ _Class = TypeVar("_Class", bound=type[Lagrangian])
 
 
 def register(name: str) -> Callable[[_Class], _Class]:
-    """Class decorator: make a Lagrangian known to `lagrangian` as `name`.
+    """Make a Lagrangian known to `lagrangian` by a name: a class decorator.
+
+    Args:
+        name: The name.
 
     Raises:
         ValueError: If the name is taken by another class.
@@ -28,7 +31,11 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
 
 def lagrangian(which: str | Lagrangian, **options: Any) -> Lagrangian:
-    """The Lagrangian of that name, built with `options`; one already built is returned as it is.
+    """Return the Lagrangian of a name, built with `options`, or one already built as it is.
+
+    Args:
+        which: A name, or a Lagrangian.
+        options: Those of the class, such as `beta` of `softmax`.
 
     Raises:
         ValueError: If the name is unknown, or if options come with a Lagrangian already built.
