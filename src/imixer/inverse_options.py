@@ -154,16 +154,16 @@ def shows_options(init: FunctionT) -> FunctionT:
     ]
     variable = [p for p in rest if p.kind is inspect.Parameter.VAR_KEYWORD and p.name != "options"]
     before = [p for p in rest if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    init.__signature__ = signature.replace(parameters=[*before, *shown, *variable])  # type: ignore[attr-defined]
+    vars(init)["__signature__"] = signature.replace(parameters=[*before, *shown, *variable])
     return init
 
 
 def optional_options() -> type:
     """Make a dataclass of the same options for a configuration, each None unless it was chosen."""
-    by_name = {option.name: option for option in fields(InverseOptions)}
+    hints: dict[str, Any] = {option.name: option.type for option in fields(InverseOptions)}
     return make_dataclass(
         "OptionalInverseOptions",
-        [(name, by_name[name].type | None, field(default=None)) for name in OPTIONS],  # type: ignore[operator]
+        [(name, hints[name] | None, field(default=None)) for name in OPTIONS],
         namespace={"__doc__": _optional_docstring()},
     )
 

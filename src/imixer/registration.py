@@ -4,9 +4,9 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 
 def register_with_timm() -> None:
@@ -20,7 +20,9 @@ def register_with_timm() -> None:
 class _AfterTimm(importlib.abc.MetaPathFinder):
     """Finder of `timm`, as Python would find it, with a loader that imports our models afterwards."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != "timm":
             return None
         sys.meta_path.remove(self)

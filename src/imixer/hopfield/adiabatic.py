@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -200,4 +200,4 @@ class AdiabaticUpdate(nn.Module):
         return self.network.layer(self.layers[A - 1])
 
     def _coupling(self, A: int) -> BilinearSynapse:
-        return self.network.synapse(self._couplings[A - 1])  # type: ignore[return-value]
+        return cast(BilinearSynapse, self.network.synapse(self._couplings[A - 1]))  # checked at construction

@@ -23,8 +23,12 @@ class Lagrangian(nn.Module):
     """
 
     elementwise: bool = True
-    convex: bool = True
     zero_mode: bool = False
+
+    @property
+    def convex(self) -> bool:
+        """Whether M is positive semi-definite everywhere."""
+        return True
 
     @property
     def lipschitz(self) -> float:

@@ -5,7 +5,7 @@ of +-1.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -214,7 +214,7 @@ class AssociativeMemory(nn.Module):
         return f"{self.kind}, {self._synapses()[-1].weight.shape[0]} patterns of shape {self.shape}, {options}"
 
     def _synapses(self) -> list[LinearSynapse]:
-        return [self.network.synapse(name) for name in self.network.synapses]  # type: ignore[misc]
+        return [cast(LinearSynapse, self.network.synapse(name)) for name in self.network.synapses]
 
     def _components(self, x: Tensor) -> Tensor:
         return torch.stack(list(self.network.energies(self._at_rest(x)).values()))

@@ -5,6 +5,7 @@ A state is a dict, layer name -> x of shape (..., *shape of the layer); the axes
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,11 @@ class HopfieldNetwork(nn.Module):
 
     def layer(self, name: str) -> Neurons:
         """Return the layer of that name."""
-        return self.neurons[name]  # type: ignore[return-value]
+        return cast(Neurons, self.neurons[name])
 
     def synapse(self, name: str) -> Synapse:
         """Return the synapse of that name: its layers joined by dashes, as in `v-h`."""
-        return self.synapses[name]  # type: ignore[return-value]
+        return cast(Synapse, self.synapses[name])
 
     @property
     def asymmetric(self) -> list[str]:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as fn
@@ -229,7 +229,7 @@ def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[list[Tensor], list[Te
         W1 = first[0]
     else:
         refuse_wrapped("fc1", fc1, "fc2")
-        W1 = fc1.weight  # type: ignore[assignment]
+        W1 = cast(Tensor, fc1.weight)
     return first, [W1.t(), *_own_tensors(fc2)]
 
 
@@ -237,7 +237,7 @@ def _own_tensors(layer: nn.Module) -> list[Tensor]:
     if not _is_handed(layer):
         return list(layer.parameters())
     matrix = [layer.normalized_weight()] if isinstance(layer, NormalizedLinear) else []
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    bias = cast(Tensor | None, layer.bias)
     return matrix if bias is None else [*matrix, bias]
 
 

@@ -136,14 +136,17 @@ class CheckpointedUnroll:
 Gradient = Unroll | Implicit | CheckpointedUnroll
 
 
-@torch.compiler.disable(reason="compiled, it would keep what it is to compute again")  # type: ignore[untyped-decorator]
-def _apply(function: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+def _apply_eagerly(function: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
     if not any(t.requires_grad for t in (z, *tensors)):
         # There will be no backward pass to find hidden tensors in.
         with drawing_from(random_state(z), z):
             _refuse_hidden_tensors(problem.F(z, *tensors), ())
     value = function.apply(problem, option, z, *tensors)
     return replace(problem.solutions.pop(), value=value)
+
+
+# Compiled, it would keep what it is to compute again.
+_apply: Callable[..., Solution] = torch.compiler.disable(_apply_eagerly)
 
 
 @dataclass
@@ -263,7 +266,8 @@ class _CheckpointedUnrollFunction(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         z, *tensors = ctx.saved_tensors
         p: Problem = ctx.problem
-        n_iter = p.solver.n_iter  # type: ignore[union-attr]
+        assert isinstance(p.solver, FixedIterations)
+        n_iter = p.solver.n_iter
         with torch.autocast(**ctx.autocast):
             if torch.is_grad_enabled():  # somebody will differentiate again: keep the whole graph
                 inputs = _cut([z, *tensors], True)

@@ -7,7 +7,6 @@ down to it by W2. R: points, each a vector; D: width of x^2.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -213,15 +212,14 @@ class _Derivative:
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._f, self._x = f, x
-        self._pull: Any = torch.func.vjp(f, x)[1]
+        self._pull: Callable[[Tensor], tuple[Tensor, ...]] = torch.func.vjp(f, x)[1]
 
     def apply(self, u: Tensor) -> Tensor:
         product: Tensor = torch.func.jvp(self._f, (self._x,), (u,))[1]
         return product.detach()
 
     def apply_transposed(self, u: Tensor) -> Tensor:
-        product: Tensor = self._pull(u)[0]
-        return product.detach()
+        return self._pull(u)[0].detach()
 
 
 def _up(F: Contraction, x: Tensor) -> Tensor:

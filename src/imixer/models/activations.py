@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch.nn.functional as fn
 from timm.layers import get_act_layer
@@ -51,7 +50,7 @@ _LIPSCHITZ: dict[type[nn.Module], float] = {
 }
 
 
-def activation(act_layer: ActLayer) -> Any:
+def activation(act_layer: ActLayer) -> Callable[[], nn.Module]:
     """Return what makes an activation: a class, or a function without arguments.
 
     Args:

@@ -48,8 +48,8 @@ class IMixerBlock(MixerBlock):
         mlp_ratio: float | tuple[float, float] = (0.5, 4.0),
         act_layer: ActLayers = nn.GELU,
         drop: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         decay: float = 0.0,
         step: float = 1.0,
@@ -65,8 +65,8 @@ class IMixerBlock(MixerBlock):
                 f"step x decay is {step * decay:g}, by which v would grow from block to block with alternating sign; "
                 "give less than 2"
             )
-        dd = {"device": device, "dtype": dtype}
-        channels_act = nn.GELU if isinstance(act_layer, (list, tuple)) else activation(act_layer)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        channels_act: Any = nn.GELU if isinstance(act_layer, (list, tuple)) else activation(act_layer)
         super().__init__(dim, seq_len, mlp_ratio, act_layer=channels_act, drop=drop, **dd, **kwargs)
         tokens_dim = int(to_2tuple(mlp_ratio)[0] * dim)
         self.mlp_tokens = IMLP(seq_len, tokens_dim, act_layer=act_layer, drop=drop, **(imlp or {}), **dd)
@@ -83,7 +83,7 @@ class IMixerBlock(MixerBlock):
         return x + self.drop_path(self.mlp_channels(self.norm2(x)))
 
 
-def _of_inversion(option: str) -> Any:
+def _of_inversion(option: str) -> property:
     """Make an option of every block's inversion an attribute of the model."""
 
     def get(self: "IMixer") -> Any:
@@ -137,7 +137,7 @@ class IMixer(Mixer):
         self._advance()
         return super().forward_features(x)
 
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the features after the chosen blocks, and the last, as timm's does."""
         self._advance()
         return super().forward_intermediates(*args, **kwargs)

@@ -4,7 +4,7 @@ S: tokens, D_S: width of x, N_h: inner width, L: layers, the visible one include
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from timm.layers import to_2tuple
@@ -17,6 +17,8 @@ from imixer.implicit.transposed import refuse_wrapped
 from imixer.inverse_options import InverseOptions, shows_options
 from imixer.models.activations import ActLayers, activation, lipschitz_constant
 from imixer.models.inversion import Inversion
+
+T = TypeVar("T")
 
 
 class IMLP(nn.Module):
@@ -155,7 +157,7 @@ def _contraction(
     )
 
 
-def _widths(features: int, hidden_ratio: float | Sequence[float], count: int) -> list[int]:
+def _widths(features: int, hidden_ratio: float | list[float], count: int) -> list[int]:
     widths = [int(features * ratio) for ratio in _one_each("hidden_ratio", hidden_ratio, count)]
     if min(widths, default=1) < 1:
         raise ValueError(f"hidden_ratio is {hidden_ratio}, which leaves {min(widths)} of {features} neurons; give more")
@@ -176,7 +178,7 @@ def _ceiling(options: InverseOptions, acts: Sequence[Callable[[], nn.Module]]) -
         raise ValueError(f"coeff is auto, but {error}; give coeff as a number") from error
 
 
-def _one_each(name: str, value: Any, count: int) -> list[Any]:
+def _one_each(name: str, value: T | list[T] | tuple[T, ...], count: int) -> list[T]:
     """Return a sequence of `count` as it is, and anything else repeated."""
     if not isinstance(value, (list, tuple)):
         return [value] * count

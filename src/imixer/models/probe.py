@@ -5,11 +5,10 @@ S: tokens, C: channels, D: D_S, width of x.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from timm.models.mlp_mixer import MlpMixer
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.errors import InputError
 from imixer.implicit import Contraction
@@ -45,14 +44,14 @@ class BlockActivations:
         return self.x.to(dtype) - self.z.to(dtype) - self.F(self.x, self.F.weights(), self.imlp.n_iter).to(dtype)
 
 
-def implicit_layers(model: Any) -> list[tuple[int, IMLP]]:
+def implicit_layers(model: nn.Module) -> list[tuple[int, IMLP]]:
     """List the iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
     blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
     mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
     return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
 
 
-def require_implicit_layers(model: Any, purpose: str) -> list[tuple[int, IMLP]]:
+def require_implicit_layers(model: nn.Module, purpose: str) -> list[tuple[int, IMLP]]:
     """List the iMLPs that have an inverse, of which there must be some.
 
     Args:
@@ -72,7 +71,7 @@ def require_implicit_layers(model: Any, purpose: str) -> list[tuple[int, IMLP]]:
 
 
 @torch.no_grad()
-def capture_activations(model: Any, images: Tensor, purpose: str = "look at") -> list[BlockActivations]:
+def capture_activations(model: nn.Module, images: Tensor, purpose: str = "look at") -> list[BlockActivations]:
     """Follow images through an iMixer, as it computes.
 
     Args:
@@ -89,7 +88,7 @@ def capture_activations(model: Any, images: Tensor, purpose: str = "look at") ->
     blocks = require_implicit_layers(model, purpose)
     seen: dict[tuple[int, str], Tensor] = {}
 
-    def see(block: int, name: str, module: Any, args: Any, output: Any = None) -> None:
+    def see(block: int, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
         seen[block, name] = args[0] if output is None else output
 
     hooks = []
@@ -105,7 +104,7 @@ def capture_activations(model: Any, images: Tensor, purpose: str = "look at") ->
     return [BlockActivations(i, imlp, *(seen[i, name] for name in ("v", "z", "x"))) for i, imlp in blocks]
 
 
-def _kind(model: Any) -> str:
+def _kind(model: nn.Module) -> str:
     name = type(model).__name__
     return f"{'an' if name[0] in 'AEIOUi' else 'a'} {name}" + (
         " with num_layers 2" if any(isinstance(m, IMLP) for m in model.modules()) else ""

@@ -28,8 +28,8 @@ def build_stem(
     embed_dim: int,
     width: int | None = None,
     norm_layer: Callable[..., nn.Module] | None = None,
-    device: Any = None,
-    dtype: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PatchEmbed:
     """Build the stem of that name.
 
@@ -78,7 +78,9 @@ class Whitening(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, in_chans: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, in_chans: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.in_channels = in_chans
         self.out_channels = 2 * in_chans * _WHITENED**2
@@ -156,8 +158,8 @@ class ConvStem(PatchEmbed):
         embed_dim: int,
         width: int | None = None,
         norm_layer: Callable[..., nn.Module] | None = None,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         halvings = _halvings(name, to_2tuple(img_size), to_2tuple(patch_size))
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -166,7 +168,8 @@ class ConvStem(PatchEmbed):
         channels = in_chans
         if name != "conv":
             whitening = Whitening(in_chans, **dd)
-            self.proj, channels = whitening, whitening.out_channels  # type: ignore[assignment]
+            self.register_module("proj", whitening)
+            channels = whitening.out_channels
             layers.append(nn.GELU())
         steps = _deep(halvings, embed_dim, width) if name == "deep" else _strided(halvings, embed_dim, width)
         for number, (out, stride, pooled) in enumerate(steps):

@@ -1,5 +1,6 @@
 """The models that timm knows by name. A name pins every hyperparameter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(cls: type, variant: str, pretrained: bool, out_indices: Any = 3, **kwargs: Any) -> Any:
+def _create(
+    cls: type[MlpMixer], variant: str, pretrained: bool, out_indices: int | Sequence[int] = 3, **kwargs: Any
+) -> Any:
     cfg = kwargs.get("pretrained_cfg")
     if isinstance(cfg, dict) and cfg.get("source") == "local-dir":
         weights = Path(cfg["file"]) / "model.safetensors"

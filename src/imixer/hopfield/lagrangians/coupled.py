@@ -91,13 +91,17 @@ class LayerNorm(Lagrangian):
         if not math.isfinite(gain):
             raise ValueError(f"gain is {gain}; it must be finite")
         self.gain = gain
-        self.convex = gain >= 0
         if not torch.as_tensor(shift).isfinite().all():
             raise ValueError(f"shift is {shift}; it must be finite")
         if isinstance(shift, Tensor) and not isinstance(shift, torch.nn.Parameter):
             self.register_buffer("shift", shift)
         else:
             self.shift = shift
+
+    @property
+    def convex(self) -> bool:
+        """Whether the gain is not negative."""
+        return self.gain >= 0
 
     @property
     def lipschitz(self) -> float:

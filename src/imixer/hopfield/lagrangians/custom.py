@@ -42,9 +42,14 @@ class Elementwise(Lagrangian):
             raise ValueError(f"lipschitz is {lipschitz}; it must be 0 or more")
         self.function = function
         self.closed_form = activation
-        self.convex = convex
+        self._convex = convex
         self._lipschitz = float(lipschitz)
         self._check()
+
+    @property
+    def convex(self) -> bool:
+        """Whether L is convex, as given."""
+        return self._convex
 
     @property
     def lipschitz(self) -> float:

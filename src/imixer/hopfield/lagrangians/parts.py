@@ -34,7 +34,7 @@ class Tempered(Lagrangian):
         self.beta = nn.Parameter(torch.tensor(beta)) if learnable else beta
 
     @property
-    def convex(self) -> bool:  # type: ignore[override]
+    def convex(self) -> bool:
         """Whether beta, which may be learned, is positive at present."""
         return self._present_beta() > 0
 
