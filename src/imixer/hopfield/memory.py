@@ -57,6 +57,9 @@ class Retrieval:
 class AssociativeMemory(nn.Module):
     """A Hopfield network that stores patterns and retrieves them from corrupted or incomplete queries.
 
+    Choose `modern` for real-valued patterns, `polynomial` or `exponential` for many of +-1, `classical` for the
+    textbook's, `hierarchical` for images made of common parts.
+
     The kinds, and their options with the defaults. The first three store patterns of +-1, the others any.
 
     - `classical` (Hopfield 1982, 1984): x <- sum_mu xi_mu m_mu, g = tanh(steepness x).
@@ -76,15 +79,15 @@ class AssociativeMemory(nn.Module):
       point iterations of the primitives in a step.
 
     `threshold` is the overlap at which one pattern drives the visible neurons by 1. Where all overlaps lie far below, a
-    query is too weak and the state goes to 0. It also keeps numbers in range. The published factors e^(N m) overflow
-    float32 from N = 88 on, and with a field of -N they vanish instead, and the visible activation with them. Only their
-    ratios matter as long as the largest is 1 or more; with the defaults they lie between e^-40 and e^40.
+    query is too weak and the state goes to 0. The threshold also keeps numbers in range. The published factors e^(N m)
+    overflow float32 from N = 88 on. With a field of -N they vanish instead, and the visible activation with them. As
+    long as the largest is 1 or more, only their ratios matter; with the defaults they lie between e^-40 and e^40.
 
-    A step is x <- F1(x), hidden layers at rest. With one hidden layer the energy is one convex function of g minus
-    another, and the step minimises the one minus the tangent of the other: it never raises the energy, though all
-    neurons move at once, and whatever pixels are clamped (the concave-convex procedure). That needs the couplings of
-    each neuron with itself, which Hopfield leaves out. With the two hidden layers of `hierarchical` it is no theorem:
-    their fixed point iteration starts anew at every step.
+    A step is x <- F1(x), hidden layers at rest. With one hidden layer it never raises the energy, though all neurons
+    move at once, and whatever pixels are clamped. For the energy is a difference of two convex functions of g, and the
+    step minimises the first minus the tangent of the second (the concave-convex procedure). That needs the couplings of
+    each neuron with itself, which Hopfield leaves out. With the two hidden layers of `hierarchical` there is no such
+    theorem: their fixed point iteration starts anew at every step.
 
     Couplings and fields are parameters, so that memories can be trained.
 

@@ -22,15 +22,15 @@ class Contraction(nn.Module):
     F' is `inner`, one more contraction, for the layer above; without it the inverse is 1. The paper's F^A is F, and
     F^(A+1) is F'.
 
-    `F(x, weights)` takes all that F depends on besides x from `F.weights()`: the effective matrices, so that the caller
-    decides how often they are computed (once per forward, however often F and all inside it are applied), and the
-    biases, so that `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for everything. Not so with
-    norm=batch. Its dropout is drawn by the caller too, see `masks`.
+    `F(x, weights)` takes all that F depends on besides x from `F.weights()`. These are the effective matrices and the
+    biases. So the caller decides how often matrices are normalised: once per forward, however often F and all inside it
+    are applied. And `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for everything, but with
+    norm=batch. The caller draws the dropout too, see `masks`.
 
     Each evaluation calls `fc1` and `fc2` as modules, and hands a normalised layer its effective matrix: hooks and
     counters see every call. A layer put in their place, such as a LoRA wrapper, is called with x alone. What it adds is
-    not held at the ceiling, of which a warning tells. A change to the weight that is to be held too belongs into a
-    parametrization of `fc1.weight`, see `torch.nn.utils.parametrizations`.
+    not held at the ceiling; a warning says so. To have a change of the weight held too, make it a parametrization of
+    `fc1.weight`, see `torch.nn.utils.parametrizations`.
 
     Args:
         features: Width of x, D_S in a token mixing MLP.

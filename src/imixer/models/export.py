@@ -20,8 +20,11 @@ SOLVED = 1e-6  # relative residual to compare inverses at: that of training leav
 def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
     """Write an image model as ONNX, normalisation folded, and compare its logits with onnxruntime's.
 
-    A program cannot stop by its data: inverses solved to a tolerance become a fixed number of iterations, twice what
-    random images need to be solved as far as float32 goes, and are compared with that.
+    Choose it for programs outside Python.
+
+    A program cannot stop when its data say so. Inverses that are solved to a tolerance become fixed iterations: twice
+    as many as random images need until float32 has no more digits to offer. The logits are compared with those of the
+    inverses solved that far.
 
     Args:
         model: A timm model; its `pretrained_cfg` tells the input size.
@@ -68,7 +71,19 @@ def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) 
 def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
     """Write an image model as a `torch.export` program (.pt2), normalisation folded, and compare its logits.
 
-    Arguments, result and errors as for `export_onnx`, but it needs nothing besides torch.
+    Choose it where torch is at hand: it needs no extra packages.
+
+    Args:
+        model: A timm model; its `pretrained_cfg` tells the input size.
+        path: File to write.
+        batch_size: Batch size to fix. Default: any.
+
+    Returns:
+        `max_abs_diff`: largest difference of a logit over the batches tried; `largest_logit`: for scale.
+
+    Raises:
+        InputError: If no number of iterations gives what the solver gives.
+        RuntimeError: If the written program computes something else. It is removed.
     """
     folded = _for_export(model)
     shapes = None if batch_size else ({0: torch.export.Dim("batch")},)

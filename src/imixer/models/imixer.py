@@ -26,9 +26,9 @@ from imixer.models.mixer import Mixer
 class IMixerBlock(MixerBlock):
     """Mixer block whose tokens are mixed by an `IMLP` and whose channels by an ordinary MLP.
 
-    Takes the arguments of timm's `MixerBlock`, then those of `IMLP`. One `act_layer` serves both MLPs; a sequence, one
-    per hidden layer of the token mixing, leaves GELU to the channels. The tokens are mixed by one step of the visible
-    neurons' equation, v <- v + step (iMLP(LN(v)) - decay v).
+    Choose it as `block_layer` of a mixer of your own; it takes the arguments of timm's `MixerBlock`. One `act_layer`
+    serves both MLPs. A sequence of them, one per hidden layer of the token mixing, leaves GELU to the channels. The
+    tokens are mixed by one step of the visible neurons' equation, v <- v + step (iMLP(LN(v)) - decay v).
 
     Args:
         decay: alpha, how fast v decays by itself, 0 or more. The paper's 0 is the skip connection as it is.

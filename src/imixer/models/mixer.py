@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 class Merge(nn.Module):
     """LayerNorm, then a 3x3 convolution of stride 2 over the token grid: a quarter of the tokens, of other channels.
 
-    Tokens (B, S, dim) -> (B, S / 4, out_dim). Stands between two stages.
+    Tokens (B, S, dim) -> (B, S / 4, out_dim). `Mixer` puts one between two stages.
 
     Args:
         dim: Channels before.

@@ -24,7 +24,7 @@ class BlockActivations:
         imlp: The iMLP.
         v: Its input (images, C, S).
         z: G(v), (images, C, D).
-        x: What its solver made of it, (images, C, D).
+        x: What its solver found for (1 - F)^-1 G(v), (images, C, D).
     """
 
     block: int

@@ -69,9 +69,10 @@ def build_stem(
 class Whitening(nn.Module):
     """Frozen 2x2 convolution that makes the pixels of patches uncorrelated and of variance 1.
 
-    Image (B, in_chans, H, W) -> (B, 8 in_chans, H, W): each filter comes with its negative. The filters are a buffer,
-    computed from training images by `whiten`, not learned; before that they are those for white noise. They run in
-    float32 whatever the precision, since they divide by small standard deviations.
+    Choose it, by the stems `whitened` and `deep`, for short training runs. Image (B, in_chans, H, W) -> (B, 8 in_chans,
+    H, W): each filter comes with its negative. The filters are a buffer and not learned: `whiten` computes them from
+    training images, and until then they are those for white noise. They run in float32 whatever the precision, since
+    they divide by small standard deviations.
 
     Source: Jordan, arXiv 2404.00498, section 3.1.
     """
