@@ -13,15 +13,17 @@ SOURCE = Path(imixer.__file__).parent
 BASE = {
     "errors",
     "escaping",
+    "inverse_options",
     "plotting",
     "progress",
     "reading",
     "tables",
+    "verdict",
     "writing",
 }  # what every package but the theory may use
 MAY_IMPORT = {
-    "hopfield": set(),
-    "implicit": set(),
+    "hopfield": {"errors", "verdict"},
+    "implicit": {"verdict"},
     "models": {"implicit", *BASE},
     "data": BASE,
     "recipes": BASE,

@@ -1,12 +1,12 @@
-"""Registering our models with timm without importing timm, which takes seconds."""
+"""Registration of our models with timm, without importing timm, which takes seconds."""
 
 import importlib
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
 
 
 def register_with_timm() -> None:
@@ -18,9 +18,11 @@ def register_with_timm() -> None:
 
 
 class _AfterTimm(importlib.abc.MetaPathFinder):
-    """Finds `timm` as Python would, with a loader that imports our models afterwards."""
+    """Finder of `timm`, as Python would find it, with a loader that imports our models afterwards."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != "timm":
             return None
         sys.meta_path.remove(self)

@@ -234,9 +234,9 @@ def test_a_chain_of_images_and_layers_in_another_order():
         ({"solve": "jointly"}, "solve is 'jointly'; choose nested or joint"),
         ({"layers": ["x1", "x2"]}, "a chain over x1 - x2"),
         ({"layers": ["x2", "x1", "x3"]}, "needs the synapses x2-x1, x1-x3"),
-        ({"from_above": {"x1": torch.zeros(3)}}, "from_above names 'x1'; the layers between are x2"),
-        ({"from_above": {"x3": torch.zeros(3)}}, "from_above names 'x3'"),
-        ({"from_above": {"x2": torch.zeros(3)}}, r"from_above gives layer x2 \(3,\)"),
+        ({"top_down_bias": {"x1": torch.zeros(3)}}, "top_down_bias names 'x1'; the layers between are x2"),
+        ({"top_down_bias": {"x3": torch.zeros(3)}}, "top_down_bias names 'x3'"),
+        ({"top_down_bias": {"x2": torch.zeros(3)}}, r"top_down_bias gives layer x2 \(3,\)"),
     ],
 )
 def test_impossible_arguments_are_refused_by_name(kwargs, named):
@@ -249,7 +249,7 @@ def test_impossible_arguments_are_refused_by_name(kwargs, named):
     [
         (lambda: chain([3], ["relu"]), {}, "one layer, x1"),
         (lambda: chain([3, 4], ["relu", "layer_norm"], decay=[1.0, 0.0]), {}, "layer x2 has decay 0"),
-        (lambda: chain([3] * 3, ["relu"] * 3), {"from_above": {"x2": torch.zeros(3)}}, "layer x2"),
+        (lambda: chain([3] * 3, ["relu"] * 3), {"top_down_bias": {"x2": torch.zeros(3)}}, "layer x2"),
         (lambda: HopfieldNetwork({"a": Neurons((2, 3)), "b": Neurons((4, 3))}, [(("a", "b"), AttentionSynapse(3))]), {},
          "synapse a-b is a AttentionSynapse"),
         (lambda: HopfieldNetwork({n: Neurons(3) for n in "abc"}, [(p, LinearSynapse(3, 3)) for p in ("ab", "bc", "ac")]

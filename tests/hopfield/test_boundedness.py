@@ -18,7 +18,7 @@ from imixer.hopfield import (
     Lagrangian,
     LinearSynapse,
     Neurons,
-    boundedness_obstacles,
+    boundedness_violations,
     chain,
     descent,
     integrate,
@@ -82,13 +82,13 @@ def test_a_lagrangian_that_is_neither_convex_nor_tells_is_not_known():
             return torch.sin(x)
 
     assert Wave().asymptotic_slope is None
-    assert boundedness_obstacles(chain([3], [Wave()])) == ["x1: Wave has no known asymptotic slope"]
+    assert boundedness_violations(chain([3], [Wave()])) == ["x1: Wave has no known asymptotic slope"]
     Wave.asymptotic_slope = math.inf  # says nothing of linear terms unless it is convex
-    assert boundedness_obstacles(chain([3], [Wave()]))
+    assert boundedness_violations(chain([3], [Wave()]))
     exponential = lagrangian("exponential", learnable=True)
-    assert not boundedness_obstacles(chain([3, 4], ["tanh", exponential]))
+    assert not boundedness_violations(chain([3, 4], ["tanh", exponential]))
     exponential.beta.data.fill_(-1.0)
-    assert boundedness_obstacles(chain([3, 4], ["tanh", exponential])) == [
+    assert boundedness_violations(chain([3, 4], ["tanh", exponential])) == [
         "x2: Exponential has no known asymptotic slope"
     ]
 
@@ -122,7 +122,7 @@ def test_no_search_gets_far_below_where_a_lower_bound_is_known(networks, random_
             synapse.bounded_below = False  # -log(1 + s^2), which is not
         for p in synapse.parameters():
             p.data.mul_(data.draw(st.sampled_from([0.1, 0.3, 1.0])))
-    if boundedness_obstacles(network):
+    if boundedness_violations(network):
         return
     network.requires_grad_(False)
     rays = [network.energy(random_state(network, 20, scale=10.0**k)) for k in range(-1, 7)]
@@ -138,7 +138,7 @@ def test_the_search_is_one_that_finds_most_of_the_networks_without_a_bound():
         network = chain([3, 2, 3], kinds).double().requires_grad_(False)
         state = {name: normal(3, *network.layer(name).shape, seed=seed) for name in network.neurons}
         below = bool(deepest(network, state).min() < -1e3)
-        if boundedness_obstacles(network):
+        if boundedness_violations(network):
             others, lost = others + 1, lost + below
         else:
             known += 1
@@ -165,9 +165,9 @@ def test_two_unbounded_layers_are_bounded_up_to_the_strength_that_is_named_and_n
              "x2": t * b / slopes[1] * math.sqrt(slopes[1] / decay[1])}  # fmt: skip
         energy = network.energy(x)
         if strength < 1:
-            assert not boundedness_obstacles(network) and energy.min() > -1e3
+            assert not boundedness_violations(network) and energy.min() > -1e3
         else:
-            (why,) = boundedness_obstacles(network)
+            (why,) = boundedness_violations(network)
             assert why.startswith("x1, x2: ") and "strength 1.03" in why
             assert (energy.diff() < 0).all() and energy[-1] < -1e9
 
@@ -180,7 +180,7 @@ def test_the_lower_bound_of_the_proof_holds_for_identity_and_relu():
     for name in network.synapses:
         W = network.synapse(name).weight
         W.mul_(0.6 / torch.linalg.matrix_norm(W, 2))
-    assert not boundedness_obstacles(network)
+    assert not boundedness_violations(network)
     strength = 0.6 * math.sqrt(2)  # of the chain of three
     floor = -sum(float(b.square().sum()) for b in fields) / (2 * (1 - strength))
     state = {name: normal(50, *network.layer(name).shape) for name in network.neurons}
@@ -191,10 +191,10 @@ def test_bounded_activations_allow_any_couplings_and_any_growth_beside_them():
     strong = chain([3, 4, 5], ["layer_norm", "tanh", "softmax"], decay=[0.0, 1.0, 1.0])
     for name in strong.synapses:
         strong.synapse(name).weight.data.mul_(1e6)
-    assert not boundedness_obstacles(strong)
-    assert not boundedness_obstacles(chain([3, 4], ["tanh", "rectified_power"]))
-    assert not boundedness_obstacles(chain([3, 4], ["softmax", "identity"]))
-    (why,) = boundedness_obstacles(chain([3, 4], ["identity", "rectified_power"]))
+    assert not boundedness_violations(strong)
+    assert not boundedness_violations(chain([3, 4], ["tanh", "rectified_power"]))
+    assert not boundedness_violations(chain([3, 4], ["softmax", "identity"]))
+    (why,) = boundedness_violations(chain([3, 4], ["identity", "rectified_power"]))
     assert why == "x1, x2: unbounded activations, coupled with strength inf (below 1 is safe)"
 
 
@@ -205,9 +205,9 @@ def test_layers_that_are_not_joined_are_judged_alone():
     for synapse, norm in ((weak, 0.5), (strong, 5.0)):
         synapse.weight.data.mul_(norm / torch.linalg.matrix_norm(synapse.weight.data, 2))
     network = HopfieldNetwork(neurons, [("ab", weak), ("bc", strong), ("cd", strong)])
-    assert not boundedness_obstacles(network)  # tanh, whose activations are bounded, keeps a and b from d
+    assert not boundedness_violations(network)  # tanh, whose activations are bounded, keeps a and b from d
     network = HopfieldNetwork(neurons, [("ab", weak), ("dd", strong)])
-    assert [why.split(":")[0] for why in boundedness_obstacles(network)] == ["d"]
+    assert [why.split(":")[0] for why in boundedness_violations(network)] == ["d"]
 
 
 # --- couplings
@@ -234,9 +234,9 @@ def test_the_energy_of_attention_falls_no_faster_than_its_growth_says(joined):
         n = torch.stack([x.flatten(1).norm(dim=1) for x in g], 1)
         assert (synapse.energy(*g) >= -((n @ K) * n).sum(1) / 2 - worst).all()
     network = HopfieldNetwork({"q": Neurons((3, 4)), "k": Neurons((5, 4))}, [(["q", "k"][:joined], synapse)]).double()
-    assert boundedness_obstacles(network)
+    assert boundedness_violations(network)
     synapse.query.mul_(1e-3)
-    assert not boundedness_obstacles(network)
+    assert not boundedness_violations(network)
 
 
 def test_the_norm_of_untied_couplings_bounds_their_symmetric_part():
@@ -249,9 +249,9 @@ def test_the_norm_of_untied_couplings_bounds_their_symmetric_part():
 
 def test_energies_and_linear_maps_of_ones_own_are_not_known_unless_they_say_so():
     network = HopfieldNetwork({"a": Neurons(3, "tanh")}, [("a", EnergySynapse(lambda g: g.sum(1).square()))])
-    assert boundedness_obstacles(network) == ["a-a: EnergySynapse has no known bound"]
+    assert boundedness_violations(network) == ["a-a: EnergySynapse has no known bound"]
     own = EnergySynapse(lambda g: g.sum(1).square(), bounded_below=True)
-    assert not boundedness_obstacles(HopfieldNetwork({"a": Neurons(3)}, [("a", own)]))
+    assert not boundedness_violations(HopfieldNetwork({"a": Neurons(3)}, [("a", own)]))
 
     class Flip(BilinearSynapse):
         def up(self, g: Tensor) -> Tensor:
@@ -259,8 +259,8 @@ def test_energies_and_linear_maps_of_ones_own_are_not_known_unless_they_say_so()
 
         down = up
 
-    assert not boundedness_obstacles(HopfieldNetwork({"a": Neurons(3), "b": Neurons(3, "tanh")}, [("ab", Flip())]))
-    assert boundedness_obstacles(HopfieldNetwork({"a": Neurons(3), "b": Neurons(3)}, [("ab", Flip())]))
+    assert not boundedness_violations(HopfieldNetwork({"a": Neurons(3), "b": Neurons(3, "tanh")}, [("ab", Flip())]))
+    assert boundedness_violations(HopfieldNetwork({"a": Neurons(3), "b": Neurons(3)}, [("ab", Flip())]))
 
 
 # --- what `descent` says
@@ -284,7 +284,7 @@ def test_where_a_bound_is_known_descent_says_so_and_large_states_are_no_runaway(
     network = chain([3, 4], ["identity", "tanh"], field=True).double()
     network.layer("x1").field.fill_(1e6)
     found = descent(network, integrate(network, network.initial_state(x1=torch.zeros(2, 3).double()), 10.0))
-    assert found.bounded == "known" and not found.boundedness_obstacles
+    assert found.bounded == "known" and not found.boundedness_violations
     assert str(found).endswith("all couplings symmetric; bounded from below")
 
 

@@ -109,7 +109,7 @@ def test_the_couplings_are_those_given_and_not_shared_with_them():
     [
         (lambda: two_layer(3, 0), "layer h: shape"),
         (lambda: two_layer(3, 4, "relu", decay=0.0), "layer v: decay is 0"),
-        (lambda: two_layer(3, 4, "unit_layernorm"), "layer v: .*did you mean 'unit_layer_norm'"),
+        (lambda: two_layer(3, 4, "unit_layernorm"), "layer v: .*did you mean unit_layer_norm"),
         (lambda: two_layer(3, 4, xi=torch.ones(3, 4)), r"xi has shape \(3, 4\); the layers need \(4, 3\)"),
         (lambda: two_layer(3, 4, xi=torch.full((4, 3), math.nan)), "xi has 12 entries that are not finite"),
         (

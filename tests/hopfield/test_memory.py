@@ -368,8 +368,8 @@ def test_a_vanished_state_overlaps_with_nothing():
 @pytest.mark.parametrize(
     ("patterns", "kind", "options", "parts"),
     [
-        (signs(3), "clasical", {}, ["'clasical'", "did you mean 'classical'", "hierarchical"]),
-        (signs(3), "modern", {"betta": 1.0}, ["modern", "'betta'", "did you mean 'beta'", "similarity"]),
+        (signs(3), "clasical", {}, ["'clasical'", "did you mean classical", "hierarchical"]),
+        (signs(3), "modern", {"betta": 1.0}, ["modern", "'betta'", "did you mean beta", "similarity"]),
         (signs(3), "classical", {"beta": 1.0}, ["classical", "'beta'", "steepness"]),
         (torch.ones(5), "modern", {}, ["(5,)", "(K, *shape)"]),
         (torch.ones(0, 5), "modern", {}, ["(0, 5)", "one or more"]),

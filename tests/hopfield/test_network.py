@@ -155,7 +155,7 @@ def test_an_energy_is_refused_where_a_coupling_is_asymmetric_unless_symmetrised(
     assert network.energy(state, symmetrised=True).isfinite()
 
 
-def test_obstacles_name_what_stands_against_a_guarantee():
+def test_violated_conditions_name_what_stands_against_a_guarantee():
     layers = {"v": Neurons(3, "softmax"), "h": Neurons(3, "gelu"), "k": Neurons(3, "tanh")}
     network = HopfieldNetwork(
         layers, [(("v", "h"), LinearSynapse(3, 3, tied=False)), (("h", "k"), LinearSynapse(3, 3))]

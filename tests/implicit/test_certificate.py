@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from imixer.implicit import Contraction, SpectralLinear, ceiling
-from imixer.implicit.certificate import Certificate, OnData, certify, iterations_needed, on_data, worst_case
+from imixer.implicit.certificate import (
+    Certificate,
+    OnData,
+    WorstCase,
+    certify,
+    iterations_needed,
+    on_data,
+    worst_case,
+)
 from imixer.implicit.nest import apply, fixed_point, jacobian_norms
 
 GELU = 1.128904145185155
@@ -244,3 +252,21 @@ def test_leading_axes_are_kept_and_the_contraction_left_alone():
 def test_impossible_arguments_are_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+def hand_made(bound: float, norm: float) -> Certificate:
+    ones = torch.ones(1, dtype=torch.bool)
+    worst = WorstCase(((1.0, bound),), None, None, (1.0, 1.0), (bound,), (bound,))
+    return Certificate(worst, OnData(torch.zeros(1, 2), ones, ones, torch.tensor([[norm]]), ones[None]))
+
+
+@pytest.mark.parametrize(
+    ("bound", "norm", "verdict"),
+    [(0.999, 2.0, "guaranteed"), (1.0, 0.999, "observed"), (1.0, 1.0, "violated"), (1.001, 0.5, "observed")],
+)
+def test_a_bound_or_a_norm_of_exactly_1_is_none_of_a_contraction(bound, norm, verdict):
+    """A map of Lipschitz constant 1, such as x -> x + 1, need not have a fixed point."""
+    certificate = hand_made(bound, norm)
+    assert certificate.verdict == verdict
+    assert certificate.worst.proves == (bound < 1)
+    assert certificate.data.holds == (norm < 1) != certificate.data.refutes

@@ -283,3 +283,18 @@ def test_f_that_is_zero(name):
     if name != "fixed":  # f(x) = 0, so that there is no relative residual
         found = solve(lambda x: -torch.ones_like(x), torch.ones(2, 3), solver=made)
         assert torch.equal(found.value, z) and found.residuals.isfinite().all()
+
+
+@pytest.mark.parametrize("made", [Picard, Anderson, Broyden])
+def test_a_sample_that_has_converged_stays_though_its_gap_grows_within_rounding(made):
+    """Looked at again, its gap is 1.5 tolerances, which a product of other rows may make of 0.9."""
+    tolerance, seen = 1e-3, []
+
+    def f(x):
+        gap = (0.9 if not seen else 1.5) * tolerance
+        seen.append(x.clone())
+        return torch.stack([x[0] + torch.tensor([gap, 0.0]), 0.5 * x[1] + 1])
+
+    solution = made(rtol=1e-9, atol=tolerance)(f, torch.zeros(2, 2))
+    assert len(seen) > 2 and all(torch.equal(x[0], seen[0][0]) for x in seen)
+    assert solution.converged.tolist() == [True, True] and not solution.relapsed.any()

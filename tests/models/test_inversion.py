@@ -132,8 +132,7 @@ def test_any_number_of_axes(shape):
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("num_layers", [3, 4])
+@pytest.mark.parametrize(("num_layers", "tied"), [(3, False), (4, True)])
 @pytest.mark.parametrize(("solver", "gradient"), COMBINATIONS)
 def test_every_combination_trains_a_step(solver, gradient, num_layers, tied):
     model = small(
@@ -170,12 +169,12 @@ def test_half_precision_trains_and_what_has_a_tolerance_is_solved_in_single(solv
 @pytest.mark.parametrize(
     ("how", "solver", "gradient"),
     [("checkpointed", "picard", "implicit"), ("checkpointed", "anderson", "unroll"),
-     ("checkpointed", "fixed", "recompute"), ("compiled", "picard", "implicit"), ("both", "anderson", "implicit")],
+     ("checkpointed", "fixed", "recompute"), ("both", "anderson", "implicit")],
 )  # fmt: skip
 def test_checkpointed_and_compiled_models_have_the_same_gradient(how, solver, gradient):
     plain = small(solver=solver, gradient=gradient).train()
     other = copy.deepcopy(plain)
-    other.set_grad_checkpointing(how != "compiled")
+    other.set_grad_checkpointing()
     torch.compiler.reset()
     forward = None if how == "checkpointed" else torch.compile(other, backend="aot_eager")
     assert distance(gradients(other, forward=forward), gradients(plain)) < 1e-4
@@ -301,7 +300,7 @@ def test_torchscript_has_fixed_iterations_only():
         ({"gradient_terms": 0}, "gradient_terms is 0"),
         ({"on_failure": "panic"}, "on_failure is 'panic'; choose raise, warn, ignore"),
         ({"solver": "anderson", "gradient": "recompute"}, "gradient is recompute.*solver is anderson"),
-        ({"solver": Picard(), "gradient": CheckpointedUnroll()}, "gradient is Recompute.*solver is Picard"),
+        ({"solver": Picard(), "gradient": CheckpointedUnroll()}, "gradient is CheckpointedUnroll.*solver is Picard"),
         ({"legacy": True, "solver": "picard"}, "legacy .* picard and unroll"),
         ({"legacy": True, "gradient": "recompute"}, "legacy .* fixed and recompute"),
         *(({"norm": "batch", "gradient": g}, f"norm is batch.*gradient is {g}") for g in GRADIENTS[1:]),

@@ -1,6 +1,10 @@
 """Normalisations, dropout inside F, decay and step: as options of the model, by which it trains, loads and ships."""
 
 import copy
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import timm
@@ -11,10 +15,15 @@ from torch import nn
 import imixer.models  # registers the models
 from imixer.errors import InputError
 from imixer.implicit import NormalizedLinear, SpectralLinear, ceiling, certify, exact_sigma, fold
-from imixer.models import IMLP, IMixerBlock
+from imixer.implicit.contraction import Norm
+from imixer.implicit.solution import Policy
+from imixer.implicit.spectral import Scaling, Sigma
+from imixer.inverse_options import OPTIONS, InverseOptions, documentation
+from imixer.models import IMLP, IMixer, IMixerBlock
 from imixer.models.activations import GELU_SLOPE
 from imixer.training.monitor import convergence
 from imixer.training.run.config import ModelConfig
+from imixer.training.run.parsing import train_parser
 
 NORMALISATIONS = [
     {"sigma": "exact"},
@@ -95,16 +104,22 @@ def test_what_the_monitor_says_of_a_block_is_what_its_layers_hold(kwargs):
 
 
 @pytest.mark.parametrize("kwargs", [*NORMALISATIONS, FLOW, {"inner_drop_rate": 0.4}], ids=str)
-def test_a_saved_model_remembers_its_options_and_scripts_traces_and_exports(tmp_path, kwargs):
-    from imixer.models.export import export_torch
-
+def test_a_saved_model_remembers_its_options_and_traces(tmp_path, kwargs):
     model = small(**kwargs).eval()
     settings = {"num_classes": 10, "num_blocks": 2, "embed_dim": 32}
     save_for_hf(model, tmp_path, model_args=settings | kwargs, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(again(IMAGES), model(IMAGES))
-    torch.testing.assert_close(torch.jit.script(model)(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize("kwargs", [{"sigma": "exact", "scaling": "hard"}, {"norm": "orthogonal"}, FLOW], ids=str)
+def test_the_folded_model_scripts_and_exports(tmp_path, kwargs):
+    """However the matrices were normalised, they are plain ones by then."""
+    from imixer.models.export import export_torch
+
+    model = small(**kwargs, inner_drop_rate=0.4).eval()
+    torch.testing.assert_close(torch.jit.script(model)(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-5)
     assert export_torch(model, tmp_path / "m.pt2")["max_abs_diff"] < 1e-4
 
 
@@ -115,6 +130,46 @@ def test_onnx_has_the_step_and_the_orthogonal_matrices(tmp_path):
 
     model = small(norm="orthogonal", **FLOW, inner_drop_rate=0.3)
     assert export_onnx(model, tmp_path / "m.onnx")["max_abs_diff"] < 1e-4
+
+
+def test_every_option_of_the_inverse_is_defined_once():
+    """The constructors, the configuration and the docs have the names, defaults and texts of `InverseOptions`."""
+    defaults = {option.name: option.default for option in fields(InverseOptions)}
+    assert set(OPTIONS) == set(defaults) == set(documentation())
+    for cls in (IMLP, IMixer):
+        shown = inspect.signature(cls).parameters
+        assert {name: shown[name].default for name in OPTIONS} == defaults
+        assert all(shown[name].annotation is not inspect.Parameter.empty for name in OPTIONS)
+    assert {option.name: option.default for option in fields(ModelConfig) if option.name in defaults} == dict.fromkeys(
+        OPTIONS
+    )
+    given = IMLP(6, 8).inversion
+    assert all(getattr(given, option.name) == option.default for option in fields(given))
+
+
+def test_the_options_choices_are_those_of_the_layers():
+    types = get_type_hints(InverseOptions)
+    for name, theirs in {"norm": Norm, "sigma": Sigma, "scaling": Scaling, "on_failure": Policy | None}.items():
+        assert types[name] == theirs
+
+
+def test_the_docs_table_of_hyperparameters_has_every_option_and_its_default():
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    text = text[text.index("## Hyperparameters") : text.index("## Depth")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    table = {row[0].strip("`"): row[2].strip("`") for row in rows if len(row) == 4}
+    shown = {None: "none", False: "false", True: "true"}
+    for option in fields(InverseOptions):
+        value = option.default
+        told = shown[value] if value is None or isinstance(value, bool) else value
+        assert table[option.name] == str(told) or float(table[option.name]) == told, option.name
+
+
+def test_the_help_tells_of_every_option_what_its_definition_says(capsys):
+    train_parser().print_help()
+    told = " ".join(capsys.readouterr().out.split())
+    for name, text in documentation().items():
+        assert f"--model.{name}" in told and text in told, name
 
 
 def test_the_command_lines_options_are_the_models():
@@ -212,12 +267,11 @@ def test_a_checkpointed_replay_drops_the_same(num_layers):
     assert_same_gradients(gradients(checkpointed), gradients(plain))
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_compiled_model_differentiates_the_map_that_it_applied(checkpointed):
+def test_a_compiled_and_checkpointed_model_differentiates_the_map_that_it_applied():
     """By central differences along the gradient, with one seed: a backward with other masks would miss them."""
     # Without power iterations, which would move the map from one forward to the next.
     model = small(inner_drop_rate=0.4, n_power_iterations=0, num_blocks=1).train().double()
-    model.set_grad_checkpointing(checkpointed)
+    model.set_grad_checkpointing()
     torch.compiler.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     bias = model.blocks[0].mlp_tokens.contraction.fc1.bias

@@ -8,10 +8,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from imixer.analysis.statistics import relative_error
-from imixer.implicit.certificate import Certificate, Verdict, certify, iterations_needed
+from imixer.implicit.certificate import Certificate, certify, iterations_needed
 from imixer.implicit.nest import levels
 from imixer.models.activations import slope_or_infinity
 from imixer.models.probe import BlockActivations, capture_activations
+from imixer.verdict import Verdict
 
 Requirement = Literal["guaranteed", "observed"]
 ERRORS = (1e-2, 1e-4, 1e-6)

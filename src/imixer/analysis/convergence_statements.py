@@ -18,7 +18,7 @@ from torch import Tensor
 
 from imixer.analysis.convergence import Convergence
 
-Verdict = Literal["confirmed", "not confirmed", "not decidable"]
+StatementVerdict = Literal["confirmed", "not confirmed", "not decidable"]
 
 TRAINED = (1, 2, 4)
 CONFIDENCE = 0.95
@@ -44,7 +44,7 @@ class Condition:
     value: float
     low: float
     high: float
-    verdict: Verdict
+    verdict: StatementVerdict
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Statement:
     missing: str = ""
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> StatementVerdict:
         """Confirmed if all conditions are, not confirmed if one is not, otherwise not decidable."""
         verdicts = {condition.verdict for condition in self.conditions}
         if "not confirmed" in verdicts:
@@ -72,7 +72,7 @@ class Statement:
         return "confirmed" if verdicts == {"confirmed"} else "not decidable"
 
 
-def agree(verdicts: Sequence[Verdict]) -> Verdict:
+def agree(verdicts: Sequence[StatementVerdict]) -> StatementVerdict:
     """Reduce the verdicts of several trials to one: theirs if they agree, otherwise not decidable."""
     return verdicts[0] if len(set(verdicts)) == 1 else "not decidable"
 
@@ -259,7 +259,7 @@ def _test(
 
 def _decide(asked: _Asked, level: float) -> Condition:
     mean, low, high = _interval(asked.values, level)
-    verdict: Verdict = "not decidable"
+    verdict: StatementVerdict = "not decidable"
     if low >= asked.target[0] and high <= asked.target[1]:
         verdict = "not confirmed" if asked.outside else "confirmed"
     elif low > asked.target[1] or high < asked.target[0]:

@@ -1,15 +1,14 @@
 """The energy of a trained mixer's blocks: does mixing go downhill, and how symmetric did the couplings become?"""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imixer.analysis.bridge import model_networks
 from imixer.hopfield import AdiabaticUpdate, LinearSynapse
-
-Verdict = Literal["guaranteed", "observed", "violated"]
+from imixer.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class MixingEnergy:
         asymmetry: Synapse -> ||xi - xi~^T|| / (||xi|| + ||xi~||): 0 symmetric, 0.71 independent, 1 antisymmetric.
         before, after: Energy (images,) of what goes in and of what comes out.
         unrest: Largest |inputs - x| of a hidden neuron, which n iterations leave.
-        obstacles: What stands against a guarantee that the energy falls, each as `name: reason`. Without any it falls
-            however large the step: E = -L(xi g + b) is concave in g, so that it changes by at most
+        violated_conditions: What stands against a guarantee that the energy falls, each as `name: reason`. Without any
+            it falls however large the step: E = -L(xi g + b) is concave in g, so that it changes by at most
             -<v' - v, g(v') - g(v)>, which a convex Lagrangian of v makes negative.
     """
 

@@ -18,7 +18,7 @@ POWER = 0.8
 MARGIN = 0.5  # points of accuracy: what the paper's Table 1 counts as an improvement in size S
 
 Test = Literal["paired", "Welch"]
-Verdict = Literal["larger", "smaller", "equivalent", "undecided"]
+ComparisonVerdict = Literal["larger", "smaller", "equivalent", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Judgement:
 
     comparison: Comparison
     margin: float
-    verdict: Verdict
+    verdict: ComparisonVerdict
     within: bool = False
     p: float | None = None
     p_equivalence: float | None = None
@@ -195,7 +195,7 @@ def _judged(
     if p is None or p_equivalence is None:
         return Judgement(comparison, margin, "undecided")
     within = p_equivalence <= 1 - CONFIDENCE
-    verdict: Verdict = "equivalent" if within else "undecided"
+    verdict: ComparisonVerdict = "equivalent" if within else "undecided"
     if p <= 1 - CONFIDENCE:
         verdict = "larger" if comparison.difference > 0 else "smaller"
     return Judgement(comparison, margin, verdict, within, p, p_equivalence, comparison.detectable(level))

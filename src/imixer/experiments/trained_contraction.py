@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from imixer.errors import InputError
-from imixer.implicit.certificate import Verdict
 from imixer.reading import read_json
 from imixer.training.run.directory import RunDirectory
+from imixer.verdict import Verdict
 from imixer.writing import json_text, write_text
 
 IMAGES = 16  # as many as the paper's figures take

@@ -1,7 +1,7 @@
 """Hierarchical Hopfield networks: from an energy to dynamics, memories and mixers. Needs torch and torchdiffeq."""
 
 from imixer.hopfield.adiabatic import AdiabaticUpdate
-from imixer.hopfield.boundedness import boundedness_obstacles
+from imixer.hopfield.boundedness import boundedness_violations
 from imixer.hopfield.chain import chain, three_layer, two_layer
 from imixer.hopfield.descent import Descent, descent
 from imixer.hopfield.drawing import Drawing
@@ -38,7 +38,7 @@ __all__ = [
     "State",
     "Synapse",
     "Trajectory",
-    "boundedness_obstacles",
+    "boundedness_violations",
     "chain",
     "descent",
     "integrate",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ Solve = Literal["nested", "joint"]
 class AdiabaticUpdate(nn.Module):
     """x1(t+1) = x1(t) + F1(x1(t)) - alpha x1(t), the limit tau_1 >> tau_2 >> ... >> tau_L of a chain.
 
-    That is a step of length tau_1; `forward` takes others.
+    Choose it to compute with x1 alone, as a mixer block or a memory does; `integrate` follows all layers in time. The
+    equation is a step of length tau_1; `forward` takes others.
 
         F^A = H^(A+1) . (1 - F^(A+1))^-1 . G^A,  F^(L-1) = H^L . G^(L-1),
         G^A = xi^(A+1,A) g^A,  H^(A+1) = xi^(A,A+1) g^(A+1)
@@ -33,12 +34,12 @@ class AdiabaticUpdate(nn.Module):
         solve: `nested` solves an inverse inside each step of an inverse, as the paper writes it: n^(L-2) evaluations
             of the innermost F. `joint` sweeps from xL to x2: n (L-1) updates of a layer, to the same fixed point.
             With L = 3 they are the same.
-        from_above: Layer name -> the part of its field that comes with what the next layer sends, as the bias of the
-            way down does in an MLP. The fixed point does not depend on it, but its start does, which lacks that part.
+        top_down_bias: Layer name -> the part of its field that comes with what the next layer sends, as the bias of the
+            way down does in an MLP. The iteration starts without that part; its fixed point is the same.
 
     Raises:
         ValueError: If the network is no chain, a hidden layer does not decay, n_iter is negative, solve is neither, or
-            from_above is no part of a field.
+            top_down_bias is no part of a field.
 
     Source: paper (11)-(14) for L = 2, (20)-(29) for L = 3, (33)-(42) for any.
     """
@@ -82,10 +83,10 @@ class AdiabaticUpdate(nn.Module):
         self._couplings = wanted
         for name, part in (top_down_bias or {}).items():
             if name not in self.layers[1:-1]:
-                raise ValueError(f"from_above names {name!r}; the layers between are {', '.join(self.layers[1:-1])}")
+                raise ValueError(f"top_down_bias names {name!r}; the layers between are {', '.join(self.layers[1:-1])}")
             if network.layer(name).field is None or not fits(part.shape, network.layer(name).shape):
-                raise ValueError(f"from_above gives layer {name} {tuple(part.shape)}, which is no part of its field")
-            self.register_buffer(f"from_above_{name}", part.detach().clone())
+                raise ValueError(f"top_down_bias gives layer {name} {tuple(part.shape)}, which is no part of its field")
+            self.register_buffer(f"top_down_bias_{name}", part.detach().clone())
 
     def forward(self, x1: Tensor, steps: int = 1, dt: float | None = None) -> Tensor:
         """Take explicit Euler steps x1 <- x1 + (dt / tau_1) (F1(x1) - alpha x1) of the slow flow.
@@ -110,28 +111,28 @@ class AdiabaticUpdate(nn.Module):
         return x1
 
     def velocity(self, x1: Tensor) -> Tensor:
-        """dx1/dt of the slow flow, (F1(x1) - alpha x1) / tau_1, (B, *shape)."""
+        """Compute dx1/dt of the slow flow, (F1(x1) - alpha x1) / tau_1, for x1 (B, *shape)."""
         return (self.F1(x1) - self._neurons(1).decay * x1) / self._neurons(1).tau
 
     def F1(self, x1: Tensor) -> Tensor:
-        """What x1 receives from the layers behind it, (B, *shape)."""
+        """Compute what x1 receives from the layers behind it, (B, *shape)."""
         if self.solve == "joint":
             return self._H(2, self._joint(x1)[0])
         return self._F(1, x1)
 
     def hidden(self, x1: Tensor) -> list[Tensor]:
-        """States x2, ..., xL at which the hidden layers rest for a given x1, to the accuracy of n_iter."""
+        """Return the states x2, ..., xL at which the hidden layers rest for x1 (B, *shape), as far as n_iter leads."""
         if self.solve == "joint":
             return self._joint(x1)
-        found = []
+        states = []
         x = x1
         for A in range(2, self.depth + 1):
             x = self._inverse(A, self._G(A - 1, x))
-            found.append(x)
-        return found
+            states.append(x)
+        return states
 
     def residual(self, x1: Tensor, hidden: Sequence[Tensor]) -> Tensor:
-        """How far hidden layers are from rest, per sample (B,): the largest |inputs - alpha x|."""
+        """Measure how far hidden layers are from rest, (B,): the largest |inputs - alpha x| of any neuron."""
         x = [x1, *hidden]
         worst = x1.new_zeros(len(x1))
         for A in range(2, self.depth + 1):
@@ -150,11 +151,11 @@ class AdiabaticUpdate(nn.Module):
     # Layers are counted from 1, as in the paper.
 
     def _F(self, A: int, x: Tensor) -> Tensor:
-        """F^A = H^(A+1) . (1 - F^(A+1))^-1 . G^A."""
+        """Apply F^A = H^(A+1) . (1 - F^(A+1))^-1 . G^A."""
         return self._H(A + 1, self._inverse(A + 1, self._G(A, x)))
 
     def _inverse(self, A: int, z: Tensor) -> Tensor:
-        """(1 - F^A)^-1 z by n fixed point iterations; the last layer has no F."""
+        """Apply (1 - F^A)^-1 to z by n fixed point iterations; the last layer has no F."""
         decay = self._neurons(A).decay
         x = z / decay
         if A < self.depth:
@@ -163,7 +164,7 @@ class AdiabaticUpdate(nn.Module):
         return x
 
     def _joint(self, x1: Tensor) -> list[Tensor]:
-        """x2, ..., xL by n sweeps from the far end, starting from what comes up from x1."""
+        """Return x2, ..., xL after n sweeps from the far end, starting from what comes up from x1."""
         z = self._G(1, x1)
         x = [x1, z / self._neurons(2).decay]
         for A in range(3, self.depth + 1):
@@ -177,26 +178,26 @@ class AdiabaticUpdate(nn.Module):
         return x[1:]
 
     def _G(self, A: int, x: Tensor) -> Tensor:
-        """What layer A + 1 receives from layer A, and its field but for what comes from above."""
+        """Compute what layer A + 1 receives from layer A, with its field but for the top-down bias."""
         given = self._coupling(A).up(self._neurons(A).activation(x))
-        field, above = self._neurons(A + 1).field, self._from_above(A + 1)
+        field, top_down = self._neurons(A + 1).field, self._top_down_bias(A + 1)
         if field is None:
             return given
-        return given + (field if above is None else field - above)
+        return given + (field if top_down is None else field - top_down)
 
     def _H(self, A: int, x: Tensor) -> Tensor:
-        """What layer A - 1 receives from layer A, and the part of its field that comes with it."""
+        """Compute what layer A - 1 receives from layer A, with its top-down bias."""
         given = self._coupling(A - 1).down(self._neurons(A).activation(x))
-        above = self._from_above(A - 1)
-        return given if above is None else given + above
+        top_down = self._top_down_bias(A - 1)
+        return given if top_down is None else given + top_down
 
-    def _from_above(self, A: int) -> Tensor | None:
+    def _top_down_bias(self, A: int) -> Tensor | None:
         if A == 1:  # which has nothing below
             return self._neurons(1).field
-        return getattr(self, f"from_above_{self.layers[A - 1]}", None)
+        return getattr(self, f"top_down_bias_{self.layers[A - 1]}", None)
 
     def _neurons(self, A: int) -> Neurons:
         return self.network.layer(self.layers[A - 1])
 
     def _coupling(self, A: int) -> BilinearSynapse:
-        return self.network.synapse(self._couplings[A - 1])  # type: ignore[return-value]
+        return cast(BilinearSynapse, self.network.synapse(self._couplings[A - 1]))  # checked at construction

@@ -38,13 +38,16 @@ def two_layer(
     of (8), with the GELU of (14).
 
     Args:
-        v, h: Shapes of the layers. They differ along `axis` only.
-        L_v, L_h: Lagrangians, instances or names; g and f are their gradients.
+        v: Shape of the visible layer.
+        h: Shape of the hidden layer. It differs from v's along `axis` only.
+        L_v: Lagrangian of v, an instance or a name; g is its gradient.
+        L_h: Lagrangian of h; f is its gradient.
         xi: Coupling (N_h, N_v). Default: random.
         xi_tilde: Coupling back (N_v, N_h), for `tied=False`. Default: random.
         axis: Axis that the couplings mix, counted from the end; None for all.
         tied: Symmetric couplings, xi~ = xi^T.
-        tau_v, tau_h: Time constants.
+        tau_v: Time constant of v.
+        tau_h: Time constant of h.
         decay: alpha of v. 1 in (3), 0 in (14).
         field: Give every layer an external field, zero at first, one number per neuron.
 
@@ -91,13 +94,21 @@ def three_layer(
     are those of (19), with GELU for both hidden layers as in (30).
 
     Args:
-        v, x, h: Shapes of the layers. They differ along `axis` only.
-        L_v, L_x, L_h: Lagrangians, instances or names; g, e and f are their gradients.
-        xi_xv, xi_hx: Couplings (N_x, N_v) and (N_h, N_x), away from v. Default: random.
-        xi_vx, xi_xh: Couplings (N_v, N_x) and (N_x, N_h), towards v, for `tied=False`. Default: random.
+        v: Shape of the visible layer.
+        x: Shape of the layer next to it. It differs from v's along `axis` only.
+        h: Shape of the layer behind that, likewise.
+        L_v: Lagrangian of v, an instance or a name; g is its gradient.
+        L_x: Lagrangian of x; e is its gradient.
+        L_h: Lagrangian of h; f is its gradient.
+        xi_xv: Coupling (N_x, N_v) from v to x. Default: random.
+        xi_vx: Coupling (N_v, N_x) back, for `tied=False`. Default: random.
+        xi_hx: Coupling (N_h, N_x) from x to h. Default: random.
+        xi_xh: Coupling (N_x, N_h) back, for `tied=False`. Default: random.
         axis: Axis that the couplings mix, counted from the end; None for all.
         tied: Symmetric couplings, xi^(A,B) = (xi^(B,A))^T.
-        tau_v, tau_x, tau_h: Time constants.
+        tau_v: Time constant of v.
+        tau_x: Time constant of x.
+        tau_h: Time constant of h.
         decay: alpha of v. 1 in (15), 0 in (20).
         field: Give every layer an external field, zero at first, one number per neuron.
 

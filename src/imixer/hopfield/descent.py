@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from imixer.hopfield.boundedness import boundedness_obstacles
+from imixer.hopfield.boundedness import boundedness_violations
 from imixer.hopfield.dynamics import Trajectory
 from imixer.hopfield.network import HopfieldNetwork
+from imixer.verdict import Verdict
 
-Verdict = Literal["guaranteed", "observed", "violated"]
 Bounded = Literal["known", "unknown", "runaway"]
 
 RUNAWAY = 1e3  # states that grow by as much while the energy falls ever faster are on their way to infinity
@@ -18,7 +18,7 @@ RUNAWAY = 1e3  # states that grow by as much while the energy falls ever faster 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the energy went, and the two conditions after paper (7): that it falls, and that it cannot fall forever.
+    """The energy along a trajectory, and the two conditions after paper (7): that it falls, and not forever.
 
     Attributes:
         verdict: `guaranteed` to fall by theory and seen to, `observed` though theory does not promise it, or
@@ -27,8 +27,8 @@ class Descent:
             (`runaway`), the states having grown a thousandfold with the energy still falling at its fastest.
         energy: Energy (T, ...).
         rate: dE/dt (T, ...), from the quadratic form of `HopfieldNetwork.energy_rate` and not from differences.
-        obstacles: What stands against a guarantee of descent; empty if there is one.
-        boundedness_obstacles: What stands against a proof of a lower bound; empty if there is one.
+        violated_conditions: What keeps theory from promising that the energy falls; empty if it does.
+        boundedness_violations: What keeps theory from promising a lower bound; empty if it does.
         rises: Where the energy rose by more than the tolerance: frame, sample (of the flattened batch), by how much.
         tolerance: Rise that the integration's own error explains.
     """
@@ -38,7 +38,7 @@ class Descent:
     energy: Tensor
     rate: Tensor
     violated_conditions: list[str]
-    boundedness_obstacles: list[str]
+    boundedness_violations: list[str]
     rises: list[tuple[int, int, float]]
     tolerance: float
 
@@ -57,7 +57,7 @@ class Descent:
     def _floor(self) -> str:
         if self.bounded == "known":
             return "bounded from below"
-        why = "; ".join(self.boundedness_obstacles)
+        why = "; ".join(self.boundedness_violations)
         if self.bounded == "unknown":
             return f"not known to be bounded from below: {why}"
         return f"but it runs away, to {float(self.energy[-1].min()):.3g} and falling ever faster: {why}"
@@ -66,6 +66,13 @@ class Descent:
 @torch.no_grad()
 def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     """Follow the energy along a trajectory, and say whether it must fall and whether it must stop.
+
+    Args:
+        network: The network that moved.
+        trajectory: Its way, from `integrate`.
+
+    Returns:
+        The energy and its rate, what theory promises and what was seen.
 
     Raises:
         ValueError: If a coupling is not symmetric, so that there is no energy; with its name.
@@ -83,14 +90,14 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     rises = [(int(i) + 1, int(j), float(steps[i, j])) for i, j in (steps > tolerance).nonzero()]
     violated_conditions = network.violated_conditions(trajectory.held)
     verdict: Verdict = "violated" if rises else "observed" if violated_conditions else "guaranteed"
-    open_questions = boundedness_obstacles(network)
-    runs = bool(open_questions) and bool(_runs_away(network, trajectory, energy, rate).any())
-    bounded: Bounded = "runaway" if runs else "unknown" if open_questions else "known"
-    return Descent(verdict, bounded, energy, rate, violated_conditions, open_questions, rises, tolerance)
+    unbounded = boundedness_violations(network)
+    runs = bool(unbounded) and bool(_runs_away(network, trajectory, energy, rate).any())
+    bounded: Bounded = "runaway" if runs else "unknown" if unbounded else "known"
+    return Descent(verdict, bounded, energy, rate, violated_conditions, unbounded, rises, tolerance)
 
 
 def _runs_away(network: HopfieldNetwork, trajectory: Trajectory, energy: Tensor, rate: Tensor) -> Tensor:
-    """Whether each sample (...) does."""
+    """Tell which samples (...) run away."""
     sizes = [x.abs().flatten(-len(network.layer(name).shape)).amax(-1) for name, x in trajectory.states.items()]
     size = torch.stack(sizes).amax(0)
     fastest = (rate[-1] < 0) & (rate[-1] <= rate.amin(0))

@@ -124,7 +124,7 @@ class _Picture:
 
     @staticmethod
     def _reaches(loops: Sequence[_Arrow]) -> list[float]:
-        """How far each loop under a box reaches to either side: beyond the label of the one inside it."""
+        """Compute how far each loop under a box reaches to either side: beyond the label of the one inside it."""
         reaches, reach = [], 22.0
         for loop in loops:
             reaches.append(reach)
@@ -168,7 +168,7 @@ class _Picture:
         return _group(rail, [*parts, _text(middle, y - 6, rail.label, rail.color)])
 
     def _port(self, i: int, rail: _Arrow) -> float:
-        """Where a coupling ends on top of box i, such that it crosses few others."""
+        """Compute where a coupling ends on top of box i, such that it crosses few others."""
         ends = [other for other in self.rails if i in other.layers]
 
         def order(other: _Arrow) -> tuple[int, int]:
@@ -220,7 +220,7 @@ class _Box:
         return ["<g>", about, outline, name, *self._neurons(), *lines, "</g>"]
 
     def _neurons(self) -> list[str]:
-        """A column of circles for a vector, a grid of them for the last two axes of anything else; dots for many."""
+        """Draw a column of circles for a vector, a grid for the last two axes of anything else; dots for many."""
         rows, columns = self.layer.shape[-2:] if len(self.layer.shape) > 1 else (self.layer.shape[0], 1)
         slots = [min(size, _SLOTS) for size in (rows, columns)]
         top, left = 66 - _PITCH * (slots[0] - 1) / 2, self.middle - _PITCH * (slots[1] - 1) / 2
@@ -241,7 +241,7 @@ class _Box:
 
 
 def _arrows(name: str, layers: Sequence[int], synapse: Synapse) -> list[_Arrow]:
-    """One arrow for a symmetric coupling, two for one whose ways differ."""
+    """Make one arrow for a symmetric coupling, two for one whose ways differ."""
     joined, title, labels = tuple(sorted(set(layers))), f"{name}: {synapse}", synapse.labels
     if synapse.symmetric:
         return [_Arrow(joined, joined, labels[0], title, BLUE, 0)]
@@ -263,7 +263,7 @@ def _path(points: Sequence[tuple[float, float]], color: str) -> str:
 
 
 def _head(x: float, y: float, dx: int, dy: int, color: str) -> str:
-    """An arrowhead whose tip is at (x, y), pointing along (dx, dy)."""
+    """Draw an arrowhead whose tip is at (x, y), pointing along (dx, dy)."""
     back = (x - 9 * dx, y - 9 * dy)
     corners = [(x, y), (back[0] - 4 * dy, back[1] + 4 * dx), (back[0] + 4 * dy, back[1] - 4 * dx)]
     return f'<path d="M{" L".join(f"{a:g} {b:g}" for a, b in corners)} Z" fill="{color}"/>'
@@ -276,5 +276,5 @@ def _text(x: float, y: float, text: str, color: str, *, size: float = _SMALL, bo
 
 
 def _width(text: str, size: float) -> float:
-    """About how wide a text is; sans-serif letters are seldom wider on average."""
+    """Estimate how wide a text is; sans-serif letters are seldom wider on average."""
     return 0.62 * size * len(text)

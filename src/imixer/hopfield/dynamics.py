@@ -30,7 +30,8 @@ class Trajectory:
         steady: Whether the residual came down to the tolerance asked for; None if none was.
         n_evaluations: Evaluations of the velocity.
         held: Layer name -> mask of the neurons that were clamped.
-        rtol, atol: Tolerances of the integration; for fixed steps those of no meaning.
+        rtol: Relative tolerance of the integration; without meaning for fixed steps.
+        atol: Absolute tolerance, likewise.
     """
 
     times: Tensor
@@ -63,7 +64,7 @@ def integrate(
     adjoint: bool = False,
     progress: bool = False,
 ) -> Trajectory:
-    """Integrate tau_A dx^A/dt = ... (paper (32)) from time 0.
+    """Integrate the velocities of all layers, tau_A dx^A/dt = ..., from time 0.
 
     Args:
         network: What moves.
@@ -75,8 +76,9 @@ def integrate(
             residual up, so its tolerances must be smaller.
         method: One of torchdiffeq's, adaptive (`dopri5`, ...) or of fixed step (`euler`, `rk4`, ...).
         step_size: Step of a fixed step method, shortened if it does not divide t_end. Default: t_end / (frames - 1).
-        rtol, atol: Tolerances of adaptive steps. Default: 1e-6 and 1e-8 in float64, 1e-4 and 1e-5 otherwise; with
-            `until_steady` at most 1/100 and 1/1000 of it.
+        rtol: Relative tolerance of adaptive steps. Default: 1e-6 in float64, 1e-4 otherwise; with `until_steady` at
+            most 1/100 of it.
+        atol: Absolute tolerance. Default: 1e-8 in float64, 1e-5 otherwise; with `until_steady` at most 1/1000 of it.
         held: Layer name -> mask (broadcast to the state), true where neurons are clamped to their start.
         adjoint: Gradients by integrating backwards, with memory that does not grow with the steps. For mild flows
             only: backwards a decay grows, so gradients are wrong or fail over many time constants or very unequal ones.
@@ -86,6 +88,8 @@ def integrate(
         ValueError: If an argument is impossible or the start does not fit the network; with the name.
         FloatingPointError: If a state or a velocity stops being finite or a step becomes too small; with the layer and
             the time.
+
+    Source: paper (32).
     """
     network.check(start)
     _check(network, start, t_end, frames, until_steady, method, step_size, held)
@@ -147,7 +151,7 @@ def _until_steady(
     tolerance: float,
     settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """Times (T,) and packed states (T, B, N) until steady or t_end. Keeps the solver's own steps."""
+    """Return times (T,) and packed states (T, B, N) until steady or t_end, at the solver's own steps."""
     kept = _Thinned(frames - 1)
     kept.add(0.0, x0.detach())
 
@@ -217,12 +221,12 @@ class _Flow(nn.Module):
         self.report(self._seen[0])
 
     def residual(self, x: Tensor) -> Tensor:
-        """Largest |tau dx/dt|."""
+        """Return the largest |tau dx/dt|."""
         with torch.no_grad():
             return (self._tau * self(torch.zeros(()), x)).abs().amax()
 
     def pack(self, state: State) -> Tensor:
-        """Layer name -> (..., *shape) into (..., N)."""
+        """Pack layer name -> (..., *shape) into (..., N)."""
         return torch.cat([state[n].flatten(len(self._batch)) for n in self._shapes], -1)
 
     def unpack(self, x: Tensor) -> State:
@@ -231,7 +235,7 @@ class _Flow(nn.Module):
         return {n: part.unflatten(-1, shape) for (n, shape), part in zip(self._shapes.items(), parts, strict=True)}
 
     def last_seen(self) -> str:
-        """Where the integration was before it failed, and the layer that changed fastest there."""
+        """Say where the integration was before it failed, and which layer changed fastest there."""
         t, x = self._seen
         with torch.no_grad():
             velocity = self.unpack(self(torch.zeros(()), x))
@@ -280,12 +284,12 @@ def _check(
 
 
 def _count(t_end: float, step_size: float) -> int:
-    """Steps, as long as step_size or shorter, that make t_end."""
+    """Count the steps, as long as step_size or shorter, that make t_end."""
     return max(1, math.ceil(t_end / step_size * (1 - 1e-9)))
 
 
 def _steps(count: int, t_end: float, frames: int, event: bool) -> dict[str, Any]:
-    """torchdiffeq's options for that many equal steps, which methods of Adams rely on."""
+    """Return torchdiffeq's options for that many equal steps, which methods of Adams rely on."""
     if event:
         return {"step_size": t_end / count}
 

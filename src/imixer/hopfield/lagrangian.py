@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class Lagrangian(nn.Module):
     """A function L(x) of the neurons of a layer; g(x) = dL/dx is their activation, M(x) = dg/dx its Hessian.
 
-    A new one is a subclass with `density` and `activation`, and with those of the attributes below, and of
-    `asymptotic_slope`, that differ.
+    Write a subclass for an activation that is none of those here: give it `density` and `activation`, and set those
+    attributes below, and `asymptotic_slope`, that differ. For a function of one neuron `Elementwise` takes L alone.
 
     Attributes:
         elementwise: Whether each neuron's activation depends on that neuron alone, so that M is diagonal.
@@ -23,32 +23,38 @@ class Lagrangian(nn.Module):
     """
 
     elementwise: bool = True
-    convex: bool = True
     zero_mode: bool = False
 
     @property
+    def convex(self) -> bool:
+        """Whether M is positive semi-definite everywhere."""
+        return True
+
+    @property
     def lipschitz(self) -> float:
+        """Lipschitz constant of the activation; infinity if there is none."""
         return math.inf
 
     @property
     def asymptotic_slope(self) -> float | None:
-        """How steep g still is far out: 0 if activations are bounded, 1 if they end like x; None if not known.
+        """Slope of g far out: 0 if activations are bounded, 1 if they end like x; None if not known.
 
-        Precisely, the smallest s for which <x, g> - L(x) >= ||g||^2 / (2 s') - C with some C for every s' > s. The
-        Lipschitz constant of a convex L is one, since the convex conjugate of L is then 1 / lipschitz strongly convex.
+        Precisely, it is the smallest s that allows, for every s' > s, a bound <x, g> - L(x) >= ||g||^2 / (2 s') - C
+        with some C. The Lipschitz constant of a convex L is one, since the convex conjugate of L is then 1 / lipschitz
+        strongly convex.
         A subclass says 0 only where activations are bounded and <x, g> - L(x) is bounded from below.
         """
         return self.lipschitz if self.convex else None
 
     def density(self, x: Tensor) -> Tensor:
-        """What sums over the neurons to L(x). Axes that L couples are kept with size 1."""
+        """Compute what sums over the neurons to L(x). Axes that L couples are kept with size 1."""
         raise NotImplementedError(f"{type(self).__name__} has no density")
 
     def activation(self, x: Tensor) -> Tensor:
-        """g(x) = dL/dx, of the shape of x."""
+        """Compute g(x) = dL/dx, of the shape of x."""
         raise NotImplementedError(f"{type(self).__name__} has no activation")
 
     def hessian_product(self, x: Tensor, u: Tensor) -> Tensor:
-        """M(x) u, of the shape of x."""
+        """Compute M(x) u, of the shape of x."""
         # torch cannot lay a tangent out like an expanded x.
         return torch.func.jvp(self.activation, (x.contiguous(),), (u,))[1]

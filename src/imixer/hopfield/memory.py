@@ -5,7 +5,7 @@ of +-1.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from imixer.hopfield.synapses import LinearSynapse
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How a memory went from queries to patterns.
+    """The path of a memory from queries to patterns.
 
     Attributes:
         states: Visible activations (T, B, *shape), the query's first: one frame per step taken, none repeated.
@@ -40,8 +40,7 @@ class Retrieval:
 
     @property
     def retrieved(self) -> Tensor:
-        """Visible activations (B, *shape) where each query came to rest. They do not depend on the rest of the batch,
-        whose frames go on until all have come to rest."""
+        """Visible activations (B, *shape) where each query came to rest, whatever the rest of the batch still does."""
         return self.states[self.steps, torch.arange(self.states.shape[1], device=self.steps.device)]
 
     @property
@@ -57,6 +56,9 @@ class Retrieval:
 
 class AssociativeMemory(nn.Module):
     """A Hopfield network that stores patterns and retrieves them from corrupted or incomplete queries.
+
+    Choose `modern` for real-valued patterns, `polynomial` or `exponential` for many of +-1, `classical` for the
+    textbook's, `hierarchical` for images made of common parts.
 
     The kinds, and their options with the defaults. The first three store patterns of +-1, the others any.
 
@@ -77,15 +79,15 @@ class AssociativeMemory(nn.Module):
       point iterations of the primitives in a step.
 
     `threshold` is the overlap at which one pattern drives the visible neurons by 1. Where all overlaps lie far below, a
-    query is too weak and the state goes to 0. It also keeps numbers in range. The published factors e^(N m) overflow
-    float32 from N = 88 on, and with a field of -N they vanish instead, and the visible activation with them. Only their
-    ratios matter as long as the largest is 1 or more; with the defaults they lie between e^-40 and e^40.
+    query is too weak and the state goes to 0. The threshold also keeps numbers in range. The published factors e^(N m)
+    overflow float32 from N = 88 on. With a field of -N they vanish instead, and the visible activation with them. As
+    long as the largest is 1 or more, only their ratios matter; with the defaults they lie between e^-40 and e^40.
 
-    A step is x <- F1(x), hidden layers at rest. With one hidden layer the energy is one convex function of g minus
-    another, and the step minimises the one minus the tangent of the other: it never raises the energy, though all
-    neurons move at once, and whatever pixels are clamped (the concave-convex procedure). That needs the couplings of
-    each neuron with itself, which Hopfield leaves out. With the two hidden layers of `hierarchical` it is no theorem:
-    their fixed point iteration starts anew at every step.
+    A step is x <- F1(x), hidden layers at rest. With one hidden layer it never raises the energy, though all neurons
+    move at once, and whatever pixels are clamped. For the energy is a difference of two convex functions of g, and the
+    step minimises the first minus the tangent of the second (the concave-convex procedure). That needs the couplings of
+    each neuron with itself, which Hopfield leaves out. With the two hidden layers of `hierarchical` there is no such
+    theorem: their fixed point iteration starts anew at every step.
 
     Couplings and fields are parameters, so that memories can be trained.
 
@@ -134,7 +136,7 @@ class AssociativeMemory(nn.Module):
         return self.from_visible(assembly.unflatten(1, (-1, len(dictionary))) @ dictionary)
 
     def forward(self, query: Tensor, steps: int = 1, known: Tensor | None = None) -> Tensor:
-        """Visible activations (B, *shape) after a number of steps. Gradients flow.
+        """Take a number of steps from a query and return the visible activations (B, *shape). Gradients flow.
 
         Args:
             query: (B, *shape).
@@ -190,31 +192,32 @@ class AssociativeMemory(nn.Module):
         return Retrieval(frames, parts.sum(1), count, resting, nearest, overlap, tolerance)
 
     def energy(self, x: Tensor) -> Tensor:
-        """Energy (B,) at visible states x in the network's shape, hidden layers at rest."""
+        """Compute the energy (B,) at visible states x in the network's shape, hidden layers at rest."""
         return self._components(x).sum(0)
 
     def state(self, query: Tensor) -> State:
-        """The network's state for a query (B, *shape), hidden layers at rest: a start for `integrate`."""
+        """Return the network's state for a query (B, *shape), hidden layers at rest: a start for `integrate`."""
         return self._at_rest(self._start(query, None)[0])
 
     def read(self, state: State) -> Tensor:
-        """Visible activations (..., *shape) of a state of the network."""
+        """Return the visible activations (..., *shape) of a state of the network."""
         return self.from_visible(self.network.layer("visible").activation(state["visible"]))
 
     def to_visible(self, images: Tensor) -> Tensor:
-        """(..., *shape) in the shape of the visible layer: patches (..., P, D) if hierarchical, else as it is."""
+        """Bring (..., *shape) into the visible layer's shape: patches (..., P, D) if hierarchical, else as it is."""
         return images if self._patch_size is None else to_patches(images, len(self.shape), self._patch_size)
 
     def from_visible(self, x: Tensor) -> Tensor:
-        """The inverse of `to_visible`."""
+        """Bring the visible layer's shape back to (..., *shape), as before `to_visible`."""
         return x if self._patch_size is None else from_patches(x, self.shape, self._patch_size)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
         return f"{self.kind}, {self._synapses()[-1].weight.shape[0]} patterns of shape {self.shape}, {options}"
 
     def _synapses(self) -> list[LinearSynapse]:
-        return [self.network.synapse(name) for name in self.network.synapses]  # type: ignore[misc]
+        return [cast(LinearSynapse, self.network.synapse(name)) for name in self.network.synapses]
 
     def _components(self, x: Tensor) -> Tensor:
         return torch.stack(list(self.network.energies(self._at_rest(x)).values()))
@@ -227,7 +230,7 @@ class AssociativeMemory(nn.Module):
         return dict(zip(self.update.layers, [x, *self.update.hidden(x)], strict=True))
 
     def _start(self, query: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The query and the mask in the shape of the visible layer."""
+        """Bring the query and the mask into the shape of the visible layer."""
         if query.shape[1:] != self.shape or query.dim() == len(self.shape):
             raise ValueError(
                 f"the query has shape {tuple(query.shape)}; give (B, {', '.join(map(str, self.shape))}), with an axis "
@@ -249,13 +252,13 @@ class AssociativeMemory(nn.Module):
 
 
 def binarised(images: Tensor) -> Tensor:
-    """+1 where an image (..., *shape) of (B, *shape) is above its own mean, -1 elsewhere."""
+    """Replace each pixel of images (B, *shape) by +1 above its image's mean and -1 elsewhere."""
     mean = images.flatten(1).mean(1).view(-1, *[1] * (images.dim() - 1))
     return torch.where(images > mean, 1.0, -1.0).to(images)
 
 
 def overlaps(images: Tensor, patterns: Tensor) -> Tensor:
-    """Cosines (B, K) of images (B, *shape) with patterns (K, *shape); 0 where one of the two is 0."""
+    """Compute the cosines (B, K) of images (B, *shape) with patterns (K, *shape); 0 where one of the two is 0."""
     a, b = (nn.functional.normalize(x.flatten(1), dim=1) for x in (images, patterns))
     return a @ b.T
 

@@ -3,16 +3,16 @@
 K, N: patterns, neurons of a pattern. P, D, M: patches, pixels per patch, primitives.
 """
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Exponential, RectifiedPower, Softmax, Tanh
 from imixer.hopfield.lagrangians.parts import positive
@@ -45,17 +45,17 @@ class Built:
 
 
 def build(kind: str, patterns: Tensor, options: Mapping[str, Any]) -> Built:
-    """The network of a kind that stores patterns (K, *shape), finite and of a floating type.
+    """Build the network of a kind that stores patterns (K, *shape), finite and of a floating type.
 
     Raises:
         ValueError: If the kind or an option is unknown or impossible, or a binary kind is given other patterns.
     """
     if kind not in _KINDS:
-        raise ValueError(f"unknown kind {kind!r}; {_meant(kind, _KINDS)}known: {', '.join(_KINDS)}")
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(_KINDS)}{did_you_mean(kind, _KINDS, 1)}")
     known = list(inspect.signature(_KINDS[kind]).parameters)[1:]
     for name in options:
         if name not in known:
-            raise ValueError(f"{kind} has no option {name!r}; {_meant(name, known)}known: {', '.join(known)}")
+            raise ValueError(f"{kind} has no option {name!r}; known: {', '.join(known)}{did_you_mean(name, known, 1)}")
     other = patterns[patterns.abs() != 1]
     if kind in BINARY and len(other):
         raise ValueError(
@@ -66,7 +66,7 @@ def build(kind: str, patterns: Tensor, options: Mapping[str, Any]) -> Built:
 
 
 def _classical(patterns: Tensor, *, steepness: float = 10.0) -> Built:
-    """x = sum_mu xi_mu m_mu."""
+    """Build x = sum_mu xi_mu m_mu."""
     scale = 1 / math.sqrt(patterns[0].numel())
     network = _two_layers(
         patterns, scale, Tanh(positive("steepness", steepness)), Neurons(len(patterns), tau=_HIDDEN_TAU)
@@ -75,7 +75,7 @@ def _classical(patterns: Tensor, *, steepness: float = 10.0) -> Built:
 
 
 def _polynomial(patterns: Tensor, *, order: float = 4, threshold: float = 0.2, steepness: float = 10.0) -> Built:
-    """x = sum_mu xi_mu (max(m_mu, 0) / threshold)^(order - 1): the energy is of that order in the overlaps."""
+    """Build x = sum_mu xi_mu (max(m_mu, 0) / threshold)^(order - 1): the energy is of that order in the overlaps."""
     if not (math.isfinite(order) and order >= 2):
         raise ValueError(f"order is {order}; the energy of a polynomial memory is of order 2 or more")
     if not 0 < threshold <= 1:
@@ -92,7 +92,7 @@ def _polynomial(patterns: Tensor, *, order: float = 4, threshold: float = 0.2, s
 def _exponential(
     patterns: Tensor, *, beta: float | None = None, threshold: float = 0.0, steepness: float = 10.0
 ) -> Built:
-    """x = sum_mu xi_mu e^(beta (m_mu - threshold))."""
+    """Build x = sum_mu xi_mu e^(beta (m_mu - threshold))."""
     N = patterns[0].numel()
     beta = min(N, 40.0) if beta is None else positive("beta", beta)
     if not -1 <= threshold <= 1:
@@ -105,7 +105,7 @@ def _exponential(
 
 
 def _modern(patterns: Tensor, *, beta: float | None = None, similarity: Literal["dot", "distance"] = "dot") -> Built:
-    """x = sum_mu xi_mu softmax_mu(beta <xi_mu, x>)."""
+    """Build x = sum_mu xi_mu softmax_mu(beta <xi_mu, x>)."""
     if similarity not in ("dot", "distance"):
         raise ValueError(f"similarity is {similarity!r}; choose dot or distance")
     squares = patterns.flatten(1).square().sum(1)
@@ -125,7 +125,7 @@ def _hierarchical(
     feedback: float = 1.0,
     n_iter: int = 5,
 ) -> Built:
-    """x2 = D x1 - |D|^2 / 2 + A^T softmax(A softmax(x2)), x1 = D^T softmax(x2): D dictionary, A assembly."""
+    """Build x1 = D^T softmax(x2), x2 = D x1 - |D|^2 / 2 + A^T softmax(A softmax(x2)): D dictionary, A assembly."""
     if n_iter < 1:
         raise ValueError(f"n_iter is {n_iter}; give 1 or more, or no pattern would send anything back")
     _check_patch_size(patch_size, tuple(patterns.shape[1:]))
@@ -193,7 +193,7 @@ def _synapse(weight: Tensor, axis: int | None) -> LinearSynapse:
 
 
 def _dictionary(patches: Tensor, size: int | None) -> Tensor:
-    """Primitives (M, D) for patches (n, D): all that differ, or so many means of the ones near each other."""
+    """Choose primitives (M, D) for patches (n, D): all that differ, or so many means of the ones near each other."""
     distinct = patches.unique(dim=0)
     if size is None or size >= len(distinct):
         return distinct
@@ -231,10 +231,5 @@ def _check_drive(exponent: float, what: str, remedy: str) -> None:
 
 
 def _mean_square(squares: Tensor) -> float:
-    """Mean of squared norms; 1 if all are 0."""
+    """Return the mean of squared norms; 1 if all are 0."""
     return float(squares.mean()) or 1.0
-
-
-def _meant(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {near[0]!r}? " if near else ""

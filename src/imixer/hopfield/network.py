@@ -5,6 +5,7 @@ A state is a dict, layer name -> x of shape (..., *shape of the layer); the axes
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ Connection = tuple[Sequence[str], Synapse]
 
 
 class HopfieldNetwork(nn.Module):
-    """Layers of neurons, coupled by synapses.
+    """Layers of neurons, coupled by synapses, on any graph. `chain` builds the ones in a row.
 
         tau_A dx^A/dt = sum of what the synapses give A + b^A - alpha_A x^A                  (32)
         E = sum_A alpha_A [<x^A, g^A> - L^A] - <b^A, g^A> + sum of the synapses' energies    (6)
@@ -67,11 +68,12 @@ class HopfieldNetwork(nn.Module):
         self.synapses[unique] = synapse
 
     def layer(self, name: str) -> Neurons:
-        return self.neurons[name]  # type: ignore[return-value]
+        """Return the layer of that name."""
+        return cast(Neurons, self.neurons[name])
 
     def synapse(self, name: str) -> Synapse:
-        """The synapse of that name: its layers joined by dashes, as in `v-h`."""
-        return self.synapses[name]  # type: ignore[return-value]
+        """Return the synapse of that name: its layers joined by dashes, as in `v-h`."""
+        return cast(Synapse, self.synapses[name])
 
     @property
     def asymmetric(self) -> list[str]:
@@ -79,7 +81,7 @@ class HopfieldNetwork(nn.Module):
         return [name for name in self.synapses if not self.synapse(name).symmetric]
 
     def initial_state(self, **given: Tensor) -> State:
-        """A state with the given layers (..., *shape); the others, of the same batch, at zero.
+        """Return a state with the given layers (..., *shape); the others, of the same batch, at zero.
 
         Raises:
             ValueError: If a layer is unknown, has another shape, or is not finite; with its name.
@@ -121,11 +123,14 @@ class HopfieldNetwork(nn.Module):
             )
 
     def activations(self, state: State) -> State:
-        """g^A for every layer, of the shapes of the state."""
+        """Compute g^A for every layer, of the shapes of the state."""
         return {name: self.layer(name).activation(x) for name, x in state.items()}
 
     def inputs(self, state: State) -> State:
-        """What every layer receives: from its synapses and its field. Source: paper (32), without the decay."""
+        """Compute what every layer receives, from its synapses and its field, of the shapes of the state.
+
+        Source: paper (32), without the decay.
+        """
         g, _ = self._flat_activations(state)
         received: State = {}
         for name, layers in self.connections.items():
@@ -138,7 +143,7 @@ class HopfieldNetwork(nn.Module):
         return received
 
     def velocity(self, state: State) -> State:
-        """dx^A/dt for every layer, of the shapes of the state.
+        """Compute dx^A/dt for every layer, of the shapes of the state.
 
         Source: paper (32); (3)-(4) for two layers, (15)-(17) for three.
         """
@@ -146,7 +151,7 @@ class HopfieldNetwork(nn.Module):
         return {name: (received[name] - layer.decay * state[name]) / layer.tau for name, layer in self._layers()}
 
     def energies(self, state: State, *, symmetrised: bool = False) -> dict[str, Tensor]:
-        """Energy of every layer and synapse, by name, per sample (...). They sum to the energy.
+        """Compute the energy of every layer and synapse, by name, per sample (...). They sum to the energy.
 
         Args:
             state: Of any batch.
@@ -158,17 +163,20 @@ class HopfieldNetwork(nn.Module):
         if not symmetrised:
             self.require_energy()
         g, batch = self._flat_activations(state)
-        found = {name: layer.energy(state[name], g[name].view(state[name].shape)) for name, layer in self._layers()}
+        energies = {name: layer.energy(state[name], g[name].view(state[name].shape)) for name, layer in self._layers()}
         for name, layers in self.connections.items():
-            found[name] = self.synapse(name).energy(*(g[layer] for layer in layers)).view(batch)
-        return found
+            energies[name] = self.synapse(name).energy(*(g[layer] for layer in layers)).view(batch)
+        return energies
 
     def energy(self, state: State, *, symmetrised: bool = False) -> Tensor:
-        """Total energy per sample (...): the sum of `energies`. Source: paper (6)."""
+        """Compute the total energy per sample (...), the sum of `energies`.
+
+        Source: paper (6).
+        """
         return torch.stack(list(self.energies(state, symmetrised=symmetrised).values())).sum(0)
 
     def energy_rate(self, state: State, held: Mapping[str, Tensor] | None = None) -> Tensor:
-        """dE/dt per sample (...), exactly: -sum_A tau_A <dx^A/dt, M^A dx^A/dt>.
+        """Compute dE/dt per sample (...), exactly: -sum_A tau_A <dx^A/dt, M^A dx^A/dt>.
 
         Args:
             state: Of any batch.
@@ -214,26 +222,26 @@ class HopfieldNetwork(nn.Module):
         )
 
     def violated_conditions(self, held: Mapping[str, Tensor] | None = None) -> list[str]:
-        """What stands against a guarantee that the energy falls along the flow, each as `name: reason`.
+        """List the conditions for an energy that falls which the network violates, each as `name: reason`.
 
         Args:
             held: Layer name -> mask, true where neurons are clamped.
         """
-        found = [f"{name}: the coupling is not symmetric" for name in self.asymmetric]
+        conditions = [f"{name}: the coupling is not symmetric" for name in self.asymmetric]
         for name, layer in self._layers():
             kind = type(layer.lagrangian).__name__
             if not layer.lagrangian.convex:
-                found.append(f"{name}: {kind} is not convex")
+                conditions.append(f"{name}: {kind} is not convex")
             mask = None if held is None else held.get(name)
             if mask is not None and not layer.lagrangian.elementwise and mask.any() and not mask.all():
-                found.append(f"{name}: {kind} couples neurons of which some are clamped")
-        return found
+                conditions.append(f"{name}: {kind} couples neurons of which some are clamped")
+        return conditions
 
     def _layers(self) -> list[tuple[str, Neurons]]:
         return [(name, self.layer(name)) for name in self.neurons]
 
     def _flat_activations(self, state: State) -> tuple[State, tuple[int, ...]]:
-        """Activations (B, *shape) with one batch axis, as synapses take them, and the batch shape they had."""
+        """Return activations (B, *shape) with one batch axis, as synapses take them, and the batch shape they had."""
         name, layer = self._layers()[0]
         batch = tuple(state[name].shape[: state[name].dim() - len(layer.shape)])
         count = math.prod(batch)

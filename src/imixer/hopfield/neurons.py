@@ -61,11 +61,11 @@ class Neurons(nn.Module):
         self.field = None if field is None else nn.Parameter(field.detach().clone())
 
     def activation(self, x: Tensor) -> Tensor:
-        """g(x) for x (..., *shape)."""
+        """Compute g(x) for x (..., *shape)."""
         return self.lagrangian.activation(x)
 
     def energy(self, x: Tensor, g: Tensor) -> Tensor:
-        """Energy alpha (<x, g> - L(x)) - <b, g>, for x and g (..., *shape) -> (...).
+        """Compute the energy alpha (<x, g> - L(x)) - <b, g>, for x and g (..., *shape) -> (...).
 
         Source: paper (6) for alpha = 1 and b = 0; the factor alpha and the field are ours.
         """
@@ -77,10 +77,11 @@ class Neurons(nn.Module):
         return density.flatten(-len(self.shape)).sum(-1)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"{self.shape}, tau={self.tau:g}, decay={self.decay:g}" + ("" if self.field is None else ", field")
 
 
 def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether a tensor of that shape broadcasts to the target, and no further."""
+    """Tell whether a tensor of that shape broadcasts to the target, and no further."""
     last = target[len(target) - len(shape) :]
     return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape, last, strict=True))

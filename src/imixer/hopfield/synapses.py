@@ -18,7 +18,8 @@ Shape = tuple[int, ...]
 class Synapse(nn.Module):
     """An energy of the activations of one or more layers. Each layer receives minus its gradient.
 
-    A new one is a subclass with `energy`, and with `inputs` where the gradient has a closed form.
+    Write a subclass for a coupling that none of those here is: give it `energy`, and `inputs` where the gradient has a
+    closed form. For one that needs no parameters of its own, `EnergySynapse` takes the function alone.
     """
 
     @property
@@ -28,7 +29,7 @@ class Synapse(nn.Module):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Name the coupling in a drawing: one label, or two if it is not symmetric, from first to last and back."""
+        """Names of the coupling in a drawing: one, or two if it is not symmetric, from first to last and back."""
         return (type(self).__name__.removesuffix("Synapse").lower(),) * (1 if self.symmetric else 2)
 
     def connect(self, *shapes: Shape) -> None:
@@ -39,7 +40,7 @@ class Synapse(nn.Module):
         """
 
     def energy(self, *g: Tensor) -> Tensor:
-        """Energy per sample, (B,)."""
+        """Compute the energy per sample, (B,)."""
         raise NotImplementedError(f"{type(self).__name__} has no energy")
 
     def growth(self, *shapes: Shape) -> Tensor | None:
@@ -57,13 +58,13 @@ class Synapse(nn.Module):
         return None
 
     def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
-        """What each connected layer receives, of the shapes of g."""
+        """Compute what each connected layer receives, of the shapes of g."""
         layers = tuple(range(len(g)))
         return torch.func.grad(lambda *g: -self.energy(*g).sum(), argnums=layers)(*g)
 
 
 class EnergySynapse(Synapse):
-    """Any energy of activations, differentiated by autograd.
+    """Any energy of activations, differentiated by autograd. Choose it to try an energy out without writing a class.
 
     Args:
         function: Takes the activations g_a, g_b, ... of the connected layers, each (B, *shape), and gives the energy
@@ -77,6 +78,11 @@ class EnergySynapse(Synapse):
         self.bounded_below = bounded_below
 
     def connect(self, *shapes: Shape) -> None:
+        """Refuse layers that do not fit.
+
+        Raises:
+            ValueError: If the function fails on their shapes, or does not give one number per sample.
+        """
         try:
             energy = self._probe(shapes)
         except RuntimeError as error:
@@ -85,9 +91,11 @@ class EnergySynapse(Synapse):
             raise ValueError(f"the energy of 2 samples has shape {tuple(energy.shape)}; give one number per sample")
 
     def energy(self, *g: Tensor) -> Tensor:
+        """Compute the given function, (B,)."""
         return self.function(*g)
 
     def growth(self, *shapes: Shape) -> Tensor | None:
+        """Return zeros, if the energy is said to be bounded from below."""
         return torch.zeros(len(shapes), len(shapes)) if self.bounded_below else None
 
     def _probe(self, shapes: tuple[Shape, ...]) -> Tensor:
@@ -105,11 +113,11 @@ class BilinearSynapse(Synapse):
     """
 
     def up(self, g_a: Tensor) -> Tensor:
-        """xi g_a, of the shape of layer b."""
+        """Compute xi g_a, of the shape of layer b."""
         raise NotImplementedError
 
     def down(self, g_b: Tensor) -> Tensor:
-        """xi~ g_b, of the shape of layer a."""
+        """Compute xi~ g_b, of the shape of layer a."""
         raise NotImplementedError
 
     @property
@@ -118,13 +126,16 @@ class BilinearSynapse(Synapse):
         return math.inf
 
     def growth(self, *shapes: Shape) -> Tensor | None:
+        """Bound the energy by the product of both layers' norms and `norm`."""
         return _between(self.norm)
 
     def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
+        """Compute xi~ g_b and xi g_a, of the shapes of g."""
         g_a, g_b = g
         return self.down(g_b), self.up(g_a)
 
     def energy(self, *g: Tensor) -> Tensor:
+        """Compute -<g_b, xi g_a>, or that of the symmetric part, (B,)."""
         g_a, g_b = g
         up = _inner(g_b, self.up(g_a))
         return -up if self.symmetric else -(up + _inner(g_a, self.down(g_b))) / 2
@@ -132,6 +143,8 @@ class BilinearSynapse(Synapse):
 
 class LinearSynapse(BilinearSynapse):
     """A matrix along one axis, shared by all others: xi kron identity.
+
+    Choose it for a dense coupling, axis -2 for one that mixes the tokens of (tokens, channels), -1 for the channels.
 
     Args:
         in_features: Size of the axis in layer a.
@@ -169,10 +182,12 @@ class LinearSynapse(BilinearSynapse):
 
     @property
     def symmetric(self) -> bool:
+        """Whether xi~ = xi^T."""
         return self.feedback is None
 
     @property
     def norm(self) -> float:
+        """Spectral norm of xi; untied, the mean of both matrices' norms, with the gain's largest entry."""
         with torch.no_grad():
             up = self.weight.double()
             if self.feedback is None:
@@ -184,6 +199,7 @@ class LinearSynapse(BilinearSynapse):
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Names of the matrices and their shapes."""
         matrices = [self.weight] if self.feedback is None else [self.weight, self.feedback]
         return tuple(f"{xi} {len(m)} × {m.shape[1]}" for xi, m in zip(("ξ", "ξ̃"), matrices, strict=False))
 
@@ -197,6 +213,11 @@ class LinearSynapse(BilinearSynapse):
             return float((up - down.T).norm() / (up.norm() + down.norm()))
 
     def connect(self, *shapes: Shape) -> None:
+        """Refuse layers that do not fit.
+
+        Raises:
+            ValueError: If they are not two, the matrix does not fit their axis, or they differ beyond it.
+        """
         if len(shapes) != 2:
             raise ValueError(f"it joins {len(shapes)} layers; a linear coupling joins two")
         out_features, in_features = self.weight.shape
@@ -213,9 +234,11 @@ class LinearSynapse(BilinearSynapse):
         self._shapes = shapes
 
     def up(self, g_a: Tensor) -> Tensor:
+        """Compute xi g_a along the axis."""
         return self._apply_matrix(self.weight, g_a if self.gain is None else self.gain * g_a, -1)
 
     def down(self, g_b: Tensor) -> Tensor:
+        """Compute xi~ g_b along the axis."""
         return self._apply_matrix(self.weight.T if self.feedback is None else self.feedback, g_b, 0)
 
     def _apply_matrix(self, matrix: Tensor, g: Tensor, target: int) -> Tensor:
@@ -228,6 +251,7 @@ class LinearSynapse(BilinearSynapse):
         return fn.linear(g.movedim(self.axis, -1), matrix).movedim(-1, self.axis)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         out_features, in_features = self.weight.shape
         return f"{in_features}, {out_features}, axis={self.axis}, tied={self.symmetric}"
 
@@ -235,9 +259,14 @@ class LinearSynapse(BilinearSynapse):
 class ConvSynapse(BilinearSynapse):
     """A two-dimensional convolution from layer a (channels, height, width) to layer b, and its adjoint back.
 
+    Choose it for images whose neurons see their neighbourhood only.
+
     Args:
-        in_channels, out_channels: Channels of layers a and b.
-        kernel_size, stride, padding: As in `torch.nn.Conv2d`, square.
+        in_channels: Channels of layer a.
+        out_channels: Channels of layer b.
+        kernel_size: Side of the kernel, in pixels.
+        stride: Step of the kernel, as in `torch.nn.Conv2d`.
+        padding: Rows and columns of zeros around layer a.
         tied: The way back is the adjoint. Otherwise it has a kernel of its own, `feedback`.
 
     Raises:
@@ -271,10 +300,12 @@ class ConvSynapse(BilinearSynapse):
 
     @property
     def symmetric(self) -> bool:
+        """Whether the way back is the adjoint."""
         return self.feedback is None
 
     @property
     def norm(self) -> float:
+        """Sum of the spectral norms of the kernel's pixels; untied, the mean of both kernels'."""
         with torch.no_grad():
             kernels = [self.weight] if self.feedback is None else [self.weight, self.feedback]
             # A shift of the image has norm 1 at most, so that the pixels of a kernel add up.
@@ -283,10 +314,17 @@ class ConvSynapse(BilinearSynapse):
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Size of the kernel."""
         size = self.weight.shape[-1]
         return (f"conv {size} × {size}",) * (1 if self.symmetric else 2)
 
     def connect(self, *shapes: Shape) -> None:
+        """Refuse layers that do not fit.
+
+        Raises:
+            ValueError: If they are not two of shape (channels, height, width), or the convolution does not lead from
+                one to the other.
+        """
         if len(shapes) != 2 or any(len(shape) != 3 for shape in shapes):
             raise ValueError(f"it joins two layers of shape (channels, height, width), not {shapes}")
         a, b = shapes
@@ -298,9 +336,11 @@ class ConvSynapse(BilinearSynapse):
         self._left_over = tuple(r % self.stride for r in reach)
 
     def up(self, g_a: Tensor) -> Tensor:
+        """Convolve g_a, (B, in_channels, height, width)."""
         return fn.conv2d(g_a, self.weight, stride=self.stride, padding=self.padding)
 
     def down(self, g_b: Tensor) -> Tensor:
+        """Apply the adjoint of a convolution to g_b, (B, out_channels, height, width)."""
         kernel = self.weight if self.feedback is None else self.feedback
         return fn.conv_transpose2d(g_b, kernel, None, self.stride, self.padding, self._left_over)
 
@@ -339,11 +379,17 @@ class AttentionSynapse(Synapse):
         self.key = nn.Parameter(_drawn(num_heads * width, features).view(num_heads, width, features))
 
     def connect(self, *shapes: Shape) -> None:
+        """Refuse layers that do not fit.
+
+        Raises:
+            ValueError: If they are not one or two of shape (tokens, features).
+        """
         features = self.query.shape[-1]
         if len(shapes) not in (1, 2) or any(len(shape) != 2 or shape[1] != features for shape in shapes):
             raise ValueError(f"it joins one or two layers of shape (tokens, {features}), not {shapes}")
 
     def growth(self, *shapes: Shape) -> Tensor | None:
+        """Bound the energy by the norm of the products W_q^T W_k."""
         # sum_i max_j <q_i, k_j> <= ||W_q^T W_k|| sum_i |g_i| max_j |g_j| <= ||W_q^T W_k|| sqrt(queries) ||g_a|| ||g_b||
         with torch.no_grad():
             products = self.query.double().mT @ self.key.double()
@@ -351,10 +397,12 @@ class AttentionSynapse(Synapse):
         return _between(strength) if len(shapes) == 2 else torch.tensor([[2 * strength]], dtype=torch.float64)
 
     def energy(self, *g: Tensor) -> Tensor:
+        """Compute -1/beta sum of logsumexp(beta <q, k>) over heads and queries, (B,)."""
         q, k = self._project(*g)
         return -torch.logsumexp(self.beta * q @ k.mT, -1).sum((1, 2)) / self.beta
 
     def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
+        """Compute what queries and keys receive, of the shapes of g."""
         q, k = self._project(*g)
         p = torch.softmax(self.beta * q @ k.mT, -1)  # (B, heads, queries, keys)
         to_queries = torch.einsum("bhqd,hdc->bqc", p @ k, self.query)
@@ -368,17 +416,17 @@ class AttentionSynapse(Synapse):
 
 
 def _between(strength: float) -> Tensor:
-    """The growth of an energy of -strength ||g_a|| ||g_b|| at the least."""
+    """Return the growth of an energy of -strength ||g_a|| ||g_b|| at the least."""
     return torch.tensor([[0.0, strength], [strength, 0.0]], dtype=torch.float64)
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """<x, y> per sample, (B, ...) -> (B,)."""
+    """Compute <x, y> per sample, (B, ...) -> (B,)."""
     return (x * y).flatten(1).sum(1)
 
 
 def _drawn(rows: int, columns: int) -> Tensor:
-    """A matrix with variance 1/columns: inputs of the size of the activations."""
+    """Draw a matrix with variance 1/columns: inputs of the size of the activations."""
     if min(rows, columns) < 1:
         raise ValueError(f"a coupling of {columns} to {rows} features; give 1 or more of each")
     return torch.randn(rows, columns) / math.sqrt(columns)

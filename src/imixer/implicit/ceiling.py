@@ -23,7 +23,7 @@ def contraction_bound(coeff: float, lipschitz: Sequence[float]) -> float:
 
 
 def nested_bounds(gains: Sequence[float]) -> list[float]:
-    """Bounds of the Lipschitz constants of F^2, ..., F^(L-1), each F^A being steeper by 1 / (1 - Lip(F^(A+1))).
+    """Bound the Lipschitz constants of F^2, ..., F^(L-1), each F^A being steeper by 1 / (1 - Lip(F^(A+1))).
 
     Args:
         gains: What F^2, ..., F^(L-1) would have without the inverse inside: of F^A, l_A l_(A+1) times the spectral
@@ -43,7 +43,7 @@ def nested_bounds(gains: Sequence[float]) -> list[float]:
 
 
 def ceiling(lipschitz: Sequence[float], bound: float = 0.81) -> float:
-    """Largest ceiling c of the spectral norms for which no map of the nest, F^2 to F^(L-1), exceeds `bound`.
+    """Find the largest ceiling c of the spectral norms for which no map of the nest, F^2 to F^(L-1), exceeds `bound`.
 
     Args:
         lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
@@ -72,10 +72,10 @@ def ceiling(lipschitz: Sequence[float], bound: float = 0.81) -> float:
 
 
 def _bounds(coeff: float, lipschitz: Sequence[float]) -> list[float]:
-    """Of F^L, F^(L-1), ..., F^2."""
+    """Bound F^L, F^(L-1), ..., F^2."""
     return [0.0, *reversed(nested_bounds([coeff * coeff * product for product in _products(lipschitz)]))]
 
 
 def _products(lipschitz: Sequence[float]) -> list[float]:
-    """l_A l_(A+1) for A = 2, ..., L-1."""
+    """Compute l_A l_(A+1) for A = 2, ..., L-1."""
     return [lipschitz[i] * lipschitz[i + 1] for i in range(len(lipschitz) - 1)]

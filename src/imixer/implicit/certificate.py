@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,7 @@ from imixer.implicit.folding import fold
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels
 from imixer.implicit.spectral import NormalizedLinear, exact_sigma
 from imixer.implicit.transposed import TransposedLinear
-
-Verdict = Literal["guaranteed", "observed", "undecided", "violated"]
+from imixer.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -24,14 +22,14 @@ class WorstCase:
 
     Attributes:
         sigmas: Spectral norms of W1 and W2 as they multiply in evaluation, after normalisation: exact, by SVD in
-            float64. Those of what a wrapped layer does, the wrapper's part included; infinity if it is not affine.
-        estimates: The same as the layers have it. Power iteration sees it from below, `row_norm` from above. None if
-            nothing holds the matrices.
+            float64. Of a wrapped layer, the norm of what it does, wrapper included; infinity if it is not affine.
+        estimates: The norms that the layers themselves know. Power iteration sees them from below, `row_norm` from
+            above. None if nothing holds the matrices.
         coeff: Ceiling c that the estimates are held at; None if nothing holds them.
         lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
         bounds: Bounds of the Lipschitz constants, of F as the matrices stand.
-        computed_bounds: The same with room for rounding: a product of n summands in a dtype of machine epsilon e is
-            that of a matrix whose norm may be larger by a factor 1 + n e.
+        computed_bounds: The bounds with room for rounding. A matrix product with n summands, in a dtype of machine
+            epsilon e, is the exact product with a matrix whose norm may be larger by a factor 1 + n e.
     """
 
     sigmas: tuple[tuple[float, float], ...]
@@ -43,12 +41,12 @@ class WorstCase:
 
     @property
     def bound(self) -> float:
-        """Get that of F = F^2. Below 1 it implies that all inverses inside exist too."""
+        """Bound of F = F^2. Below 1 it implies that all inverses inside exist too."""
         return self.bounds[0]
 
     @property
     def proves(self) -> bool:
-        """Tell whether F is a contraction also as the model computes it: whether the bound with rounding is below 1."""
+        """Whether F is a contraction also as the model computes it: whether the bound with rounding is below 1."""
         return self.computed_bounds[0] < 1
 
 
@@ -72,12 +70,12 @@ class OnData:
 
     @property
     def holds(self) -> bool:
-        """Tell whether all fixed points were found and all norms are below 1."""
+        """Whether all fixed points were found and all norms are below 1."""
         return bool(self.converged.all() and (self.norms < 1).all())
 
     @property
     def refutes(self) -> bool:
-        """Tell whether some norm is not below 1, or iterating leads nowhere at some input.
+        """Whether some norm is not below 1, or iterating leads nowhere at some input.
 
         A search that ran out of steps while it still came nearer refutes nothing.
         """
@@ -86,14 +84,14 @@ class OnData:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Both. `worst` speaks about any input, `data` about the given ones."""
+    """What is known of a contraction: `worst` speaks about any input, `data` about the given ones."""
 
     worst: WorstCase
     data: OnData
 
     @property
     def verdict(self) -> Verdict:
-        """Get `guaranteed` by the bound, `observed` at all given inputs, `violated` at some, or `undecided`.
+        """`guaranteed` by the bound, `observed` at all given inputs, `violated` at some, or `undecided`.
 
         A proof outranks whatever a search found or did not find. Undecided are inputs whose fixed points were not
         found, without a sign that there are none.
@@ -108,10 +106,21 @@ class Certificate:
 def certify(
     F: Contraction, lipschitz: Sequence[float], z: Tensor, *, tol: float = 1e-3, max_steps: int = 200
 ) -> Certificate:
-    """`worst_case` and `on_data` of one contraction.
+    """Examine one contraction by its matrices and at given inputs.
+
+    Args:
+        F: The contraction, in evaluation mode. It is left as it is.
+        lipschitz: Lipschitz constants l_2, ..., l_L of the activations; infinity where unknown.
+        z: Inputs (..., D).
+        tol: Tolerance of the power iteration, see `jacobian_norms`.
+        max_steps: Its largest number of steps.
+
+    Returns:
+        The certificate, whose `verdict` is the summary.
 
     Raises:
-        ValueError: As those do.
+        ValueError: If lipschitz has not one entry per activation, a matrix is not finite, tol is not positive or
+            max_steps below 1.
     """
     return Certificate(worst_case(F, lipschitz), on_data(F, z, tol=tol, max_steps=max_steps))
 
@@ -161,7 +170,8 @@ def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 20
     Args:
         F: The contraction, in evaluation mode. It is left as it is.
         z: (..., D).
-        tol, max_steps: Of the power iteration, see `jacobian_norms`.
+        tol: Tolerance of the power iteration, see `jacobian_norms`.
+        max_steps: Its largest number of steps.
 
     Raises:
         ValueError: If tol is not positive or max_steps below 1.
@@ -180,7 +190,7 @@ def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 20
 
 
 def iterations_needed(rate: float, error: float) -> float:
-    """Iterations n after which rate^n <= error.
+    """Count the iterations n after which rate^n <= error.
 
     x <- z + F(x) shrinks ||x - x*||, x* being the fixed point, by the Lipschitz constant of F per iteration, or more.
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as fn
@@ -22,15 +22,15 @@ class Contraction(nn.Module):
     F' is `inner`, one more contraction, for the layer above; without it the inverse is 1. The paper's F^A is F, and
     F^(A+1) is F'.
 
-    `F(x, weights)` takes all that F depends on besides x from `F.weights()`: the effective matrices, so that the caller
-    decides how often they are computed (once per forward, however often F and all inside it are applied), and the
-    biases, so that `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for everything. Not so with
-    norm=batch. Its dropout is drawn by the caller too, see `masks`.
+    `F(x, weights)` takes all that F depends on besides x from `F.weights()`. These are the effective matrices and the
+    biases. So the caller decides how often matrices are normalised: once per forward, however often F and all inside it
+    are applied. And `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for everything, but with
+    norm=batch. The caller draws the dropout too, see `masks`.
 
     Each evaluation calls `fc1` and `fc2` as modules, and hands a normalised layer its effective matrix: hooks and
     counters see every call. A layer put in their place, such as a LoRA wrapper, is called with x alone. What it adds is
-    not held at the ceiling, of which a warning tells. A change to the weight that is to be held too belongs into a
-    parametrization of `fc1.weight`, see `torch.nn.utils.parametrizations`.
+    not held at the ceiling; a warning says so. To have a change of the weight held too, make it a parametrization of
+    `fc1.weight`, see `torch.nn.utils.parametrizations`.
 
     Args:
         features: Width of x, D_S in a token mixing MLP.
@@ -120,14 +120,12 @@ class Contraction(nn.Module):
         Returns:
             W1, W2, b1 and b2, the matrices as they multiply, after normalisation; then those of `inner`. If another
             kind of layer is in the place of `fc1` or `fc2`, its parameters instead, after those of `fc1` those of
-            `fc2`. TorchScript, which knows folded models only, gets none.
+            `fc2`.
 
         Raises:
             ValueError: If the couplings are tied and `fc1` or `fc2` is wrapped.
         """
-        weights: list[Tensor] = []
-        if not torch.jit.is_scripting():
-            weights = _in_order(*layer_tensors(self.fc1, self.fc2))
+        weights = _in_order(*layer_tensors(self.fc1, self.fc2))
         if self.inner is not None:
             weights += self.inner.weights()
         return weights
@@ -150,7 +148,7 @@ class Contraction(nn.Module):
     def forward(
         self, x: Tensor, weights: list[Tensor], n_iter: int | None = None, masks: list[Tensor] | None = None
     ) -> Tensor:
-        """F(x) for x (..., features).
+        """Apply F to x (..., features).
 
         Args:
             x: The point.
@@ -161,33 +159,25 @@ class Contraction(nn.Module):
         Raises:
             ValueError: If n_iter is missing.
         """
-        first: list[Tensor] = []
-        second: list[Tensor] = []
-        deeper: list[Tensor] = []
-        if not torch.jit.is_scripting():
-            first, second, deeper = self._divided(weights)
+        first, second, deeper = self._divided(weights)
         g = self.act(x)
         if masks is not None:
             g = g * masks[0]
-        h = self.bn1(self.fc1(g)) if torch.jit.is_scripting() else _over_features(self.bn1, _call(self.fc1, g, first))
+        h = _over_features(self.bn1, _call(self.fc1, g, first))
         if self.inner is not None:
             if n_iter is None:
                 raise ValueError("n_iter is missing, and this contraction has another inside: F(x, weights, n_iter)")
-            inner_masks: list[Tensor] | None = None
-            if masks is not None:
-                inner_masks = masks[2:]
+            inner_masks = None if masks is None else masks[2:]
             z = h
             for _ in range(n_iter):
                 h = z + self.inner(h, deeper, n_iter, inner_masks)
         g = self.act_hidden(h)
         if masks is not None:
             g = g * masks[1]
-        if torch.jit.is_scripting():
-            return self.bn2(self.fc2(g))
         return _over_features(self.bn2, _call(self.fc2, g, second))
 
     def _divided(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """What `weights()` gave, as the tensors of fc1, those of fc2, and those of `inner`."""
+        """Divide what `weights()` gave into the tensors of fc1, those of fc2, and those of `inner`."""
         n1, n2 = _count(self.fc1), _count(self.fc2)
         here, deeper = weights[: n1 + n2], weights[n1 + n2 :]
         if n1 == n2 == 2:
@@ -220,7 +210,7 @@ def parametrizations_once(F: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _is_handed(layer: nn.Module) -> bool:
-    """Whether a layer's matrix is computed once per forward and handed to each call."""
+    """Tell whether a layer's matrix is computed once per forward and handed to each call."""
     if isinstance(layer, NormalizedLinear):
         return owns_weight(layer)  # else the matrix is known only once the layer is called
     return isinstance(layer, TransposedLinear)
@@ -239,7 +229,7 @@ def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[list[Tensor], list[Te
         W1 = first[0]
     else:
         refuse_wrapped("fc1", fc1, "fc2")
-        W1 = fc1.weight  # type: ignore[assignment]
+        W1 = cast(Tensor, fc1.weight)
     return first, [W1.t(), *_own_tensors(fc2)]
 
 
@@ -247,12 +237,12 @@ def _own_tensors(layer: nn.Module) -> list[Tensor]:
     if not _is_handed(layer):
         return list(layer.parameters())
     matrix = [layer.normalized_weight()] if isinstance(layer, NormalizedLinear) else []
-    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    bias = cast(Tensor | None, layer.bias)
     return matrix if bias is None else [*matrix, bias]
 
 
 def _count(layer: nn.Module) -> int:
-    """How many tensors `weights()` has of a layer."""
+    """Count the tensors that `weights()` has of a layer."""
     if _is_handed(layer):
         return 1 + (layer.bias is not None)
     return sum(1 for _ in layer.parameters())
@@ -280,7 +270,7 @@ def _call(layer: Any, x: Tensor, tensors: list[Tensor]) -> Tensor:
 
 
 def _over_features(bn: nn.Module, x: Tensor) -> Tensor:
-    """BatchNorm over the last axis of x (..., features), statistics taken over all others."""
+    """Apply BatchNorm to the last axis of x (..., features), statistics taken over all others."""
     if isinstance(bn, nn.Identity):
         return x
     y: Tensor = bn(x.flatten(0, -2)).view(x.shape)

@@ -34,7 +34,7 @@ class Problem:
     solutions: list[Solution] = field(default_factory=list)  # what an autograd function found, besides its value
 
     def map(self, z: Tensor, tensors: Sequence[Tensor]) -> Map:
-        """x -> z + F(x, *tensors)."""
+        """Return the map x -> z + F(x, *tensors), which checks what F gives."""
 
         def f(x: Tensor) -> Tensor:
             version = _version(x)
@@ -59,14 +59,19 @@ class Problem:
         return f
 
     def solve(self, z: Tensor, tensors: Sequence[Tensor]) -> Solution:
+        """Solve from z (B, ...) on."""
         return self.solver(self.map(z, tensors), z)
 
 
 @dataclass(frozen=True)
 class Unroll:
-    """Differentiate the solver's own steps: exact for what was computed, with memory for every step."""
+    """Differentiate the solver's own steps: exact for what was computed, with memory for every step.
+
+    Choose it for few steps.
+    """
 
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+        """Solve with a graph through every step."""
         return problem.solve(z, tensors)
 
 
@@ -74,8 +79,9 @@ class Unroll:
 class Implicit:
     """Differentiate the equation: dx = (1 - J)^-1 (dz + dF). Exact at a fixed point, with memory for one step.
 
-    Backward solves y = g + J^T y for the incoming gradient g, by a solver of its own. `FixedIterations(k - 1)` keeps k
-    terms of the Neumann series of the inverse; k = 1 is the Jacobian-free gradient, which leaves the inverse out.
+    Choose it with a solver that goes to a tolerance. Backward solves y = g + J^T y for the incoming gradient g, by a
+    solver of its own. `FixedIterations(k - 1)` keeps k terms of the Neumann series of the inverse; k = 1 is the
+    Jacobian-free gradient, which leaves the inverse out.
     These are no derivatives of anything, and have none; with an adjoint to a tolerance, second derivatives are exact.
 
     Args:
@@ -87,6 +93,7 @@ class Implicit:
     adjoint: Solver = DEFAULT_ADJOINT
 
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+        """Solve without a graph, and differentiate the equation in the backward pass."""
         if not torch.is_grad_enabled():
             return problem.solve(z, tensors)
         return _apply(_ImplicitFunction, problem, self.adjoint, z, tensors)
@@ -96,8 +103,8 @@ class Implicit:
 class CheckpointedUnroll:
     """The gradient of `Unroll`, with memory that does not grow with the number of steps.
 
-    Backward finds the iterates again, from a few kept ones, by the schedule that needs the fewest evaluations: about
-    n log n / log s for s of them. For `FixedIterations` only.
+    Choose it for many fixed iterations; it takes no other solver. Backward finds the iterates again, from a few kept
+    ones, by the schedule that needs the fewest evaluations: about n log n / log s for s of them.
 
     Args:
         checkpoints: Iterates s kept at a time, 0 or more.
@@ -115,9 +122,10 @@ class CheckpointedUnroll:
             raise ValueError(f"checkpoints is {self.checkpoints}; give 0 or more iterates to keep")
 
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+        """Solve without a graph, and go through the steps again in the backward pass."""
         if not isinstance(problem.solver, FixedIterations):
             raise ValueError(
-                f"{problem.name}: recompute replays fixed iterations, and the solver is "
+                f"{problem.name}: CheckpointedUnroll replays fixed iterations, and the solver is "
                 f"{type(problem.solver).__name__}; choose the solver FixedIterations, or the gradient Implicit"
             )
         if not torch.is_grad_enabled():
@@ -128,14 +136,17 @@ class CheckpointedUnroll:
 Gradient = Unroll | Implicit | CheckpointedUnroll
 
 
-@torch.compiler.disable(reason="compiled, it would keep what it is to compute again")  # type: ignore[untyped-decorator]
-def _apply(function: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+def _apply_eagerly(function: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
     if not any(t.requires_grad for t in (z, *tensors)):
         # There will be no backward pass to find hidden tensors in.
         with drawing_from(random_state(z), z):
             _refuse_hidden_tensors(problem.F(z, *tensors), ())
     value = function.apply(problem, option, z, *tensors)
     return replace(problem.solutions.pop(), value=value)
+
+
+# Compiled, it would keep what it is to compute again.
+_apply: Callable[..., Solution] = torch.compiler.disable(_apply_eagerly)
 
 
 @dataclass
@@ -179,7 +190,8 @@ class _ImplicitFunction(torch.autograd.Function):
         if create_graph and isinstance(ctx.option, FixedIterations):
             raise RuntimeError(
                 f"{p.name}: an adjoint of fixed iterations approximates the gradient, and the approximation has no "
-                "second derivative to offer; choose ThroughSteps, Recompute, or Implicit with an adjoint to a tolerance"
+                "second derivative to offer; choose Unroll, CheckpointedUnroll, or Implicit with an adjoint to a "
+                "tolerance"
             )
         with torch.autocast(**ctx.autocast), torch.enable_grad():
             # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
@@ -197,7 +209,7 @@ class _ImplicitFunction(torch.autograd.Function):
 
 
 def _drawing_as(state: RandomState | None, F: ContractionMap) -> ContractionMap:
-    """F, drawing the same in every evaluation; F itself where there is no state, since it draws nothing."""
+    """Let F draw the same in every evaluation; without a state, as it draws nothing, return F itself."""
     if state is None:
         return F
 
@@ -209,7 +221,7 @@ def _drawing_as(state: RandomState | None, F: ContractionMap) -> ContractionMap:
 
 
 def _adjoint(problem: Problem, g: Tensor, x: Tensor, fx: Tensor) -> Tensor:
-    """y = (1 - J^T)^-1 g."""
+    """Solve y = g + J^T y, which is (1 - J^T)^-1 g."""
 
     def transposed(y: Tensor) -> Tensor:
         product = _gradients(fx, [x], y)[0]
@@ -221,7 +233,7 @@ def _adjoint(problem: Problem, g: Tensor, x: Tensor, fx: Tensor) -> Tensor:
 
 
 def _differentiable_adjoint(problem: Problem, g: Tensor, x: Tensor, tensors: list[Tensor]) -> Tensor:
-    """The same as a function of g, x and the tensors: y is a fixed point too, with an implicit gradient of its own."""
+    """Solve it as a function of g, x and the tensors: y is a fixed point too, with an implicit gradient of its own."""
 
     def transposed(y: Tensor, x: Tensor, *tensors: Tensor) -> Tensor:
         create_graph = torch.is_grad_enabled()
@@ -254,7 +266,8 @@ class _CheckpointedUnrollFunction(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         z, *tensors = ctx.saved_tensors
         p: Problem = ctx.problem
-        n_iter = p.solver.n_iter  # type: ignore[union-attr]
+        assert isinstance(p.solver, FixedIterations)
+        n_iter = p.solver.n_iter
         with torch.autocast(**ctx.autocast):
             if torch.is_grad_enabled():  # somebody will differentiate again: keep the whole graph
                 inputs = _cut([z, *tensors], True)
@@ -274,7 +287,7 @@ class _CheckpointedUnrollFunction(torch.autograd.Function):
                     return _Iterate(x, random_state(x) if at.random else None)
 
             def back(at: _Iterate) -> None:
-                """Through one step from x: g, the gradient of the next, becomes that of x."""
+                """Go back through one step from x: g, the gradient of the next, becomes that of x."""
                 nonlocal g
                 # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
                 broken = ~finite_samples(at.x)
@@ -323,7 +336,7 @@ def _reverse(
 
 
 def _split(steps: int, checkpoints: int) -> int:
-    """How far ahead to keep the next iterate, so that replays are fewest.
+    """Compute how far ahead to keep the next iterate, so that replays are fewest.
 
     With s kept and no step replayed more than r times, binomial(s + 1 + r, r) steps can be pulled back through.
     """
@@ -332,7 +345,7 @@ def _split(steps: int, checkpoints: int) -> int:
 
 
 def _cut(tensors: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
-    """The same values where a derivative may stop, though one of them depends on another."""
+    """Return the same values where a derivative may stop, though one of them depends on another."""
     if create_graph:
         return [t.view_as(t) for t in tensors]
     return [t.detach().requires_grad_(t.requires_grad) for t in tensors]
@@ -341,7 +354,7 @@ def _cut(tensors: Sequence[Tensor], create_graph: bool) -> list[Tensor]:
 def _gradients(
     y: Tensor, inputs: Sequence[Tensor], g: Tensor, create_graph: bool = False, retain_graph: bool = True
 ) -> list[Tensor | None]:
-    """The products of g with dy/dinput, None where there is none."""
+    """Compute the products of g with dy/dinput, None where there is none."""
     wanted = [t for t in inputs if t.requires_grad]
     if not wanted or not y.requires_grad:
         return [None] * len(inputs)

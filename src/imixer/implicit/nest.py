@@ -7,7 +7,6 @@ down to it by W2. R: points, each a vector; D: width of x^2.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +28,9 @@ class FixedPoint:
 
     Attributes:
         states: x^2, ..., x^(L-1), each (R, width): the point at which F^2, F^3, ... are applied.
-        converged: (R,), whether the tolerance is met, and all is finite.
-        approaching: (R,), whether the residual was still falling at the last step. One that has not converged and was
-            not approaching either is a point at which iterating leads nowhere.
+        converged: Whether the tolerance is met, and all is finite, (R,).
+        approaching: Whether the residual was still falling at the last step, (R,). Where neither holds, iterating leads
+            nowhere.
         n_evaluations: Sweeps over all levels.
     """
 
@@ -42,11 +41,11 @@ class FixedPoint:
 
 
 def levels(F: Contraction) -> list[Contraction]:
-    """F^2, F^3, ..., F^(L-1): F, what is inside it, and so on."""
-    found = [F]
-    while found[-1].inner is not None:
-        found.append(found[-1].inner)
-    return found
+    """List F^2, F^3, ..., F^(L-1): F, what is inside it, and so on."""
+    nest = [F]
+    while nest[-1].inner is not None:
+        nest.append(nest[-1].inner)
+    return nest
 
 
 @torch.no_grad()
@@ -60,8 +59,8 @@ def fixed_point(F: Contraction, z: Tensor, solver: Solver = CONVERGED) -> FixedP
     Args:
         F: The contraction.
         z: (R, D), in the dtype to compute in.
-        solver: How. Default: Picard to a relative residual of 1e-13, at most 1000 sweeps, for float64; from where that
-            gives up while still approaching, Anderson's mixing.
+        solver: Solver. Default, for float64: Picard to a relative residual of 1e-13 in at most 1000 sweeps. Where that
+            gives up while still approaching, Anderson's mixing goes on.
 
     Returns:
         The fixed point.
@@ -87,7 +86,7 @@ def fixed_point(F: Contraction, z: Tensor, solver: Solver = CONVERGED) -> FixedP
 
 
 def _approaching(solution: Solution) -> Tensor:
-    """Which residuals fell over the second half of the steps, (R,)."""
+    """Tell which residuals fell over the second half of the steps, (R,)."""
     if solution.residuals is None:
         return solution.value.isfinite().all(1)
     last, middle = solution.residuals[-1], solution.residuals[len(solution.residuals) // 2]
@@ -95,7 +94,7 @@ def _approaching(solution: Solution) -> Tensor:
 
 
 def _sweep(z: Tensor, widths: list[int], ups: Sequence[Map], downs: Sequence[Map]) -> Map:
-    """x^A <- up(x^(A-1)) + down(x^(A+1)) from the top level down, on the states side by side; below the first is z."""
+    """Make the sweep x^A <- up(x^(A-1)) + down(x^(A+1)) from the top down, states side by side; z is below all."""
 
     def sweep(x: Tensor) -> Tensor:
         states = list(x.split(widths, 1))
@@ -110,7 +109,7 @@ def _sweep(z: Tensor, widths: list[int], ups: Sequence[Map], downs: Sequence[Map
 
 @torch.no_grad()
 def apply(F: Contraction, x: Tensor, solver: Solver = CONVERGED) -> Tensor:
-    """F(x) for x (R, D), in evaluation mode and with the inverses inside it solved by `solver`."""
+    """Apply F to x (R, D), in evaluation mode and with the inverses inside it solved by `solver`."""
     F = _frozen(F, x)
     above = _up(F, x)
     if F.inner is not None:
@@ -121,7 +120,7 @@ def apply(F: Contraction, x: Tensor, solver: Solver = CONVERGED) -> Tensor:
 def jacobian_norms(
     F: Contraction, states: tuple[Tensor, ...], *, tol: float = 1e-3, max_steps: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """Norm of dF^A/dx at x^A for every level A, the inverses inside it being exact: by power iteration on J^T J.
+    """Measure the norm of dF^A/dx at x^A for every level A, inverses inside being exact: power iteration on J^T J.
 
     Args:
         F: The contraction, used in evaluation mode.
@@ -213,15 +212,14 @@ class _Derivative:
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._f, self._x = f, x
-        self._pull: Any = torch.func.vjp(f, x)[1]
+        self._pull: Callable[[Tensor], tuple[Tensor, ...]] = torch.func.vjp(f, x)[1]
 
     def apply(self, u: Tensor) -> Tensor:
         product: Tensor = torch.func.jvp(self._f, (self._x,), (u,))[1]
         return product.detach()
 
     def apply_transposed(self, u: Tensor) -> Tensor:
-        product: Tensor = self._pull(u)[0]
-        return product.detach()
+        return self._pull(u)[0].detach()
 
 
 def _up(F: Contraction, x: Tensor) -> Tensor:
@@ -235,7 +233,7 @@ def _down(F: Contraction, h: Tensor) -> Tensor:
 
 
 def _frozen(F: Contraction, x: Tensor) -> Contraction:
-    """A copy with plain matrices, in the dtype and on the device of x."""
+    """Copy a contraction with plain matrices, in the dtype and on the device of x."""
     return fold(F).to(x)
 
 

@@ -37,7 +37,7 @@ class Solution:
     relapsed: Tensor | None = None
 
     def failed(self) -> Tensor:
-        """Which samples are not finite, or have not met the tolerance, (B,)."""
+        """Tell which samples are not finite, or have not met the tolerance, (B,)."""
         finite = finite_samples(self.value.detach())
         return ~finite if self.converged is None else ~(finite & self.converged)
 

@@ -40,15 +40,15 @@ def solve(
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
             host wait for the device, once; compiled code does not ask.
-        early_exit: Evaluate F on those samples only that still move. Only where no gradient is recorded. A tensor with
-            one entry per sample along its first axis is cut like z; which ones are is found by evaluating one sample.
+        early_exit: Evaluate F on those samples only that still move. Only where no gradient is recorded. Tensors with
+            one entry per sample along their first axis are cut like z; evaluating one sample alone tells which.
         name: What to call it in messages.
 
     Returns:
         The solution; gradients flow through its value.
 
-    A sample that is not finite does not spoil the gradient of the tensors if its own gradient is 0, as where a loss
-    leaves it out. Only with `FixedIterations`, `Unroll` and the policy `ignore`, where nobody looks, it does.
+    A sample that is not finite does not spoil the gradient of the tensors if the loss leaves it out, so that its own
+    gradient is 0. The exception is `FixedIterations` with `Unroll` and the policy `ignore`, where nobody looks.
 
     Raises:
         NotConvergedError: If it fails, with the policy `raise`; in the backward pass, if that of an implicit gradient
@@ -150,5 +150,5 @@ class _OnlyWhatMoves:
 
 
 def _rounding(fx: Tensor) -> float:
-    """What two ways of computing fx may differ by, with much to spare."""
+    """Bound what two ways of computing fx may differ by, with much to spare."""
     return epsilon(fx) ** 0.5 * float(fx.nan_to_num().abs().amax())

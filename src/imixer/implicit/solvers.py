@@ -25,6 +25,8 @@ GPU_STEPS = 8  # between looks, which make the host wait
 class FixedIterations:
     """x <- f(x), n times. No tolerance, no synchronisation with the device, one graph when compiled.
 
+    Choose it, the paper's, where every forward is to cost the same.
+
     Args:
         n_iter: Steps n.
         measure: Whether to take the residuals, which costs two norms a step.
@@ -43,7 +45,7 @@ class FixedIterations:
             raise ValueError(f"n_iter is {self.n_iter}; give 0 or more fixed point iterations")
 
     def __call__(self, f: Map, x: Tensor) -> Solution:
-        """n steps from x (B, ...)."""
+        """Take n steps from x (B, ...)."""
         residuals: list[Tensor] = []
         for _ in range(self.n_iter):
             fx = f(x)
@@ -55,7 +57,7 @@ class FixedIterations:
 
 @dataclass(frozen=True)
 class ToTolerance:
-    """What the solvers with a tolerance share: a sample that has converged stays as it is while others go on.
+    """Base of the solvers with a tolerance: a sample that has converged stays as it is while others go on.
 
     The value of a sample is f(x) of the first x that meets the tolerance. For a contraction with Lipschitz constant L
     it is within L / (1 - L) gaps of the solution. That x is looked at in every later step, the last included: if it
@@ -65,8 +67,9 @@ class ToTolerance:
     out, are 0.
 
     Args:
-        rtol, atol: A sample has converged when ||f(x) - x|| <= atol + rtol ||f(x)||. One of them must be positive. An
-            rtol below 4 epsilon, of x or of what autocast computes in, counts as that.
+        rtol: Relative tolerance: a sample has converged when ||f(x) - x|| <= atol + rtol ||f(x)||. Below 4 epsilon, of
+            x or of what autocast computes in, it counts as that.
+        atol: Absolute tolerance. One of the two must be positive.
         max_steps: Steps, each one evaluation of f, after which to give up.
         check_every: Steps between looks at whether all samples have converged: each makes the host wait for the device.
             Default: 1 on the CPU, which waits anyway, and 8 on a GPU.
@@ -125,13 +128,15 @@ class ToTolerance:
         return self.check_every or (1 if device.type == "cpu" else GPU_STEPS)
 
     def _stepper(self) -> Step:
-        """What proposes the next x from x and f(x), remembering what it saw."""
+        """Return what proposes the next x from x and f(x), remembering what it saw."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Picard(ToTolerance):
     """x <- (1 - damping) x + damping f(x), until it stays.
+
+    Choose it to study the iteration itself, or, damped, where f overshoots.
 
     Args:
         damping: Length of the step, in (0, 1]. Below 1 it tames an f that overshoots.
@@ -154,7 +159,8 @@ class Picard(ToTolerance):
 class Anderson(ToTolerance):
     """Anderson's mixing: the step whose gap would be least if f were linear in the span of the last m steps.
 
-    Where the mixing is not finite, the step is the damped one of `Picard`.
+    Choose it to converge: it needs the fewest steps, also where plain ones hardly contract. Where the mixing is not
+    finite, the step is the damped one of `Picard`.
 
     Args:
         memory: Steps m to combine, the present one included.
@@ -206,7 +212,7 @@ class Anderson(ToTolerance):
         return propose
 
     def _mix(self, dots: list[list[Tensor]], target: Tensor) -> Tensor:
-        """The shares (B, m) that make ||g - sum of share_i dG_i||^2 least, from the scalar products."""
+        """Solve for the shares (B, m) that make ||g - sum of share_i dG_i||^2 least, from the scalar products."""
         m = len(dots)
         gram = torch.stack([dots[max(i, j)][min(i, j)] for i in range(m) for j in range(m)], 1).view(-1, m, m)
         square = gram.diagonal(dim1=1, dim2=2)
@@ -220,6 +226,8 @@ class Anderson(ToTolerance):
 @dataclass(frozen=True)
 class Broyden(ToTolerance):
     """Broyden's good method on g(x) = f(x) - x, from the Jacobian -1.
+
+    Choose it where f is no contraction and has a fixed point all the same.
 
     The inverse Jacobian is a product of 1 + s_(j+1) s_j^T / |s_j|^2 over the steps s_j, so that these are all it needs.
     After m of them, and for a sample whose step is not finite, it begins anew with f(x).
@@ -271,7 +279,7 @@ Solver = FixedIterations | ToTolerance
 
 
 def _gap(x: Tensor, fx: Tensor) -> tuple[Tensor, Tensor]:
-    """||f(x) - x|| and ||f(x)|| per sample, (B,)."""
+    """Measure ||f(x) - x|| and ||f(x)|| per sample, (B,)."""
     with torch.no_grad():
         return torch.linalg.vector_norm(_rows(fx - x), dim=1), torch.linalg.vector_norm(_rows(fx), dim=1)
 
@@ -281,13 +289,13 @@ def _relative(gap: Tensor, size: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """(B, ...) -> (B, N), in at least float32."""
+    """Flatten (B, ...) -> (B, N), in at least float32."""
     x = x.flatten(1) if x.dim() > 1 else x[:, None]
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """(B, N), (B, N) -> (B,)."""
+    """Multiply sample by sample, (B, N), (B, N) -> (B,)."""
     return torch.linalg.vecdot(x, y)
 
 

@@ -22,7 +22,7 @@ Scaling = Literal["soft", "hard"]
 
 
 def exact_sigma(weight: Tensor) -> Tensor:
-    """Largest singular value of a matrix, by SVD in at least float32. Differentiable."""
+    """Compute the largest singular value of a matrix, by SVD in at least float32. Differentiable."""
     return torch.linalg.matrix_norm(at_least_float32(weight), ord=2)
 
 
@@ -96,6 +96,7 @@ class NormalizedLinear(nn.Linear):
         return F.linear(x, self.normalized_weight() if weight is None else weight, self.bias if bias is None else bias)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"{super().extra_repr()}, coeff={self.coeff}"
 
 
@@ -104,7 +105,8 @@ class SpectralLinear(NormalizedLinear):
 
     The parameter `weight` is the free matrix W; what multiplies the input is `normalized_weight()`,
     W / max(1, sigma / coeff). The gradient goes through sigma, so above the ceiling it has no radial component: the
-    loss cannot bring a matrix below the ceiling again.
+    loss cannot bring a matrix below the ceiling again. Choose it for the paper's normalisation, `OrthogonalLinear`
+    where all directions are to be scaled alike.
 
     Args:
         in_features: Width of the input.
@@ -203,9 +205,10 @@ class SpectralLinear(NormalizedLinear):
         return sigma.clamp_max(self.coeff)
 
     def extra_repr(self) -> str:
-        found = f"n_power_iterations={self.n_power_iterations}" if self.v is not None else f"sigma={self.estimator}"
+        """Show the options in a printed module."""
+        norm = f"n_power_iterations={self.n_power_iterations}" if self.v is not None else f"sigma={self.estimator}"
         options = ", scaling=hard" * (self.scaling == "hard") + ", detach_sigma=True" * self.detach_sigma
-        return f"{super().extra_repr()}, {found}{options}"
+        return f"{super().extra_repr()}, {norm}{options}"
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.v is None:
@@ -271,7 +274,7 @@ def advance(layers: Iterable[SpectralLinear]) -> None:
 
 @torch.no_grad()
 def _advance_together(layers: Sequence[SpectralLinear]) -> None:
-    """For layers of one shape, all with vectors. G: layers, O: out_features, I: in_features."""
+    """Advance layers of one shape, all with vectors. G: layers, O: out_features, I: in_features."""
     if layers[0].weight.is_meta:
         return
     vectors = [layer.v for layer in layers if layer.v is not None]
@@ -284,8 +287,8 @@ def _advance_together(layers: Sequence[SpectralLinear]) -> None:
     for step in range(layers[0].n_power_iterations):
         u_GO = (W_GOI * v_GI[:, None, :]).sum(2) if step else u_GO
         v_GI = _unit((W_GOI * (u_GO / scale_G1)[:, :, None]).sum(1) / scale_G1)
-    for v, found in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
-        v.copy_(found)
+    for v, moved in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
+        v.copy_(moved)
 
 
 @torch.fx.wrap  # one node of a traced graph
@@ -314,7 +317,7 @@ torch.fx.node.has_side_effect(_power_iteration)  # lest it be removed from a gra
 
 
 def _unless_lost(v: Tensor, before: Tensor) -> Tensor:
-    """v (..., I), or what was before where it has no length: W is zero, or not finite."""
+    """Return v (..., I), or what was before where it has no length: W is zero, or not finite."""
     length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     return torch.where((length > 0) & length.isfinite(), v, before)
 
@@ -324,14 +327,14 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _binade(x: Tensor) -> Tensor:
-    """A power of two near the largest |x| along the last axis, (..., 1). Dividing by it is exact."""
+    """Return a power of two near the largest |x| along the last axis, (..., 1). Dividing by it is exact."""
     tiny, most = _limits(x)
     largest = torch.linalg.vector_norm(x.detach(), ord=math.inf, dim=[-1], keepdim=True)
     return torch.exp2(torch.floor(torch.log2(largest.clamp(tiny, most))))
 
 
 def _limits(x: Tensor) -> tuple[float, float]:
-    """The smallest and the largest normal number of float64 or float32, by x. TorchScript knows no `torch.finfo`."""
+    """Return the smallest and the largest normal number of float64 or float32. TorchScript knows no `torch.finfo`."""
     if x.dtype == torch.float64:
         return 2.2250738585072014e-308, 1.7976931348623157e308
     return 1.1754943508222875e-38, 3.4028234663852886e38
@@ -366,7 +369,7 @@ def _sigma(weight: Tensor, v: Tensor | None, estimator: str) -> Tensor:
 
 
 def _stretch(W: Tensor, v: Tensor) -> Tensor:
-    """||W v|| / ||v||."""
+    """Compute ||W v|| / ||v||."""
     u = torch.mv(W, v)
     scale = _binade(u)
     return scale[0] * torch.linalg.vector_norm(u / scale) / torch.linalg.vector_norm(v)
@@ -374,7 +377,7 @@ def _stretch(W: Tensor, v: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def _cayley(weight: Tensor, coeff: float) -> Tensor:
-    """c [2 K - 1; -2 V K], K = (1 + U - U^T + V^T V)^-1, of W = [U; V] with U square."""
+    """Compute c [2 K - 1; -2 V K], K = (1 + U - U^T + V^T V)^-1, of W = [U; V] with U square."""
     d_out, d_in = weight.shape
     W = (weight if d_out >= d_in else weight.t()).to(torch.float64)
     n = min(d_out, d_in)
@@ -398,11 +401,12 @@ def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float64 if it is so, else in float32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _replaying() -> bool:
-    """Whether a backward is running, hence this forward is the replay of a checkpointed one."""
+    """Tell whether a backward is running, hence this forward is the replay of a checkpointed one."""
     if torch.compiler.is_compiling():
         return False  # not visible while tracing, see `advances_itself`
     return torch._C._current_graph_task_id() != -1

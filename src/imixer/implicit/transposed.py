@@ -35,6 +35,7 @@ class TransposedLinear(nn.Module):
         return fn.linear(x, weight.t(), self.bias if bias is None else bias)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"out_features={len(self.bias)}"
 
 
@@ -59,5 +60,5 @@ def refuse_wrapped(name: str, layer: nn.Module, back: str) -> None:
 
 
 def owns_weight(layer: nn.Module) -> bool:
-    """Whether `layer.weight` is a parameter or parametrized, not computed by a hook when the layer is called."""
+    """Tell whether `layer.weight` is a parameter or parametrized, not computed by a hook when the layer is called."""
     return "weight" in layer._parameters or parametrize.is_parametrized(layer, "weight")

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch.nn.functional as fn
 from timm.layers import get_act_layer
@@ -17,6 +16,7 @@ class GELU1Lip(nn.Module):
     """GELU divided by its largest slope, so that its Lipschitz constant is 1."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute GELU(x) / 1.1289..., of the shape of x."""
         return fn.gelu(x) / GELU_SLOPE
 
 
@@ -50,8 +50,8 @@ _LIPSCHITZ: dict[type[nn.Module], float] = {
 }
 
 
-def activation(act_layer: ActLayer) -> Any:
-    """What makes an activation, a class or a function without arguments.
+def activation(act_layer: ActLayer) -> Callable[[], nn.Module]:
+    """Return what makes an activation: a class, or a function without arguments.
 
     Args:
         act_layer: Such a thing, returned as it is, or a name: one of `ACTIVATIONS`, else timm's; None for the identity.
@@ -69,7 +69,7 @@ def activation(act_layer: ActLayer) -> Any:
 
 
 def lipschitz_constant(act: nn.Module) -> float:
-    """Largest slope of an activation, in absolute value; of one that couples neurons, largest norm of its Jacobian.
+    """Return the largest slope of an activation, in absolute value; of softmax, the largest norm of its Jacobian.
 
     Raises:
         ValueError: If it is none of ours.
@@ -81,7 +81,7 @@ def lipschitz_constant(act: nn.Module) -> float:
 
 
 def slope_or_infinity(act: nn.Module) -> float:
-    """`lipschitz_constant`, or infinity where it is not known."""
+    """Return `lipschitz_constant`, or infinity where it is not known."""
     try:
         return lipschitz_constant(act)
     except ValueError:

@@ -45,9 +45,9 @@ def resample_tokens(
     """Bring every token mixing weight to another token grid, in place. Equal token counts are left alone.
 
     A row of `fc_in.weight` and a column of `fc_out.weight` are images over the token grid, and are resampled as such
-    (bicubic, antialiased). `fc_in` sums over tokens, so it is divided by the growth of their number. Where it serves
-    both ways (tied couplings), it is divided by the root of that, which leaves the way there and back its scale. The
-    matrices of the contraction do not touch tokens.
+    (bicubic, antialiased). `fc_in` sums over tokens, so it is divided by the factor by which their number grows. With
+    tied couplings `fc_in` leads back too. It is then divided by the root of that factor, so that both ways together
+    keep their scale. The matrices of the contraction do not touch tokens.
 
     Args:
         state: State dict with our names.

@@ -20,8 +20,11 @@ SOLVED = 1e-6  # relative residual to compare inverses at: that of training leav
 def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
     """Write an image model as ONNX, normalisation folded, and compare its logits with onnxruntime's.
 
-    A program cannot stop by its data: inverses solved to a tolerance become a fixed number of iterations, twice what
-    random images need to be solved as far as float32 goes, and are compared with that.
+    Choose it for programs outside Python.
+
+    A program cannot stop when its data say so. Inverses that are solved to a tolerance become fixed iterations: twice
+    as many as random images need until float32 has no more digits to offer. The logits are compared with those of the
+    inverses solved that far.
 
     Args:
         model: A timm model; its `pretrained_cfg` tells the input size.
@@ -68,7 +71,19 @@ def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) 
 def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
     """Write an image model as a `torch.export` program (.pt2), normalisation folded, and compare its logits.
 
-    Arguments, result and errors as for `export_onnx`, but it needs nothing besides torch.
+    Choose it where torch is at hand: it needs no extra packages.
+
+    Args:
+        model: A timm model; its `pretrained_cfg` tells the input size.
+        path: File to write.
+        batch_size: Batch size to fix. Default: any.
+
+    Returns:
+        `max_abs_diff`: largest difference of a logit over the batches tried; `largest_logit`: for scale.
+
+    Raises:
+        InputError: If no number of iterations gives what the solver gives.
+        RuntimeError: If the written program computes something else. It is removed.
     """
     folded = _for_export(model)
     shapes = None if batch_size else ({0: torch.export.Dim("batch")},)
@@ -79,7 +94,7 @@ def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None)
 
 
 def _for_export(model: nn.Module) -> nn.Module:
-    """A folded copy whose inverses are fixed iterations."""
+    """Copy the model, folded, with fixed iterations for inverses."""
     folded: Any = fold(model)
     if not isinstance(folded, IMixer) or folded.solver == "fixed":
         return folded
@@ -96,7 +111,7 @@ def _for_export(model: nn.Module) -> nn.Module:
 
 
 def _solved(model: nn.Module) -> nn.Module:
-    """The model, or a copy that solves its inverses as far as float32 goes."""
+    """Return the model, or a copy that solves its inverses as far as float32 goes."""
     if not isinstance(model, IMixer) or model.solver == "fixed":
         return model
     solved = copy.deepcopy(model)
@@ -105,7 +120,7 @@ def _solved(model: nn.Module) -> nn.Module:
 
 
 def example_images(model: nn.Module, batch_size: int) -> Tensor:
-    """Random images (batch_size, in_chans, H, W) of the size the model takes, from a fixed seed."""
+    """Draw images (batch_size, in_chans, H, W) of the size the model takes, from a fixed seed."""
     cfg: Any = model.pretrained_cfg
     first_conv: Any = model.get_submodule(cfg["first_conv"])
     size = getattr(getattr(model, "stem", None), "img_size", None) or cfg["input_size"][-2:]

@@ -4,39 +4,36 @@ S: tokens, C: channels (`embed_dim`), D_S, D_C: widths of the token and channel 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers import to_2tuple
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import Tensor, nn
 
 from imixer.implicit import SpectralLinear, fold
-from imixer.implicit.contraction import Norm
-from imixer.implicit.gradients import Gradient
-from imixer.implicit.solution import Policy
-from imixer.implicit.solvers import Solver
-from imixer.implicit.spectral import Scaling, Sigma, advance
+from imixer.implicit.spectral import advance
+from imixer.inverse_options import shows_options, split_options
 from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
-from imixer.models.imlp import IMLP, Coeff
-from imixer.models.inversion import GradientName, SolverName
+from imixer.models.imlp import IMLP
 from imixer.models.mixer import Mixer
 
 
 class IMixerBlock(MixerBlock):
     """Mixer block whose tokens are mixed by an `IMLP` and whose channels by an ordinary MLP.
 
-    Takes the arguments of timm's `MixerBlock`, then those of `IMLP`. One `act_layer` serves both MLPs; a sequence, one
-    per hidden layer of the token mixing, leaves GELU to the channels. The tokens are mixed by one step of the visible
-    neurons' equation, v <- v + step (iMLP(LN(v)) - decay v).
+    Choose it as `block_layer` of a mixer of your own; it takes the arguments of timm's `MixerBlock`. One `act_layer`
+    serves both MLPs. A sequence of them, one per hidden layer of the token mixing, leaves GELU to the channels. The
+    tokens are mixed by one step of the visible neurons' equation, v <- v + step (iMLP(LN(v)) - decay v).
 
     Args:
         decay: alpha, how fast v decays by itself, 0 or more. The paper's 0 is the skip connection as it is.
         step: dt in units of tau_v, above 0. The paper's is 1. Choose less, with more blocks, to follow the flow closer.
-        imlp: Options of the `IMLP`.
+        imlp: Options of the inverse, by name, see `imixer.inverse_options.InverseOptions`.
 
     Raises:
         ValueError: If decay is negative, step not positive, step x decay 2 or more, or `IMLP` refuses its arguments.
@@ -51,8 +48,8 @@ class IMixerBlock(MixerBlock):
         mlp_ratio: float | tuple[float, float] = (0.5, 4.0),
         act_layer: ActLayers = nn.GELU,
         drop: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         decay: float = 0.0,
         step: float = 1.0,
@@ -68,8 +65,8 @@ class IMixerBlock(MixerBlock):
                 f"step x decay is {step * decay:g}, by which v would grow from block to block with alternating sign; "
                 "give less than 2"
             )
-        dd = {"device": device, "dtype": dtype}
-        channels_act = nn.GELU if isinstance(act_layer, (list, tuple)) else activation(act_layer)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        channels_act: Any = nn.GELU if isinstance(act_layer, (list, tuple)) else activation(act_layer)
         super().__init__(dim, seq_len, mlp_ratio, act_layer=channels_act, drop=drop, **dd, **kwargs)
         tokens_dim = int(to_2tuple(mlp_ratio)[0] * dim)
         self.mlp_tokens = IMLP(seq_len, tokens_dim, act_layer=act_layer, drop=drop, **(imlp or {}), **dd)
@@ -77,7 +74,7 @@ class IMixerBlock(MixerBlock):
         self.step = float(step)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, S, C) -> (B, S, C)."""
+        """Mix tokens (B, S, C), then channels."""
         mixed = self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
         if self.decay == 0.0 and self.step == 1.0:
             x = x + mixed
@@ -86,8 +83,8 @@ class IMixerBlock(MixerBlock):
         return x + self.drop_path(self.mlp_channels(self.norm2(x)))
 
 
-def _of_inversion(option: str) -> Any:
-    """An option of every block's inversion, as an attribute of the model."""
+def _of_inversion(option: str) -> property:
+    """Make an option of every block's inversion an attribute of the model."""
 
     def get(self: "IMixer") -> Any:
         return getattr(self._imlps()[0].inversion, option)
@@ -101,105 +98,52 @@ def _of_inversion(option: str) -> Any:
 
 
 class IMixer(Mixer):
-    """timm's `MlpMixer` with `IMixerBlock`s. Takes an image (B, in_chans, H, W) and gives logits (B, num_classes).
+    """timm's `MlpMixer` with `IMixerBlock`s: logits (B, num_classes) of an image (B, in_chans, H, W).
 
     Weights trained at another image size, square or not, load through any of timm's ways, as do those of the published
-    code.
+    code. The attributes `n_iter`, `solver`, `gradient`, `tolerance`, `max_steps`, `gradient_terms` and `on_failure` may
+    be set on a trained model.
 
     Args:
-        num_layers: Layers L of the token mixing: 2 is MLP-Mixer, 3 the paper's iMixer, more nest further inverses.
-        n_iter: Fixed point iterations n. The attribute may be set on a trained model, and so may those of the solver.
-        hidden_ratio: h_r = N_h / D_S, or a sequence with one for each of the layers 3 to L.
-        tied: Symmetric couplings in the token mixing.
-        coeff: Ceiling c of the spectral norms, or `auto`: the largest that guarantees a contraction.
-        n_power_iterations: Power iterations n_p per training forward.
-        norm: `spectral`, `orthogonal`, `none` or `batch`.
-        sigma, scaling, detach_sigma: Variations of `spectral`, see `imixer.implicit.SpectralLinear`.
-        inner_drop_rate: Dropout inside F, one mask per forward.
-        decay, step: alpha and dt / tau_v of the token mixing, see `IMixerBlock`.
-        legacy: Normalise per iteration, as published.
-        solver: How the inverse is found: `fixed`, by n iterations; to a tolerance: `picard`, `damped`, `anderson` or
-            `broyden`.
-        gradient: How it is differentiated: `unroll`, `implicit`, `neumann`, `jacobian_free` or `recompute`.
-        tolerance, max_steps, gradient_terms, on_failure: See `imixer.models.Inversion`.
+        decay: alpha of the token mixing, see `IMixerBlock`.
+        step: dt / tau_v of the token mixing, see `IMixerBlock`.
         act_layer: Activation, a class or a name, see `imixer.models.activations`. Or a sequence with one for each of
             the token mixing's layers 2 to L; the channel mixing then has GELU.
-        kwargs: Arguments of `imixer.models.Mixer`: the stem, the stages, and those of timm's `MlpMixer`.
+        kwargs: Options of the inverse, see `imixer.inverse_options.InverseOptions`; and arguments of
+            `imixer.models.Mixer`: the stem, the stages, and those of timm's `MlpMixer`.
 
     Raises:
+        TypeError: If an argument is unknown.
         ValueError: If `IMLP`, `IMixerBlock` or `Mixer` refuse their arguments.
 
     Source: paper section 4.
     """
 
-    def __init__(
-        self,
-        *,
-        num_layers: int = 3,
-        n_iter: int = 2,
-        hidden_ratio: float | Sequence[float] = 2.0,
-        tied: bool = False,
-        coeff: Coeff = 0.9,
-        n_power_iterations: int = 8,
-        norm: Norm = "spectral",
-        sigma: Sigma = "power",
-        scaling: Scaling = "soft",
-        detach_sigma: bool = False,
-        inner_drop_rate: float = 0.0,
-        decay: float = 0.0,
-        step: float = 1.0,
-        legacy: bool = False,
-        solver: SolverName | Solver = "fixed",
-        gradient: GradientName | Gradient = "unroll",
-        tolerance: float = 1e-4,
-        max_steps: int = 100,
-        gradient_terms: int = 5,
-        on_failure: Policy | None = None,
-        act_layer: ActLayers = nn.GELU,
-        **kwargs: Any,
-    ) -> None:
-        imlp = dict(
-            num_layers=num_layers,
-            n_iter=n_iter,
-            hidden_ratio=hidden_ratio,
-            tied=tied,
-            coeff=coeff,
-            n_power_iterations=n_power_iterations,
-            norm=norm,
-            sigma=sigma,
-            scaling=scaling,
-            detach_sigma=detach_sigma,
-            inner_drop_rate=inner_drop_rate,
-            legacy=legacy,
-            solver=solver,
-            gradient=gradient,
-            tolerance=tolerance,
-            max_steps=max_steps,
-            gradient_terms=gradient_terms,
-            on_failure=on_failure,
-        )
-        block_layer: Any = partial(IMixerBlock, decay=decay, step=step, imlp=imlp)
-        super().__init__(block_layer=block_layer, act_layer=act_layer, **kwargs)
+    @shows_options
+    def __init__(self, *, decay: float = 0.0, step: float = 1.0, act_layer: ActLayers = nn.GELU, **kwargs: Any) -> None:
+        options, others = split_options(kwargs)
+        block_layer: Any = partial(IMixerBlock, decay=decay, step=step, imlp=options)
+        super().__init__(block_layer=block_layer, act_layer=act_layer, **others)
 
         for name, module in self.named_modules():
             if isinstance(module, IMLP):
                 module.name = name
-        if not legacy:  # which normalises between iterations, hence within the blocks
+        if not options.get("legacy"):  # which normalises between iterations, hence within the blocks
             for layer in self._spectral_layers():
                 layer.advances_itself = False
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, H, W) -> tokens (B, S, C)."""
+        """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""
         self._advance()
         return super().forward_features(x)
 
-    def forward_intermediates(self, *args: Any, **kwargs: Any) -> Any:
-        """As timm's: the features after the chosen blocks, and the last."""
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Return the features after the chosen blocks, and the last, as timm's does."""
         self._advance()
         return super().forward_intermediates(*args, **kwargs)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """As timm's: a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
+        """Give the model a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
         if isinstance(self.head, nn.Identity):  # timm 1.0.23 asks the old head for its device
             like = next(self.parameters())
             self.head = nn.Linear(self.embed_dim, 1, device=like.device, dtype=like.dtype)
@@ -213,18 +157,23 @@ class IMixer(Mixer):
         return (module for module in self.blocks.modules() if isinstance(module, SpectralLinear))
 
     def __prepare_scriptable__(self) -> MlpMixer:
-        # TorchScript is for inference: it gets the folded model, as the plain class whose forward it understands.
+        # TorchScript is for inference: it gets the folded model, as the plain class whose forward it understands, with
+        # every iMLP traced: n iterations are a fixed graph.
         folded = fold(self)
         if self.solver == "fixed":
             folded.gradient = "unroll"
         if not folded._imlps()[0].inversion.unrolled:
             raise ValueError(f"solver is {self.solver}, and TorchScript knows fixed; set model.solver and model.n_iter")
+        for name, imlp in [(name, module) for name, module in folded.named_modules() if isinstance(module, IMLP)]:
+            v = next(imlp.parameters()).new_zeros(1, 1, imlp.fc_in.in_features)
+            folded.set_submodule(name, torch.jit.trace(imlp, v))
         scriptable: MlpMixer = folded
         scriptable.__class__ = MlpMixer
         return scriptable
 
     @property
     def n_iter(self) -> int:
+        """Fixed point iterations n of every block."""
         return self._imlps()[0].n_iter
 
     @n_iter.setter

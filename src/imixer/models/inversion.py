@@ -1,70 +1,38 @@
-"""How an iMLP finds x = (1 - F)^-1 G(v), and its gradient: by name."""
+"""How an iMLP finds x = (1 - F)^-1 G(v), and its gradient: by the names of the options."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from imixer.implicit import Contraction
-from imixer.implicit.contraction import Norm
 from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll
-from imixer.implicit.solution import POLICIES, Policy, Solution
+from imixer.implicit.solution import Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard, Solver, ToTolerance
 from imixer.implicit.spectral import at_least_float32
-
-SolverName = Literal["fixed", "picard", "damped", "anderson", "broyden"]
-GradientName = Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"]
+from imixer.inverse_options import GradientName, SolverName, SolverOptions
 
 
 @dataclass(frozen=True)
-class Inversion:
-    """Solver and gradient of x = G(v) + F(x). Together, they are checked as soon as either changes.
+class Inversion(SolverOptions):
+    """Solver and gradient of x = G(v) + F(x), checked together as soon as either changes.
 
-    Args:
-        solver: `fixed`: n iterations (paper). To a tolerance: `picard`, plain iteration; `damped`, by half steps;
-            `anderson`; `broyden`. Or a solver of `imixer.implicit`, which brings its own tolerance.
-        gradient: `unroll`: through the steps (paper). `recompute`: the same, in memory that hardly grows with n.
-            Through the equation, in the memory of one step: `implicit`; `neumann`, cut off after some terms;
-            `jacobian_free`, after the first. Or a gradient of `imixer.implicit`.
-        tolerance: Relative residual ||G + F(x) - x|| / ||G + F(x)|| at which an image has converged; `implicit` solves
-            for the gradient to the same. Used by names, not by instances.
-        max_steps: Steps after which solving to a tolerance is given up.
-        gradient_terms: Terms k of `neumann`.
-        on_failure: `raise`, `warn` or `ignore` an inverse that is not found or not finite, in either direction.
-            Default: `raise`, or `ignore` where nothing is solved to a tolerance, since looking makes a GPU wait.
-        norm: Of the contraction.
-        legacy: Whether weights change between iterations.
+    Choose one, or change the attributes of the model that have these names, to solve a trained model in another way.
 
     Raises:
-        ValueError: If a name is unknown, a number impossible, `recompute` is combined with a tolerance, legacy with
-            anything but `fixed` and `unroll`, or norm=batch, with which F depends on the batch, with a gradient other
-            than `unroll`.
+        ValueError: If an option is impossible, see `SolverOptions`. If `recompute` is combined with a tolerance, legacy
+            with anything but `fixed` and `unroll`, or norm=batch, with which F depends on the batch, with a gradient
+            other than `unroll`.
 
     Source: `imixer.implicit.solvers`, `imixer.implicit.gradients`.
     """
 
-    solver: SolverName | Solver = "fixed"
-    gradient: GradientName | Gradient = "unroll"
-    tolerance: float = 1e-4
-    max_steps: int = 100
-    gradient_terms: int = 5
-    on_failure: Policy | None = None
-    norm: Norm = "spectral"
-    legacy: bool = False
-
     def __post_init__(self) -> None:
-        _check_choice("solver", self.solver, get_args(SolverName), (FixedIterations, ToTolerance))
-        _check_choice("gradient", self.gradient, get_args(GradientName), (Unroll, Implicit, CheckpointedUnroll))
-        if not 0 < self.tolerance < 1:
-            raise ValueError(f"tolerance is {self.tolerance}; give a relative residual between 0 and 1")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}; give 1 or more")
-        if self.gradient_terms < 1:
-            raise ValueError(f"gradient_terms is {self.gradient_terms}; give 1 or more")
-        if self.on_failure is not None and self.on_failure not in POLICIES:
-            raise ValueError(f"on_failure is {self.on_failure!r}; choose {', '.join(POLICIES)}")
+        super().__post_init__()
+        _check_kind("solver", self.solver, get_args(SolverName), (FixedIterations, ToTolerance))
+        _check_kind("gradient", self.gradient, get_args(GradientName), (Unroll, Implicit, CheckpointedUnroll))
         solver, gradient = self._solver(0), self._gradient()
         if isinstance(gradient, CheckpointedUnroll) and not isinstance(solver, FixedIterations):
             raise ValueError(
@@ -82,13 +50,18 @@ class Inversion:
                 "choose the gradient unroll, or another norm"
             )
 
+    @classmethod
+    def of(cls, options: SolverOptions) -> "Inversion":
+        """Return the inversion that options ask for."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
+
     @property
     def unrolled(self) -> bool:
-        """Whether this is the paper's: n iterations, differentiated as they are."""
+        """Whether this is the paper's way: n iterations, differentiated as they are."""
         return self.solver == "fixed" and self.gradient == "unroll"
 
     def steps(self, n_iter: int) -> int:
-        """The most steps that the outermost inverse may take; `fixed` takes n_iter."""
+        """Return the most steps that the outermost inverse may take; `fixed` takes n_iter."""
         solver = self._solver(n_iter)
         return solver.n_iter if isinstance(solver, FixedIterations) else solver.max_steps
 
@@ -109,18 +82,22 @@ class Inversion:
         name: str,
         masks: list[Tensor] | None = None,
     ) -> Tensor:
-        """x = (1 - F)^-1 z for z (..., features). What goes to a tolerance does so in at least float32.
+        """Compute x = (1 - F)^-1 z, in at least float32 where it goes to a tolerance.
 
         Args:
             F: The contraction.
-            z: G(v), whose first axis is the samples.
+            z: G(v), (..., features), samples along the first axis.
             weights: `F.weights()`.
             n_iter: Iterations of `fixed`, and of inverses inside F.
             name: What to call it in messages.
             masks: `F.masks(z)`: the dropout of this forward. Drawn before, it leaves F one deterministic map.
 
+        Returns:
+            x, of the shape and dtype of z.
+
         Raises:
-            NotConvergedError: If it fails and on_failure is `raise`.
+            NotConvergedError: If the inverse is not found and on_failure is `raise`.
+            ValueError: If it is traced symbolically, which cannot follow steps that depend on the data.
         """
         if isinstance(z, torch.fx.Proxy):
             raise ValueError(
@@ -186,7 +163,7 @@ class Inversion:
 _solve_eagerly = torch.compiler.disable(solve)
 
 
-def _check_choice(option: str, value: object, names: tuple, kinds: tuple) -> None:
-    if not isinstance(value, kinds) and value not in names:
+def _check_kind(option: str, value: object, names: tuple[str, ...], kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, (str, *kinds)):
         known = f"{', '.join(names[:-1])} or {names[-1]}"
         raise ValueError(f"{option} is {value!r}; choose {known}, or give one of imixer.implicit")

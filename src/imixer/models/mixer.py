@@ -4,10 +4,10 @@ S: tokens, C: channels (`embed_dim`).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from timm.layers import to_2tuple
+from timm.layers import PatchEmbed, to_2tuple
 from timm.models._features import feature_take_indices
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 class Merge(nn.Module):
     """LayerNorm, then a 3x3 convolution of stride 2 over the token grid: a quarter of the tokens, of other channels.
 
-    Tokens (B, S, dim) -> (B, S / 4, out_dim). Stands between two stages.
+    Tokens (B, S, dim) -> (B, S / 4, out_dim). `Mixer` puts one between two stages.
 
     Args:
         dim: Channels before.
@@ -28,7 +28,14 @@ class Merge(nn.Module):
         grid_size: Token grid (height, width) before; both even.
     """
 
-    def __init__(self, dim: int, out_dim: int, grid_size: Grid, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        grid_size: Grid,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         self.height, self.width = grid_size
         self.dim = dim
@@ -36,7 +43,7 @@ class Merge(nn.Module):
         self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, S, dim) -> (B, S / 4, out_dim)."""
+        """Merge tokens (B, S, dim) -> (B, S / 4, out_dim)."""
         x = self.norm(x).transpose(1, 2).reshape(-1, self.dim, self.height, self.width)
         return self.conv(x).flatten(2).transpose(1, 2)
 
@@ -134,7 +141,7 @@ class Mixer(MlpMixer):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Any:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the features after the chosen modules of `blocks`, and the last, as timm's does.
 
         Raises:
@@ -154,9 +161,9 @@ class Mixer(MlpMixer):
 
 def grid_of(model: nn.Module, block: int) -> Grid:
     """Return the token grid (height, width) that a module of a Mixer's `blocks` gives."""
-    grids = getattr(model, "grids", None)
-    grid: Grid = tuple(grids[block] if grids else model.stem.grid_size)  # type: ignore[union-attr, arg-type]
-    return grid
+    grids: list[Grid] | None = getattr(model, "grids", None)
+    height, width = grids[block] if grids else cast(PatchEmbed, model.stem).grid_size
+    return height, width
 
 
 def _stages(
@@ -170,7 +177,7 @@ def _stages(
             raise ValueError(f"{name} is {values}; give one number for each of the {stages} stages, or one for all")
     for name in ("num_blocks", "embed_dim"):
         if name not in lists and stages > 1:
-            lists[name] = [given[name]] * stages  # type: ignore[list-item]
+            lists[name] = [cast(int, given[name])] * stages
     for name, values in lists.items():
         if min(values) < (least := 0 if name == "num_blocks" else 1):
             raise ValueError(f"{name} is {values}; give {least} or more for each stage")

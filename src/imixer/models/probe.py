@@ -1,15 +1,14 @@
-"""What a trained iMixer's token mixing works on, block by block.
+"""Activations of a trained iMixer's token mixing, block by block.
 
 S: tokens, C: channels, D: D_S, width of x.
 """
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from timm.models.mlp_mixer import MlpMixer
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.errors import InputError
 from imixer.implicit import Contraction
@@ -25,7 +24,7 @@ class BlockActivations:
         imlp: The iMLP.
         v: Its input (images, C, S).
         z: G(v), (images, C, D).
-        x: What its solver made of it, (images, C, D).
+        x: What its solver found for (1 - F)^-1 G(v), (images, C, D).
     """
 
     block: int
@@ -40,53 +39,56 @@ class BlockActivations:
         assert self.imlp.contraction is not None
         return self.imlp.contraction
 
-    def left(self, dtype: torch.dtype) -> Tensor:
-        """x - G(v) - F(x), (images, C, D): what the solver leaves of the equation. F runs in the model's dtype."""
+    def residual(self, dtype: torch.dtype) -> Tensor:
+        """Compute x - G(v) - F(x), (images, C, D), which the solver leaves. F runs in the model's dtype."""
         return self.x.to(dtype) - self.z.to(dtype) - self.F(self.x, self.F.weights(), self.imlp.n_iter).to(dtype)
 
 
-def implicit_layers(model: Any) -> list[tuple[int, IMLP]]:
-    """The iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
+def implicit_layers(model: nn.Module) -> list[tuple[int, IMLP]]:
+    """List the iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
     blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
     mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
     return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]
 
 
-def require_implicit_layers(model: Any, what: str) -> list[tuple[int, IMLP]]:
-    """`inverses`, of which there must be some.
+def require_implicit_layers(model: nn.Module, purpose: str) -> list[tuple[int, IMLP]]:
+    """List the iMLPs that have an inverse, of which there must be some.
 
     Args:
         model: The model.
-        what: What is wanted of it, for the message.
+        purpose: What is wanted of it, a verb for the message, such as `draw`.
 
     Raises:
         InputError: If there is none.
     """
-    found = implicit_layers(model)
-    if not found:
+    layers = implicit_layers(model)
+    if not layers:
         raise InputError(
-            f"the model of this run is {_kind(model)}, whose blocks have no inverse: there is nothing to {what}; give "
-            "a run of an iMixer with num_layers 3 or more"
+            f"the model of this run is {_kind(model)}, whose blocks have no inverse: there is nothing to {purpose}; "
+            "give a run of an iMixer with num_layers 3 or more"
         )
-    return found
+    return layers
 
 
 @torch.no_grad()
-def capture_activations(model: Any, images: Tensor, what: str = "look at") -> list[BlockActivations]:
+def capture_activations(model: nn.Module, images: Tensor, purpose: str = "look at") -> list[BlockActivations]:
     """Follow images through an iMixer, as it computes.
 
     Args:
         model: The model, in evaluation mode.
         images: (B, in_chans, H, W), normalised as the model expects.
-        what: See `require_implicit_layers`.
+        purpose: What is wanted of the model, a verb for the message.
+
+    Returns:
+        One entry per block that has an inverse.
 
     Raises:
-        InputError: As there.
+        InputError: If the model has no inverse.
     """
-    blocks = require_implicit_layers(model, what)
+    blocks = require_implicit_layers(model, purpose)
     seen: dict[tuple[int, str], Tensor] = {}
 
-    def see(block: int, name: str, module: Any, args: Any, output: Any = None) -> None:
+    def see(block: int, name: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
         seen[block, name] = args[0] if output is None else output
 
     hooks = []
@@ -102,7 +104,7 @@ def capture_activations(model: Any, images: Tensor, what: str = "look at") -> li
     return [BlockActivations(i, imlp, *(seen[i, name] for name in ("v", "z", "x"))) for i, imlp in blocks]
 
 
-def _kind(model: Any) -> str:
+def _kind(model: nn.Module) -> str:
     name = type(model).__name__
     return f"{'an' if name[0] in 'AEIOUi' else 'a'} {name}" + (
         " with num_layers 2" if any(isinstance(m, IMLP) for m in model.modules()) else ""

@@ -28,8 +28,8 @@ def build_stem(
     embed_dim: int,
     width: int | None = None,
     norm_layer: Callable[..., nn.Module] | None = None,
-    device: Any = None,
-    dtype: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PatchEmbed:
     """Build the stem of that name.
 
@@ -45,6 +45,8 @@ def build_stem(
         width: Channels of the first convolution; those between it and the last follow. Default: `embed_dim` halved
             per convolution, and 3/8 of `embed_dim` in `deep`. Not for `patch`.
         norm_layer: Normalises the tokens. Default: nothing does.
+        device: Where to make the parameters.
+        dtype: In which type.
 
     Raises:
         ValueError: If there is no such stem, `patch_size` is no power of 2 or does not divide the image, or `width`
@@ -67,16 +69,19 @@ def build_stem(
 class Whitening(nn.Module):
     """Frozen 2x2 convolution that makes the pixels of patches uncorrelated and of variance 1.
 
-    Image (B, in_chans, H, W) -> (B, 8 in_chans, H, W): each filter comes with its negative. The filters are a buffer,
-    computed from training images by `whiten`, not learned; before that they are those for white noise. They run in
-    float32 whatever the precision, since they divide by small standard deviations.
+    Choose it, by the stems `whitened` and `deep`, for short training runs. Image (B, in_chans, H, W) -> (B, 8 in_chans,
+    H, W): each filter comes with its negative. The filters are a buffer and not learned: `whiten` computes them from
+    training images, and until then they are those for white noise. They run in float32 whatever the precision, since
+    they divide by small standard deviations.
 
     Source: Jordan, arXiv 2404.00498, section 3.1.
     """
 
     weight: Tensor
 
-    def __init__(self, in_chans: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, in_chans: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.in_channels = in_chans
         self.out_channels = 2 * in_chans * _WHITENED**2
@@ -107,7 +112,7 @@ class Whitening(nn.Module):
         return torch.cat([rows, -rows]).unflatten(1, (self.in_channels, *self.kernel_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, H, W) -> (B, 8 in_chans, H, W)."""
+        """Whiten images (B, in_chans, H, W) -> (B, 8 in_chans, H, W)."""
         x = F.pad(x, (0, 1, 0, 1))
         if torch.jit.is_scripting():
             return F.conv2d(x, self.weight)
@@ -154,8 +159,8 @@ class ConvStem(PatchEmbed):
         embed_dim: int,
         width: int | None = None,
         norm_layer: Callable[..., nn.Module] | None = None,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         halvings = _halvings(name, to_2tuple(img_size), to_2tuple(patch_size))
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -164,7 +169,8 @@ class ConvStem(PatchEmbed):
         channels = in_chans
         if name != "conv":
             whitening = Whitening(in_chans, **dd)
-            self.proj, channels = whitening, whitening.out_channels  # type: ignore[assignment]
+            self.register_module("proj", whitening)
+            channels = whitening.out_channels
             layers.append(nn.GELU())
         steps = _deep(halvings, embed_dim, width) if name == "deep" else _strided(halvings, embed_dim, width)
         for number, (out, stride, pooled) in enumerate(steps):
@@ -182,7 +188,7 @@ class ConvStem(PatchEmbed):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Image (B, in_chans, H, W) -> tokens (B, S, C)."""
+        """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""
         _, _, height, width = x.shape
         _assert(height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]}).")
         _assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")

@@ -1,5 +1,6 @@
 """The models that timm knows by name. A name pins every hyperparameter."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _create(cls: type, variant: str, pretrained: bool, out_indices: Any = 3, **kwargs: Any) -> Any:
+def _create(
+    cls: type[MlpMixer], variant: str, pretrained: bool, out_indices: int | Sequence[int] = 3, **kwargs: Any
+) -> Any:
     cfg = kwargs.get("pretrained_cfg")
     if isinstance(cfg, dict) and cfg.get("source") == "local-dir":
         weights = Path(cfg["file"]) / "model.safetensors"
@@ -78,71 +81,71 @@ _TINY_8 = dict(num_blocks=4, embed_dim=96, patch_size=2)
 
 @register_model
 def imixer_s32_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """iMixer-S/32 at 224x224 (paper)."""
+    """Build iMixer-S/32 at 224x224 (paper)."""
     return _imixer("imixer_s32_224", pretrained, dict(patch_size=32, **_S), kwargs)
 
 
 @register_model
 def imixer_s16_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """iMixer-S/16 at 224x224 (paper)."""
+    """Build iMixer-S/16 at 224x224 (paper)."""
     return _imixer("imixer_s16_224", pretrained, dict(patch_size=16, **_S), kwargs)
 
 
 @register_model
 def imixer_b32_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """iMixer-B/32 at 224x224 (paper)."""
+    """Build iMixer-B/32 at 224x224 (paper)."""
     return _imixer("imixer_b32_224", pretrained, dict(patch_size=32, **_B), kwargs)
 
 
 @register_model
 def imixer_b16_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """iMixer-B/16 at 224x224 (paper)."""
+    """Build iMixer-B/16 at 224x224 (paper)."""
     return _imixer("imixer_b16_224", pretrained, dict(patch_size=16, **_B), kwargs)
 
 
 @register_model
 def imixer_l32_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """iMixer-L/32 at 224x224 (paper)."""
+    """Build iMixer-L/32 at 224x224 (paper)."""
     return _imixer("imixer_l32_224", pretrained, dict(patch_size=32, **_L), kwargs)
 
 
 @register_model
 def imixer_l16_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """iMixer-L/16 at 224x224 (paper)."""
+    """Build iMixer-L/16 at 224x224 (paper)."""
     return _imixer("imixer_l16_224", pretrained, dict(patch_size=16, **_L), kwargs)
 
 
 @register_model
 def imixer_s4_32(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """iMixer-S with 4x4 patches for 32x32 images."""
+    """Build iMixer-S with 4x4 patches for 32x32 images."""
     return _imixer("imixer_s4_32", pretrained, dict(patch_size=4, **_S), kwargs)
 
 
 @register_model
 def imixer_t4_32(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """Tiny iMixer with 4x4 patches for 32x32 images: 128 channels, 8 blocks."""
+    """Build a tiny iMixer with 4x4 patches for 32x32 images: 128 channels, 8 blocks."""
     return _imixer("imixer_t4_32", pretrained, _TINY_32, kwargs)
 
 
 @register_model
 def imixer_t2_8(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """Tiny iMixer with 2x2 patches for 8x8 images: 96 channels, 4 blocks."""
+    """Build a tiny iMixer with 2x2 patches for 8x8 images: 96 channels, 4 blocks."""
     return _imixer("imixer_t2_8", pretrained, _TINY_8, kwargs)
 
 
 @register_model
 def mixer_s4_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """timm's MLP-Mixer at the sizes of `imixer_s4_32`: its baseline."""
+    """Build timm's MLP-Mixer at the sizes of `imixer_s4_32`: its baseline."""
     return _mixer("mixer_s4_32", pretrained, dict(patch_size=4, **_S), kwargs)
 
 
 @register_model
 def mixer_t4_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """timm's MLP-Mixer at the sizes of `imixer_t4_32`: its baseline."""
+    """Build timm's MLP-Mixer at the sizes of `imixer_t4_32`: its baseline."""
     return _mixer("mixer_t4_32", pretrained, _TINY_32, kwargs)
 
 
 @register_model
 def mixer_t2_8(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
-    """timm's MLP-Mixer at the sizes of `imixer_t2_8`: its baseline."""
+    """Build timm's MLP-Mixer at the sizes of `imixer_t2_8`: its baseline."""
     return _mixer("mixer_t2_8", pretrained, _TINY_8, kwargs)

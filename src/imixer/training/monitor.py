@@ -40,7 +40,7 @@ def convergence(model: nn.Module, images: Tensor) -> list[dict[str, float]]:
 
 @torch.no_grad()
 def _measure(inside: BlockActivations) -> dict[str, float]:
-    F, left = inside.F, inside.left(torch.float32)
+    F, left = inside.F, inside.residual(torch.float32)
     nest = levels(F)
     free, held = [_sigmas(level) for level in nest], [_sigmas(level, normalized=True) for level in nest]
     slopes = [slope_or_infinity(act) for act in (F.act, *(level.act_hidden for level in nest))]

@@ -89,5 +89,5 @@ def _token_energies(model: Any, images: Tensor) -> Tensor | None:
 def _residuals(model: Any, images: Tensor) -> Tensor:
     """(blocks, B)."""
     insides = capture_activations(model, images)
-    pairs = [(in_dist.left(torch.float64), in_dist.x.double()) for in_dist in insides]
+    pairs = [(in_dist.residual(torch.float64), in_dist.x.double()) for in_dist in insides]
     return torch.stack([left.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) for left, x in pairs])

@@ -34,12 +34,14 @@ class Softmax(Tempered):
         self.axis = from_the_end(axis)
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute log(sum(e^(beta x))) / beta, of size 1 along the axes."""
         z = self.beta * x
         # torch.logsumexp's own gradient loses digits where z is large.
         top = z.detach().amax(self.axis, keepdim=True)
         return (top + torch.exp(z - top).sum(self.axis, keepdim=True).log()) / self.beta
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute softmax(beta x) over the axes."""
         z = self.beta * x
         if len(self.axis) == 1:
             return torch.softmax(z, self.axis[0])
@@ -47,6 +49,7 @@ class Softmax(Tempered):
         return e / e.sum(self.axis, keepdim=True)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"{super().extra_repr()}, axis={self.axis}"
 
 
@@ -88,7 +91,6 @@ class LayerNorm(Lagrangian):
         if not math.isfinite(gain):
             raise ValueError(f"gain is {gain}; it must be finite")
         self.gain = gain
-        self.convex = gain >= 0
         if not torch.as_tensor(shift).isfinite().all():
             raise ValueError(f"shift is {shift}; it must be finite")
         if isinstance(shift, Tensor) and not isinstance(shift, torch.nn.Parameter):
@@ -97,10 +99,17 @@ class LayerNorm(Lagrangian):
             self.shift = shift
 
     @property
+    def convex(self) -> bool:
+        """Whether the gain is not negative."""
+        return self.gain >= 0
+
+    @property
     def lipschitz(self) -> float:
+        """Slope where all neurons are alike, |gain| / sqrt(eps)."""
         return abs(self.gain) / math.sqrt(self.eps)
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute N gain sqrt(var + eps) + sum(shift x), of size 1 along the axes."""
         wide = at_least_float32(x)
         deviation = self._deviation(wide - wide.mean(self.axis, keepdim=True))
         neurons = math.prod([x.shape[axis] for axis in self.axis])
@@ -108,6 +117,7 @@ class LayerNorm(Lagrangian):
         return (neurons * self.gain * deviation + tilt).to(x.dtype)
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute gain (x - mean) / sqrt(var + eps) + shift."""
         wide = at_least_float32(x)
         centred = wide - wide.mean(self.axis, keepdim=True)
         return (self.gain * centred / self._deviation(centred) + self._shift_for(x)).to(x.dtype)
@@ -124,6 +134,7 @@ class LayerNorm(Lagrangian):
         return shift
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         shift = tuple(self.shift.shape) if isinstance(self.shift, Tensor) else f"{self.shift:g}"
         return f"axis={self.axis}, eps={self.eps:g}, gain={self.gain:g}, shift={shift}"
 
@@ -155,12 +166,15 @@ class Spherical(Lagrangian):
 
     @property
     def lipschitz(self) -> float:
+        """Slope at 0, radius / sqrt(eps)."""
         return self.radius / math.sqrt(self.eps)
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute radius sqrt(sum(x^2) + eps), of size 1 along the axes."""
         return (self.radius * self._norm(at_least_float32(x))).to(x.dtype)
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute radius x / sqrt(sum(x^2) + eps)."""
         wide = at_least_float32(x)
         return (self.radius * wide / self._norm(wide)).to(x.dtype)
 
@@ -168,6 +182,7 @@ class Spherical(Lagrangian):
         return torch.sqrt(wide.square().sum(self.axis, keepdim=True) + self.eps)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"axis={self.axis}, radius={self.radius:g}, eps={self.eps:g}"
 
 
@@ -192,9 +207,11 @@ class UnitLayerNorm(Spherical):
         super().__init__(axis, eps=eps)
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute sqrt(sum((x - mean)^2) + eps), of size 1 along the axes."""
         return super().density(self._centred(x)).to(x.dtype)
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute (x - mean) / sqrt(sum((x - mean)^2) + eps)."""
         return super().activation(self._centred(x)).to(x.dtype)
 
     def _centred(self, x: Tensor) -> Tensor:
@@ -202,4 +219,5 @@ class UnitLayerNorm(Spherical):
         return wide - wide.mean(self.axis, keepdim=True)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"axis={self.axis}, eps={self.eps:g}"

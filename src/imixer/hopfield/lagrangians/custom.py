@@ -42,21 +42,30 @@ class Elementwise(Lagrangian):
             raise ValueError(f"lipschitz is {lipschitz}; it must be 0 or more")
         self.function = function
         self.closed_form = activation
-        self.convex = convex
+        self._convex = convex
         self._lipschitz = float(lipschitz)
         self._check()
 
     @property
+    def convex(self) -> bool:
+        """Whether L is convex, as given."""
+        return self._convex
+
+    @property
     def lipschitz(self) -> float:
+        """Largest absolute slope of the activation, as given."""
         return self._lipschitz
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute the given function L(x)."""
         return self.function(x)
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute dL/dx, by the given function or by differentiating L."""
         return self._gradient(x) if self.closed_form is None else self.closed_form(x)
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         name = getattr(self.function, "__name__", type(self.function).__name__)
         return f"{name}, convex={self.convex}, lipschitz={self.lipschitz:g}"
 

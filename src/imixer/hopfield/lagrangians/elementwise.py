@@ -18,9 +18,11 @@ class Identity(Lagrangian):
     lipschitz = 1.0
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute x^2 / 2."""
         return x.square() / 2
 
     def activation(self, x: Tensor) -> Tensor:
+        """Return x."""
         return x
 
 
@@ -31,9 +33,11 @@ class ReLU(Lagrangian):
     lipschitz = 1.0
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute max(x, 0)^2 / 2."""
         return torch.relu(x).square() / 2
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute max(x, 0)."""
         return torch.relu(x)
 
 
@@ -58,15 +62,19 @@ class RectifiedPower(Lagrangian):
 
     @property
     def lipschitz(self) -> float:
+        """1 for ReLU; infinity for a higher power, which is ever steeper."""
         return 1.0 if self.power == 1 else math.inf
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute max(x, 0)^(n + 1) / (n + 1)."""
         return torch.relu(x) ** (self.power + 1) / (self.power + 1)
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute max(x, 0)^n."""
         return torch.relu(x) ** self.power
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"power={self.power:g}"
 
 
@@ -77,9 +85,11 @@ class Softplus(Lagrangian):
     lipschitz = 1.0
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute -Li2(-e^x)."""
         return _softplus_integral(x)
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute log(1 + e^x)."""
         return _softplus(x)
 
 
@@ -91,9 +101,11 @@ class Sigmoid(Tempered):
     asymptotic_slope = 0.0
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute log(1 + e^(beta x)) / beta."""
         return _softplus(self.beta * x) / self.beta
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute 1 / (1 + e^(-beta x))."""
         return torch.sigmoid(self.beta * x)
 
 
@@ -105,6 +117,7 @@ class Tanh(Tempered):
     asymptotic_slope = 0.0
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute log(cosh(beta x)) / beta."""
         z = self.beta * x
         # Two forms: one does not overflow, the other does not cancel where L is about z^2 / 2.
         small = z.abs() < 1
@@ -112,6 +125,7 @@ class Tanh(Tempered):
         return torch.where(small, near, _softplus(2 * z) - z - math.log(2)) / self.beta
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute tanh(beta x)."""
         return torch.tanh(self.beta * x)
 
 
@@ -139,17 +153,20 @@ class Exponential(Tempered):
         self.max_slope = math.exp(cutoff)
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute e^(beta x) / beta; beyond the cutoff, the integral of the tangent."""
         z = self.beta * x
         head = torch.clamp(z, max=self.cutoff)
         tail = z - head
         return torch.exp(head) * (1 + tail + tail.square() / 2) / self.beta
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute e^(beta x); beyond the cutoff, its tangent."""
         z = self.beta * x
         head = torch.clamp(z, max=self.cutoff)
         return torch.exp(head) * (1 + (z - head))
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"{super().extra_repr()}, cutoff={self.cutoff:g}"
 
 
@@ -165,12 +182,14 @@ class GELU(Lagrangian):
     asymptotic_slope = 1.0
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute [(x^2 - 1) Phi(x) + x phi(x)] / 2."""
         # erfc rather than 1 + erf: the tail at -inf is all there is of L there.
         Phi = torch.erfc(-x * math.sqrt(1 / 2)) / 2
         phi = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
         return ((x.square() - 1) * Phi + x * phi) / 2
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute x Phi(x)."""
         return F.gelu(x)
 
 
@@ -182,9 +201,11 @@ class GELU1Lip(GELU):
     asymptotic_slope = 1 / GELU.lipschitz
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute GELU's L over its steepest slope."""
         return super().density(x) / GELU.lipschitz
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute GELU over its steepest slope."""
         return super().activation(x) / GELU.lipschitz
 
 
@@ -198,9 +219,11 @@ class SiLU(Lagrangian):
     asymptotic_slope = 1.0
 
     def density(self, x: Tensor) -> Tensor:
+        """Compute x log(1 + e^x) + Li2(-e^x)."""
         return x * _softplus(x) - _softplus_integral(x)
 
     def activation(self, x: Tensor) -> Tensor:
+        """Compute x / (1 + e^-x)."""
         return F.silu(x)
 
 
@@ -217,7 +240,7 @@ _COEFFICIENTS = tuple(B / math.factorial(2 * k + 1) for k, B in enumerate(_BERNO
 
 
 def _softplus_integral(x: Tensor) -> Tensor:
-    """-Li2(-e^x), the integral of softplus from -inf."""
+    """Compute -Li2(-e^x), the integral of softplus from -inf."""
     above = x > 0
     u = _softplus(torch.where(above, -x, x))
     w = u.square()

@@ -34,14 +34,17 @@ class Tempered(Lagrangian):
         self.beta = nn.Parameter(torch.tensor(beta)) if learnable else beta
 
     @property
-    def convex(self) -> bool:  # type: ignore[override]
+    def convex(self) -> bool:
+        """Whether beta, which may be learned, is positive at present."""
         return self._present_beta() > 0
 
     @property
     def lipschitz(self) -> float:
+        """|beta| times the Lipschitz constant at beta = 1."""
         return abs(self._present_beta()) * self.max_slope
 
     def extra_repr(self) -> str:
+        """Show the options in a printed module."""
         return f"beta={self._present_beta():g}, learnable={isinstance(self.beta, nn.Parameter)}"
 
     def _present_beta(self) -> float:
@@ -49,14 +52,22 @@ class Tempered(Lagrangian):
 
 
 def positive(name: str, value: float) -> float:
-    """`value` as a float, or a ValueError unless it is positive and finite."""
+    """Return `value` as a float.
+
+    Raises:
+        ValueError: If it is not positive and finite; with the name.
+    """
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} is {value}; it must be positive and finite")
     return float(value)
 
 
 def from_the_end(axis: int | tuple[int, ...]) -> tuple[int, ...]:
-    """Axes as a tuple, or a ValueError unless they are distinct and counted from the end."""
+    """Return axes as a tuple.
+
+    Raises:
+        ValueError: If they are not distinct and counted from the end.
+    """
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
     if not axes or not all(isinstance(a, int) and a < 0 for a in axes):
         raise ValueError(
@@ -68,4 +79,5 @@ def from_the_end(axis: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float64 if it is so, else in float32."""
     return x if x.dtype == torch.float64 else x.float()

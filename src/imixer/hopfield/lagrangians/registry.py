@@ -1,9 +1,9 @@
 """Lagrangians by name."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 
 LAGRANGIANS: dict[str, type[Lagrangian]] = {}
@@ -12,7 +12,10 @@ _Class = TypeVar("_Class", bound=type[Lagrangian])
 
 
 def register(name: str) -> Callable[[_Class], _Class]:
-    """Class decorator: make a Lagrangian known to `lagrangian` as `name`.
+    """Make a Lagrangian known to `lagrangian` by a name: a class decorator.
+
+    Args:
+        name: The name.
 
     Raises:
         ValueError: If the name is taken by another class.
@@ -28,7 +31,11 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
 
 def lagrangian(which: str | Lagrangian, **options: Any) -> Lagrangian:
-    """The Lagrangian of that name, built with `options`; one already built is returned as it is.
+    """Return the Lagrangian of a name, built with `options`, or one already built as it is.
+
+    Args:
+        which: A name, or a Lagrangian.
+        options: Those of the class, such as `beta` of `softmax`.
 
     Raises:
         ValueError: If the name is unknown, or if options come with a Lagrangian already built.
@@ -41,7 +48,6 @@ def lagrangian(which: str | Lagrangian, **options: Any) -> Lagrangian:
     if not isinstance(which, str):
         raise TypeError(f"a Lagrangian is its name or an instance, not {which!r}")
     if which not in LAGRANGIANS:
-        near = difflib.get_close_matches(which, LAGRANGIANS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown Lagrangian {which!r}; {hint}known: {', '.join(LAGRANGIANS)}")
+        hint = did_you_mean(which, LAGRANGIANS, 1)
+        raise ValueError(f"unknown Lagrangian {which!r}; known: {', '.join(LAGRANGIANS)}{hint}")
     return LAGRANGIANS[which](**options)

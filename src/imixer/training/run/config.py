@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
+from imixer.inverse_options import optional_options
 
 # More is a slip of the finger: it would take years, or all memory, before anything is seen to be wrong.
 _MOST: dict[str, int] = {
@@ -25,9 +26,13 @@ _MOST_EVALUATIONS = 1_000_000
 _MOST_EPOCHS = 1_000_000
 
 
+# mypy cannot know fields that are made when this is read; they are those of `InverseOptions`, or None.
+_OptionalInverseOptions: Any = optional_options()
+
+
 @dataclass
-class ModelConfig:
-    """Model and the hyperparameters that differ from its variant's. Whatever is left out keeps the variant's value.
+class _Start:
+    """Model, and the weights to start from.
 
     Args:
         name: Name of a timm model, ours (`imixer_*`) or any other. Default: the iMixer for the data's image size.
@@ -36,27 +41,24 @@ class ModelConfig:
         checkpoint_key: Which weights of a file with several, such as `state_dict`. Default: the only ones, or their
             average, or `state_dict` or `model`.
         pretrained: Start from the weights that timm knows for this name.
-        num_layers: Layers L of the token mixing's network: 2 is MLP-Mixer, 3 the paper's iMixer, more nest inverses.
-        n_iter: Fixed point iterations n of the token mixing.
-        hidden_ratio: Inner width over outer width of the token mixing, h_r = N_h / D_S, or a list for layers 3 to L.
-        tied: Symmetric couplings in the token mixing.
-        coeff: Ceiling c of the spectral norm of the inner matrices; `auto` guarantees a contraction.
-        n_power_iterations: Power iterations n_p per training forward.
-        norm: Normalisation of the contraction.
-        sigma: How `spectral` finds the norm: `power` iteration, `exact` by SVD, or `row_norm`, a cheap bound.
-        scaling: `soft` leaves matrices below the ceiling as they are; `hard` scales all of them to it.
-        detach_sigma: Keep the gradient from going through the norm, so that a matrix can come below its ceiling again.
-        inner_drop_rate: Dropout inside the contraction, one mask per forward.
+    """
+
+    name: str | None = None
+    checkpoint: str | None = None
+    checkpoint_key: str | None = None
+    pretrained: bool = False
+
+
+@dataclass
+class ModelConfig(_OptionalInverseOptions, _Start):
+    """Model and the hyperparameters that differ from its variant's. Whatever is left out keeps the variant's value.
+
+    The options of the token mixing's inverse, from `num_layers` to `legacy`, are those of
+    `imixer.inverse_options.InverseOptions`; here each is None unless it was chosen.
+
+    Args:
         decay: Decay alpha of the token mixing, v <- v + step (iMLP(LN(v)) - alpha v).
         step: Step dt of the token mixing, in units of tau_v.
-        legacy: Normalise once per fixed point iteration, as the published code does.
-        solver: How the token mixing's inverse is found: `fixed`, by n iterations; the others go to a tolerance.
-        gradient: How the inverse is differentiated: `unroll`, through the solver's steps; `recompute`, the same with
-            little memory; `implicit`, through the equation; `neumann` and `jacobian_free`, cheaper and approximate.
-        tolerance: Relative residual at which the inverse is found. Not for the solver `fixed`.
-        max_steps: Steps after which a solver with a tolerance gives up.
-        gradient_terms: Terms of the gradient `neumann`.
-        on_failure: What to do about an inverse that is not found. Default: `raise` if there is a tolerance.
         patch_size: Side of a patch in pixels.
         stem: From pixels to tokens: `patch` is one convolution that cuts patches, `conv` several 3x3 ones, `whitened`
             the same on frozen filters that decorrelate the training images' pixels, `deep` more of them, with pooling.
@@ -72,30 +74,8 @@ class ModelConfig:
         kwargs: Any further argument of the model, as a mapping.
     """
 
-    name: str | None = None
-    checkpoint: str | None = None
-    checkpoint_key: str | None = None
-    pretrained: bool = False
-    num_layers: int | None = None
-    n_iter: int | None = None
-    hidden_ratio: float | list[float] | None = None
-    tied: bool | None = None
-    coeff: float | Literal["auto"] | None = None
-    n_power_iterations: int | None = None
-    norm: Literal["spectral", "orthogonal", "none", "batch"] | None = None
-    sigma: Literal["power", "exact", "row_norm"] | None = None
-    scaling: Literal["soft", "hard"] | None = None
-    detach_sigma: bool | None = None
-    inner_drop_rate: float | None = None
     decay: float | None = None
     step: float | None = None
-    legacy: bool | None = None
-    solver: Literal["fixed", "picard", "damped", "anderson", "broyden"] | None = None
-    gradient: Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"] | None = None
-    tolerance: float | None = None
-    max_steps: int | None = None
-    gradient_terms: int | None = None
-    on_failure: Literal["raise", "warn", "ignore"] | None = None
     patch_size: int | None = None
     stem: Literal["patch", "conv", "whitened", "deep"] | None = None
     stem_width: int | None = None
@@ -110,8 +90,8 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def overrides(self) -> dict[str, Any]:
-        """The hyperparameters that were set, as keyword arguments of `timm.create_model`."""
-        skip = {"name", "checkpoint", "checkpoint_key", "pretrained", "kwargs"}
+        """Return the hyperparameters that were set, as keyword arguments of `timm.create_model`."""
+        skip = {"kwargs", *(f.name for f in fields(_Start))}
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
         return {k: v for k, v in chosen.items() if v is not None} | self.kwargs
 
