@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ settings.register_profile(
 settings.load_profile("anywhere")
 
 QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+DRAWN_AFTER_TRAINING = "imixer.training.train.drawn"
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +31,13 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def train_quick() -> Callable[..., Path]:
-    """Train a tiny model for two epochs through the command line."""
+    """Train a tiny model for two epochs through the command line, and draw its two pictures if asked to."""
 
-    def train(out: Path, *flags: str) -> Path:
-        assert main(["train", *QUICK, "--out", str(out), *flags]) == 0
+    def train(out: Path, *flags: str, pictures: bool = False) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            if not pictures:
+                patch.setattr(DRAWN_AFTER_TRAINING, lambda path, draw: True)
+            assert main(["train", *QUICK, "--out", str(out), *flags]) == 0
         return out
 
     return train
@@ -42,4 +46,12 @@ def train_quick() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def run(train_quick, tmp_path_factory) -> Path:
     """A finished run on the digits. Tests only add to it what `evaluate` and `predict` write."""
-    return train_quick(tmp_path_factory.mktemp("runs") / "digits")
+    return train_quick(tmp_path_factory.mktemp("runs") / "digits", pictures=True)
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Draw no picture after training: a third of a short run's time, where a module looks at its numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DRAWN_AFTER_TRAINING, lambda path, draw: True)
+        yield

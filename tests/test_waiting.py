@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from imixer import progress as data_progress
+from imixer import progress
 from imixer.cli import main
-from imixer.training import progress
+from imixer.training import progress_bar
 from imixer.training.progress_bar import ShowProgress
 
 
@@ -29,8 +29,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
+    monkeypatch.setattr(progress_bar, "time", clock)
     monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.setattr(data_progress, "time", clock)
     return clock
 
 
@@ -50,7 +50,7 @@ def test_training_shows_an_estimate_of_the_whole_run_after_two_seconds_of_steps(
     steps(show, clock, seconds, range(1, first + 1))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"epoch 1/40, step {first:,}  train loss 2.000  {1 / seconds:.3g} steps/s, ")
-    assert f"about {data_progress.clock(seconds * (40_000 - first))} left for the whole run" in line
+    assert f"about {progress.clock(seconds * (40_000 - first))} left for the whole run" in line
 
 
 def test_a_long_epoch_says_something_every_half_minute_and_a_short_one_at_its_end(clock, capsys):
@@ -93,11 +93,11 @@ def test_reading_images_says_how_far_it_is(clock, capsys):
             clock.now += 20.0
             yield [number]
 
-    assert list(data_progress.with_progress(chunks(), 10, "checking images")) == list(range(10))
+    assert list(progress.with_progress(chunks(), 10, "checking images")) == list(range(10))
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "checking images: 1 of 10, 3:00 left"
     assert len(said) == 5  # every half minute or more
-    assert list(data_progress.with_progress(([n] for n in range(9)), 9, "quick")) == list(range(9))
+    assert list(progress.with_progress(([n] for n in range(9)), 9, "quick")) == list(range(9))
     assert capsys.readouterr().err == ""
 
 

@@ -127,7 +127,7 @@ def compared():
 @pytest.fixture
 def figures(monkeypatch):
     """Keep the figures that are drawn, for the data of their axes."""
-    from imixer.analysis import convergence_figure as module
+    from imixer.analysis.views import convergence as module
 
     @contextmanager
     def kept(*args):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from imixer.analysis.recall import study as recall_study
+from imixer.analysis.recall import tables as recall_study_report
 from imixer.analysis.recall.images import MASKS, corrupt, digit_patterns, image_patterns, known_half
 from imixer.analysis.recall.measure import nearest, retrieve, share
-from imixer.analysis.recall.measure import study as recall_study
-from imixer.analysis.recall.measure import tables as recall_study_report
 from imixer.analysis.recall.tables import recall
 from imixer.cli import main
 from imixer.errors import InputError

@@ -1,6 +1,7 @@
-"""Train in processes of which all but the last are killed: `kill_and_resume.py RUN KILLS SEED LONGEST [FLAGS...]`.
+"""Train in processes that are killed, but for the last: `kill_and_resume.py WHOLE RUN KILLS LONGEST SEED [FLAGS...]`.
 
-Each lives for a random time of up to LONGEST seconds. Printed are the kills, and the seconds of all together.
+WHOLE is trained by a process that nobody kills. Each of RUN's goes up to LONGEST steps further, and is killed at a
+random moment of a step: how fast the machine is does not matter. Printed are the kills.
 
 The modules are imported once and each process is forked, so that a kill costs no start of Python.
 """
@@ -16,8 +17,10 @@ from pathlib import Path
 import sklearn.datasets  # noqa: F401
 import torch
 
-import imixer.training.worker  # noqa: F401
+import imixer.training.train
+import imixer.training.worker
 from imixer.cli import main
+from imixer.training.progress_bar import ShowProgress
 
 
 def train(run, flags):
@@ -27,31 +30,44 @@ def train(run, flags):
     return main(["train", "--resume", str(run)])
 
 
-def attempt(run, flags, patience):
-    """Whether the run ended before patience did."""
+def attempt(run, flags, steps=None, chance=None):
+    """Train in a process of its own, killed within two steps after so many."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+        os.close(reading)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        begun = None
+
+        def step(self, done, loss):
+            nonlocal begun
+            begun = done if begun is None else begun
+            if steps is not None:
+                os.write(writing, b".")
+                while done - begun >= steps + 1:
+                    time.sleep(1)  # until the kill
+
+        ShowProgress.step = step
         os._exit(train(run, flags))
-    began = time.monotonic()
-    while time.monotonic() - began < patience:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            assert status == 0, status
-            return True
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return False
+    os.close(writing)
+    told = [time.monotonic()]
+    with os.fdopen(reading, "rb", buffering=0) as said:
+        while (steps is None or len(told) <= steps) and said.read(1):
+            told.append(time.monotonic())
+        if steps is not None:
+            time.sleep(chance.uniform(0, 2) * ((told[-1] - told[-2]) if len(told) > 1 else 0.05))
+            os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert status == (0 if steps is None else signal.SIGKILL), status
 
 
 if __name__ == "__main__":
-    path, kills, seed, longest, *flags = sys.argv[1:]
+    whole, path, kills, longest, seed, *flags = sys.argv[1:]
     torch.set_num_threads(1)
+    imixer.training.train.drawn = lambda path, draw: True
+    attempt(Path(whole), flags)
     chance = random.Random(int(seed))
-    done, began = 0, time.monotonic()
-    while done < int(kills) and not attempt(Path(path), flags, chance.uniform(0.05, float(longest))):
-        done += 1
-    if not (Path(path) / "model").exists():
-        attempt(Path(path), flags, float("inf"))
-    print(done, time.monotonic() - began)
+    for _ in range(int(kills)):
+        attempt(Path(path), flags, chance.randint(0, int(longest) - 2), chance)
+    attempt(Path(path), flags)
+    print(kills)

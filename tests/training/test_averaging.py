@@ -42,9 +42,8 @@ def test_its_spectral_norms_are_its_own_not_an_average():
         assert torch.linalg.matrix_norm(layer.normalized_weight(), 2) <= layer.coeff * 1.001
 
 
-def test_it_is_judged_and_kept_instead_of_the_model(train_quick, tmp_path):
-    run = train_quick(tmp_path / "run", "--ema", "0.9")
-    saved = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)
-    kept = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).state_dict()
+def test_it_is_judged_and_kept_instead_of_the_model(averaged_run):
+    saved = torch.load(averaged_run / "checkpoints" / "step-00000044.pt", weights_only=True)
+    kept = timm.create_model(f"local-dir:{averaged_run / 'model'}", pretrained=True).state_dict()
     assert not torch.equal(saved["model"]["head.weight"], saved["average"]["head.weight"])
     assert torch.equal(kept["head.weight"], saved["average"]["head.weight"])

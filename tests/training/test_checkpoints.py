@@ -2,7 +2,7 @@
 
 import json
 import os
-import signal
+import resource
 import subprocess
 import sys
 import textwrap
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from imixer.errors import InputError
-from imixer.training.run.checkpoints import Checkpoints
+from imixer.training.run.checkpoints import Checkpoints, NotSaved
 
 
 def state(step):
@@ -94,50 +94,50 @@ def test_a_damaged_list_is_made_again_from_the_files(checkpoints, capsys, conten
     assert json.loads(checkpoints.index.read_text()) == json.loads(listed)
 
 
-SMALL_DISK = """
-    import resource, sys, torch
-    from imixer.training.run.checkpoints import Checkpoints, NotSaved
-    checkpoints = Checkpoints(__import__("pathlib").Path(sys.argv[1]))
-    checkpoints.save({"weight": torch.zeros(1000)}, 1)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    try:
-        checkpoints.save({"weight": torch.zeros(1_000_000)}, 2)
-    except NotSaved as error:
-        print(error)
-"""
-
-
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     """By the system's own limit on the size of a file."""
-    code = textwrap.dedent(SMALL_DISK)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "step-00000002.pt could not be written" in done.stdout
-    assert "that of step 1 is whole; make room" in done.stdout
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"weight": torch.zeros(1000)}, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(NotSaved, match=r"step-00000002.pt could not .* that of step 1 is whole; make room"):
+            checkpoints.save({"weight": torch.zeros(1_000_000)}, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "step-00000001.pt"]
     assert Checkpoints(tmp_path).latest()["weight"].shape == (1000,)
 
 
 ENDLESS = """
-    import itertools, pathlib, sys, torch
+    import itertools, os, pathlib, signal, sys, torch
     from imixer.training.run.checkpoints import Checkpoints
-    checkpoints = Checkpoints(pathlib.Path(sys.argv[1]))
-    for step in itertools.count(1):
-        checkpoints.save({"step": step, "weight": torch.full((300_000,), float(step))}, step, best=step % 5 == 0)
-        print(step, flush=True)
+
+    def write(folder, told):
+        checkpoints = Checkpoints(pathlib.Path(folder))
+        for step in itertools.count(1):
+            checkpoints.save({"step": step, "weight": torch.full((300_000,), float(step))}, step, best=step % 5 == 0)
+            os.write(told, b".")
+
+    for after in sys.argv[1:]:  # forked, so that torch is imported once
+        reading, writing = os.pipe()
+        if (writer := os.fork()) == 0:
+            write(after, writing)
+        for _ in range(int(after)):
+            os.read(reading, 1)
+        os.kill(writer, signal.SIGKILL)  # in the middle of the next
+        os.waitpid(writer, 0)
 """
 
 
-@pytest.mark.parametrize("after", [1, 7, 20])
-def test_a_writer_killed_at_any_moment_leaves_a_whole_one(tmp_path, after):
-    writer = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(ENDLESS), str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
-    for _ in range(after):
-        done = int(writer.stdout.readline())
-    writer.send_signal(signal.SIGKILL)  # in the middle of the next
-    writer.wait()
-    found = Checkpoints(tmp_path).latest()
-    assert found["step"] >= done
-    assert torch.equal(found["weight"], torch.full((300_000,), float(found["step"])))
-    listed = {entry["file"] for entry in json.loads((tmp_path / "index.json").read_text())}
-    assert all((tmp_path / file).is_file() for file in listed)
+def test_a_writer_killed_at_any_moment_leaves_a_whole_one(tmp_path):
+    moments = (1, 7, 20)
+    command = [sys.executable, "-c", textwrap.dedent(ENDLESS), *map(str, moments)]
+    subprocess.run(command, cwd=tmp_path, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for after in moments:
+        folder = tmp_path / str(after)
+        found = Checkpoints(folder).latest()
+        assert found["step"] >= after
+        assert torch.equal(found["weight"], torch.full((300_000,), float(found["step"])))
+        listed = {entry["file"] for entry in json.loads((folder / "index.json").read_text())}
+        assert all((folder / file).is_file() for file in listed)

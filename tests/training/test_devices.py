@@ -3,9 +3,12 @@
 import csv
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,22 +24,27 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TINY = ["--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
 
 
-def processes(folder, count, strategy="auto"):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)] if count > 1 else []
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), strategy]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    runpy.run_path(str(SCRIPT))["main"](folder, "auto")
+    return torch.load(folder / "auto-0.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return processes(tmp_path_factory.mktemp("alone"), 1)[0]
+def both_strategies(tmp_path_factory):
+    """What two processes give, which train by one strategy after the other: starting them costs the most."""
+    folder = tmp_path_factory.mktemp("two")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), "ddp", "fsdp"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
-def two(request, tmp_path_factory):
-    return processes(tmp_path_factory.mktemp(request.param), 2, request.param)
+def two(request, both_strategies):
+    return [torch.load(both_strategies / f"{request.param}-{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 def test_gradients_are_those_of_one_process_with_the_same_batch(alone, two):
@@ -76,51 +84,52 @@ def numbers(run):
         ]
 
 
-def start(*flags):
-    return subprocess.Popen(
-        [sys.executable, "-m", "imixer", "train", "--accelerator", "cpu", *flags],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-        env=ENVIRONMENT,
-    )
-
-
-def wait_for(training, text):
-    """Read what a training says until a line holds the text."""
-    for line in training.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"it ended without {text!r}")
-
-
-def workers(training):
-    children = Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text().split()
+def workers():
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return [
         int(child) for child in children if b"imixer.training.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
 
 
+@contextmanager
+def sent(number, whom, once):
+    """Send a signal to a process, once something is so, while what is within waits for its own processes."""
+    ended = threading.Event()
+
+    def watch():
+        while not ended.wait(0.005):
+            if once():
+                os.kill(whom(), number)
+                return
+
+    sender = threading.Thread(target=watch)
+    sender.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sender.join()
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes through /proc")
-def test_a_killed_process_ends_the_run_and_one_device_finishes_it(tmp_path):
+def test_a_killed_process_ends_the_run_and_one_device_finishes_it(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run = tmp_path / "run"
-    flags = [*TINY, "--epochs", "10", "--checkpoints.every_steps", "5", "--checkpoints.keep", "3"]
-    training = start("--out", str(run), "--devices", "2", *flags)
-    wait_for(training, "epoch  2/10")
-    os.kill(workers(training)[1], signal.SIGKILL)
-    said = training.stderr.read()
-    assert training.wait() == 2
+    flags = [*TINY, "--epochs", "6", "--checkpoints.every_steps", "5", "--checkpoints.keep", "3"]
+    index = run / "checkpoints" / "index.json"
+    with sent(signal.SIGKILL, lambda: workers()[1], once=index.exists):
+        assert main(["train", "--accelerator", "cpu", "--out", str(run), "--devices", "2", *flags]) == 2
+    said = capfd.readouterr().err
     assert "process 1 of the run was killed by SIGKILL, and the others were stopped" in said
     assert f"`imixer train --resume {run}` continues" in said
     assert "Traceback" not in said
 
     # the same run, stopped by SIGTERM
-    training = start("--resume", str(run))
-    wait_for(training, "/10")
-    training.send_signal(signal.SIGTERM)
-    said = training.stderr.read()
-    assert training.wait() == 143
-    assert re.search(r"interrupted after step \d+ .*which is saved", said)
+    before = index.read_bytes()
+    with sent(signal.SIGTERM, os.getpid, once=lambda: index.read_bytes() != before):
+        assert main(["train", "--resume", str(run)]) == 143
+    assert re.search(r"interrupted after step \d+ .*which is saved", capfd.readouterr().err)
 
     # finished by one device, it is what one device alone makes of it, up to rounding
     assert main(["train", "--resume", str(run), "--devices", "1"]) == 0

@@ -62,8 +62,9 @@ def test_what_makes_numbers_differ_is_found_and_nothing_else():
     assert environment_changes({"torch": begun["torch"]}, now) == {}  # a run of an older version
 
 
-def test_a_run_resumed_with_other_threads_says_so_and_writes_it_down(train_quick, tmp_path, capsys, monkeypatch):
-    run = train_quick(tmp_path / "run")
+@pytest.mark.usefixtures("undrawn")
+def test_a_run_resumed_with_other_threads_says_so_and_writes_it_down(run, tmp_path, capsys, monkeypatch):
+    run = shutil.copytree(run, tmp_path / "run")
     shutil.rmtree(run / "model")  # it is what makes a run finished
     begun = json.loads((run / "environment.json").read_text())
     assert main(["train", "--resume", str(run)]) == 0

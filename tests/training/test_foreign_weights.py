@@ -220,11 +220,10 @@ def test_prefixes_of_safetensors_go_too_under_any_name(tmp_path, prefix):
     assert same(source, target) and taken.name == prefix[:-1]
 
 
-def test_the_checkpoint_of_our_own_run_gives_what_the_run_kept(train_quick, tmp_path):
-    run = train_quick(tmp_path / "run", "--ema", "0.9")
+def test_the_checkpoint_of_our_own_run_gives_what_the_run_kept(averaged_run):
     kept = model(num_classes=10, in_chans=1)
-    load_weights(kept, str(run / "model" / "model.safetensors"))
-    target, taken = loaded(run / "checkpoints" / "step-00000044.pt", num_classes=10, in_chans=1)
+    load_weights(kept, str(averaged_run / "model" / "model.safetensors"))
+    target, taken = loaded(averaged_run / "checkpoints" / "step-00000044.pt", num_classes=10, in_chans=1)
     assert (taken.name, taken.others) == ("average", ("model",))
     assert same(kept, target)
 

@@ -13,6 +13,8 @@ from imixer.training.guard import Guard, gradient_norm
 from imixer.training.non_finite import first_non_finite, replay
 from imixer.training.run.parsing import load_config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
 TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "2", "--model.embed_dim", "16"]
 

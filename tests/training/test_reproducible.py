@@ -16,6 +16,7 @@ def weights(run):
     return (run / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_is_repeated_by_its_configuration(run, tmp_path):
     from imixer.cli import main
 

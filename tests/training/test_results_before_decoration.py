@@ -41,7 +41,7 @@ def hostile(train_quick: Callable[..., Path], tmp_path_factory) -> Path:
             Image.fromarray(pixels).save(folder / name / f"{i} $\\x$ [red].png")
     out = tmp_path_factory.mktemp("runs") / "$run$ [i]"
     flags = ["--data.name", str(folder), "--data.image_size", "16", "--model.name", "imixer_t4_32"]
-    return train_quick(out, *flags, "--data.batch_size", "16")
+    return train_quick(out, *flags, "--data.batch_size", "16", pictures=True)
 
 
 def test_a_run_on_hostile_classes_is_whole(hostile, capsys):
@@ -103,7 +103,7 @@ def no_ink(monkeypatch):
 
 
 def test_training_without_ink_gives_a_model_and_all_numbers(no_ink, train_quick, tmp_path, capsys):
-    run = train_quick(tmp_path / "run")
+    run = train_quick(tmp_path / "run", pictures=True)
     err = capsys.readouterr().err
     for picture in ("learning_curves.png", "confusion_matrix.png"):
         assert not (run / picture).exists()
@@ -144,7 +144,7 @@ def test_the_model_is_written_before_anything_is_drawn(monkeypatch, train_quick,
         there.append({name for name in ("model", "result.json", "confusion_matrix.csv") if (out / name).exists()})
 
     monkeypatch.setattr(train, "drawn", look)
-    train_quick(out)
+    train_quick(out, pictures=True)
     assert there == [{"model", "result.json", "confusion_matrix.csv"}] * 2
 
 

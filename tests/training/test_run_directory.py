@@ -35,7 +35,7 @@ FILES = {
 
 
 def test_it_holds_these_files(train_quick, tmp_path):
-    run = train_quick(tmp_path / "run")
+    run = train_quick(tmp_path / "run", pictures=True)
     found = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
     events = {name for name in found if name.startswith("tensorboard/events.out.tfevents")}
     assert found - events == FILES

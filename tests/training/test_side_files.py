@@ -17,6 +17,8 @@ from imixer.training.run.checkpoints import Checkpoints
 from imixer.training.run.damage import damage
 from imixer.training.run.directory import RunDirectory
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LATEST, BEFORE = "checkpoints/step-00000044.pt", "checkpoints/step-00000022.pt"
 FILES = [
     "config.yaml",
@@ -88,7 +90,7 @@ COMMANDS = {
 @pytest.fixture(scope="module")
 def measured(train_quick, tmp_path_factory):
     """A run that everything was done with."""
-    run = train_quick(tmp_path_factory.mktemp("side") / "run", "--logger", "csv")
+    run = train_quick(tmp_path_factory.mktemp("side") / "run", "--logger", "csv", pictures=True)
     assert main(["evaluate", str(run)]) == 0
     for what in ("convergence", "energy"):
         assert main(["analyze", what, str(run), "--images", "4"]) == 0

@@ -1,6 +1,6 @@
-"""One of several processes of a small training: `torchrun two_processes.py FOLDER STRATEGY`. Alone, it is all of them.
+"""One of several processes of small trainings: `torchrun two_processes.py FOLDER STRATEGY...`.
 
-Writes what it saw and computed to FOLDER/<rank>.pt.
+Writes what it saw and computed to FOLDER/<strategy>-<rank>.pt. Alone, it is all of them.
 """
 
 import sys
@@ -74,9 +74,10 @@ def main(folder, strategy):
             "scores": scores,
             "loss": loss,
         },
-        Path(folder) / f"{fabric.global_rank}.pt",
+        Path(folder) / f"{strategy}-{fabric.global_rank}.pt",
     )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for strategy in sys.argv[2:]:
+        main(sys.argv[1], strategy)
