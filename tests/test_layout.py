@@ -13,6 +13,7 @@ SOURCE = Path(imixer.__file__).parent
 BASE = {
     "errors",
     "escaping",
+    "notices",
     "plotting",
     "progress",
     "reading",

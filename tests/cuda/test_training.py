@@ -17,7 +17,7 @@ from imixer.data.image_data import ImageData
 from imixer.data.sampler import Share
 from imixer.training.devices import build_fabric
 from imixer.training.guard import Guard, gradient_norm
-from imixer.training.optimizing import build_optimizer
+from imixer.training.optimizer import build_optimizer
 from imixer.training.run.config import OptimConfig, TrainConfig
 from imixer.training.train_state import TrainState
 
@@ -164,14 +164,14 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights():
     (model(torch.full((2, 4), float("inf"), device="cuda")).sum() * 0).backward()
     assert not guard.should_skip(gradient_norm(model.parameters()))
     optimizer.step()
-    assert guard.refused()
+    assert guard.skipped()
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
     optimizer.zero_grad()
     model(torch.ones(2, 4, device="cuda")).sum().backward()
     guard.should_skip(gradient_norm(model.parameters()))
     optimizer.step()
-    assert not guard.refused()
+    assert not guard.skipped()
     assert not torch.equal(model.weight, before["weight"])
 
 
@@ -188,13 +188,13 @@ def test_a_step_waits_for_the_gpu_no_more_than_once():
     part = torch.randn(16, 3, 8, 8, device="cuda"), torch.randint(0, 10, (16,), device="cuda")
     for step in range(3):
         train_state.gradient([part], step)
-        train_state.move(step)
-        train_state.guard.refused()
+        train_state.optimizer_step(step)
+        train_state.guard.skipped()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3, 6):
             train_state.gradient([part], step)
-            train_state.move(step)
+            train_state.optimizer_step(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -6,13 +6,13 @@ import torch
 
 import imixer.models  # noqa: F401
 from imixer.implicit import SpectralLinear
-from imixer.training.train_state import Average
+from imixer.training.train_state import WeightEMA
 
 
 def moved_model(steps):
     torch.manual_seed(0)
     model = timm.create_model("imixer_t2_8", num_blocks=1, embed_dim=16).train()
-    average = Average(model, decay=0.9)
+    average = WeightEMA(model, decay=0.9)
     seen = []
     for step in range(steps):
         with torch.no_grad():
@@ -46,5 +46,5 @@ def test_it_is_judged_and_kept_instead_of_the_model(train_quick, tmp_path):
     run = train_quick(tmp_path / "run", "--ema", "0.9")
     saved = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)
     kept = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).state_dict()
-    assert not torch.equal(saved["model"]["head.weight"], saved["average"]["head.weight"])
-    assert torch.equal(kept["head.weight"], saved["average"]["head.weight"])
+    assert not torch.equal(saved["model"]["head.weight"], saved["ema"]["head.weight"])
+    assert torch.equal(kept["head.weight"], saved["ema"]["head.weight"])

@@ -15,8 +15,8 @@ import imixer
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.training.finished_run import load_run
-from imixer.training.finite import first_non_finite_output, first_non_finite_tensor, require_finite_outputs
-from imixer.training.run.finite_file import first_non_finite_in, place_of
+from imixer.training.finite_checks import first_non_finite_output, first_non_finite_tensor, require_finite_outputs
+from imixer.training.run.safetensors_file import first_non_finite_in, place_of
 from imixer.writing import json_text
 
 

@@ -41,7 +41,7 @@ def test_gradient_checkpointing_reaches_the_model(monkeypatch, train_quick, tmp_
     gradient = TrainState.gradient
 
     def watch(self, parts, step):
-        seen.append(self.plain.grad_checkpointing)
+        seen.append(self.module.grad_checkpointing)
         return gradient(self, parts, step)
 
     monkeypatch.setattr(TrainState, "gradient", watch)

@@ -15,8 +15,8 @@ from imixer.experiments.registry import EXPERIMENTS
 from imixer.reading import read_json, read_rows
 from imixer.training.run.confusion import read_confusion
 from imixer.training.run.directory import RunDirectory, short_names
-from imixer.training.run.finite_file import first_non_finite_in
 from imixer.training.run.parsing import flatten, load_config
+from imixer.training.run.safetensors_file import first_non_finite_in
 
 _METRICS = ("epoch", "step", "train_loss", "val_loss", "val_acc", "lr", "images_per_s", "seconds")
 _SIGNS = ("environment.json", "metrics.csv", "checkpoints", "model")  # of a run, one of which may be lost

@@ -110,7 +110,7 @@ class ModelConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def overrides(self) -> dict[str, Any]:
-        """The hyperparameters that were set, as keyword arguments of `timm.create_model`."""
+        """Return the hyperparameters that were set, as keyword arguments of `timm.create_model`."""
         skip = {"name", "checkpoint", "checkpoint_key", "pretrained", "kwargs"}
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skip}
         return {k: v for k, v in chosen.items() if v is not None} | self.kwargs
@@ -310,12 +310,12 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate at its highest, scaled to the batch."""
+        """The peak learning rate, scaled to the batch size."""
         return self.optim.lr * self.data.batch_size / (self.optim.lr_batch or self.data.batch_size)
 
     @property
     def micro_batch(self) -> int:
-        """Images of one forward pass on one device."""
+        """The number of images of one forward pass on one device."""
         return self.data.batch_size // (self.devices * self.num_nodes * self.accumulate)
 
     def __post_init__(self) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 import imixer.models  # noqa: F401
 from imixer.cli import main
 from imixer.training.guard import Guard, gradient_norm
-from imixer.training.non_finite import first_non_finite, replay
 from imixer.training.run.parsing import load_config
+from imixer.training.step_dump import first_non_finite, replay
 
 INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
 TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "2", "--model.embed_dim", "16"]
@@ -21,7 +21,7 @@ TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", 
 def test_one_bad_step_is_refused_and_the_next_good_one_taken(bad):
     guard = Guard(torch.optim.SGD([nn.Parameter(torch.ones(1))]))
     assert [guard.should_skip(norm) for norm in (torch.ones(()), bad, torch.ones(()))] == [False, True, False]
-    assert not guard.refused()
+    assert not guard.skipped()
 
 
 def test_with_a_loss_scale_only_a_long_row_counts():
