@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -44,6 +45,29 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def moved_into_place(path: Path) -> Iterator[Path]:
+    """Write a file under its own name in a temporary folder, and move it into place when it is whole.
+
+    Choose it over `replacing` for libraries that go by the name of the file, or write further files beside it, which
+    are moved too. If anything goes wrong, nothing of it is left.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The path to write to.
+    """
+    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".writing", dir=path.absolute().parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        files = sorted(Path(folder).iterdir(), key=lambda file: file == temporary)  # itself last: then all is there
+        for file in files:
+            _sync(file)
+            os.replace(file, path.with_name(file.name))
+    _sync(path.absolute().parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -23,7 +23,7 @@ def test_the_error_is_that_of_the_bins(scale):
 
 
 def test_a_confidence_where_two_bins_meet_is_in_the_upper_one():
-    logits = torch.stack([torch.zeros(3), torch.tensor([0.35, 0.33, 0.32]).log()])  # confidences of 1/3 = 5/15, and 0.35
+    logits = torch.stack([torch.zeros(3), torch.tensor([0.35, 0.33, 0.32]).log()])  # surest by 1/3 = 5/15, and 0.35
     assert float(logits.softmax(1)[0].max()) == float(torch.linspace(0, 1, BINS + 1)[5])
     targets = torch.tensor([1, 0])  # missed, and recognised
     bins = reliability(logits, targets)

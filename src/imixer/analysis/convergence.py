@@ -256,7 +256,7 @@ def _draw(runs: Sequence[FinishedRun], images: int, seed: int, data: str | None)
 def _sees_like(one: FinishedRun, other: FinishedRun) -> bool:
     """Whether two runs have equal settings of data, so that opening one's data is enough."""
     keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
-    mine, others = ([run.model.pretrained_cfg[key] for key in keys] for run in (one, other))
+    mine, others = ([run.pretrained_cfg[key] for key in keys] for run in (one, other))
     return one.config.data == other.config.data and mine == others
 
 

@@ -121,6 +121,6 @@ class Pixels:
 
 def pixels_of(finished: FinishedRun) -> Pixels:
     """The normalisation of a run, on its device."""
-    cfg = finished.model.pretrained_cfg
+    cfg = finished.pretrained_cfg
     mean, std = (torch.tensor(cfg[name], device=finished.device).view(-1, 1, 1) for name in ("mean", "std"))
     return Pixels(mean, std)

@@ -9,6 +9,7 @@ from imixer.errors import InputError
 from imixer.models.export import export_onnx, export_torch
 from imixer.progress import announce
 from imixer.training.finished_run import load_run
+from imixer.writing import moved_into_place
 
 _FORMATS: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
     "onnx": (export_onnx, ".onnx"),
@@ -43,4 +44,6 @@ def export(
     if not file.absolute().parent.is_dir():
         raise InputError(f"out: {file} cannot be written, there is no folder {file.absolute().parent}")
     announce(f"exporting the model as {format}, and comparing what it computes")
-    return file, write(run.model, file, batch_size=batch_size)
+    with moved_into_place(file) as temporary:
+        differences = write(run.model, temporary, batch_size=batch_size)
+    return file, differences

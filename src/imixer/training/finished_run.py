@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import nn
 
 from imixer.data.image_data import ImageData, check_channels, few_names
 from imixer.data.sources.open import open_data
@@ -40,24 +41,30 @@ class FinishedRun:
 
     directory: RunDirectory
     config: TrainConfig
-    model: Any
+    model: nn.Module
     device: torch.device
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The configuration that timm keeps with the model: names of classes, input size, normalisation."""
+        cfg: Any = self.model.pretrained_cfg
+        return cfg
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, in the order of the logits."""
-        return tuple(self.model.pretrained_cfg["label_names"])
+        return tuple(self.pretrained_cfg["label_names"])
 
     @property
     def input_size(self) -> tuple[int, int, int]:
         """The size (in_chans, height, width) of the input."""
-        channels, height, width = self.model.pretrained_cfg["input_size"]
+        channels, height, width = self.pretrained_cfg["input_size"]
         return channels, height, width
 
     @cached_property
     def transform(self) -> Callable[[Image], torch.Tensor]:
         """The transform of validation, from an image to a tensor (in_chans, height, width)."""
-        cfg = self.model.pretrained_cfg
+        cfg = self.pretrained_cfg
         return eval_transform(
             self.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
         )
@@ -82,7 +89,7 @@ class FinishedRun:
                 f"{few_names(self.class_names)}; give the data it was trained on with --data"
             )
         check_channels(data, self.input_size)
-        cfg = self.model.pretrained_cfg
+        cfg = self.pretrained_cfg
         return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
 
 

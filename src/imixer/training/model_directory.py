@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.errors import InputError
@@ -77,7 +77,7 @@ def save_model(
     make_folder(path, fill)
 
 
-def load_model(path: Path) -> Any:
+def load_model(path: Path) -> nn.Module:
     """Load the model in a directory that `save_model` wrote, in evaluation mode.
 
     Args:
