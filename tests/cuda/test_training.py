@@ -68,12 +68,12 @@ def resident(device, **config):
 )
 def test_batches_made_on_the_gpu_are_those_made_on_the_cpu(config):
     (here, held), (there, held_there) = resident("cpu", **config), resident("cuda", **config)
-    for (images, targets), (found, found_targets) in zip(here.epoch(1), there.epoch(1), strict=True):
-        difference = (found.cpu() - images).abs()
+    for (images, targets), (images_there, targets_there) in zip(here.epoch(1), there.epoch(1), strict=True):
+        difference = (images_there.cpu() - images).abs()
         assert difference.mean() < 2e-3  # a byte here and there is rounded the other way
-        torch.testing.assert_close(found_targets.cpu(), targets)
-    for (images, _), (found, _) in zip(held, held_there, strict=True):
-        assert (found.cpu() - images).abs().max() < 0.03
+        torch.testing.assert_close(targets_there.cpu(), targets)
+    for (images, _), (images_there, _) in zip(held, held_there, strict=True):
+        assert (images_there.cpu() - images).abs().max() < 0.03
 
 
 def test_erasing_is_random_and_repeats():
@@ -105,9 +105,9 @@ def weights(run):
     return load_file(run / "model" / "model.safetensors")
 
 
-def assert_same(found, expected):
+def assert_same(weights, expected):
     for name, weight in expected.items():
-        assert torch.equal(found[name], weight), f"{name}: {(found[name] - weight).abs().max()}"
+        assert torch.equal(weights[name], weight), f"{name}: {(weights[name] - weight).abs().max()}"
 
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)

@@ -20,10 +20,10 @@ def state(step):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    found = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in (10, 20, 30):
-        found.save(state(step), step)
-    return found
+        checkpoints.save(state(step), step)
+    return checkpoints
 
 
 def files(checkpoints):
@@ -136,8 +136,8 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_one(tmp_path, after):
         done = int(writer.stdout.readline())
     writer.send_signal(signal.SIGKILL)  # in the middle of the next
     writer.wait()
-    found = Checkpoints(tmp_path).latest()
-    assert found["step"] >= done
-    assert torch.equal(found["weight"], torch.full((300_000,), float(found["step"])))
+    latest = Checkpoints(tmp_path).latest()
+    assert latest["step"] >= done
+    assert torch.equal(latest["weight"], torch.full((300_000,), float(latest["step"])))
     listed = {entry["file"] for entry in json.loads((tmp_path / "index.json").read_text())}
     assert all((tmp_path / file).is_file() for file in listed)

@@ -85,8 +85,10 @@ def test_the_first_place_that_is_not_finite_is_named(how, place):
     model, images = Spoiled(how), torch.randn(2, 1, 8, 8)
     if how == "images":
         images[0, 0, 0, 0] = math.inf
-    found = first_non_finite(model, images, lambda logits: nn.functional.cross_entropy(logits, torch.tensor([0, 1])))
-    assert (found is None) if place is None else place in found
+    place_named = first_non_finite(
+        model, images, lambda logits: nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
+    )
+    assert (place_named is None) if place is None else place in place_named
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -164,8 +164,8 @@ def test_images_that_are_not_finite_are_not_the_models_fault():
 def test_a_memory_whose_energy_overflows_is_refused_or_recalls(flags, tmp_path, capsys):
     code = main(["recall", *flags, "--out", str(tmp_path / "memory")])
     if code == 0:
-        found = strictly(tmp_path / "memory" / "recall.json")
-        assert all(each["energy_after"] is not None for each in found["queries"])
+        summary = strictly(tmp_path / "memory" / "recall.json")
+        assert all(each["energy_after"] is not None for each in summary["queries"])
     else:
         assert code == 2 and len([x for x in capsys.readouterr().err.splitlines() if x.startswith("imixer:")]) == 1
 

@@ -13,8 +13,8 @@ def test_scores_against_plain_torch():
     batches = [(logits[start : start + 16], targets[start : start + 16]) for start in range(0, 50, 16)]
     scores = ValidationMetrics(7)
     for _ in range(2):  # nothing is left of an earlier scoring
-        found = scores.score(nn.Identity(), batches)  # the last batch is smaller
-    assert found == pytest.approx(
+        metrics = scores.score(nn.Identity(), batches)  # the last batch is smaller
+    assert metrics == pytest.approx(
         {
             "val_loss": nn.functional.cross_entropy(logits, targets).item(),
             "val_acc": (logits.argmax(1) == targets).float().mean().item(),

@@ -28,7 +28,7 @@ from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.metrics import MetricsWriter, Row
 from imixer.training.step_dump import dump_step
-from imixer.training.stop_signals import Interrupted, StopRequest, on_request
+from imixer.training.stop_signals import Interrupted, StopRequest, stop_on_signals
 from imixer.training.train_state import MicroBatch, TrainState
 from imixer.training.validation import ValidationMetrics
 
@@ -68,7 +68,7 @@ class Loop:
         training: The training data.
         held_out: The data to validate on.
         scores: The metrics to validate by.
-        record: The writer of each epoch's metrics.
+        metrics: The writer of each epoch's metrics.
         progress: The display of each step.
         data_fingerprint: A description of the data that each checkpoint keeps, and a resumed run must meet.
         steps: Optimizer steps of the whole run. Default: those of all its epochs.
@@ -89,14 +89,14 @@ class Loop:
         training: Batches,
         held_out: HeldOut,
         scores: ValidationMetrics,
-        record: MetricsWriter,
+        metrics: MetricsWriter,
         progress: TrainingProgress,
         data_fingerprint: dict[str, Any],
         steps: int | None = None,
     ) -> None:
         self.fabric, self.config, self.run, self.built = fabric, config, run, built
         self.training, self.held_out, self.scores = training, held_out, scores.to(fabric.device)
-        self.record, self.progress, self.data_fingerprint = record, progress, data_fingerprint
+        self.metrics, self.progress, self.data_fingerprint = metrics, progress, data_fingerprint
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoints.keep)
         self.epochs = config.epochs + config.schedule.cooldown_epochs
         self.steps_per_epoch = len(training) // config.accumulate
@@ -122,7 +122,7 @@ class Loop:
             InputError: If a step is not finite and `non_finite` is `stop`, or a checkpoint cannot be written.
         """
         self._began = self._saved_at = time.monotonic()
-        with on_request(loud=self.fabric.is_global_zero) as request:
+        with stop_on_signals(loud=self.fabric.is_global_zero) as request:
             self.progress.start(self.epochs, self.steps_per_epoch, self.config.data.batch_size, self.step, self.steps)
             try:
                 while len(self.rows) < self.epochs:
@@ -135,7 +135,7 @@ class Loop:
         epoch, accumulate = len(self.rows), self.config.accumulate
         first = self.step - epoch * self.steps_per_epoch
         micro_batches = self.training.epoch(epoch, first * accumulate)
-        self.record.begin_epoch()
+        self.metrics.begin_epoch()
         for _ in range(first, min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)):
             self._take_step(list(islice(micro_batches, accumulate)))
             self._save_if_due(request)
@@ -152,7 +152,7 @@ class Loop:
         finite = torch.isfinite(loss)
         self._losses += torch.stack([torch.where(finite, loss, torch.zeros_like(loss)), finite.to(loss.dtype)])
         self.step += 1
-        self.record.count(self.config.data.batch_size)
+        self.metrics.count(self.config.data.batch_size)
         self.progress.step(self.step, loss)
 
     def _check_previous_step(self) -> None:
@@ -162,7 +162,7 @@ class Loop:
 
     def _end_epoch(self, request: StopRequest) -> None:
         self._check_previous_step()
-        self.record.end_training(self.fabric.device)
+        self.metrics.end_training(self.fabric.device)
         if all_reduce_max(self.fabric, time.monotonic() - self._saved_at > _UNSAVED_S)[0]:
             self._save()  # validation may take longer than whoever sends SIGTERM will wait
         total, number = cast(Tensor, self.fabric.all_reduce(self._losses, reduce_op="sum")).tolist()
@@ -175,14 +175,14 @@ class Loop:
             "train_loss": total / number if number else float("nan"),
             **scores,
             "lr": self.train_state.lr,
-            "images_per_s": self.record.images_per_s,
+            "images_per_s": self.metrics.images_per_s,
             "seconds": round(self.seconds, 2),
         }
         best = all(scores["val_acc"] > before["val_acc"] for before in self.rows)
         self.rows.append(row)
         self._losses.zero_()
         if self.fabric.is_global_zero:
-            self.record.write(row, self._convergence())
+            self.metrics.write(row, self._convergence())
             self.progress.epoch(row)
         self._save(best=best)
         if not number:

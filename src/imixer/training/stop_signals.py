@@ -68,7 +68,7 @@ class StopRequest:
 
 
 @contextmanager
-def on_request(loud: bool = False) -> Iterator[StopRequest]:
+def stop_on_signals(loud: bool = False) -> Iterator[StopRequest]:
     """Let SIGTERM and SIGINT ask to stop, instead of stopping, within the context.
 
     In another thread than the main one, Python does not hand over signals, and nothing changes.

@@ -208,7 +208,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )
-        record = MetricsWriter(run, logger)
+        metrics = MetricsWriter(run, logger)
         loop = Loop(
             fabric,
             config,
@@ -217,7 +217,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             training,
             held_out,
             ValidationMetrics(len(data.class_names)),
-            record,
+            metrics,
             TrainingProgress(fabric.is_global_zero),
             data_fingerprint=_data_fingerprint(data),
             steps=steps,
@@ -225,7 +225,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         if state is not None:
             _load(loop, state)
         if begun and fabric.is_global_zero:
-            record.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
+            metrics.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
         _fit(loop, new=begun is None)
         return _finish(loop, config, data, device_name(fabric.device))
 
@@ -289,7 +289,7 @@ def _fit(loop: Loop, *, new: bool) -> None:
         _remove_if_empty(loop, new)
         raise
     finally:
-        loop.record.close()
+        loop.metrics.close()
 
 
 def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> TrainingResult:
