@@ -292,7 +292,7 @@ def test_configurations_survive_the_file(elsewhere, config):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_after_the_step_which_is_saved(capsys, elsewhere, monkeypatch, number, code):
-    from imixer.training.progress_bar import ShowProgress
+    from imixer.training.progress_bar import TrainingProgress
 
     def interrupt(self, done, loss):
         if done == 5:
@@ -300,7 +300,7 @@ def test_a_signal_ends_training_after_the_step_which_is_saved(capsys, elsewhere,
 
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        patch.setattr(ShowProgress, "step", interrupt)
+        patch.setattr(TrainingProgress, "step", interrupt)
         assert main(default_train()) == code
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     line = capsys.readouterr().err.splitlines()[-1]
@@ -310,15 +310,15 @@ def test_a_signal_ends_training_after_the_step_which_is_saved(capsys, elsewhere,
 
 
 def test_a_second_ctrl_c_ends_training_at_once(capsys, elsewhere, monkeypatch):
-    from imixer.training import stopping
+    from imixer.training import stop_signals
     from imixer.training.train_state import TrainState
 
     def interrupt(self, step):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(stopping, "_PATIENCE_S", -1.0)
-    monkeypatch.setattr(TrainState, "move", interrupt)
+    monkeypatch.setattr(stop_signals, "_PATIENCE_S", -1.0)
+    monkeypatch.setattr(TrainState, "optimizer_step", interrupt)
     assert main(default_train()) == 130
     assert "nothing is saved" in capsys.readouterr().err.splitlines()[-1]
     assert not (elsewhere / "out").exists()

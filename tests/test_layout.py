@@ -14,6 +14,7 @@ BASE = {
     "errors",
     "escaping",
     "inverse_options",
+    "notices",
     "plotting",
     "progress",
     "reading",

@@ -13,8 +13,8 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.reading import parse_yaml, read_json, read_rows
-from imixer.training.no_effect import settings_without_effect
 from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
+from imixer.training.unused_settings import unused_settings
 
 TINY = ["train", "--epochs", "1", "--schedule.warmup_epochs", "0", "--model.num_blocks", "1", "--model.embed_dim", "8"]
 
@@ -329,7 +329,7 @@ def test_json_that_is_damaged_is_named(tmp_path, content):
     ],
 )
 def test_a_setting_without_effect_says_so(config, said):
-    found = settings_without_effect(TrainConfig(**config))
+    found = unused_settings(TrainConfig(**config))
     assert len(found) == len(said)
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
 

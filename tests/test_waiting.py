@@ -11,7 +11,7 @@ import torch
 from imixer import progress
 from imixer.cli import main
 from imixer.training import progress_bar
-from imixer.training.progress_bar import ShowProgress
+from imixer.training.progress_bar import TrainingProgress
 
 
 class Clock:
@@ -43,7 +43,7 @@ def steps(show, clock, seconds, numbers):
 
 @pytest.mark.parametrize("seconds", [0.0625, 0.5, 1.0, 3.0, 40.0])
 def test_training_shows_an_estimate_of_the_whole_run_after_two_seconds_of_steps(clock, capsys, seconds):
-    show = ShowProgress()
+    show = TrainingProgress()
     show.start(epochs=40, steps_per_epoch=1000, batch_size=64, done=0)
     assert capsys.readouterr().err == "training for 40,000 steps, 1,000 per epoch ...\n"
     first = math.ceil(2 / seconds)
@@ -54,7 +54,7 @@ def test_training_shows_an_estimate_of_the_whole_run_after_two_seconds_of_steps(
 
 
 def test_a_long_epoch_says_something_every_half_minute_and_a_short_one_at_its_end(clock, capsys):
-    show = ShowProgress()
+    show = TrainingProgress()
     show.start(epochs=2, steps_per_epoch=100, batch_size=8, done=0)
     steps(show, clock, 1.0, range(1, 100))
     assert len(capsys.readouterr().err.splitlines()) == 1 + 4  # at 2, 33, 64 and 95 seconds
@@ -63,14 +63,14 @@ def test_a_long_epoch_says_something_every_half_minute_and_a_short_one_at_its_en
 
 
 def test_resumed_runs_are_estimated_by_their_own_steps(clock, capsys):
-    show = ShowProgress()
+    show = TrainingProgress()
     show.start(epochs=10, steps_per_epoch=100, batch_size=8, done=500)
     steps(show, clock, 1.0, (501, 502, 503))
     assert "1 steps/s, 8 images/s  about 8:1" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_long_validation_is_announced(clock, capsys):
-    show = ShowProgress()
+    show = TrainingProgress()
     show.start(epochs=1, steps_per_epoch=2, batch_size=8, done=0)
     show.validate(7)
     assert "validating" not in capsys.readouterr().err
@@ -80,7 +80,7 @@ def test_a_long_validation_is_announced(clock, capsys):
 
 
 def test_only_one_of_several_processes_talks(clock, capsys):
-    show = ShowProgress(shown=False)
+    show = TrainingProgress(shown=False)
     show.start(epochs=1, steps_per_epoch=9, batch_size=8, done=0)
     steps(show, clock, 9.0, range(1, 9))
     show.validate(3)
@@ -146,6 +146,6 @@ def test_a_signal_is_answered_at_once(tmp_path, capfd, monkeypatch, number):
             os.kill(os.getpid(), number)
             answered.append(capfd.readouterr().err)
 
-    monkeypatch.setattr(ShowProgress, "step", interrupt)
+    monkeypatch.setattr(TrainingProgress, "step", interrupt)
     assert main(["train", "--epochs", "4", "--model.num_blocks", "1", "--out", str(tmp_path / "run")]) == 128 + number
     assert f"{number.name}: stopping after this step, which is saved first ..." in answered[0]

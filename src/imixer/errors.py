@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""Define the one exception that means: the user can mend this."""
 
 from __future__ import annotations
 
@@ -7,14 +7,25 @@ from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong.
+    """An error in what the user gave: a setting, a file or a data set.
 
-    The message is one line that names the thing, its value, and the remedy. The command line prints it
-    without a traceback and exits with 2.
+    Raise it, and not another `ValueError`, wherever the user can mend what is wrong. The message is one line that names
+    the thing, its value and the remedy. The command line prints it without a traceback and exits with 2.
     """
 
 
-def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = "") -> str:
-    """A clause naming the closest known words, to append to a message. Empty if none is close."""
-    close = get_close_matches(word, list(known), n=count, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = "", cutoff: float = 0.6) -> str:
+    """Name the closest known words in a clause to append to a message.
+
+    Args:
+        word: What was given.
+        known: What there is.
+        count: Words to name at most.
+        prefix: What stands before each of them, such as `--`.
+        cutoff: How similar they must be, from 0 to 1.
+
+    Returns:
+        Nothing if no word is close.
+    """
+    close = get_close_matches(word, list(known), n=count, cutoff=cutoff)
     return f"; did you mean {' or '.join(prefix + word for word in close)}?" if close else ""

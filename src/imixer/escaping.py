@@ -1,7 +1,7 @@
-r"""Text from outside, such as names of classes, files and settings, for the languages it ends up in.
+r"""Escape text from outside, such as names of classes, files and settings, for the place where it is shown.
 
-A class called `$\foo$`, `[/bold]`, `=1+1` or one with an escape sequence in it is a name and nothing else, wherever it
-is shown. One function per language; whatever is shown passes through one of them.
+A class may be called `$\foo$`, `[/bold]` or `=1+1`, or have an escape sequence in its name. Wherever it is shown, that
+is a name and nothing else. There is one function per language: terminal, matplotlib, CSV, Markdown, LaTeX, Plotly.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ _SPECIAL = re.compile(r"\+-|(?<!\S)-(?=\d)|(?<=\[)-(?=\d)|" + "|".join(re.escape
 
 
 def printable(text: object) -> str:
-    r"""Write out what a terminal would obey or could not show: controls, changes of direction, bytes of no encoding.
+    r"""Escape for a terminal: write out control characters, changes of direction and bytes of no encoding.
 
     Args:
-        text: Anything with a text.
+        text: Any object; its `str` is taken.
 
     Returns:
-        The text with `\x1b` for the escape character, and so on.
+        The text, in which the escape character is written as `\x1b`, for example.
     """
-    return _UNSEEN.sub(lambda found: _written_out(ord(found[0])), str(text))
+    return _UNSEEN.sub(lambda match: _written_out(ord(match[0])), str(text))
 
 
 def printable_lines(text: str) -> str:
-    """Make every line printable."""
+    """Escape every line of a text for a terminal, and keep the line breaks; see `printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def one_line(text: object) -> str:
-    """Make it printable, with a blank for every stretch of white space."""
+    """Escape for a terminal, in one line: every stretch of white space becomes one blank."""
     return printable(" ".join(str(text).split()))
 
 
 def middle_cut(text: str, width: int) -> str:
-    """Shorten to a width by leaving out the middle: names that differ do so at the ends.
+    """Shorten a text by leaving out its middle, since names mostly differ at their ends.
 
     Args:
         text: The text.
-        width: Characters at most, 1 or more.
+        width: The largest number of characters, at least 1.
     """
     if len(text) <= width:
         return text
@@ -84,61 +84,82 @@ def few_names(names: Sequence[str], most: int = 5) -> str:
 
 
 def for_figure(text: object, width: int | None = None) -> str:
-    r"""Escape for matplotlib, whose texts are formulas between dollars, in one line.
+    r"""Escape for matplotlib, in one line: it takes what stands between dollars for a formula.
 
     Args:
         text: The text.
-        width: Characters to cut the middle out for. Default: no limit.
+        width: The largest number of characters; the middle of a longer text is left out. Default: no limit.
     """
     line = one_line(text)
     return (line if width is None else middle_cut(line, width)).replace("$", r"\$")
 
 
 def for_legend(text: object, width: int | None = None) -> str:
-    """Escape for a legend of matplotlib, which leaves out names that begin with an underscore."""
+    """Escape for a legend of matplotlib, which leaves out names that begin with an underscore.
+
+    Args:
+        text: The text.
+        width: The largest number of characters; the middle of a longer text is left out. Default: no limit.
+    """
     line = for_figure(text, width)
     return f" {line}" if line.startswith("_") else line
 
 
 def for_csv(cell: Any) -> Any:
-    """Escape a cell of a CSV file, lest a spreadsheet compute it. Numbers, also written out, stay."""
+    """Escape a cell of a CSV file, so that no spreadsheet computes it. Numbers stay, also those written as text."""
     if not isinstance(cell, str):
         return cell
-    cell = _OF_NO_ENCODING.sub(lambda found: _written_out(ord(found[0])), cell)
+    cell = _OF_NO_ENCODING.sub(lambda match: _written_out(ord(match[0])), cell)
     if _QUOTED_FORMULA.match(cell) or (_FORMULA.match(cell) and not _is_number(cell)):
         return f"'{cell}"
     return cell
 
 
 def from_csv(cell: str) -> str:
-    """Undo `for_csv`, but for bytes of no encoding, which stay written out."""
+    """Undo `for_csv`. Bytes of no encoding stay written out."""
     escaped = cell.startswith("'") and (_FORMULA.match(cell[1:]) or _QUOTED_FORMULA.match(cell[1:]))
     return cell[1:] if escaped else cell
 
 
 def for_markdown(text: object) -> str:
-    """Escape for Markdown, in one line, with a sign for plus or minus."""
+    """Escape for Markdown, in one line, with the sign ± for `+-`."""
     return re.sub(r"([\\`*_<>|\[\]&~])", r"\\\1", one_line(text).replace("+-", "±"))
 
 
 def for_latex(text: object) -> str:
-    """Escape for LaTeX, in one line, with signs for plus or minus, and for minus before a number."""
-    return _SPECIAL.sub(lambda found: _LATEX.get(found[0], "$-$"), one_line(text))
+    """Escape for LaTeX, in one line, with mathematical signs for `+-` and for a minus before a number."""
+    return _SPECIAL.sub(lambda match: _LATEX.get(match[0], "$-$"), one_line(text))
 
 
 def for_plotly(text: object) -> str:
-    """Escape for Plotly, whose texts are a kind of HTML with `%{...}` for values."""
+    """Escape for Plotly, in one line: its texts are HTML, in which `%{...}` stands for a value."""
     return html.escape(one_line(text)).replace("%{", "&#37;{")
 
 
+def slug(text: str, *, kept: str = r"\w.", filler: str = "_", edges: str | None = None, empty: str = "") -> str:
+    r"""Make a name for a file, a folder or a link out of a text.
+
+    Args:
+        text: The text.
+        kept: The characters that stay, as they stand in the brackets of a regular expression.
+        filler: What takes the place of any others in a row.
+        edges: The characters that are stripped from both ends. Default: the filler.
+        empty: The name of a text of which nothing is left.
+    """
+    return re.sub(f"[^{kept}]+", filler, text).strip(filler if edges is None else edges) or empty
+
+
 class PlainConsole(Console):
-    """A console that shows text as it is: no markup, no emoji, no colours of its own, no control characters."""
+    """A console that shows text as it is: without markup, emoji, colours of its own or control characters.
+
+    Choose it wherever a name from outside may be printed. Its options are those of `rich.console.Console`.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render to segments, those of text printable."""
+        """Render to segments, and escape those of text for a terminal."""
         for segment in super().render(renderable, options):
             text, style, control = segment
             yield segment if control or text == "\n" else Segment(printable_lines(text), style)

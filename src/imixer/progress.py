@@ -1,7 +1,8 @@
-"""What is being done, and how far it is, on stderr: a bar on a terminal, elsewhere a line now and then."""
+"""Show what is being done, and how far it is, on stderr: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -13,22 +14,26 @@ from rich.progress import Progress
 from imixer.escaping import one_line
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 _BETWEEN_LINES_S = 30.0
 
 
-def announce(what: str) -> None:
-    """Say what begins now and may take a while."""
-    print(f"{one_line(what)} ...", file=sys.stderr, flush=True)
+def announce(activity: str) -> None:
+    """Log what begins now and may take a while, such as `evaluating 360 images`."""
+    _log.info("%s ...", one_line(activity))
 
 
 def with_progress(chunks: Iterable[list[_T]], total: int, title: str, patience: float = 1.0) -> Iterator[_T]:
-    """Pass on what the chunks hold, and say how far it is once it has taken a moment.
+    """Iterate over results that come in chunks, and show how far the work is once it has taken a moment.
 
     Args:
         chunks: Lists of results, in order.
-        total: How many results there will be.
-        title: What is being done.
-        patience: Seconds of silence at first.
+        total: The number of results that there will be.
+        title: The name of the work.
+        patience: Seconds before anything is shown.
+
+    Yields:
+        The results, one by one.
     """
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -46,7 +51,7 @@ def with_progress(chunks: Iterable[list[_T]], total: int, title: str, patience: 
 
 
 def clock(seconds: float) -> str:
-    """A duration as h:mm:ss or m:ss."""
+    """Format a duration in seconds as h:mm:ss or m:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

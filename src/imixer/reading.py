@@ -1,6 +1,6 @@
-"""Small files, read as if a power cut, an editor or a stranger had written them: YAML, JSON, tables of numbers.
+"""Read small files that a power cut, an editor or a stranger may have damaged: YAML, JSON, tables of numbers.
 
-Whatever is wrong with one is said in a line that names the file.
+Whatever is wrong with a file is said in one line that names it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def read_text(file: Path, largest: int = _LARGEST) -> str:
 
     Args:
         file: The file.
-        largest: Bytes at most.
+        largest: The largest size, in bytes.
 
     Raises:
-        InputError: If it is missing, no file, too large, or no text.
+        InputError: If the file is missing, cannot be read, is too large, or is no text.
     """
     try:
         with file.open("rb") as opened:
@@ -52,6 +52,9 @@ def read_text(file: Path, largest: int = _LARGEST) -> str:
 def read_yaml(file: Path) -> Any:
     """Read a YAML file of plain values.
 
+    Args:
+        file: The file.
+
     Raises:
         InputError: If it cannot be read, is not YAML, a key stands twice in a mapping, or its aliases hold each other
             or far more values than anybody wrote.
@@ -60,11 +63,15 @@ def read_yaml(file: Path) -> Any:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Read YAML as `read_yaml` does.
+    """Parse YAML of plain values.
 
     Args:
         text: The YAML.
-        name: What to call it in messages.
+        name: The name of it in messages.
+
+    Raises:
+        InputError: If it is not YAML, a key stands twice in a mapping, or its aliases hold each other or far more
+            values than anybody wrote.
     """
     try:
         node = yaml.compose(text, yaml.SafeLoader)
@@ -82,7 +89,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def _require_few_values(root: Any, name: str) -> None:
-    """Refuse aliases that explode, by counting values without writing any out."""
+    """Refuse aliases that stand for far too many values, which are counted without being written out."""
     sizes: dict[int, int] = {}
     entered: set[int] = set()
 
@@ -129,21 +136,29 @@ def read_json(file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         file: The file.
-        keys: What the object must have.
+        keys: The keys that the object must have.
 
     Raises:
-        InputError: If it cannot be read, is not JSON, no object, or lacks a key.
+        InputError: If the file cannot be read, is not JSON, holds no object, or lacks a key.
     """
-    found = parse_json(read_text(file), str(file))
-    if not isinstance(found, dict):
+    content = parse_json(read_text(file), str(file))
+    if not isinstance(content, dict):
         raise InputError(f"{file} is damaged: it holds no JSON object")
-    if missing := [key for key in keys if key not in found]:
+    if missing := [key for key in keys if key not in content]:
         raise InputError(f"{file} is damaged: it has no {missing[0]}")
-    return found
+    return content
 
 
 def parse_json(text: str, name: str) -> Any:
-    """Read JSON, naming where it comes from if it is none, as with a number that is not finite."""
+    """Parse JSON.
+
+    Args:
+        text: The JSON.
+        name: The name of it in messages.
+
+    Raises:
+        InputError: If it is not JSON, or has a number that is not finite.
+    """
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
@@ -157,20 +172,21 @@ def _finite(number: str) -> float:
 
 
 def read_rows(file: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], int]:
-    """Read those rows of a CSV file of numbers that are whole.
+    """Read a CSV file of numbers, without the rows that are damaged.
 
-    A last line without an end is of a process that is just writing it, and counts as no row. A file that is missing
+    A last line without a line break is being written by another process, and counts as no row. A file that is missing
     has no rows.
 
     Args:
         file: The file. Its first line names the columns.
-        columns: Those that must be there.
+        columns: The columns that must be there.
 
     Returns:
-        The rows, as texts that are numbers; and how many lines are damaged. A damaged first line damages all.
+        The rows, whose cells are texts that are numbers; and the number of damaged lines. If the first line is damaged,
+        all are.
 
     Raises:
-        InputError: If it is there and cannot be read.
+        InputError: If the file is there and cannot be read.
     """
     if not file.exists():
         return [], 0
@@ -197,7 +213,7 @@ def read_rows(file: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]],
 
 
 def _cells(line: bytes) -> list[str] | None:
-    """The cells of a line; None if it is damaged."""
+    """Split a line into cells; None if it is damaged."""
     try:
         return next(csv.reader([line.decode("utf-8")]), [""]) if b"\0" not in line else None
     except (UnicodeDecodeError, csv.Error):

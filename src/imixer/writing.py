@@ -1,4 +1,8 @@
-"""Write files that are whole or not there, whenever the process or the machine dies: text, JSON, CSV, folders."""
+"""Write files atomically: whenever the process or the machine dies, a file is whole or as it was before.
+
+For text, JSON and CSV there is one function each. `replacing` is for whatever else writes to a path, such as
+`torch.save` or matplotlib, and `make_folder` for several files that belong together.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -20,10 +25,16 @@ NonFinite = Literal["refuse", "null"]
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to, which then takes its place.
+    """Replace a file atomically by one that is written under a temporary name beside it.
 
     What was written is forced to the disk before and after the renaming. If anything goes wrong, the temporary file is
     removed and `path` is as it was.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The temporary file to write to, which has another suffix.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex}.writing")
     try:
@@ -36,42 +47,81 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def moved_into_place(path: Path) -> Iterator[Path]:
+    """Write a file under its own name in a temporary folder, and move it into place when it is whole.
+
+    Choose it over `replacing` for libraries that go by the name of the file, or write further files beside it, which
+    are moved too. If anything goes wrong, nothing of it is left.
+
+    Args:
+        path: The file.
+
+    Yields:
+        The path to write to.
+    """
+    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".writing", dir=path.absolute().parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        files = sorted(Path(folder).iterdir(), key=lambda file: file == temporary)  # itself last: then all is there
+        for file in files:
+            _sync(file)
+            os.replace(file, path.with_name(file.name))
+    _sync(path.absolute().parent)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file, or nothing."""
+    """Write a text file atomically, in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, non_finite: NonFinite = "refuse") -> None:
-    """Write a whole JSON file, or nothing; see `json_text`."""
+    """Write a JSON file atomically, with a line break at its end.
+
+    Args:
+        path: The file.
+        value: Dictionaries, lists, tuples, texts, numbers, truth values and None.
+        non_finite: What to do about numbers that are not finite; see `json_text`.
+
+    Raises:
+        ValueError: If a number is not finite and is to be refused.
+    """
     write_text(path, json_text(value, non_finite=non_finite) + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a whole CSV file, or nothing; see `csv_text`."""
-    write_text(path, csv_text(list(rows[0]), ([row.get(name) for name in rows[0]] for row in rows)))
+    """Write a CSV file atomically. Without rows it is empty.
+
+    Args:
+        path: The file.
+        rows: A mapping of column to cell for each line. The first one names the columns; cells are as in `csv_text`.
+    """
+    header = list(rows[0]) if rows else []
+    write_text(path, csv_text(header, ([row.get(name) for name in header] for row in rows)))
 
 
 def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Write as CSV, text escaped so that no spreadsheet computes it.
+    """Format a table as CSV. Text is escaped so that no spreadsheet computes it.
 
     Args:
-        header: What each column is called.
-        rows: Text, numbers, truth values, and None for an empty cell.
+        header: The name of each column; without any there is no header line.
+        rows: Cells of text, numbers, truth values, and None for an empty one.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(for_csv, header))
+    if header:
+        writer.writerow(map(for_csv, header))
     writer.writerows(map(for_csv, row) for row in rows)
     return text.getvalue()
 
 
 def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make a whole folder of files, or none; one that exists is left alone.
+    """Make a folder of files atomically. A folder that exists is left alone.
 
     Args:
         path: The folder.
-        fill: Writes the files into the folder it is given.
+        fill: A function that writes the files into the folder it is given.
     """
     if path.exists():
         return
@@ -98,14 +148,14 @@ def _sync(path: Path) -> None:
 def json_text(
     value: Any, *, non_finite: NonFinite = "refuse", indent: int | None = 2, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """Write as JSON.
+    """Format a value as JSON, which knows neither NaN nor infinity.
 
     Args:
         value: Dictionaries, lists, tuples, texts, numbers, truth values and None.
-        non_finite: `refuse` numbers that are not finite; or write `null`, where they mean that there is none, such as a
-            bound that does not exist.
+        non_finite: What to do about numbers that are not finite: `refuse` them, or write `null`. Choose `null` where
+            such a number means that there is none, such as a bound that does not exist.
         indent: Blanks per level; None for one line.
-        default: Makes one of these of anything else.
+        default: A function that turns any other object into one of these.
 
     Raises:
         ValueError: If a number is not finite and is to be refused; the message says where it stands.
@@ -126,11 +176,12 @@ def _nulled(value: Any) -> Any:
 
 
 def _first_non_finite(value: Any, place: str) -> str | None:
-    """Where the first number that is not finite stands, such as `blocks[3].bound`."""
+    """Locate the first number that is not finite, such as `blocks[3].bound`."""
     if isinstance(value, dict):
         inside = [(item, f"{place}.{key}" if place else str(key)) for key, item in value.items()]
     elif isinstance(value, (list, tuple)):
         inside = [(item, f"{place}[{i}]") for i, item in enumerate(value)]
     else:
         return (place or "the value") if isinstance(value, float) and not math.isfinite(value) else None
-    return next((found for item, where in inside if (found := _first_non_finite(item, where)) is not None), None)
+    places = (_first_non_finite(item, where) for item, where in inside)
+    return next((each for each in places if each is not None), None)

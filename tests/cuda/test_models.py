@@ -40,9 +40,9 @@ def test_forward_and_backward_are_those_of_the_cpu(options, dtype):
     model = create(**options).double()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     there = copy.deepcopy(model).to("cuda", dtype)
-    expected, found = gradients(model, images), gradients(there, images.to("cuda", dtype))
+    expected, grads_there = gradients(model, images), gradients(there, images.to("cuda", dtype))
     whole = torch.cat([g.flatten() for g in expected.values()])
-    error = torch.cat([(found[name] - g).flatten() for name, g in expected.items()])
+    error = torch.cat([(grads_there[name] - g).flatten() for name, g in expected.items()])
     assert error.norm() <= TOLERANCE[dtype] * whole.norm() * (10 if options.get("solver") else 1)
 
 
@@ -81,12 +81,12 @@ def test_solvers_find_the_cpus_fixed_point_and_gradient(solver, check_every):
     options = {"rtol": 1e-12, "max_steps": 200}
     F = lambda x, W: torch.tanh(x @ W)  # noqa: E731
     expected = solve(F, z, (W,), solver=solver(**options), gradient=Implicit(solver(**options)))
-    found = solve(
+    solution = solve(
         F, z.cuda(), (there,), solver=solver(**options, check_every=check_every), gradient=Implicit(solver(**options))
     )
-    torch.testing.assert_close(found.value.cpu(), expected.value, rtol=0, atol=1e-10)
+    torch.testing.assert_close(solution.value.cpu(), expected.value, rtol=0, atol=1e-10)
     expected.value.square().sum().backward()
-    found.value.square().sum().backward()
+    solution.value.square().sum().backward()
     torch.testing.assert_close(there.grad.cpu(), W.grad, rtol=0, atol=1e-9)
 
 
@@ -118,6 +118,6 @@ def test_a_folded_model_is_captured_by_a_cuda_graph():
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            found = model(images)
+            logits = model(images)
         graph.replay()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)

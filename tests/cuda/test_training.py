@@ -17,7 +17,7 @@ from imixer.data.image_data import ImageData
 from imixer.data.sampler import BatchShard
 from imixer.training.devices import build_fabric
 from imixer.training.guard import Guard, gradient_norm
-from imixer.training.optimizing import build_optimizer
+from imixer.training.optimizer import build_optimizer
 from imixer.training.run.config import OptimConfig, TrainConfig
 from imixer.training.train_state import TrainState
 
@@ -68,12 +68,12 @@ def resident(device, **config):
 )
 def test_batches_made_on_the_gpu_are_those_made_on_the_cpu(config):
     (here, held), (there, held_there) = resident("cpu", **config), resident("cuda", **config)
-    for (images, targets), (found, found_targets) in zip(here.epoch(1), there.epoch(1), strict=True):
-        difference = (found.cpu() - images).abs()
+    for (images, targets), (images_there, targets_there) in zip(here.epoch(1), there.epoch(1), strict=True):
+        difference = (images_there.cpu() - images).abs()
         assert difference.mean() < 2e-3  # a byte here and there is rounded the other way
-        torch.testing.assert_close(found_targets.cpu(), targets)
-    for (images, _), (found, _) in zip(held, held_there, strict=True):
-        assert (found.cpu() - images).abs().max() < 0.03
+        torch.testing.assert_close(targets_there.cpu(), targets)
+    for (images, _), (images_there, _) in zip(held, held_there, strict=True):
+        assert (images_there.cpu() - images).abs().max() < 0.03
 
 
 def test_erasing_is_random_and_repeats():
@@ -105,9 +105,9 @@ def weights(run):
     return load_file(run / "model" / "model.safetensors")
 
 
-def assert_same(found, expected):
+def assert_same(weights, expected):
     for name, weight in expected.items():
-        assert torch.equal(found[name], weight), f"{name}: {(found[name] - weight).abs().max()}"
+        assert torch.equal(weights[name], weight), f"{name}: {(weights[name] - weight).abs().max()}"
 
 
 @pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS)
@@ -164,14 +164,14 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights():
     (model(torch.full((2, 4), float("inf"), device="cuda")).sum() * 0).backward()
     assert not guard.should_skip(gradient_norm(model.parameters()))
     optimizer.step()
-    assert guard.refused()
+    assert guard.skipped()
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name])
     optimizer.zero_grad()
     model(torch.ones(2, 4, device="cuda")).sum().backward()
     guard.should_skip(gradient_norm(model.parameters()))
     optimizer.step()
-    assert not guard.refused()
+    assert not guard.skipped()
     assert not torch.equal(model.weight, before["weight"])
 
 
@@ -188,13 +188,13 @@ def test_a_step_waits_for_the_gpu_no_more_than_once():
     part = torch.randn(16, 3, 8, 8, device="cuda"), torch.randint(0, 10, (16,), device="cuda")
     for step in range(3):
         train_state.gradient([part], step)
-        train_state.move(step)
-        train_state.guard.refused()
+        train_state.optimizer_step(step)
+        train_state.guard.skipped()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3, 6):
             train_state.gradient([part], step)
-            train_state.move(step)
+            train_state.optimizer_step(step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

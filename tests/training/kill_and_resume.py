@@ -20,7 +20,7 @@ import torch
 import imixer.training.train
 import imixer.training.worker
 from imixer.cli import main
-from imixer.training.progress_bar import ShowProgress
+from imixer.training.progress_bar import TrainingProgress
 
 
 def train(run, flags):
@@ -47,7 +47,7 @@ def attempt(run, flags, steps=None, chance=None):
                 while done - begun >= steps + 1:
                     time.sleep(1)  # until the kill
 
-        ShowProgress.step = step
+        TrainingProgress.step = step
         os._exit(train(run, flags))
     os.close(writing)
     told = [time.monotonic()]

@@ -6,13 +6,13 @@ import torch
 
 import imixer.models  # noqa: F401
 from imixer.implicit import SpectralLinear
-from imixer.training.train_state import Average
+from imixer.training.train_state import WeightEMA
 
 
 def moved_model(steps):
     torch.manual_seed(0)
     model = timm.create_model("imixer_t2_8", num_blocks=1, embed_dim=16).train()
-    average = Average(model, decay=0.9)
+    average = WeightEMA(model, decay=0.9)
     seen = []
     for step in range(steps):
         with torch.no_grad():
@@ -45,5 +45,5 @@ def test_its_spectral_norms_are_its_own_not_an_average():
 def test_it_is_judged_and_kept_instead_of_the_model(averaged_run):
     saved = torch.load(averaged_run / "checkpoints" / "step-00000044.pt", weights_only=True)
     kept = timm.create_model(f"local-dir:{averaged_run / 'model'}", pretrained=True).state_dict()
-    assert not torch.equal(saved["model"]["head.weight"], saved["average"]["head.weight"])
-    assert torch.equal(kept["head.weight"], saved["average"]["head.weight"])
+    assert not torch.equal(saved["model"]["head.weight"], saved["ema"]["head.weight"])
+    assert torch.equal(kept["head.weight"], saved["ema"]["head.weight"])

@@ -20,10 +20,10 @@ def state(step):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    found = Checkpoints(tmp_path / "checkpoints", keep=2)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
     for step in (10, 20, 30):
-        found.save(state(step), step)
-    return found
+        checkpoints.save(state(step), step)
+    return checkpoints
 
 
 def files(checkpoints):
@@ -68,10 +68,10 @@ def tamper(path):
 
 
 @pytest.mark.parametrize("damage", [truncate, tamper, os.unlink], ids=["truncated", "one bit flipped", "gone"])
-def test_a_damaged_one_is_named_and_the_one_before_it_used(checkpoints, capsys, damage):
+def test_a_damaged_one_is_named_and_the_one_before_it_used(checkpoints, caplog, damage):
     damage(checkpoints.folder / "step-00000030.pt")
     assert checkpoints.latest()["step"] == 20
-    said = capsys.readouterr().err
+    (said,) = caplog.messages
     assert "step-00000030.pt" in said
     assert "damaged" in said or "gone" in said
     checkpoints.save(state(25), 25)  # training went back, and passes the damaged one by
@@ -86,11 +86,11 @@ def test_if_all_are_damaged_nothing_is_guessed(checkpoints):
 
 
 @pytest.mark.parametrize("content", ["", "[{]", '[{"file": 1}]', '{"a": 1}', "\0\0", "[" * 100_000])
-def test_a_damaged_list_is_made_again_from_the_files(checkpoints, capsys, content):
+def test_a_damaged_list_is_made_again_from_the_files(checkpoints, caplog, content):
     listed = checkpoints.index.read_text()
     checkpoints.index.write_text(content)
     assert checkpoints.latest()["step"] == 30
-    assert "listed again from the checkpoints: step-00000020.pt, step-00000030.pt" in capsys.readouterr().err
+    assert "listed again from the checkpoints: step-00000020.pt, step-00000030.pt" in caplog.messages[0]
     assert json.loads(checkpoints.index.read_text()) == json.loads(listed)
 
 

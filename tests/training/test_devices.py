@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from imixer.cli import main
-from imixer.training.devices import placed
+from imixer.training.devices import resolve_devices
 from imixer.training.run.config import TrainConfig
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -190,8 +190,8 @@ def test_the_devices_are_those_that_torchrun_has_started_processes_for(monkeypat
     variables = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = placed(TrainConfig())
-    assert (found.devices, found.num_nodes, found.micro_batch) == (4, 2, 8)
+    config = resolve_devices(TrainConfig())
+    assert (config.devices, config.num_nodes, config.micro_batch) == (4, 2, 8)
 
 
 def test_the_learning_rate_scales_with_the_batch_if_it_is_said_what_it_is_for():

@@ -49,8 +49,8 @@ def test_no_checkout_or_no_git_is_no_commit(tmp_path, monkeypatch):
 
 
 def test_the_environment_says_which_commit():
-    found = environment()["commit"]
-    assert found is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found)
+    commit = environment()["commit"]
+    assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
 
 
 def test_what_makes_numbers_differ_is_found_and_nothing_else():

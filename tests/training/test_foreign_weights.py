@@ -23,7 +23,7 @@ import imixer.models  # noqa: F401
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.implicit import SpectralLinear
-from imixer.training.weights import load_weights
+from imixer.training.initial_weights import load_weights
 
 
 def model(name="imixer_t2_8", seed=0, **kwargs):
@@ -224,7 +224,7 @@ def test_the_checkpoint_of_our_own_run_gives_what_the_run_kept(averaged_run):
     kept = model(num_classes=10, in_chans=1)
     load_weights(kept, str(averaged_run / "model" / "model.safetensors"))
     target, taken = loaded(averaged_run / "checkpoints" / "step-00000044.pt", num_classes=10, in_chans=1)
-    assert (taken.name, taken.others) == ("average", ("model",))
+    assert (taken.name, taken.others) == ("ema", ("model",))
     assert same(kept, target)
 
 

@@ -43,7 +43,7 @@ def test_other_loggers_write_into_the_run_without_a_server(train_quick, tmp_path
 
 @pytest.mark.usefixtures("undrawn")
 def test_tensorboard_shows_each_epoch_of_a_resumed_run_once(train_quick, tmp_path, monkeypatch):
-    from imixer.training.progress_bar import ShowProgress
+    from imixer.training.progress_bar import TrainingProgress
 
     def interrupt(self, done, loss):
         if done == 30:
@@ -51,7 +51,7 @@ def test_tensorboard_shows_each_epoch_of_a_resumed_run_once(train_quick, tmp_pat
 
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(ShowProgress, "step", interrupt)
+        patch.setattr(TrainingProgress, "step", interrupt)
         with pytest.raises(AssertionError):
             train_quick(run)
     time.sleep(1.1)  # files are named by the second, and those begun in one by one process have no certain order

@@ -15,8 +15,8 @@ import imixer
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.training.finished_run import load_run
-from imixer.training.finite import first_non_finite_output, first_non_finite_tensor, require_finite_outputs
-from imixer.training.run.finite_file import first_non_finite_in, place_of
+from imixer.training.finite_checks import first_non_finite_output, first_non_finite_tensor, require_finite_outputs
+from imixer.training.run.safetensors_file import first_non_finite_in, place_of
 from imixer.writing import json_text
 
 
@@ -164,8 +164,8 @@ def test_images_that_are_not_finite_are_not_the_models_fault():
 def test_a_memory_whose_energy_overflows_is_refused_or_recalls(flags, tmp_path, capsys):
     code = main(["recall", *flags, "--out", str(tmp_path / "memory")])
     if code == 0:
-        found = strictly(tmp_path / "memory" / "recall.json")
-        assert all(each["energy_after"] is not None for each in found["queries"])
+        summary = strictly(tmp_path / "memory" / "recall.json")
+        assert all(each["energy_after"] is not None for each in summary["queries"])
     else:
         assert code == 2 and len([x for x in capsys.readouterr().err.splitlines() if x.startswith("imixer:")]) == 1
 

@@ -5,27 +5,27 @@ import torch
 
 from imixer.errors import InputError
 from imixer.training import devices
-from imixer.training.devices import with_precision
+from imixer.training.devices import resolve_precision
 from imixer.training.precision import Measurement, measure_precision
 from imixer.training.run.config import TrainConfig
 
 
 @pytest.mark.parametrize(("float32_ms", "bf16_ms", "precision"), [(10, 2, "bf16"), (10, 9.5, "32"), (2, 120, "32")])
-def test_bfloat16_must_be_clearly_faster(monkeypatch, capsys, float32_ms, bf16_ms, precision):
+def test_bfloat16_must_be_clearly_faster(monkeypatch, caplog, float32_ms, bf16_ms, precision):
+    caplog.set_level("INFO", "imixer")
     monkeypatch.setattr(devices, "measure_precision", lambda device: Measurement(float32_ms, bf16_ms))
-    config = with_precision(TrainConfig(precision="auto"))
+    config = resolve_precision(TrainConfig(precision="auto"))
     assert config == TrainConfig(precision=precision)
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
+    (line,) = caplog.messages
     assert f"precision auto: {precision}, " in line
     assert f"{bf16_ms:.1f} ms in bf16 and {float32_ms:.1f} ms in float32" in line
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_nothing_is_measured_where_the_precision_is_given(monkeypatch, capsys, precision):
+def test_nothing_is_measured_where_the_precision_is_given(monkeypatch, caplog, precision):
     monkeypatch.setattr(devices, "measure_precision", lambda device: pytest.fail("measured"))
-    assert with_precision(TrainConfig(precision=precision)).precision == precision
-    assert capsys.readouterr().err == ""
+    assert resolve_precision(TrainConfig(precision=precision)).precision == precision
+    assert not caplog.messages
 
 
 def test_both_are_really_timed():
@@ -36,7 +36,7 @@ def test_both_are_really_timed():
 def test_processes_that_could_disagree_are_refused(monkeypatch):
     monkeypatch.setattr(devices, "started_by_launcher", lambda: True)
     with pytest.raises(InputError, match="precision is auto"):
-        with_precision(TrainConfig(precision="auto"))
+        resolve_precision(TrainConfig(precision="auto"))
 
 
 def test_a_run_is_written_down_with_what_was_decided(monkeypatch, train_quick, tmp_path):

@@ -16,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from imixer.cli import main
-from imixer.training.progress_bar import ShowProgress
+from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -94,7 +94,7 @@ def stop_at(monkeypatch, flags):
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(ShowProgress, "step", interrupt)
+            patch.setattr(TrainingProgress, "step", interrupt)
             assert main(["train", "--out", str(out), *flags, "--epochs", "2", *more]) == 143
         return out
 
@@ -276,7 +276,7 @@ def test_a_disk_that_fills_up_ends_training_in_one_line_and_what_is_saved_serves
     run = tmp_path / "run"
     words = ["train", "--out", str(run), *flags, "--epochs", "2", "--checkpoints.every_steps", "5"]
     with largest_file(20_000) as fill, monkeypatch.context() as patch:
-        patch.setattr(ShowProgress, "step", lambda self, done, loss: fill() if done == STEPS + 1 else None)
+        patch.setattr(TrainingProgress, "step", lambda self, done, loss: fill() if done == STEPS + 1 else None)
         assert main(words) == 2
     said = capsys.readouterr().err
     assert "step-00000010.pt could not be written (File too large); that of step 8 is whole" in said

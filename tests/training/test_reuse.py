@@ -64,13 +64,13 @@ def test_a_test_set_of_held_out_images_gets_their_scores(run, test_set, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(run), "--test", str(test_set)]) == 0
     shown = capsys.readouterr().out
-    found = json.loads((run / "test_evaluation.json").read_text())
-    assert found["data"] == str(test_set)
-    for mine, theirs in zip(found["per_class"][:9], held_out["per_class"], strict=False):
+    scores = json.loads((run / "test_evaluation.json").read_text())
+    assert scores["data"] == str(test_set)
+    for mine, theirs in zip(scores["per_class"][:9], held_out["per_class"], strict=False):
         assert (mine["name"], mine["images"]) == (theirs["name"], theirs["images"])
         assert mine["accuracy"] == theirs["accuracy"]
-    assert found["images"] == sum(score["images"] for score in found["per_class"]) == 324
-    assert found["per_class"][9]["images"] == 0 and found["per_class"][9]["accuracy"] is None
+    assert scores["images"] == sum(score["images"] for score in scores["per_class"]) == 324
+    assert scores["per_class"][9]["images"] == 0 and scores["per_class"][9]["accuracy"] is None
     assert "test_evaluation.json" in shown and "-" in shown.splitlines()[-2]
     assert (run / "evaluation.json").read_bytes() == before
 
@@ -119,12 +119,12 @@ def test_predict_files_and_folders(run, images, capsys):
 
 
 def test_predict_with_another_number_of_iterations(run, images, tmp_path):
-    found = []
+    tables = []
     for n in ("0", "2", "8"):
         out = tmp_path / f"{n}.csv"
         assert main(["predict", str(run), str(images / "0.png"), "--n_iter", n, "--csv", str(out)]) == 0
-        found.append(out.read_text())
-    assert len(set(found)) > 1
+        tables.append(out.read_text())
+    assert len(set(tables)) > 1
 
 
 def test_predict_refuses(run, images, tmp_path, capsys):

@@ -80,7 +80,7 @@ def test_the_environment_is_named(run):
 def test_the_checkpoint_is_plain(run):
     checkpoint = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)
     assert checkpoint["step"] == 44
-    assert {"model", "optimizer", "rows", "facts"} <= set(checkpoint)
+    assert {"model", "optimizer", "rows", "data_fingerprint"} <= set(checkpoint)
 
 
 def test_convergence_is_written_per_epoch_and_block(run):

@@ -27,8 +27,8 @@ def scores(run):
 )
 def test_training_comes_to_the_same(run, train_quick, tmp_path, flags, tolerance):
     other = train_quick(tmp_path / "other", *flags)
-    for found, expected in zip(scores(other), scores(run), strict=True):
-        assert found == pytest.approx(expected, rel=tolerance)
+    for score, expected in zip(scores(other), scores(run), strict=True):
+        assert score == pytest.approx(expected, rel=tolerance)
     weights, expected = (load_file(each / "model" / "model.safetensors") for each in (other, run))
     for name, weight in expected.items():
         torch.testing.assert_close(weights[name], weight, rtol=tolerance * 10, atol=tolerance)
@@ -41,7 +41,7 @@ def test_gradient_checkpointing_reaches_the_model(monkeypatch, train_quick, tmp_
     gradient = TrainState.gradient
 
     def watch(self, parts, step):
-        seen.append(self.plain.grad_checkpointing)
+        seen.append(self.module.grad_checkpointing)
         return gradient(self, parts, step)
 
     monkeypatch.setattr(TrainState, "gradient", watch)

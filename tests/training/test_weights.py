@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import imixer.models  # noqa: F401
 from imixer.errors import InputError
-from imixer.training.weights import load_weights
+from imixer.training.initial_weights import load_weights
 
 
 def model(name="imixer_t2_8", **kwargs):

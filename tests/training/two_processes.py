@@ -14,10 +14,10 @@ import imixer.models  # noqa: F401
 from imixer.data.batches import build_batches
 from imixer.data.config import DataConfig
 from imixer.data.sources.open import open_dataset
-from imixer.training.devices import batch_shard, build_fabric, largest_over_processes, placed
+from imixer.training.devices import all_reduce_max, batch_shard, build_fabric, resolve_devices
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
-from imixer.training.scores import Scores
 from imixer.training.train_state import TrainState
+from imixer.training.validation import ValidationMetrics
 
 STEPS = 3
 
@@ -27,7 +27,7 @@ def whole(tensor):
 
 
 def main(folder, strategy):
-    config = placed(
+    config = resolve_devices(
         TrainConfig(
             data=DataConfig(batch_size=48, val_fraction=0.1994),
             model=ModelConfig(name="imixer_t2_8", num_blocks=2, embed_dim=16),
@@ -61,10 +61,10 @@ def main(folder, strategy):
     for step, (images, labels) in zip(range(STEPS), training.epoch(0), strict=False):
         loss, refused = train_state.gradient([(images.double(), labels)], step)
         assert not refused
-        train_state.move(step)
+        train_state.optimizer_step(step)
     move.remove()
-    rounds = largest_over_processes(fabric, len(held_out))[0]
-    scores = Scores(10).score(lambda images: train_state.ready()(images.double()), held_out, rounds)
+    rounds = all_reduce_max(fabric, len(held_out))[0]
+    scores = ValidationMetrics(10).score(lambda images: train_state.eval_forward()(images.double()), held_out, rounds)
     torch.save(
         {
             "seen": torch.cat(list(training.order.epoch(0))),

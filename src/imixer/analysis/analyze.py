@@ -51,9 +51,9 @@ def analyze(analysis: Analysis[_Found], path: str, *, device: str = "auto", **op
             does not allow the measurement.
     """
     finished = load_run(path, device)
-    announce(f"measuring {analysis.name} of {finished.run.path}")
+    announce(f"measuring {analysis.name} of {finished.directory.path}")
     found = analysis.measure(finished, **options)
-    folder = finished.run.analysis
+    folder = finished.directory.analysis
     folder.mkdir(exist_ok=True)
     write_numbers(analysis.numbers(found), folder / f"{analysis.name}.json")
     announce(f"drawing {analysis.name}")

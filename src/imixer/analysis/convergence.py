@@ -211,14 +211,14 @@ def compare_convergence(
 
 def _names(runs: Sequence[FinishedRun], found: Sequence[Convergence]) -> list[str]:
     trained = ("to a tolerance" if each.trained is None else f"n = {each.trained}" for each in found)
-    return [f"{name}, {n}" for name, n in zip(short_names([run.run.path for run in runs]), trained, strict=True)]
+    return [f"{name}, {n}" for name, n in zip(short_names([run.directory.path for run in runs]), trained, strict=True)]
 
 
 def _check_alike(runs: Sequence[FinishedRun]) -> None:
     """Raises InputError unless all runs know the same classes, take images of one size, and have as many blocks."""
     first = runs[0]
     for run in runs[1:]:
-        one, other = first.run.path, run.run.path
+        one, other = first.directory.path, run.directory.path
         if run.class_names != first.class_names:
             raise InputError(
                 f"{one} was trained on {first.config.data.name} ({few_names(first.class_names)}) and {other} on "
@@ -245,7 +245,7 @@ def _draw(runs: Sequence[FinishedRun], images: int, seed: int, data: str | None)
         same = next((i for i, each in enumerate(runs[: len(found)]) if _sees_like(each, run)), None)
         found.append(random_images(run, images, seed, data) if same is None else found[same].to(run.device))
         if found[0].shape != found[-1].shape or not torch.equal(found[0], found[-1].to(found[0])):
-            one, other = (f"{each.run.path} ({each.config.data.name})" for each in (runs[0], run))
+            one, other = (f"{each.directory.path} ({each.config.data.name})" for each in (runs[0], run))
             raise InputError(
                 f"{one} and {other} do not see the same images: their held-out parts, or how images are resized and "
                 "normalised, differ; give runs with the same settings of data"
@@ -256,7 +256,7 @@ def _draw(runs: Sequence[FinishedRun], images: int, seed: int, data: str | None)
 def _sees_like(one: FinishedRun, other: FinishedRun) -> bool:
     """Whether two runs have equal settings of data, so that opening one's data is enough."""
     keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
-    mine, others = ([run.model.pretrained_cfg[key] for key in keys] for run in (one, other))
+    mine, others = ([run.pretrained_cfg[key] for key in keys] for run in (one, other))
     return one.config.data == other.config.data and mine == others
 
 

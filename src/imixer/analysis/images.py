@@ -11,7 +11,7 @@ from torch import Tensor
 from imixer.errors import InputError
 from imixer.progress import with_progress
 from imixer.training.finished_run import FinishedRun
-from imixer.training.finite import require_finite_outputs
+from imixer.training.finite_checks import require_finite_outputs
 from imixer.training.run.result import read_result
 
 
@@ -49,7 +49,7 @@ def random_images(finished: FinishedRun, count: int, seed: int, data_path: str |
     val = finished.data(data_path).val
     places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))
     images = torch.stack([finished.transform(val[place][0]) for place in places[:count].tolist()]).to(finished.device)
-    require_finite_outputs(finished.model, images, finished.run.path)
+    require_finite_outputs(finished.model, images, finished.directory.path)
     return images
 
 
@@ -77,7 +77,7 @@ def held_out_batches(
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
         batch = torch.stack([finished.transform(image) for image in images]).to(finished.device)
         if start == 0:
-            require_finite_outputs(finished.model, batch, finished.run.path)
+            require_finite_outputs(finished.model, batch, finished.directory.path)
         yield batch, torch.tensor(labels, device=finished.device)
 
 
@@ -89,7 +89,7 @@ def evenly_spread(total: int, count: int | None) -> list[int]:
 
 def count_held_out(finished: FinishedRun, count: int | None) -> int:
     """How many images `held_out_batches` gives, as the run's result has it, without opening the data."""
-    there = read_result(finished.run).held_out
+    there = read_result(finished.directory).held_out
     return min(count or there, there)
 
 
@@ -121,6 +121,6 @@ class Pixels:
 
 def pixels_of(finished: FinishedRun) -> Pixels:
     """The normalisation of a run, on its device."""
-    cfg = finished.model.pretrained_cfg
+    cfg = finished.pretrained_cfg
     mean, std = (torch.tensor(cfg[name], device=finished.device).view(-1, 1, 1) for name in ("mean", "std"))
     return Pixels(mean, std)

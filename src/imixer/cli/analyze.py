@@ -133,7 +133,7 @@ def _compare(paths: Sequence[str], device: str, out: str | None = None, **option
 
     runs = [load_run(path, device) for path in paths]
     found = compare_convergence(runs, **options)
-    files = write_comparison(found, Path(out) if out is not None else runs[0].run.analysis)
+    files = write_comparison(found, Path(out) if out is not None else runs[0].directory.analysis)
     console = new_console()
     show_comparison(found, console)
     console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)

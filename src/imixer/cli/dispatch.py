@@ -15,6 +15,7 @@ from imixer.cli import analyze, evaluate, export, predict, recall, recipes, repl
 from imixer.cli.command import Command
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut, one_line
+from imixer.notices import notices_on_stderr
 from imixer.training.run.parsing import expand_config_flags, parse
 
 _COMMANDS: dict[str, Command] = {
@@ -47,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _open_missing_streams()
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        with notices_on_stderr():
+            code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:

@@ -65,7 +65,7 @@ def run(args: Namespace) -> None:
         raise InputError("images is given, which needs --corruptions or --adversarial")
     announce_loading("the run")
     from imixer.training.evaluate import evaluate
-    from imixer.training.score_tables import report_evaluation
+    from imixer.training.result_tables import report_evaluation
 
     harder = _harder(args, attack)  # finds fault with its options before anything is computed
     given = {"data": args.data, "test": args.test, "device": args.device, "batch_size": args.batch_size or 0}

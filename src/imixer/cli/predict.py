@@ -24,7 +24,7 @@ def run(args: Namespace) -> None:
     """Run it."""
     announce_loading("the run")
     from imixer.training.predict import predict
-    from imixer.training.score_tables import report_predictions
+    from imixer.training.result_tables import report_predictions
 
     predictions, picture = predict(
         args.run,

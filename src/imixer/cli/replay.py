@@ -18,7 +18,7 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Run it."""
     announce_loading("the step")
-    from imixer.training.non_finite import replay
+    from imixer.training.step_dump import replay
 
     step, place = replay(args.dump)
     print(f"step {step.step + 1} of {step.name}, learning rate {step.lr:.3g}, precision {step.precision}")

@@ -17,7 +17,7 @@ def run(args: Namespace) -> None:
     config = build_config(args)
     announce_loading("the data")
     from imixer.training.devices import is_first_process
-    from imixer.training.score_tables import report_training
+    from imixer.training.result_tables import report_training
     from imixer.training.train import resume, train
 
     trained = train(config) if args.resume is None else resume(args.resume, config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from imixer.sweep.results import Outcome
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 
+_log = logging.getLogger(__name__)
 _ENVIRONMENT = ("run", "python", "torch", "timm", "imixer", "cpu", "cores", "gpus")
 
 
@@ -155,7 +156,7 @@ class ExperimentResult:
             try:
                 environment = read_json(RunDirectory(run.path).environment, _ENVIRONMENT)
             except InputError as error:
-                print(f"{error}; what this run ran on is not told", file=sys.stderr, flush=True)
+                _log.warning(f"{error}; what this run ran on is not told")
                 continue
             environment.pop("run")
             if environment not in found:

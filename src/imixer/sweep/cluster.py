@@ -6,7 +6,6 @@ import os
 import platform
 import signal
 import socket
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imixer.errors import InputError
+from imixer.progress import announce
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import RAY_LOG
 from imixer.sweep.trial import log, record_failure, run_trial
@@ -103,7 +103,7 @@ class Cluster:
                         yield trial, False
             finally:
                 if tasks:
-                    print("stopping: running trials save a checkpoint first ...", file=sys.stderr, flush=True)
+                    announce("stopping: running trials save a checkpoint first")
                     for reference in tasks:
                         ray.cancel(reference)
                     ray.wait(list(tasks), num_returns=len(tasks), timeout=_SAVING_S)

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from imixer.errors import InputError, did_you_mean
+from imixer.escaping import slug
 from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Cell, Sweep, Trial
@@ -236,7 +237,7 @@ def _short_names(grid: Iterable[str]) -> dict[str, str]:
 
 
 def _slug(value: str) -> str:
-    return re.sub(r"[^\w.+=-]+", "_", value).strip("._") or "none"
+    return slug(value, kept=r"\w.+=-", edges="._", empty="none")
 
 
 def _flat(settings: Any, where: str) -> dict[str, Any]:

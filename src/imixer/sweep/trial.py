@@ -10,6 +10,7 @@ from pathlib import Path
 from shutil import rmtree
 
 from imixer.errors import InputError
+from imixer.notices import notices_on_stderr
 from imixer.sweep.plan import Trial
 from imixer.training.run.directory import RunDirectory
 
@@ -25,7 +26,12 @@ def run_trial(trial: Trial, folder: Path) -> None:
     from imixer.training.train import resume, train
 
     run = folder / trial.name
-    with log(run).open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+    with (
+        log(run).open("a", buffering=1, encoding="utf-8") as file,
+        redirect_stdout(file),
+        redirect_stderr(file),
+        notices_on_stderr(),
+    ):
         print(f"process {os.getpid()} on {platform.node()}")
         try:
             if RunDirectory(run).config.is_file():

@@ -1,4 +1,4 @@
-"""What a training costs in multiply-adds, and how long it lasts for a given number of them."""
+"""Convert a budget of multiply-adds into optimizer steps."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from timm.optim import get_optimizer_info
 from timm.optim.muon import DEFAULT_NS_STEPS, Muon
 
 from imixer.errors import InputError
-from imixer.training.model import BuiltModel, forward_cost
-from imixer.training.optimizing import muon_shapes
+from imixer.training.model import FORWARDS_PER_STEP, BuiltModel, forward_cost
+from imixer.training.optimizer import muon_shapes
 from imixer.training.run.config import TrainConfig, parse_budget
-
-BACKWARD = 3  # forward and backward, in forwards
 
 
 def optimizer_cost(built: BuiltModel, opt: str) -> int:
-    """Count the multiply-adds in matrix products of one optimizer step: Muon's Newton-Schulz iterations, or 0.
+    """Count the multiply-adds in matrix products of one optimizer step: Muon's Newton-Schulz iterations.
 
     Each iteration multiplies X X^T, its square, and that with X, for X of (m, n), m <= n.
+
+    Args:
+        built: The model.
+        opt: The name of the optimizer in timm.
+
+    Returns:
+        The multiply-adds; 0 for other optimizers than Muon.
     """
     if get_optimizer_info(opt.lower()).opt_class is not Muon:
         return 0
@@ -28,12 +33,12 @@ def optimizer_cost(built: BuiltModel, opt: str) -> int:
 
 @dataclass(frozen=True)
 class Duration:
-    """How long a training lasts.
+    """The duration of a training with a budget.
 
     Args:
         steps: Optimizer steps.
-        epochs: Epochs begun, the last of which may be a part of one.
-        summary: One line that says so, and what a step costs.
+        epochs: Epochs, the last of which need not be whole.
+        summary: A line for the user, with the duration and the cost of a step.
     """
 
     steps: int
@@ -42,18 +47,18 @@ class Duration:
 
 
 def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Duration:
-    """Convert `config.budget` into steps.
+    """Convert the budget of a run into optimizer steps.
 
-    A step costs 3 forwards per image of the batch, and what the optimizer multiplies. Not counted: power iterations,
-    validation, averaging.
+    A step costs 3 forward passes for each image of the batch, and the matrix products of the optimizer. Power
+    iterations, validation and averaging are not counted.
 
     Args:
-        config: The run, with a budget.
-        built: Its model.
+        config: The configuration of the run, with a budget.
+        built: The model.
         steps_per_epoch: Optimizer steps per epoch.
 
     Raises:
-        InputError: If the budget is below one epoch, or the cost depends on the images.
+        InputError: If the budget is less than one epoch, or the cost depends on the images.
     """
     assert config.budget is not None
     forward, optimizer = forward_cost(built), optimizer_cost(built, config.optim.opt)
@@ -66,7 +71,7 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
         raise InputError(
             f"budget is {config.budget}, and the multiply-adds of {built.name} cannot be counted; give epochs instead"
         )
-    images = BACKWARD * forward.total * config.data.batch_size
+    images = FORWARDS_PER_STEP * forward.total * config.data.batch_size
     steps = int(parse_budget(config.budget) // (images + optimizer))
     if steps < steps_per_epoch:
         raise InputError(

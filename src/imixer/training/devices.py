@@ -1,35 +1,41 @@
-"""From the configuration to the devices that train: Lightning's Fabric."""
+"""Set up the devices that train, with Lightning's Fabric."""
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from imixer.data.sampler import BatchShard
 from imixer.errors import InputError
 from imixer.implicit import SpectralLinear
-from imixer.training.precision import measure_precision
+from imixer.training.precision import fabric_precision, measure_precision
 from imixer.training.run.config import TrainConfig
 
-_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+_log = logging.getLogger(__name__)
 _BACKEND = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}  # gloo carries the loop's own small messages
 
 
-def placed(config: TrainConfig) -> TrainConfig:
-    """The configuration with the devices and machines that `torchrun` or `srun` has started processes for, if one has.
+def resolve_devices(config: TrainConfig) -> TrainConfig:
+    """Set the devices and machines to those that `torchrun` or `srun` has started processes for, if one has.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The configuration, with `devices` and `num_nodes` as they are.
 
     Raises:
-        InputError: If the batch does not divide among them.
+        InputError: If the batch does not divide among the processes.
     """
     if TorchElasticEnvironment.detect():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -41,22 +47,26 @@ def placed(config: TrainConfig) -> TrainConfig:
 
 
 def started_by_launcher() -> bool:
-    """Whether this process is one of several that somebody else has started."""
+    """Return whether this process is one of several that `torchrun` or `srun` has started."""
     return TorchElasticEnvironment.detect() or (
         SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1
     )
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of its run that talks."""
+    """Return whether this process has rank 0, which is the one that logs and writes."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
 
 
 def check_devices(config: TrainConfig) -> None:
-    """See that this machine has what a configuration asks for, without touching it.
+    """Check that this machine has what a configuration asks for, without touching any device.
+
+    Args:
+        config: The run's configuration.
 
     Raises:
-        InputError: If there is no such accelerator, fewer devices than asked for, or they cannot do what is asked.
+        InputError: If there is no such accelerator, there are fewer devices than asked for, or options exclude each
+            other.
     """
     on_cuda = _on_cuda(config)
     if config.accelerator in ("cuda", "gpu") and not on_cuda:
@@ -74,26 +84,35 @@ def check_devices(config: TrainConfig) -> None:
         raise InputError(f"num_nodes is {config.num_nodes}; start the processes with torchrun or srun on each machine")
 
 
-def with_precision(config: TrainConfig) -> TrainConfig:
-    """The configuration with `precision: auto` decided, by a measurement that is told in one line.
+def resolve_precision(config: TrainConfig) -> TrainConfig:
+    """Decide `precision: auto` by a measurement, which is logged in one line.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The configuration with a precision other than `auto`.
 
     Raises:
-        InputError: If somebody else has started several processes, which could come to different results.
+        InputError: If several processes were started apart, since they could come to different results.
     """
     if config.precision != "auto":
         return config
     if started_by_launcher():
         raise InputError("precision is auto, which processes started apart could decide differently; give bf16 or 32")
     measured = measure_precision(torch.device("cuda" if _on_cuda(config) else "cpu"))
-    print(measured.summary, file=sys.stderr, flush=True)
+    _log.info(measured.summary)
     return replace(config, precision=measured.precision)
 
 
 def build_fabric(config: TrainConfig) -> Fabric:
-    """Accelerator, devices, strategy and arithmetic, not yet launched.
+    """Build the Fabric that a configuration asks for, not yet launched.
+
+    Args:
+        config: The run's configuration, whose precision is decided.
 
     Raises:
-        InputError: If Lightning knows no such accelerator, or not so many devices.
+        InputError: If Lightning knows no such accelerator, or has fewer devices.
     """
     try:
         return Fabric(
@@ -101,7 +120,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
             devices=config.devices,
             num_nodes=config.num_nodes,
             strategy=_strategy(config, "cuda" if _on_cuda(config) else "cpu"),
-            precision=_PRECISION[config.precision],
+            precision=fabric_precision(config.precision),
         )
     except Exception as error:  # of many kinds
         raise InputError(
@@ -114,8 +133,18 @@ def batch_shard(fabric: Fabric, config: TrainConfig) -> BatchShard:
     return BatchShard(fabric.global_rank, fabric.world_size, config.accumulate)
 
 
-def largest_over_processes(fabric: Fabric, *values: int) -> tuple[int, ...]:
-    """The largest of each value over all processes. It keeps them in step, and no accelerator waits for it."""
+def all_reduce_max(fabric: Fabric, *values: int) -> tuple[int, ...]:
+    """Reduce integers to their maxima over all processes.
+
+    It keeps the processes in step. It runs on the CPU, so that no accelerator waits for it.
+
+    Args:
+        fabric: Lightning's Fabric, launched.
+        *values: The integers of this process.
+
+    Returns:
+        For each, the largest over all processes.
+    """
     if fabric.world_size == 1:
         return values
     exchanged = torch.tensor(values)
@@ -124,7 +153,7 @@ def largest_over_processes(fabric: Fabric, *values: int) -> tuple[int, ...]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called."""
+    """Return the name of a device, such as that of the GPU, or the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -135,7 +164,7 @@ def _on_cuda(config: TrainConfig) -> bool:
     return config.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
 
 
-def _strategy(config: TrainConfig, device: str) -> Any:
+def _strategy(config: TrainConfig, device: str) -> Strategy | str:
     if config.strategy == "fsdp":
         return ModelParallelStrategy(
             _shard,
@@ -149,8 +178,8 @@ def _strategy(config: TrainConfig, device: str) -> Any:
     return DDPStrategy(process_group_backend=_BACKEND[device])
 
 
-def _shard(model: nn.Module, mesh: Any) -> nn.Module:
-    """Shard a model block by block; each block is put together while it computes."""
+def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Shard a model block by block. While a block computes, its weights are whole."""
     for module in model.modules():
         if isinstance(module, SpectralLinear):
             module.advances_itself = True  # within its block, where its weight is whole

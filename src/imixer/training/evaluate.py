@@ -1,8 +1,8 @@
-"""How good a finished run's model is, on its validation data or a test set."""
+"""Evaluate the model of a finished run, on its held-out images or a test set."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,29 +11,31 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from imixer.data.batches import batches_in_order, worker_message
+from imixer.data.batches import HeldOutBatches, batches_in_order, worker_message
 from imixer.data.sources.folder import open_test_folder
 from imixer.errors import InputError
 from imixer.escaping import printable
 from imixer.progress import announce, with_progress
 from imixer.training.finished_run import FinishedRun, load_run
-from imixer.training.finite import require_finite_logits
-from imixer.training.scores import ConfidenceBin, calibration_error, reliability
+from imixer.training.finite_checks import require_finite_logits
+from imixer.training.validation import ConfidenceBin, calibration_error, reliability
 from imixer.writing import json_text, write_text
 
 _WARM_UP = 2  # batches left out of the speed
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class.
+    """The scores of one class.
 
     Args:
-        name: The class.
-        images: Images of it.
-        accuracy: Share of them that were recognised. None if there are none.
-        precision: Share of what was taken for this class that is. None if nothing was.
+        name: The name of the class.
+        images: The number of images of the class.
+        accuracy: The share of its images that were recognised, its recall. None without images.
+        precision: The share of the images taken for this class that are of it. None if no image was taken for it.
     """
 
     name: str
@@ -44,21 +46,21 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on labelled images.
+    """The scores of a model on labelled images.
 
     Args:
-        model: Directory of the model.
-        data: Name of the data set, or the test folder.
-        images: Number of images.
-        top1: Share recognised.
-        top5: Share with the true class among the five most probable. None with five classes or fewer.
-        loss: Mean cross entropy, in nats.
-        ece: Expected calibration error, see `calibration_error`.
-        images_per_s: Speed of loading and model together.
-        device: Where it ran.
-        skipped: Names of unreadable images that were left out.
-        per_class: Each class.
-        reliability: Accuracy by confidence.
+        model: The directory of the model.
+        data: The name of the data set, or the test folder.
+        images: The number of images.
+        top1: The accuracy: the share of images whose most probable class is the true one.
+        top5: The share of images whose true class is among the five most probable. None with five classes or fewer.
+        loss: The mean cross entropy, in nats.
+        ece: The expected calibration error; see `imixer.training.validation.calibration_error`.
+        images_per_s: The speed of loading and model together.
+        device: The device that computed.
+        skipped: The names of unreadable images that were left out.
+        per_class: The scores of each class, in the order of the logits.
+        reliability: The accuracy by confidence; see `imixer.training.validation.reliability`.
     """
 
     model: str
@@ -83,45 +85,45 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 0,
 ) -> tuple[Evaluation, Path]:
-    """Evaluate a run on its held-out images and write `evaluation.json`, or on a test set: `test_evaluation.json`.
+    """Evaluate a finished run, and write the scores into its directory.
+
+    The file is `evaluation.json` for the held-out images, and `test_evaluation.json` for a test set.
 
     Args:
         path: The run's directory.
-        data: Where its data lie now. Default: where they lay.
-        test: Folder of class folders, all of whose images are the test set; not every class need be there. Default:
+        data: The place where its data lie now. Default: where they lay in training.
+        test: A folder of class folders, all of whose images are the test set; not every class need be there. Default:
             the held-out images.
-        device: `cpu`, `cuda` or `auto`.
-        batch_size: Images per step. Default: that of training.
+        device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+        batch_size: Images of one forward pass. Default: as in training.
 
     Returns:
-        The scores and the file.
+        The scores, and the file they are in.
 
     Raises:
-        InputError: If run or data are not there or do not fit each other, or the model or what it gives is not finite.
+        InputError: If run or data are not there or do not fit each other, or the weights or the logits are not finite.
     """
-    finished = load_run(path, device)
-    config = finished.config
+    run = load_run(path, device)
+    config = run.config
     if test is None:
-        opened = finished.data(data)
-        name, items, skipped, file = opened.name, opened.val, opened.skipped, finished.run.evaluation
+        opened = run.data(data)
+        name, items, skipped, file = opened.name, opened.val, opened.skipped, run.directory.evaluation
     else:
-        items, skipped, left_out = open_test_folder(
-            Path(test), finished.class_names, finished.input_size[0], config.data
-        )
+        items, skipped, left_out = open_test_folder(Path(test), run.class_names, run.input_size[0], config.data)
         if left_out:
-            print(f"not used of {test}: {'; '.join(map(printable, left_out))}", file=sys.stderr)
-        name, file = test, finished.run.test_evaluation
+            _log.warning(f"not used of {test}: {'; '.join(map(printable, left_out))}")
+        name, file = test, run.directory.test_evaluation
     batches = batches_in_order(
-        items, finished.transform, config.data, device=finished.device, batch_size=batch_size or config.micro_batch
+        items, run.transform, config.data, device=run.device, batch_size=batch_size or config.micro_batch
     )
     announce(f"evaluating {len(items):,} images")
     try:
-        logits, targets, speed = _run(finished, batches)
+        logits, targets, speed = _logits(run, batches)
     except InputError as error:
         raise InputError(worker_message(error)) from error
     correct = logits.argmax(1) == targets
     result = Evaluation(
-        model=str(finished.run.model),
+        model=str(run.directory.model),
         data=name,
         images=len(targets),
         top1=correct.float().mean().item(),
@@ -129,9 +131,9 @@ def evaluate(
         loss=F.cross_entropy(logits, targets).item(),
         ece=calibration_error(logits, targets),
         images_per_s=round(speed, 1),
-        device=str(finished.device),
+        device=str(run.device),
         skipped=skipped,
-        per_class=_per_class(logits.argmax(1), targets, finished.class_names),
+        per_class=_per_class(logits.argmax(1), targets, run.class_names),
         reliability=reliability(logits, targets),
     )
     write_text(file, json_text(_rounded(asdict(result))))
@@ -139,12 +141,13 @@ def evaluate(
 
 
 @torch.inference_mode()
-def _run(finished: FinishedRun, batches: Any) -> Any:
+def _logits(run: FinishedRun, batches: HeldOutBatches) -> tuple[Tensor, Tensor, float]:
+    """Compute the logits of all images; return them with the true classes and the images per second."""
     logits, targets, began, counted = [], [], time.perf_counter(), 0
     shown = with_progress(([batch] for batch in batches), len(batches), "evaluating batches")
     for step, (images, labels) in enumerate(shown):
-        logits.append(finished.model(images).float().cpu())
-        require_finite_logits(finished.model, images, logits[-1], finished.run.path)
+        logits.append(run.model(images).float().cpu())
+        require_finite_logits(run.model, images, logits[-1], run.directory.path)
         targets.append(labels.cpu())
         counted += len(labels)
         if step + 1 == _WARM_UP < len(batches):
@@ -152,13 +155,13 @@ def _run(finished: FinishedRun, batches: Any) -> Any:
     return torch.cat(logits), torch.cat(targets), counted / (time.perf_counter() - began)
 
 
-def _top5(logits: torch.Tensor, targets: torch.Tensor) -> float | None:
+def _top5(logits: Tensor, targets: Tensor) -> float | None:
     if logits.shape[1] <= 5:
         return None
     return (logits.topk(5).indices == targets[:, None]).any(1).float().mean().item()
 
 
-def _per_class(predicted: torch.Tensor, targets: torch.Tensor, names: Any) -> list[ClassScore]:
+def _per_class(predicted: Tensor, targets: Tensor, names: Sequence[str]) -> list[ClassScore]:
     n = len(names)
     hits = torch.bincount(targets[predicted == targets], minlength=n)
     true, taken = torch.bincount(targets, minlength=n), torch.bincount(predicted, minlength=n)
@@ -169,7 +172,7 @@ def _per_class(predicted: torch.Tensor, targets: torch.Tensor, names: Any) -> li
 
 
 def _rounded(scores: Any) -> Any:
-    """Six decimals are more than the number of images can tell."""
+    """Round all numbers to six decimals, which is more than the number of images can tell."""
     if isinstance(scores, dict):
         return {name: _rounded(value) for name, value in scores.items()}
     if isinstance(scores, list):

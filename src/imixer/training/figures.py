@@ -1,4 +1,4 @@
-"""Pictures of a run. Colours are Okabe and Ito's, told apart by colour-blind eyes too."""
+"""Draw the figures of a run: learning curves, confusion matrix, predictions."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from imixer.escaping import for_figure
-from imixer.plotting import BLUE, GRAY, GREEN, ORANGE
+from imixer.plotting import BLUE, GRAY, GREEN, ORANGE, save_figure
 
 _MANY_CLASSES = 30
 
 
 def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss, accuracy and learning rate over the epochs.
+    """Draw loss, accuracy and learning rate over the epochs.
 
     Args:
-        rows: One per epoch, as in `metrics.csv`.
-        path: PNG to write.
+        rows: The metrics of each epoch, as in `metrics.csv`.
+        path: The PNG to write.
     """
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -46,16 +47,16 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     losses.legend(frameon=False)
     accuracies.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
-    """True against predicted class: shares of each row as colour, counts as numbers.
+    """Draw a confusion matrix: the share of each true class as colour, the count of images as a number.
 
     Args:
-        counts: Counts (classes, classes), rows the true class.
-        class_names: Names in the order of the rows.
-        path: PNG to write.
+        counts: Counts of images (classes, classes), a row per true class.
+        class_names: The names of the classes in the order of the rows.
+        path: The PNG to write.
     """
     n = len(class_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -72,7 +73,7 @@ def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: 
         for row, column in zip(*np.nonzero(counts), strict=True):
             color = "black" if shares[row, column] > 0.5 else "white"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 def draw_predictions(
@@ -83,21 +84,21 @@ def draw_predictions(
     truths: Sequence[str | None],
     path: Path,
 ) -> None:
-    """Each image beside bars of its most probable classes, the true one in green if it is known.
+    """Draw each image beside bars of its most probable classes, the true one in green if it is known.
 
     Args:
         images: The images.
-        probabilities: Per image, of its most probable classes, falling.
-        labels: Per image, their names.
-        titles: Per image, what to call it.
-        truths: Per image, its true class or None.
-        path: PNG to write.
+        probabilities: For each image, the probabilities of its most probable classes, falling.
+        labels: For each image, the names of these classes.
+        titles: For each image, its title.
+        truths: For each image, its true class, or None.
+        path: The PNG to write.
     """
     columns = 2 if len(images) > 1 else 1
     lines = -(-len(images) // columns)
     figure = Figure(figsize=(6.4 * columns, 2.1 * lines + 0.3), layout="constrained")
     grid = figure.subplots(lines, 2 * columns, squeeze=False, width_ratios=[1, 1.6] * columns)
-    cells: list[Any] = [(row[2 * c], row[2 * c + 1]) for row in grid for c in range(columns)]
+    cells: list[tuple[Axes, Axes]] = [(row[2 * c], row[2 * c + 1]) for row in grid for c in range(columns)]
     for (picture, bars), *_ in zip(cells[len(images) :]):
         picture.set_axis_off()
         bars.set_axis_off()
@@ -120,4 +121,4 @@ def draw_predictions(
         bars.spines[["top", "right"]].set_visible(False)
         for place, chance in enumerate(chances):
             bars.text(chance + 0.02, place, f"{chance:.1%}", va="center", fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

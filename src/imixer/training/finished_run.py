@@ -1,4 +1,4 @@
-"""A finished run, back in memory: its configuration, its model, its data."""
+"""Load a finished run: its configuration, its model, its data."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import nn
 
 from imixer.data.image_data import ImageData, check_channels
 from imixer.data.sources.open import open_dataset
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
-from imixer.training.finite import require_finite_weights
+from imixer.training.finite_checks import require_finite_weights
 from imixer.training.model_directory import load_model
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.damage import model_damage
@@ -27,47 +28,56 @@ from imixer.training.third_party_warnings import silence
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run's model, ready to look at images.
+    """A finished run in memory, with its model ready for images. `load_run` makes it.
+
+    Choose it where images go through the model as in validation. For the numbers of a run, see `read_result`; for the
+    model alone, `timm.create_model("local-dir:RUN/model", pretrained=True)` will do.
 
     Args:
-        run: Its directory.
-        config: Its configuration.
-        model: The model, in eval mode.
-        device: Where the model is.
+        directory: The directory of the run.
+        config: The configuration of the run.
+        model: The model, in evaluation mode.
+        device: The device that the model is on.
     """
 
-    run: RunDirectory
+    directory: RunDirectory
     config: TrainConfig
-    model: Any
+    model: nn.Module
     device: torch.device
 
     @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The configuration that timm keeps with the model: names of classes, input size, normalisation."""
+        cfg: Any = self.model.pretrained_cfg
+        return cfg
+
+    @property
     def class_names(self) -> tuple[str, ...]:
-        """Names in the order of the logits."""
-        return tuple(self.model.pretrained_cfg["label_names"])
+        """The names of the classes, in the order of the logits."""
+        return tuple(self.pretrained_cfg["label_names"])
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of the input."""
-        channels, height, width = self.model.pretrained_cfg["input_size"]
+        """The size (in_chans, height, width) of the input."""
+        channels, height, width = self.pretrained_cfg["input_size"]
         return channels, height, width
 
     @cached_property
     def transform(self) -> Callable[[Image], torch.Tensor]:
-        """From an image to what the model takes."""
-        cfg = self.model.pretrained_cfg
+        """The transform of validation, from an image to a tensor (in_chans, height, width)."""
+        cfg = self.pretrained_cfg
         return eval_transform(
             self.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
         )
 
     def data(self, data_path: str | None = None) -> ImageData:
-        """The run's data, to be normalised as the model was trained.
+        """Open the run's data, to be normalised as in training.
 
         Args:
-            moved_to: Where the data lie now. Default: where they lay.
+            data_path: The place where the data lie now. Default: where they lay in training.
 
         Raises:
-            InputError: If they are not there or have other classes or channels.
+            InputError: If the data are not there, or have other classes or channels.
         """
         config = self.config.data
         if data_path is not None:
@@ -76,23 +86,23 @@ class FinishedRun:
         data = open_dataset(config)
         if tuple(data.class_names) != self.class_names:
             raise InputError(
-                f"the data have the classes {few_names(data.class_names)}, but {self.run.path} was trained on "
+                f"the data have the classes {few_names(data.class_names)}, but {self.directory.path} was trained on "
                 f"{few_names(self.class_names)}; give the data it was trained on with --data"
             )
         check_channels(data, self.input_size)
-        cfg = self.model.pretrained_cfg
+        cfg = self.pretrained_cfg
         return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
 
 
 def load_run(path: str, device: str = "auto") -> FinishedRun:
-    """Load a run.
+    """Load a finished run.
 
     Args:
-        path: Its directory.
+        path: The run's directory.
         device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
 
     Raises:
-        InputError: If there is no finished run, no such device, or the model is not finite.
+        InputError: If there is no finished run, there is no such device, or the model is damaged or not finite.
     """
     silence()
     run = open_run(path)

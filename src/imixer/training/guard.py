@@ -1,4 +1,4 @@
-"""A step whose gradient is not finite must not reach the weights."""
+"""Keep steps whose gradient is not finite from reaching the weights."""
 
 from __future__ import annotations
 
@@ -7,35 +7,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 class Guard:
-    """Looks at the gradient norm of every step, without making an accelerator wait.
+    """A watch on the gradient norm of every step, for which an accelerator does not have to wait.
 
     On the CPU the answer is there at once. On an accelerator a fused optimizer takes the flag itself and leaves the
     weights as they are; the host reads it one step later, when it has long been computed.
 
     Args:
-        optimizer: Of torch.
-        scaled: Whether a loss scaler skips steps that overflow, which is how it finds its scale; then only a long row
+        optimizer: The optimizer, of torch.
+        scaled: Whether a loss scaler skips steps that overflow, which is how it finds its scale. Then only a long run
             of them counts.
     """
 
-    def __init__(self, optimizer: Any, scaled: bool = False) -> None:
-        self.optimizer = optimizer
+    def __init__(self, optimizer: Optimizer, scaled: bool = False) -> None:
+        self.optimizer: Any = optimizer  # `found_inf` is no attribute to mypy
         self.patience = 20 if scaled else 0  # 65536 halved 17 times is below 1
-        self._row: Tensor | None = None
+        self._in_a_row: Tensor | None = None
         self._pending: Tensor | None = None
 
     def should_skip(self, norm: Tensor) -> bool:
-        """Whether the step at hand must not be taken; for a step that the optimizer leaves out by itself, False.
+        """Decide whether the step at hand must not be taken.
 
         Args:
-            norm: Norm of the whole gradient, a scalar.
+            norm: The norm of the whole gradient, a scalar.
+
+        Returns:
+            True if the caller must skip the step. False otherwise, and also if the optimizer skips it by itself.
         """
         bad = ~torch.isfinite(norm)
-        self._row = bad.int() if self._row is None else (self._row + 1) * bad
-        flag = self._row > self.patience
+        self._in_a_row = bad.int() if self._in_a_row is None else (self._in_a_row + 1) * bad
+        flag = self._in_a_row > self.patience
         if not norm.is_cuda or not self._gated:
             return bool(flag)
         self.optimizer.found_inf = bad.float()
@@ -44,8 +48,8 @@ class Guard:
         self._copied.record()
         return False
 
-    def refused(self) -> bool:
-        """Whether the last step was left out by the optimizer. Waits for the accelerator to have finished that step."""
+    def skipped(self) -> bool:
+        """Return whether the optimizer skipped the last step. It waits for the accelerator to have finished it."""
         if self._pending is None:
             return False
         self._copied.synchronize()
@@ -58,6 +62,6 @@ class Guard:
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Norm of the whole gradient, over the processes too if it is sharded."""
+    """Compute the norm of the whole gradient, a scalar, over the processes too if it is sharded."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -1,4 +1,4 @@
-"""One process per device of this machine, started and watched over."""
+"""Start one process per device of this machine, and watch over them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from imixer.errors import InputError
-from imixer.training.stopping import Interrupted
+from imixer.training.stop_signals import Interrupted
 
 _REPORTS = "IMIXER_REPORTS"
 _RUN = "run"
@@ -24,20 +24,20 @@ _PERIOD_S = 0.2
 
 
 def launch(module: str, *words: str, devices: int) -> Path:
-    """Run `python -m MODULE WORDS...` once per device and wait. When one process dies, the others are ended.
+    """Run `python -m MODULE WORDS...` once per device, and wait. When one process dies, the others are ended.
 
-    Each process finds its rank in the variables that `torchrun` would set.
+    Each process finds its rank in the environment variables that `torchrun` would set.
 
     Args:
-        module: What to run; it says `report_run` of what it works on, and `report_error` of why it ends.
-        words: Its arguments.
-        devices: How many processes.
+        module: The module to run. It calls `report_run` with its run, and `report_error` with why it ends.
+        *words: The arguments of the module.
+        devices: The number of processes.
 
     Returns:
         The run's directory.
 
     Raises:
-        InputError: If one process reports one, or dies.
+        InputError: If a process reports one, or dies.
         Interrupted: On SIGTERM or Ctrl-C, which the processes get too.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # we say it in our own words
@@ -70,13 +70,13 @@ def launch(module: str, *words: str, devices: int) -> Path:
 
 
 def report_run(path: Path) -> None:
-    """In a process that `launch` started, tell which run it works on. Elsewhere do nothing."""
+    """Report the directory of the run to `launch`, from a process that it started. Elsewhere do nothing."""
     if folder := os.environ.get(_REPORTS):
         (Path(folder) / _RUN).write_text(str(path), encoding="utf-8")
 
 
 def report_error(message: str) -> None:
-    """In a process that `launch` started, tell why it ends."""
+    """Report to `launch` why a process ends that it started."""
     (Path(os.environ[_REPORTS]) / f"error-{os.environ['RANK']}").write_text(message, encoding="utf-8")
 
 
@@ -95,13 +95,13 @@ def _environments(devices: int, reports: str) -> dict[int, dict[str, str]]:
 
 
 def _errors(reports: str) -> str | None:
-    """What the first process that said something said."""
+    """Read the error of the first process that reported one."""
     files = sorted(Path(reports).glob("error-*"), key=lambda path: path.stat().st_mtime)
     return next((file.read_text(encoding="utf-8") for file in files), None)
 
 
-def _death(failures: dict[int, Any], run: Path | None) -> str:
-    """Of the process that died first; one that was killed takes others along."""
+def _death(failures: dict[int, ProcessFailure], run: Path | None) -> str:
+    """Describe the end of the process that died first; one that was killed takes others along."""
     first = min(failures.values(), key=lambda failure: (failure.exitcode in (1, -signal.SIGTERM), failure.timestamp))
     code = first.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -1,13 +1,17 @@
-"""The training loop. Where a run stands is the number of steps done; everything random depends on that and the seed."""
+"""The training loop.
+
+The state of a run is the number of optimizer steps done, and what `TrainState` and the metrics hold. Everything random
+depends on that number and the seed, so that a run that is resumed repeats one that never stopped.
+"""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -15,60 +19,65 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from imixer.errors import InputError
-from imixer.training.devices import largest_over_processes
+from imixer.training.devices import all_reduce_max
 from imixer.training.model import BuiltModel
 from imixer.training.monitor import convergence
-from imixer.training.non_finite import dump_step
-from imixer.training.progress_bar import ShowProgress
+from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.metrics import MetricsWriter, Row
-from imixer.training.scores import Scores
-from imixer.training.stopping import Interrupted, StopRequest, on_request
-from imixer.training.train_state import Part, TrainState
+from imixer.training.step_dump import dump_step
+from imixer.training.stop_signals import Interrupted, StopRequest, stop_on_signals
+from imixer.training.train_state import MicroBatch, TrainState
+from imixer.training.validation import ValidationMetrics
 
 _MONITORED = 64  # images on which convergence is watched
 _UNSAVED_S = 60
+_log = logging.getLogger(__name__)
 
 
 class Batches(Protocol):
-    """Parts of this process's share of the batches; an optimizer step takes `accumulate` of them."""
+    """This process's share of the training batches, in micro-batches of which a step takes `config.accumulate`."""
 
     def __len__(self) -> int: ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Part]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[MicroBatch]:
+        """Iterate over the micro-batches of an epoch, from number `start` on."""
+        ...
 
 
 class HeldOut(Protocol):
-    """This process's share of the held-out data."""
+    """This process's share of the held-out data, in batches."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Part]: ...
+    def __iter__(self) -> Iterator[MicroBatch]: ...
 
 
 class Loop:
-    """Trains for the epochs that are left, and saves.
+    """The training loop of a run: it trains for the epochs that are left, validates after each, and saves checkpoints.
+
+    Choose `imixer.training.train.train` for a run with its directory and all checks; it builds this loop.
 
     Args:
-        fabric: Launched.
-        config: The run.
-        run: Its directory.
-        built: Its model.
-        training: What to train on.
-        held_out: What to validate on.
-        scores: How to validate.
-        record: Writes down each epoch.
-        progress: Shows each step.
-        facts: What a checkpoint is to say of the data.
+        fabric: Lightning's Fabric, launched.
+        config: The run's configuration.
+        run: The run's directory.
+        built: The model.
+        training: The training data.
+        held_out: The data to validate on.
+        scores: The metrics to validate by.
+        metrics: The writer of each epoch's metrics.
+        progress: The display of each step.
+        data_fingerprint: A description of the data that each checkpoint keeps, and a resumed run must meet.
         steps: Optimizer steps of the whole run. Default: those of all its epochs.
 
     Attributes:
-        trainee: The model with its optimizer.
+        train_state: The model with its optimizer.
         step: Optimizer steps done.
-        rows: The numbers of each epoch that is done.
-        seconds: Spent so far, over all sessions.
+        rows: The metrics of each epoch that is done.
+        seconds: Seconds spent so far, over all sessions.
     """
 
     def __init__(
@@ -79,15 +88,15 @@ class Loop:
         built: BuiltModel,
         training: Batches,
         held_out: HeldOut,
-        scores: Scores,
-        record: MetricsWriter,
-        progress: ShowProgress,
-        facts: dict[str, Any],
+        scores: ValidationMetrics,
+        metrics: MetricsWriter,
+        progress: TrainingProgress,
+        data_fingerprint: dict[str, Any],
         steps: int | None = None,
     ) -> None:
         self.fabric, self.config, self.run, self.built = fabric, config, run, built
         self.training, self.held_out, self.scores = training, held_out, scores.to(fabric.device)
-        self.record, self.progress, self.facts = record, progress, facts
+        self.metrics, self.progress, self.data_fingerprint = metrics, progress, data_fingerprint
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoints.keep)
         self.epochs = config.epochs + config.schedule.cooldown_epochs
         self.steps_per_epoch = len(training) // config.accumulate
@@ -98,10 +107,11 @@ class Loop:
         self._losses = torch.zeros(2, device=fabric.device)  # sum and number, in this epoch so far, of finite ones
         self._earlier_s = 0.0
         self._began = self._saved_at = time.monotonic()
-        self._parts: list[Part] = []  # of the last step
+        self._micro_batches: list[MicroBatch] = []  # of the last step
 
     @property
     def seconds(self) -> float:
+        """The seconds spent so far, over all sessions."""
         return self._earlier_s + time.monotonic() - self._began
 
     def fit(self) -> None:
@@ -112,7 +122,7 @@ class Loop:
             InputError: If a step is not finite and `non_finite` is `stop`, or a checkpoint cannot be written.
         """
         self._began = self._saved_at = time.monotonic()
-        with on_request(loud=self.fabric.is_global_zero) as request:
+        with stop_on_signals(loud=self.fabric.is_global_zero) as request:
             self.progress.start(self.epochs, self.steps_per_epoch, self.config.data.batch_size, self.step, self.steps)
             try:
                 while len(self.rows) < self.epochs:
@@ -124,56 +134,55 @@ class Loop:
     def _train_epoch(self, request: StopRequest) -> None:
         epoch, accumulate = len(self.rows), self.config.accumulate
         first = self.step - epoch * self.steps_per_epoch
-        parts = self.training.epoch(epoch, first * accumulate)
-        self.record.begin_epoch()
+        micro_batches = self.training.epoch(epoch, first * accumulate)
+        self.metrics.begin_epoch()
         for _ in range(first, min(self.steps_per_epoch, self.steps - epoch * self.steps_per_epoch)):
-            self._take_step(list(islice(parts, accumulate)))
+            self._take_step(list(islice(micro_batches, accumulate)))
             self._save_if_due(request)
 
-    def _take_step(self, parts: list[Part]) -> None:
+    def _take_step(self, micro_batches: list[MicroBatch]) -> None:
         self._check_previous_step()
-        loss, refused = self.train_state.gradient(parts, self.step)
-        self._parts = parts
-        if refused:
-            self._not_finite(self.step)
+        loss, must_skip = self.train_state.gradient(micro_batches, self.step)
+        self._micro_batches = micro_batches
+        if must_skip:
+            self._handle_non_finite(self.step)
             self.train_state.skip(self.step)
         else:
-            self.train_state.move(self.step)
+            self.train_state.optimizer_step(self.step)
         finite = torch.isfinite(loss)
         self._losses += torch.stack([torch.where(finite, loss, torch.zeros_like(loss)), finite.to(loss.dtype)])
         self.step += 1
-        self.record.count(self.config.data.batch_size)
+        self.metrics.count(self.config.data.batch_size)
         self.progress.step(self.step, loss)
 
     def _check_previous_step(self) -> None:
-        """Deal with the last step if, on an accelerator, it turns out only now not to be finite."""
-        if self.train_state.guard.refused():
-            self._not_finite(self.step - 1)
+        """Handle the last step if, on an accelerator, it turns out only now not to be finite."""
+        if self.train_state.guard.skipped():
+            self._handle_non_finite(self.step - 1)
 
     def _end_epoch(self, request: StopRequest) -> None:
         self._check_previous_step()
-        self.record.end_training(self.fabric.device)
-        if largest_over_processes(self.fabric, time.monotonic() - self._saved_at > _UNSAVED_S)[0]:
+        self.metrics.end_training(self.fabric.device)
+        if all_reduce_max(self.fabric, time.monotonic() - self._saved_at > _UNSAVED_S)[0]:
             self._save()  # validation may take longer than whoever sends SIGTERM will wait
-        losses: Any = self.fabric.all_reduce(self._losses, reduce_op="sum")
-        total, number = losses.tolist()
+        total, number = cast(Tensor, self.fabric.all_reduce(self._losses, reduce_op="sum")).tolist()
         self.progress.validate(len(self.held_out))
-        rounds = largest_over_processes(self.fabric, len(self.held_out))[0]
-        scores = self.scores.score(self.train_state.ready(), self.held_out, rounds)
+        rounds = all_reduce_max(self.fabric, len(self.held_out))[0]
+        scores = self.scores.score(self.train_state.eval_forward(), self.held_out, rounds)
         row: Row = {
             "epoch": len(self.rows) + 1,
             "step": self.step,
             "train_loss": total / number if number else float("nan"),
             **scores,
             "lr": self.train_state.lr,
-            "images_per_s": self.record.images_per_s,
+            "images_per_s": self.metrics.images_per_s,
             "seconds": round(self.seconds, 2),
         }
         best = all(scores["val_acc"] > before["val_acc"] for before in self.rows)
         self.rows.append(row)
         self._losses.zero_()
         if self.fabric.is_global_zero:
-            self.record.write(row, self._convergence())
+            self.metrics.write(row, self._convergence())
             self.progress.epoch(row)
         self._save(best=best)
         if not number:
@@ -187,23 +196,23 @@ class Loop:
         if self.config.strategy == "fsdp":  # the blocks are in pieces
             return []
         with self.fabric.autocast():
-            return convergence(self.train_state.judged, self._monitor_images)
+            return convergence(self.train_state.eval_model, self._monitor_images)
 
     @cached_property
     def _monitor_images(self) -> Tensor:
-        """The held-out images on which convergence is watched, the same after every epoch."""
+        """The held-out images on which convergence is measured, the same after every epoch."""
         images, _ = next(iter(self.held_out))
         return images[:_MONITORED].clone()
 
     def _asked(self, request: StopRequest) -> int:
-        """The signal by which any process was asked to stop, 0 for none."""
-        return largest_over_processes(self.fabric, request.signal_number or 0)[0]
+        """Return the signal by which any process was asked to stop, 0 for none."""
+        return all_reduce_max(self.fabric, request.signal_number or 0)[0]
 
     def _save_if_due(self, request: StopRequest) -> None:
         config = self.config.checkpoints
-        old = time.monotonic() - self._saved_at > config.every_minutes * 60
-        unrolled = config.every_steps is not None and self.step % config.every_steps == 0
-        signal_number, due = largest_over_processes(self.fabric, request.signal_number or 0, old or unrolled)
+        by_time = time.monotonic() - self._saved_at > config.every_minutes * 60
+        by_steps = config.every_steps is not None and self.step % config.every_steps == 0
+        signal_number, due = all_reduce_max(self.fabric, request.signal_number or 0, by_time or by_steps)
         if signal_number or due:
             self._save()
         self._stop_if_asked(signal_number)
@@ -224,21 +233,25 @@ class Loop:
         self._saved_at = time.monotonic()
 
     def state(self) -> State:
-        """Everything that a checkpoint holds: tensors, numbers and text. All processes must call it."""
-        return self.train_state.state() | {
+        """Return everything that a checkpoint holds: tensors, numbers and text. All processes must call it."""
+        return self.train_state.state_dict() | {
             "step": self.step,
             "rows": self.rows,
             "losses": self._gathered_losses(),
             "confusion": self.scores.confusion,
             "seconds": self.seconds,
-            "facts": self.facts,
+            "data_fingerprint": self.data_fingerprint,
         }
 
     def load(self, state: State) -> None:
-        """Stand where `state` was taken.
+        """Go back to where a checkpoint was saved. All processes must call it, each with the whole state.
+
+        Args:
+            state: The content of the checkpoint.
 
         Raises:
-            ValueError: If it cannot be of this run; and what PyTorch raises of tensors that do not fit.
+            ValueError: If it cannot be a checkpoint of this run. PyTorch raises further kinds for tensors that do not
+                fit.
         """
         rows, numbers = state["rows"], (int, float)
         epochs = all(isinstance(row, dict) and {"epoch", "step", "val_acc", "val_loss"} <= row.keys() for row in rows)
@@ -254,7 +267,7 @@ class Loop:
             raise ValueError("confusion is no matrix of these classes")
         if not isinstance(losses, Tensor) or losses.shape[1:] != (2,):
             raise ValueError("losses are no sums and numbers")
-        self.train_state.load(state)
+        self.train_state.load_state_dict(state)
         self.step, self.rows, self._earlier_s = state["step"], state["rows"], state["seconds"]
         self.scores.confusion = state["confusion"]
         losses = state["losses"]
@@ -262,27 +275,27 @@ class Loop:
         self._losses = (losses[self.fabric.global_rank] if same else losses.mean(0)).to(self.fabric.device)
 
     def _gathered_losses(self) -> Tensor:
-        """Of all processes (processes, 2)."""
+        """Return the sums and numbers of losses of all processes, (processes, 2)."""
         if self.fabric.world_size == 1:
             return self._losses[None].cpu()
-        gathered: Any = self.fabric.all_gather(self._losses)
-        return gathered.cpu()
+        return cast(Tensor, self.fabric.all_gather(self._losses)).cpu()
 
-    def _not_finite(self, step: int) -> None:
-        recorded = dump_step(self.built, self.config, step, self.train_state.lr, self.fabric.global_rank)
-        place = recorded.place(self.train_state.plain, self._parts)
-        found = self._all_gather([self.fabric.global_rank, place])
-        rank, place = next((pair for pair in found if pair[1]), found[0])
-        dump = self.run.nonfinite / f"step-{step + 1:08d}.pt"
+    def _handle_non_finite(self, step: int) -> None:
+        """Dump a step that is not finite, then stop or go on as `config.non_finite` says."""
+        dump = dump_step(self.built, self.config, step, self.train_state.lr, self.fabric.global_rank)
+        here = dump.locate(self.train_state.module, self._micro_batches)
+        by_rank = self._all_gather((self.fabric.global_rank, here))
+        rank, place = next((pair for pair in by_rank if pair[1]), by_rank[0])
+        file = self.run.nonfinite / f"step-{step + 1:08d}.pt"
         if rank == self.fabric.global_rank:
-            recorded.write(dump, self.train_state.plain, self._parts)
+            dump.write(file, self.train_state.module, self._micro_batches)
         what = (
             f"step {step + 1} (epoch {len(self.rows) + 1}) is not finite: {place or 'its gradient'} is the first that "
-            f"is not, at learning rate {recorded.lr:.3g}; `imixer replay {dump}` shows it again"
+            f"is not, at learning rate {dump.lr:.3g}; `imixer replay {file}` shows it again"
         )
         if self.config.non_finite == "skip":
             if self.fabric.is_global_zero:
-                print(f"{what}; skipped", file=sys.stderr, flush=True)
+                _log.warning(f"{what}; skipped")
             return
         self._save()
         raise InputError(
@@ -290,10 +303,10 @@ class Loop:
             f"the step: imixer train --resume {self.run.path} --non_finite skip"
         )
 
-    def _all_gather(self, mine: list[Any]) -> list[list[Any]]:
-        """What each process has to say."""
+    def _all_gather(self, mine: tuple[int, str | None]) -> list[tuple[int, str | None]]:
+        """Gather an object of each process, by rank."""
         if self.fabric.world_size == 1:
             return [mine]
-        found: list[Any] = [None] * self.fabric.world_size
-        dist.all_gather_object(found, mine)
-        return found
+        gathered: list[Any] = [None] * self.fabric.world_size
+        dist.all_gather_object(gathered, mine)
+        return gathered

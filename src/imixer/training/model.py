@@ -1,16 +1,17 @@
-"""Configuration and data -> model."""
+"""Build the model that a configuration names for the data at hand, and count what it costs."""
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from timm.layers import PatchEmbed
+from timm.models import PretrainedCfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,24 +19,27 @@ import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.data.config import DataConfig
 from imixer.errors import InputError, did_you_mean
 from imixer.implicit import fold
+from imixer.progress import announce
 from imixer.training.devices import is_first_process
+from imixer.training.initial_weights import load_weights
 from imixer.training.run.config import ModelConfig
-from imixer.training.weights import load_weights
 
 Size = tuple[int, int]
 _FLOAT = 4  # bytes
+FORWARDS_PER_STEP = 3  # what forward and backward of an image cost, in forward passes
+_log = logging.getLogger(__name__)
 _FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model and how to build it again.
+    """A model, and how to build it again.
 
     Args:
         model: The model.
-        name: Its name in timm.
-        args: Keyword arguments of `timm.create_model`.
-        input_size: Channels, height and width of its input.
+        name: The name of the model in timm.
+        args: The keyword arguments of `timm.create_model`.
+        input_size: The size (in_chans, height, width) of its input.
     """
 
     model: nn.Module
@@ -45,7 +49,11 @@ class BuiltModel:
 
 
 def default_name(size: Size | None) -> str:
-    """The iMixer for images of a size. None, for images of many sizes, gives the largest."""
+    """Choose the iMixer for images of a size.
+
+    Args:
+        size: Height and width in pixels. None, for images of many sizes, gives the largest iMixer.
+    """
     if size is not None and max(size) <= 8:
         return "imixer_t2_8"
     return "imixer_t4_32" if size is not None and max(size) < 64 else "imixer_s16_224"
@@ -54,23 +62,23 @@ def default_name(size: Size | None) -> str:
 def build_model(
     config: ModelConfig, data: DataConfig, *, native_size: Size | None, in_chans: int, num_classes: int
 ) -> BuiltModel:
-    """Build what the configuration names for the data at hand.
+    """Build the model that a configuration names, for the data at hand.
 
     Args:
-        config: Which model.
-        data: For `image_size`, which decides over the model's own.
-        native_size: Size of the images as stored, if they share one.
-        in_chans: Channels of the images.
-        num_classes: Number of classes.
+        config: The configuration of the model.
+        data: The configuration of the data, whose `image_size` goes before the model's own.
+        native_size: The size (height, width) of the images as stored, if they share one.
+        in_chans: The number of channels of the images.
+        num_classes: The number of classes.
 
     Raises:
-        InputError: If there is no such model, an option is not the model's, the patches do not tile the image, or
-            the weights to start from cannot be had.
+        InputError: If there is no such model, it does not have an option, it would not fit into memory, its patches do
+            not tile the image, or the weights to start from cannot be had.
     """
     wanted = (data.image_size,) * 2 if isinstance(data.image_size, int) else data.image_size
     name = config.name or default_name(wanted or native_size)
-    cfg = _known(name)
-    size = wanted or tuple(cfg.input_size[-2:])
+    cfg = _pretrained_cfg(name)
+    size: Size = wanted or (cfg.input_size[-2], cfg.input_size[-1])
     if config.patch_size is not None:
         _check_tiling(name, size, (config.patch_size, config.patch_size))
     options = config.overrides()
@@ -89,19 +97,19 @@ def build_model(
     if config.checkpoint:
         loaded = load_weights(model, config.checkpoint, config.checkpoint_key)
         if is_first_process():
-            print(loaded, file=sys.stderr, flush=True)
+            _log.info(str(loaded))
     return BuiltModel(model, name, args, (in_chans, *size))
 
 
 def require_memory_for_batch(input_size: tuple[int, int, int], images: int) -> None:
-    """See that a batch fits into memory.
+    """Check that the images of a batch fit into memory.
 
     Args:
-        input_size: Channels, height and width of an image.
-        images: Images of one forward pass.
+        input_size: The size (in_chans, height, width) of an image.
+        images: The number of images of one forward pass.
 
     Raises:
-        InputError: If not.
+        InputError: If they do not fit.
     """
     memory, needed = _memory(), images * math.prod(input_size) * _FLOAT
     if memory is not None and needed > memory:
@@ -113,14 +121,14 @@ def require_memory_for_batch(input_size: tuple[int, int, int], images: int) -> N
 
 
 def require_memory(name: str, args: dict[str, Any]) -> None:
-    """See that the weights fit into memory, before any is taken: the system might end the process instead.
+    """Check that the weights of a model fit into memory, before any is taken: the system might end the process instead.
 
     Args:
-        name: Name of the model in timm.
-        args: Keyword arguments of `timm.create_model`.
+        name: The name of the model in timm.
+        args: The keyword arguments of `timm.create_model`.
 
     Raises:
-        InputError: If not.
+        InputError: If they do not fit.
     """
     memory = _memory()
     try:
@@ -136,7 +144,7 @@ def require_memory(name: str, args: dict[str, Any]) -> None:
 
 
 def _memory() -> int | None:
-    """Bytes of this machine's memory; None if the system does not say."""
+    """Return the bytes of this machine's memory; None if the system does not say."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
@@ -145,11 +153,11 @@ def _memory() -> int | None:
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """Multiply-adds of one image's forward, normalisation baked in.
+    """The cost of one image's forward pass in multiply-adds, with the normalisation of spectral norms folded in.
 
     Args:
-        total: All of them.
-        convolutions: Those in convolutions: of the stem, and between stages.
+        total: All multiply-adds.
+        convolutions: Those in convolutions, which are in the stem and between stages.
     """
 
     total: int
@@ -157,7 +165,7 @@ class ForwardCost:
 
 
 def forward_cost(built: BuiltModel) -> ForwardCost | None:
-    """Count the multiply-adds of one image's forward, normalisation baked in.
+    """Count the multiply-adds of one image's forward pass, with the normalisation of spectral norms folded in.
 
     The model is built once more without weights, and no random number is drawn.
 
@@ -165,7 +173,7 @@ def forward_cost(built: BuiltModel) -> ForwardCost | None:
         built: The model.
 
     Returns:
-        The cost. None if it depends on the image, or the model cannot be built without weights.
+        The cost; None if it depends on the image, or the model cannot be built without weights.
     """
     if getattr(built.model, "solver", "fixed") != "fixed":
         return None
@@ -181,7 +189,8 @@ def forward_cost(built: BuiltModel) -> ForwardCost | None:
     return ForwardCost(sum(by_kind.values()) // 2, convolutions // 2)
 
 
-def _known(name: str) -> Any:
+def _pretrained_cfg(name: str) -> PretrainedCfg:
+    """Return timm's configuration of a model, and refuse a name that it does not know."""
     if ":" in name:
         raise InputError(f"model.name is {name!r}; give the architecture's name, and its weights as model.checkpoint")
     if not timm.is_model(name.partition(".")[0]):
@@ -192,7 +201,7 @@ def _known(name: str) -> Any:
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None:
         raise InputError(f"timm has no configuration for {name!r}{did_you_mean(name, timm.list_pretrained())}")
-    return cfg  # a PretrainedCfg
+    return cfg
 
 
 def _check_tiling(name: str, size: Size, patch: Size) -> None:
@@ -216,7 +225,7 @@ def _create(name: str, args: dict[str, Any], options: dict[str, Any]) -> nn.Modu
 
 
 def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:
-    print(f"loading the pretrained weights of {name} ...", file=sys.stderr, flush=True)
+    announce(f"loading the pretrained weights of {name}")
     try:
         return timm.create_model(name, pretrained=True, **args)
     except Exception as error:  # the hub client, the network and timm each raise their own

@@ -1,4 +1,4 @@
-"""A trained model as a directory that timm reads."""
+"""Save and load a trained model as a directory that timm reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.errors import InputError
@@ -37,13 +37,13 @@ def save_model(
 
     Args:
         built: The model.
-        weights: Its state dictionary.
-        path: Directory to make. It appears whole, or not at all.
-        class_names: Names in the order of the logits.
-        mean: Mean per channel.
-        std: Standard deviation per channel.
-        crop_pct: Share of the resized image that validation keeps.
-        interpolation: Resampling filter of validation.
+        weights: The state dict of the model.
+        path: The directory to make. It appears whole, or not at all.
+        class_names: The names of the classes, in the order of the logits.
+        mean: The mean of each channel that images are normalised by.
+        std: The standard deviation of each channel that images are normalised by.
+        crop_pct: The share of the resized image that validation keeps.
+        interpolation: The resampling filter of validation.
     """
     model: Any = built.model
     cfg = model.pretrained_cfg
@@ -77,8 +77,11 @@ def save_model(
     make_folder(path, fill)
 
 
-def load_model(path: Path) -> Any:
-    """The model in a directory that `save_model` wrote, in eval mode.
+def load_model(path: Path) -> nn.Module:
+    """Load the model in a directory that `save_model` wrote, in evaluation mode.
+
+    Args:
+        path: The directory.
 
     Raises:
         InputError: If the files are damaged or do not belong together.

@@ -1,9 +1,10 @@
-"""`precision: auto`: bfloat16 where it is measured to be fast."""
+"""The arithmetic of a run: what `precision` means to Fabric and autocast, and how `auto` is decided."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,9 +17,34 @@ _REPEATS = 5
 _GAIN = 1.2  # bfloat16 must be that many times as fast, or its rounding is for nothing
 
 
+FabricPrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
+# `TrainConfig.precision` -> Fabric's name of it, and the type that autocast computes in
+_ARITHMETIC: dict[str, tuple[FabricPrecision, torch.dtype | None]] = {
+    "32": ("32-true", None),
+    "bf16": ("bf16-mixed", torch.bfloat16),
+    "16": ("16-mixed", torch.float16),
+}
+
+
+def fabric_precision(precision: str) -> FabricPrecision:
+    """Translate `TrainConfig.precision`, but `auto`, into the name that Fabric has for it."""
+    return _ARITHMETIC[precision][0]
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a forward pass computes as it does under Fabric.
+
+    Args:
+        precision: `TrainConfig.precision`, but `auto`.
+        device: The device that computes.
+    """
+    dtype = _ARITHMETIC[precision][1]
+    return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+
+
 @dataclass(frozen=True)
 class Measurement:
-    """What `measure_precision` found.
+    """The times of one computation in two precisions.
 
     Args:
         float32_ms: Milliseconds of a linear layer's forward and backward in float32.
@@ -30,12 +56,12 @@ class Measurement:
 
     @property
     def precision(self) -> Literal["bf16", "32"]:
-        """`bf16` if that is clearly faster, else `32`."""
+        """The faster precision: `bf16` if that is clearly faster, else `32`."""
         return "bf16" if self.bf16_ms * _GAIN <= self.float32_ms else "32"
 
     @property
     def summary(self) -> str:
-        """One line that says which and why."""
+        """A line for the user: which precision, and why."""
         return (
             f"precision auto: {self.precision}, since a {_ROWS}x{_WIDTH}x{_HIDDEN} product, forward and backward, "
             f"takes {self.bf16_ms:.1f} ms in bf16 and {self.float32_ms:.1f} ms in float32"
@@ -43,9 +69,13 @@ class Measurement:
 
 
 def measure_precision(device: torch.device) -> Measurement:
-    """Time a small linear layer in both precisions on a device, the best of a few repeats.
+    """Measure how long a small linear layer takes in float32 and in bfloat16, the best of a few repeats.
 
-    The processor's name tells nothing: without instructions for them, bfloat16 products are tens of times slower.
+    A measurement is needed since the processor's name tells nothing: without instructions for them, bfloat16 products
+    are tens of times slower.
+
+    Args:
+        device: The device to measure on.
     """
     x = torch.randn(_ROWS, _WIDTH, device=device, requires_grad=True)
     weight = torch.randn(_HIDDEN, _WIDTH, device=device, requires_grad=True)

@@ -1,9 +1,7 @@
-"""What a finished run's model sees in images."""
+"""Predict the classes of images with the model of a finished run."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,12 @@ from PIL import Image
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import find_images, load_image
 from imixer.errors import InputError
-from imixer.escaping import for_csv
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
 from imixer.training.figures import draw_predictions
 from imixer.training.finished_run import FinishedRun, load_run
-from imixer.training.finite import require_finite_logits
-from imixer.writing import write_text
+from imixer.training.finite_checks import require_finite_logits
+from imixer.writing import csv_text, write_text
 
 _BATCH = 64
 _SHOWN = 16  # images in the picture
@@ -34,10 +31,10 @@ class Prediction:
     """The most probable classes of one image.
 
     Args:
-        image: Its file, or its place in the held-out set.
-        classes: Names, most probable first.
-        probabilities: Their probabilities.
-        truth: The true class, if known.
+        image: The file of the image, or its place in the held-out set.
+        classes: The names of the classes, the most probable first.
+        probabilities: The probability of each of them.
+        truth: The true class, if it is known.
     """
 
     image: str
@@ -63,23 +60,23 @@ def predict(
     device: str = "auto",
     csv_file: str | None = None,
 ) -> tuple[list[Prediction], Path]:
-    """Predict, and draw the first 16 images as the run's `prediction.png`.
+    """Predict the classes of images, and draw the first 16 as the run's `prediction.png`.
 
     Args:
         path: The run's directory.
-        images: Files or folders. Default: eight of the held-out images, evenly spread.
-        top: Classes per image.
-        n_iter: Fixed point iterations. Default: as trained.
-        data: Where the run's data lie now, when no images are given. Default: where they lay.
-        device: `cpu`, `cuda` or `auto`.
-        csv_file: Write a row per image and class here too, which must not exist.
+        images: Files, or folders of files. Default: eight of the held-out images, evenly spread.
+        top: The number of most probable classes for each image.
+        n_iter: The number of fixed point iterations. Default: as in training.
+        data: The place where the run's data lie now, if no images are given. Default: where they lay in training.
+        device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+        csv_file: A file to write too, with a row for each image and class; it must not exist. Default: none.
 
     Returns:
-        The predictions and the picture's path.
+        The predictions, and the path of the picture.
 
     Raises:
-        InputError: If the run or an image cannot be read, the model does not iterate, or it or what it gives is not
-            finite.
+        InputError: If the run or an image cannot be read, `n_iter` is given for a model that does not iterate, or the
+            weights or the logits are not finite.
     """
     if top < 1:
         raise InputError(f"top is {top}; give 1 or more classes")
@@ -89,26 +86,26 @@ def predict(
         raise InputError(f"csv: {csv_file} cannot be written, there is no folder {Path(csv_file).absolute().parent}")
     if images and data is not None:
         raise InputError(f"data is {data}, which is not looked at where images are given; leave one out")
-    finished = load_run(path, device)
+    run = load_run(path, device)
     if n_iter is not None:
-        _set_n_iter(finished.model, n_iter, path)
+        _set_n_iter(run.model, n_iter, path)
     files = [Path(file) for file in find_images(images)] if images else []
-    held_out = [] if files else _held_out(finished, data)
+    held_out = [] if files else _held_out(run, data)
     announce(f"predicting {len(files) or len(held_out):,} images")
     predictions: list[Prediction] = []
     shown: list[_Source] = []
-    in_chans, pixels = finished.input_size[0], pixel_format(finished.config.data)
+    in_chans, pixels = run.input_size[0], pixel_format(run.config.data)
     starts = range(0, len(files) or len(held_out), _BATCH)
     for start in with_progress(([start] for start in starts), len(starts), "predicting batches"):
         batch = [_Source(str(file), None, load_image(file, in_chans, pixels)) for file in files[start : start + _BATCH]]
         batch = batch or held_out[start : start + _BATCH]
-        predictions += _predict(finished, batch, top)
+        predictions += _predict(run, batch, top)
         shown += batch[: max(0, _SHOWN - len(shown))]
     if csv_file:
         _write_csv(predictions, Path(csv_file))
     first = predictions[: len(shown)]
     drawn(
-        finished.run.prediction,
+        run.directory.prediction,
         lambda picture: draw_predictions(
             [source.image for source in shown],
             [p.probabilities for p in first],
@@ -118,7 +115,7 @@ def predict(
             picture,
         ),
     )
-    return predictions, finished.run.prediction
+    return predictions, run.directory.prediction
 
 
 def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
@@ -134,8 +131,8 @@ def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
         raise InputError(str(error)) from error
 
 
-def _held_out(finished: FinishedRun, data_path: str | None) -> list[_Source]:
-    data = finished.data(data_path)
+def _held_out(run: FinishedRun, data_path: str | None) -> list[_Source]:
+    data = run.data(data_path)
     total = len(data.val)
     places = sorted({i * total // _HELD_OUT for i in range(_HELD_OUT)})
     return [
@@ -146,11 +143,11 @@ def _held_out(finished: FinishedRun, data_path: str | None) -> list[_Source]:
 
 
 @torch.inference_mode()
-def _predict(finished: FinishedRun, sources: Sequence[_Source], top: int) -> list[Prediction]:
-    names = finished.class_names
-    batch = torch.stack([finished.transform(source.image) for source in sources]).to(finished.device)
-    logits = finished.model(batch).float()
-    require_finite_logits(finished.model, batch, logits, finished.run.path)
+def _predict(run: FinishedRun, sources: Sequence[_Source], top: int) -> list[Prediction]:
+    names = run.class_names
+    batch = torch.stack([run.transform(source.image) for source in sources]).to(run.device)
+    logits = run.model(batch).float()
+    require_finite_logits(run.model, batch, logits, run.directory.path)
     chances, classes = logits.softmax(1).topk(min(top, len(names)))
     return [
         Prediction(source.name, tuple(names[i] for i in best), tuple(chance), source.truth)
@@ -159,10 +156,9 @@ def _predict(finished: FinishedRun, sources: Sequence[_Source], top: int) -> lis
 
 
 def _write_csv(predictions: Sequence[Prediction], path: Path) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "probability", "true_class"])
-    for p in predictions:
-        for rank, (name, chance) in enumerate(zip(p.classes, p.probabilities, strict=True), 1):
-            writer.writerow([for_csv(p.image), rank, for_csv(name), f"{chance:.6f}", for_csv(p.truth or "")])
-    write_text(path, text.getvalue())
+    rows = (
+        [p.image, rank, name, f"{chance:.6f}", p.truth or ""]
+        for p in predictions
+        for rank, (name, chance) in enumerate(zip(p.classes, p.probabilities, strict=True), 1)
+    )
+    write_text(path, csv_text(["image", "rank", "class", "probability", "true_class"], rows))

@@ -1,4 +1,4 @@
-"""What is about to be trained, on the screen before it is."""
+"""Show what is about to be trained, before it is."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from rich.text import Text
 
 from imixer.data.image_data import ImageData
 from imixer.escaping import few_names, middle_cut, printable
-from imixer.training.model import BuiltModel, forward_cost
-from imixer.training.no_effect import settings_without_effect
+from imixer.training.model import FORWARDS_PER_STEP, BuiltModel, forward_cost
 from imixer.training.run.config import TrainConfig
+from imixer.training.unused_settings import unused_settings
 
 _MOST_LEFT_OUT = 6
-_PASSES = 3  # a backward pass costs as much as two forward passes
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
@@ -29,10 +28,10 @@ def show_preview(
 
     Args:
         data: The data set.
-        config: The run.
-        built: Its model.
-        console: Where to print. Default: stderr.
-        steps: Optimizer steps, if the last epoch is not a whole one.
+        config: The run's configuration.
+        built: The model.
+        console: The console to print on. Default: stderr.
+        steps: Optimizer steps of the run, if the last epoch is not a whole one.
     """
     grid = Table.grid(padding=(0, 2))
     for title, text in _lines(data, config, built, steps):
@@ -60,12 +59,12 @@ def _lines(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int |
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     lines.append(("model", f"{built.name}, {parameters:,} parameters"))
     lines.append(("cost", _cost(data, config, built, steps)))
-    lines += [("no effect", middle_cut(each, 160)) for each in settings_without_effect(config)]
+    lines += [("no effect", middle_cut(each, 160)) for each in unused_settings(config)]
     return lines
 
 
 def _count(items: Any, classes: int) -> str:
-    """How many images, of how many classes, and how evenly."""
+    """Describe how many images there are, of how many classes, and how evenly."""
     images = _images(len(items))
     labels = getattr(items, "labels", None)
     if labels is None:
@@ -89,24 +88,24 @@ def _cost(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | 
     cost = forward_cost(built)
     if cost is None:
         return "not known beforehand: iterations depend on the images"
-    one = cost.total
+    one, passes = cost.total, FORWARDS_PER_STEP
     if steps is not None:
         images = steps * config.data.batch_size
         return (
-            f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(one * _PASSES * images)} for the training "
-            f"(x {_PASSES} x {images:,} images)"
+            f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(one * passes * images)} for the training "
+            f"(x {passes} x {images:,} images)"
         )
     seen = len(data.train) // config.data.batch_size * config.data.batch_size
     epochs = config.epochs + config.schedule.cooldown_epochs
-    total = one * _PASSES * seen * epochs
+    total = one * passes * seen * epochs
     return (
         f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(total)} for the training "
-        f"(x {_PASSES} x {seen:,} images x {epochs} {'epoch' if epochs == 1 else 'epochs'})"
+        f"(x {passes} x {seen:,} images x {epochs} {'epoch' if epochs == 1 else 'epochs'})"
     )
 
 
 def _with_unit(number: float) -> str:
-    """`266 P`, `3.4 P`, `109.4 M`: P is 1e15, T is 1e12."""
+    """Format a number such as `266 P`, `3.4 P` or `109.4 M`: P is 1e15, T is 1e12."""
     scale, unit = next((each for each in _UNITS if number >= each[0]), _UNITS[-1])
     return f"{number / scale:,.1f} {unit}" if number / scale < 1000 else f"{number / scale:,.0f} {unit}"
 

@@ -1,4 +1,4 @@
-"""One bar over the whole run; without a terminal, lines: an estimate soon, then one per epoch or half a minute."""
+"""Show the progress of a run: one bar on a terminal; elsewhere lines, first an estimate, then one per epoch or so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from imixer.progress import announce, clock
+from imixer.progress import clock
 
 _FIRST_LINE_S = 2.0  # of steps, to estimate by
 _BETWEEN_LINES_S = 30.0
@@ -18,8 +18,8 @@ _REFRESH_S = 0.25  # reading the loss waits for the accelerator, so not at every
 _SMOOTHING = 0.95
 
 
-class ShowProgress:
-    """Shows epoch, smoothed training loss, latest validation accuracy, speed and time left on stderr.
+class TrainingProgress:
+    """A display of epoch, smoothed training loss, latest validation accuracy, speed and time left, on stderr.
 
     Args:
         shown: Whether to show anything: one of several processes does.
@@ -34,14 +34,14 @@ class ShowProgress:
         self._accuracy = ""
 
     def start(self, epochs: int, steps_per_epoch: int, batch_size: int, done: int, steps: int | None = None) -> None:
-        """Begin to show.
+        """Start the display.
 
         Args:
             epochs: Epochs of the run.
-            steps_per_epoch: Steps of each.
+            steps_per_epoch: Optimizer steps of each epoch.
             batch_size: Images of a step, over all processes.
-            done: Steps done earlier.
-            steps: Steps of the run, if its last epoch is not a whole one.
+            done: Steps done in earlier sessions.
+            steps: Steps of the whole run, if its last epoch is not a whole one.
         """
         self._steps = steps or epochs * steps_per_epoch
         self._epochs, self._steps_per_epoch, self._batch_size = epochs, steps_per_epoch, batch_size
@@ -63,14 +63,14 @@ class ShowProgress:
             self._bar.start()
         elif self._shown:
             left = self._steps - done
-            announce(f"training for {left:,} steps, {steps_per_epoch:,} per epoch")
+            _print(f"training for {left:,} steps, {steps_per_epoch:,} per epoch ...")
 
     def step(self, done: int, loss: Tensor) -> None:
-        """Show a step.
+        """Show an optimizer step.
 
         Args:
             done: Steps done.
-            loss: Of this one.
+            loss: The training loss of the step, a scalar.
         """
         if self._bar is None or self._task is None:
             self._say(done, loss)
@@ -90,46 +90,46 @@ class ShowProgress:
         )
 
     def _say(self, done: int, loss: Tensor) -> None:
-        """Where there is no terminal, say how far it is and how long it will take."""
+        """Print how far the run is and how long it will take, where there is no terminal."""
         now = time.perf_counter()
         if not self._shown or now < self._next_line or done % self._steps_per_epoch == 0:  # the epoch has its own line
             return
         self._next_line = now + _BETWEEN_LINES_S
         speed = (done - self._started_at) / (now - self._began)
-        print(
+        _print(
             f"epoch {self._of_all(done)}, step {done:,}  train loss {loss.item():.3f}  {speed:.3g} steps/s, "
-            f"{speed * self._batch_size:,.0f} images/s  about {self._left(done, now)} left for the whole run",
-            file=sys.stderr,
-            flush=True,
+            f"{speed * self._batch_size:,.0f} images/s  about {self._left(done, now)} left for the whole run"
         )
 
     def validate(self, batches: int) -> None:
-        """Show that validation begins, if it is not as quick as all before.
+        """Show that validation begins, if the last line is long ago.
 
         Args:
             batches: Held-out batches of this process.
         """
         if self._bar is None and self._shown and time.perf_counter() > self._next_line:
             self._next_line = time.perf_counter() + _BETWEEN_LINES_S
-            announce(f"validating on {batches:,} batches")
+            _print(f"validating on {batches:,} batches ...")
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """Show an epoch's numbers."""
+        """Show the metrics of an epoch.
+
+        Args:
+            row: The metrics, as in `metrics.csv`.
+        """
         self._accuracy = f"  val acc {row['val_acc']:.1%}"
         if self._bar is not None or not self._shown:
             return
         done = row["step"]
         self._next_line = time.perf_counter() + _BETWEEN_LINES_S
-        print(
+        _print(
             f"epoch {row['epoch']:>{len(str(self._epochs))}}/{self._epochs}  train loss {row['train_loss']:.3f}"
             f"{self._accuracy}  {row['images_per_s']:,.0f} images/s  "
-            f"{self._left(done, time.perf_counter())} left",
-            file=sys.stderr,
-            flush=True,
+            f"{self._left(done, time.perf_counter())} left"
         )
 
     def stop(self) -> None:
-        """Leave the screen."""
+        """Stop the display."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -143,3 +143,7 @@ class ShowProgress:
 
     def _title(self, done: int) -> str:
         return f"epoch {self._of_all(done)}"
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

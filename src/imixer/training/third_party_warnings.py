@@ -1,4 +1,4 @@
-"""Keep the screen for our own words."""
+"""Silence warnings of other libraries about what is as it should be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOUD = (
 
 
 def silence() -> None:
-    """Quiet Lightning's tips and the warnings about what is as it should be. Errors still show."""
+    """Silence Lightning's tips, and warnings about what is as it should be. Errors still show."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,10 +1,10 @@
-"""A training run, from configuration to run directory, from its beginning or from where it stopped."""
+"""Train a run, from its configuration to its directory: from the beginning, or from where it stopped."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,18 +34,18 @@ from imixer.training.devices import (
     build_fabric,
     check_devices,
     device_name,
-    placed,
+    resolve_devices,
+    resolve_precision,
     started_by_launcher,
-    with_precision,
 )
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
 from imixer.training.model import BuiltModel, build_model, require_memory_for_batch
 from imixer.training.model_directory import save_model
-from imixer.training.optimizing import build_optimizer
+from imixer.training.optimizer import build_optimizer
 from imixer.training.preview import show_preview
-from imixer.training.progress_bar import ShowProgress
+from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.confusion import write_confusion
@@ -55,45 +55,53 @@ from imixer.training.run.environment import environment, environment_changes
 from imixer.training.run.loggers import build_logger, check_logger
 from imixer.training.run.metrics import MetricsWriter
 from imixer.training.run.parsing import load_config, save_config
-from imixer.training.run.result import Trained, read_result
+from imixer.training.run.result import TrainingResult, read_result
 from imixer.training.run.resume_rules import check_changes
-from imixer.training.scores import Scores
-from imixer.training.stopping import Interrupted
+from imixer.training.stop_signals import Interrupted
 from imixer.training.third_party_warnings import silence
+from imixer.training.validation import ValidationMetrics
 from imixer.training.whitening import whiten_stem
 from imixer.writing import json_text, write_text
 
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig) -> Trained:
-    """Train as configured and write the run directory. Nothing is written before all input is found good.
+def train(config: TrainConfig) -> TrainingResult:
+    """Train a model as configured and write the run directory, as `imixer train` does.
 
-    With several devices, processes are started, one for each, unless `torchrun` or `srun` has done so.
+    Nothing is written before all input has been checked. With several devices, one process is started for each, unless
+    `torchrun` or `srun` has done so.
 
     Args:
-        config: The run.
+        config: The run's configuration.
+
+    Returns:
+        The result in numbers. `imixer.training.finished_run.load_run` loads the model.
 
     Raises:
         InputError: If something in the configuration or the data is wrong, or training diverges.
         Interrupted: On SIGTERM or Ctrl-C, after the step at hand is finished and saved.
     """
-    config = placed(config)
+    config = resolve_devices(config)
     check_out(config.out)
     return _start(config, None)
 
 
-def resume(path: str, config: TrainConfig | None = None) -> Trained:
+def resume(path: str, config: TrainConfig | None = None) -> TrainingResult:
     """Continue a run from its latest checkpoint, as if it had never stopped. A finished run is left as it is.
 
     Args:
-        path: Its directory.
-        config: The run's configuration, with changes to how and where it is computed. Default: none.
+        path: The run's directory.
+        config: The run's configuration, with changes to how and where it is computed. Default: no changes.
+
+    Returns:
+        The result in numbers.
 
     Raises:
         InputError: If there is no such run, another process trains it, its checkpoints are damaged, its data are gone
-            or others, or the configuration changes what is computed; and as `train` does.
-        Interrupted: As `train` does.
+            or others, the configuration changes what is computed, or training diverges.
+        Interrupted: On SIGTERM or Ctrl-C, after the step at hand is finished and saved.
     """
     run = open_begun(path)
     stored = load_config(run.config)
@@ -102,12 +110,23 @@ def resume(path: str, config: TrainConfig | None = None) -> Trained:
     if run.finished:
         if (problem := damage(run)) is None:
             return read_result(run)
-        print(f"{problem}; written again from the checkpoints", file=sys.stderr, flush=True)
-    return _start(placed(config), run)
+        _log.warning(f"{problem}; written again from the checkpoints")
+    return _start(resolve_devices(config), run)
 
 
-def resolved(config: TrainConfig, built: BuiltModel, value_range: tuple[float, float] | None = None) -> TrainConfig:
-    """The configuration with every default spelled out, and paths that hold from anywhere. `out` is left open."""
+def resolve_defaults(
+    config: TrainConfig, built: BuiltModel, value_range: tuple[float, float] | None = None
+) -> TrainConfig:
+    """Spell out every default of a configuration that depends on data or model, and make its paths absolute.
+
+    Args:
+        config: The run's configuration.
+        built: Its model.
+        value_range: The range of pixel values that was found in the data, if any.
+
+    Returns:
+        The configuration, from which the same run can be trained anywhere. `out` is left open.
+    """
     absolute: dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("name", "root")
@@ -120,12 +139,12 @@ def resolved(config: TrainConfig, built: BuiltModel, value_range: tuple[float, f
     return replace(config, data=data, model=replace(config.model, name=built.name, checkpoint=checkpoint), out=None)
 
 
-def _start(config: TrainConfig, run: RunDirectory | None) -> Trained:
+def _start(config: TrainConfig, run: RunDirectory | None) -> TrainingResult:
     """Train in this process, or in one per device."""
     silence()
     check_logger(config.logger)
     check_devices(config)
-    config = with_precision(config)
+    config = resolve_precision(config)
     if config.devices == 1 or started_by_launcher():
         return _train(build_fabric(config), config, run)
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +155,7 @@ def _start(config: TrainConfig, run: RunDirectory | None) -> Trained:
     return read_result(RunDirectory(path))
 
 
-def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> Trained:
+def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> TrainingResult:
     """Train in this process, one of the run's."""
     fabric.launch()
     if fabric.device.type == "cuda":
@@ -169,7 +188,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         lasts = duration(config, built, len(training) // config.accumulate)
         config, steps = replace(config, epochs=lasts.epochs), lasts.steps
         if fabric.is_global_zero:
-            print(lasts.summary, file=sys.stderr, flush=True)
+            _log.info(lasts.summary)
     if fabric.is_global_zero:
         show_preview(data, config, built, steps=steps)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
@@ -181,14 +200,14 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         else:
             whiten_stem(built.model, config, data, built.input_size)
         if fabric.is_global_zero and not begun:
-            save_config(resolved(config, built, data.value_range), run.config)
+            save_config(resolve_defaults(config, built, data.value_range), run.config)
             write_text(run.environment, json_text({"run": uuid4().hex} | environment()))
         if fabric.is_global_zero and begun:
             _note_changes(run, state["step"] if state else 0)
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )
-        record = MetricsWriter(run, logger)
+        metrics = MetricsWriter(run, logger)
         loop = Loop(
             fabric,
             config,
@@ -196,22 +215,22 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             built,
             training,
             held_out,
-            Scores(len(data.class_names)),
-            record,
-            ShowProgress(fabric.is_global_zero),
-            facts=_facts(data),
+            ValidationMetrics(len(data.class_names)),
+            metrics,
+            TrainingProgress(fabric.is_global_zero),
+            data_fingerprint=_data_fingerprint(data),
             steps=steps,
         )
         if state is not None:
             _load(loop, state)
         if begun and fabric.is_global_zero:
-            record.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
+            metrics.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
         _fit(loop, new=begun is None)
         return _finish(loop, config, data, device_name(fabric.device))
 
 
 def _latest(fabric: Fabric, run: RunDirectory) -> State | None:
-    """The state to go on from; None if the run was stopped before its first checkpoint.
+    """Read the state to go on from; None if the run was stopped before its first checkpoint.
 
     Raises:
         InputError: If no checkpoint is left of a run that had some.
@@ -232,12 +251,12 @@ def _latest(fabric: Fabric, run: RunDirectory) -> State | None:
             "nothing is overwritten"
         )
     if fabric.is_global_zero:
-        print(f"{run.path} has no checkpoint yet; it starts from the beginning", file=sys.stderr, flush=True)
+        _log.warning(f"{run.path} has no checkpoint yet; it starts from the beginning")
     return None
 
 
 def _load(loop: Loop, state: State) -> None:
-    """Stand where a checkpoint was taken.
+    """Restore a checkpoint.
 
     Raises:
         InputError: If it is not of this run.
@@ -261,7 +280,7 @@ def _fit(loop: Loop, *, new: bool) -> None:
         raise
     except KeyboardInterrupt as error:
         _remove_if_empty(loop, new)
-        raise Interrupted(_left(run)) from error
+        raise Interrupted(_what_is_saved(run)) from error
     except InputError as error:
         _remove_if_empty(loop, new)
         raise InputError(worker_message(error)) from error
@@ -269,12 +288,13 @@ def _fit(loop: Loop, *, new: bool) -> None:
         _remove_if_empty(loop, new)
         raise
     finally:
-        loop.record.close()
+        loop.metrics.close()
 
 
-def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Trained:
+def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> TrainingResult:
+    """Write the result, the model and the figures of a run that is trained."""
     run, built = loop.run, loop.built
-    trained = Trained(
+    result = TrainingResult(
         run=run,
         last=loop.rows[-1],
         seconds=round(loop.seconds, 2),
@@ -286,9 +306,9 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         skipped=data.skipped,
         device=device if loop.fabric.world_size == 1 else f"{loop.fabric.world_size} x {device}",
     )
-    weights = loop.train_state.weights()
+    weights = loop.train_state.eval_state_dict()
     if loop.fabric.is_global_zero:
-        trained.write()
+        result.write()
         assert loop.scores.confusion is not None  # set by the last validation
         counts = loop.scores.confusion.numpy()
         write_confusion(counts.tolist(), data.class_names, run.confusion_counts)
@@ -306,18 +326,18 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         drawn(run.learning_curves, lambda path: draw_learning_curves(loop.rows, path))
         drawn(run.confusion_matrix, lambda path: draw_confusion_matrix(counts, data.class_names, path))
     loop.fabric.barrier()
-    return trained
+    return result
 
 
 def _set_aside_damaged_model(run: RunDirectory) -> None:
     if run.model.exists() and model_damage(run) is not None:
         aside = next(path for n in count(1) if not (path := run.path / f"model.damaged-{n}").exists())
         run.model.rename(aside)
-        print(f"{run.model} was damaged and is now {aside}", file=sys.stderr, flush=True)
+        _log.warning(f"{run.model} was damaged and is now {aside}")
 
 
-def _facts(data: ImageData) -> dict[str, Any]:
-    """What must not change between a run's sessions."""
+def _data_fingerprint(data: ImageData) -> dict[str, Any]:
+    """Describe the data, in what must not change between a run's sessions."""
     return {
         "training images": len(data.train),
         "held-out images": len(data.val),
@@ -326,16 +346,17 @@ def _facts(data: ImageData) -> dict[str, Any]:
 
 
 def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
-    facts = state.get("facts")
-    if not isinstance(facts, dict) or any(
-        type(facts.get(name)) is not type(here) for name, here in _facts(data).items()
+    """Check that the data are those of a checkpoint."""
+    fingerprint = state.get("data_fingerprint")
+    if not isinstance(fingerprint, dict) or any(
+        type(fingerprint.get(name)) is not type(here) for name, here in _data_fingerprint(data).items()
     ):
         raise InputError(
             f"{Checkpoints(run.checkpoints).file(state['step'])} says nothing of the data that it was trained on; move "
             "it away to go on from the one before"
         )
-    for name, here in _facts(data).items():
-        before = facts[name]
+    for name, here in _data_fingerprint(data).items():
+        before = fingerprint[name]
         if before != here:
             shown = (len(before), len(here)) if isinstance(here, list) else (before, here)
             raise InputError(
@@ -345,16 +366,16 @@ def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
 
 
 def _note_changes(run: RunDirectory, step: int) -> None:
-    """Say, and add to the run's environment, what makes the numbers of a resumed run differ from one never stopped."""
+    """Log and write down what may make the numbers of a resumed run differ from those of one that never stopped."""
     try:
         begun = read_json(run.environment, ["run"])
     except InputError as error:
-        print(f"{error}; what the run was begun with is lost, written is what it goes on with", file=sys.stderr)
+        _log.warning(f"{error}; what the run was begun with is lost, written is what it goes on with")
         write_text(run.environment, json_text({"run": uuid4().hex} | environment() | {"resumed": [{"step": step}]}))
         return
     if changes := environment_changes(begun, environment()):
         shown = ", ".join(f"{name} {value} instead of {begun[name]}" for name, value in changes.items())
-        print(f"resumed with {shown}: numbers may differ in their last digits", file=sys.stderr, flush=True)
+        _log.warning(f"resumed with {shown}: numbers may differ in their last digits")
         begun.setdefault("resumed", []).append({"step": step} | changes)
         write_text(run.environment, json_text(begun))
 
@@ -380,7 +401,7 @@ def _locked(fabric: Fabric, run: RunDirectory) -> Iterator[None]:
 
 
 def _by_first(fabric: Fabric, work: Callable[[], _T]) -> _T:
-    """Do something in the first process; all get its result, or its InputError."""
+    """Call a function in the first process, and return its result, or raise its InputError, in all."""
     result: Any = None
     if fabric.is_global_zero:
         try:
@@ -393,7 +414,7 @@ def _by_first(fabric: Fabric, work: Callable[[], _T]) -> _T:
     return result
 
 
-def _left(run: RunDirectory) -> str:
+def _what_is_saved(run: RunDirectory) -> str:
     entries = Checkpoints(run.checkpoints).entries() if run.path.exists() else []
     if not entries:
         return "before the first checkpoint, nothing is saved"

@@ -1,4 +1,4 @@
-"""A model with all that moves it: optimizer, schedule, loss scale, running average."""
+"""A model with all that moves it: optimizer, schedule, loss scale, exponential moving average."""
 
 from __future__ import annotations
 
@@ -12,35 +12,51 @@ from lightning.fabric.strategies import ModelParallelStrategy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.optim import Optimizer
 
 from imixer.data.randomness import seed_globally
 from imixer.implicit import SpectralLinear
 from imixer.training.guard import Guard, gradient_norm
-from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule
+from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import TrainConfig
 
-Part = tuple[Tensor, Tensor]
+MicroBatch = tuple[Tensor, Tensor]  # images and targets of one forward pass
 STEP_STREAM = 1  # keeps the randomness of steps apart from that of orders and images, which mix two or three numbers
 
 
 def training_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Cross entropy in nats; labels are smoothed, mixed targets are already."""
+    """Compute the cross entropy in nats.
+
+    Args:
+        logits: (B, num_classes).
+        targets: Class numbers (B,), or mixed classes (B, num_classes), which are smoothed already.
+        smoothing: Label smoothing of class numbers.
+
+    Returns:
+        The mean over the batch, a scalar.
+    """
     return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 
 class TrainState:
-    """Takes optimizer steps. What is random in one depends on the seed, its number and the process only.
+    """A model, its optimizer and its schedule, which take optimizer steps together.
+
+    Choose `Loop` to train a run; this class is for single steps. What is random in a step depends on the seed, the
+    number of the step and the process, and on nothing else.
 
     Args:
-        fabric: Launched.
-        config: The run.
-        model: Image (B, in_chans, H, W) -> logits (B, classes).
+        fabric: Lightning's Fabric, launched.
+        config: The run's configuration.
+        model: The model, from images (B, in_chans, H, W) to logits (B, num_classes).
         steps_per_epoch: Optimizer steps per epoch.
-        steps: Optimizer steps of the whole run, if the last epoch is not a whole one.
+        steps: Optimizer steps of the whole run. Default: those of whole epochs.
 
     Attributes:
-        plain: The model, not wrapped.
-        guard: Decides on steps that are not finite.
+        model: The model as Fabric wrapped it, for forward and backward.
+        module: The same model, not wrapped.
+        ema: The exponential moving average of its weights; None without `config.ema`.
+        optimizer: The optimizer as Fabric wrapped it.
+        guard: The guard that finds steps whose gradient is not finite.
     """
 
     def __init__(
@@ -55,12 +71,13 @@ class TrainState:
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         if config.grad_checkpointing:
-            model.set_grad_checkpointing()  # type: ignore[operator]
-        self.plain = model.to(fabric.device)
-        self.average = Average(model, config.ema) if config.ema else None
+            timm_model: Any = model
+            timm_model.set_grad_checkpointing()
+        self.module = model.to(fabric.device)
+        self.ema = WeightEMA(model, config.ema) if config.ema else None
         if config.compile:
             model.compile()  # in place: names of the weights stay
-        self.model: Any = fabric.setup_module(model)
+        self.model = fabric.setup_module(model)
         scaled = config.precision == "16"
         fused = fabric.device.type == "cuda" and not scaled  # a fused optimizer would unscale gradients by itself
         self._optimizer = build_optimizer(model, config.optim, config.peak_lr, fused=fused)
@@ -72,58 +89,72 @@ class TrainState:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step."""
+        """The learning rate of the next step."""
         return self._optimizer.param_groups[0]["lr"]
 
-    def gradient(self, parts: Sequence[Part], step: int) -> tuple[Tensor, bool]:
-        """Compute the gradient of a step.
+    def gradient(self, micro_batches: Sequence[MicroBatch], step: int) -> tuple[Tensor, bool]:
+        """Compute the gradient of an optimizer step, clipped as configured.
 
         Args:
-            parts: The parts of this process's share of the batch.
-            step: Number of the step, from 0.
+            micro_batches: This process's share of the batch, in as many parts as gradients are accumulated over.
+            step: The number of the step, from 0.
 
         Returns:
-            This process's mean loss, a scalar, and whether the step must not be taken: the gradient is not finite.
+            This process's mean loss, a scalar; and whether the step must be skipped because the gradient is not
+            finite.
         """
         seed_globally(STEP_STREAM, self.config.seed, step, self.fabric.global_rank)
         self.model.train()
         total = torch.zeros((), device=self.fabric.device)
-        for number, (images, targets) in enumerate(parts, 1):
-            with self.fabric.no_backward_sync(self.model, enabled=number < len(parts)):
-                loss = self.loss(self.model(images), targets) / len(parts)
+        for number, (images, targets) in enumerate(micro_batches, 1):
+            with self.fabric.no_backward_sync(self.model, enabled=number < len(micro_batches)):
+                loss = self.loss(self.model(images), targets) / len(micro_batches)
                 self.fabric.backward(loss)
             total += loss.detach()
-        precision: Any = self.fabric.strategy.precision
-        precision.unscale_gradients(self._optimizer)
-        parameters = [p for p in self.plain.parameters() if p.grad is not None]
+        self.fabric.strategy.precision.unscale_gradients(self._optimizer)
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
         norm = gradient_norm(parameters)
         if limit := self.config.optim.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return total, self.guard.should_skip(norm)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The training loss, a scalar in nats."""
+        """Compute the training loss, a scalar in nats; see `training_loss`."""
         return training_loss(logits, targets, self.config.smoothing)
 
-    def move(self, step: int) -> None:
-        """Take step number `step`, from 0, along the gradient computed."""
+    def optimizer_step(self, step: int) -> None:
+        """Take an optimizer step along the gradient computed, and update schedule and average.
+
+        Args:
+            step: The number of the step, from 0.
+        """
         self.optimizer.step()
         self.skip(step)
-        if self.average is not None:
-            self.average.update(self.plain, step + 1)
+        if self.ema is not None:
+            self.ema.update(self.module, step + 1)
 
     def skip(self, step: int) -> None:
-        """Leave step number `step` out."""
-        self.optimizer.zero_grad(set_to_none=True)
-        move_schedule(self._scheduler, step + 1, self._steps_per_epoch)
+        """Leave out an optimizer step: drop the gradient and move the schedule on.
 
-    def ready(self) -> Callable[[Tensor], Tensor]:
-        """The model as it is to be judged, from images to logits: averaged, if there is an average."""
+        Args:
+            step: The number of the step, from 0.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        step_scheduler(self._scheduler, step + 1, self._steps_per_epoch)
+
+    def eval_forward(self) -> Callable[[Tensor], Tensor]:
+        """Return the forward pass used for validation, with the model in evaluation mode.
+
+        It uses the averaged weights with `config.ema`, the trained weights otherwise, under the run's precision. The
+        DDP wrapper is bypassed, so that a process with more batches than another does not wait for it.
+
+        Returns:
+            A function from images (B, in_chans, H, W) to logits (B, num_classes).
+        """
         if self._sharded:
             self.model.eval()
             return self.model
-        # Not wrapped: a process with more batches than another would wait for it.
-        model = self.judged
+        model = self.eval_model
 
         def run(images: Tensor) -> Tensor:
             with self.fabric.autocast():
@@ -133,76 +164,81 @@ class TrainState:
         return run
 
     @property
-    def judged(self) -> nn.Module:
-        """The model that is validated and kept: the average, if there is one."""
-        return self.plain if self.average is None else self.average.model()
+    def eval_model(self) -> nn.Module:
+        """The model that is validated and saved: with averaged weights, if there is an average."""
+        return self.module if self.ema is None else self.ema.model()
 
-    def weights(self) -> dict[str, Tensor]:
-        """The state dictionary of the model that is kept. All processes must call it."""
+    def eval_state_dict(self) -> dict[str, Tensor]:
+        """Return the state dict of `eval_model`. All processes must call it."""
         if self._sharded:
-            return gathered(self.plain, self._optimizer)["model"]
-        return self.judged.state_dict()
+            return gather_state(self.module, self._optimizer)["model"]
+        return self.eval_model.state_dict()
 
-    def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint. All processes must call it."""
-        precision: Any = self.fabric.strategy.precision
-        return gathered(self.plain, self._optimizer) | {
-            "average": None if self.average is None else self.average.state_dict(),
-            "scaler": precision.state_dict(),
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a checkpoint needs to go on from here. All processes must call it."""
+        return gather_state(self.module, self._optimizer) | {
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Become what `state` gave."""
-        scatter(self.plain, self._optimizer, state)
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        precision: Any = self.fabric.strategy.precision
-        precision.load_state_dict(state["scaler"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned. All processes must call it, each with the whole state."""
+        scatter_state(self.module, self._optimizer, state)
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
 
 
-class Average:
-    """Exponential moving average of a model's weights and buffers, with a decay that starts small (timm).
+class WeightEMA:
+    """An exponential moving average of a model's weights and buffers, with timm's decay, which starts small.
 
-    The power iterations' vectors of the averaged weights are found anew before the average is used: an average of
-    vectors belongs to no matrix.
+    Choose it, through `config.ema`, where the last steps of training are noisy. Before the average is used, the power
+    iterations of its spectral norms are run anew: an average of their vectors belongs to no matrix.
 
     Args:
         model: The model that is trained.
-        decay: Share of the old average that stays at each step, at its highest.
+        decay: The share of the old average that stays at each step, at its highest.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._ema = ModelEmaV3(model, decay=decay, use_warmup=True)
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Take the weights after an optimizer step, the number of which counts from 1."""
+        """Average in the weights after an optimizer step.
+
+        Args:
+            model: The model that is trained.
+            step: Optimizer steps done, from 1.
+        """
         self._ema.update(model, step)
 
     def model(self) -> nn.Module:
-        """The model with averaged weights, in evaluation mode."""
+        """Return the model with averaged weights, in evaluation mode."""
         for layer in self._ema.module.modules():
             if isinstance(layer, SpectralLinear):
                 layer.warm_up()
         return self._ema.module
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state dict of the averaged model."""
         return self._ema.module.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self._ema.module.load_state_dict(state)
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def gathered(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """The whole `model` and `optimizer` state, on the first process. All processes must call it."""
+def gather_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Gather the whole `model` and `optimizer` state on the first process. All processes must call it."""
     weights, moments = get_state_dict(model, optimizer, options=_WHOLE)
     return {"model": weights, "optimizer": moments}
 
 
-def scatter(model: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
-    """Give each process its shard of what `gathered` gave. All processes must call it, each with the whole state."""
+def scatter_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Give each process its shard of what `gather_state` returned. All processes must call it with the whole state."""
     set_state_dict(
         model,
         optimizer,

@@ -1,4 +1,4 @@
-"""Whitened stems: their filters from the training images."""
+"""Compute the filters of whitened stems from the training images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def whiten_stem(model: nn.Module, config: TrainConfig, data: ImageData, input_si
     Weights that were loaded bring their own filters, which are left alone.
 
     Args:
-        model: A model with or without such a stem.
-        config: The run.
-        data: Its data.
-        input_size: (channels, height, width) of the model's input.
+        model: A model, with a whitened stem or without.
+        config: The run's configuration.
+        data: The data.
+        input_size: The size (in_chans, height, width) of the model's input.
 
     Returns:
-        Whether the model has such a stem and it was computed.
+        Whether the filters of a stem were computed.
     """
     stems = [module for module in model.modules() if isinstance(module, Whitening)]
     if not stems or config.model.checkpoint or config.model.pretrained:

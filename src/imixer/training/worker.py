@@ -1,4 +1,4 @@
-"""What `launch` starts: one process of a run on several devices. `python -m imixer.training.worker CONFIG [RUN]`."""
+"""One process of a run on several devices, which `launch` starts: `python -m imixer.training.worker CONFIG [RUN]`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,32 @@ import sys
 from pathlib import Path
 
 from imixer.errors import InputError
+from imixer.notices import notices_on_stderr
 from imixer.training.launch import report_error
 from imixer.training.run.parsing import load_config
-from imixer.training.stopping import Interrupted
+from imixer.training.stop_signals import Interrupted
 from imixer.training.train import resume, train
 
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer")
 
 
 def main(config: str, run: str = "") -> int:
-    """Train as one of several processes; exit codes are those of the command line."""
+    """Train as one of several processes.
+
+    Args:
+        config: The file of the configuration.
+        run: The directory of a run to resume. Default: a new run.
+
+    Returns:
+        The exit code, as of the command line.
+    """
     try:
         settings = load_config(Path(config))
-        if run:
-            resume(run, settings)
-        else:
-            train(settings)
+        with notices_on_stderr():
+            if run:
+                resume(run, settings)
+            else:
+                train(settings)
         return 0
     except InputError as error:
         report_error(str(error))

@@ -207,7 +207,7 @@ def evaluate_adversarial(
         attack,
         total=count_held_out(finished, images),
     )
-    file = finished.run.adversarial
+    file = finished.directory.adversarial
     write_text(file, json_text(_row(found)))
     return found, file
 

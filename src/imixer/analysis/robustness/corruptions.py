@@ -196,7 +196,7 @@ def evaluate_corruptions(
         names,
         total=count_held_out(finished, images),
     )
-    file = finished.run.corruptions
+    file = finished.directory.corruptions
     write_text(file, json_text(_row(found, finished.input_size)))
     return found, file
 

@@ -26,7 +26,7 @@ def _measure(finished: FinishedRun, *, images: int = 64, data: str | None = None
     try:
         return energy_along_depth(finished.model, batch)
     except (ValueError, AttributeError) as error:
-        path = finished.run.path
+        path = finished.directory.path
         raise InputError(f"the model of {path} is no mixer with a known Hopfield network: {error}") from error
 
 

@@ -18,7 +18,7 @@ from imixer.errors import InputError
 from imixer.escaping import for_figure
 from imixer.plotting import DOUBLE, SMALL, print_figure
 from imixer.training.finished_run import FinishedRun
-from imixer.training.finite import require_finite_outputs
+from imixer.training.finite_checks import require_finite_outputs
 
 
 def _measure(
@@ -30,7 +30,7 @@ def _measure(
     data: str | None = None,
 ) -> Features:
     name, pixels = _load(finished, image, data)
-    require_finite_outputs(finished.model, pixels[None].to(finished.device), finished.run.path)
+    require_finite_outputs(finished.model, pixels[None].to(finished.device), finished.directory.path)
     return features_at(finished.model, pixels.to(finished.device), block=block, n_iter=n_iter, name=name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from imixer.experiments.registry import EXPERIMENTS
 from imixer.reading import read_json, read_rows
 from imixer.training.run.confusion import read_confusion
 from imixer.training.run.directory import RunDirectory, short_names
-from imixer.training.run.finite_file import first_non_finite_in
 from imixer.training.run.parsing import flatten, load_config
+from imixer.training.run.safetensors_file import first_non_finite_in
 
+_log = logging.getLogger(__name__)
 _METRICS = ("epoch", "step", "train_loss", "val_loss", "val_acc", "lr", "images_per_s", "seconds")
 _SIGNS = ("environment.json", "metrics.csv", "checkpoints", "model")  # of a run, one of which may be lost
 _MANY_CLASSES = 200  # of which a confusion matrix is a picture only
@@ -254,7 +255,7 @@ def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[Picture]:
     drawn = [run.confusion_matrix, run.prediction, *sorted(run.analysis.glob("*.png"))]
     shown = [file for file in drawn if file.is_file() and file.stem not in charted]
     for file in [file for file in shown if not _is_png(file)]:
-        print(f"{file} is no picture any more, and left out", file=sys.stderr, flush=True)
+        _log.warning(f"{file} is no picture any more, and left out")
         shown.remove(file)
     return [Picture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
 
@@ -276,5 +277,5 @@ def _table(file: Path, columns: Sequence[str]) -> list[dict[str, float]]:
             f"{file} is damaged, and no line of it whole; `imixer train --resume {file.parent}` writes it again"
         )
     if damaged:
-        print(f"{file}: {damaged} damaged lines are left out", file=sys.stderr, flush=True)
+        _log.warning(f"{file}: {damaged} damaged lines are left out")
     return [{name: float(value) for name, value in row.items()} for row in rows]

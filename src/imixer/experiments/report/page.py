@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +13,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 import imixer
-from imixer.escaping import printable_lines
+from imixer.escaping import printable_lines, slug
 
 _FOLDER = Path(__file__).parent
 
@@ -111,12 +110,12 @@ class Section:
     @property
     def anchor(self) -> str:
         """What links point to."""
-        return slug(self.link)
+        return anchor_slug(self.link)
 
 
-def slug(text: str) -> str:
-    """A text as part of an id."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+def anchor_slug(text: str) -> str:
+    """Make part of an id of the page out of a text: small letters and digits between dashes."""
+    return slug(text.lower(), kept="a-z0-9", filler="-")
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

@@ -24,8 +24,8 @@ from imixer.experiments.report.page import (
     PictureFile,
     Section,
     Table,
+    anchor_slug,
     render,
-    slug,
 )
 from imixer.progress import announce
 from imixer.training.run.directory import RunDirectory, short_names
@@ -122,7 +122,9 @@ def _shown_again(found: ReportedExperiment) -> list[Item]:
         rows = [[_typeset(cell) for cell in row] for row in table.rows]
         items.append(Table(f"{found.title}: {table.caption.lower()}", table.header, rows, table.text))
     if found.curves:
-        items.append(Chart(_COMPARED, f"iterations-{slug(found.name)}", charts.compared_iterations(found.curves)))
+        items.append(
+            Chart(_COMPARED, f"iterations-{anchor_slug(found.name)}", charts.compared_iterations(found.curves))
+        )
     if found.picture:
         items.append(PictureFile(found.title, found.picture))
     if found.notes:

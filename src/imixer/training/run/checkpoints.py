@@ -1,11 +1,11 @@
-"""The checkpoints of a run: written whole, checked by checksum, the latest few and the best kept."""
+"""Save and load the checkpoints of a run: written atomically, checked by checksum, the latest few and the best kept."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import re
-import sys
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,22 +17,23 @@ from imixer.errors import InputError
 from imixer.reading import parse_json, read_text
 from imixer.writing import json_text, replacing, write_text
 
-State = dict[str, Any]
+State = dict[str, Any]  # what a checkpoint holds
+_log = logging.getLogger(__name__)
 
 
 class NotSaved(InputError):
-    """A checkpoint could not be written; the message says which one is still there."""
+    """An error in writing a checkpoint; the message says which earlier one is still there."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One checkpoint.
+class CheckpointInfo:
+    """An entry of the list of checkpoints.
 
     Args:
-        file: Its name.
+        file: The name of the file.
         step: Optimizer steps done.
-        sha256: Checksum of the file.
-        best: Whether it holds the best epoch.
+        sha256: The checksum of the file.
+        best: Whether it was saved after the best epoch.
     """
 
     file: str
@@ -42,14 +43,14 @@ class Entry:
 
 
 class Checkpoints:
-    """The checkpoints in a folder.
+    """The checkpoints in the folder of a run.
 
     `index.json` lists them with their checksums. It is replaced after a checkpoint is whole and before an old one is
     removed, so that at any moment what it lists is there.
 
     Args:
-        folder: Where they are. It is made with the first.
-        keep: How many of the latest are kept, besides the best.
+        folder: The folder. It is made with the first checkpoint.
+        keep: The number of latest checkpoints to keep, besides the best.
     """
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
@@ -58,35 +59,35 @@ class Checkpoints:
 
     @property
     def index(self) -> Path:
-        """List of the checkpoints."""
+        """The file that lists the checkpoints."""
         return self.folder / "index.json"
 
     @property
     def files(self) -> list[Path]:
-        """The checkpoints that lie there, listed or not."""
+        """The files of all checkpoints that are there, listed or not."""
         return sorted(self.folder.glob("step-*.pt"))
 
-    def entries(self) -> list[Entry]:
-        """The checkpoints that are listed, oldest first. A list that is gone or damaged is made again from the files.
+    def entries(self) -> list[CheckpointInfo]:
+        """Return the list of checkpoints, oldest first. A list that is gone or damaged is made again from the files.
 
         Raises:
-            InputError: If the list names a file elsewhere.
+            InputError: If the list names a file elsewhere, or it is gone and no file is whole.
         """
         try:
             if self.index.is_file():
                 return self._listed()
         except _Damaged as error:
-            return self._made_again(str(error))
-        return self._made_again(f"{self.index} is gone") if self.files else []
+            return self._rebuild(str(error))
+        return self._rebuild(f"{self.index} is gone") if self.files else []
 
-    def _listed(self) -> list[Entry]:
+    def _listed(self) -> list[CheckpointInfo]:
         try:
             listed = parse_json(read_text(self.index), str(self.index))
         except InputError as error:
             raise _Damaged(str(error)) from error
         if not isinstance(listed, list) or not all(map(_is_entry, listed)):
             raise _Damaged(f"{self.index} is damaged: it is no list of checkpoints")
-        entries = [Entry(**entry) for entry in listed]
+        entries = [CheckpointInfo(**entry) for entry in listed]
         if outside := [entry.file for entry in entries if not re.fullmatch(r"[^/\\\0]+\.pt", entry.file)]:
             raise InputError(
                 f"{self.index} names {outside[0]!r}, which lies elsewhere and is no checkpoint of this run; remove "
@@ -96,44 +97,44 @@ class Checkpoints:
             raise _Damaged(f"{self.index} is damaged: a file stands there twice")
         return sorted(entries, key=lambda entry: entry.step)
 
-    def _made_again(self, problem: str) -> list[Entry]:
+    def _rebuild(self, problem: str) -> list[CheckpointInfo]:
         """List the files anew. Each is read, since there is no checksum to hold it against."""
-        found: list[Entry] = []
+        whole: list[CheckpointInfo] = []
         best, left_out = None, []
         for file in self.files:
             state = _whole_state(file)
             if state is None or not _knows_its_step(state) or file != self.file(state["step"]):
                 left_out.append(file.name)
                 continue
-            found.append(Entry(file.name, state["step"], _checksum(file)))
+            whole.append(CheckpointInfo(file.name, state["step"], _checksum(file)))
             best = _best_step(state) or best
-        entries = [Entry(each.file, each.step, each.sha256, each.step == best) for each in found]
-        said = f"; {', '.join(left_out)} cannot be read" if left_out else ""
-        print(
-            f"{problem}; listed again from the checkpoints: {', '.join(each.file for each in found) or 'none'}{said}",
-            file=sys.stderr,
-            flush=True,
-        )
-        if found:
+        entries = [CheckpointInfo(each.file, each.step, each.sha256, each.step == best) for each in whole]
+        unread = f"; {', '.join(left_out)} cannot be read" if left_out else ""
+        names = ", ".join(each.file for each in whole) or "none"
+        _log.warning(f"{problem}; listed again from the checkpoints: {names}{unread}")
+        if whole:
             self._write(entries)
         elif left_out:
             raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
         return entries
 
     def file(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """Return the file of the checkpoint of a step, whether it is there or not."""
         return self.folder / f"step-{step:08d}.pt"
 
     def save(self, state: State, step: int, *, best: bool = False) -> Path:
-        """Add a checkpoint and remove those no longer wanted.
+        """Save a checkpoint, and remove those that are not to be kept any more.
 
         Args:
-            state: Tensors, numbers and text, in dictionaries and lists.
+            state: The content: tensors, numbers and text, in dictionaries and lists.
             step: Optimizer steps done. A checkpoint of this step is replaced, later ones are dropped.
-            best: Whether this is the best so far.
+            best: Whether this is the best epoch so far.
+
+        Returns:
+            The file.
 
         Raises:
-            NotSaved: If it cannot be written, for want of space, say. Earlier ones are untouched.
+            NotSaved: If it cannot be written, because the disk is full, say. Earlier checkpoints are untouched.
         """
         path = self.file(step)
         try:
@@ -145,9 +146,9 @@ class Checkpoints:
                 checksum = _checksum(temporary)
             others = [entry for entry in before if entry.step < step]  # later ones were damaged, and are passed by
             if best:
-                others = [Entry(entry.file, entry.step, entry.sha256) for entry in others]
+                others = [CheckpointInfo(entry.file, entry.step, entry.sha256) for entry in others]
             best = best or any(entry.best for entry in before if entry.step == step)
-            wanted = self._wanted([*others, Entry(path.name, step, checksum, best)])
+            wanted = self._wanted([*others, CheckpointInfo(path.name, step, checksum, best)])
             self._write(wanted)
         except (OSError, RuntimeError) as error:  # torch may wrap what the system says
             raise NotSaved(self._unsaved(path, error)) from error
@@ -158,15 +159,16 @@ class Checkpoints:
         return path
 
     def latest(self, *, loud: bool = True) -> State | None:
-        """The state in the latest checkpoint that is whole; None if there has never been one.
-
-        One that is damaged is passed over.
+        """Load the latest checkpoint that is whole. Damaged ones are passed over.
 
         Args:
-            loud: Say so on stderr.
+            loud: Whether to log a warning about damaged ones.
+
+        Returns:
+            The content; None if there has never been a checkpoint.
 
         Raises:
-            InputError: If there are some and all are damaged.
+            InputError: If there are checkpoints and all are damaged.
         """
         entries = self.entries()
         for entry in reversed(entries):
@@ -178,20 +180,20 @@ class Checkpoints:
                     return state
                 problem = "has the right checksum and is no checkpoint"
             if loud:
-                print(f"{path} {problem}; the checkpoint before it is tried", file=sys.stderr, flush=True)
+                _log.warning(f"{path} {problem}; the checkpoint before it is tried")
         listed = {entry.file for entry in entries}
         if any(file.name not in listed for file in self.files):  # the list is older than they are
-            self._made_again(f"nothing that {self.index} lists is whole")
+            self._rebuild(f"nothing that {self.index} lists is whole")
             return self.latest(loud=loud)
         if entries:
             raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
         return None
 
-    def _wanted(self, entries: list[Entry]) -> list[Entry]:
+    def _wanted(self, entries: list[CheckpointInfo]) -> list[CheckpointInfo]:
         entries = sorted(entries, key=lambda entry: entry.step)
         return [entry for place, entry in enumerate(entries) if entry.best or place >= len(entries) - self.keep]
 
-    def _write(self, entries: list[Entry]) -> None:
+    def _write(self, entries: list[CheckpointInfo]) -> None:
         write_text(self.index, json_text([asdict(entry) for entry in entries], indent=1))
 
     def _unsaved(self, path: Path, error: Exception) -> str:
@@ -204,11 +206,11 @@ class Checkpoints:
 
 
 class _Damaged(InputError):
-    """The list of the checkpoints cannot be read; the message says why."""
+    """An error in the list of checkpoints; the message says why it cannot be read."""
 
 
 def _is_entry(entry: Any) -> bool:
-    kinds: dict[str, Any] = {field.name: field.type for field in fields(Entry)}
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(CheckpointInfo)}
     return (
         isinstance(entry, dict)
         and {"file", "step", "sha256"} <= entry.keys() <= kinds.keys()
@@ -218,7 +220,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _whole_state(path: Path) -> State | None:
-    """The state in a file; None if the file is damaged or holds something else. Nothing in it is executed."""
+    """Read the state in a file; None if the file is damaged or holds something else. Nothing in it is executed."""
     try:
         with zipfile.ZipFile(path) as parts:
             if parts.testzip() is not None:  # which torch does not look at
@@ -234,12 +236,12 @@ def _knows_its_step(state: State) -> bool:
 
 
 def _best_step(state: State) -> int | None:
-    """The step after the best epoch that a state knows."""
+    """Return the step after the best epoch that a state knows of."""
     rows = [row for row in state["rows"] if isinstance(row, dict) and {"val_acc", "step"} <= row.keys()]
     return max(rows, key=lambda row: row["val_acc"])["step"] if rows else None
 
 
-def _problem(path: Path, entry: Entry) -> str | None:
+def _problem(path: Path, entry: CheckpointInfo) -> str | None:
     if not path.is_file():
         return "is gone"
     if _checksum(path) != entry.sha256:
@@ -248,8 +250,8 @@ def _problem(path: Path, entry: Entry) -> str | None:
 
 
 def _checksum(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
-            found.update(block)
-    return found.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()

@@ -290,12 +290,12 @@ class TrainConfig:
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate at its highest, scaled to the batch."""
+        """The peak learning rate, scaled to the batch size."""
         return self.optim.lr * self.data.batch_size / (self.optim.lr_batch or self.data.batch_size)
 
     @property
     def micro_batch(self) -> int:
-        """Images of one forward pass on one device."""
+        """The number of images of one forward pass on one device."""
         return self.data.batch_size // (self.devices * self.num_nodes * self.accumulate)
 
     def __post_init__(self) -> None:

@@ -1,34 +1,38 @@
-"""Confusion matrices as CSV: a header of predicted classes, then a row per true class. Free of torch."""
+"""Write and read confusion matrices as CSV: a header of predicted classes, then a row per true class.
+
+Free of torch.
+"""
 
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from imixer.escaping import for_csv, from_csv
-from imixer.writing import write_text
+from imixer.escaping import from_csv
+from imixer.writing import csv_text, write_text
 
 
 def write_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str], path: Path) -> None:
     """Write a confusion matrix.
 
     Args:
-        counts: (classes, classes), a row per true class.
-        class_names: Names in the order of the rows.
-        path: File to write.
+        counts: Counts of images (classes, classes), a row per true class.
+        class_names: The names of the classes in the order of the rows.
+        path: The file.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = [for_csv(name) for name in class_names]
-    writer.writerow(["true", *names])
-    writer.writerows([name, *row] for name, row in zip(names, counts, strict=True))
-    write_text(path, text.getvalue())
+    rows = ([name, *row] for name, row in zip(class_names, counts, strict=True))
+    write_text(path, csv_text(["true", *class_names], rows))
 
 
 def read_confusion(path: Path) -> tuple[list[str], list[list[int]]]:
-    """Class names and counts of a file that `write_confusion` wrote.
+    """Read a confusion matrix that `write_confusion` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The names of the classes; and the counts, a row per true class.
 
     Raises:
         ValueError: If the file is damaged.

@@ -1,4 +1,4 @@
-"""Which files of a finished run are missing or damaged, of those that its checkpoints can give again."""
+"""Find files of a finished run that are missing or damaged, and that its checkpoints can give again."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from imixer.errors import InputError
 from imixer.reading import read_json, read_rows
 from imixer.training.run.config import ModelConfig
 from imixer.training.run.directory import RunDirectory
-from imixer.training.run.finite_file import require_whole
 from imixer.training.run.result import read_result
+from imixer.training.run.safetensors_file import require_whole
 
 
 def damage(run: RunDirectory) -> str | None:
-    """Look for the first file of a finished run that is not whole.
+    """Find the first file of a finished run that is not whole.
 
     Args:
-        run: Its directory.
+        run: The directory of the run.
 
     Returns:
-        Which it is and what is wrong with it, in words; None if model, result and metrics are whole.
+        The file and what is wrong with it, in words; None if model, result and metrics are whole.
     """
     if (problem := model_damage(run)) is not None:
         return problem
@@ -35,13 +35,13 @@ def damage(run: RunDirectory) -> str | None:
 
 
 def model_damage(run: RunDirectory) -> str | None:
-    """Look for the first file of a run's model that is not whole.
+    """Find the first file of a run's model that is not whole.
 
     Args:
-        run: Its directory.
+        run: The directory of the run.
 
     Returns:
-        Which it is and what is wrong with it, in words; None if all is well.
+        The file and what is wrong with it, in words; None if the model is whole.
     """
     file = run.model / "config.json"
     try:

@@ -1,16 +1,15 @@
-"""Where a run keeps its files."""
+"""The directory of a run: the names of its files; making one and opening one."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from imixer.errors import InputError
-from imixer.escaping import middle_cut, printable
+from imixer.escaping import middle_cut, printable, slug
 
 _LONGEST_PART = 255  # bytes of a name, on all common file systems
 _MOST_LETTERS = 40  # of a data set's or a model's name in that of a directory
@@ -18,7 +17,9 @@ _MOST_LETTERS = 40  # of a data set's or a model's name in that of a directory
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of one run, by name.
+    """The directory of a run, with the path of each of its files. A path does not mean that the file is there.
+
+    `open_run` opens one and checks it; `imixer.training.finished_run.load_run` loads the model in it, too.
 
     Args:
         path: The directory.
@@ -33,42 +34,42 @@ class RunDirectory:
 
     @property
     def environment(self) -> Path:
-        """Versions and hardware."""
+        """The versions and the hardware it was trained with."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """One row per epoch."""
+        """The metrics, one row per epoch."""
         return self.path / "metrics.csv"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files of the same numbers."""
+        """The folder of TensorBoard's event files, with the same numbers."""
         return self.path / "tensorboard"
 
     @property
     def convergence(self) -> Path:
-        """How the inverses converge: one row per epoch and block."""
+        """The convergence of the inverses, one row per epoch and block."""
         return self.path / "convergence.csv"
 
     @property
     def checkpoints(self) -> Path:
-        """The latest checkpoints and the best."""
+        """The folder of the latest checkpoints and the best."""
         return self.path / "checkpoints"
 
     @property
     def nonfinite(self) -> Path:
-        """Steps that were not finite, for `imixer replay`."""
+        """The folder of steps that were not finite, for `imixer replay`."""
         return self.path / "nonfinite"
 
     @property
     def lock(self) -> Path:
-        """Locked by the process that trains."""
+        """The file that the process that trains has locked."""
         return self.path / ".lock"
 
     @property
     def result(self) -> Path:
-        """What came out."""
+        """The result in numbers."""
         return self.path / "result.json"
 
     @property
@@ -78,60 +79,63 @@ class RunDirectory:
 
     @property
     def model(self) -> Path:
-        """Weights and architecture, for `timm.create_model("local-dir:...", pretrained=True)`."""
+        """The folder of weights and architecture, for `timm.create_model("local-dir:...", pretrained=True)`."""
         return self.path / "model"
 
     @property
     def learning_curves(self) -> Path:
-        """Loss, accuracy and learning rate over the epochs."""
+        """The figure of loss, accuracy and learning rate over the epochs."""
         return self.path / "learning_curves.png"
 
     @property
     def confusion_matrix(self) -> Path:
-        """True against predicted class on the validation data, drawn."""
+        """The figure of true against predicted class on the validation data."""
         return self.path / "confusion_matrix.png"
 
     @property
     def confusion_counts(self) -> Path:
-        """The numbers of it: a row per true class, a column per predicted class."""
+        """The counts of that figure, a row per true class, a column per predicted class."""
         return self.path / "confusion_matrix.csv"
 
     @property
     def evaluation(self) -> Path:
-        """What `imixer evaluate` found."""
+        """The scores that `imixer evaluate` writes."""
         return self.path / "evaluation.json"
 
     @property
     def test_evaluation(self) -> Path:
-        """What `imixer evaluate --test` found."""
+        """The scores that `imixer evaluate --test` writes."""
         return self.path / "test_evaluation.json"
 
     @property
     def corruptions(self) -> Path:
-        """What `imixer evaluate --corruptions` found."""
+        """The scores that `imixer evaluate --corruptions` writes."""
         return self.path / "corruptions.json"
 
     @property
     def adversarial(self) -> Path:
-        """What `imixer evaluate --adversarial` found."""
+        """The scores that `imixer evaluate --adversarial` writes."""
         return self.path / "adversarial.json"
 
     @property
     def prediction(self) -> Path:
-        """What `imixer predict` drew."""
+        """The figure that `imixer predict` draws."""
         return self.path / "prediction.png"
 
     @property
     def analysis(self) -> Path:
-        """What `imixer analyze` measured: a table and a figure for each measurement."""
+        """The folder of `imixer analyze`, with a table and a figure for each measurement."""
         return self.path / "analysis"
 
 
 def check_out(out: str | None) -> None:
-    """See that a run can be written to `out`, without writing.
+    """Check that a run can be written to a directory, without writing.
+
+    Args:
+        out: The directory. None is allowed always.
 
     Raises:
-        InputError: If it exists, or lies under a file.
+        InputError: If it exists, lies under a file, or no folder can have its name.
     """
     if out is None:
         return
@@ -149,13 +153,18 @@ def check_out(out: str | None) -> None:
 
 
 def create_run(out: str | None, data: str, model: str) -> RunDirectory:
-    """Make the directory, `out` or the next free `runs/<data>-<model>-<number>`.
+    """Make the directory of a new run.
+
+    Args:
+        out: The directory. Default: the next free `runs/<data>-<model>-<number>`.
+        data: The name of the data set.
+        model: The name of the model.
 
     Raises:
-        InputError: If it exists or cannot be written.
+        InputError: If the directory exists or cannot be made.
     """
     check_out(out)
-    name = f"{_slug(data)}-{_slug(model)}"
+    name = f"{_short_slug(data)}-{_short_slug(model)}"
     paths = [Path(out)] if out else (Path("runs") / f"{name}-{number:03d}" for number in count(1))
     for path in paths:
         try:
@@ -169,10 +178,13 @@ def create_run(out: str | None, data: str, model: str) -> RunDirectory:
 
 
 def open_begun(path: str) -> RunDirectory:
-    """The directory of a run, finished or not.
+    """Open the directory of a run, finished or not.
+
+    Args:
+        path: The directory.
 
     Raises:
-        InputError: If `path` is none.
+        InputError: If it is not there, or is not that of a run.
     """
     run = RunDirectory(Path(path))
     if not run.path.is_dir():
@@ -183,10 +195,13 @@ def open_begun(path: str) -> RunDirectory:
 
 
 def open_run(path: str) -> RunDirectory:
-    """The directory of a finished run.
+    """Open the directory of a finished run.
+
+    Args:
+        path: The directory.
 
     Raises:
-        InputError: If `path` is none; it says what is missing.
+        InputError: If it is not there, is not that of a run, or the run is not finished.
     """
     run = open_begun(path)
     for file in (run.model / "config.json", run.model / "model.safetensors"):
@@ -198,14 +213,14 @@ def open_run(path: str) -> RunDirectory:
     return run
 
 
-def _slug(name: str) -> str:
-    slug = re.sub(r"[^\w.]+", "_", name).strip("_") or "run"
+def _short_slug(name: str) -> str:
+    whole = slug(name, empty="run")
     # both ends of a long one: file systems have a limit, in bytes
-    return slug if len(slug) <= _MOST_LETTERS else f"{slug[: _MOST_LETTERS // 2]}_{slug[-_MOST_LETTERS // 2 :]}"
+    return whole if len(whole) <= _MOST_LETTERS else f"{whole[: _MOST_LETTERS // 2]}_{whole[-_MOST_LETTERS // 2 :]}"
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Shorten some paths to their ends, as long as it takes to tell them apart."""
+    """Shorten paths to as many of their last parts as it takes to tell them apart."""
     parts = [path.absolute().parts for path in paths]
     for length in range(1, max(map(len, parts), default=1) + 1):
         names = ["/".join(each[-length:]) for each in parts]

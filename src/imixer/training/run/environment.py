@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""Describe what a run is computed with: versions, hardware and threads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import torch
 import imixer
 
 _FULL_HASH = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
-
-
 # What the same seed needs besides, to give the same numbers: others add in another order, or draw otherwise.
 _DECISIVE = ("imixer", "commit", "torch", "timm", "cpu", "cpu_capability", "torch_threads", "gpus")
 
 
 def environment() -> dict[str, Any]:
-    """Describe versions, the commit if this is a checkout (`-dirty` if changed), processor, threads, accelerators."""
+    """Describe versions, commit, processor, threads and accelerators.
+
+    The commit is None outside a checkout of git, and ends in `-dirty` if files were changed since.
+    """
     return {
         "imixer": imixer.__version__,
         "commit": _commit(Path(imixer.__file__)),
@@ -43,11 +44,11 @@ def environment_changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str
     """Find what may make numbers differ between two sessions of a run.
 
     Args:
-        before: What `environment` gave when the run was begun.
-        now: What it gives now.
+        before: The environment of the session that began the run.
+        now: The environment of the session that resumes it.
 
     Returns:
-        Those entries of `now` that have other values in `before`. An entry that `before` lacks is no change.
+        The entries of `now` that have other values in `before`. An entry that `before` lacks is no change.
     """
     return {name: now[name] for name in _DECISIVE if before.get(name, now[name]) != now[name]}
 
@@ -61,7 +62,7 @@ def _cpu() -> str:
 
 
 def _commit(file: Path) -> str | None:
-    """The commit of the checkout that tracks a file, which need not be every checkout that the file lies in."""
+    """Return the commit of the checkout that tracks a file. A checkout may surround a file without tracking it."""
     git = ["git", "-C", str(file.parent)]
     commands = ([*git, "ls-files", "--error-unmatch", file.name], [*git, "describe", *_FULL_HASH])
     try:

@@ -1,11 +1,14 @@
-"""Where the numbers of an epoch go besides the run's CSV files."""
+"""Loggers, which show the metrics of each epoch elsewhere than in the run's CSV files."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import os
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers import Logger, TensorBoardLogger
 
 from imixer.errors import InputError
 from imixer.reading import read_json
@@ -14,78 +17,54 @@ from imixer.training.run.directory import RunDirectory
 _EXTRAS = ("wandb", "mlflow")  # called like their packages
 
 
-class Logger(Protocol):
-    """Takes scalars by name."""
-
-    def log(self, scalars: dict[str, float], step: int) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def check_logger(name: str) -> None:
-    """See that a logger can be had.
+    """Check that the package of a logger is installed.
+
+    Args:
+        name: One of `TrainConfig.logger`.
 
     Raises:
-        InputError: If its package is missing.
+        InputError: If the package is missing.
     """
     if name in _EXTRAS and importlib.util.find_spec(name) is None:
         raise InputError(f"logger is {name}, which needs a package: pip install 'imixer[{name}]'")
 
 
-def build_logger(name: str, run: RunDirectory, config: dict[str, Any], step: int) -> Logger:
-    """The logger of that name.
+def build_logger(name: str, run: RunDirectory, config: dict[str, Any], step: int) -> Logger | None:
+    """Build one of Lightning's loggers.
 
     Args:
-        name: `csv`, which is nothing besides the files, `tensorboard`, `wandb` or `mlflow`.
+        name: `csv`, `tensorboard`, `wandb` or `mlflow`.
         run: The run, whose directory holds the logger's files and whose name it takes.
         config: The run's settings, for the loggers that show them.
-        step: Steps done: what was logged after them is void.
+        step: Optimizer steps done. What was logged after them is dropped from the curves of TensorBoard.
+
+    Returns:
+        The logger; None for `csv`, since the run's own files are written anyhow.
     """
-    if name == "tensorboard":
-        return _TensorBoard(run, step)
     if name == "csv":
-        return _Nothing()
-    return _Lightning(_lightning(name, run), config)
+        return None
+    if name == "tensorboard":
+        return _TensorBoard(run.tensorboard, step)
+    logger = _online_logger(name, run)
+    logger.log_hyperparams(config)
+    return logger
 
 
-class _Nothing:
-    def log(self, scalars: dict[str, float], step: int) -> None:
-        pass
+class _TensorBoard(TensorBoardLogger):
+    """Fabric's logger, which here writes to a folder as it is called: no variable in its name is replaced."""
 
-    def close(self) -> None:
-        pass
+    def __init__(self, folder: Path, step: int) -> None:
+        super().__init__("", purge_step=step + 1 if step else None)
+        self._folder = folder
 
-
-class _TensorBoard:
-    def __init__(self, run: RunDirectory, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
-
-    def log(self, scalars: dict[str, float], step: int) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
+    @property
+    def log_dir(self) -> str:
+        """The folder of the event files."""
+        return str(self._folder)
 
 
-class _Lightning:
-    """One of Lightning's loggers."""
-
-    def __init__(self, logger: Any, config: dict[str, Any]) -> None:
-        self._logger = logger
-        self._logger.log_hyperparams(config)
-
-    def log(self, scalars: dict[str, float], step: int) -> None:
-        self._logger.log_metrics(scalars, step)
-
-    def close(self) -> None:
-        self._logger.finalize("success")
-
-
-def _lightning(name: str, run: RunDirectory) -> Any:
+def _online_logger(name: str, run: RunDirectory) -> Logger:
     from lightning.pytorch import loggers
 
     title = run.path.absolute().name

@@ -1,4 +1,4 @@
-"""Command line and YAML -> configuration, and errors in either -> one plain line. Free of torch."""
+"""Parse command line and YAML into a configuration, and turn an error in either into one plain line. Free of torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def train_parser() -> ArgumentParser:
-    """Parser with one option per field of `TrainConfig`, and `--config`. `hoist` adds `--recipe`."""
+    """Build the parser of `imixer train`, with one option for each field of `TrainConfig`, and `--config`.
+
+    `--resume` and `--recipe` are only described here; `expand_config_flags` takes them from the command line first.
+    """
     parser = ArgumentParser(
         exit_on_error=False,
         allow_abbrev=False,
@@ -54,10 +57,17 @@ def train_parser() -> ArgumentParser:
 
 
 def expand_config_flags(argv: Sequence[str]) -> list[str]:
-    """Bring the configurations that `--resume`, `--recipe` and `--config` stand for, in this order, before all flags.
+    """Replace `--resume`, `--recipe` and `--config` by the configurations they stand for, and put these first.
 
-    jsonargparse applies options from left to right; this makes the flags win wherever they stand. `--resume` stays.
-    Files are read here, since jsonargparse keeps the last of two keys and writes out any aliases.
+    jsonargparse applies options from left to right, so that all other flags win over files, wherever they stand.
+    `--config` wins over `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep
+    the last of two equal keys, and write out any aliases.
+
+    Args:
+        argv: The words after `imixer train`.
+
+    Returns:
+        The words with configurations as YAML after `--config`. `--resume` is still among them.
 
     Raises:
         InputError: If there is no such run, recipe or file, or a file is no configuration.
@@ -82,7 +92,11 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
-    """Parse, with every complaint of the parser as an `InputError`."""
+    """Parse the words of a command line.
+
+    Raises:
+        InputError: If the parser complains, with its complaint in one line that names what to do.
+    """
     try:
         return parser.parse_args(list(argv))
     except argparse.ArgumentError as error:
@@ -90,13 +104,16 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
 
 
 def build_config(namespace: Namespace) -> TrainConfig:
-    """The typed configuration of what `train_parser` parsed.
+    """Build the typed configuration from what `train_parser` parsed.
+
+    Args:
+        namespace: The options by name, with groups such as `optim` as mappings.
 
     Raises:
         InputError: If a value, or a combination of them, is impossible.
     """
     values = namespace.as_dict()
-    if values.get("recipe") is not None:  # `hoist` has taken it from the command line
+    if values.get("recipe") is not None:  # `expand_config_flags` has taken it from the command line
         raise InputError("recipe stands in a configuration file; name it on the command line, as --recipe")
     chosen = {f.name: values[f.name] for f in fields(TrainConfig)}
     for name, group in _GROUPS.items():
@@ -109,14 +126,17 @@ def build_config(namespace: Namespace) -> TrainConfig:
 
 
 def _require_values(chosen: dict[str, Any], kind: Any, prefix: str) -> None:
-    """Refuse null, which jsonargparse takes for anything, where it is no choice."""
+    """Refuse null where it is no choice. jsonargparse takes it for anything."""
     for name, hint in get_type_hints(kind).items():
         if chosen.get(name, 0) is None and type(None) not in get_args(hint):
             raise InputError(f"{prefix}{name} is null; give {_describe(hint)}, or leave it out")
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read what `save_config` wrote, or any file for `--config`.
+    """Load the configuration in a file that `save_config` wrote, or in any other for `--config`.
+
+    Args:
+        path: The file.
 
     Raises:
         InputError: If the file is missing or is not such a configuration.
@@ -129,11 +149,11 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def _config_text(file: Path) -> str:
-    """What a configuration file says, known to be settings of the right types, as YAML."""
-    found = read_yaml(file)
-    if not isinstance(found, dict):
+    """Read a configuration file, check that its settings have the right types, and return it as YAML."""
+    settings = read_yaml(file)
+    if not isinstance(settings, dict):
         raise InputError(f"{file} is no configuration: it is not a YAML mapping of settings to values")
-    text = yaml.safe_dump(found, sort_keys=False)
+    text = yaml.safe_dump(settings, sort_keys=False)
     try:
         parse(train_parser(), ["--config", text])
     except InputError as error:
@@ -142,21 +162,21 @@ def _config_text(file: Path) -> str:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write every field as YAML."""
+    """Write every field of a configuration to a YAML file."""
     write_text(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
 
 
 def flatten(settings: dict[str, Any]) -> dict[str, Any]:
-    """`{"optim": {"lr": 1}}` as `{"optim.lr": 1}`, and tuples as lists."""
-    found: dict[str, Any] = {}
+    """Flatten nested settings: `{"optim": {"lr": 1}}` becomes `{"optim.lr": 1}`. Tuples become lists."""
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
         inner = {f"{name}.{rest}": leaf for rest, leaf in flatten(value).items()} if isinstance(value, dict) else None
-        found |= {name: _plain(value)} if inner is None else inner
-    return found
+        flat |= {name: _plain(value)} if inner is None else inner
+    return flat
 
 
 def explain(text: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message in one line that names the option, the value and what would do."""
+    """Rewrite a message of jsonargparse as one line that names the option, the value and what would do."""
     if unknown := re.search(r"unrecognized arguments: (.*)", text, re.IGNORECASE):
         words = unknown[1].split()
         name = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
@@ -184,7 +204,7 @@ def _explain_value(key: str, problem: str, parser: ArgumentParser) -> str:
 
 
 def _describe(hint: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
@@ -198,7 +218,7 @@ def _describe(hint: Any) -> str:
 
 
 def _meant(name: str, parser: ArgumentParser, dashes: str) -> str:
-    """A clause naming the options like `name`; `lr` is like `optim.lr`."""
+    """Name the options that are like a mistyped one, in a clause; `lr` is like `optim.lr`."""
     options = [o[2:] for action in parser._actions for o in action.option_strings if o.startswith("--")]
     inner = [option for option in options if option.endswith(f".{name}")]
     if inner:
@@ -207,7 +227,7 @@ def _meant(name: str, parser: ArgumentParser, dashes: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, for plain YAML."""
+    """Replace tuples by lists, which plain YAML has."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""What came out of a run."""
+"""The result of a run, in numbers, and the file that holds it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from imixer.writing import json_text, write_text
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A finished run in numbers.
+class TrainingResult:
+    """The result of a finished run, in numbers. `load_run` gives its model.
 
     Args:
-        run: Its directory.
-        last: The row of its last epoch, as in `metrics.csv`.
-        seconds: From the first to the last step, validation included, over all sessions.
-        epochs: Epochs run.
-        parameters: Trainable numbers of the model.
-        model: Name of the model.
-        data: Name of the data.
-        held_out: Number of held-out images.
-        skipped: Names of unreadable images that were left out.
-        device: Where it was trained.
+        run: The directory of the run.
+        last: The metrics of the last epoch, a row of `metrics.csv`.
+        seconds: The time from the first to the last step, validation included, over all sessions.
+        epochs: The number of epochs.
+        parameters: The number of trainable parameters.
+        model: The name of the model.
+        data: The name of the data set.
+        held_out: The number of held-out images.
+        skipped: The names of unreadable images that were left out.
+        device: The name of the device.
     """
 
     run: RunDirectory
@@ -46,15 +46,18 @@ class Trained:
         write_text(self.run.result, json_text(written, non_finite="null"))
 
 
-def read_result(run: RunDirectory) -> Trained:
-    """Read what `Trained.write` wrote.
+def read_result(run: RunDirectory) -> TrainingResult:
+    """Read the result of a run, as `TrainingResult.write` wrote it.
+
+    Args:
+        run: The directory of the run.
 
     Raises:
-        InputError: If it is missing or damaged.
+        InputError: If `result.json` is missing or damaged.
     """
     content = read_json(run.result)
     try:
-        read = Trained(run, **content | {"skipped": tuple(content["skipped"])})
+        read = TrainingResult(run, **content | {"skipped": tuple(content["skipped"])})
     except (LookupError, TypeError) as error:
         raise InputError(f"{run.result} is damaged: it is not what training writes ({one_line(error)})") from error
     if (wrong := _first_wrong(read)) is not None:
@@ -62,7 +65,7 @@ def read_result(run: RunDirectory) -> Trained:
     return read
 
 
-def _first_wrong(read: Trained) -> str | None:
+def _first_wrong(read: TrainingResult) -> str | None:
     """Name the first entry that cannot be of a run."""
     if not isinstance(read.last, dict) or not {"val_acc", "val_loss"} <= read.last.keys():
         return "last"

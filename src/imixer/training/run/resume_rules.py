@@ -1,4 +1,4 @@
-"""What may change when a run is resumed: how and where it is computed, never what."""
+"""Check what changes when a run is resumed: how and where it is computed may, what is computed may not."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _FREE = {
 
 
 def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
-    """See that a resumed run computes what it was begun for.
+    """Check that a resumed run computes the same as the run that was begun.
 
     Args:
-        before: The run's configuration.
-        now: That to resume with.
-        path: The run's directory.
+        before: The configuration of the run.
+        now: The configuration to resume it with.
+        path: The directory of the run.
 
     Raises:
-        InputError: If not; it names the first setting that differs.
+        InputError: If it would compute something else; the message names the first setting that differs.
     """
     old, new = flatten(asdict(before)), flatten(asdict(now))
     for name, value in new.items():

@@ -1,15 +1,14 @@
-"""Refuse to measure a model whose numbers are no numbers."""
+"""Refuse to evaluate a model whose weights or outputs are not finite."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from imixer.errors import InputError
-from imixer.training.run.finite_file import place_of
+from imixer.training.run.safetensors_file import place_of
 
 _REMEDY = "nothing it gives is a result; take an earlier checkpoint, or train again"
 
@@ -21,7 +20,7 @@ def first_non_finite_tensor(state: dict[str, Tensor]) -> str | None:
         state: A state dict.
 
     Returns:
-        Its name, from which block on, and what it holds, in words; None if all is finite.
+        In words, its block, its name and what it holds; None if all are finite.
     """
     for name, value in state.items():
         if value.is_floating_point() and not (finite := value.isfinite()).all():
@@ -31,30 +30,31 @@ def first_non_finite_tensor(state: dict[str, Tensor]) -> str | None:
 
 
 def require_finite_weights(model: nn.Module, path: object) -> None:
-    """See that all parameters and buffers of a model are finite.
+    """Check that all parameters and buffers of a model are finite.
 
     Args:
         model: The model.
-        path: Where it comes from, for the message.
+        path: The place it comes from, for the message.
 
     Raises:
-        InputError: If not; it names the first.
+        InputError: If a tensor is not finite; the message names the first one.
     """
-    if found := first_non_finite_tensor(model.state_dict()):
-        raise InputError(f"the model of {path} is not finite, from {found}; {_REMEDY}")
+    if place := first_non_finite_tensor(model.state_dict()):
+        raise InputError(f"the model of {path} is not finite, from {place}; {_REMEDY}")
 
 
 def require_finite_logits(model: nn.Module, images: Tensor, logits: Tensor, path: object) -> None:
-    """See that what a model makes of images is finite; if not, follow them through it.
+    """Check that logits are finite; if they are not, follow the images through the model.
 
     Args:
         model: The model, in evaluation mode.
         images: (B, in_chans, H, W).
-        logits: What it made of them, (B, num_classes).
-        path: Where it comes from, for the message.
+        logits: The logits of these images (B, num_classes).
+        path: The place the model comes from, for the message.
 
     Raises:
-        InputError: If not; it says whether the images are not, or from which part of the model on.
+        InputError: If a logit is not finite. The message says whether an image is not, or else from which part of the
+            model on.
     """
     if not logits.isfinite().all():
         raise InputError(f"the model of {path} {_trouble(model, images)}")
@@ -62,15 +62,16 @@ def require_finite_logits(model: nn.Module, images: Tensor, logits: Tensor, path
 
 @torch.no_grad()
 def require_finite_outputs(model: nn.Module, images: Tensor, path: object) -> None:
-    """See that images are finite and so is what a model makes of them.
+    """Check that images and their logits are finite.
 
     Args:
         model: The model, in evaluation mode.
         images: (B, in_chans, H, W).
-        path: Where it comes from, for the message.
+        path: The place the model comes from, for the message.
 
     Raises:
-        InputError: As `require_finite_logits`.
+        InputError: If a number is not finite. The message says whether an image is not, or else from which part of the
+            model on.
     """
     if not images.isfinite().all():
         raise InputError(f"the model of {path} {_trouble(model, images)}")
@@ -100,13 +101,13 @@ def first_non_finite_output(model: nn.Module, images: Tensor) -> str | None:
         images: (B, in_chans, H, W), finite.
 
     Returns:
-        Its name, the innermost; None if all outputs are finite.
+        Its name, that of the innermost; None if all outputs are finite.
     """
-    found: list[str] = []
+    places: list[str] = []
 
-    def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and not found and not output.isfinite().all():
-            found.append(name)
+    def look(name: str, module: nn.Module, args: object, output: object) -> None:
+        if isinstance(output, Tensor) and not places and not output.isfinite().all():
+            places.append(name)
 
     hooks = [module.register_forward_hook(partial(look, name)) for name, module in model.named_modules() if name]
     try:
@@ -114,4 +115,4 @@ def first_non_finite_output(model: nn.Module, images: Tensor) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else None
+    return places[0] if places else None

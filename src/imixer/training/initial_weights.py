@@ -1,4 +1,4 @@
-"""Start from a file of weights, whoever wrote it. Nothing in the file is executed."""
+"""Load the weights that a training starts from, out of a file of any author. Nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ _ARRAYS = [
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What `load_weights` took from a file.
+    """A report of what `load_weights` took from a file, which `str` puts in a line.
 
     Args:
         path: The file.
-        name: The set of weights taken, such as `state_dict_ema`; empty if the file is one.
-        others: Names of the other sets that would have fitted.
-        ignored: Entries beside the weights of that set that the model has not.
-        classifier: Whether the classifier was loaded too; not, if it is for another number of classes.
+        name: The name of the set of weights taken, such as `state_dict_ema`; empty if the file is one set.
+        others: The names of the other sets that would have fitted.
+        ignored: The entries beside the weights of that set that the model does not have.
+        classifier: Whether the classifier was loaded too. It is not if it has another number of classes.
     """
 
     path: str
@@ -66,7 +66,7 @@ class LoadedWeights:
     classifier: bool
 
     def __str__(self) -> str:
-        """Say in one line which weights were taken."""
+        """Describe in one line which weights were taken."""
         parts = [f"weights taken from {self.path}: {self.name or 'all of it'}"]
         if self.others:
             parts.append(f"not {', '.join(self.others)}, which model.checkpoint_key would choose")
@@ -96,24 +96,25 @@ class _Set:
 
 
 def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedWeights:
-    """Load a set of weights in a file, and nothing else of it, into the model.
+    """Load a set of weights in a file into a model, and nothing else of the file.
 
-    Read are state dicts, and the checkpoints of timm, Lightning, Fabric, torch's averaged models and our own runs,
-    wherever in the file the weights are and whatever prefixes wrappers gave them. Where there are several sets, an
-    average is taken, as timm does, since it is what was validated. A classifier for another number of classes is left
-    out: the model's own stays.
+    It reads state dicts, and the checkpoints of timm, Lightning, Fabric, torch's averaged models and our own runs. The
+    weights may be anywhere in the file, and under whatever prefixes wrappers gave them. Where there are several sets,
+    it takes the average, as timm does, since that is what was validated. A classifier for another number of classes is
+    left out: the model's own stays.
 
     Args:
         model: A timm model.
-        path: safetensors, or a pickle whose objects are tensors, numbers, text and plain records.
-        key: The set to take, such as `state_dict`. Default: the only one, the average, or `state_dict` or `model`.
+        path: A file of safetensors, or a pickle whose objects are tensors, numbers, text and plain records.
+        key: The name of the set to take, such as `state_dict`. Default: the only one, the average, or `state_dict` or
+            `model`.
 
     Returns:
-        What was taken.
+        A report of what was taken.
 
     Raises:
-        InputError: If the file is unreadable, holds other objects, has no set of that name or several of which none
-            is the obvious one, belongs to another architecture, or has values that are not finite.
+        InputError: If the file is unreadable or holds other objects; if it has no set of that name, or several and none
+            is the obvious one; or if the set belongs to another architecture or has values that are not finite.
     """
     chosen, others = _choose(_sets(_read(Path(path)), set(model.state_dict()), path), key, path)
     _check_finite(chosen, others, path)
@@ -164,8 +165,8 @@ def _read(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" (it asks for {found[1]})" if found else ""
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        what = f" (it asks for {wanted[1]})" if wanted else ""
         raise InputError(
             f"model.checkpoint: {path} is not a file of plain tensors and was not executed{what}; "
             "save the state dict alone, best as safetensors"
@@ -183,11 +184,11 @@ def _is_safetensors(path: Path) -> bool:
 
 def _sets(content: Any, wanted: set[str], path: str) -> list[_Set]:
     """Find the sets of weights in a file: mappings, or parts of one under a prefix, that share names with the model."""
-    found = [each for name, entries in _mappings(content, ()) for each in _by_prefix(name, entries, wanted)]
-    if not found:
+    sets = [each for name, entries in _mappings(content, ()) for each in _by_prefix(name, entries, wanted)]
+    if not sets:
         raise InputError(f"model.checkpoint: {path} holds no state dict, a mapping of names to tensors")
-    most = max(each.matches for each in found)
-    return [each for each in found if 2 * each.matches >= most]
+    most = max(each.matches for each in sets)
+    return [each for each in sets if 2 * each.matches >= most]
 
 
 def _mappings(content: Any, at: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -210,13 +211,13 @@ def _by_prefix(at: tuple[str, ...], entries: dict[str, Any], wanted: set[str]) -
                 matches[prefix] = matches.get(prefix, 0) + (name[len(prefix) :] in wanted)
     most = max(matches.values())
     prefixes = [prefix for prefix, count in matches.items() if count and 2 * count >= most] or [""]
-    found = []
+    sets = []
     for prefix in prefixes:
         state = {n[len(prefix) :]: v for n, v in entries.items() if n.startswith(prefix) and _is_weight(v)}
         nested = [n for n, v in entries.items() if not n.startswith(prefix) and _is_weight(v)]
         ignored = tuple(n for n in nested if not any(n.startswith(other) for other in prefixes if other))
-        found.append(_Set(".".join((*at, *prefix.split("."))).strip("."), state, ignored, matches.get(prefix, 0)))
-    return found
+        sets.append(_Set(".".join((*at, *prefix.split("."))).strip("."), state, ignored, matches.get(prefix, 0)))
+    return sets
 
 
 def _is_weight(value: Any) -> bool:
@@ -275,8 +276,8 @@ def _drop_other_classifier(model: Any, state: dict[str, Tensor]) -> list[str]:
 
 def _first_mismatch(message: str) -> str:
     """Quote the first parameter that torch names, with both shapes."""
-    found = re.search(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)", message, re.DOTALL)
-    return f"{found[1]} is {found[2]} there and {found[3]} here" if found else " ".join(message.split())[:200]
+    shapes = re.search(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)", message, re.DOTALL)
+    return f"{shapes[1]} is {shapes[2]} there and {shapes[3]} here" if shapes else " ".join(message.split())[:200]
 
 
 def _shape(state: dict[str, Tensor], key: str) -> str:

@@ -1,9 +1,8 @@
-"""A step that is not finite: found, written down, and replayed."""
+"""Dump a step that is not finite to a file, and replay it from there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,25 +15,25 @@ from torch import Tensor, nn
 from imixer.data.randomness import seed_globally
 from imixer.errors import InputError
 from imixer.training.model import BuiltModel
-from imixer.training.train_state import STEP_STREAM, Part, training_loss
+from imixer.training.precision import autocast
+from imixer.training.run.config import TrainConfig
+from imixer.training.train_state import STEP_STREAM, MicroBatch, training_loss
 from imixer.writing import replacing
-
-_DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 @dataclass(frozen=True)
 class StepDump:
-    """A step, with all that is needed to compute it again.
+    """A training step, with everything but weights and images that is needed to compute it again.
 
     Args:
-        step: Its number, from 0.
-        lr: Its learning rate.
-        rank: The process.
+        step: The number of the step, from 0.
+        lr: The learning rate.
+        rank: The process that computed it.
         seed: The run's seed.
-        precision: Arithmetic, as in `TrainConfig`.
-        smoothing: Label smoothing.
-        name: Name of the model.
-        args: Its arguments.
+        precision: The arithmetic, as in `TrainConfig`.
+        smoothing: The label smoothing.
+        name: The name of the model in timm.
+        args: The keyword arguments of `timm.create_model`.
     """
 
     step: int
@@ -46,17 +45,20 @@ class StepDump:
     name: str
     args: dict[str, Any]
 
-    def place(self, model: nn.Module, parts: Sequence[Part]) -> str | None:
-        """Where in the step the first number that is not finite appears; None if everything is finite.
+    def locate(self, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> str | None:
+        """Locate the first number in the step that is not finite.
 
         Args:
-            model: With the weights before the step.
-            parts: Images and targets.
+            model: The model with the weights before the step.
+            micro_batches: The images and targets of each forward pass.
+
+        Returns:
+            The place in words, see `first_non_finite`; None if everything is finite.
         """
         seed_globally(STEP_STREAM, self.seed, self.step, self.rank)
         model.train()
-        for images, targets in parts:
-            with self._autocast(images.device):
+        for images, targets in micro_batches:
+            with autocast(self.precision, images.device):
                 place = first_non_finite(model, images, partial(self._loss, targets))
             if place is not None:
                 return place
@@ -65,32 +67,41 @@ class StepDump:
     def _loss(self, targets: Tensor, logits: Tensor) -> Tensor:
         return training_loss(logits.float(), targets, self.smoothing)
 
-    def _autocast(self, device: torch.device) -> Any:
-        dtype = _DTYPES.get(self.precision)
-        return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
+    def write(self, path: Path, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> None:
+        """Write the step to a file, with weights and images.
 
-    def write(self, path: Path, model: nn.Module, parts: Sequence[Part]) -> None:
-        """Write the step down."""
+        Args:
+            path: The file. Its folder is made if need be.
+            model: The model with the weights before the step.
+            micro_batches: The images and targets of each forward pass.
+        """
         path.parent.mkdir(exist_ok=True)
+        data = {"weights": model.state_dict(), "micro_batches": [list(each) for each in micro_batches]}
         with replacing(path) as temporary:
-            torch.save(
-                asdict(self) | {"weights": model.state_dict(), "parts": [list(part) for part in parts]}, temporary
-            )
+            torch.save(asdict(self) | data, temporary)
 
 
-def dump_step(built: BuiltModel, config: Any, step: int, lr: float, rank: int) -> StepDump:
-    """What is known of a step of a run."""
+def dump_step(built: BuiltModel, config: TrainConfig, step: int, lr: float, rank: int) -> StepDump:
+    """Describe a step of a run.
+
+    Args:
+        built: The model.
+        config: The run's configuration.
+        step: The number of the step, from 0.
+        lr: The learning rate.
+        rank: This process.
+    """
     return StepDump(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args)
 
 
 def replay(path: str) -> tuple[StepDump, str]:
-    """Compute a step that was written down once more, on the CPU.
+    """Compute a dumped step once more, on the CPU.
 
     Args:
-        path: File in a run's `nonfinite` folder.
+        path: A file in a run's `nonfinite` folder.
 
     Returns:
-        The step, and where the first number that is not finite appears.
+        The step; and in words, where the first number that is not finite appears.
 
     Raises:
         InputError: If the file cannot be read.
@@ -98,26 +109,27 @@ def replay(path: str) -> tuple[StepDump, str]:
     if not Path(path).is_file():
         raise InputError(f"no file {path}; a run that met a step that is not finite names it")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        weights = found.pop("weights")
-        parts: list[Part] = [(images, targets) for images, targets in found.pop("parts")]
-        step = StepDump(**found)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        weights = content.pop("weights")
+        micro_batches: list[MicroBatch] = [(images, targets) for images, targets in content.pop("micro_batches")]
+        step = StepDump(**content)
         model = timm.create_model(step.name, **step.args)
         model.load_state_dict(weights)
     except Exception as error:  # torch and timm raise many kinds on a damaged or foreign file
         raise InputError(f"{path} is no recorded step: {' '.join(str(error).split())[:200]}") from error
-    return step, step.place(model, parts) or "nothing: all is finite here"
+    return step, step.locate(model, micro_batches) or "nothing: all is finite here"
 
 
-def first_non_finite(model: nn.Module, images: Tensor, loss: Any) -> str | None:
-    """Compute forward and backward once more and say where the first number that is not finite appears.
+def first_non_finite(model: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor]) -> str | None:
+    """Compute forward and backward once more, and locate the first number that is not finite.
 
-    Weights' gradients are left as they were.
+    It looks at weights, images, outputs of modules, the loss, and gradients, in this order. The gradients that are
+    stored in the weights stay as they were.
 
     Args:
-        model: Images -> logits.
-        images: (B, C, H, W).
-        loss: From logits to a scalar.
+        model: The model, from images to logits.
+        images: (B, in_chans, H, W).
+        loss: A function from logits to a scalar.
 
     Returns:
         The place in words, naming the module as the model does; None if everything is finite.
@@ -134,7 +146,7 @@ def first_non_finite(model: nn.Module, images: Tensor, loss: Any) -> str | None:
         if not torch.isfinite(gradient).all():
             backward.append(name)
 
-    def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def look(name: str, module: nn.Module, args: object, output: object) -> None:
         if isinstance(output, Tensor):
             if not torch.isfinite(output).all():
                 forward.append(name)

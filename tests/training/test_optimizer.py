@@ -10,7 +10,7 @@ from torch import nn
 
 import imixer.models  # noqa: F401
 from imixer.errors import InputError
-from imixer.training.optimizing import build_optimizer, build_scheduler, move_schedule, muon_shapes
+from imixer.training.optimizer import build_optimizer, build_scheduler, muon_shapes, step_scheduler
 from imixer.training.run.config import OptimConfig, ScheduleConfig
 
 
@@ -29,7 +29,7 @@ def rates(config, epochs, updates):
     seen = []
     for update in range(total * updates):
         seen.append(optimizer.param_groups[0]["lr"])
-        move_schedule(scheduler, update + 1, updates)
+        step_scheduler(scheduler, update + 1, updates)
     return seen, total
 
 

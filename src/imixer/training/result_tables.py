@@ -1,36 +1,40 @@
-"""Results on the screen."""
+"""Show the results of training, evaluation and prediction on the screen."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from imixer.training.evaluate import Evaluation
+from imixer.training.predict import Prediction
+from imixer.training.run.result import TrainingResult
+
 _MANY_CLASSES = 20
 
 
-def report_training(trained: Any, wall_s: float, console: Console) -> None:
-    """What a run reached, where it lies and what to type next.
+def report_training(result: TrainingResult, wall_s: float, console: Console) -> None:
+    """Show what a run reached, where its files are, and what to type next.
 
     Args:
-        trained: A `Trained`.
+        result: The result of the run.
         wall_s: Seconds since the command started.
-        console: Where to print.
+        console: The console to print on.
     """
-    last, run = trained.last, trained.run
+    last, run = result.last, result.run
     grid = Table.grid(padding=(0, 2))
     top5 = f", top-5 {last['val_acc_top5']:.2%}" if "val_acc_top5" in last else ""
-    accuracy = Text.assemble((f"{last['val_acc']:.2%}", "bold"), f" of {trained.held_out:,} held-out images{top5}")
+    accuracy = Text.assemble((f"{last['val_acc']:.2%}", "bold"), f" of {result.held_out:,} held-out images{top5}")
     grid.add_row("accuracy", accuracy)
-    grid.add_row("model", f"{trained.model}, {trained.parameters:,} parameters, on {trained.data}")
-    grid.add_row("time", f"{wall_s:.0f} s in all, {trained.seconds:.0f} s for {trained.epochs} epochs")
-    grid.add_row("device", trained.device)
-    if trained.skipped:
-        grid.add_row("skipped", _skipped(trained.skipped))
+    grid.add_row("model", f"{result.model}, {result.parameters:,} parameters, on {result.data}")
+    grid.add_row("time", f"{wall_s:.0f} s in all, {result.seconds:.0f} s for {result.epochs} epochs")
+    grid.add_row("device", result.device)
+    if result.skipped:
+        grid.add_row("skipped", _skipped(result.skipped))
     drawn = [f", {file.name}" for file in (run.learning_curves, run.confusion_matrix) if file.exists()]
     grid.add_row("files", f"{run.path}: model/, metrics.csv{''.join(drawn)}")
     grid.add_row("next", f"imixer evaluate {run.path}")
@@ -40,13 +44,13 @@ def report_training(trained: Any, wall_s: float, console: Console) -> None:
     console.print(Panel(grid, title="trained", title_align="left", expand=False))
 
 
-def report_evaluation(result: Any, path: Any, console: Console) -> None:
-    """Scores, and a table of the classes unless there are many.
+def report_evaluation(result: Evaluation, path: Path, console: Console) -> None:
+    """Show the scores of a model, and those of each class unless there are many.
 
     Args:
-        result: An `Evaluation`.
-        path: Where it was written.
-        console: Where to print.
+        result: The scores.
+        path: The file they were written to.
+        console: The console to print on.
     """
     top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
     console.print(
@@ -70,13 +74,13 @@ def _skipped(names: Sequence[str]) -> str:
     return f"{len(names)} unreadable {'image' if len(names) == 1 else 'images'}, the first {names[0]}"
 
 
-def report_predictions(predictions: Sequence[Any], picture: Any, console: Console) -> None:
-    """The most probable classes of each image.
+def report_predictions(predictions: Sequence[Prediction], picture: Path, console: Console) -> None:
+    """Show the most probable classes of each image.
 
     Args:
-        predictions: `Prediction`s.
-        picture: Where they were drawn.
-        console: Where to print.
+        predictions: The predictions.
+        picture: The file they were drawn to, which need not be there.
+        console: The console to print on.
     """
     known = any(p.truth is not None for p in predictions)
     table = Table("image", *(["true class"] if known else []), "predicted classes", box=None)

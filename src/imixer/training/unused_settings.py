@@ -1,6 +1,6 @@
-"""Settings that were chosen and change nothing beside the others. Free of torch.
+"""Find settings that were chosen and have no effect beside the others. Free of torch.
 
-They are told and not refused: a recipe or the other cells of a sweep may need them.
+They are shown and not refused: a recipe, or other cells of a sweep, may need them.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ _INVERTS = (
 )
 
 
-def settings_without_effect(config: TrainConfig) -> list[str]:
-    """Find the settings that somebody chose, of which the rest of a configuration makes no use.
+def unused_settings(config: TrainConfig) -> list[str]:
+    """Find the settings that were chosen and have no effect, given the rest of a configuration.
 
     A setting counts as chosen if it is not what it would be by default.
 
     Args:
-        config: The run.
+        config: The run's configuration.
 
     Returns:
         A clause for each, such as `model.tolerance 0.001: solver is fixed`.
     """
-    found: dict[str, str] = {}
+    clauses: dict[str, str] = {}
     for name, why in [*_of_model(config), *_of_data(config), *_of_schedule(config)]:
         group, _, field = name.partition(".")
         owner = getattr(config, group)
         value = owner.overrides().get(field) if group == "model" else getattr(owner, field)
         default = None if group == "model" else {each.name: each.default for each in fields(owner)}[field]
         if value is not None and value != default:
-            found.setdefault(name, f"{name} {_shown(value)}: {why}")
-    return list(found.values())
+            clauses.setdefault(name, f"{name} {_shown(value)}: {why}")
+    return list(clauses.values())
 
 
 def _of_model(config: TrainConfig) -> Iterator[tuple[str, str]]:

@@ -4,17 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from imixer.training.scores import Scores
+from imixer.training.validation import ValidationMetrics
 
 
 def test_scores_against_plain_torch():
     torch.manual_seed(0)
     logits, targets = torch.randn(50, 7), torch.randint(7, (50,))
     batches = [(logits[start : start + 16], targets[start : start + 16]) for start in range(0, 50, 16)]
-    scores = Scores(7)
+    scores = ValidationMetrics(7)
     for _ in range(2):  # nothing is left of an earlier scoring
-        found = scores.score(nn.Identity(), batches)  # the last batch is smaller
-    assert found == pytest.approx(
+        metrics = scores.score(nn.Identity(), batches)  # the last batch is smaller
+    assert metrics == pytest.approx(
         {
             "val_loss": nn.functional.cross_entropy(logits, targets).item(),
             "val_acc": (logits.argmax(1) == targets).float().mean().item(),
@@ -28,4 +28,4 @@ def test_scores_against_plain_torch():
 
 
 def test_five_classes_or_fewer_have_no_top5():
-    assert set(Scores(5).score(nn.Identity(), [(torch.eye(5), torch.arange(5))])) == {"val_loss", "val_acc"}
+    assert set(ValidationMetrics(5).score(nn.Identity(), [(torch.eye(5), torch.arange(5))])) == {"val_loss", "val_acc"}

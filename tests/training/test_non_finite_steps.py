@@ -10,8 +10,8 @@ from torch import nn
 import imixer.models  # noqa: F401
 from imixer.cli import main
 from imixer.training.guard import Guard, gradient_norm
-from imixer.training.non_finite import first_non_finite, replay
 from imixer.training.run.parsing import load_config
+from imixer.training.step_dump import first_non_finite, replay
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -23,7 +23,7 @@ TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", 
 def test_one_bad_step_is_refused_and_the_next_good_one_taken(bad):
     guard = Guard(torch.optim.SGD([nn.Parameter(torch.ones(1))]))
     assert [guard.should_skip(norm) for norm in (torch.ones(()), bad, torch.ones(()))] == [False, True, False]
-    assert not guard.refused()
+    assert not guard.skipped()
 
 
 def test_with_a_loss_scale_only_a_long_row_counts():
@@ -87,8 +87,10 @@ def test_the_first_place_that_is_not_finite_is_named(how, place):
     model, images = Spoiled(how), torch.randn(2, 1, 8, 8)
     if how == "images":
         images[0, 0, 0, 0] = math.inf
-    found = first_non_finite(model, images, lambda logits: nn.functional.cross_entropy(logits, torch.tensor([0, 1])))
-    assert (found is None) if place is None else place in found
+    place_named = first_non_finite(
+        model, images, lambda logits: nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
+    )
+    assert (place_named is None) if place is None else place in place_named
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -1,10 +1,9 @@
-"""How good the model is on the held-out data, over all processes."""
+"""Validate a model: metrics on the held-out data over all processes, and calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +13,17 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 
-class Scores(nn.Module):
-    """Loss, accuracy and confusion on held-out data.
+class ValidationMetrics(nn.Module):
+    """The metrics of validation: loss, accuracy and confusion matrix, over the images of all processes.
+
+    Choose `imixer.training.evaluate.evaluate` for a finished run.
 
     Args:
-        num_classes: Number of classes. Above five, the top-5 accuracy is scored too.
+        num_classes: The number of classes. Above five, the top-5 accuracy is computed too.
 
     Attributes:
-        confusion: Counts of true (row) against predicted (column) class at the last scoring, int64 (classes, classes).
+        confusion: The counts of true (row) against predicted (column) class at the last validation, int64
+            (num_classes, num_classes); None before the first.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -35,19 +37,24 @@ class Scores(nn.Module):
         self.confusion: Tensor | None = None
 
     @torch.no_grad()
-    def score(self, model: Any, batches: Iterable[tuple[Tensor, Tensor]], rounds: int = 0) -> dict[str, float]:
-        """`val_loss` (plain cross entropy, nats), `val_acc` and perhaps `val_acc_top5`, over all processes' images.
+    def score(
+        self, model: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], rounds: int = 0
+    ) -> dict[str, float]:
+        """Compute the metrics of a model. All processes must call it.
 
         Args:
-            model: Images -> logits.
+            model: The model, from images (B, in_chans, H, W) to logits (B, num_classes).
             batches: This process's share of the held-out data.
-            rounds: How often the model is called at least, for nothing after the last batch: a sharded model computes
-                on all processes or on none.
+            rounds: The smallest number of forward passes; those after the last batch count for nothing. A sharded model
+                needs as many on each process, since it computes on all of them or on none.
+
+        Returns:
+            `val_loss` (plain cross entropy in nats), `val_acc`, and `val_acc_top5` above five classes.
         """
         metrics = (self.loss, self.accuracies, self.counts)
         for metric in metrics:
             metric.reset()
-        images, done = None, 0
+        images, done = torch.empty(0), 0
         for images, targets in batches:
             logits = model(images).float()
             self.loss.update(F.cross_entropy(logits, targets), weight=len(targets))
@@ -65,14 +72,16 @@ BINS = 15
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """The images whose most probable class has a probability from `lower` to below `upper`; 1 is in the last bin.
+    """A bin of confidence, the probability of the most probable class of an image.
+
+    It holds the images with a confidence from `lower` to below `upper`. The last one holds those of 1, too.
 
     Args:
-        lower: Lower end.
-        upper: Upper end.
-        images: Number of images.
-        confidence: Mean of that probability. None without images.
-        accuracy: Share of the images recognised. None without images.
+        lower: The lower end, which belongs to the bin.
+        upper: The upper end, which does not.
+        images: The number of images.
+        confidence: Their mean confidence. None without images.
+        accuracy: The share of them that were recognised. None without images.
     """
 
     lower: float
@@ -83,11 +92,14 @@ class ConfidenceBin:
 
 
 def calibration_error(logits: Tensor, targets: Tensor) -> float:
-    """Expected calibration error: |accuracy - confidence| of `BINS` equal bins of confidence, weighted by images.
+    """Compute the expected calibration error: the mean of |accuracy - confidence| over bins, weighted by images.
 
     Args:
-        logits: (images, classes).
-        targets: True classes (images,).
+        logits: The logits (images, num_classes).
+        targets: The true classes (images,).
+
+    Returns:
+        The error over `BINS` bins of equal width, from 0 to 1.
 
     Source: Guo et al., On calibration of modern neural networks, 2017, (3).
     """
@@ -97,11 +109,16 @@ def calibration_error(logits: Tensor, targets: Tensor) -> float:
 
 
 def reliability(logits: Tensor, targets: Tensor) -> list[ConfidenceBin]:
-    """The bins of `calibration_error`, of rising confidence.
+    """Compute the reliability diagram: accuracy and mean confidence in each bin of `calibration_error`.
 
     Args:
-        logits: (images, classes).
-        targets: True classes (images,).
+        logits: The logits (images, num_classes).
+        targets: The true classes (images,).
+
+    Returns:
+        The `BINS` bins, of rising confidence.
+
+    Source: Guo et al., On calibration of modern neural networks, 2017, (1)-(2).
     """
     confidence, predicted = logits.softmax(1).max(1)
     ends = torch.linspace(0, 1, BINS + 1)

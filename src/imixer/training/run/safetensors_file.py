@@ -1,4 +1,4 @@
-"""Are the weights in a file finite? Without torch, for whoever reads runs and not models."""
+"""Check a safetensors file of weights: whether it is whole, and finite. Free of torch, and so quick to import."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def first_non_finite_in(path: Path) -> str | None:
         path: The file.
 
     Returns:
-        Its name and from which block on, in words; None if all is finite.
+        In words, the block and the name of the tensor; None if all tensors are finite.
 
     Raises:
-        ValueError: If it is no such file.
+        ValueError: If it is no safetensors file.
     """
     content, start, tensors = _open(path)
     bad = []
@@ -45,16 +45,19 @@ def first_non_finite_in(path: Path) -> str | None:
 
 
 def require_whole(path: Path) -> None:
-    """See that a safetensors file has all that its header tells of.
+    """Check that a safetensors file holds all that its header lists.
+
+    Args:
+        path: The file.
 
     Raises:
-        ValueError: If not.
+        ValueError: If it is no safetensors file, or not whole.
     """
     _open(path)
 
 
 def _open(path: Path) -> tuple[Any, int, dict[str, Any]]:
-    """The bytes of a safetensors file, where its numbers begin, and what its header says of each tensor."""
+    """Open a safetensors file: its bytes, where its numbers begin, and what its header says of each tensor."""
     try:
         content = np.memmap(path, np.uint8, "r")
         start = 8 + int.from_bytes(content[:8].tobytes(), "little")
@@ -70,7 +73,7 @@ def _open(path: Path) -> tuple[Any, int, dict[str, Any]]:
 
 
 def place_of(name: str) -> str:
-    """Name the block that a parameter, buffer or module belongs to, or the part of the model beside the blocks."""
+    """Name the block that a parameter, buffer or module belongs to, or else its part of the model, such as the stem."""
     block = re.search(r"\bblocks\.(\d+)", name)
     return f"block {block[1]}" if block else f"the {name.partition('.')[0]}"
 

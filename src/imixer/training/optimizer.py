@@ -1,4 +1,4 @@
-"""Optimizer and schedule, by timm's factories."""
+"""Build optimizer and learning rate schedule by timm's factories."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.optim.muon import Muon, _is_suitable_for_muon
 from timm.scheduler import PolyLRScheduler, create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -21,15 +22,15 @@ _MUON_MOMENTUM = 0.95  # of its author; timm takes 0.9 for every optimizer
 def build_optimizer(
     model: nn.Module, config: OptimConfig, lr: float | None = None, *, fused: bool = False
 ) -> Optimizer:
-    """timm's optimizer of that name; biases and norms are exempt from weight decay.
+    """Build the optimizer of timm that a configuration names, with biases and norms exempt from weight decay.
 
-    Muon and its kin move the matrices inside the model; the stem, the classifier and what is no matrix go by AdamW.
+    Muon moves the matrices inside the model; it leaves stem, classifier and whatever is no matrix to AdamW.
 
     Args:
-        model: What to optimize.
-        config: How.
-        lr: Learning rate at its highest. Default: `config.lr`.
-        fused: Take torch's fused kernels where the optimizer has some.
+        model: The model to optimize.
+        config: The configuration of the optimizer.
+        lr: The peak learning rate. Default: `config.lr`.
+        fused: Whether to take torch's fused kernels, where the optimizer has some.
 
     Raises:
         InputError: If there is no such optimizer, it does not take `eps`, `betas` or `momentum`, or it is Muon and the
@@ -61,18 +62,18 @@ def build_optimizer(
 
 def build_scheduler(
     optimizer: Optimizer, config: ScheduleConfig, epochs: int, updates_per_epoch: int, updates: int | None = None
-) -> tuple[Any, int]:
-    """Build timm's schedule, counted in updates or in epochs.
+) -> tuple[Scheduler, int]:
+    """Build the learning rate schedule of timm, counted in optimizer steps or in epochs.
 
     Args:
-        optimizer: Whose learning rate moves.
-        config: How it moves.
+        optimizer: The optimizer whose learning rate it sets.
+        config: The configuration of the schedule.
         epochs: Epochs without cool-down.
-        updates_per_epoch: Optimizer steps of each.
-        updates: Optimizer steps of all of them, if the last epoch is not a whole one.
+        updates_per_epoch: Optimizer steps of each epoch.
+        updates: Optimizer steps of all epochs, if the last one is not whole.
 
     Returns:
-        The schedule, which `move_schedule` moves, and the number of epochs including cool-down.
+        The schedule, for `step_scheduler`; and the number of epochs including cool-down.
     """
     if not config.sched_on_updates:
         scheduler, _ = create_scheduler_v2(
@@ -120,11 +121,11 @@ def build_scheduler(
     return scheduler, epochs + config.cooldown_epochs
 
 
-def move_schedule(scheduler: Any, updates: int, updates_per_epoch: int) -> None:
+def step_scheduler(scheduler: Scheduler, updates: int, updates_per_epoch: int) -> None:
     """Set the learning rate for the step that follows `updates` optimizer steps.
 
     Args:
-        scheduler: One of `build_scheduler`.
+        scheduler: The schedule, from `build_scheduler`.
         updates: Optimizer steps done.
         updates_per_epoch: Optimizer steps per epoch.
     """
@@ -146,7 +147,7 @@ def muon_shapes(model: nn.Module) -> list[tuple[int, int]]:
 
 
 def _not_for_muon(model: nn.Module) -> list[str]:
-    """Patterns of the names of stem and classifier, where timm knows them."""
+    """Return patterns of the names of stem and classifier, where timm knows them."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     known: list[str] = []
     for name in (cfg.get("first_conv"), cfg.get("classifier")):

@@ -1,0 +1,75 @@
+"""Files are whole or as they were before, whatever goes wrong while they are written."""
+
+import csv
+import io
+
+import pytest
+from matplotlib.figure import Figure
+
+from imixer.plotting import save_figure
+from imixer.writing import csv_text, moved_into_place, replacing, write_csv
+
+
+def fail_halfway(write, file):
+    with write(file) as temporary:
+        temporary.write_text("half")
+        raise OSError("the disk is full")
+
+
+@pytest.mark.parametrize("write", [replacing, moved_into_place])
+def test_a_file_is_replaced_when_the_new_one_is_whole_and_not_before(tmp_path, write):
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+    with write(file) as temporary:
+        temporary.write_text("after")
+        assert file.read_text() == "before"
+    assert file.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("write", [replacing, moved_into_place])
+def test_if_anything_goes_wrong_the_old_file_stays_and_no_other(tmp_path, write):
+    file = tmp_path / "a.txt"
+    file.write_text("before")
+    with pytest.raises(OSError, match="full"):
+        fail_halfway(write, file)
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_files_beside_it_are_moved_too_and_the_name_is_kept_meanwhile(tmp_path):
+    with moved_into_place(tmp_path / "model.onnx") as temporary:
+        assert temporary.name == "model.onnx"
+        temporary.write_text("graph")
+        temporary.with_name("model.onnx.data").write_text("weights")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "model.onnx": "graph",
+        "model.onnx.data": "weights",
+    }
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf"])
+def test_a_figure_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch, suffix):
+    file = tmp_path / f"a{suffix}"
+    save_figure(Figure(), file, dpi=20)
+    before = file.read_bytes()
+    assert before.startswith({".png": b"\x89PNG", ".pdf": b"%PDF"}[suffix])
+
+    def half(self, path, **options):
+        path.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    with pytest.raises(OSError, match="full"):
+        save_figure(Figure(), file, dpi=20)
+    assert file.read_bytes() == before and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_table_reads_back_and_without_rows_there_is_nothing(tmp_path):
+    rows = [{"name": "cat, or dog", "value": -0.5}, {"name": None, "value": "nan"}]
+    write_csv(tmp_path / "a.csv", rows)
+    text = (tmp_path / "a.csv").read_text()
+    assert list(csv.reader(io.StringIO(text))) == [["name", "value"], ["cat, or dog", "-0.5"], ["", "nan"]]
+    write_csv(tmp_path / "a.csv", [])
+    assert (tmp_path / "a.csv").read_text() == ""
+    assert csv_text([], [["=1+1", 2]]) == "'=1+1,2\n"
