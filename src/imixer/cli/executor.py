@@ -50,7 +50,7 @@ def build_executor(args: Namespace) -> Any:
     given = {name: value for name, value in given.items() if value is not None}
     if given and args.executor != "ray":
         raise InputError(f"{next(iter(given))} is given, which needs --executor ray")
-    from imixer.sweep.cluster import Cluster
-    from imixer.sweep.local import Local
+    from imixer.sweep.local_executor import LocalExecutor
+    from imixer.sweep.ray_executor import RayExecutor
 
-    return Cluster(**given) if args.executor == "ray" else Local()
+    return RayExecutor(**given) if args.executor == "ray" else LocalExecutor()

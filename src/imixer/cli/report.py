@@ -27,7 +27,7 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> None:
     """Run it."""
     announce_loading("the runs", library="Plotly")
-    from imixer.experiments.report.report import write_report
+    from imixer.experiments.report.html_report import write_report
 
     print(one_line(f"written: {write_report(args.paths, args.out)}"))
 

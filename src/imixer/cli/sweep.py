@@ -32,13 +32,13 @@ def build() -> ArgumentParser:
 
 def run(args: Namespace) -> int:
     """Run it; gives its exit code."""
-    from imixer.sweep.spec import read_sweep, share
+    from imixer.sweep.spec import read_sweep, select_share
 
     sweep = read_sweep(args.spec)
-    trials = share(sweep, args.share or "0/1")
+    trials = select_share(sweep, args.share or "0/1")
     executor = build_executor(args)
+    from imixer.sweep.display import report_sweep
     from imixer.sweep.sweep import run_sweep
-    from imixer.sweep.table import report_sweep
 
     announce_loading("the trials")
     results = run_sweep(sweep, args.out, executor, trials)

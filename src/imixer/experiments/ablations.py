@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import TABLE1, reported
+from imixer.experiments.paper import PAPER_TABLE_1, paper_accuracy
 from imixer.experiments.scales import Scale
 
 _Change = tuple[str, dict[str, Any]]  # in words, and as fields of `ModelConfig`
@@ -15,7 +15,7 @@ def _beyond(name: str, title: str, column: str, baseline: str, changes: dict[str
     """The paper's iMixer-S, which a table calls `baseline`, and a row for each change of it."""
 
     def rows(scale: Scale) -> list[Row]:
-        paper = reported(TABLE1["imixer", "S"], scale.data, "imixer")
+        paper = paper_accuracy(PAPER_TABLE_1["imixer", "S"], scale.data, "imixer")
         default = Row("imixer", {column: baseline}, scale.imixer(), scale.data, paper=paper)
         changed = [
             Row(row, {column: words}, scale.imixer(**change), scale.data, default.name)

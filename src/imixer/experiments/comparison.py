@@ -22,7 +22,7 @@ Verdict = Literal["larger", "smaller", "equivalent", "undecided"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MeanDifference:
     """Difference of two means, in the unit of the trials.
 
     Args:
@@ -94,10 +94,10 @@ class Judgement:
         within: Whether the equivalence is shown. A difference may be found and lie within the margin.
         p: p-value of no difference, corrected. None where there is no test.
         p_equivalence: p-value of a difference of the margin or more, corrected. None likewise.
-        detectable: See `Comparison.detectable`, at the level of the first step of the correction.
+        detectable: See `MeanDifference.detectable`, at the level of the first step of the correction.
     """
 
-    comparison: Comparison
+    comparison: MeanDifference
     margin: float
     verdict: Verdict
     within: bool = False
@@ -106,9 +106,9 @@ class Judgement:
     detectable: float | None = None
 
 
-def compare(
+def compare_means(
     sample: Mapping[int, float], baseline: Mapping[int, float], *, shared_weights: bool = True
-) -> Comparison | None:
+) -> MeanDifference | None:
     """Compare the trials of two rows.
 
     Choose the paired test where trials of one seed begin with the same weights: what the seed does to both cancels.
@@ -131,20 +131,20 @@ def compare(
         differences = [sample[seed] - baseline[seed] for seed in seeds]
         mean = fmean(differences)
         if len(seeds) < 2 or not _varies(differences):
-            return Comparison(mean, "paired", len(seeds))
-        return Comparison(mean, "paired", len(seeds), stdev(differences) / math.sqrt(len(seeds)), len(seeds) - 1)
+            return MeanDifference(mean, "paired", len(seeds))
+        return MeanDifference(mean, "paired", len(seeds), stdev(differences) / math.sqrt(len(seeds)), len(seeds) - 1)
     if not sample or not baseline:
         return None
     values, others = list(sample.values()), list(baseline.values())
     mean = fmean(values) - fmean(others)
     if min(len(values), len(others)) < 2 or not (_varies(values) or _varies(others)):
-        return Comparison(mean, "Welch", len(seeds))
+        return MeanDifference(mean, "Welch", len(seeds))
     parts = [variance(each) / len(each) for each in (values, others)]
     df = sum(parts) ** 2 / sum(part**2 / (len(each) - 1) for part, each in zip(parts, (values, others), strict=True))
-    return Comparison(mean, "Welch", len(seeds), math.sqrt(sum(parts)), df)
+    return MeanDifference(mean, "Welch", len(seeds), math.sqrt(sum(parts)), df)
 
 
-def judge(comparisons: Sequence[tuple[Comparison, float]]) -> list[Judgement]:
+def judge(comparisons: Sequence[tuple[MeanDifference, float]]) -> list[Judgement]:
     """Judge all comparisons of a page together.
 
     Holm's correction is made over the tests of no difference, and again over those of equivalence: of the pages on
@@ -190,7 +190,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _judged(
-    comparison: Comparison, margin: float, p: float | None, p_equivalence: float | None, level: float
+    comparison: MeanDifference, margin: float, p: float | None, p_equivalence: float | None, level: float
 ) -> Judgement:
     if p is None or p_equivalence is None:
         return Judgement(comparison, margin, "undecided")

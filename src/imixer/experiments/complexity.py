@@ -1,4 +1,4 @@
-"""What a model costs."""
+"""Count the parameters and multiply-adds of a model."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from imixer.training.run.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Size of a model.
+class ModelComplexity:
+    """Size and cost of a model.
 
     Args:
         parameters: Trainable numbers.
         multiply_adds: Of one image's forward, normalisation baked in. None if they depend on the image.
-        drawn: Name and shape of each parameter that a seed draws. Trials of one seed begin with the same weights if and
-            only if these are equal. BatchNorm's begin as ones and zeros.
+        seeded_parameters: Name and shape of each parameter whose initial value depends on the seed. Trials of one seed
+            begin with the same weights if and only if these are equal. BatchNorm's begin as ones and zeros.
     """
 
     parameters: int
     multiply_adds: int | None
-    drawn: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    seeded_parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
-def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
+def model_complexity(config: TrainConfig, in_chans: int, num_classes: int) -> ModelComplexity:
     """Count on the model of a configuration, without making its weights.
 
     Args:
@@ -43,10 +43,10 @@ def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
         built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     cost = forward_cost(built)
-    return Costs(parameters, cost.total if cost else None, _drawn(built.model))
+    return ModelComplexity(parameters, cost.total if cost else None, _seeded_parameters(built.model))
 
 
-def _drawn(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _seeded_parameters(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple(
         (f"{name}.{own}", tuple(parameter.shape))
         for name, module in model.named_modules()

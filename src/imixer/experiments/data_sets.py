@@ -17,7 +17,7 @@ DEFAULT_FOLDER = "data"  # of `DataConfig.root`
 
 
 @dataclass(frozen=True)
-class DataSet:
+class DatasetLocation:
     """A data set, or why it is not there.
 
     Args:
@@ -45,7 +45,7 @@ class DataSet:
         return f"{self.split} split" if self.split else "held-out fifth of the training images"
 
 
-def find_data(name: str, folder: str | None = None) -> DataSet:
+def locate_dataset(name: str, folder: str | None = None) -> DatasetLocation:
     """Look for a data set: as torchvision lays it out in the folder, else as parquet shards or class folders.
 
     All but digits need a test split of their own, as the paper's have: without one they count as missing.
@@ -74,14 +74,16 @@ def find_data(name: str, folder: str | None = None) -> DataSet:
     return found
 
 
-def _open(name: str, config: DataConfig) -> DataSet:
+def _open(name: str, config: DataConfig) -> DatasetLocation:
     settings = {"data.name": config.name} | ({"data.root": config.root} if config.root else {})
     try:
         images: ImageData = open_data(config)
     except InputError as error:
-        return DataSet(name, settings, missing=str(error))
+        return DatasetLocation(name, settings, missing=str(error))
     if name != "digits" and images.split is None:
         remedy = "add the folder test, or test-*.parquet, beside its training images"
-        return DataSet(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
+        return DatasetLocation(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
     training, held_out = (len(cast(Sized, part)) for part in (images.train, images.val))
-    return DataSet(name, settings, "", training, held_out, images.in_chans, len(images.class_names), images.split)
+    return DatasetLocation(
+        name, settings, "", training, held_out, images.in_chans, len(images.class_names), images.split
+    )

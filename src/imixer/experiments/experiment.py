@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from imixer.experiments.comparison import MARGIN
-from imixer.experiments.paper import Published
+from imixer.experiments.paper import PaperAccuracy
 from imixer.experiments.scales import Scale
 
-Figure = Literal["first block", "norms", "cosines", "features"]
+FigureKind = Literal["first block", "norms", "cosines", "features"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Row:
     settings: dict[str, Any]
     data: str
     baseline: str | None = None
-    paper: Published | None = None
+    paper: PaperAccuracy | None = None
     trials: int | None = None
 
 
@@ -48,16 +48,16 @@ class Experiment:
         figure: What is drawn of the trained runs. Default: nothing, but a table of all rows is written.
         margin: Points of accuracy within which a difference counts as none. It is named before the trials.
         notes: What the paper leaves open, or what is done otherwise here; each in a line.
-        contraction: Whether the contraction of the trained blocks is measured in every row.
-        time: Whether the time of training is shown.
+        show_contraction: Whether the contraction of the trained blocks is measured in every row.
+        show_time: Whether the time of training is shown.
     """
 
     name: str
     title: str
     baseline: str
     rows: Callable[[Scale], list[Row]]
-    figure: Figure | None = None
+    figure: FigureKind | None = None
     margin: float = MARGIN
     notes: tuple[str, ...] = ()
-    contraction: bool = False
-    time: bool = False
+    show_contraction: bool = False
+    show_time: bool = False

@@ -22,15 +22,15 @@ from imixer.analysis.convergence_statements import (
 from imixer.analysis.views.convergence import comparison_numbers, draw_cosines, draw_first_block, draw_norms
 from imixer.analysis.views.features import ANALYSIS as FEATURES
 from imixer.escaping import for_markdown
-from imixer.experiments.data_sets import DataSet
-from imixer.experiments.experiment import Figure
-from imixer.experiments.outcome import ExperimentResult, Run
+from imixer.experiments.data_sets import DatasetLocation
+from imixer.experiments.experiment import FigureKind
+from imixer.experiments.experiment_result import ExperimentResult, TrialRun
 from imixer.tables import Grid, markdown, on_screen
 from imixer.training.finished_run import load_run
 from imixer.writing import write_text
 
 IMAGES = 16  # as many as the paper's
-_DRAWINGS: dict[Figure, Callable[[Sequence[Convergence], Path], None]] = {
+_DRAWINGS: dict[FigureKind, Callable[[Sequence[Convergence], Path], None]] = {
     "first block": draw_first_block,
     "norms": draw_norms,
     "cosines": draw_cosines,
@@ -87,16 +87,16 @@ class _Page:
     grids: tuple[tuple[Grid, str], ...] = ()
 
 
-def _complete_trials(found: ExperimentResult) -> list[list[Run]]:
+def _complete_trials(found: ExperimentResult) -> list[list[TrialRun]]:
     """The runs of each seed with which every row is finished, in the order of the rows."""
-    rows = [{run.seed: run for run in line.finished} for line in found.lines]
+    rows = [{run.seed: run for run in row_result.finished} for row_result in found.rows]
     return [[row[seed] for row in rows] for seed in sorted(set.intersection(*map(set, rows)))]
 
 
-def _draw_convergence(found: ExperimentResult, trials: list[list[Run]], picture: Path) -> _Page:
+def _draw_convergence(found: ExperimentResult, trials: list[list[TrialRun]], picture: Path) -> _Page:
     figure = found.experiment.figure
     assert figure is not None
-    names = [f"n = {line.row.labels['n']}" for line in found.lines]
+    names = [f"n = {row_result.row.labels['n']}" for row_result in found.rows]
     measured = [
         compare_convergence([load_run(str(run.path)) for run in trial], images=IMAGES, names=names) for trial in trials
     ]
@@ -164,7 +164,7 @@ def _conditions_of(statement: Statement) -> Grid:
     return Grid(("condition", "asked", "mean", "interval", "verdict"), rows, 2)
 
 
-def _draw_features(found: ExperimentResult, trials: list[list[Run]], picture: Path, image: str | None) -> _Page:
+def _draw_features(found: ExperimentResult, trials: list[list[TrialRun]], picture: Path, image: str | None) -> _Page:
     (run,) = trials[0]
     chosen: dict[str, Any] = {} if image is None else {"image": image}
     measured = FEATURES.measure(load_run(str(run.path)), **chosen)
@@ -177,8 +177,8 @@ def _draw_features(found: ExperimentResult, trials: list[list[Run]], picture: Pa
     )
 
 
-def _conditions(found: ExperimentResult, data: DataSet, images: str) -> str:
-    config = found.lines[0].config
+def _conditions(found: ExperimentResult, data: DatasetLocation, images: str) -> str:
+    config = found.rows[0].config
     assert config is not None  # something is finished
     epochs = config.epochs + config.schedule.cooldown_epochs
     return (

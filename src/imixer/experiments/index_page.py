@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imixer.escaping import for_markdown
-from imixer.experiments.outcome import ExperimentResult, judge_page
+from imixer.experiments.experiment_result import ExperimentResult, judge_page
 from imixer.experiments.sentences import describe_decided, summarise
 from imixer.experiments.table_output import bullets, count_tests, machine, present, section
 from imixer.writing import write_text
@@ -27,25 +27,25 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
         The file.
     """
     tabulated = [each for each in page if not each.experiment.figure]
-    judged = judge_page(tabulated)
+    judgements = judge_page(tabulated)
     scale = page[0].scale
     machines = dict.fromkeys(machine(found) for each in page for found in each.environments)
     said = [
         f"{each.experiment.title}: {sentence}"
-        for each, own in zip(tabulated, judged, strict=True)
+        for each, own in zip(tabulated, judgements, strict=True)
         for sentence in describe_decided(each, own)
     ]
     parts = [
         f"# The paper's tables and figures at the scale {scale.name}\n",
         f"`{command}`; {for_markdown('; '.join(machines) or 'nothing is finished')}.\n",
-        f"{for_markdown(summarise(judged))}. What is decided, in points of top-1 after the last epoch:\n"
+        f"{for_markdown(summarise(judgements))}. What is decided, in points of top-1 after the last epoch:\n"
         if said
-        else f"{for_markdown(summarise(judged))}.\n",
+        else f"{for_markdown(summarise(judgements))}.\n",
         bullets(said),
     ]
     presented = {
-        each.experiment.name: present(each, own, count_tests(judged))
-        for each, own in zip(tabulated, judged, strict=True)
+        each.experiment.name: present(each, own, count_tests(judgements))
+        for each, own in zip(tabulated, judgements, strict=True)
     }
     for each in page:
         shown = presented.get(each.experiment.name)

@@ -11,21 +11,21 @@ from rich.console import Console
 
 from imixer.data.loading import load_image
 from imixer.errors import InputError, did_you_mean
-from imixer.experiments.complexity import costs
-from imixer.experiments.data_sets import DataSet, find_data
+from imixer.experiments.complexity import model_complexity
+from imixer.experiments.data_sets import DatasetLocation, locate_dataset
 from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.experiment_result import ExperimentResult, RowResult, TrialRun
 from imixer.experiments.figure_output import draw_figure
 from imixer.experiments.index_page import write_index
-from imixer.experiments.outcome import ExperimentResult, RowResult, Run
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reuse import ReuseFinishedRuns
 from imixer.experiments.scales import DATA_SETS, Scale
 from imixer.experiments.table4 import TABLE_4
 from imixer.experiments.table_output import write_table
 from imixer.experiments.trained_contraction import measure_contraction
-from imixer.sweep.local import Local
+from imixer.sweep.local_executor import LocalExecutor
 from imixer.sweep.plan import Sweep, Trial
-from imixer.sweep.results import Results
+from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import build_sweep
 from imixer.sweep.sweep import Executor, run_sweep
 
@@ -36,7 +36,7 @@ class _Plan:
 
     experiment: Experiment
     rows: tuple[Row, ...]
-    data: dict[str, DataSet]
+    data: dict[str, DatasetLocation]
     sweep: Sweep | None
 
 
@@ -66,7 +66,7 @@ def reproduce(
             `reproduced/<scale>-<data>`.
         trials: Trials per row. Default: that of the scale, and of a row that has fewer its own.
         data: Data set of all experiments but Table 4, one of `DATA_SETS`. Default: that of the scale.
-        data_dir: Folder of the data sets, see `find_data`.
+        data_dir: Folder of the data sets, see `locate_dataset`.
         margin: Points of accuracy within which a difference counts as none. Default: that of each experiment.
         executor: What runs the trials. Default: one after the other, here.
         image: Image file that feature maps are drawn of. Default: the first held-out image.
@@ -91,7 +91,7 @@ def reproduce(
     folder = Path(out or f"reproduced/{name}")
     found: list[ExperimentResult] = []
     for plan in _plans(experiments, scale, trials, data_dir):
-        interruption = _train(plan, folder, executor or Local())
+        interruption = _train(plan, folder, executor or LocalExecutor())
         found.append(_measured(plan, scale, trials, margin, folder))
         if plan.experiment.figure:
             draw_figure(found[-1], console, image)
@@ -164,10 +164,10 @@ def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, 
     return plans
 
 
-def _find(name: str, scale: Scale, folder: str | None) -> DataSet:
-    if name != scale.data and name not in scale.sets:
-        return DataSet(name, {}, missing=f"not part of the scale {scale.name}")
-    return find_data(name, folder)
+def _find(name: str, scale: Scale, folder: str | None) -> DatasetLocation:
+    if name != scale.data and name not in scale.table4_data:
+        return DatasetLocation(name, {}, missing=f"not part of the scale {scale.name}")
+    return locate_dataset(name, folder)
 
 
 def _train(plan: _Plan, folder: Path, executor: Executor) -> KeyboardInterrupt | None:
@@ -183,18 +183,18 @@ def _train(plan: _Plan, folder: Path, executor: Executor) -> KeyboardInterrupt |
 def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | None, folder: Path) -> ExperimentResult:
     lines = {row.name: RowResult(row) for row in plan.rows}
     if plan.sweep:
-        results = Results(plan.sweep, _sweep_folder(plan, folder))
+        results = SweepResults(plan.sweep, _sweep_folder(plan, folder))
         for cell in plan.sweep.cells:
             row = lines[cell.name].row
             data = plan.data[row.data]
             own = [Trial(cell, seed) for seed in cell.seeds]
-            runs = [Run(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
-            if plan.experiment.contraction:
+            runs = [TrialRun(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
+            if plan.experiment.show_contraction:
                 runs = [_with_contraction(run) for run in runs]
             lines[cell.name] = RowResult(
                 row,
                 cell.config,
-                costs(cell.config, data.in_chans, data.num_classes),
+                model_complexity(cell.config, data.in_chans, data.num_classes),
                 tuple(runs),
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | Non
     )
 
 
-def _with_contraction(run: Run) -> Run:
+def _with_contraction(run: TrialRun) -> TrialRun:
     return replace(run, contraction=measure_contraction(run.path)) if run.outcome.status == "finished" else run
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 from imixer.escaping import for_csv
 from imixer.reading import read_rows
 from imixer.sweep.plan import Cell, Sweep, Trial
-from imixer.sweep.spec import RESULTS, SUMMARY, text
-from imixer.sweep.trial import failure
+from imixer.sweep.spec import RESULTS, SUMMARY, setting_text
+from imixer.sweep.trial import failure_reason
 from imixer.training.run.directory import RunDirectory
 from imixer.writing import write_text
 
@@ -22,7 +22,7 @@ Status = Literal["waiting", "running", "unfinished", "failed", "finished"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """How far a trial has come.
 
     Args:
@@ -47,7 +47,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Mean:
+class CellSummary:
     """Mean of a figure over the finished trials of a cell.
 
     Args:
@@ -63,7 +63,7 @@ class Mean:
     std: float | None = None
 
 
-class Results:
+class SweepResults:
     """The outcomes of a sweep's trials, as they are on disk at the moment.
 
     Args:
@@ -75,9 +75,9 @@ class Results:
         self.sweep = sweep
         self.folder = folder
         self._running: set[Trial] = set()
-        self._finished: dict[Trial, Outcome] = {}
+        self._finished: dict[Trial, TrialOutcome] = {}
 
-    def __getitem__(self, trial: Trial) -> Outcome:
+    def __getitem__(self, trial: Trial) -> TrialOutcome:
         if trial not in self._finished:
             outcome = self._read(trial)
             if outcome.status != "finished":
@@ -85,7 +85,7 @@ class Results:
             self._finished[trial] = outcome  # it stays so
         return self._finished[trial]
 
-    def _read(self, trial: Trial) -> Outcome:
+    def _read(self, trial: Trial) -> TrialOutcome:
         run = RunDirectory(self.folder / trial.name)
         rows, damaged = read_rows(run.metrics, ("epoch", "val_acc", "val_loss", "seconds"))
         figures: dict[str, Any] = {}
@@ -95,22 +95,22 @@ class Results:
             figures |= {"best_val_acc": float(best["val_acc"]), "best_epoch": int(float(best["epoch"]))}
             figures["epoch"] = int(float(rows[-1]["epoch"]))
         if run.finished and rows and not damaged:
-            return Outcome("finished", **figures)
+            return TrialOutcome("finished", **figures)
         if trial in self._running:
-            return Outcome("running", **figures)
-        if (error := failure(run.path)) is not None:
-            return Outcome("failed", **figures, error=error)
-        return Outcome("unfinished" if run.path.exists() else "waiting", **figures)
+            return TrialOutcome("running", **figures)
+        if (error := failure_reason(run.path)) is not None:
+            return TrialOutcome("failed", **figures, error=error)
+        return TrialOutcome("unfinished" if run.path.exists() else "waiting", **figures)
 
-    def are(self, *statuses: Status) -> list[Trial]:
+    def with_status(self, *statuses: Status) -> list[Trial]:
         """The trials of which one of the statuses is true."""
         return [trial for trial in self.sweep.trials if self[trial].status in statuses]
 
-    def mean(self, cell: Cell, figure: str = "val_acc") -> Mean:
+    def mean(self, cell: Cell, figure: str = "val_acc") -> CellSummary:
         """Mean of `val_acc`, `best_val_acc`, `val_loss` or `seconds` over the finished trials of a cell."""
         outcomes = [self[Trial(cell, seed)] for seed in cell.seeds]
         values = [getattr(outcome, figure) for outcome in outcomes if outcome.status == "finished"]
-        return Mean(
+        return CellSummary(
             len(values),
             len(outcomes),
             fmean(values) if values else None,
@@ -130,7 +130,7 @@ class Results:
     def write(self) -> None:
         """Write `results.csv`, a row per trial, and `summary.csv`, a row per cell, whole or not at all."""
         fields = list(dict.fromkeys(field for cell in self.sweep.cells for field in cell.settings))
-        figures = list(Outcome.__dataclass_fields__)
+        figures = list(TrialOutcome.__dataclass_fields__)
         rows: list[list[Any]] = [
             [trial.cell.name, *_values(trial.cell, fields), trial.seed, *vars(self[trial]).values()]
             for trial in self.sweep.trials
@@ -145,7 +145,7 @@ class Results:
 
 
 def _values(cell: Cell, fields: Iterable[str]) -> list[str]:
-    return [text(cell.settings[field]) if field in cell.settings else "" for field in fields]
+    return [setting_text(cell.settings[field]) if field in cell.settings else "" for field in fields]
 
 
 def _write_csv(file: Path, header: list[str], rows: list[list[Any]]) -> None:

@@ -93,7 +93,7 @@ def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
     return Sweep(name, cells, tuple(together), {k: v for k, v in resolved.items() if v})
 
 
-def share(sweep: Sweep, which: str) -> tuple[Trial, ...]:
+def select_share(sweep: Sweep, which: str) -> tuple[Trial, ...]:
     """The trials of a share.
 
     Args:
@@ -109,7 +109,7 @@ def share(sweep: Sweep, which: str) -> tuple[Trial, ...]:
     return sweep.trials[int(found[1]) :: int(found[2])]
 
 
-def text(value: Any) -> str:
+def setting_text(value: Any) -> str:
     """A setting's value as YAML has it, in one line."""
     return value if isinstance(value, str) else json_text(value, non_finite="null", indent=None, default=str)
 
@@ -204,7 +204,9 @@ def _cells(
     for case, own in (cases or {"": {}}).items():
         for values in product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            parts = [case] * bool(case) + [f"{short[field]}={_slug(text(value))}" for field, value in point.items()]
+            parts = [case] * bool(case) + [
+                f"{short[field]}={_slug(setting_text(value))}" for field, value in point.items()
+            ]
             name = ",".join(parts) or "base"
             if len(name) > _LONGEST_NAME:
                 raise InputError(f"cell {name} has too long a name for a folder; spell such cells out under cases")

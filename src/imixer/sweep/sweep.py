@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import yaml
 
 from imixer.errors import InputError
-from imixer.sweep.local import Local
+from imixer.sweep.display import live_display
+from imixer.sweep.local_executor import LocalExecutor
 from imixer.sweep.plan import Cell, Sweep, Trial
-from imixer.sweep.results import Results
+from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import SPEC, read_sweep
-from imixer.sweep.table import watch
 from imixer.training.run.directory import check_out
 from imixer.training.run.parsing import flatten
 from imixer.writing import write_text
@@ -37,7 +37,7 @@ def run_sweep(
     out: str | None = None,
     executor: Executor | None = None,
     trials: Sequence[Trial] | None = None,
-) -> Results:
+) -> SweepResults:
     """Train what is not finished of a sweep, and keep `results.csv` and `summary.csv` up to date meanwhile.
 
     A trial that fails is recorded with its reason, and the others go on.
@@ -45,7 +45,7 @@ def run_sweep(
     Args:
         sweep: What to train.
         out: Folder of the sweep. It may hold an earlier start of the same, or of part of it. Default: `sweeps/<name>`.
-        executor: What runs the trials. Default: `Local()`.
+        executor: What runs the trials. Default: `LocalExecutor()`.
         trials: Which of the sweep's trials to run. Default: all.
 
     Raises:
@@ -54,20 +54,20 @@ def run_sweep(
     """
     folder = Path(out or f"sweeps/{sweep.name}")
     _check(folder, sweep)
-    results = Results(sweep, folder)
+    results = SweepResults(sweep, folder)
     chosen = sweep.trials if trials is None else trials
     left = [trial for trial in chosen if results[trial].status != "finished"]
-    with executor if executor and left else Local() as entered:  # no cluster is started for nothing
+    with executor if executor and left else LocalExecutor() as entered:  # no cluster is started for nothing
         _prepare(folder, sweep)
         results.write()
-        with watch(results) as shown:
+        with live_display(results) as shown:
             try:
                 with closing(entered.run(left, folder)) as events:
                     for trial, running in events:
                         results.note(trial, running)
                         shown.note(trial)
             except KeyboardInterrupt as error:  # keeps its class, which may say more
-                finished = len(results.are("finished"))
+                finished = len(results.with_status("finished"))
                 error.args = (f"with {finished} of {len(sweep.trials)} trials finished; the same command goes on",)
                 raise
             finally:

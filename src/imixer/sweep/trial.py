@@ -25,7 +25,7 @@ def run_trial(trial: Trial, folder: Path) -> None:
     from imixer.training.train import resume, train
 
     run = folder / trial.name
-    with log(run).open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+    with log_file(run).open("a", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         print(f"process {os.getpid()} on {platform.node()}")
         try:
             if RunDirectory(run).config.is_file():
@@ -43,21 +43,21 @@ def run_trial(trial: Trial, folder: Path) -> None:
 
 def record_failure(run: Path, reason: str) -> None:
     """Let the log of a run end with why it failed."""
-    with log(run).open("a", encoding="utf-8") as file:
+    with log_file(run).open("a", encoding="utf-8") as file:
         file.write(f"{_FAILED}{' '.join(reason.split())[: _TAIL // 8]}\n")
 
 
-def failure(run: Path) -> str | None:
+def failure_reason(run: Path) -> str | None:
     """Why the last attempt at a run failed; None if it did not."""
     try:
-        with log(run).open("rb") as file:
-            file.seek(max(0, log(run).stat().st_size - _TAIL))
+        with log_file(run).open("rb") as file:
+            file.seek(max(0, log_file(run).stat().st_size - _TAIL))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return None
     return lines[-1][len(_FAILED) :] if lines and lines[-1].startswith(_FAILED) else None
 
 
-def log(run: Path) -> Path:
+def log_file(run: Path) -> Path:
     """The log of a run: beside its directory, which must not exist before training."""
     return run.with_name(f"{run.name}.log")

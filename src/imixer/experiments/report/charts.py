@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from imixer.escaping import for_plotly, middle_cut
-from imixer.experiments.report.collect import Curves, Run
+from imixer.experiments.report.collect import IterationCurves, ReportedRun
 from imixer.plotting import COLORS, GRAY
 
 _COLORS = (*COLORS[:6], GRAY)
@@ -25,7 +25,7 @@ def _styles(count: int) -> list[tuple[str, str]]:
     return list(islice(zip(cycle(_COLORS), cycle(_DASHES), strict=False), count))
 
 
-def learning_curves(runs: Sequence[Run]) -> go.Figure:
+def learning_curves(runs: Sequence[ReportedRun]) -> go.Figure:
     """Training loss, validation loss and validation accuracy over the epochs, one line per run."""
     panels = {"train_loss": "training loss", "val_loss": "validation loss", "val_acc": "validation accuracy"}
     figure = make_subplots(1, 3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
@@ -38,7 +38,7 @@ def learning_curves(runs: Sequence[Run]) -> go.Figure:
     return _finished(figure)
 
 
-def convergence(run: Run) -> go.Figure:
+def convergence(run: ReportedRun) -> go.Figure:
     """Residual of the fixed point equation, largest norm before normalisation, and bound, per block over the epochs."""
     panels = {"residual": "residual", "sigma": "spectral norm", "bound": "Lipschitz bound"}
     figure = make_subplots(1, 3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
@@ -80,7 +80,7 @@ def iterations(blocks: Sequence[dict[str, Any]]) -> go.Figure:
     return _finished(figure)
 
 
-def compared_iterations(curves: Curves) -> go.Figure:
+def compared_iterations(curves: IterationCurves) -> go.Figure:
     """Norm_a or cos_a of some blocks, a panel each and a line per model: mean over images, told with the extremes."""
     names = {"norm": "Norm<sub>a</sub>", "cosine": "cos<sub>a</sub>"}
     titles = [f"iMLP-{panel['block']}: {names[panel['measure']]}" for panel in curves.panels]

@@ -24,7 +24,7 @@ _MANY_CLASSES = 200  # of which a confusion matrix is a picture only
 
 
 @dataclass(frozen=True)
-class Picture:
+class RunPicture:
     """A picture of a run.
 
     Args:
@@ -37,7 +37,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Curves:
+class IterationCurves:
     """What the iterations of several models do, as `comparison_numbers` of `imixer.analysis` has it.
 
     Args:
@@ -50,7 +50,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class ShownTable:
+class ReportedTable:
     """A table as it is printed.
 
     Args:
@@ -84,15 +84,15 @@ class ReportedExperiment:
     name: str
     title: str
     conditions: str = ""
-    tables: Sequence[ShownTable] = ()
+    tables: Sequence[ReportedTable] = ()
     sentences: Sequence[str] = ()
     notes: Sequence[str] = ()
-    curves: Curves | None = None
+    curves: IterationCurves | None = None
     picture: Path | None = None
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """A run, finished or not, as plain data.
 
     Args:
@@ -123,7 +123,7 @@ class Run:
     classes: tuple[list[str], list[list[int]]] | None
     iterations: list[dict[str, Any]]
     energy: list[dict[str, Any]]
-    pictures: list[Picture]
+    pictures: list[RunPicture]
 
     @property
     def finished(self) -> bool:
@@ -131,7 +131,7 @@ class Run:
         return bool(self.result)
 
 
-def find_runs(paths: Sequence[str]) -> list[Run]:
+def find_runs(paths: Sequence[str]) -> list[ReportedRun]:
     """The runs at some paths: run directories, and folders that hold some at any depth.
 
     Raises:
@@ -151,7 +151,7 @@ def find_runs(paths: Sequence[str]) -> list[Run]:
     return [_read(path, name) for path, name in zip(found, short_names(list(found)), strict=True)]
 
 
-def find_reproduced(path: str) -> list[ReportedExperiment]:
+def find_experiments(path: str) -> list[ReportedExperiment]:
     """The tables and figures in a folder that `imixer reproduce` has written, in its order. Others have none.
 
     Raises:
@@ -166,7 +166,7 @@ def find_reproduced(path: str) -> list[ReportedExperiment]:
             facts = read_json(file)
             if "shown" in facts:
                 shown = facts["shown"]
-                tables = [ShownTable(**table) for table in shown["tables"]]
+                tables = [ReportedTable(**table) for table in shown["tables"]]
                 found.append(
                     ReportedExperiment(
                         name, facts["title"], facts["conditions"], tables, shown["sentences"], shown["notes"]
@@ -174,7 +174,7 @@ def find_reproduced(path: str) -> list[ReportedExperiment]:
                 )
             elif "panels" in facts:
                 read = [f"{each['text']} Here: {each['verdict']}" for each in facts["statements"]]
-                curves = Curves(facts["models"], facts["panels"])
+                curves = IterationCurves(facts["models"], facts["panels"])
                 found.append(
                     ReportedExperiment(
                         name, facts["title"], facts["conditions"], notes=[*read, *facts["notes"]], curves=curves
@@ -187,7 +187,7 @@ def find_reproduced(path: str) -> list[ReportedExperiment]:
     return found
 
 
-def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+def differing_settings(runs: Sequence[ReportedRun]) -> list[tuple[str, list[Any]]]:
     """The settings that are not the same in all runs, and their value in each."""
     names = dict.fromkeys(name for run in runs for name in run.settings if name != "out")
     values = [(name, [run.settings.get(name) for run in runs]) for name in names]
@@ -198,7 +198,7 @@ def _is_run(path: Path) -> bool:
     return (path / "config.yaml").exists() and any((path / name).exists() for name in _SIGNS)
 
 
-def _read(path: Path, name: str) -> Run:
+def _read(path: Path, name: str) -> ReportedRun:
     run = RunDirectory(path)
     weights = run.model / "model.safetensors"
     try:
@@ -208,7 +208,7 @@ def _read(path: Path, name: str) -> Run:
         energy = _energy(run)
         iterations = _json(run.analysis / "convergence.json").get("blocks", [])
         charted = {"confusion_matrix": classes, "convergence": iterations, "energy": energy}
-        return Run(
+        return ReportedRun(
             name=name,
             path=path,
             settings=flatten(asdict(load_config(run.config))),
@@ -249,14 +249,14 @@ def _energy(run: RunDirectory) -> list[dict[str, Any]]:
     return mixings if all("change" in each for each in mixings) else []  # of an earlier version
 
 
-def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[Picture]:
+def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[RunPicture]:
     """The pictures of a run that no chart shows as well. Learning curves always are one."""
     drawn = [run.confusion_matrix, run.prediction, *sorted(run.analysis.glob("*.png"))]
     shown = [file for file in drawn if file.is_file() and file.stem not in charted]
     for file in [file for file in shown if not _is_png(file)]:
         print(f"{file} is no picture any more, and left out", file=sys.stderr, flush=True)
         shown.remove(file)
-    return [Picture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
+    return [RunPicture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
 
 
 def _is_png(file: Path) -> bool:

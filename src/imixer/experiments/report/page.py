@@ -44,7 +44,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Table:
+class HtmlTable:
     """Rows under a header; the first cell of a row names it, and the first `text` cells are no numbers."""
 
     caption: str
@@ -92,7 +92,7 @@ class Fold:
     kind: ClassVar[str] = "fold"
 
 
-Item = Paragraph | Notes | Heading | Table | Chart | PictureFile | Fold
+Item = Paragraph | Notes | Heading | HtmlTable | Chart | PictureFile | Fold
 
 
 @dataclass(frozen=True)

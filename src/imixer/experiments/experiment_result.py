@@ -11,14 +11,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from imixer.errors import InputError
-from imixer.experiments.comparison import Comparison, Judgement, compare, judge
-from imixer.experiments.complexity import Costs
-from imixer.experiments.data_sets import DataSet
+from imixer.experiments.comparison import Judgement, MeanDifference, compare_means, judge
+from imixer.experiments.complexity import ModelComplexity
+from imixer.experiments.data_sets import DatasetLocation
 from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.scales import Scale
 from imixer.experiments.trained_contraction import TrainedContraction, worst_contraction
 from imixer.reading import read_json
-from imixer.sweep.results import Outcome
+from imixer.sweep.results import TrialOutcome
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 
@@ -26,7 +26,7 @@ _ENVIRONMENT = ("run", "python", "torch", "timm", "imixer", "cpu", "cores", "gpu
 
 
 @dataclass(frozen=True)
-class Run:
+class TrialRun:
     """A trial of a row.
 
     Args:
@@ -38,12 +38,12 @@ class Run:
 
     seed: int
     path: Path
-    outcome: Outcome
+    outcome: TrialOutcome
     contraction: TrainedContraction | None = None
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanStd:
     """Mean of a figure over the finished trials of a row.
 
     Args:
@@ -62,17 +62,17 @@ class RowResult:
     Args:
         row: The row.
         config: What was trained, but for seed and place. None if its data are missing.
-        costs: What its model costs. None likewise.
+        complexity: Parameters and multiply-adds of its model. None likewise.
         runs: The trials that are planned; none likewise.
     """
 
     row: Row
     config: TrainConfig | None = None
-    costs: Costs | None = None
-    runs: tuple[Run, ...] = ()
+    complexity: ModelComplexity | None = None
+    runs: tuple[TrialRun, ...] = ()
 
     @property
-    def finished(self) -> list[Run]:
+    def finished(self) -> list[TrialRun]:
         """The trials that are."""
         return [run for run in self.runs if run.outcome.status == "finished"]
 
@@ -113,7 +113,7 @@ class ExperimentResult:
         trials: How many are planned per row; a row may have fewer.
         margin: Points within which a difference counts as none.
         data: Its data sets by name.
-        lines: One per row.
+        rows: One result per row.
         folder: Where to write what is made of it.
     """
 
@@ -121,37 +121,37 @@ class ExperimentResult:
     scale: Scale
     trials: int
     margin: float
-    data: dict[str, DataSet]
-    lines: tuple[RowResult, ...]
+    data: dict[str, DatasetLocation]
+    rows: tuple[RowResult, ...]
     folder: Path
 
-    def baseline(self, line: RowResult) -> RowResult | None:
-        """What a line is compared to. None if it is a baseline itself."""
-        return next((other for other in self.lines if other.row.name == line.row.baseline), None)
+    def baseline(self, row_result: RowResult) -> RowResult | None:
+        """What a row is compared to. None if it is a baseline itself."""
+        return next((other for other in self.rows if other.row.name == row_result.row.baseline), None)
 
     @property
-    def comparisons(self) -> dict[str, Comparison]:
+    def comparisons(self) -> dict[str, MeanDifference]:
         """Each row against its baseline, in points after the last epoch, by name; without those that lack a trial."""
-        found: dict[str, Comparison] = {}
-        for line in self.lines:
-            baseline = self.baseline(line)
-            if baseline is None or line.costs is None or baseline.costs is None:
+        found: dict[str, MeanDifference] = {}
+        for row_result in self.rows:
+            baseline = self.baseline(row_result)
+            if baseline is None or row_result.complexity is None or baseline.complexity is None:
                 continue
-            shared = line.costs.drawn == baseline.costs.drawn
-            if compared := compare(line.last, baseline.last, shared_weights=shared):
-                found[line.row.name] = compared
+            shared = row_result.complexity.seeded_parameters == baseline.complexity.seeded_parameters
+            if compared := compare_means(row_result.last, baseline.last, shared_weights=shared):
+                found[row_result.row.name] = compared
         return found
 
     @property
-    def failed(self) -> list[Run]:
+    def failed(self) -> list[TrialRun]:
         """The trials that failed."""
-        return [run for line in self.lines for run in line.runs if run.outcome.status == "failed"]
+        return [run for row_result in self.rows for run in row_result.runs if run.outcome.status == "failed"]
 
     @property
     def environments(self) -> list[dict[str, Any]]:
         """Versions and hardware of the finished trials, each once."""
         found: list[dict[str, Any]] = []
-        for run in (run for line in self.lines for run in line.finished):
+        for run in (run for row_result in self.rows for run in row_result.finished):
             try:
                 environment = read_json(RunDirectory(run.path).environment, _ENVIRONMENT)
             except InputError as error:
@@ -163,10 +163,10 @@ class ExperimentResult:
         return found
 
 
-def spread(values: dict[int, float]) -> Spread | None:
+def mean_and_std(values: dict[int, float]) -> MeanStd | None:
     """Mean and standard deviation of what each trial gave. None without any."""
     numbers = list(values.values())
-    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
+    return MeanStd(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
 
 
 def judge_page(page: Sequence[ExperimentResult]) -> list[dict[str, Judgement]]:
@@ -180,5 +180,5 @@ def judge_page(page: Sequence[ExperimentResult]) -> list[dict[str, Judgement]]:
     """
     compared = [each.comparisons for each in page]
     pairs = [(found, each.margin) for each, own in zip(page, compared, strict=True) for found in own.values()]
-    judged = iter(judge(pairs))
-    return [{name: next(judged) for name in own} for own in compared]
+    judgements = iter(judge(pairs))
+    return [{name: next(judgements) for name in own} for own in compared]

@@ -39,7 +39,7 @@ def page(name):
 @pytest.fixture
 def deeper(tiny, monkeypatch):
     """Two blocks, so that more can be read off."""
-    scale = replace(tiny, over=tiny.over | {"model.num_blocks": 2})
+    scale = replace(tiny, overrides=tiny.overrides | {"model.num_blocks": 2})
     monkeypatch.setitem(SCALES, "smoke", scale)
     return scale
 
@@ -97,10 +97,12 @@ def test_a_seed_that_is_not_finished_in_every_row_is_left_out(tiny):
     def without(found, row, seed):
         runs = [
             replace(run, outcome=replace(run.outcome, status="failed")) if run.seed == seed else run
-            for run in found.lines[row].runs
+            for run in found.rows[row].runs
         ]
-        lines = [replace(line, runs=tuple(runs)) if i == row else line for i, line in enumerate(found.lines)]
-        return replace(found, lines=tuple(lines))
+        lines = [
+            replace(row_result, runs=tuple(runs)) if i == row else row_result for i, row_result in enumerate(found.rows)
+        ]
+        return replace(found, rows=tuple(lines))
 
     found = without(found, 1, 0)
     draw_figure(found, quiet)

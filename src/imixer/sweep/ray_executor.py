@@ -17,7 +17,7 @@ from typing import Any
 from imixer.errors import InputError
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import RAY_LOG
-from imixer.sweep.trial import log, record_failure, run_trial
+from imixer.sweep.trial import log_file, record_failure, run_trial
 
 _POLL_S = 0.5
 _SAVING_S = 120  # for running trials to save a checkpoint when interrupted
@@ -26,7 +26,7 @@ _OBJECT_STORE = 100 * 2**20  # bytes; trials exchange nothing but their configur
 
 
 @dataclass
-class Cluster:
+class RayExecutor:
     """An executor that gives each trial a process and a share of a Ray cluster's CPUs and GPUs.
 
     A trial whose process or machine is lost goes on from its latest checkpoint. PyTorch gets as many threads as the
@@ -59,7 +59,7 @@ class Cluster:
         if find_spec("ray") is None:
             raise InputError("--executor ray needs Ray; pip install 'imixer[cluster]'")
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._at_sigterm = signal.getsignal(signal.SIGTERM)
         if self.address is None:
@@ -165,5 +165,5 @@ def _run_trial(trial: Trial, folder: Path, here: str, threads: int) -> None:
 
 def _log_size(trial: Trial, folder: Path) -> int:
     """Bytes in a trial's log, which grows as soon as it begins."""
-    file = log(folder / trial.name)
+    file = log_file(folder / trial.name)
     return file.stat().st_size if file.exists() else 0

@@ -13,17 +13,23 @@ import yaml
 from imixer.errors import InputError
 from imixer.escaping import one_line
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import ReportedExperiment, Run, differing, find_reproduced, find_runs
+from imixer.experiments.report.collect import (
+    ReportedExperiment,
+    ReportedRun,
+    differing_settings,
+    find_experiments,
+    find_runs,
+)
 from imixer.experiments.report.page import (
     Chart,
     Fold,
     Heading,
+    HtmlTable,
     Item,
     Notes,
     Paragraph,
     PictureFile,
     Section,
-    Table,
     render,
     slug,
 )
@@ -53,7 +59,7 @@ def write_report(paths: Sequence[str], out: str | None = None) -> Path:
     Raises:
         InputError: If there is no run at a path, a run is damaged, or the file cannot be written.
     """
-    by_path = [(path, find_reproduced(path)) for path in paths]
+    by_path = [(path, find_experiments(path)) for path in paths]
     reproduced = _named([(path, found) for path, found in by_path if found])
     others = [path for path, found in by_path if not found]
     runs = find_runs(others) if others else []
@@ -80,7 +86,7 @@ def _named(by_path: Sequence[tuple[str, list[ReportedExperiment]]]) -> list[Repo
     return [replace(each, name=f"{folder} {each.name}") for folder, (_, found) in pairs for each in found]
 
 
-def _sections(reproduced: list[ReportedExperiment], runs: list[Run]) -> list[Section]:
+def _sections(reproduced: list[ReportedExperiment], runs: list[ReportedRun]) -> list[Section]:
     return [
         *(Section(each.title, _reproduced(each), each.name) for each in reproduced),
         Section("Summary", _summary(runs)),
@@ -120,7 +126,7 @@ def _shown_again(found: ReportedExperiment) -> list[Item]:
     items += [Paragraph(f"{_typeset(sentence)}.") for sentence in found.sentences]
     for table in found.tables:
         rows = [[_typeset(cell) for cell in row] for row in table.rows]
-        items.append(Table(f"{found.title}: {table.caption.lower()}", table.header, rows, table.text))
+        items.append(HtmlTable(f"{found.title}: {table.caption.lower()}", table.header, rows, table.text))
     if found.curves:
         items.append(Chart(_COMPARED, f"iterations-{slug(found.name)}", charts.compared_iterations(found.curves)))
     if found.picture:
@@ -134,23 +140,23 @@ def _typeset(text: str) -> str:
     return text.replace("+-", "±")
 
 
-def _summary(runs: list[Run]) -> list[Item]:
+def _summary(runs: list[ReportedRun]) -> list[Item]:
     if not runs:
         return []
     header = ["run", "model", "data", "accuracy", "loss", "epochs", "images/s", "time", "seed", "parameters", "device"]
     unfinished = [run.name for run in runs if not run.finished]
-    items: list[Item] = [Table("All runs", header, [_summary_row(run) for run in runs], text=3)]
+    items: list[Item] = [HtmlTable("All runs", header, [_summary_row(run) for run in runs], text=3)]
     if unfinished:
         items.append(Paragraph(f"Not finished, with the numbers of their last epoch: {', '.join(unfinished)}."))
     return items
 
 
-def _summary_row(run: Run) -> list[str]:
+def _summary_row(run: ReportedRun) -> list[str]:
     with _numbers_of(RunDirectory(run.path).result):
         return _summarised(run)
 
 
-def _summarised(run: Run) -> list[str]:
+def _summarised(run: ReportedRun) -> list[str]:
     last = run.rows[-1] if run.rows else {}
     epochs = int(run.settings["epochs"]) + int(run.settings["schedule.cooldown_epochs"])
     return [
@@ -168,14 +174,14 @@ def _summarised(run: Run) -> list[str]:
     ]
 
 
-def _curves(runs: list[Run]) -> list[Item]:
+def _curves(runs: list[ReportedRun]) -> list[Item]:
     begun = [run for run in runs if run.rows]
     if not begun:
         return []
     return [Chart("Losses in nats, and accuracy on the held-out images", "curves", charts.learning_curves(begun))]
 
 
-def _convergence(runs: list[Run]) -> list[Item]:
+def _convergence(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     for number, run in enumerate(runs[:_MANY]):
         found: list[Item] = []
@@ -197,7 +203,7 @@ def _convergence(runs: list[Run]) -> list[Item]:
     return items
 
 
-def _energy(runs: list[Run]) -> list[Item]:
+def _energy(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     for number, run in enumerate(run for run in runs[:_MANY] if run.energy):
         with _numbers_of(RunDirectory(run.path).analysis / "energy.json"):
@@ -215,7 +221,7 @@ def _energy(runs: list[Run]) -> list[Item]:
     return items
 
 
-def _classes(runs: list[Run]) -> list[Item]:
+def _classes(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     for number, run in enumerate(runs[:_MANY]):
         found: list[Item] = []
@@ -241,7 +247,7 @@ def _classes(runs: list[Run]) -> list[Item]:
     return items
 
 
-def _pictures(runs: list[Run]) -> list[Item]:
+def _pictures(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     for run in runs[:_MANY]:
         if run.pictures:
@@ -252,16 +258,16 @@ def _pictures(runs: list[Run]) -> list[Item]:
     return items
 
 
-def _settings(runs: list[Run]) -> list[Item]:
+def _settings(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     if len(runs) > 1:
-        changed = differing(runs)
+        changed = differing_settings(runs)
         rows = [[name, *map(_shown, values)] for name, values in changed]
-        items.append(Table("Settings that differ", ["setting", *(run.name for run in runs)], rows))
+        items.append(HtmlTable("Settings that differ", ["setting", *(run.name for run in runs)], rows))
     return items + [Fold(f"All settings of {run.name}", yaml.safe_dump(run.settings, sort_keys=False)) for run in runs]
 
 
-def _environment(runs: list[Run]) -> list[Item]:
+def _environment(runs: list[ReportedRun]) -> list[Item]:
     texts: dict[str, list[str]] = {}
     for run in runs:
         known = {name: value for name, value in run.environment.items() if name != "run"}

@@ -7,38 +7,38 @@ from pathlib import Path
 
 import pytest
 
-from imixer.experiments.complexity import Costs
-from imixer.experiments.data_sets import DataSet
+from imixer.experiments.complexity import ModelComplexity
+from imixer.experiments.data_sets import DatasetLocation
 from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.experiment_result import ExperimentResult, RowResult, TrialRun, judge_page
 from imixer.experiments.index_page import write_index
-from imixer.experiments.outcome import ExperimentResult, RowResult, Run, judge_page
-from imixer.experiments.paper import Published
+from imixer.experiments.paper import PaperAccuracy
 from imixer.experiments.scales import SCALES
 from imixer.experiments.sentences import describe, row_name, summarise
 from imixer.experiments.table_output import count_tests, present
 from imixer.experiments.trained_contraction import TrainedContraction, measure_contraction, worst_contraction
-from imixer.sweep.results import Outcome
+from imixer.sweep.results import TrialOutcome
 from imixer.training.run.config import TrainConfig
 
 
 def trial(seed, accuracy, contraction=None, seconds=10.0):
-    outcome = Outcome("finished", 12, accuracy / 100, 0.5, 9, accuracy / 100 + 0.01, seconds)
-    return Run(seed, Path(f"run-{seed}"), outcome, contraction)
+    outcome = TrialOutcome("finished", 12, accuracy / 100, 0.5, 9, accuracy / 100 + 0.01, seconds)
+    return TrialRun(seed, Path(f"run-{seed}"), outcome, contraction)
 
 
-def line(name, accuracies, baseline="base", paper=None, drawn=(), contraction=None, seconds=10.0):
+def row_result(name, accuracies, baseline="base", paper=None, drawn=(), contraction=None, seconds=10.0):
     row = Row(name, {"model": name, "n": "2"}, {}, "digits", None if name == baseline else baseline, paper)
     runs = tuple(trial(seed, accuracy, contraction, seconds) for seed, accuracy in enumerate(accuracies))
-    return RowResult(row, TrainConfig(), Costs(1234, 5_000_000, drawn), runs)
+    return RowResult(row, TrainConfig(), ModelComplexity(1234, 5_000_000, drawn), runs)
 
 
 def result(*lines, **experiment):
-    data = {"digits": DataSet("digits", {}, "", 1437, 360, 1, 10)}
+    data = {"digits": DatasetLocation("digits", {}, "", 1437, 360, 1, 10)}
     about = Experiment("some", "Some rows", "the base", lambda scale: [], **experiment)
     return ExperimentResult(about, SCALES["smoke"], 4, 0.5, data, lines, Path("."))
 
 
-BASE = line("base", [80.0, 82.0, 84.0, 81.0], paper=Published(88.0, 0.5))
+BASE = row_result("base", [80.0, 82.0, 84.0, 81.0], paper=PaperAccuracy(88.0, 0.5))
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +47,8 @@ def no_machine(monkeypatch):
 
 
 def shown(found):
-    judged = judge_page([found])
-    return present(found, judged[0], count_tests(judged))
+    judgements = judge_page([found])
+    return present(found, judgements[0], count_tests(judgements))
 
 
 def cells(found, table, row):
@@ -57,7 +57,7 @@ def cells(found, table, row):
 
 
 def test_each_number_stands_in_its_column():
-    other = line("other", [82.1, 84.0, 86.0, 82.9], paper=Published(88.6, 0.3))
+    other = row_result("other", [82.1, 84.0, 86.0, 82.9], paper=PaperAccuracy(88.6, 0.3))
     found = result(BASE, other)
     assert cells(found, 0, "other") == {
         "model": "other",
@@ -84,23 +84,23 @@ def test_each_number_stands_in_its_column():
 
 
 def test_rows_that_cannot_share_weights_are_not_paired():
-    other = line("other", [82.1, 84.0, 86.0, 82.9], drawn=(("weight", (3, 4)),))
+    other = row_result("other", [82.1, 84.0, 86.0, 82.9], drawn=(("weight", (3, 4)),))
     assert cells(result(BASE, other), 1, "other")["test"] == "Welch"
     legend = " ".join(shown(result(BASE, other)).legend)
     assert "Welch: " in legend and "paired: " not in legend
 
 
 def test_sentences_follow_from_the_verdicts():
-    larger = line("larger", [82.1, 84.0, 86.0, 82.9], paper=Published(88.6, 0.3))
-    smaller = line("smaller", [78.1, 80.0, 82.0, 78.9])
-    same = line("same", [80.01, 82.0, 84.0, 80.98])
-    open_ = line("open", [85.0, 80.0, 84.0, 81.0])
+    larger = row_result("larger", [82.1, 84.0, 86.0, 82.9], paper=PaperAccuracy(88.6, 0.3))
+    smaller = row_result("smaller", [78.1, 80.0, 82.0, 78.9])
+    same = row_result("same", [80.01, 82.0, 84.0, 80.98])
+    open_ = row_result("open", [85.0, 80.0, 84.0, 81.0])
     found = result(BASE, larger, smaller, same, open_)
-    judged = judge_page([found])
-    assert summarise(judged) == (
+    judgements = judge_page([found])
+    assert summarise(judgements) == (
         "Differences on this page: 4; larger 1, smaller 1, equivalent within the margin 1, undecided 1"
     )
-    first, second, third, fourth = describe(found, judged[0])
+    first, second, third, fourth = describe(found, judgements[0])
     assert first.startswith(
         "larger, n = 2: larger than base, n = 2 (+2.00 points, 95% interval [1.87, 2.13], corrected p "
     )
@@ -113,7 +113,7 @@ def test_sentences_follow_from_the_verdicts():
 
 @pytest.mark.parametrize("values", [[85.0, 80.0, 84.0, 81.0], [80.0, 82.5, 84.0, 81.0], [90.0], []])
 def test_no_page_claims_what_its_interval_does_not_show(values):
-    found = result(BASE, line("other", values))
+    found = result(BASE, row_result("other", values))
     for sentence in describe(found, judge_page([found])[0]):
         assert not any(word in sentence for word in ("larger than", "smaller than", "equivalent", "no difference"))
 
@@ -126,8 +126,10 @@ def test_a_row_is_named_by_what_sets_it_apart():
 def test_contraction_and_time_are_columns_where_an_experiment_asks():
     good = TrainedContraction(0.97, 0.5, 1.0, 0.012, "guaranteed")
     bad = TrainedContraction(float("inf"), 3.25, 0.25, 1.7, "violated")
-    base = line("base", [80.0, 81.0], contraction=good)
-    found = result(base, line("wild", [70.0, 71.0], contraction=bad, seconds=15.0), contraction=True, time=True)
+    base = row_result("base", [80.0, 81.0], contraction=good)
+    found = result(
+        base, row_result("wild", [70.0, 71.0], contraction=bad, seconds=15.0), show_contraction=True, show_time=True
+    )
     expected = {"bound": "-", "norm": "3.25", "residual": "170 %", "inverse": "violated, 25% found", "time": "1.50"}
     assert cells(found, 0, "wild").items() >= expected.items()
     expected = {"bound": "0.97", "norm": "0.5", "residual": "1.2 %", "inverse": "guaranteed", "time": "1.00"}

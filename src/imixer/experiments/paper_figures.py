@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imixer.experiments.experiment import Experiment, Figure, Row
+from imixer.experiments.experiment import Experiment, FigureKind, Row
 from imixer.experiments.paper import TRIALS
 from imixer.experiments.scales import SCALES, Scale
 
@@ -17,12 +17,14 @@ def _models(scale: Scale) -> list[Row]:
 
 def _features(scale: Scale) -> list[Row]:
     """One model, on ImageNet where the scale has it and no other data are asked for."""
-    data = _FEATURES_DATA if _FEATURES_DATA in scale.sets and scale.data == SCALES[scale.name].data else scale.data
+    data = (
+        _FEATURES_DATA if _FEATURES_DATA in scale.table4_data and scale.data == SCALES[scale.name].data else scale.data
+    )
     settings = scale.imixer(data=data, n_iter=_FEATURES_N)
     return [Row(f"n={_FEATURES_N}", {"n": str(_FEATURES_N)}, settings, data, trials=TRIALS.get(data))]
 
 
-def _convergence(name: str, figure: Figure, title: str) -> Experiment:
+def _convergence(name: str, figure: FigureKind, title: str) -> Experiment:
     return Experiment(name, f"Figure {name[3:]}: {title}, trained with n = 1, 2, 4", "", _models, figure)
 
 

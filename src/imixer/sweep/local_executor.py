@@ -9,10 +9,10 @@ from imixer.sweep.plan import Trial
 from imixer.sweep.trial import run_trial
 
 
-class Local:
+class LocalExecutor:
     """An executor that runs one trial after the other, in this process."""
 
-    def __enter__(self) -> Local:
+    def __enter__(self) -> LocalExecutor:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -16,21 +16,21 @@ from rich.text import Text
 
 from imixer.escaping import PlainConsole, one_line
 from imixer.sweep.plan import Trial
-from imixer.sweep.results import Mean, Outcome, Results, Status
+from imixer.sweep.results import CellSummary, Status, SweepResults, TrialOutcome
 from imixer.sweep.spec import RESULTS, SUMMARY
-from imixer.sweep.trial import log
+from imixer.sweep.trial import log_file
 
 _URGENCY: tuple[Status, ...] = ("running", "failed", "unfinished", "waiting", "finished")
 _AROUND = 5  # lines of the screen that are not a trial's
 
 
-class Shown(Protocol):
+class SweepDisplay(Protocol):
     def note(self, trial: Trial) -> None:
         """Something became of a trial."""
 
 
 @contextmanager
-def watch(results: Results) -> Iterator[Shown]:
+def live_display(results: SweepResults) -> Iterator[SweepDisplay]:
     """Show on stderr how a sweep goes: a live table, or, where there is no terminal, a line when a trial turns."""
     console = PlainConsole(file=sys.stderr)  # this stderr, also while a trial's goes to its log
     if not console.is_terminal:
@@ -41,7 +41,7 @@ def watch(results: Results) -> Iterator[Shown]:
         yield table
 
 
-def report_sweep(results: Results, console: Console) -> None:
+def report_sweep(results: SweepResults, console: Console) -> None:
     """A row per cell, what is missing and why, and where the files are."""
     table = Table("cell", "trials", "val acc", "val loss", box=None)
     for column in table.columns[1:]:
@@ -53,17 +53,17 @@ def report_sweep(results: Results, console: Console) -> None:
         table.add_row(Text(cell.name), count, _spread(accuracy, 100, 2, " %"), _spread(loss, 1, 4, ""))
     console.print(table)
     console.print("mean +- standard deviation of the sample, over the finished trials")
-    for trial in results.are("failed"):
-        where = log(results.folder / trial.name)
+    for trial in results.with_status("failed"):
+        where = log_file(results.folder / trial.name)
         console.print(f"failed: {trial.name}: {results[trial].error} ({where})", markup=False, soft_wrap=True)
-    if left := len(results.are("unfinished", "running", "waiting")):
+    if left := len(results.with_status("unfinished", "running", "waiting")):
         console.print(f"not finished: {left} of {len(results.sweep.trials)} trials")
     files = f"{results.folder / RESULTS}, {results.folder / SUMMARY}, and a run directory per trial"
     console.print(f"written: {files}", markup=False, soft_wrap=True)
 
 
 class _LiveTable:
-    def __init__(self, results: Results, console: Console) -> None:
+    def __init__(self, results: SweepResults, console: Console) -> None:
         self.results = results
         self.console = console
         self.live: Live | None = None
@@ -95,7 +95,7 @@ class _LiveTable:
 
 
 class _Lines:
-    def __init__(self, results: Results, file: TextIO) -> None:
+    def __init__(self, results: SweepResults, file: TextIO) -> None:
         self.results = results
         self.file = file
         self.before = {trial.name: results[trial].epoch for trial in results.sweep.trials}
@@ -105,7 +105,7 @@ class _Lines:
         before = self.before[trial.name]
         beginning = f"goes on after epoch {before}" if before else "begins"
         words = {
-            "running": f"{beginning}, see {log(self.results.folder / trial.name)}",
+            "running": f"{beginning}, see {log_file(self.results.folder / trial.name)}",
             "finished": f"finished, val acc {outcome.val_acc or 0:.2%}, {_clock(outcome)}",
             "failed": f"failed, {outcome.error}",
             "unfinished": f"not finished, epoch {outcome.epoch}/{trial.cell.epochs}",
@@ -113,12 +113,12 @@ class _Lines:
         print(one_line(f"{trial.name}: {words[outcome.status]}"), file=self.file, flush=True)
 
 
-def _spread(found: Mean, scale: float, digits: int, unit: str) -> str:
+def _spread(found: CellSummary, scale: float, digits: int, unit: str) -> str:
     if found.mean is None:
         return "-"
     spread = "" if found.std is None else f" +- {found.std * scale:.{digits}f}"
     return f"{found.mean * scale:.{digits}f}{spread}{unit}"
 
 
-def _clock(outcome: Outcome) -> str:
+def _clock(outcome: TrialOutcome) -> str:
     return "" if outcome.seconds is None else str(timedelta(seconds=round(outcome.seconds)))
