@@ -14,7 +14,18 @@ class InputError(ValueError):
     """
 
 
-def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = "") -> str:
-    """A clause naming the closest known words, to append to a message. Empty if none is close."""
-    close = get_close_matches(word, list(known), n=count, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = "", cutoff: float = 0.6) -> str:
+    """Name the closest known words in a clause to append to a message.
+
+    Args:
+        word: What was given.
+        known: What there is.
+        count: Words to name at most.
+        prefix: What stands before each of them, such as `--`.
+        cutoff: How similar they must be, from 0 to 1.
+
+    Returns:
+        Nothing if no word is close.
+    """
+    close = get_close_matches(word, list(known), n=count, cutoff=cutoff)
     return f"; did you mean {' or '.join(prefix + word for word in close)}?" if close else ""

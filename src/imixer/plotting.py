@@ -1,4 +1,4 @@
-"""What all figures share: the palette, files that are written or said not to be, and figures for print."""
+"""Hold what all figures share: the palette, whole files, and the style of figures for print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
 from imixer.escaping import one_line
+from imixer.writing import replacing
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one column of two, and both
 # Okabe and Ito's, told apart by colour-blind eyes too, without the yellow that white paper swallows.
@@ -44,27 +45,50 @@ _STYLE: Any = {
 
 @contextmanager
 def print_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure to draw on, saved as PNG and PDF if nothing fails. The same figure is the same file.
+    """Open a figure to draw on, and save it as PNG and PDF unless drawing fails.
+
+    Drawing the same twice gives the same files, byte by byte.
 
     Args:
         path: PNG to write. The PDF lies beside it.
-        width, height: In inches.
+        width: Width in inches.
+        height: Height in inches.
     """
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.savefig(path.with_suffix(".png"), dpi=300)
-        figure.savefig(path.with_suffix(".pdf"), dpi=300, metadata={"CreationDate": None})
+        save_figure(figure, path.with_suffix(".png"), dpi=300)
+        save_figure(figure, path.with_suffix(".pdf"), dpi=300)
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Save a whole figure, or nothing.
+
+    Args:
+        figure: The figure.
+        path: File to write, PNG or PDF by its suffix.
+        dpi: Pixels per inch.
+    """
+    kind = path.suffix.removeprefix(".")
+    metadata = {"CreationDate": None} if kind == "pdf" else None  # the same figure is the same file
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=kind, dpi=dpi, metadata=metadata)
 
 
 def line_style(number: int) -> tuple[str, str, str]:
-    """Colour, line style and marker of the number-th of many lines, from 0; 28 differ."""
+    """Give one of many lines a colour, a line style and a marker.
+
+    Args:
+        number: Place of the line, from 0. The first 28 differ.
+    """
     ls, marker = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))[number // len(COLORS) % 4]
     return COLORS[number % len(COLORS)], ls, marker
 
 
 def drawn(path: Path, draw: Callable[[Path], None]) -> bool:
-    """Draw, or say why that failed and go on: what a picture shows is written down before, and is not lost with it.
+    """Draw a figure, or say on stderr why that failed and go on.
+
+    Choose it for a figure whose numbers are written already: these are not lost with it.
 
     Args:
         path: PNG to write. If that fails, an earlier one there and a PDF beside it are removed: they show something
@@ -72,7 +96,7 @@ def drawn(path: Path, draw: Callable[[Path], None]) -> bool:
         draw: Draws it.
 
     Returns:
-        Whether it is there.
+        Whether the figure was drawn.
     """
     try:
         draw(path)

@@ -1,16 +1,19 @@
-"""What runs the trials of a sweep or an experiment, by options."""
+"""Choose by options what runs the trials of a sweep or an experiment."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.errors import InputError
 
+if TYPE_CHECKING:
+    from imixer.sweep.sweep import Executor
+
 
 def add_executor(parser: ArgumentParser) -> None:
-    """Add --executor and the options of Ray."""
+    """Add --executor and the options of Ray to a parser."""
     parser.add_argument(
         "--executor",
         choices=["local", "ray"],
@@ -40,8 +43,11 @@ def add_executor(parser: ArgumentParser) -> None:
     )
 
 
-def build_executor(args: Namespace) -> Any:
-    """The executor that was asked for.
+def build_executor(args: Namespace) -> Executor:
+    """Build the executor that the options ask for.
+
+    Args:
+        args: Parsed options of `add_executor`.
 
     Raises:
         InputError: If an option of Ray is given without it, or is impossible.

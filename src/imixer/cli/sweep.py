@@ -1,4 +1,4 @@
-"""`imixer sweep`."""
+"""Train a sweep: `imixer sweep`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imixer.cli.terminal import announce_loading, new_console
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     parser = new_parser("Train a grid of configurations with several seeds each: what is not yet finished of it.")
     parser.add_argument(
         "spec",
@@ -31,7 +31,7 @@ def build() -> ArgumentParser:
 
 
 def run(args: Namespace) -> int:
-    """Run it; gives its exit code."""
+    """Run the command and return its exit code."""
     from imixer.sweep.spec import read_sweep, select_share
 
     sweep = read_sweep(args.spec)

@@ -1,6 +1,6 @@
-"""Ceiling c of the spectral norms, and power iterations n_p: the two hyperparameters that the paper fixes.
+"""Define the experiment on the ceiling c of the spectral norms and the number n_p of power iterations.
 
-Source: paper section 5, "n_p = 8 and c = 0.9"; section 5.2 leaves their optimum to others.
+Source: the paper fixes them in section 5, "n_p = 8 and c = 0.9"; section 5.2 leaves their optimum to others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Count the parameters and multiply-adds of a model."""
+"""Count the parameters and the multiply-adds of a model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from imixer.training.run.config import TrainConfig
 
 @dataclass(frozen=True)
 class ModelComplexity:
-    """Size and cost of a model.
+    """Parameters and multiply-adds of a model.
 
     Args:
-        parameters: Trainable numbers.
-        multiply_adds: Of one image's forward, normalisation baked in. None if they depend on the image.
+        parameters: Number of trainable parameters.
+        multiply_adds: Multiply-adds of the forward pass of one image, with the normalisation baked in. None if they
+            depend on the image.
         seeded_parameters: Name and shape of each parameter whose initial value depends on the seed. Trials of one seed
             begin with the same weights if and only if these are equal. BatchNorm's begin as ones and zeros.
     """
@@ -29,7 +30,7 @@ class ModelComplexity:
 
 
 def model_complexity(config: TrainConfig, in_chans: int, num_classes: int) -> ModelComplexity:
-    """Count on the model of a configuration, without making its weights.
+    """Count the parameters and multiply-adds of a configuration's model, without making its weights.
 
     Args:
         config: The configuration, with a model's name.

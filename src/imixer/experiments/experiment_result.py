@@ -1,4 +1,4 @@
-"""What has become of an experiment."""
+"""Hold the results of an experiment: trials, rows, and the comparisons that a page makes of them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _ENVIRONMENT = ("run", "python", "torch", "timm", "imixer", "cpu", "cores", "gpu
 
 @dataclass(frozen=True)
 class TrialRun:
-    """A trial of a row.
+    """A trial of a row, with its run directory.
 
     Args:
         seed: Its seed.
         path: Its run directory.
         outcome: How far it has come.
-        contraction: Of its blocks, if the experiment asks for it and the trial is finished.
+        contraction: Contraction of its blocks. None unless the experiment asks for it and the trial is finished.
     """
 
     seed: int
@@ -44,11 +44,11 @@ class TrialRun:
 
 @dataclass(frozen=True)
 class MeanStd:
-    """Mean of a figure over the finished trials of a row.
+    """Mean and standard deviation over the finished trials of a row.
 
     Args:
-        mean: The mean.
-        std: Standard deviation of the sample (n - 1). None below two trials.
+        mean: Mean.
+        std: Standard deviation of the sample (n - 1 in the denominator). None below two trials.
     """
 
     mean: float
@@ -57,13 +57,13 @@ class MeanStd:
 
 @dataclass(frozen=True)
 class RowResult:
-    """A row and what came out of it.
+    """A row and its trials, as far as they have come.
 
     Args:
         row: The row.
-        config: What was trained, but for seed and place. None if its data are missing.
-        complexity: Parameters and multiply-adds of its model. None likewise.
-        runs: The trials that are planned; none likewise.
+        config: Its configuration, without seed and folder. None if its data are missing.
+        complexity: Parameters and multiply-adds of its model. None if its data are missing.
+        runs: All planned trials. Empty if its data are missing.
     """
 
     row: Row
@@ -73,7 +73,7 @@ class RowResult:
 
     @property
     def finished(self) -> list[TrialRun]:
-        """The trials that are."""
+        """Its finished trials."""
         return [run for run in self.runs if run.outcome.status == "finished"]
 
     @property
@@ -83,18 +83,21 @@ class RowResult:
 
     @property
     def best(self) -> dict[int, float]:
-        """Top-1 in % after the best epoch, likewise. The epoch is chosen on the images that it is measured on."""
+        """Top-1 in % after the best epoch, of each finished trial, by seed.
+
+        It is optimistic: the epoch is chosen on the images that it is measured on.
+        """
         outcomes = {run.seed: run.outcome.best_val_acc for run in self.finished}
         return {seed: 100 * accuracy for seed, accuracy in outcomes.items() if accuracy is not None}
 
     @property
     def seconds(self) -> dict[int, float]:
-        """Seconds of training, likewise."""
+        """Seconds of training of each finished trial, by seed."""
         return {run.seed: run.outcome.seconds for run in self.finished if run.outcome.seconds is not None}
 
     @property
     def contraction(self) -> TrainedContraction | None:
-        """The worst of the finished trials. None if none was measured."""
+        """The worst contraction of the finished trials. None if none was measured."""
         return worst_contraction([run.contraction for run in self.finished if run.contraction])
 
     @property
@@ -105,16 +108,16 @@ class RowResult:
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """An experiment at a scale, as far as it has come.
+    """An experiment at a scale, as far as it has come. `reproduce` returns one per experiment.
 
     Args:
         experiment: The experiment.
         scale: The scale.
-        trials: How many are planned per row; a row may have fewer.
-        margin: Points within which a difference counts as none.
-        data: Its data sets by name.
-        rows: One result per row.
-        folder: Where to write what is made of it.
+        trials: Trials planned per row. A row may have fewer.
+        margin: Points of accuracy within which a difference counts as none.
+        data: Its data sets, by name.
+        rows: The result of each row.
+        folder: Folder for its tables and figures.
     """
 
     experiment: Experiment
@@ -126,31 +129,38 @@ class ExperimentResult:
     folder: Path
 
     def baseline(self, row_result: RowResult) -> RowResult | None:
-        """What a row is compared to. None if it is a baseline itself."""
+        """Return the row that a row is compared to. None if it is a baseline itself.
+
+        Args:
+            row_result: The row.
+        """
         return next((other for other in self.rows if other.row.name == row_result.row.baseline), None)
 
     @property
     def comparisons(self) -> dict[str, MeanDifference]:
-        """Each row against its baseline, in points after the last epoch, by name; without those that lack a trial."""
-        found: dict[str, MeanDifference] = {}
+        """Each row against its baseline, by name, in points of top-1 after the last epoch.
+
+        Rows that lack a trial, or whose baseline lacks one, are left out.
+        """
+        comparisons: dict[str, MeanDifference] = {}
         for row_result in self.rows:
             baseline = self.baseline(row_result)
             if baseline is None or row_result.complexity is None or baseline.complexity is None:
                 continue
             shared = row_result.complexity.seeded_parameters == baseline.complexity.seeded_parameters
             if compared := compare_means(row_result.last, baseline.last, shared_weights=shared):
-                found[row_result.row.name] = compared
-        return found
+                comparisons[row_result.row.name] = compared
+        return comparisons
 
     @property
     def failed(self) -> list[TrialRun]:
-        """The trials that failed."""
+        """Its failed trials."""
         return [run for row_result in self.rows for run in row_result.runs if run.outcome.status == "failed"]
 
     @property
     def environments(self) -> list[dict[str, Any]]:
         """Versions and hardware of the finished trials, each once."""
-        found: list[dict[str, Any]] = []
+        environments: list[dict[str, Any]] = []
         for run in (run for row_result in self.rows for run in row_result.finished):
             try:
                 environment = read_json(RunDirectory(run.path).environment, _ENVIRONMENT)
@@ -158,27 +168,31 @@ class ExperimentResult:
                 print(f"{error}; what this run ran on is not told", file=sys.stderr, flush=True)
                 continue
             environment.pop("run")
-            if environment not in found:
-                found.append(environment)
-        return found
+            if environment not in environments:
+                environments.append(environment)
+        return environments
 
 
 def mean_and_std(values: dict[int, float]) -> MeanStd | None:
-    """Mean and standard deviation of what each trial gave. None without any."""
+    """Return the mean and the standard deviation over trials. None without a trial.
+
+    Args:
+        values: A number of each trial, by seed.
+    """
     numbers = list(values.values())
     return MeanStd(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None) if numbers else None
 
 
 def judge_page(page: Sequence[ExperimentResult]) -> list[dict[str, Judgement]]:
-    """Judge all comparisons that stand on one page together, so that their number is corrected for.
+    """Judge all comparisons of a page together, so that their number is corrected for.
 
     Args:
-        page: The experiments on it.
+        page: The experiments on the page.
 
     Returns:
-        For each experiment, its judgements by row.
+        The judgements of each experiment, by row.
     """
     compared = [each.comparisons for each in page]
-    pairs = [(found, each.margin) for each, own in zip(page, compared, strict=True) for found in own.values()]
+    pairs = [(one, each.margin) for each, own in zip(page, compared, strict=True) for one in own.values()]
     judgements = iter(judge(pairs))
     return [{name: next(judgements) for name in own} for own in compared]

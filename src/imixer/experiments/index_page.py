@@ -1,4 +1,4 @@
-"""All experiments of a command as one Markdown page, whose sentences follow from its numbers."""
+"""Write all experiments of a command as one Markdown page."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from imixer.writing import write_text
 def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     """Write `index.md` beside the tables and figures.
 
-    All comparisons on it are judged together: corrected for more of them, fewer may be decided than on the page of a
-    single experiment.
+    All comparisons on it are judged together. The correction is for more of them than on the page of a single
+    experiment, so that fewer may be decided.
 
     Args:
         page: The experiments, in order. One at least.
-        command: What made it.
+        command: Command line that made the page.
 
     Returns:
         The file.
@@ -29,7 +29,7 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     tabulated = [each for each in page if not each.experiment.figure]
     judgements = judge_page(tabulated)
     scale = page[0].scale
-    machines = dict.fromkeys(machine(found) for each in page for found in each.environments)
+    machines = dict.fromkeys(machine(environment) for each in page for environment in each.environments)
     said = [
         f"{each.experiment.title}: {sentence}"
         for each, own in zip(tabulated, judgements, strict=True)
@@ -59,7 +59,7 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
 
 
 def _figure(result: ExperimentResult) -> str:
-    """A figure as a section: its own page, if it has one, else the picture."""
+    """Write a figure as a section: its own page if it has one, else the picture."""
     title = for_markdown(result.experiment.title)
     picture = result.folder / f"{result.experiment.name}.png"
     own = picture.with_suffix(".md")

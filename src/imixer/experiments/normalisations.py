@@ -1,4 +1,4 @@
-"""Ways to hold the matrices of F at or below the ceiling c = 0.9."""
+"""Define the experiment on ways to hold the matrices of F at or below the ceiling c = 0.9."""
 
 from __future__ import annotations
 

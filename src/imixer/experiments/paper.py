@@ -1,7 +1,7 @@
-"""What the paper reports: top-1 accuracy in %, of ten trials. Source: Tables 1 to 4.
+"""Hold the accuracies that the paper reports: top-1 in %, over ten trials. Source: Tables 1 to 4.
 
-What its +- is, it does not say: a standard deviation or an error of the mean. Nor does it say whether the accuracy is
-that of the last epoch or of the best one.
+The paper does not say whether its +- is a standard deviation or an error of the mean. Nor does it say whether the
+accuracy is that of the last epoch or of the best one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ N_ITER, HIDDEN_RATIO = 2, 2.0  # of Tables 1 and 4, and whatever else does not s
 
 @dataclass(frozen=True)
 class PaperAccuracy:
-    """A published accuracy.
+    """An accuracy that the paper reports.
 
     Args:
-        mean: In %.
-        spread: What stands after +-, in points. None for a single trial.
+        mean: Mean, in %.
+        spread: The number after its +-, in points. None for a single trial.
     """
 
     mean: float
@@ -87,15 +87,15 @@ PAPER_TABLE_4: dict[tuple[str, Model], PaperAccuracy] = {
 
 
 def paper_accuracy(published: PaperAccuracy | None, data: str, default: Model | None = None) -> PaperAccuracy | None:
-    """Return what the paper reports of a row of Tables 1 to 3 that is trained on some data set.
+    """Return the accuracy that the paper reports of a row of Tables 1 to 3 on a data set.
 
     Args:
-        published: What it reports on CIFAR-10.
-        data: The data set. Digits, which it has not, are set beside its CIFAR-10.
-        default: The model, if the row is its S with the paper's h_r and n: Table 4 has that one on other data too.
+        published: Accuracy that it reports on CIFAR-10.
+        data: The data set. Digits, which the paper does not have, are set beside its CIFAR-10.
+        default: The model, if the row is its size S with the paper's h_r and n. Table 4 has this one on other data too.
 
     Returns:
-        None where it has nothing.
+        None where the paper reports nothing.
     """
     if data in ("cifar10", "digits"):
         return published

@@ -1,4 +1,4 @@
-"""Figures 3, 5, 6 and 7: what the fixed point iterations of a trained iMixer-S do."""
+"""Define Figures 3, 5, 6 and 7: the fixed point iterations of a trained iMixer-S."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _FEATURES_N, _FEATURES_DATA = 4, "imagenet"  # of Figure 7
 
 
 def _models(scale: Scale) -> list[Row]:
-    """The row h_r = 2 of Table 2."""
+    """Return the rows of Table 2 with h_r = 2."""
     return [Row(f"n={n}", {"n": str(n)}, scale.imixer(n_iter=n), scale.data) for n in N_ITERS]
 
 
 def _features(scale: Scale) -> list[Row]:
-    """One model, on ImageNet where the scale has it and no other data are asked for."""
+    """Return a single row, on ImageNet where the scale has it and no other data are asked for."""
     data = (
         _FEATURES_DATA if _FEATURES_DATA in scale.table4_data and scale.data == SCALES[scale.name].data else scale.data
     )

@@ -1,4 +1,4 @@
-"""All experiments by name, in the order of `imixer reproduce all`. Free of torch."""
+"""List all experiments by name, in the order of `imixer reproduce all`. Free of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large an experiment is: minutes on digits, or the paper's own recipes."""
+"""Define the scales of experiments, from minutes on digits to the paper's own recipes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _PAPER_VALUES: dict[str, Any] = {"n_iter": N_ITER, "hidden_ratio": HIDDEN_RATIO,
 
 @dataclass(frozen=True)
 class Scale:
-    """What every experiment is cut to.
+    """Size of the models, the data and the schedule of all experiments.
 
     Args:
-        name: What the command line calls it.
+        name: Name on the command line.
         summary: The models, in words.
         trials: Trials per row, unless the command says otherwise.
         data: Data set of all experiments but Table 4. `dataclasses.replace` gives the scale on another one.
         table4_data: Data sets of Table 4.
-        recipe: Recipe to start from, with `{model}`, `{size}` and `{data}` where its name has them.
-        variant: Name of the model, likewise.
-        image_size: Side of an image in pixels.
-        patch_size: Side of a patch.
-        embed_dim: Width C by size.
-        overrides: Settings over the recipe, by dotted name.
+        recipe: Name of the recipe to start from. `{model}`, `{size}` and `{data}` in it are filled in.
+        variant: Name of the model. `{model}` and `{size}` in it are filled in.
+        image_size: Side of an image, in pixels.
+        patch_size: Side of a patch, in pixels.
+        embed_dim: Width C, by size.
+        overrides: Settings that win over the recipe's, by dotted name.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Scale:
     overrides: dict[str, Any]
 
     def mixer(self, size: ModelSize = "S", data: str | None = None, mlp_ratio: float | None = None) -> dict[str, Any]:
-        """Settings of an MLP-Mixer, by dotted name.
+        """Return the settings of an MLP-Mixer, by dotted name.
 
         Args:
             size: Its size.
@@ -58,21 +58,24 @@ class Scale:
         return self._settings("mixer", size, data) | wider
 
     def imixer(self, size: ModelSize = "S", data: str | None = None, **changes: Any) -> dict[str, Any]:
-        """Settings of an iMixer, by dotted name.
+        """Return the settings of an iMixer, by dotted name.
 
         Args:
             size: Its size.
             data: Its data set. Default: that of the scale.
-            changes: Fields of `ModelConfig` that are not the paper's.
+            **changes: Fields of `ModelConfig` that differ from the paper's iMixer.
         """
         changed = {name: value for name, value in changes.items() if _PAPER_VALUES.get(name) != value}
         return self._settings("imixer", size, data) | {f"model.{name}": value for name, value in changed.items()}
 
     def matching_ratio(self, size: ModelSize) -> float:
-        """Width of a Mixer's token mixing over C, for as many multiply-adds as the iMixer of the same size has.
+        """Return the width D of a Mixer's token mixing, over C, that makes its multiply-adds equal to an iMixer's.
 
-        Per channel and block the token mixing of a Mixer takes 2 S D, of an iMixer 2 S D_S + 2 n D_S N_h, so that
-        D = D_S + n D_S N_h / S, rounded.
+        Per channel and block, the token mixing of a Mixer takes 2 S D multiply-adds and that of an iMixer
+        2 S D_S + 2 n D_S N_h. Hence D = D_S + n D_S N_h / S, rounded.
+
+        Args:
+            size: Size of both.
         """
         S, D_S = (self.image_size // self.patch_size) ** 2, self.embed_dim[size] // 2
         return round(D_S + N_ITER * D_S * int(HIDDEN_RATIO * D_S) / S) / self.embed_dim[size]

@@ -1,6 +1,6 @@
-"""Table 1: iMixer against MLP-Mixer in three sizes, and against one of as many multiply-adds.
+"""Define Table 1: iMixer against MLP-Mixer in three sizes, and against a Mixer of as many multiply-adds.
 
-The latter has a wider token mixing, which is where the iMixer's additional multiply-adds are, and nothing else changed.
+The latter has a wider token mixing, which is where the iMixer's additional multiply-adds are. Nothing else changes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Table 2: inner width and number of iterations."""
+"""Define Table 2: inner width h_r against the number n of iterations."""
 
 from __future__ import annotations
 

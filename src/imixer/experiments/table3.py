@@ -1,4 +1,4 @@
-"""Table 3: how the inner map is kept contractive, against the number of iterations."""
+"""Define Table 3: ways to keep the inner map F contractive, against the number n of iterations."""
 
 from __future__ import annotations
 

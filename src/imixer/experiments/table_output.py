@@ -1,9 +1,7 @@
-"""An experiment as tables and sentences, beside the paper's numbers: on the screen, in Markdown, LaTeX, CSV, JSON."""
+"""Write an experiment as tables and sentences beside the paper's numbers: on screen, as Markdown, LaTeX, CSV, JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from imixer.escaping import for_csv, for_markdown
+from imixer.escaping import for_markdown
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
-from imixer.experiments.experiment_result import ExperimentResult, MeanStd, RowResult, judge_page, mean_and_std
+from imixer.experiments.experiment_result import ExperimentResult, RowResult, judge_page, mean_and_std
 from imixer.experiments.paper import CONDITIONS
 from imixer.experiments.sentences import (
     describe,
@@ -25,25 +23,25 @@ from imixer.experiments.sentences import (
     verdict_words,
 )
 from imixer.experiments.trained_contraction import IMAGES
-from imixer.tables import Grid, latex, markdown, on_screen
+from imixer.tables import Grid, latex, markdown, on_screen, plus_minus
 from imixer.training.run.config import TrainConfig
-from imixer.writing import json_text, write_text
+from imixer.writing import csv_text, json_text, write_text
 
 _RAN_ON = "ran on: "
 
 
 @dataclass(frozen=True)
 class Presentation:
-    """What a page shows of an experiment.
+    """Everything that a page shows of an experiment.
 
     Args:
-        title: What it is.
-        conditions: Scale, data, length, trials.
-        sentences: What its comparisons allow to be said.
-        tables: Each with its caption: the results, then the differences.
-        notes: What its rows are compared to, and what the paper leaves open.
-        legend: What the columns are.
-        remarks: What is missing and why, and what the trials ran on.
+        title: Title of the experiment.
+        conditions: Scale, data, epochs and number of trials.
+        sentences: Sentences that its comparisons allow.
+        tables: Captions and tables: the results, then the differences.
+        notes: The baseline of its rows, and what the paper leaves open.
+        legend: Explanation of the columns.
+        remarks: What is missing and why, and the hardware of the trials.
     """
 
     title: str
@@ -56,12 +54,12 @@ class Presentation:
 
 
 def present(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int) -> Presentation:
-    """Set an experiment out for a page.
+    """Collect everything that a page shows of an experiment.
 
     Args:
         result: The experiment.
-        judgements: Its judgements by row, as `judge_page` gave them for the page.
-        tests: How many tests there are on the page, see `count_tests`.
+        judgements: Its judgements by row, as `judge_page` returns them for the page.
+        tests: Number of tests on the page, see `count_tests`.
     """
     tables = [("Results", _results(result))]
     if any(row_result.row.baseline for row_result in result.rows):
@@ -77,11 +75,11 @@ def present(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
     )
 
 
-def write_table(result: ExperimentResult, console: Console) -> None:
-    """Write `<experiment>.md`, `.tex`, `.csv` and `.json` into the experiment's folder, and print the tables.
+def write_tables(result: ExperimentResult, console: Console) -> None:
+    """Write `<experiment>.md`, `.tex`, `.csv` and `.json`, and print the tables.
 
     Args:
-        result: The experiment.
+        result: The experiment, with the folder to write into.
         console: Where to print.
     """
     name = result.experiment.name
@@ -112,12 +110,16 @@ def write_table(result: ExperimentResult, console: Console) -> None:
 
 
 def count_tests(page: Sequence[Mapping[str, Judgement]]) -> int:
-    """Count the tests of a page, for which its p-values are corrected. What `judge_page` gave."""
+    """Count the tests of a page, for which its p-values are corrected.
+
+    Args:
+        page: The judgements of each experiment, by row, as `judge_page` returns them.
+    """
     return sum(judgement.p is not None for judgements in page for judgement in judgements.values())
 
 
 def conditions(result: ExperimentResult) -> str:
-    """The scale, the data, the length and the number of trials."""
+    """Write the scale, the data, the epochs and the number of trials in a sentence."""
     configs = [row_result.config for row_result in result.rows if row_result.config]
     epochs = " or ".join(sorted({_length(config) for config in configs}))
     there = [data for data in result.data.values() if not data.missing]
@@ -131,13 +133,13 @@ def conditions(result: ExperimentResult) -> str:
 
 
 def section(page: Presentation) -> str:
-    """An experiment as a section of a Markdown page that has others, without what the page says once for all."""
+    """Write an experiment as a section of a Markdown page, without the remarks that the page makes once for all."""
     remarks = [remark for remark in page.remarks if not remark.startswith(_RAN_ON)]
     return f"## {page.title}\n\n{for_markdown(page.conditions)}.\n\n{_body(page, notes=page.notes + remarks)}"
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """A Markdown list."""
+    """Write a Markdown list, an item per line."""
     return "".join(f"- {for_markdown(line)}\n" for line in lines)
 
 
@@ -169,9 +171,9 @@ def _results(result: ExperimentResult) -> Grid:
 def _numbers(result: ExperimentResult, row_result: RowResult) -> list[str]:
     complexity, paper = row_result.complexity, row_result.row.paper
     return [
-        "not run" if row_result.config is None else _spread(mean_and_std(row_result.last)),
-        "" if row_result.config is None else _spread(mean_and_std(row_result.best)),
-        _spread(MeanStd(paper.mean, paper.spread)) if paper else "",
+        "not run" if row_result.config is None else _mean_and_std(row_result.last),
+        "" if row_result.config is None else _mean_and_std(row_result.best),
+        plus_minus(paper.mean, paper.spread) if paper else "",
         _count(row_result),
         *(_contraction(row_result) if result.experiment.show_contraction else []),
         *([_time(result, row_result)] if result.experiment.show_time else []),
@@ -223,10 +225,9 @@ def _difference(result: ExperimentResult, row_result: RowResult, judgement: Judg
     ]
 
 
-def _spread(found: MeanStd | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.mean:.2f}" if found.std is None else f"{found.mean:.2f} +- {found.std:.2f}"
+def _mean_and_std(values: dict[int, float]) -> str:
+    over_trials = mean_and_std(values)
+    return "-" if over_trials is None else plus_minus(over_trials.mean, over_trials.std)
 
 
 def _count(row_result: RowResult) -> str:
@@ -251,7 +252,7 @@ def _length(config: TrainConfig) -> str:
 
 
 def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int) -> list[str]:
-    """What the columns are."""
+    """Explain the columns, and the tests that the page has."""
     kinds = {judgement.comparison.test for judgement in judgements.values()}
     legend = [
         "last epoch, best epoch: top-1 on the held-out images, mean +- standard deviation over the finished trials. "
@@ -294,14 +295,18 @@ def _tests(tests: Collection[str]) -> list[str]:
 
 
 def _remarks(result: ExperimentResult) -> list[str]:
-    """What is missing and why, and what the trials ran on."""
+    """Say what is missing and why, and on what hardware the trials ran."""
     missing = [f"not run: {data.name}: {data.missing}" for data in result.data.values() if data.missing]
     failed = [f"failed: {run.path}: {run.outcome.error}" for run in result.failed]
     return [*missing, *failed, *(f"{_RAN_ON}{machine(each)}" for each in result.environments)]
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Hardware and versions in one line."""
+    """Write hardware and versions in one line.
+
+    Args:
+        environment: As `environment.json` of a run has it.
+    """
     hardware = ", ".join(environment["gpus"]) or f"{environment['cores']} cores of {environment['cpu']}"
     versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "timm", "imixer"))
     return f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}"
@@ -326,13 +331,9 @@ def _facts(result: ExperimentResult, summary: str) -> dict[str, Any]:
 
 
 def _record(result: ExperimentResult, row_result: RowResult, judgement: Judgement | None) -> dict[str, Any]:
-    """A row with all its numbers. Accuracies in %, differences in points, times in seconds."""
-    complexity, paper, last, best = (
-        row_result.complexity,
-        row_result.row.paper,
-        mean_and_std(row_result.last),
-        mean_and_std(row_result.best),
-    )
+    """Return a row with all its numbers: accuracies in %, differences in points, times in seconds."""
+    complexity, paper = row_result.complexity, row_result.row.paper
+    last, best = mean_and_std(row_result.last), mean_and_std(row_result.best)
     measured = row_result.contraction
     return {
         "name": row_result.row.name,
@@ -384,15 +385,15 @@ _COMPARISON = (
 
 
 def _comparison(judgement: Judgement) -> dict[str, Any]:
-    found = judgement.comparison
-    low, high = found.interval or (None, None)
+    comparison = judgement.comparison
+    low, high = comparison.interval or (None, None)
     values = (
-        found.difference,
+        comparison.difference,
         low,
         high,
-        found.test,
-        found.pairs,
-        found.p,
+        comparison.test,
+        comparison.pairs,
+        comparison.p,
         judgement.p,
         judgement.p_equivalence,
         judgement.detectable,
@@ -408,7 +409,7 @@ def _finite(value: Any) -> Any:
 
 
 def _csv(records: list[dict[str, Any]]) -> str:
-    """The numbers of the records; those of the trials are in the JSON file."""
+    """Write the numbers of the records as CSV, without those of single trials, which the JSON file has."""
     groups = {
         "last": ("mean", "std"),
         "best": ("mean", "std"),
@@ -426,8 +427,5 @@ def _csv(records: list[dict[str, Any]]) -> str:
                 row[name] = value
         row.pop("config", None)  # that of a row that was not run is no mapping
         rows.append(row | {"planned": len(record["runs"])})
-    content = io.StringIO()
-    writer = csv.DictWriter(content, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: for_csv(value) for name, value in row.items()} for row in rows)
-    return content.getvalue()
+    header = list(rows[0])
+    return csv_text(header, ([row.get(name) for name in header] for row in rows))

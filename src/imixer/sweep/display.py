@@ -1,4 +1,4 @@
-"""A sweep on the screen."""
+"""Show a sweep on the screen: while it runs, and its summary at the end."""
 
 from __future__ import annotations
 
@@ -19,19 +19,28 @@ from imixer.sweep.plan import Trial
 from imixer.sweep.results import CellSummary, Status, SweepResults, TrialOutcome
 from imixer.sweep.spec import RESULTS, SUMMARY
 from imixer.sweep.trial import log_file
+from imixer.tables import plus_minus
 
 _URGENCY: tuple[Status, ...] = ("running", "failed", "unfinished", "waiting", "finished")
-_AROUND = 5  # lines of the screen that are not a trial's
+_OTHER_LINES = 5  # of the screen, which are not a trial's
 
 
 class SweepDisplay(Protocol):
+    """Shows how a running sweep goes."""
+
     def note(self, trial: Trial) -> None:
-        """Something became of a trial."""
+        """Show what has become of a trial."""
 
 
 @contextmanager
 def live_display(results: SweepResults) -> Iterator[SweepDisplay]:
-    """Show on stderr how a sweep goes: a live table, or, where there is no terminal, a line when a trial turns."""
+    """Show on stderr how a sweep goes.
+
+    A terminal gets a live table. Elsewhere a line is printed when a trial begins or ends.
+
+    Args:
+        results: The outcomes of the sweep's trials.
+    """
     console = PlainConsole(file=sys.stderr)  # this stderr, also while a trial's goes to its log
     if not console.is_terminal:
         yield _Lines(results, sys.stderr)
@@ -42,7 +51,12 @@ def live_display(results: SweepResults) -> Iterator[SweepDisplay]:
 
 
 def report_sweep(results: SweepResults, console: Console) -> None:
-    """A row per cell, what is missing and why, and where the files are."""
+    """Print a row per cell, the trials that failed or are missing, and where the files are.
+
+    Args:
+        results: The outcomes of the sweep's trials.
+        console: Where to print.
+    """
     table = Table("cell", "trials", "val acc", "val loss", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -50,7 +64,7 @@ def report_sweep(results: SweepResults, console: Console) -> None:
         accuracy, loss = results.mean(cell), results.mean(cell, "val_loss")
         all_of_them = accuracy.trials == accuracy.planned
         count = f"{accuracy.trials}" if all_of_them else f"{accuracy.trials} of {accuracy.planned}"
-        table.add_row(Text(cell.name), count, _spread(accuracy, 100, 2, " %"), _spread(loss, 1, 4, ""))
+        table.add_row(Text(cell.name), count, _mean_and_std(accuracy, 100, 2, " %"), _mean_and_std(loss, 1, 4, ""))
     console.print(table)
     console.print("mean +- standard deviation of the sample, over the finished trials")
     for trial in results.with_status("failed"):
@@ -80,7 +94,7 @@ class _LiveTable:
         for column in (table.columns[1], *table.columns[3:]):
             column.justify = "right"
         urgent = sorted(outcomes, key=lambda trial: _URGENCY.index(outcomes[trial].status))
-        fitting = set(urgent[: max(1, self.console.height - _AROUND)])
+        fitting = set(urgent[: max(1, self.console.height - _OTHER_LINES)])
         for trial, outcome in outcomes.items():
             if trial in fitting:
                 table.add_row(
@@ -113,11 +127,10 @@ class _Lines:
         print(one_line(f"{trial.name}: {words[outcome.status]}"), file=self.file, flush=True)
 
 
-def _spread(found: CellSummary, scale: float, digits: int, unit: str) -> str:
-    if found.mean is None:
+def _mean_and_std(summary: CellSummary, scale: float, digits: int, unit: str) -> str:
+    if summary.mean is None:
         return "-"
-    spread = "" if found.std is None else f" +- {found.std * scale:.{digits}f}"
-    return f"{found.mean * scale:.{digits}f}{spread}{unit}"
+    return plus_minus(summary.mean * scale, None if summary.std is None else summary.std * scale, digits) + unit
 
 
 def _clock(outcome: TrialOutcome) -> str:

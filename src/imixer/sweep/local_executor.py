@@ -1,4 +1,4 @@
-"""Trials in this process, one after the other."""
+"""Run trials in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from imixer.sweep.trial import run_trial
 
 
 class LocalExecutor:
-    """An executor that runs one trial after the other, in this process."""
+    """An executor that runs one trial after the other, in this process.
+
+    Choose it for a single device that one trial fills; choose `RayExecutor` to run trials side by side.
+    """
 
     def __enter__(self) -> LocalExecutor:
         return self
@@ -19,6 +22,7 @@ class LocalExecutor:
         pass
 
     def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
+        """Run each trial; see `Executor.run`."""
         for trial in trials:
             yield trial, True
             run_trial(trial, folder)

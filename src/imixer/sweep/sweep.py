@@ -1,4 +1,4 @@
-"""Run a sweep, or what is left of it."""
+"""Run a sweep, or what is left of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 
@@ -22,14 +22,26 @@ from imixer.writing import write_text
 
 
 class Executor(Protocol):
-    """Runs trials. It is entered before anything is written, and may then refuse what it was given."""
+    """What runs the trials of a sweep.
 
-    def __enter__(self) -> Any: ...
+    It is entered before anything is written, and may then refuse what it was given. Choose `LocalExecutor` or
+    `RayExecutor`, or write one for another scheduler.
+    """
 
-    def __exit__(self, *exception: Any) -> None: ...
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
     def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
-        """Run each trial by `run_trial`. Yields a trial with True as it begins and with False as it ends."""
+        """Run each trial by `run_trial`.
+
+        Args:
+            trials: The trials.
+            folder: Folder of the sweep.
+
+        Yields:
+            A trial with True as it begins, and with False as it ends.
+        """
 
 
 def run_sweep(
@@ -38,15 +50,18 @@ def run_sweep(
     executor: Executor | None = None,
     trials: Sequence[Trial] | None = None,
 ) -> SweepResults:
-    """Train what is not finished of a sweep, and keep `results.csv` and `summary.csv` up to date meanwhile.
+    """Train the trials of a sweep that are not finished, and keep `results.csv` and `summary.csv` up to date.
 
     A trial that fails is recorded with its reason, and the others go on.
 
     Args:
-        sweep: What to train.
-        out: Folder of the sweep. It may hold an earlier start of the same, or of part of it. Default: `sweeps/<name>`.
+        sweep: The sweep.
+        out: Its folder, which may hold an earlier start of the same sweep or of part of it. Default: `sweeps/<name>`.
         executor: What runs the trials. Default: `LocalExecutor()`.
-        trials: Which of the sweep's trials to run. Default: all.
+        trials: Trials of the sweep to run. Default: all.
+
+    Returns:
+        The outcome of every trial.
 
     Raises:
         InputError: If the folder holds something else, or the executor cannot run. Nothing is written then.
@@ -76,7 +91,7 @@ def run_sweep(
 
 
 def _check(folder: Path, sweep: Sweep) -> None:
-    """See that the folder is free, or holds this sweep or part of it."""
+    """Refuse a folder that is taken, unless it holds this sweep or part of it."""
     if (folder / SPEC).is_file():
         if problem := _difference(read_sweep(str(folder / SPEC)), sweep):
             raise InputError(f"out: {folder} holds another sweep: {problem}; give another --out")
@@ -95,7 +110,7 @@ def _prepare(folder: Path, sweep: Sweep) -> None:
 
 
 def _difference(old: Sweep, new: Sweep) -> str | None:
-    """What the new sweep lacks, or has otherwise, of the old one."""
+    """Name the first cell, setting or seed of the old sweep that the new one lacks or has otherwise; None if equal."""
     cells = {cell.name: cell for cell in new.cells}
     for cell in old.cells:
         if cell.name not in cells:

@@ -1,4 +1,4 @@
-"""One trial: trained, or continued, with its output in a log."""
+"""Train or continue one trial, with its output in a log."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ _TAIL = 8192  # bytes, more than the longest reason
 
 
 def run_trial(trial: Trial, folder: Path) -> None:
-    """Train a trial of the sweep in `folder`, from its latest checkpoint if there is one.
+    """Train a trial of a sweep, from its latest checkpoint if there is one.
 
-    What it prints, and why it fails if it does, goes to its log. Only an interruption is raised.
+    Its output goes to its log, and so does the reason if it fails. Only an interruption is raised.
+
+    Args:
+        trial: The trial.
+        folder: Folder of the sweep.
     """
     from imixer.training.train import resume, train
 
@@ -42,13 +46,18 @@ def run_trial(trial: Trial, folder: Path) -> None:
 
 
 def record_failure(run: Path, reason: str) -> None:
-    """Let the log of a run end with why it failed."""
+    """Append to the log of a run why it failed.
+
+    Args:
+        run: The run directory.
+        reason: The reason, which is cut if it is very long.
+    """
     with log_file(run).open("a", encoding="utf-8") as file:
         file.write(f"{_FAILED}{' '.join(reason.split())[: _TAIL // 8]}\n")
 
 
 def failure_reason(run: Path) -> str | None:
-    """Why the last attempt at a run failed; None if it did not."""
+    """Read from the log of a run why its last attempt failed; None if it did not."""
     try:
         with log_file(run).open("rb") as file:
             file.seek(max(0, log_file(run).stat().st_size - _TAIL))
@@ -59,5 +68,5 @@ def failure_reason(run: Path) -> str | None:
 
 
 def log_file(run: Path) -> Path:
-    """The log of a run: beside its directory, which must not exist before training."""
+    """Name the log of a run. It lies beside the run directory, which must not exist before training."""
     return run.with_name(f"{run.name}.log")
