@@ -10,10 +10,18 @@ from PIL import Image
 from rich.console import Console
 
 from imixer.analysis.convergence import compare_convergence
-from imixer.analysis.convergence_statements import agree, first_block, first_two_blocks, last_block, middle_blocks
+from imixer.analysis.convergence_statements import (
+    Condition,
+    Statement,
+    agree,
+    first_block,
+    first_two_blocks,
+    last_block,
+    middle_blocks,
+)
 from imixer.cli import main
 from imixer.escaping import for_markdown
-from imixer.experiments.figure_output import draw_figure
+from imixer.experiments.figure_output import _condition_grid, _verdict_grid, draw_figure
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
@@ -88,6 +96,24 @@ def test_verdicts_are_those_of_all_trials_and_the_first_is_drawn(tiny):
     assert statement["verdict"] == agree([trial["verdict"] for trial in statement["trials"]])
     assert "| the paper | here | seed 0 | seed 1 |" in page("fig3")
     assert "the trial with seed 0; finished: 2" in page("fig3")
+
+
+def test_verdicts_and_conditions_stand_in_their_columns():
+    def statement(verdict):
+        conditions = (
+            Condition("rate", "below 1", 0.5, 0.25, 0.875, verdict),
+            Condition("norm", "above 2", 3, 2.5, 4, "x"),
+        )
+        return Statement("Blocks converge.", "a criterion", conditions[: 1 + (verdict == "confirmed")])
+
+    verdicts = _verdict_grid([[statement("not confirmed"), statement("not decidable")]], [3, 7])
+    assert verdicts.header == ("the paper", "here", "seed 3", "seed 7")
+    assert verdicts.rows == (("Blocks converge.", "not decidable", "not confirmed", "not decidable"),)
+    conditions = _condition_grid(statement("confirmed"))
+    assert [dict(zip(conditions.header, row, strict=True)) for row in conditions.rows] == [
+        {"condition": "rate", "asked": "below 1", "mean": "0.5", "interval": "[0.25, 0.875]", "verdict": "confirmed"},
+        {"condition": "norm", "asked": "above 2", "mean": "3", "interval": "[2.5, 4]", "verdict": "x"},
+    ]
 
 
 def test_a_seed_that_is_not_finished_in_every_row_is_left_out(tiny):

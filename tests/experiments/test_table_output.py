@@ -1,11 +1,14 @@
 """What a page shows and says, of results made by hand."""
 
+import csv
+import io
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from imixer.experiments.complexity import ModelComplexity
 from imixer.experiments.data_sets import DatasetLocation
@@ -15,7 +18,7 @@ from imixer.experiments.index_page import write_index
 from imixer.experiments.paper import PaperAccuracy
 from imixer.experiments.scales import SCALES
 from imixer.experiments.sentences import describe, row_name, summarise
-from imixer.experiments.table_output import count_tests, present
+from imixer.experiments.table_output import count_tests, present, write_tables
 from imixer.experiments.trained_contraction import TrainedContraction, measure_contraction, worst_contraction
 from imixer.sweep.results import TrialOutcome
 from imixer.training.run.config import TrainConfig
@@ -169,3 +172,103 @@ def test_a_page_shows_figures_with_what_was_read_off_them(tmp_path):
     (tmp_path / "fig5.md").write_text("# Figure 5\n\n![Figure 5](fig5.png)\n\n## Verdicts\n")
     page = write_index([figure], "a command").read_text()
     assert "\n## Figure 5\n" in page and "\n### Verdicts\n" in page and page.count("![Figure 5]") == 1
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The files and the screen of three rows: a baseline, one that is larger, one whose data are missing."""
+    contraction = TrainedContraction(0.97, 0.5, 0.75, 0.012, "observed")
+    other = row_result("other", [82.1, 84.0, 86.0, 82.9], paper=PaperAccuracy(88.6, 0.3), contraction=contraction)
+    absent = RowResult(Row("absent", {"model": "absent", "n": "4"}, {}, "imagenet", "base", PaperAccuracy(70.0)))
+    found = replace(result(BASE, other, absent, show_contraction=True), folder=tmp_path)
+    console = Console(file=io.StringIO(), width=400)
+    write_tables(found, console)
+    return tmp_path, console.file.getvalue()
+
+
+def test_the_csv_file_has_each_number_in_its_column(written):
+    folder, _ = written
+    with (folder / "some.csv").open(newline="") as file:
+        base, other, absent = csv.DictReader(file)
+    assert list(other) == [
+        *("model", "n", "name", "data", "last_mean", "last_std", "best_mean", "best_std", "finished"),
+        *("paper_mean", "paper_spread", "paper_difference", "baseline", "comparison_difference", "comparison_low"),
+        *("comparison_high", "comparison_test", "comparison_pairs", "comparison_p", "comparison_p_corrected"),
+        *("comparison_p_equivalence_corrected", "comparison_detectable", "comparison_margin", "comparison_verdict"),
+        *("comparison_within_margin", "contraction_bound", "contraction_norm", "contraction_found"),
+        *("contraction_residual", "contraction_verdict", "parameters", "multiply_adds", "planned"),
+    ]
+    words = {"model": "other", "n": "2", "name": "other", "data": "digits", "baseline": "base"}
+    words |= {"comparison_test": "paired", "comparison_verdict": "larger", "comparison_within_margin": "False"}
+    words |= {"contraction_verdict": "observed", "finished": "4", "planned": "4", "comparison_pairs": "4"}
+    words |= {"parameters": "1234", "multiply_adds": "5000000"}
+    assert other.items() >= words.items()
+    # differences 2.1, 2, 2, 1.9: error 0.0408, t(0.975; 3) = 3.1824; a margin of 0.5 lies t = -36.7 errors away
+    numbers = {
+        "last_mean": 83.75,
+        "last_std": 1.6902,
+        "best_mean": 84.75,
+        "best_std": 1.6902,
+        "paper_mean": 88.6,
+        "paper_spread": 0.3,
+        "paper_difference": 0.6,
+        "comparison_difference": 2.0,
+        "comparison_low": 2 - 3.1824 * 0.040825,
+        "comparison_high": 2 + 3.1824 * 0.040825,
+        "comparison_margin": 0.5,
+        "comparison_p_equivalence_corrected": 1.0,
+        "contraction_bound": 0.97,
+        "contraction_norm": 0.5,
+        "contraction_found": 0.75,
+        "contraction_residual": 0.012,
+    }
+    assert {name: float(other[name]) for name in numbers} == pytest.approx(numbers, rel=1e-4)
+    assert float(other["comparison_p"]) == float(other["comparison_p_corrected"]) < 1e-4  # a single test
+    assert [base[name] for name in ("baseline", "comparison_low", "contraction_bound")] == [""] * 3
+    assert [absent[name] for name in ("last_mean", "parameters", "finished", "planned", "paper_spread")] == [
+        *("", "", "0", "0", "")
+    ]
+
+
+def test_the_screen_the_page_and_latex_show_the_same_cells(written):
+    folder, shown = written
+    results = ["other", "2", "83.75 +- 1.69", "84.75 +- 1.69", "88.60 +- 0.30", "4"]
+    results += ["0.97", "0.5", "1.2 %", "observed, 75% found", "1,234", "5.00 M"]
+    differences = ["other", "2", "+2.00", "[1.87, 2.13]", "paired", "< 0.001", "0.17", "+0.60", "larger"]
+    header = ["model", "n", "last epoch %", "best epoch %", "paper %", "trials"]
+    header += ["bound", "norm", "residual", "inverse", "parameters", "mult-adds"]
+    tests = ["model", "n", "difference", "95% interval", "test", "p", "detectable", "paper", "verdict"]
+    lines = [line.split("  ") for line in shown.splitlines()]
+    on_screen = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    page = (folder / "some.md").read_text().replace("\\", "").splitlines()
+    in_page = [line.strip("| ").split(" | ") for line in page]
+    latex = [line.removesuffix(r" \\").split(" & ") for line in (folder / "some.tex").read_text().splitlines()]
+    for cells in (header, results, tests, differences):
+        assert cells in on_screen
+        assert [cell.replace("+-", "±") for cell in cells] in in_page
+        escaped = [cell.replace("+-", r"$\pm$").replace("%", r"\%").replace("<", "$<$") for cell in cells]
+        assert escaped in latex
+    assert ["absent", "4", "not run", "70.00"] in on_screen
+
+
+def test_the_json_file_has_every_trial(written):
+    folder, _ = written
+    facts = json.loads((folder / "some.json").read_text())
+    base, other, absent = facts["rows"]
+    assert other["runs"][1] == {
+        "seed": 1,
+        "path": "run-1",
+        "status": "finished",
+        "epoch": 12,
+        "top1": 84.0,
+        "best_epoch": 9,
+        "best_top1": 85.0,
+        "val_loss": 0.5,
+        "seconds": 10.0,
+        "error": "",
+    }
+    assert [run["seed"] for run in base["runs"]] == [0, 1, 2, 3] and absent["runs"] == []
+    assert other["last"] == {"mean": 83.75, "std": pytest.approx(1.6902, rel=1e-4)}
+    assert (facts["trials"], facts["margin"], facts["baseline"]) == (4, 0.5, "the base")
+    grids = {grid["caption"]: grid for grid in facts["shown"]["tables"]}
+    assert grids["Results"]["rows"][1][2] == "83.75 +- 1.69" and grids["Differences"]["rows"][0][2] == "+2.00"

@@ -142,13 +142,13 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
             *(f"not decidable, since {each[0].missing}: {each[0].text}" for each in statements if each[0].missing),
         ],
         grids=(
-            (_verdicts(statements, seeds), "What the paper reads off it"),
-            *((_conditions_of(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
+            (_verdict_grid(statements, seeds), "What the paper reads off it"),
+            *((_condition_grid(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
         ),
     )
 
 
-def _verdicts(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -> Grid:
+def _verdict_grid(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -> Grid:
     rows = []
     for each in statements:
         verdicts = [one.verdict for one in each]
@@ -156,7 +156,7 @@ def _verdicts(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -
     return Grid(("the paper", "here", *(f"seed {seed}" for seed in seeds)), tuple(rows), 2 + len(seeds))
 
 
-def _conditions_of(statement: Statement) -> Grid:
+def _condition_grid(statement: Statement) -> Grid:
     rows = tuple(
         (each.what, each.asked, f"{each.value:.3g}", f"[{each.low:.3g}, {each.high:.3g}]", each.verdict)
         for each in statement.conditions

@@ -43,7 +43,7 @@ def live_display(results: SweepResults) -> Iterator[SweepDisplay]:
     """
     console = PlainConsole(file=sys.stderr)  # this stderr, also while a trial's goes to its log
     if not console.is_terminal:
-        yield _Lines(results, sys.stderr)
+        yield _TrialLines(results, sys.stderr)
         return
     table = _LiveTable(results, console)
     with Live(console=console, get_renderable=table.render, refresh_per_second=1) as table.live:
@@ -108,7 +108,7 @@ class _LiveTable:
         return table
 
 
-class _Lines:
+class _TrialLines:
     def __init__(self, results: SweepResults, file: TextIO) -> None:
         self.results = results
         self.file = file

@@ -10,7 +10,7 @@ from imixer.training.run.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One configuration, to be trained with several seeds.
 
     Args:
@@ -35,7 +35,7 @@ class Cell:
 class Trial:
     """One training run of a sweep: a cell with a seed."""
 
-    cell: Cell
+    cell: SweepCell
     seed: int
 
     @property
@@ -64,7 +64,7 @@ class Sweep:
     """
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[SweepCell, ...]
     seeds: tuple[int, ...]
     spec: dict[str, Any]
 

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from imixer.reading import read_rows
-from imixer.sweep.plan import Cell, Sweep, Trial
+from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.sweep.spec import RESULTS, SUMMARY, setting_text
 from imixer.sweep.trial import failure_reason
 from imixer.training.run.directory import RunDirectory
@@ -106,7 +106,7 @@ class SweepResults:
         """List the trials that have one of some statuses, in the order of the sweep."""
         return [trial for trial in self.sweep.trials if self[trial].status in statuses]
 
-    def mean(self, cell: Cell, metric: str = "val_acc") -> CellSummary:
+    def mean(self, cell: SweepCell, metric: str = "val_acc") -> CellSummary:
         """Average a metric over the finished trials of a cell.
 
         Args:
@@ -154,7 +154,7 @@ class SweepResults:
         _write_csv(self.folder / SUMMARY, ["cell", *fields, "trials", "planned", "val_acc_mean", "val_acc_std"], rows)
 
 
-def _values(cell: Cell, fields: Iterable[str]) -> list[str]:
+def _values(cell: SweepCell, fields: Iterable[str]) -> list[str]:
     return [setting_text(cell.settings[field]) if field in cell.settings else "" for field in fields]
 
 

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from imixer.errors import InputError, did_you_mean
 from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
-from imixer.sweep.plan import Cell, Sweep, Trial
+from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, parse, train_parser
 from imixer.writing import json_text
@@ -204,13 +204,13 @@ def _cells(
     cases: dict[str, dict[str, Any]],
     seeds: list[int],
     case_seeds: dict[str, list[int]],
-) -> Iterable[Cell]:
+) -> Iterable[SweepCell]:
     number = math.prod(map(len, grid.values())) * max(1, len(cases))
     if number > _MOST_TRIALS:
         raise InputError(f"grid has {number:,} cells; give at most {_MOST_TRIALS:,}")
     parser = train_parser()
     short = _short_names(grid)
-    cells: dict[str, Cell] = {}  # by what they train
+    cells: dict[str, SweepCell] = {}  # by what they train
     taken = {file: file for file in _FILES}  # file systems may not tell case apart
     for case, own in (cases or {"": {}}).items():
         for values in product(*grid.values()):
@@ -228,7 +228,7 @@ def _cells(
             config = _config(parser, base | own | point, own_seeds, name)
             if same := cells.get(repr(config)):
                 raise InputError(f"cells {same.name} and {name} are the same; leave one out")
-            cells[repr(config)] = Cell(name, own | point, config, tuple(own_seeds))
+            cells[repr(config)] = SweepCell(name, own | point, config, tuple(own_seeds))
     return cells.values()
 
 

@@ -13,7 +13,7 @@ import yaml
 from imixer.errors import InputError
 from imixer.sweep.display import live_display
 from imixer.sweep.local_executor import LocalExecutor
-from imixer.sweep.plan import Cell, Sweep, Trial
+from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import SPEC, read_sweep
 from imixer.training.run.directory import check_out
@@ -123,7 +123,7 @@ def _difference(old: Sweep, new: Sweep) -> str | None:
     return None
 
 
-def _differing(old: Cell, new: Cell) -> str | None:
+def _differing(old: SweepCell, new: SweepCell) -> str | None:
     was, will = flatten(asdict(old.config)), flatten(asdict(new.config))
     for field in was | will:
         if was.get(field) != will.get(field):
