@@ -40,6 +40,16 @@ def model_complexity(config: TrainConfig, in_chans: int, num_classes: int) -> Mo
     Raises:
         InputError: If there is no such model.
     """
+    described = f"{config.model} {config.data}", in_chans, num_classes
+    if described not in _COUNTED:
+        _COUNTED[described] = _count(config, in_chans, num_classes)
+    return _COUNTED[described]
+
+
+_COUNTED: dict[tuple[str, int, int], ModelComplexity] = {}  # experiments have models in common
+
+
+def _count(config: TrainConfig, in_chans: int, num_classes: int) -> ModelComplexity:
     with torch.device("meta"):
         built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)

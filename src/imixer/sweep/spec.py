@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,6 @@ def _cells(
     number = math.prod(map(len, grid.values())) * max(1, len(cases))
     if number > _MOST_TRIALS:
         raise InputError(f"grid has {number:,} cells; give at most {_MOST_TRIALS:,}")
-    parser = train_parser()
     short = _short_names(grid)
     cells: dict[str, SweepCell] = {}  # by what they train
     taken = {file: file for file in _FILES}  # file systems may not tell case apart
@@ -225,21 +225,31 @@ def _cells(
                 raise InputError(f"cell {name} and {other} would share a folder; leave one out, or use cases")
             taken[name.lower()] = name
             own_seeds = case_seeds.get(case, seeds)
-            config = _config(parser, base | own | point, own_seeds, name)
+            config = _config(base | own | point, own_seeds, name)
             if same := cells.get(repr(config)):
                 raise InputError(f"cells {same.name} and {name} are the same; leave one out")
             cells[repr(config)] = SweepCell(name, own | point, config, tuple(own_seeds))
     return cells.values()
 
 
-def _config(parser: ArgumentParser, settings: dict[str, Any], seeds: list[int], cell: str) -> TrainConfig:
+def _config(settings: dict[str, Any], seeds: list[int], cell: str) -> TrainConfig:
     try:
-        config = build_config(parse(parser, ["--config", yaml.safe_dump(_nested(settings))]))
+        config = _parsed(yaml.safe_dump(_nested(settings)))
         for seed in seeds:
             replace(config, seed=seed)  # refuses what is impossible
     except InputError as error:
         raise InputError(f"cell {cell}: {error}") from error
     return config
+
+
+@lru_cache(maxsize=1024)  # experiments have configurations in common, and a sweep is read more than once
+def _parsed(text: str) -> TrainConfig:
+    return build_config(parse(_parser(), ["--config", text]))
+
+
+@lru_cache(maxsize=1)  # it takes as long to make as to use
+def _parser() -> ArgumentParser:
+    return train_parser()
 
 
 def _short_names(grid: Iterable[str]) -> dict[str, str]:
