@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -21,7 +22,7 @@ from imixer.analysis.convergence_statements import (
 )
 from imixer.cli import main
 from imixer.escaping import for_markdown
-from imixer.experiments.figure_output import _condition_grid, _verdict_grid, draw_figure
+from imixer.experiments.figure_output import _DRAWINGS, _condition_grid, _verdict_grid, draw_figure
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
@@ -98,7 +99,9 @@ def without(result, row, seed):
     return replace(result, rows=tuple(rows))
 
 
-def test_verdicts_are_those_of_all_seeds_that_every_row_has_finished_and_the_first_is_drawn(tiny):
+def test_verdicts_are_those_of_all_seeds_that_every_row_has_finished_and_the_first_is_drawn(tiny, monkeypatch):
+    drawn = []
+    monkeypatch.setitem(_DRAWINGS, "first block", lambda measured, picture: drawn.append(measured))
     quiet = Console(file=io.StringIO())
     (result,) = reproduce([EXPERIMENTS["fig3"]], SCALES["smoke"], quiet, trials=2)
     found = facts("fig3")
@@ -110,6 +113,7 @@ def test_verdicts_are_those_of_all_seeds_that_every_row_has_finished_and_the_fir
     # a seed that is not finished in every row is left out
     one_seed = without(result, 1, 0)
     draw_figure(one_seed, quiet)
+    assert len(drawn) == 2 and not torch.equal(*(measured[0].blocks[0].norms for measured in drawn))
     assert facts("fig3")["drawn_seed"] == 1 and len(facts("fig3")["statements"][0]["trials"]) == 1
     (HERE / "fig3.json").unlink()
     said = Console(file=io.StringIO(), width=200)

@@ -32,7 +32,7 @@ def results(elsewhere):
     sweep = build_sweep({"set": {"epochs": 7}, "grid": {"model.n_iter": [1, 2]}, "seeds": 3})
     results = SweepResults(sweep, Path("mine"))
     by_name = {trial.name: trial for trial in sweep.trials}
-    write_trial(results, by_name["n_iter=1/seed-0"], (6, 0.5, 1.25, 10), (7, 0.25, 1.5, 61))
+    write_trial(results, by_name["n_iter=1/seed-0"], (6, 0.5, 1.75, 10), (7, 0.25, 1.5, 61))
     write_trial(results, by_name["n_iter=1/seed-1"], (6, 0.75, 0.5, 20), (7, 0.75, 2.5, 3700))
     write_trial(results, by_name["n_iter=1/seed-2"], (3, 0.125, 3.0, 5), finished=False, failed="it diverged")
     write_trial(results, by_name["n_iter=2/seed-0"], (7, 0.875, 0.25, 30))
