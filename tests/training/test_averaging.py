@@ -46,5 +46,5 @@ def test_it_is_judged_and_kept_instead_of_the_model(train_quick, tmp_path):
     run = train_quick(tmp_path / "run", "--ema", "0.9")
     saved = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)
     kept = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).state_dict()
-    assert not torch.equal(saved["model"]["head.weight"], saved["ema"]["head.weight"])
-    assert torch.equal(kept["head.weight"], saved["ema"]["head.weight"])
+    assert not torch.equal(saved["model"]["head.weight"], saved["average"]["head.weight"])
+    assert torch.equal(kept["head.weight"], saved["average"]["head.weight"])

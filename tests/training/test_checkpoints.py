@@ -137,7 +137,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_one(tmp_path, after):
     writer.send_signal(signal.SIGKILL)  # in the middle of the next
     writer.wait()
     found = Checkpoints(tmp_path).latest()
-    assert latest["step"] >= done
-    assert torch.equal(latest["weight"], torch.full((300_000,), float(latest["step"])))
+    assert found["step"] >= done
+    assert torch.equal(found["weight"], torch.full((300_000,), float(found["step"])))
     listed = {entry["file"] for entry in json.loads((tmp_path / "index.json").read_text())}
     assert all((tmp_path / file).is_file() for file in listed)

@@ -225,7 +225,7 @@ def test_the_checkpoint_of_our_own_run_gives_what_the_run_kept(train_quick, tmp_
     kept = model(num_classes=10, in_chans=1)
     load_weights(kept, str(run / "model" / "model.safetensors"))
     target, taken = loaded(run / "checkpoints" / "step-00000044.pt", num_classes=10, in_chans=1)
-    assert (taken.name, taken.others) == ("ema", ("model",))
+    assert (taken.name, taken.others) == ("average", ("model",))
     assert same(kept, target)
 
 

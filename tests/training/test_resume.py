@@ -63,14 +63,14 @@ def stop_at(monkeypatch):
     """Stop a training by SIGTERM after a step, and leave its directory."""
 
     def stop(out, step, *flags):
-        from imixer.training.progress_bar import TrainingProgress
+        from imixer.training.progress_bar import ShowProgress
 
         def interrupt(self, done, loss):
             if done == step:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         with monkeypatch.context() as patch:
-            patch.setattr(TrainingProgress, "step", interrupt)
+            patch.setattr(ShowProgress, "step", interrupt)
             assert main(["train", "--out", str(out), *EVERYTHING, "--epochs", "2", *flags]) == 143
         return out
 
@@ -247,11 +247,11 @@ def test_a_disk_that_fills_up_ends_training_in_one_line_and_what_is_saved_serves
     run = tmp_path / "run"
     code = (
         "import resource, sys\n"
-        "from imixer.training.progress_bar import TrainingProgress\n"
+        "from imixer.training.progress_bar import ShowProgress\n"
         "from imixer.cli import main\n"
         "def full(self, done, loss):\n"
         "    if done == 25: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "TrainingProgress.step = full\n"
+        "ShowProgress.step = full\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     flags = ["train", "--out", str(run), *EVERYTHING, "--epochs", "2", "--checkpoints.every_steps", "10"]

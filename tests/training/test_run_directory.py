@@ -36,9 +36,9 @@ FILES = {
 
 def test_it_holds_these_files(train_quick, tmp_path):
     run = train_quick(tmp_path / "run")
-    files = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
-    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
-    assert files - events == FILES
+    found = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    events = {name for name in found if name.startswith("tensorboard/events.out.tfevents")}
+    assert found - events == FILES
     assert len(events) == 1
 
 

@@ -14,7 +14,7 @@ import imixer.models  # noqa: F401
 from imixer.data.batches import build_batches
 from imixer.data.config import DataConfig
 from imixer.data.sources.open import open_data
-from imixer.training.devices import all_reduce_max, build_fabric, resolve_devices
+from imixer.training.devices import build_fabric, largest_over_processes, placed, share
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.scores import Scores
 from imixer.training.train_state import TrainState
@@ -27,7 +27,7 @@ def whole(tensor):
 
 
 def main(folder, strategy):
-    config = resolve_devices(
+    config = placed(
         TrainConfig(
             data=DataConfig(batch_size=48, val_fraction=0.1994),
             model=ModelConfig(name="imixer_t2_8", num_blocks=2, embed_dim=16),
@@ -63,7 +63,7 @@ def main(folder, strategy):
         assert not refused
         train_state.move(step)
     move.remove()
-    rounds = all_reduce_max(fabric, len(held_out))[0]
+    rounds = largest_over_processes(fabric, len(held_out))[0]
     scores = Scores(10).score(lambda images: train_state.ready()(images.double()), held_out, rounds)
     torch.save(
         {

@@ -15,6 +15,7 @@ from imixer.data.image_data import ImageData, check_channels, few_names
 from imixer.data.sources.open import open_data
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
+from imixer.training.finite import require_finite_weights
 from imixer.training.model_directory import load_model
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.damage import model_damage

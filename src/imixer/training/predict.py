@@ -136,7 +136,7 @@ def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
 
 def _held_out(finished: FinishedRun, data_path: str | None) -> list[_Source]:
     data = finished.data(data_path)
-    total = len(data.val)
+    total = len(data.val)  # type: ignore[arg-type]  # torch's Dataset does not promise a length
     places = sorted({i * total // _HELD_OUT for i in range(_HELD_OUT)})
     return [
         _Source(f"held-out {place}", data.class_names[label], image)

@@ -12,6 +12,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from imixer.data.image_data import ImageData, few_names, printable, shortened
+from imixer.training.model import BuiltModel, forward_cost
+from imixer.training.no_effect import settings_without_effect
 from imixer.training.run.config import TrainConfig
 
 _MOST_LEFT_OUT = 6
@@ -57,7 +60,7 @@ def _lines(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int |
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     lines.append(("model", f"{built.name}, {parameters:,} parameters"))
     lines.append(("cost", _cost(data, config, built, steps)))
-    lines += [("no effect", middle_cut(each, 160)) for each in settings_without_effect(config)]
+    lines += [("no effect", shortened(each, 160)) for each in settings_without_effect(config)]
     return lines
 
 

@@ -31,11 +31,11 @@ from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
 from imixer.training.budget import duration
 from imixer.training.devices import (
-    batch_shard,
     build_fabric,
     check_devices,
     device_name,
     placed,
+    share,
     started_by_launcher,
     with_precision,
 )
@@ -162,7 +162,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         smoothing=config.smoothing,
         seed=config.seed,
         device=fabric.device,
-        share=batch_shard(fabric, config),
+        share=share(fabric, config),
         held_out_batch=config.micro_batch,
     )
     steps = None
