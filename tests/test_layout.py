@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -83,3 +84,49 @@ def test_no_file_imports_itself_by_way_of_others():
 
     order = TopologicalSorter({name: set(imported(name)) for name in files})
     assert len(list(order.static_order())) == len(files)
+
+
+# Names that two classes share on purpose, each with its reason.
+SHARED_CLASSES = {
+    "GELU1Lip",  # the Lagrangian and the activation of one function
+}
+# Rooms whose files are called like what they are about: a command like what it runs, a view like its measurement.
+MIRRORS = ("cli", "analysis/views")
+# Names that files of two rooms share on purpose: the room says of what.
+SHARED_FILES = {
+    "batches.py",  # on the host, and on the device
+    "checkpoints.py",  # published weights, and the states of a run
+    "config.py",  # of the data, and of a run
+    "contraction.py",  # the map F, and what is measured of it
+    "figures.py",  # of a run, and of a memory
+    "images.py",  # of a run, and to be stored
+    "measure.py",  # images of another kind, and retrieval
+    "plotting.py",  # of all figures, and of those over depth
+    "registry.py",  # what there is to choose from, by name
+    "scores.py",  # of a classifier, and of images of another kind
+    "statistics.py",  # of measurements, and of a data set
+    "tables.py",  # of any cells, and of a memory's
+    "weights.py",  # to begin with, and what is measured of them
+}
+
+
+def places(names: dict[str, list[str]], shared: set[str]) -> dict[str, list[str]]:
+    return {name: where for name, where in names.items() if len(where) > 1 and name not in shared}
+
+
+def test_no_two_classes_have_one_name():
+    classes = defaultdict(list)
+    for file in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                classes[node.name].append(str(file.relative_to(SOURCE)))
+    assert places(classes, SHARED_CLASSES) == {}
+
+
+def test_no_two_files_have_one_name():
+    files = defaultdict(list)
+    for file in sorted(SOURCE.rglob("*.py")):
+        room = file.parent.relative_to(SOURCE).as_posix()
+        if room not in MIRRORS and file.name != "__init__.py":
+            files[file.name].append(f"{room}/{file.name}")
+    assert places(files, SHARED_FILES) == {}

@@ -68,6 +68,14 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_a_configuration_that_is_none_is_named(elsewhere, capsys, content, parts):
     (elsewhere / "c.yaml").write_bytes(content)
     refused(capsys, [*TINY, "--out", "out", "--config", "c.yaml"], *parts)
+    assert [path.name for path in elsewhere.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "content", [bytes(range(256)), LAUGHS.encode(), b"epochs: 1\nepochs: 2", b"null: 2", b"data: {split_seed: -1}"]
+)
+def test_a_sweep_of_it_is_named_too(elsewhere, capsys, content):
+    (elsewhere / "c.yaml").write_bytes(content)
     (elsewhere / "s.yaml").write_text("config: c.yaml")
     refused(capsys, ["sweep", "s.yaml"], "s.yaml")
     (elsewhere / "s.yaml").write_bytes(content)
@@ -92,7 +100,7 @@ LONG = "n" * 300
         ("--model.num_blocks 1000000000", "model.num_blocks"),
         ("--model.embed_dim 1000000000", "model.embed_dim"),
         ("--model.hidden_ratio 1e12", "model.hidden_ratio"),
-        ("--model.embed_dim 60000 --model.num_blocks 900", "parameters, which take"),
+        ("--model.embed_dim 60000 --model.num_blocks 90", "parameters, which take"),
         ("--model.patch_size 0", "do not tile"),
         ("--data.workers 9999", "data.workers is 9999"),
         ("--data.image_size 1000000", "data.image_size is 1000000"),

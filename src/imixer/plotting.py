@@ -16,6 +16,7 @@ from imixer.writing import replacing
 
 _log = logging.getLogger(__name__)
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one column of two, and both
+PRINT_DPI = 300
 # Okabe and Ito's, told apart by colour-blind eyes too, without the yellow that white paper swallows.
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = COLORS = (
     "#0072B2",
@@ -58,8 +59,8 @@ def print_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        save_figure(figure, path.with_suffix(".png"), dpi=300)
-        save_figure(figure, path.with_suffix(".pdf"), dpi=300)
+        save_figure(figure, path.with_suffix(".png"), dpi=PRINT_DPI)
+        save_figure(figure, path.with_suffix(".pdf"), dpi=PRINT_DPI)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int) -> None:

@@ -1,4 +1,4 @@
-"""Tables of text as Markdown, LaTeX, and on the screen; means with their spread; verdicts in colour."""
+"""Write tables as Markdown, as LaTeX and on the screen; write a mean with its spread; colour a verdict."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from imixer.escaping import for_latex, for_markdown
 
 @dataclass(frozen=True)
 class Grid:
-    """Rows of cells, in which `+-` stands for plus or minus.
+    """A table of text cells, for all ways in which a table is shown.
+
+    Choose it wherever the same cells go to a page and to the screen. In a cell, `+-` stands for plus or minus.
 
     Args:
-        header: What each column is called.
+        header: Title of each column.
         rows: The rows, each as long as the header.
-        text: How many columns, from the left, are text; the others are numbers, aligned at the right.
+        text: Number of leading columns that hold text, aligned left. The others hold numbers, aligned right.
     """
 
     header: tuple[str, ...]
@@ -26,14 +28,22 @@ class Grid:
 
 
 def markdown(grid: Grid) -> str:
-    """A table in GitHub's Markdown."""
+    """Write a table in GitHub's Markdown."""
     align = tuple("---" if column < grid.text else "---:" for column in range(len(grid.header)))
     lines = [_markdown_row(grid.header), f"|{'|'.join(align)}|", *map(_markdown_row, grid.rows)]
     return "\n".join(lines) + "\n"
 
 
 def latex(grid: Grid, caption: str, label: str) -> str:
-    """A table environment, which needs the packages booktabs and graphicx. A table that is too wide is made smaller."""
+    """Write a LaTeX table environment.
+
+    It needs the packages booktabs and graphicx. A table wider than the line is scaled down to it.
+
+    Args:
+        grid: The table.
+        caption: Its caption.
+        label: Its label, after `tab:`.
+    """
     align = "l" * grid.text + "r" * (len(grid.header) - grid.text)
     return "\n".join(
         [
@@ -58,7 +68,12 @@ def latex(grid: Grid, caption: str, label: str) -> str:
 
 
 def on_screen(grid: Grid, title: str) -> Table:
-    """A table for rich."""
+    """Build a table for a rich console.
+
+    Args:
+        grid: The table.
+        title: A line above it.
+    """
     table = Table(title=Text(title), title_justify="left", box=None)
     for column, name in enumerate(grid.header):
         table.add_column(Text(name), justify="left" if column < grid.text else "right")
@@ -80,7 +95,7 @@ def plus_minus(mean: float, spread: float | None, digits: int = 2) -> str:
 
     Args:
         mean: The mean.
-        spread: Standard deviation or error, in the same unit; None if there is none, of a single trial.
+        spread: Standard deviation or error, in the same unit. None for a single trial: the mean stands alone.
         digits: Digits after the point, of both.
     """
     return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} +- {spread:.{digits}f}"
@@ -90,5 +105,9 @@ _VERDICT_STYLES = {"guaranteed": "green", "observed": "cyan", "undecided": "mage
 
 
 def verdict_markup(verdict: str) -> Text:
-    """Give a verdict its colour on the screen."""
+    """Colour a verdict for the screen.
+
+    Args:
+        verdict: `guaranteed`, `observed`, `undecided` or `violated`.
+    """
     return Text(verdict, _VERDICT_STYLES[verdict])

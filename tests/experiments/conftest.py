@@ -14,9 +14,10 @@ def elsewhere(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Let the scale `smoke` take seconds."""
+    """Let the scale `smoke` take seconds, and figures be coarse."""
+    monkeypatch.setattr("imixer.plotting.PRINT_DPI", 50)
     smoke = SCALES["smoke"]
-    over = smoke.over | {"epochs": 2, "model.num_blocks": 1}
-    scale = replace(smoke, channels={"S": 16, "B": 24, "L": 32}, over=over, trials=2)
+    over = smoke.overrides | {"epochs": 2, "model.num_blocks": 1}
+    scale = replace(smoke, embed_dim={"S": 16, "B": 24, "L": 32}, overrides=over, trials=2)
     monkeypatch.setitem(SCALES, "smoke", scale)
     return scale

@@ -13,7 +13,7 @@ from PIL import Image
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.experiments.data_sets import find_data
+from imixer.experiments.data_sets import locate_dataset
 
 
 def class_folders(root, classes=3):
@@ -40,14 +40,14 @@ def shard(folder, images=4):
 
 
 def test_digits_need_no_folder():
-    found = find_data("digits")
+    found = locate_dataset("digits")
     assert (found.missing, found.training, found.held_out, found.in_chans, found.num_classes) == ("", 1437, 360, 1, 10)
     assert found.settings == {"data.name": "digits"}
 
 
 def test_a_folder_called_like_the_data_set():
     class_folders("sets/cifar100")
-    found = find_data("cifar100", "sets")
+    found = locate_dataset("cifar100", "sets")
     assert found.missing == ""
     assert found.settings == {"data.name": "sets/cifar100"}
     assert (found.training, found.held_out, found.in_chans, found.num_classes) == (12, 6, 3, 3)
@@ -56,10 +56,10 @@ def test_a_folder_called_like_the_data_set():
 @pytest.mark.parametrize("given", ["sets", "sets/cifar10"])
 def test_shards_of_cifar_10(given):
     shard("sets/cifar10")
-    found = find_data("cifar10", given)
+    found = locate_dataset("cifar10", given)
     assert found.settings == {"data.name": "sets/cifar10"}
     assert (found.missing, found.training, found.num_classes) == ("", 4, 2)
-    assert find_data("food101", given).missing
+    assert locate_dataset("food101", given).missing
 
 
 def test_torchvisions_layout_comes_first(monkeypatch):
@@ -72,7 +72,7 @@ def test_torchvisions_layout_comes_first(monkeypatch):
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": ["a", "b", "c"]}))
     monkeypatch.setattr("torchvision.datasets.CIFAR100._load_meta", lambda self: setattr(self, "classes", list("abc")))
     class_folders("sets/cifar100")
-    found = find_data("cifar100", "sets")
+    found = locate_dataset("cifar100", "sets")
     assert found.settings == {"data.name": "cifar100", "data.root": "sets"}
     assert (found.missing, found.training, found.num_classes) == ("", 6, 3)
 
@@ -80,13 +80,13 @@ def test_torchvisions_layout_comes_first(monkeypatch):
 def test_what_is_missing_is_said():
     Path("sets").mkdir()
     for name in ("cifar10", "cifar100", "stanford_cars", "food101", "imagenet"):
-        assert f"{name} is not in sets; give --data_dir a folder with" in find_data(name, "sets").missing
-    assert "cifar10 is not in data" in find_data("cifar10").missing
+        assert f"{name} is not in sets; give --data_dir a folder with" in locate_dataset(name, "sets").missing
+    assert "cifar10 is not in data" in locate_dataset("cifar10").missing
 
 
 def test_a_broken_folder_says_what_is_wrong_with_it():
     Path("sets/food101").mkdir(parents=True)
-    assert "neither class folders" in find_data("food101", "sets").missing
+    assert "neither class folders" in locate_dataset("food101", "sets").missing
 
 
 @pytest.mark.parametrize("kind", ["shards", "folders"])
@@ -97,7 +97,7 @@ def test_all_but_digits_need_a_test_split(kind):
     else:
         class_folders("sets/cifar10")
         shutil.rmtree("sets/cifar10/val")
-    found = find_data("cifar10", "sets")
+    found = locate_dataset("cifar10", "sets")
     assert "cifar10 in sets/cifar10 has no test split; add" in found.missing and "\n" not in found.missing
     assert found.training == 0
 
@@ -105,12 +105,12 @@ def test_all_but_digits_need_a_test_split(kind):
 def test_held_out_images_are_called_what_they_are():
     shard("sets/cifar10")
     class_folders("sets/cifar100")
-    assert find_data("cifar10", "sets").held_out_part == "test split"
-    assert find_data("cifar100", "sets").held_out_part == "val split"
-    assert find_data("digits").held_out_part == "held-out fifth of the training images"
+    assert locate_dataset("cifar10", "sets").held_out_part == "test split"
+    assert locate_dataset("cifar100", "sets").held_out_part == "val split"
+    assert locate_dataset("digits").held_out_part == "held-out fifth of the training images"
     assert DataConfig().val_fraction == 1 / 5
 
 
 def test_no_folder_at_all_is_refused():
     with pytest.raises(InputError, match="data_dir is nowhere, which is no folder"):
-        find_data("cifar10", "nowhere")
+        locate_dataset("cifar10", "nowhere")

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from imixer.experiments.paper import TABLE1, TABLE2, TABLE3, TABLE4, Published
+from imixer.experiments.paper import PAPER_TABLE_1, PAPER_TABLE_2, PAPER_TABLE_3, PAPER_TABLE_4, PaperAccuracy
 
 NUMBER = re.compile(r"([\d.]+)(?:\+-([\d.]+))?")
 
@@ -34,21 +34,21 @@ TRANSCRIPT4 = {
 @pytest.mark.parametrize(
     ("table", "transcript", "columns"),
     [
-        (TABLE1, TRANSCRIPT1, ("S", "B", "L")),
-        (TABLE2, TRANSCRIPT2, (1, 2, 4)),
-        (TABLE3, TRANSCRIPT3, (1, 2, 4)),
-        (TABLE4, TRANSCRIPT4, ("mixer", "imixer")),
+        (PAPER_TABLE_1, TRANSCRIPT1, ("S", "B", "L")),
+        (PAPER_TABLE_2, TRANSCRIPT2, (1, 2, 4)),
+        (PAPER_TABLE_3, TRANSCRIPT3, (1, 2, 4)),
+        (PAPER_TABLE_4, TRANSCRIPT4, ("mixer", "imixer")),
     ],
 )
 def test_the_tables_are_the_papers(table, transcript, columns):
     expected = {}
     for row, text in transcript.items():
         for column, (mean, std) in zip(columns, NUMBER.findall(text), strict=True):
-            expected[row, column] = Published(float(mean), float(std) if std else None)
+            expected[row, column] = PaperAccuracy(float(mean), float(std) if std else None)
     assert table == expected
 
 
 def test_the_tables_agree_where_they_report_the_same_model():
     for n in (1, 2, 4):
-        assert TABLE2[2.0, n] == TABLE3["spectral", n]
-    assert TABLE1["imixer", "S"] == TABLE2[2.0, 2]
+        assert PAPER_TABLE_2[2.0, n] == PAPER_TABLE_3["spectral", n]
+    assert PAPER_TABLE_1["imixer", "S"] == PAPER_TABLE_2[2.0, 2]

@@ -10,8 +10,8 @@ from PIL import Image
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import differing, find_reproduced, find_runs
-from imixer.experiments.report.report import write_report
+from imixer.experiments.report.collect import differing_settings, find_experiments, find_runs
+from imixer.experiments.report.html_report import write_report
 from imixer.training.finished_run import load_run
 from imixer.training.run.directory import short_names
 
@@ -91,25 +91,25 @@ def test_every_chart_and_picture_is_there(open_page, runs):
     assert "model.n_iter" in page.locator("#settings table").inner_text()
 
 
-@pytest.mark.parametrize(
-    ("chart", "mark", "told"),
-    [
-        ("curves", ".xy .point", r"epoch 1: \d"),
-        ("iterations-0", ".xy .point", r"block 0a = 0: .* ± "),
-        ("energy-0", ".xy .point", r"block 0: .* ± .*falls on \d+% of the images: (guaranteed|observed|violated)"),
-        ("classes-0", ".point path", r"\d: \d+\.\d% of \d+ images"),
-        ("confusion-0", ".hm", r"\d taken for \d: \d+ images, \d+\.\d%"),
-    ],
-)
-def test_pointing_at_a_mark_tells_its_number(open_page, chart, mark, told):
+MARKS = [
+    ("curves", ".xy .point", r"epoch 1: \d"),
+    ("iterations-0", ".xy .point", r"block 0a = 0: .* ± "),
+    ("energy-0", ".xy .point", r"block 0: .* ± .*falls on \d+% of the images: (guaranteed|observed|violated)"),
+    ("classes-0", ".point path", r"\d: \d+\.\d% of \d+ images"),
+    ("confusion-0", ".hm", r"\d taken for \d: \d+ images, \d+\.\d%"),
+]
+
+
+def test_pointing_at_a_mark_tells_its_number(open_page):
     page = open_page(viewport={"width": 1280, "height": 900})
-    marks = page.locator(f"[data-chart={chart}] {mark}").first
-    marks.scroll_into_view_if_needed()
-    box = marks.bounding_box()
-    page.mouse.move(box["x"] + 3, box["y"] + 3)
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_selector(f"[data-chart={chart}] .hovertext")
-    assert re.search(told, page.locator(f"[data-chart={chart}] .hovertext").first.text_content())
+    for chart, mark, told in MARKS:
+        marks = page.locator(f"[data-chart={chart}] {mark}").first
+        marks.scroll_into_view_if_needed()
+        box = marks.bounding_box()
+        page.mouse.move(box["x"] + 3, box["y"] + 3)
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.wait_for_selector(f"[data-chart={chart}] .hovertext")
+        assert re.search(told, page.locator(f"[data-chart={chart}] .hovertext").first.text_content()), chart
 
 
 def test_a_damaged_confusion_matrix_is_named(runs, tmp_path):
@@ -182,7 +182,7 @@ def test_the_command_writes_beside_the_run(runs, capsys):
 def test_runs_are_found_named_and_compared(runs):
     found = find_runs([str(runs), str(runs / "first")])
     assert [run.name for run in found] == ["first", "second"]
-    assert dict(differing(found)) == {"seed": [0, 1], "model.n_iter": [None, 1]}
+    assert dict(differing_settings(found)) == {"seed": [0, 1], "model.n_iter": [None, 1]}
     nested = [runs / "a" / "seed-0", runs / "b" / "seed-0"]
     assert short_names(nested) == ["a/seed-0", "b/seed-0"]
 
@@ -257,7 +257,7 @@ def test_tables_and_figures_of_reproduce_are_shown_in_their_order(reproduced):
 
 
 def test_the_chart_of_a_figure_has_a_line_per_model_in_each_panel(reproduced):
-    (found,) = [each for each in find_reproduced(str(reproduced("smoke"))) if each.name == "fig3"]
+    (found,) = [each for each in find_experiments(str(reproduced("smoke"))) if each.name == "fig3"]
     figure = charts.compared_iterations(found.curves)
     assert [title.text for title in figure.layout.annotations] == [
         "iMLP-0: Norm<sub>a</sub>",

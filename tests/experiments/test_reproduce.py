@@ -18,8 +18,8 @@ from rich.console import Console
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.experiments.ablations import LEGACY, TIED
-from imixer.experiments.data_sets import DataSet, find_data
-from imixer.experiments.paper import TABLE1, TABLE4
+from imixer.experiments.data_sets import DatasetLocation, locate_dataset
+from imixer.experiments.paper import PAPER_TABLE_1, PAPER_TABLE_4
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
@@ -88,7 +88,7 @@ def test_an_experiment_end_to_end_and_again(capsys, tiny):
             assert part in text
         assert part.replace("_", r"\_") in texts("tied")["tex"].decode()
     own = rows("tied")
-    assert own["imixer"]["paper"] == asdict(TABLE1["imixer", "S"])
+    assert own["imixer"]["paper"] == asdict(PAPER_TABLE_1["imixer", "S"])
     for name, row in own.items():
         assert [run["status"] for run in row["runs"]] == ["finished", "finished"]
         accuracies, best = [], []
@@ -149,7 +149,7 @@ def test_what_another_experiment_has_finished_is_linked(pretend, tiny):
 def test_other_settings_are_not_shared(pretend, tiny, monkeypatch):
     calls = pretend()
     assert main(["reproduce", "tied"]) == 0
-    monkeypatch.setitem(SCALES, "smoke", replace(tiny, over=tiny.over | {"epochs": 3}))
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, overrides=tiny.overrides | {"epochs": 3}))
     assert main(["reproduce", "legacy"]) == 0
     assert len(calls) == 8
 
@@ -220,12 +220,12 @@ def test_data_sets_that_are_not_there_are_not_run(capsys, pretend, tiny):
             assert "not run: " + data in text
     row = rows("table4")["mixer-imagenet"]
     assert (row["last"], row["runs"], row["parameters"]) == (None, [], None)
-    assert row["paper"] == asdict(TABLE4["imagenet", "mixer"])
+    assert row["paper"] == asdict(PAPER_TABLE_4["imagenet", "mixer"])
     assert "| imagenet | Mixer | not run |  | 73.91 |" in texts("table4")["md"].decode()
 
 
 def test_one_data_set_of_several_is_enough(pretend, tiny, monkeypatch):
-    monkeypatch.setitem(SCALES, "smoke", replace(tiny, sets=("digits", "food101")))
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, table4_data=("digits", "food101")))
     calls = pretend()
     Path("sets").mkdir()
     assert main(["reproduce", "table4", "--data_dir", "sets"]) == 0
@@ -240,7 +240,7 @@ def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny
     pretend()
     assert main(["reproduce", "fig"]) == 0
     (found,) = seen
-    assert [run.path for line in found.lines for run in line.finished] == [
+    assert [run.path for row in found.rows for run in row.finished] == [
         HERE / "runs" / "fig" / cell / f"seed-{seed}" for cell in ("imixer", "tied") for seed in (0, 1)
     ]
     assert found.folder == HERE
@@ -288,7 +288,7 @@ def test_fewer_trials_or_another_scale_do_not_overwrite(capsys, pretend, tiny, m
     before = texts("tied")
     assert main(["reproduce", "tied", "--trials", "1"]) == 2
     assert "it has seed 1, and this one has not" in capsys.readouterr().err
-    monkeypatch.setitem(SCALES, "smoke", replace(tiny, over=tiny.over | {"epochs": 3}))
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, overrides=tiny.overrides | {"epochs": 3}))
     assert main(["reproduce", "tied"]) == 2
     assert "epochs of cell imixer is 2 there and 3 here" in capsys.readouterr().err
     assert texts("tied") == before
@@ -310,9 +310,9 @@ def test_another_data_set_is_asked_the_same(capsys, pretend, tiny, monkeypatch):
 
     def find(name, folder):
         opened.append((name, folder))
-        return DataSet(name, {"data.name": f"{folder}/{name}"}, "", 40_000, 10_000, 3, 100)
+        return DatasetLocation(name, {"data.name": f"{folder}/{name}"}, "", 40_000, 10_000, 3, 100)
 
-    monkeypatch.setattr("imixer.experiments.reproduce.find_data", find)
+    monkeypatch.setattr("imixer.experiments.reproduce.locate_dataset", find)
     calls = pretend()
     assert main(["reproduce", "table2", "--data", "cifar100", "--data_dir", "sets", "--trials", "1"]) == 0
     assert opened == [("cifar100", "sets")] and len(calls) == 12
@@ -327,10 +327,11 @@ def test_another_data_set_is_asked_the_same(capsys, pretend, tiny, monkeypatch):
 
 
 def test_a_row_may_have_fewer_trials_than_the_others(capsys, pretend, tiny, monkeypatch):
-    monkeypatch.setitem(SCALES, "smoke", replace(tiny, sets=("digits", "imagenet"), trials=3))
-    found = DataSet("imagenet", {"data.name": "imagenet"}, "", 1000, 100, 3, 1000)
+    monkeypatch.setitem(SCALES, "smoke", replace(tiny, table4_data=("digits", "imagenet"), trials=3))
+    found = DatasetLocation("imagenet", {"data.name": "imagenet"}, "", 1000, 100, 3, 1000)
     monkeypatch.setattr(
-        "imixer.experiments.reproduce.find_data", lambda name, folder: found if name == "imagenet" else find_data(name)
+        "imixer.experiments.reproduce.locate_dataset",
+        lambda name, folder: found if name == "imagenet" else locate_dataset(name),
     )
     calls = pretend()
     assert main(["reproduce", "table4"]) == 0

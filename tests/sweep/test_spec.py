@@ -10,7 +10,7 @@ import yaml
 
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.sweep.spec import build_sweep, read_sweep, share
+from imixer.sweep.spec import build_sweep, read_sweep, select_share
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import load_config, save_config
 
@@ -127,7 +127,7 @@ def test_bad_options_are_refused_before_anything_is_written(capsys, elsewhere, t
 def test_without_ray_the_remedy_is_named(capsys, elsewhere, tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("imixer.sweep.cluster.find_spec", lambda name: None)
+    monkeypatch.setattr("imixer.sweep.ray_executor.find_spec", lambda name: None)
     assert main(["sweep", tiny(), "--executor", "ray"]) == 2
     assert "pip install 'imixer[cluster]'" in capsys.readouterr().err
     assert not (elsewhere / "sweeps").exists()
@@ -197,7 +197,7 @@ def test_every_cell_has_its_first_seed_before_any_has_its_second():
 
 def test_shares_are_all_trials_once():
     found = sweep("grid: {epochs: [5, 6, 7]}\nseeds: 3")
-    shares = [share(found, f"{i}/4") for i in range(4)]
+    shares = [select_share(found, f"{i}/4") for i in range(4)]
     assert sorted(t.name for s in shares for t in s) == sorted(t.name for t in found.trials)
     assert {len(s) for s in shares} == {2, 3}
 

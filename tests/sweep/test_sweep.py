@@ -11,10 +11,10 @@ from rich.console import Console
 
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.sweep.results import Results
+from imixer.sweep.display import _LiveTable
+from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import build_sweep, read_sweep
 from imixer.sweep.sweep import run_sweep
-from imixer.sweep.table import _LiveTable
 
 PLAN = "set: {epochs: 4}\ngrid: {model.n_iter: [1, 2]}\nseeds: 3\n"
 
@@ -125,7 +125,7 @@ def test_a_begun_trial_is_continued_or_else_trained_anew(pretend, tiny, monkeypa
     Path("sweeps/tiny/n_iter=1/seed-1/config.yaml").touch()  # seed 0 was lost before it had one
     sweep = read_sweep(tiny(PLAN))
     Path("sweeps/tiny/spec.yaml").write_text(yaml.safe_dump(sweep.spec, sort_keys=False))
-    assert [trial.name for trial in Results(sweep, Path("sweeps/tiny")).are("unfinished")] == [
+    assert [trial.name for trial in SweepResults(sweep, Path("sweeps/tiny")).with_status("unfinished")] == [
         "n_iter=1/seed-0",
         "n_iter=1/seed-1",
     ]
@@ -253,7 +253,7 @@ def test_half_a_row_of_another_process_is_not_read(pretend):
     run = Path("mine", trial.name)
     run.mkdir(parents=True)
     (run / "metrics.csv").write_text("epoch,val_acc,val_loss,seconds\n1,0.5,2,1\n2,0.7")
-    outcome = Results(sweep, Path("mine"))[trial]
+    outcome = SweepResults(sweep, Path("mine"))[trial]
     assert (outcome.epoch, outcome.val_acc, outcome.status) == (1, 0.5, "unfinished")
 
 

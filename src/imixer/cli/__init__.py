@@ -1,4 +1,4 @@
-"""The `imixer` command, a file per command. Thin: parses, calls, prints. Free of torch until a command needs it."""
+"""Run the `imixer` command: a file per command, which parses, calls and prints. Free of torch until one needs it."""
 
 from imixer.cli.dispatch import main
 

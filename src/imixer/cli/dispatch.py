@@ -1,4 +1,4 @@
-"""From the words of a command line to a command and its exit code."""
+"""Run the command that a command line names, and turn errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COMMANDS: dict[str, Command] = {
 }
 
 _MOST_LETTERS = 200  # of a file's name or a library's message
-_LESS = "lower data.batch_size, raise accumulate, or take a smaller model or image"
+_MEMORY_REMEDY = "lower data.batch_size, raise accumulate, or take a smaller model or image"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Words after `imixer`. Default: those of the process.
 
     Returns:
-        0 if all went well, 1 if a run does not meet what `--require` asks or a trial failed, 2 if the user can mend
-        what is wrong, 130 after Ctrl-C, 143 after SIGTERM, 141 if whoever reads the output has gone.
+        The exit code: 0 if all went well; 1 if a trial failed, or a run does not meet what `--require` asks; 2 if the
+        user can mend the error; 130 after Ctrl-C; 143 after SIGTERM; 141 if the reader of the output is gone.
     """
     _open_missing_streams()
     try:
@@ -59,12 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _refuse(_system_said(error))
     except MemoryError as error:
-        return _refuse(f"there is not enough memory ({one_line(error) or 'of this machine'}); {_LESS}")
+        return _refuse(f"there is not enough memory ({one_line(error) or 'of this machine'}); {_MEMORY_REMEDY}")
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(
-            error
-        ):  # of torch, on CUDA, CPU
-            return _refuse(f"there is not enough memory ({middle_cut(one_line(error), _MOST_LETTERS)}); {_LESS}")
+        # of torch, on CUDA and on a CPU
+        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
+            return _refuse(
+                f"there is not enough memory ({middle_cut(one_line(error), _MOST_LETTERS)}); {_MEMORY_REMEDY}"
+            )
         if type(error).__name__ != "NotConvergedError":  # of imixer.implicit, which nobody may have needed yet
             raise
         return _refuse(error)
@@ -76,13 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(error: object) -> int:
-    """Say in one line what is wrong."""
+    """Say in one line what is wrong, and return the exit code."""
     print(f"imixer: {one_line(error)}", file=sys.stderr)
     return 2
 
 
 def _system_said(error: OSError) -> str:
-    """Name the file and what the system has against it."""
+    """Name the file and the reason of the system's error."""
     if error.errno is None and error.filename is None:
         return middle_cut(one_line(error), _MOST_LETTERS)
     why = {errno.ENAMETOOLONG: "its name is too long", errno.ENOSPC: "the disk is full"}.get(error.errno or 0)
@@ -91,7 +92,7 @@ def _system_said(error: OSError) -> str:
 
 
 def _open_missing_streams() -> None:
-    """Let a process that was started without stdout or stderr have some that lead nowhere.
+    """Open stdout and stderr to nowhere, if the process was started without them.
 
     Otherwise the next file to be opened, such as a checkpoint, would take their number and what is printed.
     """
@@ -103,7 +104,7 @@ def _open_missing_streams() -> None:
 
 
 def _reader_gone() -> int:
-    """End as a program does whose output nobody reads any more: without a word, as by SIGPIPE."""
+    """End without a word, as by SIGPIPE, once nobody reads the output any more."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

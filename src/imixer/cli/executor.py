@@ -1,16 +1,19 @@
-"""What runs the trials of a sweep or an experiment, by options."""
+"""Choose by options what runs the trials of a sweep or an experiment."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.errors import InputError
 
+if TYPE_CHECKING:
+    from imixer.sweep.sweep import Executor
+
 
 def add_executor(parser: ArgumentParser) -> None:
-    """Add --executor and the options of Ray."""
+    """Add --executor and the options of Ray to a parser."""
     parser.add_argument(
         "--executor",
         choices=["local", "ray"],
@@ -40,8 +43,11 @@ def add_executor(parser: ArgumentParser) -> None:
     )
 
 
-def build_executor(args: Namespace) -> Any:
-    """The executor that was asked for.
+def build_executor(args: Namespace) -> Executor:
+    """Build the executor that the options ask for.
+
+    Args:
+        args: Parsed options of `add_executor`.
 
     Raises:
         InputError: If an option of Ray is given without it, or is impossible.
@@ -50,7 +56,7 @@ def build_executor(args: Namespace) -> Any:
     given = {name: value for name, value in given.items() if value is not None}
     if given and args.executor != "ray":
         raise InputError(f"{next(iter(given))} is given, which needs --executor ray")
-    from imixer.sweep.cluster import Cluster
-    from imixer.sweep.local import Local
+    from imixer.sweep.local_executor import LocalExecutor
+    from imixer.sweep.ray_executor import RayExecutor
 
-    return Cluster(**given) if args.executor == "ray" else Local()
+    return RayExecutor(**given) if args.executor == "ray" else LocalExecutor()

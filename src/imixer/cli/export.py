@@ -1,4 +1,4 @@
-"""`imixer export`."""
+"""Export a model for inference elsewhere: `imixer export`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imixer.escaping import one_line
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     parser = new_parser("Write a run's model for inference elsewhere, and check that it computes the same.")
     parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
     parser.add_argument(
@@ -27,7 +27,7 @@ def build() -> ArgumentParser:
 
 
 def run(args: Namespace) -> None:
-    """Run it."""
+    """Run the command."""
     announce_loading("the run")
     from imixer.training.export_run import export
 

@@ -1,4 +1,4 @@
-"""`imixer predict`."""
+"""Predict and draw images: `imixer predict`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from imixer.cli.terminal import announce_loading, new_console
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     parser = run_parser("Predict images, print the most probable classes and draw RUN/prediction.png.")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="Image files or folders. Default: 8 of the run's held-out images."
@@ -21,7 +21,7 @@ def build() -> ArgumentParser:
 
 
 def run(args: Namespace) -> None:
-    """Run it."""
+    """Run the command."""
     announce_loading("the run")
     from imixer.training.predict import predict
     from imixer.training.result_tables import report_predictions

@@ -1,4 +1,4 @@
-"""`imixer recipes`."""
+"""List the recipes: `imixer recipes`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from imixer.recipes import recipes
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     return new_parser("List the recipes that ship with the package, for `imixer train --recipe`.")
 
 
 def run(args: Namespace) -> None:
-    """Run it."""
+    """Run the command."""
     known = recipes()
     width = max(map(len, known))
     for name, description in known.items():

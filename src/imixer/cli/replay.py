@@ -1,4 +1,4 @@
-"""`imixer replay`."""
+"""Replay a training step that was not finite: `imixer replay`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from imixer.cli.terminal import announce_loading
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     parser = new_parser("Compute a training step that was not finite once more, and say where it first is not.")
     parser.add_argument("dump", metavar="FILE", type=str, help="File in RUN/nonfinite that training named.")
     return parser
 
 
 def run(args: Namespace) -> None:
-    """Run it."""
+    """Run the command."""
     announce_loading("the step")
     from imixer.training.step_dump import replay
 

@@ -1,4 +1,4 @@
-"""`imixer report`."""
+"""Write an HTML report about runs: `imixer report`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imixer.escaping import one_line
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     parser = new_parser(
         "Write one HTML file about runs, with tables, charts and pictures. It needs no server or network."
     )
@@ -25,9 +25,9 @@ def build() -> ArgumentParser:
 
 
 def run(args: Namespace) -> None:
-    """Run it."""
+    """Run the command."""
     announce_loading("the runs", library="Plotly")
-    from imixer.experiments.report.report import write_report
+    from imixer.experiments.report.html_report import write_report
 
     print(one_line(f"written: {write_report(args.paths, args.out)}"))
 

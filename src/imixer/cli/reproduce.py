@@ -1,4 +1,4 @@
-"""`imixer reproduce`."""
+"""Reproduce the paper's experiments: `imixer reproduce`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from jsonargparse import ArgumentParser, Namespace
 from imixer.cli.command import Command, new_parser
 from imixer.cli.executor import add_executor, build_executor
 from imixer.cli.terminal import announce_loading, new_console
+from imixer.errors import InputError, did_you_mean
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     from imixer.experiments.comparison import MARGIN
     from imixer.experiments.registry import EXPERIMENTS
     from imixer.experiments.scales import DATA_SETS, SCALES
@@ -19,9 +20,7 @@ def build() -> ArgumentParser:
         "Train what is not yet finished of an experiment, and set what came out beside the paper's numbers."
     )
     titles = "; ".join(f"`{name}`: {each.title}" for name, each in EXPERIMENTS.items())
-    parser.add_argument(
-        "what", metavar="WHAT", nargs="+", choices=[*EXPERIMENTS, "all"], help=f"One or several. {titles}; or `all`."
-    )
+    parser.add_argument("what", metavar="WHAT", nargs="+", type=str, help=f"One or several. {titles}; or `all`.")
     summaries = "; ".join(f"`{name}`: {scale.data}, {scale.summary}" for name, scale in SCALES.items())
     parser.add_argument("--scale", choices=list(SCALES), default="smoke", help=f"How large. {summaries}.")
     parser.add_argument(
@@ -65,16 +64,20 @@ def build() -> ArgumentParser:
 
 
 def run(args: Namespace) -> int:
-    """Run it; gives its exit code."""
+    """Run the command and return its exit code."""
     from imixer.experiments.registry import EXPERIMENTS
     from imixer.experiments.scales import SCALES
 
+    known = [*EXPERIMENTS, "all"]
+    for name in args.what:
+        if name not in known:
+            raise InputError(f"no experiment {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
     executor = build_executor(args)
     announce_loading("the data")
     from imixer.experiments.reproduce import reproduce
 
     names = EXPERIMENTS if "all" in args.what else dict.fromkeys(args.what)
-    found = reproduce(
+    results = reproduce(
         [EXPERIMENTS[name] for name in names],
         SCALES[args.scale],
         new_console(),
@@ -86,7 +89,7 @@ def run(args: Namespace) -> int:
         executor=executor,
         image=args.image,
     )
-    return int(any(each.failed for each in found))
+    return int(any(each.failed for each in results))
 
 
 COMMAND = Command("Do the paper's experiments again, at any scale.", build, run)

@@ -1,4 +1,4 @@
-"""`imixer sweep`."""
+"""Train a sweep: `imixer sweep`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imixer.cli.terminal import announce_loading, new_console
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser of the command."""
     parser = new_parser("Train a grid of configurations with several seeds each: what is not yet finished of it.")
     parser.add_argument(
         "spec",
@@ -31,14 +31,14 @@ def build() -> ArgumentParser:
 
 
 def run(args: Namespace) -> int:
-    """Run it; gives its exit code."""
-    from imixer.sweep.spec import read_sweep, share
+    """Run the command and return its exit code."""
+    from imixer.sweep.spec import read_sweep, select_share
 
     sweep = read_sweep(args.spec)
-    trials = share(sweep, args.share or "0/1")
+    trials = select_share(sweep, args.share or "0/1")
     executor = build_executor(args)
+    from imixer.sweep.display import report_sweep
     from imixer.sweep.sweep import run_sweep
-    from imixer.sweep.table import report_sweep
 
     announce_loading("the trials")
     results = run_sweep(sweep, args.out, executor, trials)

@@ -1,4 +1,4 @@
-"""What the user sees while a command works, and where it prints."""
+"""Say what a command is doing, and open the console it prints to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ from imixer.escaping import PlainConsole
 
 
 def announce_loading(what: str, library: str = "PyTorch") -> None:
-    """Say that a library that takes seconds to import is on its way, and what after it."""
+    """Say on stderr that a library which takes seconds to import is being loaded.
+
+    Args:
+        what: What is loaded after it.
+        library: The library.
+    """
     # OpenMP threads that spin for long while idle slow small models tenfold on a machine that does something else too.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -19,6 +24,6 @@ def announce_loading(what: str, library: str = "PyTorch") -> None:
 
 
 def new_console() -> Console:
-    """Where tables and lines go."""
+    """Open the console that tables and lines are printed to."""
     # A pipe has no width: lines stay whole.
     return PlainConsole(width=None if sys.stdout.isatty() else 160)

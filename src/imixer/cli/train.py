@@ -1,4 +1,4 @@
-"""`imixer train`."""
+"""Train a model: `imixer train`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imixer.training.run.parsing import build_config, train_parser
 
 
 def run(args: Namespace) -> None:
-    """Run it."""
+    """Run the command."""
     began = time.perf_counter()
     config = build_config(args)
     announce_loading("the data")

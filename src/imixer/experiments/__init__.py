@@ -1,1 +1,1 @@
-"""The paper's tables and more, each reproduced by one command: one small file per experiment."""
+"""Reproduce the paper's tables and figures, and go beyond them: one small file per experiment."""

@@ -1,21 +1,29 @@
-"""Beyond the paper: one change of the iMixer at a time, against the paper's iMixer-S."""
+"""Define the ablations: one change of the iMixer at a time, against the paper's iMixer-S."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import TABLE1, reported
+from imixer.experiments.paper import PAPER_TABLE_1, paper_accuracy
 from imixer.experiments.scales import Scale
 
 _Change = tuple[str, dict[str, Any]]  # in words, and as fields of `ModelConfig`
 
 
-def _beyond(name: str, title: str, column: str, baseline: str, changes: dict[str, _Change]) -> Experiment:
-    """The paper's iMixer-S, which a table calls `baseline`, and a row for each change of it."""
+def _ablation(name: str, title: str, column: str, baseline: str, changes: dict[str, _Change]) -> Experiment:
+    """Build an experiment with the paper's iMixer-S and a row for each change of it.
+
+    Args:
+        name: Name on the command line.
+        title: What changes.
+        column: Column of the table that names the change.
+        baseline: What that column says of the paper's iMixer-S.
+        changes: The changes, by name of the row.
+    """
 
     def rows(scale: Scale) -> list[Row]:
-        paper = reported(TABLE1["imixer", "S"], scale.data, "imixer")
+        paper = paper_accuracy(PAPER_TABLE_1["imixer", "S"], scale.data, "imixer")
         default = Row("imixer", {column: baseline}, scale.imixer(), scale.data, paper=paper)
         changed = [
             Row(row, {column: words}, scale.imixer(**change), scale.data, default.name)
@@ -26,7 +34,7 @@ def _beyond(name: str, title: str, column: str, baseline: str, changes: dict[str
     return Experiment(name, f"Beyond the paper: {title}", f"the paper's iMixer-S ({column}: {baseline})", rows)
 
 
-DEPTH = _beyond(
+DEPTH = _ablation(
     "depth",
     "layers L of the Hopfield network behind the token mixing",
     "L",
@@ -34,7 +42,7 @@ DEPTH = _beyond(
     {f"L={layers}": (f"{layers}", {"num_layers": layers}) for layers in (4, 5)},
 )
 
-ACTIVATIONS = _beyond(
+ACTIVATIONS = _ablation(
     "activations",
     "activation of the token mixing's hidden neurons",
     "activation",
@@ -42,7 +50,7 @@ ACTIVATIONS = _beyond(
     {act: (act, {"act_layer": [act, act]}) for act in ("relu", "silu", "tanh", "softplus")},
 )
 
-TIED = _beyond(
+TIED = _ablation(
     "tied",
     "symmetric couplings, as the energy wants them",
     "couplings",
@@ -50,7 +58,7 @@ TIED = _beyond(
     {"tied": ("symmetric", {"tied": True})},
 )
 
-SOLVER = _beyond(
+SOLVER = _ablation(
     "solver",
     "the inverse solved to a tolerance, with its implicit gradient",
     "solver, gradient",
@@ -62,7 +70,7 @@ SOLVER = _beyond(
     },
 )
 
-GUARANTEE = _beyond(
+GUARANTEE = _ablation(
     "guarantee",
     "a ceiling of the spectral norms that guarantees a contraction",
     "ceiling c, activation",
@@ -73,7 +81,7 @@ GUARANTEE = _beyond(
     },
 )
 
-LEGACY = _beyond(
+LEGACY = _ablation(
     "legacy",
     "weights normalised once per forward, or per iteration as in the published code",
     "normalised",

@@ -1,7 +1,8 @@
-"""Compare the trials of two rows, and say of a page of comparisons what its numbers allow.
+"""Compare the mean accuracy of two rows, and judge all comparisons of a page together.
 
-A difference is found by a t-test, an equivalence by an interval inside a margin, and both are corrected by Holm for the
-number of comparisons on the page. What neither finds is undecided: a large p shows nothing.
+A t-test shows a difference. A confidence interval inside a margin shows an equivalence. Both are corrected by Holm for
+the number of comparisons on the page. Where neither shows anything, the comparison is undecided: a large p shows
+nothing.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ ComparisonVerdict = Literal["larger", "smaller", "equivalent", "undecided"]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Difference of two means, in the unit of the trials.
+class MeanDifference:
+    """The difference of two means, with what a t-test needs, in the unit of the trials. `compare_means` makes one.
 
     Args:
-        difference: The mean less the baseline's. Of a paired test, over the seeds that both have.
+        difference: The mean less the baseline's. In a paired test, over the seeds that both have.
         test: `paired` by seed, or `Welch`.
-        pairs: Seeds that both have.
-        error: Standard error of the difference. None where it cannot be estimated: a single trial, or no spread.
-        df: Degrees of freedom of t. None likewise.
+        pairs: Number of seeds that both have.
+        error: Standard error of the difference. None where it cannot be estimated, for want of trials or of spread.
+        df: Degrees of freedom of t. None where there is no error.
     """
 
     difference: float
@@ -77,7 +78,7 @@ class Comparison:
         return self.error * _noncentrality(self.df, level)
 
     def _tail(self, value: float) -> float:
-        """P(T > value)."""
+        """Return P(T > value)."""
         from scipy.special import stdtr
 
         return float(stdtr(self.df, -value))
@@ -85,19 +86,19 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a page may say of one comparison.
+    """What a page may say of one comparison. `judge` makes one.
 
     Args:
         comparison: The comparison.
         margin: What counts as no difference.
         verdict: `larger` or `smaller` than the baseline; `equivalent` within the margin; or `undecided`.
-        within: Whether the equivalence is shown. A difference may be found and lie within the margin.
+        within: Whether the equivalence is shown. A difference may be significant and yet lie within the margin.
         p: p-value of no difference, corrected. None where there is no test.
-        p_equivalence: p-value of a difference of the margin or more, corrected. None likewise.
-        detectable: See `Comparison.detectable`, at the level of the first step of the correction.
+        p_equivalence: p-value of a difference of the margin or more, corrected. None where there is no test.
+        detectable: See `MeanDifference.detectable`, at the level of the first step of the correction.
     """
 
-    comparison: Comparison
+    comparison: MeanDifference
     margin: float
     verdict: ComparisonVerdict
     within: bool = False
@@ -106,10 +107,10 @@ class Judgement:
     detectable: float | None = None
 
 
-def compare(
+def compare_means(
     sample: Mapping[int, float], baseline: Mapping[int, float], *, shared_weights: bool = True
-) -> Comparison | None:
-    """Compare the trials of two rows.
+) -> MeanDifference | None:
+    """Compare the mean of a sample with that of a baseline.
 
     Choose the paired test where trials of one seed begin with the same weights: what the seed does to both cancels.
     Where they cannot, since the parameters are others, a seed gives the two nothing but order and augmentation in
@@ -117,8 +118,8 @@ def compare(
     a positive correlation that is left makes it only more cautious.
 
     Args:
-        sample: Result of each trial, by seed.
-        baseline: Likewise.
+        sample: Accuracy of each trial, by seed.
+        baseline: Accuracy of each trial of the baseline, by seed.
         shared_weights: Whether trials of one seed begin with the same weights.
 
     Returns:
@@ -131,28 +132,31 @@ def compare(
         differences = [sample[seed] - baseline[seed] for seed in seeds]
         mean = fmean(differences)
         if len(seeds) < 2 or not _varies(differences):
-            return Comparison(mean, "paired", len(seeds))
-        return Comparison(mean, "paired", len(seeds), stdev(differences) / math.sqrt(len(seeds)), len(seeds) - 1)
+            return MeanDifference(mean, "paired", len(seeds))
+        return MeanDifference(mean, "paired", len(seeds), stdev(differences) / math.sqrt(len(seeds)), len(seeds) - 1)
     if not sample or not baseline:
         return None
     values, others = list(sample.values()), list(baseline.values())
     mean = fmean(values) - fmean(others)
     if min(len(values), len(others)) < 2 or not (_varies(values) or _varies(others)):
-        return Comparison(mean, "Welch", len(seeds))
+        return MeanDifference(mean, "Welch", len(seeds))
     parts = [variance(each) / len(each) for each in (values, others)]
     df = sum(parts) ** 2 / sum(part**2 / (len(each) - 1) for part, each in zip(parts, (values, others), strict=True))
-    return Comparison(mean, "Welch", len(seeds), math.sqrt(sum(parts)), df)
+    return MeanDifference(mean, "Welch", len(seeds), math.sqrt(sum(parts)), df)
 
 
-def judge(comparisons: Sequence[tuple[Comparison, float]]) -> list[Judgement]:
+def judge(comparisons: Sequence[tuple[MeanDifference, float]]) -> list[Judgement]:
     """Judge all comparisons of a page together.
 
-    Holm's correction is made over the tests of no difference, and again over those of equivalence: of the pages on
-    which all true differences are zero at most 5 % call one larger or smaller, and at most 5 % call a difference
-    equivalent that is not.
+    Holm's correction is made over the tests of no difference, and again over the tests of equivalence. Of the pages on
+    which all true differences are zero, at most 5 % call one larger or smaller. Of all pages, at most 5 % call a
+    difference equivalent that is not.
 
     Args:
-        comparisons: Each with its margin, which must have been named before the trials.
+        comparisons: The comparisons, each with its margin. A margin must be chosen before the trials.
+
+    Returns:
+        The judgements, in the same order.
 
     Raises:
         ValueError: If a margin is not positive.
@@ -173,10 +177,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Correct p-values for their number, by Holm's step-down procedure.
 
     Args:
-        p_values: Uncorrected. None where there was no test, which does not count.
+        p_values: Uncorrected p-values. None where there was no test, which does not count.
 
     Returns:
-        The corrected ones in the same order: each may be held against the level of the whole family.
+        The corrected p-values, in the same order. Each is compared with the level of the whole family.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
@@ -190,7 +194,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _judged(
-    comparison: Comparison, margin: float, p: float | None, p_equivalence: float | None, level: float
+    comparison: MeanDifference, margin: float, p: float | None, p_equivalence: float | None, level: float
 ) -> Judgement:
     if p is None or p_equivalence is None:
         return Judgement(comparison, margin, "undecided")
@@ -202,7 +206,7 @@ def _judged(
 
 
 def _varies(values: Sequence[float]) -> bool:
-    """Whether values differ by more than rounding: accuracies are counts of images over their number."""
+    """Tell whether values differ by more than rounding: accuracies are counts of images over their number."""
     return max(values) - min(values) > 1e-9 * max(1.0, *map(abs, values))
 
 
@@ -227,7 +231,7 @@ def _noncentrality(df: float, level: float) -> float:
     spreads = np.sqrt(chdtri(df, (np.arange(4000) + 0.5) / 4000) / df)
 
     def lacking(noncentrality: float) -> float:
-        found = ndtr(noncentrality - critical * spreads) + ndtr(-noncentrality - critical * spreads)
-        return POWER - float(found.mean())
+        power = ndtr(noncentrality - critical * spreads) + ndtr(-noncentrality - critical * spreads)
+        return POWER - float(power.mean())
 
     return float(brentq(lacking, 0.0, 10 + 3 * critical))

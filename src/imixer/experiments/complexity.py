@@ -1,4 +1,4 @@
-"""What a model costs."""
+"""Count the parameters and the multiply-adds of a model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from imixer.training.run.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Costs:
-    """Size of a model.
+class ModelComplexity:
+    """Parameters and multiply-adds of a model.
 
     Args:
-        parameters: Trainable numbers.
-        multiply_adds: Of one image's forward, normalisation baked in. None if they depend on the image.
-        drawn: Name and shape of each parameter that a seed draws. Trials of one seed begin with the same weights if and
-            only if these are equal. BatchNorm's begin as ones and zeros.
+        parameters: Number of trainable parameters.
+        multiply_adds: Multiply-adds of the forward pass of one image, with the normalisation baked in. None if they
+            depend on the image.
+        seeded_parameters: Name and shape of each parameter whose initial value depends on the seed. Trials of one seed
+            begin with the same weights if and only if these are equal. BatchNorm's begin as ones and zeros.
     """
 
     parameters: int
     multiply_adds: int | None
-    drawn: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    seeded_parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
-def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
-    """Count on the model of a configuration, without making its weights.
+def model_complexity(config: TrainConfig, in_chans: int, num_classes: int) -> ModelComplexity:
+    """Count the parameters and multiply-adds of a configuration's model, without making its weights.
 
     Args:
         config: The configuration, with a model's name.
@@ -39,14 +40,24 @@ def costs(config: TrainConfig, in_chans: int, num_classes: int) -> Costs:
     Raises:
         InputError: If there is no such model.
     """
+    described = f"{config.model} {config.data}", in_chans, num_classes
+    if described not in _COUNTED:
+        _COUNTED[described] = _count(config, in_chans, num_classes)
+    return _COUNTED[described]
+
+
+_COUNTED: dict[tuple[str, int, int], ModelComplexity] = {}  # experiments have models in common
+
+
+def _count(config: TrainConfig, in_chans: int, num_classes: int) -> ModelComplexity:
     with torch.device("meta"):
         built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     cost = forward_cost(built)
-    return Costs(parameters, cost.total if cost else None, _drawn(built.model))
+    return ModelComplexity(parameters, cost.total if cost else None, _seeded_parameters(built.model))
 
 
-def _drawn(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+def _seeded_parameters(model: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple(
         (f"{name}.{own}", tuple(parameter.shape))
         for name, module in model.named_modules()

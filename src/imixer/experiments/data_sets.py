@@ -1,4 +1,4 @@
-"""Where the data sets of the experiments lie."""
+"""Locate the data sets of the experiments."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ DEFAULT_FOLDER = "data"  # of `DataConfig.root`
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """A data set, or why it is not there.
+class DatasetLocation:
+    """A data set and its folder, or the reason why it cannot be used.
 
     Args:
         name: Its name.
-        settings: Where it lies, by dotted name of `TrainConfig`.
-        missing: Why it cannot be used; empty if it can.
-        training, held_out: Numbers of images.
+        settings: Settings of `TrainConfig` that lead to it, by dotted name.
+        missing: Reason why it cannot be used; empty if it can.
+        training: Number of training images.
+        held_out: Number of held-out images.
         in_chans: Channels of its images.
         num_classes: Number of classes.
-        split: Its own name for the held-out images, such as `test`; None if they are a fifth of its training images.
+        split: Split that the held-out images are, such as `test`. None if they are a fifth of the training images.
     """
 
     name: str
@@ -40,19 +41,22 @@ class DataSet:
 
     @property
     def held_out_part(self) -> str:
-        """What the held-out images are, in words."""
+        """The held-out images in words, such as `test split`."""
         return f"{self.split} split" if self.split else "held-out fifth of the training images"
 
 
-def find_data(name: str, folder: str | None = None) -> DataSet:
-    """Look for a data set: as torchvision lays it out in the folder, else as parquet shards or class folders.
+def locate_dataset(name: str, folder: str | None = None) -> DatasetLocation:
+    """Locate a data set in a folder: torchvision's files, else parquet shards or class folders.
 
-    All but digits need a test split of their own, as the paper's have: without one they count as missing.
+    All but digits need a test split of their own, as the paper's have. Without one they count as missing.
 
     Args:
-        name: `digits`, or a name of torchvision's that `imixer train` knows.
-        folder: Where torchvision's files are, or a folder called like the data set. A folder of parquet shards is
-            itself CIFAR-10. Default: `data`.
+        name: `digits`, or a data set of torchvision that `imixer train` knows.
+        folder: Folder that holds torchvision's files, or a folder called like the data set. A folder of parquet shards
+            is taken for CIFAR-10 itself. Default: `data`.
+
+    Returns:
+        Where it lies, or why it cannot be used.
 
     Raises:
         InputError: If the folder does not exist.
@@ -64,23 +68,25 @@ def find_data(name: str, folder: str | None = None) -> DataSet:
         raise InputError(f"data_dir is {folder}, which is no folder; give the one with the data sets")
     if name == "cifar10" and place.is_dir() and parquet_files(place):
         return _open(name, DataConfig(str(place)))
-    found = _open(name, DataConfig(name, root=folder))
-    if found.missing and (place / name).is_dir():
+    dataset = _open(name, DataConfig(name, root=folder))
+    if dataset.missing and (place / name).is_dir():
         return _open(name, DataConfig(str(place / name)))
-    if found.missing:
+    if dataset.missing:
         files = f"torchvision's files, or parquet shards or class folders in its folder {name}"
-        return replace(found, missing=f"{name} is not in {place}; give --data_dir a folder with {files}")
-    return found
+        return replace(dataset, missing=f"{name} is not in {place}; give --data_dir a folder with {files}")
+    return dataset
 
 
-def _open(name: str, config: DataConfig) -> DataSet:
+def _open(name: str, config: DataConfig) -> DatasetLocation:
     settings = {"data.name": config.name} | ({"data.root": config.root} if config.root else {})
     try:
         images: ImageData = open_dataset(config)
     except InputError as error:
-        return DataSet(name, settings, missing=str(error))
+        return DatasetLocation(name, settings, missing=str(error))
     if name != "digits" and images.split is None:
         remedy = "add the folder test, or test-*.parquet, beside its training images"
-        return DataSet(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
+        return DatasetLocation(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
     training, held_out = (len(part) for part in (images.train, images.val))
-    return DataSet(name, settings, "", training, held_out, images.in_chans, len(images.class_names), images.split)
+    return DatasetLocation(
+        name, settings, "", training, held_out, images.in_chans, len(images.class_names), images.split
+    )

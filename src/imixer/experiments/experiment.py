@@ -1,4 +1,4 @@
-"""What an experiment is."""
+"""Define what an experiment is: rows to train, and what is made of them."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from imixer.experiments.comparison import MARGIN
-from imixer.experiments.paper import Published
+from imixer.experiments.paper import PaperAccuracy
 from imixer.experiments.scales import Scale
 
-Figure = Literal["first block", "norms", "cosines", "features"]
+FigureKind = Literal["first block", "norms", "cosines", "features"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration, trained with several seeds.
+    """A row of a table: one configuration, trained with several seeds.
 
     Args:
         name: Unique in its experiment, and safe as the name of a folder.
-        labels: What the table calls it: a text for each of its first columns.
-        settings: All its settings, by dotted name, but for where the data lie.
+        labels: Cells of the table's first columns, by title of the column.
+        settings: All its settings by dotted name, without the folder of the data.
         data: Its data set.
-        baseline: Name of the row that it is compared to. Default: it is one itself.
-        paper: What the paper reports.
-        trials: Its trials where they are fewer than the scale's, as those of a training that the paper did once.
+        baseline: Name of the row that it is compared to. Default: none, since it is a baseline itself.
+        paper: Accuracy that the paper reports.
+        trials: Number of trials, where it is smaller than the scale's, since the paper trained this row once.
     """
 
     name: str
@@ -32,32 +32,32 @@ class Row:
     settings: dict[str, Any]
     data: str
     baseline: str | None = None
-    paper: Published | None = None
+    paper: PaperAccuracy | None = None
     trials: int | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Rows to train, and what is then made of them.
+    """An experiment: rows to train, and the table or figure that is made of them.
 
     Args:
-        name: What the command line calls it.
-        title: What it shows.
-        baseline: What its rows are compared to, in words.
-        rows: Its rows at a scale.
-        figure: What is drawn of the trained runs. Default: nothing, but a table of all rows is written.
-        margin: Points of accuracy within which a difference counts as none. It is named before the trials.
-        notes: What the paper leaves open, or what is done otherwise here; each in a line.
-        contraction: Whether the contraction of the trained blocks is measured in every row.
-        time: Whether the time of training is shown.
+        name: Name on the command line.
+        title: Title of its page.
+        baseline: Baseline of its rows, in words.
+        rows: Gives its rows at a scale.
+        figure: Figure to draw of the trained runs. Default: none; a table of all rows is written instead.
+        margin: Points of accuracy within which a difference counts as none. It is chosen before the trials.
+        notes: Sentences on what the paper leaves open, or on what is done otherwise here.
+        show_contraction: Whether to measure the contraction of the trained blocks of every row.
+        show_time: Whether to show the time of training.
     """
 
     name: str
     title: str
     baseline: str
     rows: Callable[[Scale], list[Row]]
-    figure: Figure | None = None
+    figure: FigureKind | None = None
     margin: float = MARGIN
     notes: tuple[str, ...] = ()
-    contraction: bool = False
-    time: bool = False
+    show_contraction: bool = False
+    show_time: bool = False

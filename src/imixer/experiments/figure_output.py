@@ -1,4 +1,4 @@
-"""The figure of an experiment: drawn of its runs, and put beside the tables with what can be read off it."""
+"""Draw the figure of an experiment, and write beside it what can be read off it."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from imixer.analysis.convergence_statements import (
 from imixer.analysis.views.convergence import comparison_numbers, draw_cosines, draw_first_block, draw_norms
 from imixer.analysis.views.features import ANALYSIS as FEATURES
 from imixer.escaping import for_markdown
-from imixer.experiments.data_sets import DataSet
-from imixer.experiments.experiment import Figure
-from imixer.experiments.outcome import ExperimentResult, Run
+from imixer.experiments.data_sets import DatasetLocation
+from imixer.experiments.experiment import FigureKind
+from imixer.experiments.experiment_result import ExperimentResult, TrialRun
 from imixer.tables import Grid, markdown, on_screen
 from imixer.training.finished_run import load_run
 from imixer.writing import write_text
 
 IMAGES = 16  # as many as the paper's
-_DRAWINGS: dict[Figure, Callable[[Sequence[Convergence], Path], None]] = {
+_DRAWINGS: dict[FigureKind, Callable[[Sequence[Convergence], Path], None]] = {
     "first block": draw_first_block,
     "norms": draw_norms,
     "cosines": draw_cosines,
@@ -42,26 +42,26 @@ _READINGS = {
 }
 
 
-def draw_figure(found: ExperimentResult, console: Console, image: str | None = None) -> None:
+def draw_figure(result: ExperimentResult, console: Console, image: str | None = None) -> None:
     """Draw the figure of an experiment as PNG and PDF; write its numbers as JSON and its page as Markdown.
 
     Args:
-        found: An experiment that has a figure.
+        result: The result of an experiment that has a figure.
         console: Where to print.
-        image: Image file for feature maps. Default: the first held-out image.
+        image: Image file to draw feature maps of. Default: the first held-out image.
     """
-    console.print(found.experiment.title, style="bold")
-    trials = _complete_trials(found)
+    console.print(result.experiment.title, style="bold")
+    trials = _complete_trials(result)
     if not trials:
-        missing = "; ".join(data.missing for data in found.data.values() if data.missing)
+        missing = "; ".join(data.missing for data in result.data.values() if data.missing)
         console.print(f"not run: {missing or 'no trial of all its rows is finished'}", markup=False)
         return
-    name = found.experiment.name
-    picture = found.folder / f"{name}.png"
-    page = _draw_features(found, trials, picture, image) if found.experiment.figure == "features" else None
-    page = page or _draw_convergence(found, trials, picture)
-    write_numbers(_facts(found, page), picture.with_suffix(".json"))
-    write_text(picture.with_suffix(".md"), _markdown(found, page, picture))
+    name = result.experiment.name
+    picture = result.folder / f"{name}.png"
+    page = _draw_features(result, trials, picture, image) if result.experiment.figure == "features" else None
+    page = page or _draw_convergence(result, trials, picture)
+    write_numbers(_facts(result, page), picture.with_suffix(".json"))
+    write_text(picture.with_suffix(".md"), _markdown(result, page, picture))
     for grid, title in page.grids:
         console.print(on_screen(grid, title))
     for note in [page.conditions, *page.notes]:
@@ -72,13 +72,13 @@ def draw_figure(found: ExperimentResult, console: Console, image: str | None = N
 
 @dataclass(frozen=True)
 class _Page:
-    """What stands beside a figure.
+    """Everything that stands beside a figure.
 
     Args:
-        conditions: Scale, data, images, trials.
-        numbers: All that was measured.
-        notes: What is drawn.
-        grids: Tables with their titles.
+        conditions: Scale, data and images.
+        numbers: All numbers that were measured.
+        notes: Explanations of what is drawn.
+        grids: Tables, each with its title.
     """
 
     conditions: str
@@ -87,16 +87,16 @@ class _Page:
     grids: tuple[tuple[Grid, str], ...] = ()
 
 
-def _complete_trials(found: ExperimentResult) -> list[list[Run]]:
-    """The runs of each seed with which every row is finished, in the order of the rows."""
-    rows = [{run.seed: run for run in line.finished} for line in found.lines]
+def _complete_trials(result: ExperimentResult) -> list[list[TrialRun]]:
+    """Return the runs of each seed with which every row is finished, in the order of the rows."""
+    rows = [{run.seed: run for run in row_result.finished} for row_result in result.rows]
     return [[row[seed] for row in rows] for seed in sorted(set.intersection(*map(set, rows)))]
 
 
-def _draw_convergence(found: ExperimentResult, trials: list[list[Run]], picture: Path) -> _Page:
-    figure = found.experiment.figure
+def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], picture: Path) -> _Page:
+    figure = result.experiment.figure
     assert figure is not None
-    names = [f"n = {line.row.labels['n']}" for line in found.lines]
+    names = [f"n = {row_result.row.labels['n']}" for row_result in result.rows]
     measured = [
         compare_convergence([load_run(str(run.path)) for run in trial], images=IMAGES, names=names) for trial in trials
     ]
@@ -107,10 +107,10 @@ def _draw_convergence(found: ExperimentResult, trials: list[list[Run]], picture:
     drawn, first = seeds[0], measured[0][0]
     blocks = range(1 if figure == "first block" else len(first.blocks))
     measures = {"first block": ("norm", "cosine"), "norms": ("norm",), "cosines": ("cosine",)}[figure]
-    (data,) = found.data.values()
+    (data,) = result.data.values()
     return _Page(
         conditions=_conditions(
-            found, data, f"{first.images} of them at random, the same for all models, {first.n_iter} iterations"
+            result, data, f"{first.images} of them at random, the same for all models, {first.n_iter} iterations"
         ),
         numbers=comparison_numbers(measured[0])
         | {
@@ -142,13 +142,13 @@ def _draw_convergence(found: ExperimentResult, trials: list[list[Run]], picture:
             *(f"not decidable, since {each[0].missing}: {each[0].text}" for each in statements if each[0].missing),
         ],
         grids=(
-            (_verdicts(statements, seeds), "What the paper reads off it"),
-            *((_conditions_of(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
+            (_verdict_grid(statements, seeds), "What the paper reads off it"),
+            *((_condition_grid(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
         ),
     )
 
 
-def _verdicts(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -> Grid:
+def _verdict_grid(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -> Grid:
     rows = []
     for each in statements:
         verdicts = [one.verdict for one in each]
@@ -156,7 +156,7 @@ def _verdicts(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -
     return Grid(("the paper", "here", *(f"seed {seed}" for seed in seeds)), tuple(rows), 2 + len(seeds))
 
 
-def _conditions_of(statement: Statement) -> Grid:
+def _condition_grid(statement: Statement) -> Grid:
     rows = tuple(
         (each.what, each.asked, f"{each.value:.3g}", f"[{each.low:.3g}, {each.high:.3g}]", each.verdict)
         for each in statement.conditions
@@ -164,42 +164,42 @@ def _conditions_of(statement: Statement) -> Grid:
     return Grid(("condition", "asked", "mean", "interval", "verdict"), rows, 2)
 
 
-def _draw_features(found: ExperimentResult, trials: list[list[Run]], picture: Path, image: str | None) -> _Page:
+def _draw_features(result: ExperimentResult, trials: list[list[TrialRun]], picture: Path, image: str | None) -> _Page:
     (run,) = trials[0]
     chosen: dict[str, Any] = {} if image is None else {"image": image}
     measured = FEATURES.measure(load_run(str(run.path)), **chosen)
     FEATURES.draw(measured, picture)
-    (data,) = found.data.values()
+    (data,) = result.data.values()
     return _Page(
-        conditions=_conditions(found, data, f"image: {measured.name}"),
+        conditions=_conditions(result, data, f"image: {measured.name}"),
         numbers=FEATURES.numbers(measured) | {"drawn_seed": run.seed},
         notes=[f"drawn: the trial with seed {run.seed}, block {measured.block}", *measured.explanations],
     )
 
 
-def _conditions(found: ExperimentResult, data: DataSet, images: str) -> str:
-    config = found.lines[0].config
+def _conditions(result: ExperimentResult, data: DatasetLocation, images: str) -> str:
+    config = result.rows[0].config
     assert config is not None  # something is finished
     epochs = config.epochs + config.schedule.cooldown_epochs
     return (
-        f"Scale {found.scale.name}: trained on {data.name}, {epochs} epochs; measured on its {data.held_out_part} "
-        f"({data.held_out:,} images): {images}; {found.scale.summary}"
+        f"Scale {result.scale.name}: trained on {data.name}, {epochs} epochs; measured on its {data.held_out_part} "
+        f"({data.held_out:,} images): {images}; {result.scale.summary}"
     )
 
 
-def _facts(found: ExperimentResult, page: _Page) -> dict[str, Any]:
+def _facts(result: ExperimentResult, page: _Page) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "experiment": found.experiment.name,
-        "title": found.experiment.title,
-        "scale": found.scale.name,
+        "experiment": result.experiment.name,
+        "title": result.experiment.title,
+        "scale": result.scale.name,
         "conditions": page.conditions,
         "notes": page.notes,
     }
     return facts | page.numbers
 
 
-def _markdown(found: ExperimentResult, page: _Page, picture: Path) -> str:
-    title = for_markdown(found.experiment.title)
+def _markdown(result: ExperimentResult, page: _Page, picture: Path) -> str:
+    title = for_markdown(result.experiment.title)
     parts = [f"# {title}", for_markdown(page.conditions), f"![{title}]({picture.name})"]
     for grid, name in page.grids:
         parts += [f"## {for_markdown(name)}", markdown(grid).rstrip("\n")]

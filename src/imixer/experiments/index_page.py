@@ -1,4 +1,4 @@
-"""All experiments of a command as one Markdown page, whose sentences follow from its numbers."""
+"""Write all experiments of a command as one Markdown page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imixer.escaping import for_markdown
-from imixer.experiments.outcome import ExperimentResult, judge_page
+from imixer.experiments.experiment_result import ExperimentResult, judge_page
 from imixer.experiments.sentences import describe_decided, summarise
 from imixer.experiments.table_output import bullets, count_tests, machine, present, section
 from imixer.writing import write_text
@@ -16,36 +16,36 @@ from imixer.writing import write_text
 def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     """Write `index.md` beside the tables and figures.
 
-    All comparisons on it are judged together: corrected for more of them, fewer may be decided than on the page of a
-    single experiment.
+    All comparisons on it are judged together. The correction is for more of them than on the page of a single
+    experiment, so that fewer may be decided.
 
     Args:
         page: The experiments, in order. One at least.
-        command: What made it.
+        command: Command line that made the page.
 
     Returns:
         The file.
     """
     tabulated = [each for each in page if not each.experiment.figure]
-    judged = judge_page(tabulated)
+    judgements = judge_page(tabulated)
     scale = page[0].scale
-    machines = dict.fromkeys(machine(found) for each in page for found in each.environments)
+    machines = dict.fromkeys(machine(environment) for each in page for environment in each.environments)
     said = [
         f"{each.experiment.title}: {sentence}"
-        for each, own in zip(tabulated, judged, strict=True)
+        for each, own in zip(tabulated, judgements, strict=True)
         for sentence in describe_decided(each, own)
     ]
     parts = [
         f"# The paper's tables and figures at the scale {scale.name}\n",
         f"`{command}`; {for_markdown('; '.join(machines) or 'nothing is finished')}.\n",
-        f"{for_markdown(summarise(judged))}. What is decided, in points of top-1 after the last epoch:\n"
+        f"{for_markdown(summarise(judgements))}. What is decided, in points of top-1 after the last epoch:\n"
         if said
-        else f"{for_markdown(summarise(judged))}.\n",
+        else f"{for_markdown(summarise(judgements))}.\n",
         bullets(said),
     ]
     presented = {
-        each.experiment.name: present(each, own, count_tests(judged))
-        for each, own in zip(tabulated, judged, strict=True)
+        each.experiment.name: present(each, own, count_tests(judgements))
+        for each, own in zip(tabulated, judgements, strict=True)
     }
     for each in page:
         shown = presented.get(each.experiment.name)
@@ -59,7 +59,7 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
 
 
 def _figure(result: ExperimentResult) -> str:
-    """A figure as a section: its own page, if it has one, else the picture."""
+    """Write a figure as a section: its own page if it has one, else the picture."""
     title = for_markdown(result.experiment.title)
     picture = result.folder / f"{result.experiment.name}.png"
     own = picture.with_suffix(".md")

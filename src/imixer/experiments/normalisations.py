@@ -1,11 +1,11 @@
-"""Ways to hold the matrices of F at or below the ceiling c = 0.9."""
+"""Define the experiment on ways to hold the matrices of F at or below the ceiling c = 0.9."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import TABLE1, reported
+from imixer.experiments.paper import PAPER_TABLE_1, paper_accuracy
 from imixer.experiments.scales import Scale
 
 # What is done to W, how its norm is known, and fields of `ModelConfig`.
@@ -19,7 +19,7 @@ _CHANGES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def _rows(scale: Scale) -> list[Row]:
-    paper = reported(TABLE1["imixer", "S"], scale.data, "imixer")
+    paper = paper_accuracy(PAPER_TABLE_1["imixer", "S"], scale.data, "imixer")
     default = Row(
         "imixer",
         {"normalised": "soft", "norm by": "power iteration, from below"},
@@ -47,6 +47,6 @@ NORMALISATIONS = Experiment(
         "With GELU, whose slope reaches 1.129, c = 0.9 bounds F by 1.03 only: no guarantee, however exact sigma is, "
         "unless the matrices end below the ceiling",
     ),
-    contraction=True,
-    time=True,
+    show_contraction=True,
+    show_time=True,
 )

@@ -1,12 +1,12 @@
-"""All experiments by name, in the order of `imixer reproduce all`. Free of torch."""
+"""List all experiments by name, in the order of `imixer reproduce all`. Free of torch."""
 
 from __future__ import annotations
 
 from imixer.experiments.ablations import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
-from imixer.experiments.ceiling import CEILING
+from imixer.experiments.ceilings import CEILING
 from imixer.experiments.experiment import Experiment
-from imixer.experiments.figures import FIGURES
 from imixer.experiments.normalisations import NORMALISATIONS
+from imixer.experiments.paper_figures import FIGURES
 from imixer.experiments.table1 import TABLE_1
 from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3

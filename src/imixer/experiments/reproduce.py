@@ -1,4 +1,4 @@
-"""Experiments from a name to a table: what is missing of them is trained, the rest is read."""
+"""Reproduce experiments: train the trials that are missing, read the others, and write tables and figures."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from rich.console import Console
 
 from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError, did_you_mean
-from imixer.experiments.complexity import costs
-from imixer.experiments.data_sets import DataSet, find_data
+from imixer.experiments.complexity import model_complexity
+from imixer.experiments.data_sets import DatasetLocation, locate_dataset
 from imixer.experiments.experiment import Experiment, Row
+from imixer.experiments.experiment_result import ExperimentResult, RowResult, TrialRun
 from imixer.experiments.figure_output import draw_figure
 from imixer.experiments.index_page import write_index
-from imixer.experiments.outcome import ExperimentResult, RowResult, Run
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reuse import ReuseFinishedRuns
 from imixer.experiments.scales import DATA_SETS, Scale
 from imixer.experiments.table4 import TABLE_4
-from imixer.experiments.table_output import write_table
+from imixer.experiments.table_output import write_tables
 from imixer.experiments.trained_contraction import measure_contraction
-from imixer.sweep.local import Local
+from imixer.sweep.local_executor import LocalExecutor
 from imixer.sweep.plan import Sweep, Trial
-from imixer.sweep.results import Results
+from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import build_sweep
 from imixer.sweep.sweep import Executor, run_sweep
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """An experiment with what there is to train; `sweep` is None if all its data are missing."""
+    """An experiment with its sweep, which is None if all its data are missing."""
 
     experiment: Experiment
     rows: tuple[Row, ...]
-    data: dict[str, DataSet]
+    data: dict[str, DatasetLocation]
     sweep: Sweep | None
 
 
@@ -53,31 +53,31 @@ def reproduce(
     executor: Executor | None = None,
     image: str | None = None,
 ) -> list[ExperimentResult]:
-    """Train what is not finished of some experiments, and present each of them.
+    """Train the trials of some experiments that are not finished, and write a table or figure of each.
 
-    The sweep of an experiment lies in `<out>/runs/<experiment>`. What another experiment has finished there is linked,
-    not trained again. Rows whose data are missing are left out. Of several experiments an `index.md` has all.
+    The sweep of an experiment lies in `<out>/runs/<experiment>`. A trial that another experiment has finished there is
+    linked, not trained again. Rows whose data are missing are left out. Several experiments get an `index.md` of all.
 
     Args:
-        experiments: Which, in order.
-        scale: How large.
+        experiments: The experiments, in order.
+        scale: Scale of the models, the data and the schedule.
         console: Where to print.
-        out: Folder for what comes out, which may hold an earlier start. Default: `reproduced/<scale>`, with other data
-            `reproduced/<scale>-<data>`.
-        trials: Trials per row. Default: that of the scale, and of a row that has fewer its own.
+        out: Folder for tables, figures and runs, which may hold an earlier start. Default: `reproduced/<scale>`, with
+            other data `reproduced/<scale>-<data>`.
+        trials: Trials per row. Default: those of the scale, or fewer where a row asks for fewer.
         data: Data set of all experiments but Table 4, one of `DATA_SETS`. Default: that of the scale.
-        data_dir: Folder of the data sets, see `find_data`.
+        data_dir: Folder of the data sets, see `locate_dataset`.
         margin: Points of accuracy within which a difference counts as none. Default: that of each experiment.
-        executor: What runs the trials. Default: one after the other, here.
-        image: Image file that feature maps are drawn of. Default: the first held-out image.
+        executor: What runs the trials. Default: one after the other, in this process.
+        image: Image file to draw feature maps of. Default: the first held-out image.
 
     Returns:
-        What has become of each.
+        The result of each experiment.
 
     Raises:
-        InputError: If a number is impossible, the data set is unknown or all data are missing, the folder holds
-            something else, or the image is none or of no use.
-        KeyboardInterrupt: When interrupted, after the experiment at hand is presented as far as it has come.
+        InputError: If a number is impossible, the data set is unknown, all data are missing, the folder holds
+            something else, or the image cannot be read or is not used.
+        KeyboardInterrupt: When interrupted. The experiment at hand is written first, as far as it has come.
     """
     if trials is not None and trials < 1:
         raise InputError(f"trials is {trials}; give 1 or more")
@@ -89,23 +89,23 @@ def reproduce(
     if data is not None:
         scale = _on_data(experiments, scale, data)
     folder = Path(out or f"reproduced/{name}")
-    found: list[ExperimentResult] = []
+    results: list[ExperimentResult] = []
     for plan in _plans(experiments, scale, trials, data_dir):
-        interruption = _train(plan, folder, executor or Local())
-        found.append(_measured(plan, scale, trials, margin, folder))
+        interruption = _train(plan, folder, executor or LocalExecutor())
+        results.append(_measured(plan, scale, trials, margin, folder))
         if plan.experiment.figure:
-            draw_figure(found[-1], console, image)
+            draw_figure(results[-1], console, image)
         else:
-            write_table(found[-1], console)
+            write_tables(results[-1], console)
         if interruption:
             raise interruption
-    if len(found) > 1:
-        console.print(f"written: {write_index(found, command)}", markup=False, soft_wrap=True)
-    return found
+    if len(results) > 1:
+        console.print(f"written: {write_index(results, command)}", markup=False, soft_wrap=True)
+    return results
 
 
 def _check_image(image: str | None, experiments: Sequence[Experiment]) -> None:
-    """Raises InputError if there is an image that is none, or that no experiment draws."""
+    """Refuse an image that cannot be read, or that no experiment draws."""
     if image is None:
         return
     if all(experiment.figure != "features" for experiment in experiments):
@@ -116,7 +116,7 @@ def _check_image(image: str | None, experiments: Sequence[Experiment]) -> None:
 
 
 def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scale:
-    """The scale on another data set."""
+    """Return the scale on another data set."""
     if data not in DATA_SETS:
         known = ", ".join(DATA_SETS)
         raise InputError(
@@ -139,7 +139,7 @@ def _command(
 
 
 def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, folder: str | None) -> list[_Plan]:
-    """All that is to do, so that whatever is wrong with it is found before anything starts."""
+    """Plan all experiments, so that whatever is wrong with one is refused before anything starts."""
     rows = {experiment.name: experiment.rows(scale) for experiment in experiments}
     used = dict.fromkeys(row.data for each in rows.values() for row in each)
     data = {name: _find(name, scale, folder) for name in used}
@@ -164,14 +164,14 @@ def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, 
     return plans
 
 
-def _find(name: str, scale: Scale, folder: str | None) -> DataSet:
-    if name != scale.data and name not in scale.sets:
-        return DataSet(name, {}, missing=f"not part of the scale {scale.name}")
-    return find_data(name, folder)
+def _find(name: str, scale: Scale, folder: str | None) -> DatasetLocation:
+    if name != scale.data and name not in scale.table4_data:
+        return DatasetLocation(name, {}, missing=f"not part of the scale {scale.name}")
+    return locate_dataset(name, folder)
 
 
 def _train(plan: _Plan, folder: Path, executor: Executor) -> KeyboardInterrupt | None:
-    """Train what is not finished. Gives back what interrupted it, if something did."""
+    """Train the trials that are not finished. Return the interruption, if there was one."""
     try:
         if plan.sweep:
             run_sweep(plan.sweep, str(_sweep_folder(plan, folder)), ReuseFinishedRuns(executor))
@@ -183,18 +183,18 @@ def _train(plan: _Plan, folder: Path, executor: Executor) -> KeyboardInterrupt |
 def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | None, folder: Path) -> ExperimentResult:
     lines = {row.name: RowResult(row) for row in plan.rows}
     if plan.sweep:
-        results = Results(plan.sweep, _sweep_folder(plan, folder))
+        results = SweepResults(plan.sweep, _sweep_folder(plan, folder))
         for cell in plan.sweep.cells:
             row = lines[cell.name].row
             data = plan.data[row.data]
             own = [Trial(cell, seed) for seed in cell.seeds]
-            runs = [Run(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
-            if plan.experiment.contraction:
+            runs = [TrialRun(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
+            if plan.experiment.show_contraction:
                 runs = [_with_contraction(run) for run in runs]
             lines[cell.name] = RowResult(
                 row,
                 cell.config,
-                costs(cell.config, data.in_chans, data.num_classes),
+                model_complexity(cell.config, data.in_chans, data.num_classes),
                 tuple(runs),
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | Non
     )
 
 
-def _with_contraction(run: Run) -> Run:
+def _with_contraction(run: TrialRun) -> TrialRun:
     return replace(run, contraction=measure_contraction(run.path)) if run.outcome.status == "finished" else run
 
 

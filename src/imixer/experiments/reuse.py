@@ -1,4 +1,4 @@
-"""Trials that several sweeps have in common."""
+"""Link trials that another sweep has finished, instead of training them again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import SPEC, read_sweep
@@ -15,9 +14,10 @@ from imixer.training.run.directory import RunDirectory
 
 
 class ReuseFinishedRuns:
-    """An executor that links the runs which the sweeps beside its own have finished, and lets another do the rest.
+    """An executor that links the runs which neighbouring sweeps have finished, and lets another executor do the rest.
 
-    A run is the same if its configuration and seed are.
+    Choose it where several sweeps in one folder share configurations. A run is the same if its configuration and seed
+    are.
 
     Args:
         executor: What runs the other trials.
@@ -30,10 +30,11 @@ class ReuseFinishedRuns:
         self._entered = self.executor.__enter__()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.executor.__exit__(*exception)
 
     def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
+        """Link finished trials and run the others; see `Executor.run`."""
         finished = _finished(folder.parent)
         left: list[Trial] = []
         for trial in trials:
@@ -52,14 +53,14 @@ class ReuseFinishedRuns:
 
 
 def _finished(folder: Path) -> dict[tuple[str, int], Path]:
-    """The finished runs of all sweeps in a folder, by what they are."""
-    found: dict[tuple[str, int], Path] = {}
+    """Find the finished runs of all sweeps in a folder, by configuration and seed."""
+    finished: dict[tuple[str, int], Path] = {}
     for spec in sorted(folder.glob(f"*/{SPEC}")):
         for trial in read_sweep(str(spec)).trials:
             run = spec.parent / trial.name
             if RunDirectory(run).finished and not run.is_symlink():
-                found[_identity(trial)] = run
-    return found
+                finished[_identity(trial)] = run
+    return finished
 
 
 def _identity(trial: Trial) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Say in words what the judgements of a page allow, and nothing else."""
+"""Write sentences that the judgements of a page allow, and no others."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
-from imixer.experiments.outcome import ExperimentResult, RowResult
+from imixer.experiments.experiment_result import ExperimentResult, RowResult
 
 
-def summarise(judged: Sequence[Mapping[str, Judgement]]) -> str:
+def summarise(judgements: Sequence[Mapping[str, Judgement]]) -> str:
     """Count the verdicts of a page in one sentence.
 
     Args:
-        judged: What `judge_page` gave.
+        judgements: The judgements of each experiment, by row, as `judge_page` returns them.
     """
-    every = [judgement for each in judged for judgement in each.values()]
+    every = [judgement for each in judgements for judgement in each.values()]
     if not every:
         return "Nothing is compared: no row and its baseline have both a finished trial"
     counts = Counter(judgement.verdict for judgement in every)
@@ -25,39 +25,48 @@ def summarise(judged: Sequence[Mapping[str, Judgement]]) -> str:
     )
 
 
-def describe(result: ExperimentResult, judged: Mapping[str, Judgement]) -> list[str]:
-    """Say what an experiment shows, a sentence for each verdict that decides something and one for the others.
+def describe(result: ExperimentResult, judgements: Mapping[str, Judgement]) -> list[str]:
+    """Describe what an experiment shows: a sentence for each row that is decided, and one for all others.
 
     Args:
         result: The experiment.
-        judged: Its judgements by row, as the page has them.
+        judgements: Its judgements by row, as `judge_page` returns them.
     """
     undecided = {
-        line.row.name: line
-        for line in result.lines
-        if line.row.name in judged and judged[line.row.name].verdict == "undecided"
+        row_result.row.name: row_result
+        for row_result in result.rows
+        if row_result.row.name in judgements and judgements[row_result.row.name].verdict == "undecided"
     }
-    rest = [_undecided(undecided, judged, result.experiment.baseline)] if undecided else []
-    return describe_decided(result, judged) + rest + describe_contraction(result)
+    rest = [_undecided(undecided, judgements, result.experiment.baseline)] if undecided else []
+    return describe_decided(result, judgements) + rest + describe_contraction(result)
 
 
-def describe_decided(result: ExperimentResult, judged: Mapping[str, Judgement]) -> list[str]:
-    """Say what an experiment decides, a sentence for each row, likewise."""
-    lines = [line for line in result.lines if line.row.name in judged]
+def describe_decided(result: ExperimentResult, judgements: Mapping[str, Judgement]) -> list[str]:
+    """Describe what an experiment decides, in a sentence for each row that is decided.
+
+    Args:
+        result: The experiment.
+        judgements: Its judgements by row, as `judge_page` returns them.
+    """
+    rows = [row_result for row_result in result.rows if row_result.row.name in judgements]
     return [
-        _decided(result, line, judged[line.row.name]) for line in lines if judged[line.row.name].verdict != "undecided"
+        _decided(result, row_result, judgements[row_result.row.name])
+        for row_result in rows
+        if judgements[row_result.row.name].verdict != "undecided"
     ]
 
 
 def describe_contraction(result: ExperimentResult) -> list[str]:
-    """Say in which rows F is a contraction on the images, and in which it is not. Nothing where it was not measured."""
-    measured = [(line, line.contraction) for line in result.lines if line.contraction]
+    """Describe in which rows F is a contraction, and in which it is not. Return nothing where it was not measured."""
+    measured = [(row_result, row_result.contraction) for row_result in result.rows]
+    pairs = [(row_result, contraction) for row_result, contraction in measured if contraction]
     sentences = []
     for verdict, words in _CONTRACTION.items():
-        rows = [line for line, found in measured if found and found.verdict == verdict]
-        if rows:
-            norms = _range([found.norm for line, found in measured if found and found.verdict == verdict])
-            sentences.append(f"{words} (largest Jacobian norm {norms}): {_names(rows, len(measured))}")
+        own = [(row_result, contraction) for row_result, contraction in pairs if contraction.verdict == verdict]
+        if own:
+            norms = _range([contraction.norm for _, contraction in own])
+            rows = _names([row_result for row_result, _ in own], len(pairs))
+            sentences.append(f"{words} (largest Jacobian norm {norms}): {rows}")
     return sentences
 
 
@@ -68,50 +77,50 @@ _CONTRACTION = {
 }
 
 
-def row_name(line: RowResult) -> str:
-    """A row as a sentence names it: `h_r = 2, n = 4`, or `S, Mixer`."""
+def row_name(row_result: RowResult) -> str:
+    """Name a row in a sentence, such as `h_r = 2, n = 4` or `S, Mixer`."""
     return ", ".join(
-        f"{column} = {text}" if _is_number(text) else text for column, text in line.row.labels.items() if text
+        f"{column} = {text}" if _is_number(text) else text for column, text in row_result.row.labels.items() if text
     )
 
 
 def verdict_words(judgement: Judgement) -> str:
-    """A verdict, as tables have it."""
+    """Write a verdict for a table."""
     if judgement.verdict == "equivalent":
         return f"equivalent within {judgement.margin:g}"
     return judgement.verdict
 
 
 def interval_words(judgement: Judgement) -> str:
-    """The confidence interval of a difference, or nothing."""
+    """Write the confidence interval of a difference, or nothing if there is none."""
     interval = judgement.comparison.interval
     return f"[{interval[0]:.2f}, {interval[1]:.2f}]" if interval else ""
 
 
 def p_words(p: float | None) -> str:
-    """A p-value, or nothing."""
+    """Write a p-value, or nothing if there is none."""
     if p is None:
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def detectable_words(detectable: float | None) -> str:
-    """A detectable difference in points of accuracy, of which there are a hundred, or nothing."""
+    """Write a detectable difference in points, or nothing if there is none. An accuracy has a hundred points."""
     if detectable is None:
         return ""
     return f"{detectable:.2f}" if detectable <= 100 else "> 100"
 
 
-def paper_difference(result: ExperimentResult, line: RowResult) -> float | None:
-    """Difference of the means that the paper reports of a row and its baseline. None if it lacks one of them."""
-    baseline = result.baseline(line)
-    if baseline is None or line.row.paper is None or baseline.row.paper is None:
+def paper_difference(result: ExperimentResult, row_result: RowResult) -> float | None:
+    """Subtract the paper's mean of the baseline from its mean of a row. None if the paper lacks one of them."""
+    baseline = result.baseline(row_result)
+    if baseline is None or row_result.row.paper is None or baseline.row.paper is None:
         return None
-    return line.row.paper.mean - baseline.row.paper.mean
+    return row_result.row.paper.mean - baseline.row.paper.mean
 
 
-def _decided(result: ExperimentResult, line: RowResult, judgement: Judgement) -> str:
-    baseline = result.baseline(line)
+def _decided(result: ExperimentResult, row_result: RowResult, judgement: Judgement) -> str:
+    baseline = result.baseline(row_result)
     assert baseline is not None
     difference, margin = judgement.comparison.difference, judgement.margin
     numbers = f"{difference:+.2f} points, {CONFIDENCE:.0%} interval {interval_words(judgement)}"
@@ -122,14 +131,14 @@ def _decided(result: ExperimentResult, line: RowResult, judgement: Judgement) ->
         said = f"{judgement.verdict} than {row_name(baseline)} ({numbers}, corrected {p})"
         if judgement.within:
             said += f", by less than the margin of {margin:g}"
-    reported = paper_difference(result, line)
+    reported = paper_difference(result, row_result)
     paper = "" if reported is None else f"; the paper's means differ by {reported:+.2f}"
-    return f"{row_name(line)}: {said}{paper}"
+    return f"{row_name(row_result)}: {said}{paper}"
 
 
-def _undecided(lines: Mapping[str, RowResult], judged: Mapping[str, Judgement], baseline: str) -> str:
-    names = _names(list(lines.values()), len(judged))
-    seen = [found for name in lines if (found := judged[name].detectable) is not None]
+def _undecided(rows: Mapping[str, RowResult], judgements: Mapping[str, Judgement], baseline: str) -> str:
+    names = _names(list(rows.values()), len(judgements))
+    seen = [each for name in rows if (each := judgements[name].detectable) is not None]
     said = f"Undecided against {baseline}: {names}. Neither a difference nor its absence is shown"
     if not seen:
         return f"{said}: there is no interval, for want of trials or of spread"

@@ -1,12 +1,12 @@
-"""Table 1: iMixer against MLP-Mixer in three sizes, and against one of as many multiply-adds.
+"""Define Table 1: iMixer against MLP-Mixer in three sizes, and against a Mixer of as many multiply-adds.
 
-The latter has a wider token mixing, which is where the iMixer's additional multiply-adds are, and nothing else changed.
+The latter has a wider token mixing, which is where the iMixer's additional multiply-adds are. Nothing else changes.
 """
 
 from __future__ import annotations
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import TABLE1, Model, Published, Size, reported
+from imixer.experiments.paper import PAPER_TABLE_1, Model, ModelSize, PaperAccuracy, paper_accuracy
 from imixer.experiments.scales import SIZES, Scale
 
 
@@ -25,8 +25,8 @@ def _rows(scale: Scale) -> list[Row]:
     return rows
 
 
-def _reported(model: Model, size: Size, scale: Scale) -> Published | None:
-    return reported(TABLE1[model, size], scale.data, model if size == "S" else None)
+def _reported(model: Model, size: ModelSize, scale: Scale) -> PaperAccuracy | None:
+    return paper_accuracy(PAPER_TABLE_1[model, size], scale.data, model if size == "S" else None)
 
 
 TABLE_1 = Experiment(

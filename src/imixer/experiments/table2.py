@@ -1,18 +1,18 @@
-"""Table 2: inner width and number of iterations."""
+"""Define Table 2: inner width h_r against the number n of iterations."""
 
 from __future__ import annotations
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, TABLE2, reported
+from imixer.experiments.paper import HIDDEN_RATIO, N_ITER, PAPER_TABLE_2, paper_accuracy
 from imixer.experiments.scales import Scale
 
 
 def _rows(scale: Scale) -> list[Row]:
     rows = []
-    for (ratio, n), published in TABLE2.items():
+    for (ratio, n), published in PAPER_TABLE_2.items():
         default = (ratio, n) == (HIDDEN_RATIO, N_ITER)
         baseline = None if default else f"h_r={HIDDEN_RATIO:g}-n={N_ITER}"
-        paper = reported(published, scale.data, "imixer" if default else None)
+        paper = paper_accuracy(published, scale.data, "imixer" if default else None)
         settings = scale.imixer(hidden_ratio=ratio, n_iter=n)
         name, labels = f"h_r={ratio:g}-n={n}", {"h_r": f"{ratio:g}", "n": str(n)}
         rows.append(Row(name, labels, settings, scale.data, baseline, paper))

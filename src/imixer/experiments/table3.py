@@ -1,19 +1,19 @@
-"""Table 3: how the inner map is kept contractive, against the number of iterations."""
+"""Define Table 3: ways to keep the inner map F contractive, against the number n of iterations."""
 
 from __future__ import annotations
 
 from imixer.experiments.experiment import Experiment, Row
-from imixer.experiments.paper import N_ITER, TABLE3, Norm, reported
+from imixer.experiments.paper import N_ITER, PAPER_TABLE_3, Normalisation, paper_accuracy
 from imixer.experiments.scales import Scale
 
-_NAMES: dict[Norm, str] = {"spectral": "SpecNorm", "none": "without", "batch": "BatchNorm"}
+_NAMES: dict[Normalisation, str] = {"spectral": "SpecNorm", "none": "without", "batch": "BatchNorm"}
 
 
 def _rows(scale: Scale) -> list[Row]:
     rows = []
-    for (norm, n), published in TABLE3.items():
+    for (norm, n), published in PAPER_TABLE_3.items():
         baseline = None if norm == "spectral" else f"spectral-n={n}"
-        paper = reported(published, scale.data, "imixer" if (norm, n) == ("spectral", N_ITER) else None)
+        paper = paper_accuracy(published, scale.data, "imixer" if (norm, n) == ("spectral", N_ITER) else None)
         settings = scale.imixer(norm=norm, n_iter=n)
         labels = {"normalisation": _NAMES[norm], "n": str(n)}
         rows.append(Row(f"{norm}-n={n}", labels, settings, scale.data, baseline, paper))
@@ -31,5 +31,5 @@ TABLE_3 = Experiment(
         "The paper trained BatchNorm with n = 4 at a smaller batch, of a size it does not say; here the batch is that "
         "of the other rows",
     ),
-    contraction=True,
+    show_contraction=True,
 )

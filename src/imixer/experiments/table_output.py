@@ -1,9 +1,7 @@
-"""An experiment as tables and sentences, beside the paper's numbers: on the screen, in Markdown, LaTeX, CSV, JSON."""
+"""Write an experiment as tables and sentences beside the paper's numbers: on screen, as Markdown, LaTeX, CSV, JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,9 +9,9 @@ from typing import Any
 
 from rich.console import Console
 
-from imixer.escaping import for_csv, for_markdown
+from imixer.escaping import for_markdown
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
-from imixer.experiments.outcome import ExperimentResult, RowResult, Spread, judge_page, spread
+from imixer.experiments.experiment_result import ExperimentResult, RowResult, judge_page, mean_and_std
 from imixer.experiments.paper import CONDITIONS
 from imixer.experiments.sentences import (
     describe,
@@ -25,25 +23,25 @@ from imixer.experiments.sentences import (
     verdict_words,
 )
 from imixer.experiments.trained_contraction import IMAGES
-from imixer.tables import Grid, latex, markdown, on_screen
+from imixer.tables import Grid, latex, markdown, on_screen, plus_minus
 from imixer.training.run.config import TrainConfig
-from imixer.writing import json_text, write_text
+from imixer.writing import csv_text, json_text, write_text
 
 _RAN_ON = "ran on: "
 
 
 @dataclass(frozen=True)
 class Presentation:
-    """What a page shows of an experiment.
+    """Everything that a page shows of an experiment.
 
     Args:
-        title: What it is.
-        conditions: Scale, data, length, trials.
-        sentences: What its comparisons allow to be said.
-        tables: Each with its caption: the results, then the differences.
-        notes: What its rows are compared to, and what the paper leaves open.
-        legend: What the columns are.
-        remarks: What is missing and why, and what the trials ran on.
+        title: Title of the experiment.
+        conditions: Scale, data, epochs and number of trials.
+        sentences: Sentences that its comparisons allow.
+        tables: Captions and tables: the results, then the differences.
+        notes: The baseline of its rows, and what the paper leaves open.
+        legend: Explanation of the columns.
+        remarks: What is missing and why, and the hardware of the trials.
     """
 
     title: str
@@ -55,40 +53,40 @@ class Presentation:
     remarks: list[str]
 
 
-def present(result: ExperimentResult, judged: Mapping[str, Judgement], tests: int) -> Presentation:
-    """Set an experiment out for a page.
+def present(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int) -> Presentation:
+    """Collect everything that a page shows of an experiment.
 
     Args:
         result: The experiment.
-        judged: Its judgements by row, as `judge_page` gave them for the page.
-        tests: How many tests there are on the page, see `count_tests`.
+        judgements: Its judgements by row, as `judge_page` returns them for the page.
+        tests: Number of tests on the page, see `count_tests`.
     """
     tables = [("Results", _results(result))]
-    if any(line.row.baseline for line in result.lines):
-        tables.append(("Differences", _differences(result, judged)))
+    if any(row_result.row.baseline for row_result in result.rows):
+        tables.append(("Differences", _differences(result, judgements)))
     return Presentation(
         result.experiment.title,
         conditions(result),
-        describe(result, judged),
+        describe(result, judgements),
         tables,
-        [f"Each row is compared to {result.experiment.baseline}"] * bool(judged) + list(result.experiment.notes),
-        _legend(result, judged, tests),
+        [f"Each row is compared to {result.experiment.baseline}"] * bool(judgements) + list(result.experiment.notes),
+        _legend(result, judgements, tests),
         _remarks(result),
     )
 
 
-def write_table(result: ExperimentResult, console: Console) -> None:
-    """Write `<experiment>.md`, `.tex`, `.csv` and `.json` into the experiment's folder, and print the tables.
+def write_tables(result: ExperimentResult, console: Console) -> None:
+    """Write `<experiment>.md`, `.tex`, `.csv` and `.json`, and print the tables.
 
     Args:
-        result: The experiment.
+        result: The experiment, with the folder to write into.
         console: Where to print.
     """
     name = result.experiment.name
-    judged = judge_page([result])
-    page = present(result, judged[0], count_tests(judged))
-    summary = summarise(judged)
-    records = [_record(result, line, judged[0].get(line.row.name)) for line in result.lines]
+    judgements = judge_page([result])
+    page = present(result, judgements[0], count_tests(judgements))
+    summary = summarise(judgements)
+    records = [_record(result, row_result, judgements[0].get(row_result.row.name)) for row_result in result.rows]
     notes = [*page.notes, *page.legend, *page.remarks]
     shown = {
         "tables": [{"caption": caption, **asdict(grid)} for caption, grid in page.tables],
@@ -112,32 +110,36 @@ def write_table(result: ExperimentResult, console: Console) -> None:
 
 
 def count_tests(page: Sequence[Mapping[str, Judgement]]) -> int:
-    """Count the tests of a page, for which its p-values are corrected. What `judge_page` gave."""
-    return sum(judgement.p is not None for judged in page for judgement in judged.values())
+    """Count the tests of a page, for which its p-values are corrected.
+
+    Args:
+        page: The judgements of each experiment, by row, as `judge_page` returns them.
+    """
+    return sum(judgement.p is not None for judgements in page for judgement in judgements.values())
 
 
 def conditions(result: ExperimentResult) -> str:
-    """The scale, the data, the length and the number of trials."""
-    configs = [line.config for line in result.lines if line.config]
+    """Write the scale, the data, the epochs and the number of trials in a sentence."""
+    configs = [row_result.config for row_result in result.rows if row_result.config]
     epochs = " or ".join(sorted({_length(config) for config in configs}))
     there = [data for data in result.data.values() if not data.missing]
     data = ", ".join(
         f"{data.name} ({data.training:,} training and {data.held_out:,} held-out images)" for data in there
     )
-    side = result.scale.side
+    side = result.scale.image_size
     return (
         f"Scale {result.scale.name}: {data}; {side}x{side} pixels; {epochs}; {_trials(result)}; {result.scale.summary}"
     )
 
 
 def section(page: Presentation) -> str:
-    """An experiment as a section of a Markdown page that has others, without what the page says once for all."""
+    """Write an experiment as a section of a Markdown page, without the remarks that the page makes once for all."""
     remarks = [remark for remark in page.remarks if not remark.startswith(_RAN_ON)]
     return f"## {page.title}\n\n{for_markdown(page.conditions)}.\n\n{_body(page, notes=page.notes + remarks)}"
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """A Markdown list."""
+    """Write a Markdown list, an item per line."""
     return "".join(f"- {for_markdown(line)}\n" for line in lines)
 
 
@@ -157,31 +159,31 @@ def _latex(page: Presentation, label: str) -> str:
 
 
 def _results(result: ExperimentResult) -> Grid:
-    labels = tuple(result.lines[0].row.labels)
+    labels = tuple(result.rows[0].row.labels)
     header = [*labels, "last epoch %", "best epoch %", "paper %", "trials"]
-    if result.experiment.contraction:
+    if result.experiment.show_contraction:
         header += ["bound", "norm", "residual", "inverse"]
-    header += ["time"] * result.experiment.time + ["parameters", "mult-adds"]
-    rows = tuple((*line.row.labels.values(), *_numbers(result, line)) for line in result.lines)
+    header += ["time"] * result.experiment.show_time + ["parameters", "mult-adds"]
+    rows = tuple((*row_result.row.labels.values(), *_numbers(result, row_result)) for row_result in result.rows)
     return Grid(tuple(header), rows, len(labels))
 
 
-def _numbers(result: ExperimentResult, line: RowResult) -> list[str]:
-    costs, paper = line.costs, line.row.paper
+def _numbers(result: ExperimentResult, row_result: RowResult) -> list[str]:
+    complexity, paper = row_result.complexity, row_result.row.paper
     return [
-        "not run" if line.config is None else _spread(spread(line.last)),
-        "" if line.config is None else _spread(spread(line.best)),
-        _spread(Spread(paper.mean, paper.spread)) if paper else "",
-        _count(line),
-        *(_contraction(line) if result.experiment.contraction else []),
-        *([_time(result, line)] if result.experiment.time else []),
-        f"{costs.parameters:,}" if costs else "",
-        f"{costs.multiply_adds / 1e6:,.2f} M" if costs and costs.multiply_adds is not None else "",
+        "not run" if row_result.config is None else _mean_and_std(row_result.last),
+        "" if row_result.config is None else _mean_and_std(row_result.best),
+        plus_minus(paper.mean, paper.spread) if paper else "",
+        _count(row_result),
+        *(_contraction(row_result) if result.experiment.show_contraction else []),
+        *([_time(result, row_result)] if result.experiment.show_time else []),
+        f"{complexity.parameters:,}" if complexity else "",
+        f"{complexity.multiply_adds / 1e6:,.2f} M" if complexity and complexity.multiply_adds is not None else "",
     ]
 
 
-def _contraction(line: RowResult) -> list[str]:
-    measured = line.contraction
+def _contraction(row_result: RowResult) -> list[str]:
+    measured = row_result.contraction
     if measured is None:
         return [""] * 4
     bound, norm = (f"{value:.3g}" if math.isfinite(value) else "-" for value in (measured.bound, measured.norm))
@@ -190,25 +192,25 @@ def _contraction(line: RowResult) -> list[str]:
     return [bound, norm, f"{residual:.0f} %" if residual >= 10 else f"{residual:.2g} %", verdict]
 
 
-def _time(result: ExperimentResult, line: RowResult) -> str:
-    own, others = spread(line.seconds), spread((result.baseline(line) or line).seconds)
+def _time(result: ExperimentResult, row_result: RowResult) -> str:
+    own, others = mean_and_std(row_result.seconds), mean_and_std((result.baseline(row_result) or row_result).seconds)
     return f"{own.mean / others.mean:.2f}" if own and others and others.mean else ""
 
 
-def _differences(result: ExperimentResult, judged: Mapping[str, Judgement]) -> Grid:
-    labels = tuple(result.lines[0].row.labels)
+def _differences(result: ExperimentResult, judgements: Mapping[str, Judgement]) -> Grid:
+    labels = tuple(result.rows[0].row.labels)
     interval = f"{CONFIDENCE:.0%} interval"
     header = (*labels, "difference", interval, "test", "p", "detectable", "paper", "verdict")
     rows = tuple(
-        (*line.row.labels.values(), *_difference(result, line, judged.get(line.row.name)))
-        for line in result.lines
-        if line.row.baseline is not None
+        (*row_result.row.labels.values(), *_difference(result, row_result, judgements.get(row_result.row.name)))
+        for row_result in result.rows
+        if row_result.row.baseline is not None
     )
     return Grid(header, rows, len(labels))
 
 
-def _difference(result: ExperimentResult, line: RowResult, judgement: Judgement | None) -> list[str]:
-    reported = paper_difference(result, line)
+def _difference(result: ExperimentResult, row_result: RowResult, judgement: Judgement | None) -> list[str]:
+    reported = paper_difference(result, row_result)
     paper = "" if reported is None else f"{reported:+.2f}"
     if judgement is None:
         return ["", "", "", "", "", paper, ""]
@@ -223,21 +225,24 @@ def _difference(result: ExperimentResult, line: RowResult, judgement: Judgement 
     ]
 
 
-def _spread(found: Spread | None) -> str:
-    if found is None:
-        return "-"
-    return f"{found.mean:.2f}" if found.std is None else f"{found.mean:.2f} +- {found.std:.2f}"
+def _mean_and_std(values: dict[int, float]) -> str:
+    over_trials = mean_and_std(values)
+    return "-" if over_trials is None else plus_minus(over_trials.mean, over_trials.std)
 
 
-def _count(line: RowResult) -> str:
-    done, planned = len(line.finished), len(line.runs)
-    left = ", ".join(f"{count} {status}" for status, count in line.counts.items() if status != "finished")
+def _count(row_result: RowResult) -> str:
+    done, planned = len(row_result.finished), len(row_result.runs)
+    left = ", ".join(f"{count} {status}" for status, count in row_result.counts.items() if status != "finished")
     return f"{done} of {planned} ({left})" if left else f"{done or ''}"
 
 
 def _trials(result: ExperimentResult) -> str:
     several = "1 trial" if result.trials == 1 else f"{result.trials} trials"
-    fewer = {line.row.data: len(line.runs) for line in result.lines if 0 < len(line.runs) < result.trials}
+    fewer = {
+        row_result.row.data: len(row_result.runs)
+        for row_result in result.rows
+        if 0 < len(row_result.runs) < result.trials
+    }
     return f"{several} per row" + "".join(f", of {data} {count}" for data, count in fewer.items())
 
 
@@ -246,24 +251,24 @@ def _length(config: TrainConfig) -> str:
     return f"{config.epochs} epochs" + (f" and {cooldown} at the lowest learning rate" if cooldown else "")
 
 
-def _legend(result: ExperimentResult, judged: Mapping[str, Judgement], tests: int) -> list[str]:
-    """What the columns are."""
-    kinds = {judgement.comparison.test for judgement in judged.values()}
+def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int) -> list[str]:
+    """Explain the columns, and the tests that the page has."""
+    kinds = {judgement.comparison.test for judgement in judgements.values()}
     legend = [
         "last epoch, best epoch: top-1 on the held-out images, mean +- standard deviation over the finished trials. "
         "The best epoch is chosen on the same images: an optimistic figure. All comparisons are of the last",
         f"paper: what it reports ({CONDITIONS})",
     ]
-    if result.experiment.contraction:
+    if result.experiment.show_contraction:
         legend.append(
             "bound, norm, residual, inverse: the worst of all blocks and trials. bound: of the Lipschitz constant of "
             f"F, for any input. norm: of its Jacobian at the fixed points of {IMAGES} held-out images. residual: "
             "||x - G(v) - F(x)|| / ||x|| after the row's own iterations. inverse: guaranteed by the bound, observed "
             "on the images (norm below 1), or violated; and the share of the fixed points that were found, if not all"
         )
-    if result.experiment.time:
+    if result.experiment.show_time:
         legend.append("time: of training, over the baseline's; trials that shared a machine with others blur it")
-    if judged:
+    if judgements:
         legend += [
             "difference: of the means, in points; paper: of the paper's means. detectable: the smallest that such "
             f"trials find with {POWER:.0%} power, at the spread observed and the level of the correction's first step",
@@ -290,14 +295,18 @@ def _tests(tests: Collection[str]) -> list[str]:
 
 
 def _remarks(result: ExperimentResult) -> list[str]:
-    """What is missing and why, and what the trials ran on."""
+    """Say what is missing and why, and on what hardware the trials ran."""
     missing = [f"not run: {data.name}: {data.missing}" for data in result.data.values() if data.missing]
     failed = [f"failed: {run.path}: {run.outcome.error}" for run in result.failed]
     return [*missing, *failed, *(f"{_RAN_ON}{machine(each)}" for each in result.environments)]
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Hardware and versions in one line."""
+    """Write hardware and versions in one line.
+
+    Args:
+        environment: As `environment.json` of a run has it.
+    """
     hardware = ", ".join(environment["gpus"]) or f"{environment['cores']} cores of {environment['cpu']}"
     versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "timm", "imixer"))
     return f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}"
@@ -321,25 +330,26 @@ def _facts(result: ExperimentResult, summary: str) -> dict[str, Any]:
     }
 
 
-def _record(result: ExperimentResult, line: RowResult, judgement: Judgement | None) -> dict[str, Any]:
-    """A line with all its numbers. Accuracies in %, differences in points, times in seconds."""
-    costs, paper, last, best = line.costs, line.row.paper, spread(line.last), spread(line.best)
-    measured = line.contraction
+def _record(result: ExperimentResult, row_result: RowResult, judgement: Judgement | None) -> dict[str, Any]:
+    """Return a row with all its numbers: accuracies in %, differences in points, times in seconds."""
+    complexity, paper = row_result.complexity, row_result.row.paper
+    last, best = mean_and_std(row_result.last), mean_and_std(row_result.best)
+    measured = row_result.contraction
     return {
-        "name": line.row.name,
-        "labels": line.row.labels,
-        "data": line.row.data,
+        "name": row_result.row.name,
+        "labels": row_result.row.labels,
+        "data": row_result.row.data,
         "last": asdict(last) if last else None,
         "best": asdict(best) if best else None,
-        "finished": len(line.finished),
+        "finished": len(row_result.finished),
         "paper": asdict(paper) if paper else None,
-        "paper_difference": paper_difference(result, line),
-        "baseline": line.row.baseline,
+        "paper_difference": paper_difference(result, row_result),
+        "baseline": row_result.row.baseline,
         "comparison": _comparison(judgement) if judgement else None,
         "contraction": {name: _finite(value) for name, value in asdict(measured).items()} if measured else None,
-        "parameters": costs.parameters if costs else None,
-        "multiply_adds": costs.multiply_adds if costs else None,
-        "config": asdict(line.config) if line.config else None,
+        "parameters": complexity.parameters if complexity else None,
+        "multiply_adds": complexity.multiply_adds if complexity else None,
+        "config": asdict(row_result.config) if row_result.config else None,
         "runs": [
             {
                 "seed": run.seed,
@@ -353,7 +363,7 @@ def _record(result: ExperimentResult, line: RowResult, judgement: Judgement | No
                 "seconds": run.outcome.seconds,
                 "error": run.outcome.error,
             }
-            for run in line.runs
+            for run in row_result.runs
         ],
     }
 
@@ -375,15 +385,15 @@ _COMPARISON = (
 
 
 def _comparison(judgement: Judgement) -> dict[str, Any]:
-    found = judgement.comparison
-    low, high = found.interval or (None, None)
+    comparison = judgement.comparison
+    low, high = comparison.interval or (None, None)
     values = (
-        found.difference,
+        comparison.difference,
         low,
         high,
-        found.test,
-        found.pairs,
-        found.p,
+        comparison.test,
+        comparison.pairs,
+        comparison.p,
         judgement.p,
         judgement.p_equivalence,
         judgement.detectable,
@@ -399,7 +409,7 @@ def _finite(value: Any) -> Any:
 
 
 def _csv(records: list[dict[str, Any]]) -> str:
-    """The numbers of the records; those of the trials are in the JSON file."""
+    """Write the numbers of the records as CSV, without those of single trials, which the JSON file has."""
     groups = {
         "last": ("mean", "std"),
         "best": ("mean", "std"),
@@ -417,8 +427,5 @@ def _csv(records: list[dict[str, Any]]) -> str:
                 row[name] = value
         row.pop("config", None)  # that of a row that was not run is no mapping
         rows.append(row | {"planned": len(record["runs"])})
-    content = io.StringIO()
-    writer = csv.DictWriter(content, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: for_csv(value) for name, value in row.items()} for row in rows)
-    return content.getvalue()
+    header = list(rows[0])
+    return csv_text(header, ([row.get(name) for name in header] for row in rows))

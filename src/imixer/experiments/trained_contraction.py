@@ -1,4 +1,4 @@
-"""Measure the contraction of a trained run's blocks, once, and keep it in the run directory."""
+"""Measure the contraction of a trained run's blocks once, and keep it in the run directory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SEVERITY: tuple[Verdict, ...] = ("guaranteed", "observed", "violated")
 
 @dataclass(frozen=True)
 class TrainedContraction:
-    """The worst of all blocks of one or several runs.
+    """The contraction of the worst block of one or several runs.
 
     Args:
-        bound: Of the Lipschitz constant of F, by its matrices and activations. Infinite where none is known.
+        bound: Bound of the Lipschitz constant of F, by its matrices and activations. Infinite where none is known.
         norm: Largest Jacobian norm of F at the images' fixed points. Infinite if it overflows.
-        found: Share of the fixed points that were found, in the block where it is smallest.
-        residual: ||x - G(v) - F(x)|| / ||x|| over the images, which the run's own iterations leave.
-        verdict: `guaranteed` by the bound, `observed` on the images, or `violated`.
+        found: Share of the fixed points that the solver found, in the block where it is smallest.
+        residual: ||x - G(v) - F(x)|| / ||x|| that the run's own iterations leave over the images.
+        verdict: Whether F is a contraction: `guaranteed` by the bound, `observed` on the images, or `violated`.
     """
 
     bound: float
@@ -38,13 +38,13 @@ class TrainedContraction:
 
 
 def measure_contraction(path: Path) -> TrainedContraction:
-    """Measure a finished run on evenly spread held-out images, or read what was measured before.
+    """Measure the contraction of a finished run on evenly spread held-out images, or read an earlier measurement.
 
     Args:
         path: The run directory of an iMixer.
 
     Raises:
-        InputError: If the data are not there, or the model has no inverse.
+        InputError: If the data are missing, the model has no inverse, or the earlier measurement is damaged.
     """
     file = RunDirectory(path).analysis / "trained_contraction.json"
     if file.is_file():
@@ -73,7 +73,11 @@ def measure_contraction(path: Path) -> TrainedContraction:
 
 
 def worst_contraction(measured: Sequence[TrainedContraction]) -> TrainedContraction | None:
-    """Return the worst over several runs; None without any."""
+    """Return the worst contraction over several runs. None without a run.
+
+    Args:
+        measured: The contraction of each run.
+    """
     if not measured:
         return None
     return TrainedContraction(
@@ -86,15 +90,15 @@ def worst_contraction(measured: Sequence[TrainedContraction]) -> TrainedContract
 
 
 def _largest(values: Sequence[float]) -> float:
-    """The largest; infinity if one of them is not a number, as after an overflow."""
+    """Return the largest value; infinity if one of them is not a number, as after an overflow."""
     return math.inf if any(math.isnan(value) for value in values) else max(values)
 
 
 def _read(file: Path) -> TrainedContraction:
     numbers = read_json(file, ["images"])
     numbers.pop("images")
-    known: dict[str, Any] = {name: math.inf if value is None else value for name, value in numbers.items()}
+    fields: dict[str, Any] = {name: math.inf if value is None else value for name, value in numbers.items()}
     try:
-        return TrainedContraction(**known)
+        return TrainedContraction(**fields)
     except TypeError as error:
         raise InputError(f"{file} is damaged; remove it, and it is measured again") from error

@@ -1,43 +1,48 @@
-"""YAML recipes, addressed by their path without the suffix.
+"""Find and load recipes: configuration files that ship with the package.
 
-A recipe is a configuration file with one key more: `base` lists what to build on. Those settings come first, in order,
-then its own. A file whose name begins with an underscore is a part to build on, no recipe by itself.
+A recipe is named by its path without the suffix. It has one key more than a configuration file: `base` lists the files
+to build on. Their settings are taken first, in order; the recipe's own win over them. A file whose name begins with an
+underscore is a part to build on, and no recipe by itself.
 """
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from imixer.errors import InputError
+from imixer.errors import InputError, did_you_mean
 
 _FOLDER = Path(__file__).parent
 
 
 def recipes() -> dict[str, str]:
-    """Name and one-line description (the first comment) of every recipe that ships with the package."""
-    found = sorted(_FOLDER.rglob("[!_]*.yaml"))
-    return {path.relative_to(_FOLDER).with_suffix("").as_posix(): _description(path) for path in found}
+    """List every recipe that ships with the package: its name, and its first comment as a description."""
+    files = sorted(_FOLDER.rglob("[!_]*.yaml"))
+    return {file.relative_to(_FOLDER).with_suffix("").as_posix(): _description(file) for file in files}
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe.
+    """Find the file of a recipe.
+
+    Args:
+        name: Such as `paper/imixer_s16_cifar10`.
 
     Raises:
         InputError: If there is no such recipe; it names the closest.
     """
     if name not in recipes():
-        close = get_close_matches(name, recipes(), cutoff=0.4)
-        meant = f"; did you mean {' or '.join(close)}?" if close else ""
+        meant = did_you_mean(name, recipes(), cutoff=0.4)
         raise InputError(f"no recipe {name!r}{meant}; `imixer recipes` lists them")
     return _FOLDER / f"{name}.yaml"
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """All settings of a recipe, nested as in its file, those of its bases included.
+    """Load all settings of a recipe, those of its bases included, nested as in its file.
+
+    Args:
+        name: Such as `paper/imixer_s16_cifar10`.
 
     Raises:
         InputError: If there is no such recipe; it names the closest.

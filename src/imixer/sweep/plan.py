@@ -1,4 +1,4 @@
-"""What a sweep consists of. Free of torch."""
+"""Define what a sweep consists of: cells, trials and the sweep itself. Free of torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from imixer.training.run.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepCell:
     """One configuration, to be trained with several seeds.
 
     Args:
         name: Unique in its sweep, and safe as the name of a folder.
-        settings: What sets it apart from the other cells, by dotted name.
-        config: The whole configuration; its `seed` and `out` are the trial's to set.
-        seeds: Its seeds.
+        settings: Settings in which it differs from the other cells, by dotted name.
+        config: Its whole configuration. Each trial sets `seed` and `out` itself.
+        seeds: Seeds that it is trained with.
     """
 
     name: str
@@ -33,38 +33,42 @@ class Cell:
 
 @dataclass(frozen=True)
 class Trial:
-    """A cell with a seed: one training run."""
+    """One training run of a sweep: a cell with a seed."""
 
-    cell: Cell
+    cell: SweepCell
     seed: int
 
     @property
     def name(self) -> str:
-        """Where its run directory lies, in the sweep's."""
+        """Path of its run directory within the sweep's folder."""
         return f"{self.cell.name}/seed-{self.seed}"
 
     def config(self, folder: Path) -> TrainConfig:
-        """What to train, for a sweep in `folder`."""
+        """Return the configuration to train.
+
+        Args:
+            folder: Folder of the sweep.
+        """
         return replace(self.cell.config, seed=self.seed, out=str(folder / self.name))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Cells times seeds.
+    """Configurations to train, each with several seeds. `build_sweep` makes one from a specification.
 
     Args:
         name: Name of its folder.
-        cells: The configurations.
-        seeds: The seeds of all cells together. Cells share them, but for those that have fewer.
-        spec: What `build_sweep` makes the same sweep from, without recipe or other files.
+        cells: Its configurations.
+        seeds: Seeds of all cells together. A cell may have fewer.
+        spec: A specification from which `build_sweep` makes the same sweep, without recipe or other files.
     """
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[SweepCell, ...]
     seeds: tuple[int, ...]
     spec: dict[str, Any]
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """In order: every cell with the first seed, then with the second, so that an early look sees all cells."""
+        """All trials: every cell with the first seed, then with the second, so that an early look sees all cells."""
         return tuple(Trial(cell, seed) for seed in self.seeds for cell in self.cells if seed in cell.seeds)

@@ -1,4 +1,4 @@
-"""YAML -> sweep. Whatever is wrong with it is found here, before anything starts. Free of torch."""
+"""Build a sweep from YAML, and refuse whatever is wrong with it before anything starts. Free of torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from imixer.errors import InputError, did_you_mean
 from imixer.escaping import slug
 from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
-from imixer.sweep.plan import Cell, Sweep, Trial
+from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, parse, train_parser
 from imixer.writing import json_text
@@ -35,7 +36,10 @@ _MOST_TRIALS = 10_000
 
 
 def read_sweep(path: str) -> Sweep:
-    """Read the YAML file of a sweep, see `build_sweep`. Without `name`, it is called like the file.
+    """Read the YAML file of a sweep, see `build_sweep`.
+
+    Args:
+        path: The file. A sweep without `name` is called like it.
 
     Raises:
         InputError: If the file cannot be read, or `build_sweep` refuses it.
@@ -48,19 +52,24 @@ def read_sweep(path: str) -> Sweep:
         raise InputError(f"{path}: {error}") from error
 
 
-def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
-    """The sweep that a specification describes, every trial of it a valid configuration.
+def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Sweep:
+    """Build the sweep that a specification describes. Every trial of it is a valid configuration.
 
-    Fields of the specification, all optional: `recipe`, the name of one; `config`, a file like those for
-    `imixer train --config`, over the recipe; `set`, settings over both; `cases`, named cells and their settings over
-    those; `grid`, lists of values by setting, whose product multiplies the cases; `seeds`, a list or a number n for
-    0 to n - 1, by default 1; `case_seeds`, those of single cases instead; `name`. Settings are dotted (`model.n_iter`)
-    or nested.
+    The fields of a specification are all optional. Settings are dotted (`model.n_iter`) or nested.
+
+    - `recipe`: name of a recipe to start from.
+    - `config`: file to start from, as for `imixer train --config`. It wins over the recipe.
+    - `set`: settings of all cells. They win over both.
+    - `cases`: settings of cells, by name of the cell. They win over `set`.
+    - `grid`: lists of values, by setting. Every case is trained with every combination.
+    - `seeds`: a list, or a number n for 0 to n - 1. Default: 1.
+    - `case_seeds`: seeds of single cases.
+    - `name`: name of the sweep.
 
     Args:
         spec: The mapping.
-        name: Name if the specification has none.
-        folder: What `config` is relative to.
+        name: Name of the sweep if the specification has none.
+        folder: Folder that `config` is relative to.
 
     Raises:
         InputError: If a field or a setting is unknown, of a wrong type, stands twice or is impossible, if two cells
@@ -76,7 +85,7 @@ def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
     base = _base(spec, folder)
     fixed = _settings(spec.get("set", {}), "set")
     grid, cases = _grid(spec), _cases(spec)
-    for where, settings in {"set": fixed, **{f"cases.{case}": found for case, found in cases.items()}}.items():
+    for where, settings in {"set": fixed, **{f"cases.{case}": own for case, own in cases.items()}}.items():
         if both := settings.keys() & grid:
             raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
     base = {field: value for field, value in (base | fixed).items() if field not in grid}
@@ -94,29 +103,32 @@ def build_sweep(spec: Any, name: str = "sweep", folder: Path = Path()) -> Sweep:
     return Sweep(name, cells, tuple(together), {k: v for k, v in resolved.items() if v})
 
 
-def share(sweep: Sweep, which: str) -> tuple[Trial, ...]:
-    """The trials of a share.
+def select_share(sweep: Sweep, which: str) -> tuple[Trial, ...]:
+    """Select every n-th trial of a sweep, so that n jobs share it.
 
     Args:
         sweep: The sweep.
-        which: `i/n`, for the i-th of n shares, from 0.
+        which: `i/n` for the i-th of n shares, from 0.
 
     Raises:
         InputError: If there is no such share.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", which)
-    if not found or int(found[1]) >= int(found[2]):
+    numbers = re.fullmatch(r"(\d+)/(\d+)", which)
+    if not numbers or int(numbers[1]) >= int(numbers[2]):
         raise InputError(f"share is {which!r}; give I/N with I from 0, below N")
-    return sweep.trials[int(found[1]) :: int(found[2])]
+    return sweep.trials[int(numbers[1]) :: int(numbers[2])]
 
 
-def text(value: Any) -> str:
-    """A setting's value as YAML has it, in one line."""
+def setting_text(value: object) -> str:
+    """Write a setting's value in one line, as YAML has it."""
     return value if isinstance(value, str) else json_text(value, non_finite="null", indent=None, default=str)
 
 
 def _base(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Settings of the recipe and of the file over it, but for the seed and place of a run whose file it may be."""
+    """Load the settings of the recipe, and of the file over it.
+
+    Seed and folder are left out: the file may be that of a finished run.
+    """
     base: dict[str, Any] = {}
     for field, load in (("recipe", load_recipe), ("config", lambda file: read_yaml(folder / file))):
         given = spec.get(field)
@@ -125,14 +137,14 @@ def _base(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not isinstance(given, str):
             raise InputError(f"{field} is {given!r}; give text")
         try:
-            found = _flat(load(given), "the file")
-            base |= _settings({name: found[name] for name in found if name not in ("seed", "out")}, "the file")
+            loaded = _flat(load(given), "the file")
+            base |= _settings({name: loaded[name] for name in loaded if name not in ("seed", "out")}, "the file")
         except InputError as error:
             raise InputError(f"{field} {given}: {error}") from error
     return base
 
 
-def _settings(given: Any, where: str) -> dict[str, Any]:
+def _settings(given: object, where: str) -> dict[str, Any]:
     settings = _flat(given, where)
     for field in settings.keys() & _OTHERWISE.keys():
         raise InputError(f"{field} cannot be set in {where}; {_OTHERWISE[field]}")
@@ -161,7 +173,7 @@ def _cases(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {case: _settings({} if given is None else given, f"cases.{case}") for case, given in cases.items()}
 
 
-def _seeds(given: Any, where: str = "seeds") -> list[int]:
+def _seeds(given: object, where: str = "seeds") -> list[int]:
     if isinstance(given, int) and given > _MOST_TRIALS:
         raise InputError(f"{where} is {given}; give at most {_MOST_TRIALS:,}")
     seeds = list(range(given)) if isinstance(given, int) and not isinstance(given, bool) else given
@@ -182,7 +194,7 @@ def _case_seeds(spec: dict[str, Any], cases: dict[str, Any]) -> dict[str, list[i
     return {case: _seeds(seeds, f"case_seeds.{case}") for case, seeds in given.items()}
 
 
-def _name(given: Any) -> str:
+def _name(given: object) -> str:
     if not isinstance(given, str) or _slug(given) != given:
         raise InputError(f"name is {given!r}, which cannot name a folder; use letters, digits and _ . + - =")
     return given
@@ -194,18 +206,19 @@ def _cells(
     cases: dict[str, dict[str, Any]],
     seeds: list[int],
     case_seeds: dict[str, list[int]],
-) -> Iterable[Cell]:
+) -> Iterable[SweepCell]:
     number = math.prod(map(len, grid.values())) * max(1, len(cases))
     if number > _MOST_TRIALS:
         raise InputError(f"grid has {number:,} cells; give at most {_MOST_TRIALS:,}")
-    parser = train_parser()
     short = _short_names(grid)
-    cells: dict[str, Cell] = {}  # by what they train
+    cells: dict[str, SweepCell] = {}  # by what they train
     taken = {file: file for file in _FILES}  # file systems may not tell case apart
     for case, own in (cases or {"": {}}).items():
         for values in product(*grid.values()):
             point = dict(zip(grid, values, strict=True))
-            parts = [case] * bool(case) + [f"{short[field]}={_slug(text(value))}" for field, value in point.items()]
+            parts = [case] * bool(case) + [
+                f"{short[field]}={_slug(setting_text(value))}" for field, value in point.items()
+            ]
             name = ",".join(parts) or "base"
             if len(name) > _LONGEST_NAME:
                 raise InputError(f"cell {name} has too long a name for a folder; spell such cells out under cases")
@@ -213,16 +226,16 @@ def _cells(
                 raise InputError(f"cell {name} and {other} would share a folder; leave one out, or use cases")
             taken[name.lower()] = name
             own_seeds = case_seeds.get(case, seeds)
-            config = _config(parser, base | own | point, own_seeds, name)
+            config = _config(base | own | point, own_seeds, name)
             if same := cells.get(repr(config)):
                 raise InputError(f"cells {same.name} and {name} are the same; leave one out")
-            cells[repr(config)] = Cell(name, own | point, config, tuple(own_seeds))
+            cells[repr(config)] = SweepCell(name, own | point, config, tuple(own_seeds))
     return cells.values()
 
 
-def _config(parser: ArgumentParser, settings: dict[str, Any], seeds: list[int], cell: str) -> TrainConfig:
+def _config(settings: dict[str, Any], seeds: list[int], cell: str) -> TrainConfig:
     try:
-        config = build_config(parse(parser, ["--config", yaml.safe_dump(_nested(settings))]))
+        config = _parsed(yaml.safe_dump(_nested(settings)))
         for seed in seeds:
             replace(config, seed=seed)  # refuses what is impossible
     except InputError as error:
@@ -230,8 +243,18 @@ def _config(parser: ArgumentParser, settings: dict[str, Any], seeds: list[int], 
     return config
 
 
+@lru_cache(maxsize=1024)  # experiments have configurations in common, and a sweep is read more than once
+def _parsed(text: str) -> TrainConfig:
+    return build_config(parse(_parser(), ["--config", text]))
+
+
+@lru_cache(maxsize=1)  # it takes as long to make as to use
+def _parser() -> ArgumentParser:
+    return train_parser()
+
+
 def _short_names(grid: Iterable[str]) -> dict[str, str]:
-    """The last word of a dotted name, where that is of one setting only."""
+    """Shorten each dotted name to its last word, unless another setting ends with the same one."""
     last = {field: field.rpartition(".")[2] for field in grid}
     return {field: word if list(last.values()).count(word) == 1 else field for field, word in last.items()}
 
@@ -240,23 +263,23 @@ def _slug(value: str) -> str:
     return slug(value, kept=r"\w.+=-", edges="._", empty="none")
 
 
-def _flat(settings: Any, where: str) -> dict[str, Any]:
-    """`{a: {b: 1}}` and `{a.b: 1}` alike as the latter."""
+def _flat(settings: object, where: str) -> dict[str, Any]:
+    """Flatten nested settings to dotted names: `{a: {b: 1}}` becomes `{a.b: 1}`."""
     if not isinstance(settings, dict):
         raise InputError(f"{where} is {settings!r}; give a mapping of settings to values")
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         inner = _flat(value, where) if isinstance(value, dict) else {"": value}
         for rest, leaf in inner.items():
             field = f"{key}.{rest}".rstrip(".")
-            if field in found:
+            if field in flat:
                 raise InputError(f"{where}: {field} stands there twice")
-            found[field] = leaf
-    return found
+            flat[field] = leaf
+    return flat
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """The other way round."""
+    """Nest dotted names: `{a.b: 1}` becomes `{a: {b: 1}}`."""
     nested: dict[str, Any] = {}
     for field, value in settings.items():
         *groups, last = field.split(".")

@@ -1,4 +1,4 @@
-"""Run a sweep, or what is left of it."""
+"""Run a sweep, or what is left of one."""
 
 from __future__ import annotations
 
@@ -6,30 +6,42 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import yaml
 
 from imixer.errors import InputError
-from imixer.sweep.local import Local
-from imixer.sweep.plan import Cell, Sweep, Trial
-from imixer.sweep.results import Results
+from imixer.sweep.display import live_display
+from imixer.sweep.local_executor import LocalExecutor
+from imixer.sweep.plan import Sweep, SweepCell, Trial
+from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import SPEC, read_sweep
-from imixer.sweep.table import watch
 from imixer.training.run.directory import check_out
 from imixer.training.run.parsing import flatten
 from imixer.writing import write_text
 
 
 class Executor(Protocol):
-    """Runs trials. It is entered before anything is written, and may then refuse what it was given."""
+    """What runs the trials of a sweep.
 
-    def __enter__(self) -> Any: ...
+    It is entered before anything is written, and may then refuse what it was given. Choose `LocalExecutor` or
+    `RayExecutor`, or write one for another scheduler.
+    """
 
-    def __exit__(self, *exception: Any) -> None: ...
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(self, *exception: object) -> None: ...
 
     def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
-        """Run each trial by `run_trial`. Yields a trial with True as it begins and with False as it ends."""
+        """Run each trial by `run_trial`.
+
+        Args:
+            trials: The trials.
+            folder: Folder of the sweep.
+
+        Yields:
+            A trial with True as it begins, and with False as it ends.
+        """
 
 
 def run_sweep(
@@ -37,16 +49,19 @@ def run_sweep(
     out: str | None = None,
     executor: Executor | None = None,
     trials: Sequence[Trial] | None = None,
-) -> Results:
-    """Train what is not finished of a sweep, and keep `results.csv` and `summary.csv` up to date meanwhile.
+) -> SweepResults:
+    """Train the trials of a sweep that are not finished, and keep `results.csv` and `summary.csv` up to date.
 
     A trial that fails is recorded with its reason, and the others go on.
 
     Args:
-        sweep: What to train.
-        out: Folder of the sweep. It may hold an earlier start of the same, or of part of it. Default: `sweeps/<name>`.
-        executor: What runs the trials. Default: `Local()`.
-        trials: Which of the sweep's trials to run. Default: all.
+        sweep: The sweep.
+        out: Its folder, which may hold an earlier start of the same sweep or of part of it. Default: `sweeps/<name>`.
+        executor: What runs the trials. Default: `LocalExecutor()`.
+        trials: Trials of the sweep to run. Default: all.
+
+    Returns:
+        The outcome of every trial.
 
     Raises:
         InputError: If the folder holds something else, or the executor cannot run. Nothing is written then.
@@ -54,20 +69,20 @@ def run_sweep(
     """
     folder = Path(out or f"sweeps/{sweep.name}")
     _check(folder, sweep)
-    results = Results(sweep, folder)
+    results = SweepResults(sweep, folder)
     chosen = sweep.trials if trials is None else trials
     left = [trial for trial in chosen if results[trial].status != "finished"]
-    with executor if executor and left else Local() as entered:  # no cluster is started for nothing
+    with executor if executor and left else LocalExecutor() as entered:  # no cluster is started for nothing
         _prepare(folder, sweep)
         results.write()
-        with watch(results) as shown:
+        with live_display(results) as shown:
             try:
                 with closing(entered.run(left, folder)) as events:
                     for trial, running in events:
                         results.note(trial, running)
                         shown.note(trial)
             except KeyboardInterrupt as error:  # keeps its class, which may say more
-                finished = len(results.are("finished"))
+                finished = len(results.with_status("finished"))
                 error.args = (f"with {finished} of {len(sweep.trials)} trials finished; the same command goes on",)
                 raise
             finally:
@@ -76,7 +91,7 @@ def run_sweep(
 
 
 def _check(folder: Path, sweep: Sweep) -> None:
-    """See that the folder is free, or holds this sweep or part of it."""
+    """Refuse a folder that is taken, unless it holds this sweep or part of it."""
     if (folder / SPEC).is_file():
         if problem := _difference(read_sweep(str(folder / SPEC)), sweep):
             raise InputError(f"out: {folder} holds another sweep: {problem}; give another --out")
@@ -95,7 +110,7 @@ def _prepare(folder: Path, sweep: Sweep) -> None:
 
 
 def _difference(old: Sweep, new: Sweep) -> str | None:
-    """What the new sweep lacks, or has otherwise, of the old one."""
+    """Name the first cell, setting or seed of the old sweep that the new one lacks or has otherwise; None if equal."""
     cells = {cell.name: cell for cell in new.cells}
     for cell in old.cells:
         if cell.name not in cells:
@@ -108,7 +123,7 @@ def _difference(old: Sweep, new: Sweep) -> str | None:
     return None
 
 
-def _differing(old: Cell, new: Cell) -> str | None:
+def _differing(old: SweepCell, new: SweepCell) -> str | None:
     was, will = flatten(asdict(old.config)), flatten(asdict(new.config))
     for field in was | will:
         if was.get(field) != will.get(field):

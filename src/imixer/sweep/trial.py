@@ -1,4 +1,4 @@
-"""One trial: trained, or continued, with its output in a log."""
+"""Train or continue one trial, with its output in a log."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ _TAIL = 8192  # bytes, more than the longest reason
 
 
 def run_trial(trial: Trial, folder: Path) -> None:
-    """Train a trial of the sweep in `folder`, from its latest checkpoint if there is one.
+    """Train a trial of a sweep, from its latest checkpoint if there is one.
 
-    What it prints, and why it fails if it does, goes to its log. Only an interruption is raised.
+    Its output goes to its log, and so does the reason if it fails. Only an interruption is raised.
+
+    Args:
+        trial: The trial.
+        folder: Folder of the sweep.
     """
     from imixer.training.train import resume, train
 
     run = folder / trial.name
     with (
-        log(run).open("a", buffering=1, encoding="utf-8") as file,
+        log_file(run).open("a", buffering=1, encoding="utf-8") as file,
         redirect_stdout(file),
         redirect_stderr(file),
         notices_on_stderr(),
@@ -48,22 +52,27 @@ def run_trial(trial: Trial, folder: Path) -> None:
 
 
 def record_failure(run: Path, reason: str) -> None:
-    """Let the log of a run end with why it failed."""
-    with log(run).open("a", encoding="utf-8") as file:
+    """Append to the log of a run why it failed.
+
+    Args:
+        run: The run directory.
+        reason: The reason, which is cut if it is very long.
+    """
+    with log_file(run).open("a", encoding="utf-8") as file:
         file.write(f"{_FAILED}{' '.join(reason.split())[: _TAIL // 8]}\n")
 
 
-def failure(run: Path) -> str | None:
-    """Why the last attempt at a run failed; None if it did not."""
+def failure_reason(run: Path) -> str | None:
+    """Read from the log of a run why its last attempt failed; None if it did not."""
     try:
-        with log(run).open("rb") as file:
-            file.seek(max(0, log(run).stat().st_size - _TAIL))
+        with log_file(run).open("rb") as file:
+            file.seek(max(0, log_file(run).stat().st_size - _TAIL))
             lines = file.read().decode(errors="replace").splitlines()
     except FileNotFoundError:
         return None
     return lines[-1][len(_FAILED) :] if lines and lines[-1].startswith(_FAILED) else None
 
 
-def log(run: Path) -> Path:
-    """The log of a run: beside its directory, which must not exist before training."""
+def log_file(run: Path) -> Path:
+    """Name the log of a run. It lies beside the run directory, which must not exist before training."""
     return run.with_name(f"{run.name}.log")

@@ -1,1 +1,1 @@
-"""One self-contained HTML file about runs and reproduced experiments."""
+"""Write one self-contained HTML file about runs and reproduced experiments."""

@@ -1,4 +1,4 @@
-"""Charts that answer when one points at them, by Plotly. Colours are Okabe and Ito's; runs differ by dashes too."""
+"""Draw charts that tell a number where one points, by Plotly. Lines differ in colour and in dashes."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from imixer.escaping import for_plotly, middle_cut
-from imixer.experiments.report.collect import Curves, Run
-from imixer.plotting import COLORS, GRAY
+from imixer.experiments.report.collect import IterationCurves, ReportedRun
+from imixer.plotting import BLUE, COLORS, GRAY
 
 _COLORS = (*COLORS[:6], GRAY)
-_ASIDE = 0.4  # of an iteration, over which the blocks are spread so that none hides another
+_BLOCK_OFFSET = 0.4  # of an iteration, over which the blocks are spread so that none hides another
 _LONGEST = 30  # characters of a class on an axis
 _FEW_CLASSES = 20  # whose counts have room in a confusion matrix
 _PANELS = 4  # side by side
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
-def _styles(count: int) -> list[tuple[str, str]]:
+def _line_styles(count: int) -> list[tuple[str, str]]:
     return list(islice(zip(cycle(_COLORS), cycle(_DASHES), strict=False), count))
 
 
-def learning_curves(runs: Sequence[Run]) -> go.Figure:
-    """Training loss, validation loss and validation accuracy over the epochs, one line per run."""
+def learning_curves(runs: Sequence[ReportedRun]) -> go.Figure:
+    """Draw training loss, validation loss and validation accuracy over the epochs, a line per run."""
     panels = {"train_loss": "training loss", "val_loss": "validation loss", "val_acc": "validation accuracy"}
     figure = make_subplots(1, 3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
-    for run, style in zip(runs, _styles(len(runs)), strict=True):
+    for run, style in zip(runs, _line_styles(len(runs)), strict=True):
         for column, name in enumerate(panels, 1):
             epochs, values = [row["epoch"] for row in run.rows], [row[name] for row in run.rows]
             _add_line(figure, column, for_plotly(run.name), style, epochs, values, "epoch %{x}: %{y:.4g}")
     _count_epochs(figure, max(len(run.rows) for run in runs))
     figure.update_yaxes(tickformat=".0%", col=3)
-    return _finished(figure)
+    return _styled(figure)
 
 
-def convergence(run: Run) -> go.Figure:
-    """Residual of the fixed point equation, largest norm before normalisation, and bound, per block over the epochs."""
+def convergence_by_epoch(run: ReportedRun) -> go.Figure:
+    """Draw fixed point residual, spectral norm and Lipschitz bound over the epochs, a line per block.
+
+    Args:
+        run: A run. The spectral norm in its `convergence.csv` is that before the normalisation.
+    """
     panels = {"residual": "residual", "sigma": "spectral norm", "bound": "Lipschitz bound"}
     figure = make_subplots(1, 3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
     blocks = sorted({int(row["block"]) for row in run.convergence})
@@ -51,15 +55,21 @@ def convergence(run: Run) -> go.Figure:
             _add_line(figure, column, f"block {block}", style, epochs, values, "epoch %{x}: %{y:.3g}")
     figure.update_yaxes(type="log", exponentformat="power", col=1)
     _count_epochs(figure, len(run.rows))
-    return _finished(figure)
+    return _styled(figure)
 
 
-def iterations(blocks: Sequence[dict[str, Any]]) -> go.Figure:
-    """Norm_a and cos_a over the iterations, mean and standard deviation over images; blocks stand side by side."""
+def iteration_steps(blocks: Sequence[dict[str, Any]]) -> go.Figure:
+    """Draw Norm_a and cos_a over the iterations of one model, a line per block.
+
+    A line is the mean over the images, its bars are their standard deviation.
+
+    Args:
+        blocks: Blocks as `imixer analyze convergence` writes them.
+    """
     panels = {"norm": "Norm<sub>a</sub>", "cosine": "cos<sub>a</sub>"}
     figure = make_subplots(1, 2, subplot_titles=list(panels.values()), horizontal_spacing=0.09)
-    for place, (block, style) in enumerate(zip(blocks, _styles(len(blocks)), strict=True)):
-        aside = _ASIDE * ((place + 0.5) / len(blocks) - 0.5)
+    for place, (block, style) in enumerate(zip(blocks, _line_styles(len(blocks)), strict=True)):
+        offset = _BLOCK_OFFSET * ((place + 0.5) / len(blocks) - 0.5)
         for column, measure in enumerate(panels, 1):
             means, stds = ([each[key] for each in block[measure]] for key in ("mean", "std"))
             _add_line(
@@ -67,7 +77,7 @@ def iterations(blocks: Sequence[dict[str, Any]]) -> go.Figure:
                 column,
                 f"block {block['block']}",
                 style,
-                [a + aside for a in range(len(means))],
+                [a + offset for a in range(len(means))],
                 means,
                 "a = %{customdata[0]}: %{y:.5g} ± %{customdata[1]:.2g}",
                 mode="lines+markers",
@@ -77,11 +87,17 @@ def iterations(blocks: Sequence[dict[str, Any]]) -> go.Figure:
     most = max(len(block["norm"]) for block in blocks)
     figure.update_xaxes(title_text="iteration a", tick0=0, dtick=1 + most // 10, range=[-0.5, most - 0.5])
     figure.update_yaxes(type="log", exponentformat="power", col=1)
-    return _finished(figure)
+    return _styled(figure)
 
 
-def compared_iterations(curves: Curves) -> go.Figure:
-    """Norm_a or cos_a of some blocks, a panel each and a line per model: mean over images, told with the extremes."""
+def compared_iterations(curves: IterationCurves) -> go.Figure:
+    """Draw Norm_a or cos_a over the iterations of several models, a panel per block and a line per model.
+
+    A line is the mean over the images. Where one points, the extremes are told too.
+
+    Args:
+        curves: Numbers of the models, and what to draw in each panel.
+    """
     names = {"norm": "Norm<sub>a</sub>", "cosine": "cos<sub>a</sub>"}
     titles = [f"iMLP-{panel['block']}: {names[panel['measure']]}" for panel in curves.panels]
     rows = -(-len(titles) // _PANELS)
@@ -89,7 +105,7 @@ def compared_iterations(curves: Curves) -> go.Figure:
     figure = make_subplots(rows, columns, subplot_titles=titles, horizontal_spacing=0.07, vertical_spacing=0.22 / rows)
     for place, panel in enumerate(curves.panels):
         at = {"row": 1 + place // columns, "col": 1 + place % columns}
-        for model, (color, dash) in zip(curves.models, _styles(len(curves.models)), strict=True):
+        for model, (color, dash) in zip(curves.models, _line_styles(len(curves.models)), strict=True):
             values = model["blocks"][panel["block"]][panel["measure"]]
             figure.add_scatter(
                 x=list(range(len(values))),
@@ -112,11 +128,15 @@ def compared_iterations(curves: Curves) -> go.Figure:
             figure.update_yaxes(type="log", exponentformat="power", **at)
         if place + columns >= len(titles):
             figure.update_xaxes(title_text="iteration a", **at)
-    return _finished(figure).update_layout(height=130 + 230 * rows)
+    return _styled(figure).update_layout(height=130 + 230 * rows)
 
 
-def energy(mixings: Sequence[dict[str, Any]]) -> go.Figure:
-    """Change of energy per neuron in each mixing step, with its verdict; asymmetry of each step's couplings."""
+def energy_changes(mixings: Sequence[dict[str, Any]]) -> go.Figure:
+    """Draw the change of energy per neuron in each mixing step, and the asymmetry of its couplings.
+
+    Args:
+        mixings: Mixing steps as `imixer analyze energy` writes them.
+    """
     titles = ["change of energy, per neuron", "asymmetry of the couplings"]
     figure = make_subplots(1, 2, subplot_titles=titles, horizontal_spacing=0.09)
     for mixing, color in zip(("tokens", "channels"), _COLORS, strict=False):
@@ -146,14 +166,19 @@ def energy(mixings: Sequence[dict[str, Any]]) -> go.Figure:
                 row=1,
                 col=2,
             )
-    figure.add_hline(0.5**0.5, line={"dash": "dot", "color": "#999999"}, row=1, col=2)
+    figure.add_hline(0.5**0.5, line={"dash": "dot", "color": GRAY}, row=1, col=2)
     figure.update_yaxes(range=[0, 1], col=2)
     figure.update_xaxes(title_text="block", dtick=1 + len(mixings) // 40)
-    return _finished(figure)
+    return _styled(figure)
 
 
-def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figure:
-    """True against predicted class: the share of the true class as colour, and counts where there is room."""
+def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figure:
+    """Draw a confusion matrix: the share of the true class as colour, and counts where there is room.
+
+    Args:
+        names: Names of the classes.
+        counts: Number of images of each true class (row) that were taken for each class (column).
+    """
     totals, names = [max(sum(row), 1) for row in counts], _labels(names)
     figure = go.Figure(
         go.Heatmap(
@@ -165,18 +190,22 @@ def confusion(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figur
             texttemplate="%{text}" if len(names) <= _FEW_CLASSES else None,
             zmin=0,
             zmax=1,
-            colorscale=[[0, "rgba(0, 114, 178, 0)"], [1, "rgba(0, 114, 178, 0.8)"]],
+            colorscale=[[0, _rgba(BLUE, 0)], [1, _rgba(BLUE, 0.8)]],
             showscale=False,
             hovertemplate="%{y} taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
         )
     )
     figure.update_xaxes(title_text="predicted class", type="category", constrain="domain", constraintoward="left")
     figure.update_yaxes(title_text="true class", type="category", autorange="reversed", scaleanchor="x")
-    return _finished(figure).update_layout(height=min(260 + 22 * len(names), 900))
+    return _styled(figure).update_layout(height=min(260 + 22 * len(names), 900))
 
 
-def per_class(scores: Sequence[dict[str, Any]]) -> go.Figure:
-    """Accuracy of each class, as `imixer evaluate` writes them."""
+def class_accuracies(scores: Sequence[dict[str, Any]]) -> go.Figure:
+    """Draw the accuracy of each class.
+
+    Args:
+        scores: Scores as `imixer evaluate` writes them.
+    """
     figure = go.Figure(
         go.Bar(
             x=_labels([score["name"] for score in scores]),
@@ -188,11 +217,16 @@ def per_class(scores: Sequence[dict[str, Any]]) -> go.Figure:
     )
     figure.update_xaxes(type="category")
     figure.update_yaxes(tickformat=".0%", range=[0, 1], title_text="accuracy")
-    return _finished(figure)
+    return _styled(figure)
+
+
+def _rgba(color: str, alpha: float) -> str:
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {alpha:g})"
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names of classes for an axis: short, and still as many as there are."""
+    """Shorten the names of classes for an axis, unless two would become one."""
     short = [for_plotly(middle_cut(name, _LONGEST)) for name in names]
     return short if len(set(short)) == len(set(names)) else [for_plotly(name) for name in names]
 
@@ -204,15 +238,15 @@ def _add_line(
     style: tuple[str, str],
     x: Sequence[float],
     y: Sequence[float],
-    told: str,
+    hover: str,
     **more: Any,
 ) -> None:
-    """A line in one of the panels; those of one name are one in the legend."""
+    """Add a line to a panel. Lines of one name are one in the legend."""
     color, dash = style
     line = {
         "mode": "lines+markers" if len(x) < 4 else "lines",
         "line": {"color": color, "dash": dash},
-        "hovertemplate": f"{told}<extra>{name}</extra>",
+        "hovertemplate": f"{hover}<extra>{name}</extra>",
     }
     figure.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=column == 1, row=1, col=column, **line | more)
 
@@ -221,8 +255,11 @@ def _count_epochs(figure: go.Figure, epochs: int) -> None:
     figure.update_xaxes(title_text="epoch", tick0=0, dtick=1 + epochs // 10)
 
 
-def _finished(figure: go.Figure) -> go.Figure:
-    """Transparent, so that the page's colours, light or dark, show; the page sets those of text and grid."""
+def _styled(figure: go.Figure) -> go.Figure:
+    """Make a figure transparent, so that the page's colours show, light or dark.
+
+    The page sets the colours of text and grid.
+    """
     figure.update_xaxes(title_standoff=5)
     figure.update_layout(
         template="none",

@@ -1,4 +1,4 @@
-"""What there is to tell of runs, read from their directories. Free of torch."""
+"""Read runs and reproduced experiments from their folders. Free of torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from imixer.training.run.safetensors_file import first_non_finite_in
 
 _log = logging.getLogger(__name__)
 _METRICS = ("epoch", "step", "train_loss", "val_loss", "val_acc", "lr", "images_per_s", "seconds")
-_SIGNS = ("environment.json", "metrics.csv", "checkpoints", "model")  # of a run, one of which may be lost
+_RUN_FILES = ("environment.json", "metrics.csv", "checkpoints", "model")  # of a run, one of which may be lost
 _MANY_CLASSES = 200  # of which a confusion matrix is a picture only
 
 
 @dataclass(frozen=True)
-class Picture:
+class RunPicture:
     """A picture of a run.
 
     Args:
-        title: What it shows.
+        title: Title of the picture.
         file: PNG.
     """
 
@@ -38,12 +38,12 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Curves:
-    """What the iterations of several models do, as `comparison_numbers` of `imixer.analysis` has it.
+class IterationCurves:
+    """The iterations of several models, as `comparison_numbers` of `imixer.analysis` has them.
 
     Args:
-        models: Of each its name, its own n, and of each block Norm_a and cos_a.
-        panels: What is drawn in each panel: a block, and `norm` or `cosine`.
+        models: Name and own n of each model, and Norm_a and cos_a of each of its blocks.
+        panels: Block of each panel, and `norm` or `cosine`.
     """
 
     models: Sequence[dict[str, Any]]
@@ -51,14 +51,14 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class ShownTable:
-    """A table as it is printed.
+class ReportedTable:
+    """A table of a reproduced experiment, as it is printed.
 
     Args:
         caption: What it shows.
-        header: What each column is called.
+        header: Title of each column.
         rows: The rows.
-        text: How many columns, from the left, are no numbers.
+        text: Number of leading columns that hold text. The others hold numbers.
     """
 
     caption: str
@@ -69,35 +69,35 @@ class ShownTable:
 
 @dataclass(frozen=True)
 class ReportedExperiment:
-    """A table or figure of `imixer reproduce`.
+    """A table or figure that `imixer reproduce` has written.
 
     Args:
-        name: What `imixer reproduce` calls it.
-        title: What it shows.
-        conditions: Scale, data, length.
-        tables: The tables; none for a figure.
-        sentences: What the comparisons allow to be said.
-        notes: What to know of them.
-        curves: The figure's numbers, if it is about the iterations.
-        picture: The figure, if it is about something else.
+        name: Name on the command line of `imixer reproduce`.
+        title: Title of its page.
+        conditions: Scale, data and epochs.
+        tables: Its tables. Empty for a figure.
+        sentences: Sentences that its comparisons allow.
+        notes: Remarks on both.
+        curves: Numbers of a figure about the iterations.
+        picture: Any other figure.
     """
 
     name: str
     title: str
     conditions: str = ""
-    tables: Sequence[ShownTable] = ()
+    tables: Sequence[ReportedTable] = ()
     sentences: Sequence[str] = ()
     notes: Sequence[str] = ()
-    curves: Curves | None = None
+    curves: IterationCurves | None = None
     picture: Path | None = None
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """A run, finished or not, as plain data.
 
     Args:
-        name: Its directory, as short as tells the runs apart.
+        name: Its directory, shortened as far as the runs still differ.
         path: Its directory.
         settings: Its configuration, by dotted name.
         environment: Versions and hardware.
@@ -105,7 +105,7 @@ class Run:
         convergence: `convergence.csv`.
         result: `result.json`, empty if the run is not finished.
         evaluation: `evaluation.json`, if there is one.
-        test_evaluation: `test_evaluation.json`, likewise.
+        test_evaluation: `test_evaluation.json`, if there is one.
         classes: Class names and counts of true (row) against predicted (column) class, unless there are very many.
         iterations: What `imixer analyze convergence` measured in each block, if it did.
         energy: What `imixer analyze energy` measured at each mixing step, if it did.
@@ -124,41 +124,47 @@ class Run:
     classes: tuple[list[str], list[list[int]]] | None
     iterations: list[dict[str, Any]]
     energy: list[dict[str, Any]]
-    pictures: list[Picture]
+    pictures: list[RunPicture]
 
     @property
     def finished(self) -> bool:
-        """Whether training is done."""
+        """Whether training has finished."""
         return bool(self.result)
 
 
-def find_runs(paths: Sequence[str]) -> list[Run]:
-    """The runs at some paths: run directories, and folders that hold some at any depth.
+def find_runs(paths: Sequence[str]) -> list[ReportedRun]:
+    """Find and read the runs at some paths.
+
+    Args:
+        paths: Run directories, and folders that hold some at any depth.
 
     Raises:
         InputError: If a path does not exist or holds no run, or a run's files are damaged.
     """
-    found: dict[Path, None] = {}  # keeps order, drops repetition
+    directories: dict[Path, None] = {}  # keeps order, drops repetition
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"no run and no folder of runs at {path}; correct the path")
         inside = (each.parent for each in path.rglob("config.yaml"))
         runs = [path] if _is_run(path) else sorted(each for each in inside if _is_run(each))
-        if not runs and any((path / name).exists() for name in _SIGNS):
+        if not runs and any((path / name).exists() for name in _RUN_FILES):
             raise InputError(f"{path} is a run that has lost its config.yaml, without which nobody knows what it is")
         if not runs:
             raise InputError(f"{path} holds no run; give what `imixer train`, `sweep` or `reproduce` has written")
-        found.update(dict.fromkeys(runs))
-    return [_read(path, name) for path, name in zip(found, short_names(list(found)), strict=True)]
+        directories.update(dict.fromkeys(runs))
+    return [_read(path, name) for path, name in zip(directories, short_names(list(directories)), strict=True)]
 
 
-def find_reproduced(path: str) -> list[ReportedExperiment]:
-    """The tables and figures in a folder that `imixer reproduce` has written, in its order. Others have none.
+def find_experiments(path: str) -> list[ReportedExperiment]:
+    """Find and read the tables and figures that `imixer reproduce` has written into a folder, in its order.
+
+    Args:
+        path: The folder. Any other has none.
 
     Raises:
         InputError: If a file is damaged.
     """
-    found = []
+    experiments: list[ReportedExperiment] = []
     for name, experiment in EXPERIMENTS.items():
         file = Path(path) / f"{name}.json"
         if not file.is_file():
@@ -167,39 +173,39 @@ def find_reproduced(path: str) -> list[ReportedExperiment]:
             facts = read_json(file)
             if "shown" in facts:
                 shown = facts["shown"]
-                tables = [ShownTable(**table) for table in shown["tables"]]
-                found.append(
+                tables = [ReportedTable(**table) for table in shown["tables"]]
+                experiments.append(
                     ReportedExperiment(
                         name, facts["title"], facts["conditions"], tables, shown["sentences"], shown["notes"]
                     )
                 )
             elif "panels" in facts:
                 read = [f"{each['text']} Here: {each['verdict']}" for each in facts["statements"]]
-                curves = Curves(facts["models"], facts["panels"])
-                found.append(
+                curves = IterationCurves(facts["models"], facts["panels"])
+                experiments.append(
                     ReportedExperiment(
                         name, facts["title"], facts["conditions"], notes=[*read, *facts["notes"]], curves=curves
                     )
                 )
             elif file.with_suffix(".png").is_file():
-                found.append(ReportedExperiment(name, experiment.title, picture=file.with_suffix(".png")))
+                experiments.append(ReportedExperiment(name, experiment.title, picture=file.with_suffix(".png")))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
-    return found
+    return experiments
 
 
-def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """The settings that are not the same in all runs, and their value in each."""
+def differing_settings(runs: Sequence[ReportedRun]) -> list[tuple[str, list[Any]]]:
+    """List the settings that are not the same in all runs, each with its value in every run."""
     names = dict.fromkeys(name for run in runs for name in run.settings if name != "out")
     values = [(name, [run.settings.get(name) for run in runs]) for name in names]
     return [(name, each) for name, each in values if any(value != each[0] for value in each)]
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").exists() and any((path / name).exists() for name in _SIGNS)
+    return (path / "config.yaml").exists() and any((path / name).exists() for name in _RUN_FILES)
 
 
-def _read(path: Path, name: str) -> Run:
+def _read(path: Path, name: str) -> ReportedRun:
     run = RunDirectory(path)
     weights = run.model / "model.safetensors"
     try:
@@ -209,7 +215,7 @@ def _read(path: Path, name: str) -> Run:
         energy = _energy(run)
         iterations = _json(run.analysis / "convergence.json").get("blocks", [])
         charted = {"confusion_matrix": classes, "convergence": iterations, "energy": energy}
-        return Run(
+        return ReportedRun(
             name=name,
             path=path,
             settings=flatten(asdict(load_config(run.config))),
@@ -250,18 +256,18 @@ def _energy(run: RunDirectory) -> list[dict[str, Any]]:
     return mixings if all("change" in each for each in mixings) else []  # of an earlier version
 
 
-def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[Picture]:
-    """The pictures of a run that no chart shows as well. Learning curves always are one."""
+def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[RunPicture]:
+    """List the pictures of a run that no chart shows as well. Learning curves always are a chart."""
     drawn = [run.confusion_matrix, run.prediction, *sorted(run.analysis.glob("*.png"))]
     shown = [file for file in drawn if file.is_file() and file.stem not in charted]
     for file in [file for file in shown if not _is_png(file)]:
         _log.warning(f"{file} is no picture any more, and left out")
         shown.remove(file)
-    return [Picture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
+    return [RunPicture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
 
 
 def _is_png(file: Path) -> bool:
-    """Whether a file begins and ends as a PNG does."""
+    """Tell whether a file begins and ends as a PNG does."""
     content = file.read_bytes()
     return content.startswith(b"\x89PNG\r\n\x1a\n") and content.endswith(b"IEND\xaeB`\x82")
 

@@ -1,4 +1,4 @@
-"""Sections of text, tables, charts and pictures -> one HTML file that needs nothing else."""
+"""Render sections of text, tables, charts and pictures as one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jinja2
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 import imixer
@@ -20,7 +21,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A few sentences."""
+    """A paragraph of a few sentences."""
 
     text: str
     kind: ClassVar[str] = "text"
@@ -28,7 +29,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Notes:
-    """What to know of what stands above."""
+    """A list of remarks on what stands above, in faint print."""
 
     lines: Sequence[str]
     kind: ClassVar[str] = "notes"
@@ -36,15 +37,22 @@ class Notes:
 
 @dataclass(frozen=True)
 class Heading:
-    """Starts a part of a section."""
+    """A heading within a section."""
 
     text: str
     kind: ClassVar[str] = "heading"
 
 
 @dataclass(frozen=True)
-class Table:
-    """Rows under a header; the first cell of a row names it, and the first `text` cells are no numbers."""
+class HtmlTable:
+    """A table of the page. The first cell of a row names it.
+
+    Args:
+        caption: What it shows.
+        header: Title of each column.
+        rows: The rows.
+        text: Number of leading columns that hold text. The others hold numbers.
+    """
 
     caption: str
     header: Sequence[str]
@@ -55,22 +63,33 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A Plotly figure."""
+    """A Plotly figure.
+
+    Args:
+        caption: What it shows.
+        id: Its id in the page.
+        figure: The figure.
+    """
 
     caption: str
     id: str
-    figure: Any
+    figure: go.Figure
     kind: ClassVar[str] = "chart"
 
     @property
     def json(self) -> str:
         """The figure, safe inside a script element."""
-        return self.figure.to_json().replace("</", "<\\/")
+        return str(self.figure.to_json()).replace("</", "<\\/")
 
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A PNG."""
+    """A picture.
+
+    Args:
+        caption: What it shows.
+        file: PNG, which the page holds a copy of.
+    """
 
     caption: str
     file: Path
@@ -84,19 +103,25 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Fold:
-    """Long text that opens on demand."""
+    """A long text that opens on demand."""
 
     summary: str
     text: str
     kind: ClassVar[str] = "fold"
 
 
-Item = Paragraph | Notes | Heading | Table | Chart | PictureFile | Fold
+Item = Paragraph | Notes | Heading | HtmlTable | Chart | PictureFile | Fold
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page, with a shorter name for the links to it, by default its title."""
+    """A section of the page.
+
+    Args:
+        title: Its title.
+        items: What it holds, in order.
+        short: Text of the links to it. Default: its title.
+    """
 
     title: str
     items: list[Item] = field(default_factory=list)
@@ -104,26 +129,29 @@ class Section:
 
     @property
     def link(self) -> str:
-        """What links to it say."""
+        """Text of the links to it."""
         return self.short or self.title
 
     @property
     def anchor(self) -> str:
-        """What links point to."""
+        """Target of the links to it."""
         return anchor_slug(self.link)
 
 
 def anchor_slug(text: str) -> str:
-    """Make part of an id of the page out of a text: small letters and digits between dashes."""
+    """Make of a text a part of an id of the page: small letters and digits between hyphens."""
     return slug(text.lower(), kept="a-z0-9", filler="-")
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """The page.
+    """Render the page.
 
     Args:
         title: Its title.
-        sections: Those without items are left out.
+        sections: Its sections. Those without items are left out.
+
+    Returns:
+        HTML.
     """
     sections = [section for section in sections if section.items]
     charts = any(isinstance(item, Chart) for section in sections for item in section.items)
@@ -144,6 +172,6 @@ def render(title: str, sections: Sequence[Section]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Text that a browser shows as it is; our own pages and scripts stay as they are."""
+    """Make text printable; leave our own pages and scripts as they are."""
     plain = isinstance(value, str) and not isinstance(value, jinja2.utils.markupsafe.Markup)
     return printable_lines(value) if plain else value

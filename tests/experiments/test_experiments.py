@@ -9,8 +9,8 @@ import torch
 from lightning.fabric.utilities.seed import seed_everything
 
 from imixer.experiments.comparison import MARGIN
-from imixer.experiments.complexity import costs
-from imixer.experiments.paper import TABLE4
+from imixer.experiments.complexity import model_complexity
+from imixer.experiments.paper import PAPER_TABLE_4
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.scales import DATA_SETS, SCALES, SIZES
 from imixer.sweep.spec import build_sweep
@@ -53,7 +53,7 @@ def test_every_row_is_a_valid_configuration_with_a_baseline(name, scale):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_row_is_a_model_that_can_be_built(name):
     for config in configs(name, "smoke").values():
-        found = costs(config, 3, 10)
+        found = model_complexity(config, 3, 10)
         assert found.parameters > 0
         assert (found.multiply_adds is None) == (config.model.solver is not None)
 
@@ -135,21 +135,27 @@ def test_the_ceilings_that_guarantee_are_as_the_table_says():
     assert words[2] == f"auto ({ceiling([1.0, 1.0]):.3g}), gelu / {GELU_SLOPE:.3f}"
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [scale for scale in SCALES if scale != "gpu"])  # whose models are the paper's
 def test_the_matched_mixer_has_the_imixers_multiply_adds(scale):
     found = configs("table1", scale)
     for size in ("s", "b"):
         imixer, mixer, matched = (
-            costs(found[name], 3, 10).multiply_adds
+            model_complexity(found[name], 3, 10).multiply_adds
             for name in (f"imixer-{size}", f"mixer-{size}", f"mixer-{size}-matched")
         )
         assert mixer < 0.9 * imixer
         assert matched == pytest.approx(imixer, rel=2e-4)  # the width is a whole number
 
 
+def test_the_scale_gpu_has_the_papers_models():
+    for name in ("table1", "table2", "table3"):
+        models = ({row: config.model for row, config in configs(name, scale).items()} for scale in ("gpu", "paper"))
+        assert next(models) == next(models)
+
+
 def test_costs_are_the_papers():
     found = configs("table1", "paper")
-    parameters = {size: costs(found[f"imixer-{size}"], 3, 10).parameters for size in "sbl"}
+    parameters = {size: model_complexity(found[f"imixer-{size}"], 3, 10).parameters for size in "sbl"}
     assert parameters == {"s": 20_123_690, "b": 66_210_874, "l": 232_384_106}
 
 
@@ -159,10 +165,10 @@ def test_a_scale_knows_its_models_sizes(scale):
 
     for config, size in ((configs("table1", scale)[f"imixer-{size.lower()}"], size) for size in SIZES):
         model = build_model(config.model, config.data, native_size=None, in_chans=3, num_classes=10).model
-        assert model.embed_dim == SCALES[scale].channels[size]
-        assert model.stem.img_size == (SCALES[scale].side,) * 2
-        assert model.stem.patch_size == (SCALES[scale].patch,) * 2
-        words = f"{len(model.blocks)} blocks, {SCALES[scale].patch}x{SCALES[scale].patch} patches"
+        assert model.embed_dim == SCALES[scale].embed_dim[size]
+        assert model.stem.img_size == (SCALES[scale].image_size,) * 2
+        assert model.stem.patch_size == (SCALES[scale].patch_size,) * 2
+        words = f"{len(model.blocks)} blocks, {SCALES[scale].patch_size}x{SCALES[scale].patch_size} patches"
         assert words in SCALES[scale].summary and f"{model.embed_dim}" in SCALES[scale].summary
 
 
@@ -210,7 +216,9 @@ def test_images_of_many_sizes_are_not_kept_on_the_device():
 def test_rows_are_paired_if_and_only_if_a_seed_gives_them_the_same_weights(name):
     from imixer.training.model import build_model
 
-    def drawn(config):
+    @cache
+    def drawn(row):
+        config = found[row]
         seed_everything(3, verbose=False)
         built = build_model(config.model, config.data, native_size=None, in_chans=1, num_classes=10)
         return {name: value for name, value in built.model.named_parameters() if value.std() > 0}
@@ -218,9 +226,12 @@ def test_rows_are_paired_if_and_only_if_a_seed_gives_them_the_same_weights(name)
     found = configs(name, "smoke")
     for row in rows(name, "smoke"):
         if row.baseline:
-            own, other = drawn(found[row.name]), drawn(found[row.baseline])
+            own, other = drawn(row.name), drawn(row.baseline)
             same = own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
-            said = costs(found[row.name], 1, 10).drawn == costs(found[row.baseline], 1, 10).drawn
+            said = (
+                model_complexity(found[row.name], 1, 10).seeded_parameters
+                == model_complexity(found[row.baseline], 1, 10).seeded_parameters
+            )
             assert said == same, row.name
 
 
@@ -233,7 +244,14 @@ def test_only_imagenet_has_a_single_trial_in_table_4():
     assert trials == {"cifar100": None, "stanford_cars": None, "food101": None, "imagenet": 1}
 
 
-@pytest.mark.parametrize(("name", "scale", "data"), list(product(["table1", "table2", "table3"], SCALES, DATA_SETS)))
+# recipes have the data in their name at the scales gpu and paper only
+OF_ANY_DATA = [
+    *product(["table1", "table2", "table3"], ["smoke", "paper"], DATA_SETS),
+    *product(["table1"], ["cpu", "laptop", "gpu"], ["digits", "imagenet"]),
+]
+
+
+@pytest.mark.parametrize(("name", "scale", "data"), OF_ANY_DATA)
 def test_tables_1_to_3_can_be_asked_of_any_data_set(name, scale, data):
     found = EXPERIMENTS[name].rows(replace(SCALES[scale], data=data))
     assert {row.data for row in found} == {data}
@@ -244,7 +262,9 @@ def test_tables_1_to_3_can_be_asked_of_any_data_set(name, scale, data):
     reported = {row.paper for row in found if row.paper}
     if data not in ("digits", "cifar10"):
         assert reported == {
-            paper for key, paper in TABLE4.items() if key in [(data, "imixer")] + [(data, "mixer")] * (name == "table1")
+            paper
+            for key, paper in PAPER_TABLE_4.items()
+            if key in [(data, "imixer")] + [(data, "mixer")] * (name == "table1")
         }
 
 

@@ -1,8 +1,8 @@
-"""Figures 3, 5, 6 and 7: what the fixed point iterations of a trained iMixer-S do."""
+"""Define Figures 3, 5, 6 and 7: the fixed point iterations of a trained iMixer-S."""
 
 from __future__ import annotations
 
-from imixer.experiments.experiment import Experiment, Figure, Row
+from imixer.experiments.experiment import Experiment, FigureKind, Row
 from imixer.experiments.paper import TRIALS
 from imixer.experiments.scales import SCALES, Scale
 
@@ -11,18 +11,20 @@ _FEATURES_N, _FEATURES_DATA = 4, "imagenet"  # of Figure 7
 
 
 def _models(scale: Scale) -> list[Row]:
-    """The row h_r = 2 of Table 2."""
+    """Return the rows of Table 2 with h_r = 2."""
     return [Row(f"n={n}", {"n": str(n)}, scale.imixer(n_iter=n), scale.data) for n in N_ITERS]
 
 
 def _features(scale: Scale) -> list[Row]:
-    """One model, on ImageNet where the scale has it and no other data are asked for."""
-    data = _FEATURES_DATA if _FEATURES_DATA in scale.sets and scale.data == SCALES[scale.name].data else scale.data
+    """Return a single row, on ImageNet where the scale has it and no other data are asked for."""
+    data = (
+        _FEATURES_DATA if _FEATURES_DATA in scale.table4_data and scale.data == SCALES[scale.name].data else scale.data
+    )
     settings = scale.imixer(data=data, n_iter=_FEATURES_N)
     return [Row(f"n={_FEATURES_N}", {"n": str(_FEATURES_N)}, settings, data, trials=TRIALS.get(data))]
 
 
-def _convergence(name: str, figure: Figure, title: str) -> Experiment:
+def _convergence(name: str, figure: FigureKind, title: str) -> Experiment:
     return Experiment(name, f"Figure {name[3:]}: {title}, trained with n = 1, 2, 4", "", _models, figure)
 
 

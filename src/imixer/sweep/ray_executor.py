@@ -1,4 +1,4 @@
-"""Trials side by side on Ray: on this machine, or on a cluster whose machines share a file system."""
+"""Run trials side by side on Ray: on this machine, or on a cluster whose machines share a file system."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from imixer.errors import InputError
 from imixer.progress import announce
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import RAY_LOG
-from imixer.sweep.trial import log, record_failure, run_trial
+from imixer.sweep.trial import log_file, record_failure, run_trial
 
 _POLL_S = 0.5
-_SAVING_S = 120  # for running trials to save a checkpoint when interrupted
+_SAVING_S = 120  # seconds for running trials to save a checkpoint when interrupted
 _QUIET: dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
 _OBJECT_STORE = 100 * 2**20  # bytes; trials exchange nothing but their configuration
 
 
 @dataclass
-class Cluster:
+class RayExecutor:
     """An executor that gives each trial a process and a share of a Ray cluster's CPUs and GPUs.
 
-    A trial whose process or machine is lost goes on from its latest checkpoint. PyTorch gets as many threads as the
-    trial has CPUs. Settings that name files are relative to the present folder, on every machine.
+    Choose it where there are several GPUs, several machines, or models too small to keep a machine busy. A trial whose
+    process or machine is lost goes on from its latest checkpoint. PyTorch gets as many threads as the trial has CPUs.
+    Settings that name files are relative to the present folder, on every machine.
 
     Args:
         address: A running cluster, such as `host:6379` or `auto`. Default: one on this machine, for the time it takes.
@@ -59,7 +60,7 @@ class Cluster:
         if find_spec("ray") is None:
             raise InputError("--executor ray needs Ray; pip install 'imixer[cluster]'")
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._at_sigterm = signal.getsignal(signal.SIGTERM)
         if self.address is None:
@@ -76,6 +77,7 @@ class Cluster:
         ray.shutdown()
 
     def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
+        """Run the trials side by side; see `Executor.run`."""
         import ray
 
         task = ray.remote(max_retries=self.retries, retry_exceptions=True)(_run_trial)
@@ -141,7 +143,7 @@ def _connect(address: str) -> None:
 
 
 def _most(resource: str, gpus: float = 0) -> float:
-    """The most that a machine of the cluster has of a resource, among those with so many GPUs."""
+    """Find the most that a machine of the cluster has of a resource, among those with so many GPUs."""
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -164,6 +166,6 @@ def _run_trial(trial: Trial, folder: Path, here: str, threads: int) -> None:
 
 
 def _log_size(trial: Trial, folder: Path) -> int:
-    """Bytes in a trial's log, which grows as soon as it begins."""
-    file = log(folder / trial.name)
+    """Count the bytes of a trial's log, which grows as soon as the trial begins."""
+    file = log_file(folder / trial.name)
     return file.stat().st_size if file.exists() else 0

@@ -1,4 +1,4 @@
-"""From runs and reproduced experiments to a report."""
+"""Write the report: choose its sections, tables, charts and pictures, and say what they show."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from imixer.errors import InputError
 from imixer.escaping import one_line
 from imixer.experiments.report import charts
-from imixer.experiments.report.collect import ReportedExperiment, Run, differing, find_reproduced, find_runs
+from imixer.experiments.report.collect import (
+    ReportedExperiment,
+    ReportedRun,
+    differing_settings,
+    find_experiments,
+    find_runs,
+)
 from imixer.experiments.report.page import (
     Chart,
     Fold,
     Heading,
+    HtmlTable,
     Item,
     Notes,
     Paragraph,
     PictureFile,
     Section,
-    Table,
     anchor_slug,
     render,
 )
@@ -31,7 +36,7 @@ from imixer.progress import announce
 from imixer.training.run.directory import RunDirectory, short_names
 from imixer.writing import json_text, write_text
 
-_MANY = 40  # runs, of which each has its own figures
+_MOST_RUNS = 40  # runs, of which each has its own figures
 _ITERATIONS = (
     "What each iteration of x = G(v) + F(x) changes, Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), and the cosine between "
     "its input and output; mean and standard deviation over images"
@@ -43,19 +48,22 @@ _COMPARED = (
 
 
 def write_report(paths: Sequence[str], out: str | None = None) -> Path:
-    """Write one HTML file about runs; it needs neither server nor network.
+    """Write one HTML file about runs and reproduced experiments. It needs neither server nor network.
 
     Args:
-        paths: Run directories, folders of them, such as those of a sweep, and folders that `imixer reproduce` has
-            written, of which the tables and figures are shown and not the runs.
+        paths: Run directories, folders of runs, and folders of `imixer reproduce`. Of the latter the tables and figures
+            are shown, not the runs.
         out: File to write. Default: `report.html` in the first path.
+
+    Returns:
+        The file.
 
     Raises:
         InputError: If there is no run at a path, a run is damaged, or the file cannot be written.
     """
-    by_path = [(path, find_reproduced(path)) for path in paths]
-    reproduced = _named([(path, found) for path, found in by_path if found])
-    others = [path for path, found in by_path if not found]
+    by_path = [(path, find_experiments(path)) for path in paths]
+    reproduced = _named([(path, experiments) for path, experiments in by_path if experiments])
+    others = [path for path, experiments in by_path if not experiments]
     runs = find_runs(others) if others else []
     announce(f"drawing {len(reproduced) + len(runs):,} runs, tables and figures")
     file = Path(out) if out else Path(paths[0]) / "report.html"
@@ -72,17 +80,17 @@ def write_report(paths: Sequence[str], out: str | None = None) -> Path:
 
 
 def _named(by_path: Sequence[tuple[str, list[ReportedExperiment]]]) -> list[ReportedExperiment]:
-    """All of some folders; where there are several, named after the folder too."""
+    """Join the experiments of some folders. Of several folders, name each experiment after its folder too."""
     if len(by_path) == 1:
         return by_path[0][1]
     folders = short_names([Path(path) for path, _ in by_path])
     pairs = zip(folders, by_path, strict=True)
-    return [replace(each, name=f"{folder} {each.name}") for folder, (_, found) in pairs for each in found]
+    return [replace(each, name=f"{folder} {each.name}") for folder, (_, own) in pairs for each in own]
 
 
-def _sections(reproduced: list[ReportedExperiment], runs: list[Run]) -> list[Section]:
+def _sections(reproduced: list[ReportedExperiment], runs: list[ReportedRun]) -> list[Section]:
     return [
-        *(Section(each.title, _reproduced(each), each.name) for each in reproduced),
+        *(Section(each.title, _experiment(each), each.name) for each in reproduced),
         Section("Summary", _summary(runs)),
         Section("Learning curves", _curves(runs)),
         Section("Convergence", _convergence(runs)),
@@ -96,7 +104,7 @@ def _sections(reproduced: list[ReportedExperiment], runs: list[Run]) -> list[Sec
 
 @contextmanager
 def _numbers_of(file: object) -> Iterator[None]:
-    """Name the file whose numbers cannot be shown."""
+    """Turn any error about the numbers of a file into an InputError that names the file."""
     try:
         yield
     except InputError:
@@ -108,27 +116,29 @@ def _numbers_of(file: object) -> Iterator[None]:
         ) from error
 
 
-def _reproduced(found: ReportedExperiment) -> list[Item]:
-    with _numbers_of(f"{found.name}.json"):
-        return _shown_again(found)
+def _experiment(experiment: ReportedExperiment) -> list[Item]:
+    with _numbers_of(f"{experiment.name}.json"):
+        return _experiment_items(experiment)
 
 
-def _shown_again(found: ReportedExperiment) -> list[Item]:
+def _experiment_items(experiment: ReportedExperiment) -> list[Item]:
     items: list[Item] = []
-    if found.conditions:
-        items.append(Paragraph(found.conditions))
-    items += [Paragraph(f"{_typeset(sentence)}.") for sentence in found.sentences]
-    for table in found.tables:
+    if experiment.conditions:
+        items.append(Paragraph(experiment.conditions))
+    items += [Paragraph(f"{_typeset(sentence)}.") for sentence in experiment.sentences]
+    for table in experiment.tables:
         rows = [[_typeset(cell) for cell in row] for row in table.rows]
-        items.append(Table(f"{found.title}: {table.caption.lower()}", table.header, rows, table.text))
-    if found.curves:
+        items.append(HtmlTable(f"{experiment.title}: {table.caption.lower()}", table.header, rows, table.text))
+    if experiment.curves:
         items.append(
-            Chart(_COMPARED, f"iterations-{anchor_slug(found.name)}", charts.compared_iterations(found.curves))
+            Chart(
+                _COMPARED, f"iterations-{anchor_slug(experiment.name)}", charts.compared_iterations(experiment.curves)
+            )
         )
-    if found.picture:
-        items.append(PictureFile(found.title, found.picture))
-    if found.notes:
-        items.append(Notes([_typeset(note) for note in found.notes]))
+    if experiment.picture:
+        items.append(PictureFile(experiment.title, experiment.picture))
+    if experiment.notes:
+        items.append(Notes([_typeset(note) for note in experiment.notes]))
     return items
 
 
@@ -136,23 +146,23 @@ def _typeset(text: str) -> str:
     return text.replace("+-", "±")
 
 
-def _summary(runs: list[Run]) -> list[Item]:
+def _summary(runs: list[ReportedRun]) -> list[Item]:
     if not runs:
         return []
     header = ["run", "model", "data", "accuracy", "loss", "epochs", "images/s", "time", "seed", "parameters", "device"]
     unfinished = [run.name for run in runs if not run.finished]
-    items: list[Item] = [Table("All runs", header, [_summary_row(run) for run in runs], text=3)]
+    items: list[Item] = [HtmlTable("All runs", header, [_summary_row(run) for run in runs], text=3)]
     if unfinished:
         items.append(Paragraph(f"Not finished, with the numbers of their last epoch: {', '.join(unfinished)}."))
     return items
 
 
-def _summary_row(run: Run) -> list[str]:
+def _summary_row(run: ReportedRun) -> list[str]:
     with _numbers_of(RunDirectory(run.path).result):
         return _summarised(run)
 
 
-def _summarised(run: Run) -> list[str]:
+def _summarised(run: ReportedRun) -> list[str]:
     last = run.rows[-1] if run.rows else {}
     epochs = int(run.settings["epochs"]) + int(run.settings["schedule.cooldown_epochs"])
     return [
@@ -170,21 +180,21 @@ def _summarised(run: Run) -> list[str]:
     ]
 
 
-def _curves(runs: list[Run]) -> list[Item]:
+def _curves(runs: list[ReportedRun]) -> list[Item]:
     begun = [run for run in runs if run.rows]
     if not begun:
         return []
     return [Chart("Losses in nats, and accuracy on the held-out images", "curves", charts.learning_curves(begun))]
 
 
-def _convergence(runs: list[Run]) -> list[Item]:
+def _convergence(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
-    for number, run in enumerate(runs[:_MANY]):
-        found: list[Item] = []
+    for number, run in enumerate(runs[:_MOST_RUNS]):
+        own: list[Item] = []
         if run.convergence:
             with _numbers_of(RunDirectory(run.path).convergence):
-                chart = charts.convergence(run)
-            found.append(
+                chart = charts.convergence_by_epoch(run)
+            own.append(
                 Chart(
                     "What the iterations leave of x = G(v) + F(x), relative to x; the largest spectral norm before "
                     "normalisation; and the bound of F's Lipschitz constant: below 1, the inverse exists for any input",
@@ -194,16 +204,16 @@ def _convergence(runs: list[Run]) -> list[Item]:
             )
         if run.iterations:
             with _numbers_of(RunDirectory(run.path).analysis / "convergence.json"):
-                found.append(Chart(_ITERATIONS, f"iterations-{number}", charts.iterations(run.iterations)))
-        items += [Heading(run.name), *found] if found else []
+                own.append(Chart(_ITERATIONS, f"iterations-{number}", charts.iteration_steps(run.iterations)))
+        items += [Heading(run.name), *own] if own else []
     return items
 
 
-def _energy(runs: list[Run]) -> list[Item]:
+def _energy(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
-    for number, run in enumerate(run for run in runs[:_MANY] if run.energy):
+    for number, run in enumerate(run for run in runs[:_MOST_RUNS] if run.energy):
         with _numbers_of(RunDirectory(run.path).analysis / "energy.json"):
-            chart = charts.energy(run.energy)
+            chart = charts.energy_changes(run.energy)
         items += [
             Heading(run.name),
             Chart(
@@ -217,16 +227,16 @@ def _energy(runs: list[Run]) -> list[Item]:
     return items
 
 
-def _classes(runs: list[Run]) -> list[Item]:
+def _classes(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
-    for number, run in enumerate(runs[:_MANY]):
-        found: list[Item] = []
+    for number, run in enumerate(runs[:_MOST_RUNS]):
+        own: list[Item] = []
         if run.classes:
-            found.append(
+            own.append(
                 Chart(
                     "Held-out images of each class, and what they were taken for",
                     f"confusion-{number}",
-                    charts.confusion(*run.classes),
+                    charts.confusion_matrix(*run.classes),
                 )
             )
         test_set = f"the test set {run.test_evaluation.get('data')}"
@@ -238,32 +248,32 @@ def _classes(runs: list[Run]) -> list[Item]:
             if scores.get("per_class"):
                 with _numbers_of(file):
                     caption = f"{scores['top1']:.2%} of {scores['images']:,} images are recognised: {of}, by class"
-                    found.append(Chart(caption, f"{kind}-{number}", charts.per_class(scores["per_class"])))
-        items += [Heading(run.name), *found] if found else []
+                    own.append(Chart(caption, f"{kind}-{number}", charts.class_accuracies(scores["per_class"])))
+        items += [Heading(run.name), *own] if own else []
     return items
 
 
-def _pictures(runs: list[Run]) -> list[Item]:
+def _pictures(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
-    for run in runs[:_MANY]:
+    for run in runs[:_MOST_RUNS]:
         if run.pictures:
             items.append(Heading(run.name))
             items += [PictureFile(f"{picture.title} of {run.name}", picture.file) for picture in run.pictures]
-    if len(runs) > _MANY:
-        items.append(Paragraph(f"Pictures and convergence are of the first {_MANY} of {len(runs)} runs."))
+    if len(runs) > _MOST_RUNS:
+        items.append(Paragraph(f"Pictures and convergence are of the first {_MOST_RUNS} of {len(runs)} runs."))
     return items
 
 
-def _settings(runs: list[Run]) -> list[Item]:
+def _settings(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     if len(runs) > 1:
-        changed = differing(runs)
+        changed = differing_settings(runs)
         rows = [[name, *map(_shown, values)] for name, values in changed]
-        items.append(Table("Settings that differ", ["setting", *(run.name for run in runs)], rows))
+        items.append(HtmlTable("Settings that differ", ["setting", *(run.name for run in runs)], rows))
     return items + [Fold(f"All settings of {run.name}", yaml.safe_dump(run.settings, sort_keys=False)) for run in runs]
 
 
-def _environment(runs: list[Run]) -> list[Item]:
+def _environment(runs: list[ReportedRun]) -> list[Item]:
     texts: dict[str, list[str]] = {}
     for run in runs:
         known = {name: value for name, value in run.environment.items() if name != "run"}
@@ -271,5 +281,5 @@ def _environment(runs: list[Run]) -> list[Item]:
     return [Fold(f"Versions and hardware of {', '.join(names)}", text) for text, names in texts.items()]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "-" if value is None else str(value)

@@ -6,14 +6,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from imixer.analysis.convergence import compare_convergence
-from imixer.analysis.convergence_statements import agree, first_block, first_two_blocks, last_block, middle_blocks
+from imixer.analysis.convergence_statements import (
+    Condition,
+    Statement,
+    agree,
+    first_block,
+    first_two_blocks,
+    last_block,
+    middle_blocks,
+)
 from imixer.cli import main
 from imixer.escaping import for_markdown
-from imixer.experiments.figure_output import draw_figure
+from imixer.experiments.figure_output import _DRAWINGS, _condition_grid, _verdict_grid, draw_figure
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
@@ -39,7 +48,7 @@ def page(name):
 @pytest.fixture
 def deeper(tiny, monkeypatch):
     """Two blocks, so that more can be read off."""
-    scale = replace(tiny, over=tiny.over | {"model.num_blocks": 2})
+    scale = replace(tiny, overrides=tiny.overrides | {"model.num_blocks": 2})
     monkeypatch.setitem(SCALES, "smoke", scale)
     return scale
 
@@ -80,36 +89,55 @@ def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper):
         assert f"]({name}.png)" in page(name)
 
 
-def test_verdicts_are_those_of_all_trials_and_the_first_is_drawn(tiny):
-    assert main(["reproduce", "fig3", "--trials", "2"]) == 0
+def without(result, row, seed):
+    """The result with a trial of one row failed."""
+    runs = [
+        replace(run, outcome=replace(run.outcome, status="failed")) if run.seed == seed else run
+        for run in result.rows[row].runs
+    ]
+    rows = [replace(each, runs=tuple(runs)) if i == row else each for i, each in enumerate(result.rows)]
+    return replace(result, rows=tuple(rows))
+
+
+def test_verdicts_are_those_of_all_seeds_that_every_row_has_finished_and_the_first_is_drawn(tiny, monkeypatch):
+    drawn = []
+    monkeypatch.setitem(_DRAWINGS, "first block", lambda measured, picture: drawn.append(measured))
+    quiet = Console(file=io.StringIO())
+    (result,) = reproduce([EXPERIMENTS["fig3"]], SCALES["smoke"], quiet, trials=2)
     found = facts("fig3")
     (statement,) = found["statements"]
     assert [trial["seed"] for trial in statement["trials"]] == [0, 1]
     assert statement["verdict"] == agree([trial["verdict"] for trial in statement["trials"]])
     assert "| the paper | here | seed 0 | seed 1 |" in page("fig3")
     assert "the trial with seed 0; finished: 2" in page("fig3")
-
-
-def test_a_seed_that_is_not_finished_in_every_row_is_left_out(tiny):
-    quiet = Console(file=io.StringIO())
-    (found,) = reproduce([EXPERIMENTS["fig3"]], SCALES["smoke"], quiet, trials=2)
-
-    def without(found, row, seed):
-        runs = [
-            replace(run, outcome=replace(run.outcome, status="failed")) if run.seed == seed else run
-            for run in found.lines[row].runs
-        ]
-        lines = [replace(line, runs=tuple(runs)) if i == row else line for i, line in enumerate(found.lines)]
-        return replace(found, lines=tuple(lines))
-
-    found = without(found, 1, 0)
-    draw_figure(found, quiet)
+    # a seed that is not finished in every row is left out
+    one_seed = without(result, 1, 0)
+    draw_figure(one_seed, quiet)
+    assert len(drawn) == 2 and not torch.equal(*(measured[0].blocks[0].norms for measured in drawn))
     assert facts("fig3")["drawn_seed"] == 1 and len(facts("fig3")["statements"][0]["trials"]) == 1
     (HERE / "fig3.json").unlink()
     said = Console(file=io.StringIO(), width=200)
-    draw_figure(without(found, 2, 1), said)
+    draw_figure(without(one_seed, 2, 1), said)
     assert "not run: no trial of all its rows is finished" in said.file.getvalue()
     assert not (HERE / "fig3.json").exists()
+
+
+def test_verdicts_and_conditions_stand_in_their_columns():
+    def statement(verdict):
+        conditions = (
+            Condition("rate", "below 1", 0.5, 0.25, 0.875, verdict),
+            Condition("norm", "above 2", 3, 2.5, 4, "x"),
+        )
+        return Statement("Blocks converge.", "a criterion", conditions[: 1 + (verdict == "confirmed")])
+
+    verdicts = _verdict_grid([[statement("not confirmed"), statement("not decidable")]], [3, 7])
+    assert verdicts.header == ("the paper", "here", "seed 3", "seed 7")
+    assert verdicts.rows == (("Blocks converge.", "not decidable", "not confirmed", "not decidable"),)
+    conditions = _condition_grid(statement("confirmed"))
+    assert [dict(zip(conditions.header, row, strict=True)) for row in conditions.rows] == [
+        {"condition": "rate", "asked": "below 1", "mean": "0.5", "interval": "[0.25, 0.875]", "verdict": "confirmed"},
+        {"condition": "norm", "asked": "above 2", "mean": "3", "interval": "[2.5, 4]", "verdict": "x"},
+    ]
 
 
 def test_feature_maps_of_the_first_held_out_image_or_of_any(capsys, tiny):

@@ -1,11 +1,13 @@
-"""Markdown and LaTeX hold what they are given, whatever is in it."""
+"""Tables hold what they are given, each cell in its column, whatever is in it."""
 
+import io
 import re
 
 import pytest
+from rich.console import Console
 
 from imixer.escaping import for_latex, for_markdown
-from imixer.tables import Grid, latex, markdown
+from imixer.tables import Grid, latex, markdown, on_screen, plus_minus, verdict_markup
 
 NASTY = r"50 % of a_b & $c #1 {x} ~ ^2 \end{tabular} <i> | -3.5 +- 0.1"
 GRID = Grid(("name", "top-1 %"), (("plain", "1.00 +- 0.50"), (NASTY, "[-1.20, 0.30]")), text=1)
@@ -55,3 +57,39 @@ def test_markdown_is_regular():
 @pytest.mark.parametrize("escape", [for_latex, for_markdown])
 def test_text_becomes_one_line(escape):
     assert escape("a\n\n b\tc") == "a b c"
+
+
+def test_every_cell_stands_under_its_header_wherever_it_is_shown():
+    grid = Grid(("row", "kind", "first", "second"), (("a", "x", "1", "2"), ("b", "y", "3", "4")), text=2)
+    assert markdown(grid).splitlines() == [
+        "| row | kind | first | second |",
+        "|---|---|---:|---:|",
+        "| a | x | 1 | 2 |",
+        "| b | y | 3 | 4 |",
+    ]
+    assert [line for line in latex(grid, "caption", "label").splitlines() if line.endswith(r"\\")] == [
+        r"row & kind & first & second \\",
+        r"a & x & 1 & 2 \\",
+        r"b & y & 3 & 4 \\",
+    ]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(on_screen(grid, "a title"))
+    assert [line.rstrip() for line in console.file.getvalue().splitlines()] == [
+        "a title",
+        " row  kind  first  second",
+        " a    x         1       2",
+        " b    y         3       4",
+    ]
+
+
+def test_a_mean_has_its_spread_where_there_is_one():
+    assert plus_minus(88.564, 0.2049) == "88.56 +- 0.20"
+    assert plus_minus(88.564, None) == "88.56"
+    assert plus_minus(1.5, 0.25, digits=4) == "1.5000 +- 0.2500"
+    assert plus_minus(1.5, 0.0, digits=1) == "1.5 +- 0.0"
+
+
+def test_verdicts_differ_in_colour():
+    verdicts = ("guaranteed", "observed", "undecided", "violated")
+    assert len({str(verdict_markup(verdict).style) for verdict in verdicts}) == 4
+    assert [verdict_markup(verdict).plain for verdict in verdicts] == list(verdicts)

@@ -1,4 +1,4 @@
-"""A sweep on the screen."""
+"""Show a sweep on the screen: while it runs, and its summary at the end."""
 
 from __future__ import annotations
 
@@ -16,33 +16,47 @@ from rich.text import Text
 
 from imixer.escaping import PlainConsole, one_line
 from imixer.sweep.plan import Trial
-from imixer.sweep.results import Mean, Outcome, Results, Status
+from imixer.sweep.results import CellSummary, Status, SweepResults, TrialOutcome
 from imixer.sweep.spec import RESULTS, SUMMARY
-from imixer.sweep.trial import log
+from imixer.sweep.trial import log_file
+from imixer.tables import plus_minus
 
 _URGENCY: tuple[Status, ...] = ("running", "failed", "unfinished", "waiting", "finished")
-_AROUND = 5  # lines of the screen that are not a trial's
+_OTHER_LINES = 5  # of the screen, which are not a trial's
 
 
-class Shown(Protocol):
+class SweepDisplay(Protocol):
+    """Shows how a running sweep goes."""
+
     def note(self, trial: Trial) -> None:
-        """Something became of a trial."""
+        """Show what has become of a trial."""
 
 
 @contextmanager
-def watch(results: Results) -> Iterator[Shown]:
-    """Show on stderr how a sweep goes: a live table, or, where there is no terminal, a line when a trial turns."""
+def live_display(results: SweepResults) -> Iterator[SweepDisplay]:
+    """Show on stderr how a sweep goes.
+
+    A terminal gets a live table. Elsewhere a line is printed when a trial begins or ends.
+
+    Args:
+        results: The outcomes of the sweep's trials.
+    """
     console = PlainConsole(file=sys.stderr)  # this stderr, also while a trial's goes to its log
     if not console.is_terminal:
-        yield _Lines(results, sys.stderr)
+        yield _TrialLines(results, sys.stderr)
         return
     table = _LiveTable(results, console)
     with Live(console=console, get_renderable=table.render, refresh_per_second=1) as table.live:
         yield table
 
 
-def report_sweep(results: Results, console: Console) -> None:
-    """A row per cell, what is missing and why, and where the files are."""
+def report_sweep(results: SweepResults, console: Console) -> None:
+    """Print a row per cell, the trials that failed or are missing, and where the files are.
+
+    Args:
+        results: The outcomes of the sweep's trials.
+        console: Where to print.
+    """
     table = Table("cell", "trials", "val acc", "val loss", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -50,20 +64,20 @@ def report_sweep(results: Results, console: Console) -> None:
         accuracy, loss = results.mean(cell), results.mean(cell, "val_loss")
         all_of_them = accuracy.trials == accuracy.planned
         count = f"{accuracy.trials}" if all_of_them else f"{accuracy.trials} of {accuracy.planned}"
-        table.add_row(Text(cell.name), count, _spread(accuracy, 100, 2, " %"), _spread(loss, 1, 4, ""))
+        table.add_row(Text(cell.name), count, _mean_and_std(accuracy, 100, 2, " %"), _mean_and_std(loss, 1, 4, ""))
     console.print(table)
     console.print("mean +- standard deviation of the sample, over the finished trials")
-    for trial in results.are("failed"):
-        where = log(results.folder / trial.name)
+    for trial in results.with_status("failed"):
+        where = log_file(results.folder / trial.name)
         console.print(f"failed: {trial.name}: {results[trial].error} ({where})", markup=False, soft_wrap=True)
-    if left := len(results.are("unfinished", "running", "waiting")):
+    if left := len(results.with_status("unfinished", "running", "waiting")):
         console.print(f"not finished: {left} of {len(results.sweep.trials)} trials")
     files = f"{results.folder / RESULTS}, {results.folder / SUMMARY}, and a run directory per trial"
     console.print(f"written: {files}", markup=False, soft_wrap=True)
 
 
 class _LiveTable:
-    def __init__(self, results: Results, console: Console) -> None:
+    def __init__(self, results: SweepResults, console: Console) -> None:
         self.results = results
         self.console = console
         self.live: Live | None = None
@@ -80,7 +94,7 @@ class _LiveTable:
         for column in (table.columns[1], *table.columns[3:]):
             column.justify = "right"
         urgent = sorted(outcomes, key=lambda trial: _URGENCY.index(outcomes[trial].status))
-        fitting = set(urgent[: max(1, self.console.height - _AROUND)])
+        fitting = set(urgent[: max(1, self.console.height - _OTHER_LINES)])
         for trial, outcome in outcomes.items():
             if trial in fitting:
                 table.add_row(
@@ -94,8 +108,8 @@ class _LiveTable:
         return table
 
 
-class _Lines:
-    def __init__(self, results: Results, file: TextIO) -> None:
+class _TrialLines:
+    def __init__(self, results: SweepResults, file: TextIO) -> None:
         self.results = results
         self.file = file
         self.before = {trial.name: results[trial].epoch for trial in results.sweep.trials}
@@ -105,7 +119,7 @@ class _Lines:
         before = self.before[trial.name]
         beginning = f"goes on after epoch {before}" if before else "begins"
         words = {
-            "running": f"{beginning}, see {log(self.results.folder / trial.name)}",
+            "running": f"{beginning}, see {log_file(self.results.folder / trial.name)}",
             "finished": f"finished, val acc {outcome.val_acc or 0:.2%}, {_clock(outcome)}",
             "failed": f"failed, {outcome.error}",
             "unfinished": f"not finished, epoch {outcome.epoch}/{trial.cell.epochs}",
@@ -113,12 +127,11 @@ class _Lines:
         print(one_line(f"{trial.name}: {words[outcome.status]}"), file=self.file, flush=True)
 
 
-def _spread(found: Mean, scale: float, digits: int, unit: str) -> str:
-    if found.mean is None:
+def _mean_and_std(summary: CellSummary, scale: float, digits: int, unit: str) -> str:
+    if summary.mean is None:
         return "-"
-    spread = "" if found.std is None else f" +- {found.std * scale:.{digits}f}"
-    return f"{found.mean * scale:.{digits}f}{spread}{unit}"
+    return plus_minus(summary.mean * scale, None if summary.std is None else summary.std * scale, digits) + unit
 
 
-def _clock(outcome: Outcome) -> str:
+def _clock(outcome: TrialOutcome) -> str:
     return "" if outcome.seconds is None else str(timedelta(seconds=round(outcome.seconds)))
