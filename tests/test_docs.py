@@ -1,23 +1,29 @@
 """What the documents say is so."""
 
+import ast
+import functools
+import http.server
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import timm
 import yaml
 
-import imixer  # noqa: F401  (registers the models)
+import imixer
 from imixer.training.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+KATEX = ROOT / "docs/assets/katex"
 
 
 def pages(test):
@@ -153,6 +159,12 @@ def test_the_api_pages_document_what_their_index_links_to():
     assert sorted(linked) == sorted(documented)
 
 
+def test_the_api_pages_document_what_exists():
+    for page in (ROOT / "docs/api").glob("*.md"):
+        for dotted in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE):
+            resolve(dotted)
+
+
 @pytest.mark.parametrize("package", ["hopfield", "hopfield.lagrangians", "implicit", "models"])
 def test_the_api_pages_document_all_that_a_package_exports(package):
     module = importlib.import_module(f"imixer.{package}")
@@ -172,6 +184,124 @@ def test_the_figures_of_the_idea_and_the_theory_are_drawn_by_their_script(tmp_pa
     images = ROOT / "docs/images"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for kind in ("idea_*", "paper_fig*")
                                                           for path in images.glob(f"{kind}.svg")}  # fmt: skip
+
+
+def test_every_word_of_the_glossary_says_where_it_is_used():
+    entries = re.split(r"^### (.*)$", (ROOT / "docs/glossary.md").read_text(), flags=re.MULTILINE)[1:]
+    assert len(entries) > 80  # a word and its text, in turn
+    for word, text in zip(entries[::2], entries[1::2], strict=True):
+        assert re.search(r"\]\(\w+\.md#?", text), word
+
+
+def equations(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for displayed, inline in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+)\$", text, re.DOTALL):
+        yield displayed or inline
+
+
+def test_every_equation_can_be_typeset(browser):
+    page = browser.new_page()
+    page.add_script_tag(path=KATEX / "katex.min.js")
+    typeset = "equation => katex.renderToString(equation, {throwOnError: true, strict: 'error'}).length"
+    numbers = {}
+    for source in PAGES:
+        for equation in equations(source):
+            assert page.evaluate(typeset, equation) > 0  # raises if KaTeX does
+            numbers[source.stem] = numbers.get(source.stem, 0) + 1
+    page.close()
+    assert all(numbers[name] > 25 for name in ("theory", "idea", "implicit", "models"))
+
+
+def test_what_typesets_equations_comes_with_the_site():
+    css = (KATEX / "katex.min.css").read_text()
+    fonts = re.findall(r"url\(([^)]+)\)", css)
+    assert sorted(fonts) == sorted(f"fonts/{font.name}" for font in (KATEX / "fonts").iterdir())
+    assert (KATEX / "LICENSE").exists()
+    settings = (ROOT / "mkdocs.yml").read_text()
+    for kind in ("extra_css", "extra_javascript"):
+        (files,) = re.findall(rf"^{kind}: \[(.*?)\]", settings, re.MULTILINE)
+        assert all((ROOT / "docs" / file).exists() for file in files.split(", "))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The address of the built site, without API and results, which take longest and have no equations."""
+    pytest.importorskip("mkdocs")
+    folder = tmp_path_factory.mktemp("site")
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    settings |= {"docs_dir": str(ROOT / "docs"), "plugins": ["search"], "exclude_docs": "*.py\napi/\nresults/"}
+    del settings["nav"], settings["validation"]
+    (folder / "mkdocs.yml").write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-f", folder / "mkdocs.yml", "-d", folder / "site"]
+    subprocess.run(command, check=True, capture_output=True)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder / "site")
+    handler.func.log_message = lambda *args: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["theory", "idea", "implicit"])
+def test_the_site_shows_equations_and_asks_no_network(browser, site, name):
+    page = browser.new_page()
+    problems = []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: problems.append(request.url) if not request.url.startswith(site) else None)
+    page.goto(f"{site}/{name}.html", wait_until="networkidle")
+    marked, typeset = page.locator(".arithmatex").count(), page.locator(".arithmatex .katex").count()
+    assert marked == typeset >= len(list(equations(ROOT / f"docs/{name}.md"))) > 25
+    assert page.locator(".katex-error").count() == 0
+    assert page.evaluate("document.fonts.check('16px KaTeX_Math')")
+    assert not any("$" in text for text in page.locator("article p, article td").all_inner_texts())
+    page.close()
+    assert problems == []
+
+
+@pytest.fixture(scope="module")
+def project():
+    return pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def distribution(requirement):
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "docs"])
+def test_every_package_that_is_imported_is_declared(folder, project):
+    extras = project["optional-dependencies"]
+    own = {"src": ["export", "cluster", "robust", "data", "wandb", "mlflow"], "tests": [*extras]}.get(folder, ["bench"])
+    declared = {
+        distribution(line) for line in project["dependencies"] + [one for extra in own for one in extras[extra]]
+    }
+    provided = importlib.metadata.packages_distributions()
+    beside = {"imixer", *(file.stem for file in (ROOT / folder).rglob("*.py"))}
+    for file in (ROOT / folder).rglob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+            names |= {node.module or ""} if isinstance(node, ast.ImportFrom) and not node.level else set()
+        for name in {name.split(".")[0] for name in names} - sys.stdlib_module_names - beside:
+            assert declared & {distribution(one) for one in provided.get(name, [name])}, f"{file}: {name}"
+
+
+def test_the_version_stands_in_one_place(project):
+    assert "version" not in project
+    assert project["dynamic"] == ["version"]
+    assert importlib.metadata.version("imixer") == imixer.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert "version" not in citation
+    assert f"\n## {imixer.__version__} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_tested_versions_satisfy_what_is_declared(project):
+    requirements = pytest.importorskip("packaging.requirements")
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    tested = {distribution(line): line.partition("==")[2] for line in lines}
+    for line in project["dependencies"] + project["optional-dependencies"]["test"]:
+        required = requirements.Requirement(line)
+        assert required.specifier.contains(tested[distribution(line)]), line
 
 
 @pytest.mark.slow

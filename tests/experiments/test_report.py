@@ -15,8 +15,6 @@ from imixer.experiments.report.html_report import write_report
 from imixer.training.finished_run import load_run
 from imixer.training.run.directory import short_names
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
 
 @pytest.fixture(scope="module")
 def runs(run, train_quick, tmp_path_factory):
@@ -39,17 +37,6 @@ def runs(run, train_quick, tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(runs):
     return write_report([str(runs)], str(runs / "report.html"))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
