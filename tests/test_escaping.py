@@ -17,6 +17,7 @@ import imixer
 from imixer.cli.terminal import new_console
 from imixer.escaping import (
     PlainConsole,
+    few_names,
     for_csv,
     for_figure,
     for_latex,
@@ -173,3 +174,10 @@ def test_nothing_else_cuts_or_escapes():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.module == "rich.markup":
                 raise AssertionError(file)
+
+
+def test_the_first_five_of_many_names_are_listed_with_their_number():
+    assert few_names(["cat", "dog"]) == "cat, dog"
+    assert few_names(list("abcde")) == "a, b, c, d, e"
+    assert few_names(list("abcdef")) == "a, b, c, d, e, ... (6)"
+    assert few_names(["x" * 50]) == "x" * 20 + "…" + "x" * 19

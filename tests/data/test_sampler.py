@@ -16,6 +16,11 @@ def test_an_epoch_has_each_image_at_most_once_in_random_order():
     assert order != sorted(order)
 
 
+def test_images_that_fill_the_last_batch_exactly_are_trained_on():
+    order = BatchOrder(100, 10, seed=0)
+    assert (len(order), sorted(torch.cat(list(order.epoch(0))).tolist())) == (10, list(range(100)))
+
+
 def test_orders_depend_on_seed_and_epoch():
     orders = [
         tuple(torch.cat(list(BatchOrder(50, 5, seed=seed).epoch(epoch))).tolist())

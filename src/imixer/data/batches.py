@@ -171,7 +171,7 @@ class TrainingBatches:
         self.order = order
         self.mixup, self.erasing = mixup, erasing
         self.device = device
-        self.seed = images.seed
+        self.images = images
         self._sampler = _EpochSampler(order)
         self._loader = DataLoader(images, batch_sampler=self._sampler, **loading)
 
@@ -192,7 +192,7 @@ class TrainingBatches:
         for number, (images, labels) in enumerate(self._loader, start):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            position = (self.seed, epoch, number, self.order.shard.rank)
+            position = (self.images.seed, epoch, number, self.order.shard.rank)
             if self.mixup is not None:
                 np.random.seed(mixed_seed(*position))
                 images, labels = self.mixup(images, labels)

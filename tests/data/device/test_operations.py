@@ -11,7 +11,7 @@ from timm.data.auto_augment import NAME_TO_OP
 from imixer.data.device import color, geometry
 from imixer.data.transforms import posterize
 
-TONES = {
+COLOR_OPERATIONS = {
     "AutoContrast": (color.auto_contrast, [None]),
     "Equalize": (color.equalize, [None]),
     "Invert": (color.solarize, [None]),
@@ -23,7 +23,7 @@ TONES = {
     "Color": (color.color, [0.1, 0.63, 1.0, 1.9]),
     "Sharpness": (color.sharpness, [0.1, 0.63, 1.0, 1.9]),
 }
-MOVES = {
+GEOMETRIC_OPERATIONS = {
     "ShearX": (geometry.shear_x, [-0.3, 0.0, 0.123, 0.3]),
     "ShearY": (geometry.shear_y, [-0.3, 0.0, 0.123, 0.3]),
     "TranslateXRel": (geometry.translate_x, [-0.45, -0.01, 0.0, 0.123, 0.45]),
@@ -52,11 +52,10 @@ def pillows(name, images, value, **more):
     return torch.stack(results).int()
 
 
-@pytest.mark.parametrize("size", [(24, 28), (2, 9), (1, 1)])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", TONES)
+@pytest.mark.parametrize(("channels", "size"), [(1, (24, 28)), (3, (24, 28)), (3, (2, 9)), (1, (1, 1))])
+@pytest.mark.parametrize("name", COLOR_OPERATIONS)
 def test_operations_on_values_equal_pillows_to_the_byte(pictures, name, channels, size):
-    operation, values = TONES[name]
+    operation, values = COLOR_OPERATIONS[name]
     images = pictures(channels, *size)
     for value in values:
         assert torch.equal(ours(operation, images, value), pillows(name, images, value))
@@ -68,14 +67,14 @@ def test_tables_equal_pillows_for_every_range_of_values(name):
     ends = np.sort(rng.integers(0, 256, (300, 2)), axis=1)
     pixels = [rng.integers(low, high + 1, (1, 19, 23), dtype=np.uint8) for low, high in ends]
     images = torch.from_numpy(np.stack(pixels))
-    assert torch.equal(ours(TONES[name][0], images, None), pillows(name, images, None))
+    assert torch.equal(ours(COLOR_OPERATIONS[name][0], images, None), pillows(name, images, None))
 
 
 @pytest.mark.parametrize(("kind", "filter_"), [(False, Image.Resampling.BILINEAR), (True, Image.Resampling.BICUBIC)])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", GEOMETRIC_OPERATIONS)
 def test_moves_equal_pillows_but_for_rounding(pictures, name, channels, kind, filter_):
-    operation, values = MOVES[name]
+    operation, values = GEOMETRIC_OPERATIONS[name]
     images = pictures(channels)
     fill = torch.tensor(FILL[:channels], dtype=torch.uint8).view(1, -1, 1, 1)
     for value in values:
@@ -88,9 +87,9 @@ def test_moves_equal_pillows_but_for_rounding(pictures, name, channels, kind, fi
 
 
 @pytest.mark.parametrize("kind", [False, True])
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", GEOMETRIC_OPERATIONS)
 def test_moves_fill_what_pillow_fills(name, kind):
-    operation, values = MOVES[name]
+    operation, values = GEOMETRIC_OPERATIONS[name]
     images = torch.full((1, 1, 24, 28), 77, dtype=torch.uint8)
     fill = torch.full((1, 1, 1, 1), 200, dtype=torch.uint8)
     for value in values:

@@ -121,10 +121,10 @@ class ResidentTraining:
         for number, chosen in enumerate(self.order.epoch(epoch, start), start):
             micro_batch = number % shard.accumulate
             if step is None or micro_batch == 0:
-                step = self._draw(epoch, number // shard.accumulate)
-            yield self._make(chosen, epoch, step, shard.rank * shard.accumulate + micro_batch)
+                step = self._draw_step(epoch, number // shard.accumulate)
+            yield self._make_micro_batch(chosen, epoch, step, shard.rank * shard.accumulate + micro_batch)
 
-    def _draw(self, epoch: int, number: int) -> _Step:
+    def _draw_step(self, epoch: int, number: int) -> _Step:
         count, seed = self.order.batch_size, self.order.seed
         rng = np.random.default_rng((seed, epoch, number))
         crops = self.crop.draw(rng, count)
@@ -139,7 +139,7 @@ class ResidentTraining:
         mixings = [self.mixing.draw(rng) for _ in range(micro_batches)] if self.mixing else []
         return _Step(crops, operations, boxes, noise, mixings)
 
-    def _make(self, chosen: Tensor, epoch: int, step: _Step, micro_batch: int) -> tuple[Tensor, Tensor]:
+    def _make_micro_batch(self, chosen: Tensor, epoch: int, step: _Step, micro_batch: int) -> tuple[Tensor, Tensor]:
         mine = slice(micro_batch * len(chosen), (micro_batch + 1) * len(chosen))
         numbers = to_device(chosen.numpy(), self._bytes.device)
         crops = _take(step.crops, mine)

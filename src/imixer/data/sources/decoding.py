@@ -30,7 +30,7 @@ _READABLE = frozenset(
 )
 _ORIENTATION = 274  # EXIF tag
 _TURNS = range(2, 9)  # of its values, those that are not upright
-_KINDS = {
+_SPECIAL_KINDS = {
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -123,7 +123,7 @@ def special_file(path: str | Path) -> str | None:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return None
-    return None if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
+    return None if stat.S_ISREG(mode) else _SPECIAL_KINDS.get(stat.S_IFMT(mode), "a special file")
 
 
 def _size(path: str | Path) -> int:
@@ -248,8 +248,8 @@ def _to_bytes(image: Image.Image, value_range: tuple[float, float] | None) -> Im
         if value_range == (0.0, 255.0):
             return image.convert("L")
         low, high = value_range
-        shares = (values.astype(np.float64) - low) / (high - low)
-        return Image.fromarray(np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8))
+        fractions = (values.astype(np.float64) - low) / (high - low)
+        return Image.fromarray(np.rint(np.clip(fractions, 0, 1) * 255).astype(np.uint8))
     if value_range is None:
         value_range = _UNSIGNED_16
         if values.min() < 0 or values.max() > 65535:

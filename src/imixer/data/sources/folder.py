@@ -34,7 +34,7 @@ from imixer.errors import InputError
 from imixer.escaping import few_names, middle_cut
 
 _FULL_CHECK_UP_TO = 20_000
-_READ = " ".join(sorted(EXTENSIONS))
+_EXTENSIONS_READ = " ".join(sorted(EXTENSIONS))
 
 
 class FolderImages(Dataset[LabelledImage]):
@@ -78,12 +78,14 @@ class _ClassFolders:
             listing = self.listings[class_folder.name] = list_folder(class_folder)
             if not listing.images:
                 held = count_by_extension(listing.other_files)
-                there = f"; it holds {held}, of which none is an image that is read ({_READ})" if held else ""
+                there = (
+                    f"; it holds {held}, of which none is an image that is read ({_EXTENSIONS_READ})" if held else ""
+                )
                 raise InputError(f"class folder {class_folder} holds no images{there}; add some or remove the folder")
             self.paths += listing.images
             self.classes += [class_folder.name] * len(listing.images)
         if not self.paths:
-            raise InputError(_why_nothing(folder))
+            raise InputError(_no_images_message(folder))
         require_disjoint({f"class {name!r}": listing for name, listing in self.listings.items()}, folder)
 
     @property
@@ -119,7 +121,7 @@ class _ClassFolders:
             raise InputError(f"no image of class {emptied[0]!r} in {self.folder} is readable; replace them")
 
 
-def _why_nothing(folder: Path) -> str:
+def _no_images_message(folder: Path) -> str:
     """Explain why a folder has no images of classes."""
     if images_under(folder):
         return f"data.name: {folder} holds images but no class folders; put the images of each class in a folder"

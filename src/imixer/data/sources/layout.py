@@ -54,38 +54,40 @@ def find_layout(given: Path) -> Layout:
     notes = [f"the class folders are those of {_relative(root, given)}"] if root != given else []
     left_out = _left_out_at(given) if root != given else []
     folders = subfolders(root)
-    roles = _roles(folders, root)
-    if not roles:
+    split_folders = _split_folders(folders, root)
+    if not split_folders:
         for folder in folders:
             _require_no_splits_inside(folder)
         return Layout(given, root, None, tuple(notes), tuple(left_out))
 
-    structured = {folder: _unwrap(folder) for folder in roles if _has_class_folders(folder)}
-    of_role = {role: [folder for folder in structured if roles[folder] == role] for role in ROLES}
-    for role, those in of_role.items():
-        if len(those) > 1 and not (role == "test" and of_role["val"]):
+    parents = {folder: _unwrap(folder) for folder in split_folders if _has_class_folders(folder)}
+    by_role = {role: [folder for folder in parents if split_folders[folder] == role] for role in ROLES}
+    for role, those in by_role.items():
+        if len(those) > 1 and not (role == "test" and by_role["val"]):
             raise InputError(
                 f"{those[0].name} and {those[1].name} in {root} are both called like a {_purpose(role)} part; keep one "
                 "there"
             )
-    others = [folder for folder in folders if folder not in roles]
-    if not of_role["train"]:
-        if _train_is_a_class(roles, others):
-            notes.append(f"{next(iter(roles)).name} is taken for a class, as it lies among others and holds images")
+    others = [folder for folder in folders if folder not in split_folders]
+    if not by_role["train"]:
+        if _train_is_a_class(split_folders, others):
+            notes.append(
+                f"{next(iter(split_folders)).name} is taken for a class, as it lies among others and holds images"
+            )
             return Layout(given, root, None, tuple(notes), tuple(left_out))
-        raise InputError(_why_no_training_part(root, roles, others))
-    (train,) = of_role["train"]
-    held_out = next((those[0] for role in ("val", "test") if (those := of_role[role])), None)
+        raise InputError(_no_training_split_message(root, split_folders, others))
+    (train,) = by_role["train"]
+    held_out = next((those[0] for role in ("val", "test") if (those := by_role[role])), None)
     with_images = [folder for folder in others if _holds_images(folder)]
     if held_out is None and with_images:
         raise InputError(
-            f"{root} holds {train.name} with the folders {few_names([f.name for f in subfolders(structured[train])])}, "
+            f"{root} holds {train.name} with the folders {few_names([f.name for f in subfolders(parents[train])])}, "
             f"and beside it {with_images[0].name} with images: are these classes, or is {train.name} the training "
             "part? Leave only one kind there"
         )
     used = {train, held_out}
     left_out += [_with_image_count(folder) for folder in folders if folder not in used] + _left_out_at(root)
-    return Layout(given, structured[train], structured[held_out] if held_out else None, tuple(notes), tuple(left_out))
+    return Layout(given, parents[train], parents[held_out] if held_out else None, tuple(notes), tuple(left_out))
 
 
 def _unwrap(folder: Path) -> Path:
@@ -101,9 +103,9 @@ def _unwrap(folder: Path) -> Path:
         folder = only
 
 
-def _roles(folders: list[Path], root: Path) -> dict[Path, str]:
+def _split_folders(folders: list[Path], root: Path) -> dict[Path, str]:
     """Find the folders named like a split: by that alone, or like `seg_train` and `seg_test`, which only differ so."""
-    roles = {folder: role for folder in folders if (role := split_role(folder.name))}
+    split_folders = {folder: role for folder in folders if (role := split_role(folder.name))}
     named: dict[tuple[str, ...], dict[Path, str]] = {}
     for folder in folders:
         words, rest = split_words(folder.name)
@@ -116,7 +118,7 @@ def _roles(folders: list[Path], root: Path) -> dict[Path, str]:
             f"the folders of {root} name classes and parts at once, such as {first[0]} and {first[1]}; make it a "
             "folder for each part with the class folders inside: train/..., val/..."
         )
-    return roles | (pairs[0] if pairs else {})
+    return split_folders | (pairs[0] if pairs else {})
 
 
 def _require_no_splits_inside(folder: Path) -> None:
@@ -130,24 +132,25 @@ def _require_no_splits_inside(folder: Path) -> None:
         )
 
 
-def _train_is_a_class(roles: dict[Path, str], others: list[Path]) -> bool:
+def _train_is_a_class(split_folders: dict[Path, str], others: list[Path]) -> bool:
     """Tell whether a folder `train` is a class, of trains: it lies beside cars and buses and holds images itself."""
-    return [path.name.lower() for path in roles] == ["train"] and _holds_images(*roles) and bool(others)
+    return [path.name.lower() for path in split_folders] == ["train"] and _holds_images(*split_folders) and bool(others)
 
 
-def _why_no_training_part(root: Path, roles: dict[Path, str], others: list[Path]) -> str:
+def _no_training_split_message(root: Path, split_folders: dict[Path, str], others: list[Path]) -> str:
     """Explain what is wrong with folders that are called like splits where none is the training split."""
-    looks = next(iter(roles))
-    flat = [folder for folder in roles if not _has_class_folders(folder)]
-    train = next((folder for folder, role in roles.items() if role == "train"), None)
+    looks = next(iter(split_folders))
+    flat = [folder for folder in split_folders if not _has_class_folders(folder)]
+    train = next((folder for folder, role in split_folders.items() if role == "train"), None)
     if train is None and others:
         return (
-            f"{looks} is called like a {_purpose(roles[looks])} part, not like a class, and lies among "
+            f"{looks} is called like a {_purpose(split_folders[looks])} part, not like a class, and lies among "
             f"{few_names([folder.name for folder in others])}; put these into {root / 'train'}, or move or rename "
             f"{looks.name}"
         )
     if train is None:
-        return f"{root} holds {few_names([f.name for f in roles])}, but no train folder; add one with the class folders"
+        names = few_names([folder.name for folder in split_folders])
+        return f"{root} holds {names}, but no train folder; add one with the class folders"
     if train in flat and _holds_images(train) and others:
         return (
             f"{train} is called like the training part, but holds images and no class folders, and "

@@ -44,7 +44,7 @@ from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
 from imixer.errors import InputError
 from imixer.escaping import few_names
 
-_PLAIN = {"default"}  # the hub's name for the only configuration there is
+_DEFAULT_CONFIGURATION = {"default"}  # the hub's name for the only configuration there is
 
 
 @dataclass(frozen=True)
@@ -88,34 +88,38 @@ def find_shards(root: Path) -> ShardFiles | None:
         InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
             is no training split.
     """
-    files = parquet_files(root) or _deeper(root)
+    files = parquet_files(root) or _files_in_subfolders(root)
     if not files:
         return None
     parts: dict[str, dict[str, list[Path]]] = {}
     unnamed: list[Path] = []
     for file in files:
-        if named := _part(file, root):
+        if named := _split_of_file(file, root):
             word, role = named
             parts.setdefault(role, {}).setdefault(word, []).append(file)
         else:
             unnamed.append(file)
     if parts and "train" not in parts:
         raise InputError(f"no train-*.parquet among the {len(files)} parquet files in {files[0].parent}; add them")
-    train = _only(parts["train"], root) if parts else files
+    train = _files_of_one_word(parts["train"], root) if parts else files
     held_out = next((parts[role] for role in ("val", "test") if role in parts), None)
-    val = _only(held_out, root) if held_out else []
-    sources = (_pattern(train, root), _pattern(val, root))
+    val = _files_of_one_word(held_out, root) if held_out else []
+    sources = (_file_pattern(train, root), _file_pattern(val, root))
     return ShardFiles(train, val, sources, _left_out(root, {*train, *val}), next(iter(held_out)) if held_out else None)
 
 
-def _deeper(root: Path) -> list[Path]:
+def _files_in_subfolders(root: Path) -> list[Path]:
     """List the parquet files in subfolders, if there is one set of them and there are no images."""
     sets: dict[tuple[str, ...], list[Path]] = {}
     for folder, names in visible_folders(root):
         files = [Path(folder, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
         if files:
             inside = Path(folder).relative_to(root).parts
-            words = tuple(" ".join(rest) for part in inside if (rest := split_words(part)[1]) and part not in _PLAIN)
+            words = tuple(
+                " ".join(rest)
+                for part in inside
+                if (rest := split_words(part)[1]) and part not in _DEFAULT_CONFIGURATION
+            )
             sets.setdefault(words, []).extend(files)
     if not sets or contains_image(root):
         return []
@@ -126,7 +130,7 @@ def _deeper(root: Path) -> list[Path]:
     return sorted(files)
 
 
-def _part(file: Path, root: Path) -> tuple[str, str] | None:
+def _split_of_file(file: Path, root: Path) -> tuple[str, str] | None:
     """Find the word for a split and what it means, in the file's name or else in that of the nearest folder."""
     for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
         named, _ = split_words(name)
@@ -137,7 +141,7 @@ def _part(file: Path, root: Path) -> tuple[str, str] | None:
     return None
 
 
-def _only(by_word: dict[str, list[Path]], root: Path) -> list[Path]:
+def _files_of_one_word(by_word: dict[str, list[Path]], root: Path) -> list[Path]:
     """Return the files of a split, all of which must use one word for it."""
     if len(by_word) > 1:
         one, other = (files[0].relative_to(root) for files in list(by_word.values())[:2])
@@ -146,7 +150,7 @@ def _only(by_word: dict[str, list[Path]], root: Path) -> list[Path]:
     return files
 
 
-def _pattern(files: list[Path], root: Path) -> str:
+def _file_pattern(files: list[Path], root: Path) -> str:
     """Write files as a pattern and their number, such as `data/train-*.parquet (3 files)`."""
     shapes = sorted({re.sub(r"(\d+-of-)?\d+", "*", file.relative_to(root).as_posix()) for file in files})
     return f"{few_names(shapes)} ({len(files)} {'file' if len(files) == 1 else 'files'})" if files else ""
@@ -271,7 +275,9 @@ class ParquetImages(Dataset[LabelledImage]):
         return image, int(self.rows.labels[row])
 
 
-def _read(files: Sequence[Path], columns: Columns | None = None) -> tuple[list[_Chunk], list[ShardLabels], Columns]:
+def _read_shards(
+    files: Sequence[Path], columns: Columns | None = None
+) -> tuple[list[_Chunk], list[ShardLabels], Columns]:
     """Read the images and labels of some shards, all from the columns that are chosen in the first one."""
     chunks: list[_Chunk] = []
     labels: list[ShardLabels] = []
@@ -350,7 +356,7 @@ def open_parquet(root: Path, shards: ShardFiles, config: DataConfig) -> ImageDat
             has no image, an image that was looked at is unreadable, all of them are alike, there is one class only, or
             too few images to split.
     """
-    chunks, shard_labels, columns = _read(shards.train)
+    chunks, shard_labels, columns = _read_shards(shards.train)
     if not sum(len(each.numbers) for each in shard_labels):
         raise InputError(f"the parquet files in {shards.train[0].parent} have no rows; fetch them again")
     classes = Classes(shard_labels, columns.label)
@@ -360,7 +366,7 @@ def open_parquet(root: Path, shards: ShardFiles, config: DataConfig) -> ImageDat
     require_two_classes(train.labels[chosen], classes.names, str(root))
 
     if shards.val:
-        chunks, shard_labels, _ = _read(shards.val, columns)
+        chunks, shard_labels, _ = _read_shards(shards.val, columns)
         if not sum(len(each.numbers) for each in shard_labels):
             raise InputError(f"{shards.val[0]} has no rows; fetch it again")
         val = EncodedRows(chunks, classes.labels(shard_labels))

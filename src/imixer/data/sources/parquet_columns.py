@@ -70,10 +70,14 @@ def find_columns(schema: pa.Schema, file: Path) -> Columns:
     wanted = "name the one with encoded images (bytes, or a struct with bytes) image"
     if not images:
         text = next((field.name for field in schema if field.name in _IMAGE_NAMES and not _holds_bytes(field.type)), "")
-        why = f" ({text} is of type {_short(schema.field(text).type)}; paths and arrays are not read)" if text else ""
+        why = (
+            f" ({text} is of type {_short_type(schema.field(text).type)}; paths and arrays are not read)"
+            if text
+            else ""
+        )
         raise InputError(f"{file} has no image column: columns {', '.join(schema.names)}{why}; {wanted}")
-    image = _by_name(images, _IMAGE_NAMES) or _only(images, "several columns of bytes", schema, file, wanted)
-    notes = _choice("images", image, images)
+    image = _by_name(images, _IMAGE_NAMES) or _single_column(images, "several columns of bytes", schema, file, wanted)
+    notes = _choice_note("images", image, images)
 
     labels = [field.name for field in schema if _holds_labels(field.type) and field.name != image]
     label = _by_name(labels, _LABEL_NAMES)
@@ -86,8 +90,10 @@ def find_columns(schema: pa.Schema, file: Path) -> Columns:
                 f"{wanted}"
             )
         integers = [name for name in labels if pa.types.is_integer(schema.field(name).type)]
-        label = _only(integers or labels, f"several {'integer ' if integers else ''}columns", schema, file, wanted)
-    return Columns(image, label, notes + _choice("labels", label, labels))
+        label = _single_column(
+            integers or labels, f"several {'integer ' if integers else ''}columns", schema, file, wanted
+        )
+    return Columns(image, label, notes + _choice_note("labels", label, labels))
 
 
 def require_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
@@ -181,7 +187,7 @@ class Classes:
             bare = next((shard for shard in files if shard.words is None), None)
             if bare is not None:
                 raise InputError(f"{worded[0].file} has labels in words and {bare.file} in numbers; write them alike")
-            self.names = _sorted_words({word for shard in worded for word in _used(shard)})
+            self.names = _sorted_words({word for shard in worded for word in _used_words(shard)})
             self._refuse_ids(len(self.names), sum(len(shard.numbers) for shard in files), column)
             _refuse_alike(self.names, column)
             kind = "true or false" if all(shard.kind == "truth" for shard in worded) else "text"
@@ -272,7 +278,7 @@ class Classes:
         return labels
 
 
-def _used(shard: ShardLabels) -> list[str]:
+def _used_words(shard: ShardLabels) -> list[str]:
     assert shard.words is not None
     return [shard.words[number] for number in np.unique(shard.numbers)]
 
@@ -330,13 +336,13 @@ def _by_name(usable: Sequence[str], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in usable), None)
 
 
-def _only(usable: Sequence[str], several: str, schema: pa.Schema, file: Path, wanted: str) -> str:
+def _single_column(usable: Sequence[str], several: str, schema: pa.Schema, file: Path, wanted: str) -> str:
     if len(usable) == 1:
         return usable[0]
     raise InputError(f"{file} has {several} ({', '.join(usable)}) and columns {', '.join(schema.names)}; {wanted}")
 
 
-def _choice(what: str, chosen: str, usable: Sequence[str]) -> tuple[str, ...]:
+def _choice_note(what: str, chosen: str, usable: Sequence[str]) -> tuple[str, ...]:
     """Write a sentence on a choice among columns, or on one by kind only; none if the choice is the usual one."""
     rest = [name for name in usable if name != chosen]
     if not rest and chosen in (*_IMAGE_NAMES, *_LABEL_NAMES):
@@ -344,7 +350,7 @@ def _choice(what: str, chosen: str, usable: Sequence[str]) -> tuple[str, ...]:
     return (f"{what} are those of column {chosen}" + (f", not of {few_names(rest)}" if rest else ""),)
 
 
-def _short(kind: pa.DataType) -> str:
+def _short_type(kind: pa.DataType) -> str:
     text = str(kind)
     return text if len(text) < 40 else f"{text[:37]}..."
 

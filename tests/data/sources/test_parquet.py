@@ -14,7 +14,7 @@ from imixer.data.config import DataConfig
 from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 
-CIFAR10 = Path(__file__).parents[3] / "shared/data/cifar10"
+CIFAR10 = Path(__file__).parents[4] / "shared/data/cifar10"
 HALF = [0, 1] * 10
 
 
@@ -33,7 +33,7 @@ def test_train_and_test_shards_are_told_apart_by_name(tmp_path, make_shard, make
     data = read(tmp_path)
     assert (labels(data.train), labels(data.val)) == ([0, 1, 1, 1, 0], [1, 0, 0])
     assert data.class_names == ("cat", "dog")
-    assert (data.name, data.in_chans, data.native_size) == (tmp_path.name, 3, (8, 8))
+    assert (data.name, data.in_chans, data.native_size, data.split) == (tmp_path.name, 3, (8, 8), "test")
     assert np.array_equal(data.train[4][0], make_image(1))
 
 
@@ -60,6 +60,7 @@ def test_hidden_files_and_shards_of_other_splits_are_ignored(tmp_path, make_shar
 def test_without_held_out_shards_a_stratified_part_is_held_out(tmp_path, make_shard):
     make_shard(tmp_path / "all.parquet", HALF)
     data = read(tmp_path, val_fraction=0.3)
+    assert data.split is None
     assert (np.bincount(labels(data.train)).tolist(), np.bincount(labels(data.val)).tolist()) == ([7, 7], [3, 3])
     assert not set(data.train.chosen) & set(data.val.chosen)
     assert np.array_equal(data.val.chosen, read(tmp_path, val_fraction=0.3).val.chosen)

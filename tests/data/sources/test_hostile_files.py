@@ -38,8 +38,9 @@ def make_device(path):
 SPECIAL = [(make_pipe, "a pipe"), (make_socket, "a socket"), (make_device, "a device")]
 
 
-@pytest.mark.parametrize("check", ["full", "header", "off"])
-@pytest.mark.parametrize(("make", "what"), SPECIAL)
+@pytest.mark.parametrize(
+    ("make", "what", "check"), [(*each, "full") for each in SPECIAL] + [(*SPECIAL[0], "header"), (*SPECIAL[0], "off")]
+)
 def test_what_is_no_file_is_never_waited_for(tmp_path, make_folder, make, what, check):
     root = make_folder(tmp_path / "pets", {"a": 5, "b": 5})
     for name in "ab":
@@ -107,20 +108,13 @@ def test_an_image_that_must_not_be_read_is_named(tmp_path, make_folder, monkeypa
     [
         (["--data.name", LONG], "unknown data set"),
         (["--data.name", f"./{LONG}"], "no such folder"),
-        (["--data.name", f"/tmp/{LONG}/{LONG}"], "no such folder"),
         (["--data.name", "~nobody-of-this-name/pets"], "home that does not exist"),
         (["--data.name", "/dev/null"], "is a device; give the folder"),
-        (["--data.name", ""], "unknown data set"),
         (["--data.name", "cifar10", "--data.root", LONG], "cifar10 is not in"),
         (["--data.name", "cifar10", "--data.root", "~nobody-of-this-name"], "home that does not exist"),
-        (["--data.name", "torch/mnist", "--data.root", "~nobody-of-this-name"], "home that does not exist"),
         (["--data.name", "cifar10", "--data.value_range", "[0, 1]"], "of cifar10 have 8; leave it out"),
         (["--data.split_seed", "-1"], "data.split_seed is -1; give 0 or more, below 2**32"),
-        (["--data.split_seed", str(2**32)], "give 0 or more, below 2**32"),
-        (["--data.workers", "9999"], "data.workers is 9999; give 0 to 256"),
-        (["--data.workers", "-1"], "data.workers is -1; give 0 to 256"),
         (["--data.val_fraction", "nan"], "data.val_fraction is 'nan'"),
-        (["--data.value_range", "[1, 0]"], "data.value_range is [1, 0]"),
         (["--data.value_range", "[0, 1]"], "black and white are 0 and 255; leave it out"),
         (["--data.background", "green"], "give one of white, gray, black"),
         (["--data.batch_size", str(10**12)], "more than the"),
@@ -134,6 +128,38 @@ def test_a_strange_setting_ends_in_one_line_and_writes_nothing(tmp_path, monkeyp
     assert words in line
     assert len(line) < 500
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"split_seed": 2**32}, r"data\.split_seed is 4294967296; give 0 or more, below 2\*\*32"),
+        ({"workers": 9999}, r"data\.workers is 9999; give 0 to 256"),
+        ({"workers": -1}, r"data\.workers is -1; give 0 to 256"),
+        ({"value_range": (1.0, 0.0)}, r"data\.value_range is \[1, 0\]"),
+        ({"val_fraction": 1.0}, r"data\.val_fraction is 1\.0; give a share between 0 and 1"),
+        ({"batch_size": 0}, r"data\.batch_size is 0; give 1 or more"),
+        ({"crop_pct": 0.05}, r"data\.crop_pct is 0\.05; give a share from 0\.1 to 1"),
+        ({"hflip": 1.5}, r"data\.hflip is 1\.5; give a probability from 0 to 1"),
+        ({"random_erasing": -0.1}, r"data\.random_erasing is -0\.1; give a probability from 0 to 1"),
+        ({"cutmix": float("inf")}, r"data\.cutmix is inf; give 0 \(off\) or more"),
+        ({"image_size": (0, 8)}, r"data\.image_size is \(0, 8\); give 1 pixel or more, at most 8,192"),
+    ],
+)
+def test_a_setting_out_of_its_range_is_refused_by_name_and_value(settings, words):
+    with pytest.raises(InputError, match=words):
+        DataConfig(**settings)
+
+
+@pytest.mark.parametrize(("root", "words"), [(f"/tmp/{LONG}/{LONG}", "no such folder"), ("", "unknown data set")])
+def test_a_name_that_no_folder_can_have_is_named(root, words):
+    with pytest.raises(InputError, match=words):
+        open_dataset(DataConfig(name=root))
+
+
+def test_a_root_in_no_home_is_named_for_sets_of_timm_too():
+    with pytest.raises(InputError, match="home that does not exist"):
+        open_dataset(DataConfig(name="torch/mnist", root="~nobody-of-this-name"))
 
 
 @pytest.mark.parametrize("name", [LONG, "~nobody-of-this-name", "a\0b"])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from imixer.data.sources.decoding import to_channels
-from imixer.data.sources.image_files import find_images, load_image
+from imixer.data.sources.image_files import count_by_extension, find_images, list_folder, load_image
 from imixer.errors import InputError
 
 
@@ -106,6 +106,12 @@ def test_find_images_searches_folders_recursively_and_sorts(tmp_path, make_image
         (tmp_path / name).write_bytes(b"")
     found = [str(path.relative_to(tmp_path)) for path in find_images([tmp_path])]
     assert found == ["a/3.webp", "b/2.png", "b/deep/1.JPG"]
+
+
+def test_files_that_are_no_images_are_counted_the_most_frequent_kind_first(tmp_path):
+    for name in ("a.txt", "b.heic", "c.heic", "d.HEIC", "e", ".f"):
+        (tmp_path / name).write_bytes(b"")
+    assert count_by_extension(list_folder(tmp_path).other_files) == "3 .heic, 1 .txt, 1 hidden, 1 without extension"
 
 
 def test_find_images_is_not_caught_by_a_link_to_a_folder_above(tmp_path, make_image):

@@ -44,6 +44,7 @@ def test_a_set_of_torchvision_is_opened_by_its_name(tmp_path, monkeypatch, name)
     assert (len(data.train), len(data.val), image.mode, label, type(label)) == (6, 4, "RGB", 1, int)
     assert (data.name, data.in_chans, data.class_names) == (name, 3, ("cat", "dog, hound"))
     assert data.native_size == ((32, 32) if name.startswith("cifar") else None)
+    assert data.split == ("val" if name == "imagenet" else "test")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "food101"])
@@ -201,6 +202,7 @@ def encoded(make_image, count):
 def test_a_hub_set_falls_back_to_its_test_split(monkeypatch, make_image):
     data = open_hub(monkeypatch, encoded(make_image, 6))
     assert (data.name, data.class_names, data.native_size) == ("hfds_some_pets", ("cat", "dog"), (8, 8))
+    assert (data.split, data.sources) == ("test", ("its split train", "its split test"))
     assert np.array_equal(data.val[5][0], make_image(5))
 
 

@@ -54,7 +54,7 @@ def test_train_and_held_out_folders_are_used_as_they_are(tmp_path, make_folder, 
     make_folder(tmp_path / "train", {"a": 3, "b": 4})
     make_folder(tmp_path / held_out, {"a": 2, "b": 1})
     data = read(tmp_path)
-    assert (labels(data.train), labels(data.val)) == ([0, 0, 0, 1, 1, 1, 1], [0, 0, 1])
+    assert (labels(data.train), labels(data.val), data.split) == ([0, 0, 0, 1, 1, 1, 1], [0, 0, 1], held_out)
 
 
 def test_val_wins_over_test(tmp_path, make_folder):
@@ -65,7 +65,7 @@ def test_val_wins_over_test(tmp_path, make_folder):
 
 def test_a_train_folder_alone_is_split(tmp_path, make_folder):
     data = read(make_folder(tmp_path / "train", {"a": 10, "b": 10}).parent)
-    assert (len(data.train), len(data.val)) == (16, 4)
+    assert (len(data.train), len(data.val), data.split) == (16, 4, None)
 
 
 def test_a_class_may_be_called_train(tmp_path, make_folder):

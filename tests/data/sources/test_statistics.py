@@ -11,26 +11,26 @@ from imixer.data.sources.statistics import dataset_statistics
 
 def test_mean_and_deviation_are_those_of_the_pixels(make_image):
     images = [make_image(number) for number in range(20)]
-    facts = dataset_statistics(lambda i: images[i], 20)
+    statistics = dataset_statistics(lambda i: images[i], 20)
     pixels = np.stack([np.asarray(image) for image in images]) / 255
-    assert facts.mean == pytest.approx(pixels.mean((0, 1, 2)))
-    assert facts.std == pytest.approx(pixels.std((0, 1, 2)))
-    assert facts.in_chans == 3
+    assert statistics.mean == pytest.approx(pixels.mean((0, 1, 2)))
+    assert statistics.std == pytest.approx(pixels.std((0, 1, 2)))
+    assert statistics.in_chans == 3
 
 
 def test_gray_images_have_one_channel(make_image):
     images = [make_image(number, mode="L") for number in range(5)]
-    facts = dataset_statistics(lambda i: images[i], 5)
-    assert facts.in_chans == 1
-    assert facts.mean == pytest.approx([np.mean([np.asarray(image) for image in images]) / 255])
+    statistics = dataset_statistics(lambda i: images[i], 5)
+    assert statistics.in_chans == 1
+    assert statistics.mean == pytest.approx([np.mean([np.asarray(image) for image in images]) / 255])
 
 
 def test_one_colour_image_among_gray_ones_makes_three_channels(make_image):
     images = [make_image(0, mode="L"), make_image(1), make_image(2, mode="L")]
-    facts = dataset_statistics(lambda i: images[i], 3)
-    assert facts.in_chans == 3
+    statistics = dataset_statistics(lambda i: images[i], 3)
+    assert statistics.in_chans == 3
     expected = np.mean([np.asarray(image.convert("RGB")) for image in images], axis=(0, 1, 2)) / 255
-    assert facts.mean == pytest.approx(expected)
+    assert statistics.mean == pytest.approx(expected)
 
 
 def test_the_native_size_is_height_and_width_when_all_share_it(make_image):

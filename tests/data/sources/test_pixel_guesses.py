@@ -70,6 +70,11 @@ def test_floats_from_0_to_1_are_bytes_divided_by_255(tmp_path):
     assert {each.tobytes() for each in pixels(data)} == {each.tobytes() for each in stored}
 
 
+def test_floats_become_the_nearest_byte():
+    image = Image.fromarray(np.array([[0.0, 0.15, 0.152, 1.0]], np.float32))
+    assert np.asarray(to_channels(image, 1, PixelFormat((0.0, 1.0)))).tolist() == [[0, 38, 39, 255]]
+
+
 @pytest.mark.parametrize(
     ("bits", "extension"), [(8, "png"), (10, "tif"), (12, "png"), (14, "tif"), (16, "png"), (16, "tif")]
 )
@@ -367,8 +372,8 @@ def test_gray_among_colour_and_gray_alone_are_told(tmp_path, make_folder, make_i
 
 
 def test_measuring_alone_refuses_nothing():
-    facts = dataset_statistics(lambda number: Image.new("L", (4, 4), 7), 3)
-    assert "of one colour, 7 of 255" in facts.problem
+    statistics = dataset_statistics(lambda number: Image.new("L", (4, 4), 7), 3)
+    assert "of one colour, 7 of 255" in statistics.problem
     with pytest.raises(InputError, match="of one colour"):
         usable_statistics(lambda number: Image.new("L", (4, 4), 7), 3, DataConfig(), "it")
 
