@@ -107,7 +107,7 @@ def test_rich_shows_a_name_and_no_markup(name):
 
 
 def test_own_colours_still_show():
-    from imixer.analysis.plotting import verdict_markup
+    from imixer.tables import verdict_markup
 
     console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
     console.print(verdict_markup("guaranteed"))
@@ -150,6 +150,14 @@ def test_markdown_and_latex_show_a_name_in_one_line(name):
     assert "\n" not in marked and not re.search(r"(?<!\\)(?:\\\\)*[|<>*_`\[\]]", marked)
     for_latex(name).encode("utf-8")
     assert "\\input" not in for_latex(name)
+
+
+def test_no_letter_is_an_order_to_latex():
+    for letter in "&%$#_{}":
+        assert for_latex(f"a{letter}b") == f"a\\{letter}b"
+    for letter in "\\~^<>|":
+        assert for_latex(letter) != letter
+    assert for_latex("1+-2") == r"1$\pm$2"
 
 
 def test_long_names_are_cut_in_the_middle():
