@@ -153,6 +153,14 @@ def test_markdown_and_latex_show_a_name_in_one_line(name):
     assert "\\input" not in for_latex(name)
 
 
+def test_no_letter_is_an_order_to_latex():
+    for letter in "&%$#_{}":
+        assert for_latex(f"a{letter}b") == f"a\\{letter}b"
+    for letter in "\\~^<>|":
+        assert for_latex(letter) != letter
+    assert for_latex("1+-2") == r"1$\pm$2"
+
+
 def test_long_names_are_cut_in_the_middle():
     assert middle_cut("short", 5) == "short"
     assert middle_cut("a_long_name_of_one_kind_1", 11) == "a_lon…ind_1"

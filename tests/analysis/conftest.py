@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 
@@ -18,6 +19,12 @@ def run(run: Path, tmp_path_factory) -> Path:
 def mixer_run(train_quick, tmp_path_factory) -> Path:
     """A finished run of a Mixer."""
     return train_quick(tmp_path_factory.mktemp("runs") / "mixer", "--model.name", "mixer_t2_8")
+
+
+@pytest.fixture
+def unsaved(monkeypatch) -> None:
+    """Build figures and save none, where a test looks at their parts: saving is nearly all of the time they take."""
+    monkeypatch.setattr(Figure, "savefig", lambda *args, **kwargs: None)
 
 
 @pytest.fixture

@@ -36,8 +36,10 @@ def image(size, channels):
     return np.repeat(smooth[..., None].astype(np.uint8), channels, 2)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("size", "name"), [*((8, n) for n in AT_ANY_SIZE), *((32, n) for n in CORRUPTIONS)])
+@pytest.mark.parametrize(
+    ("size", "name", "channels"),
+    [*((8, n, 1) for n in AT_ANY_SIZE), *((32, n, 3) for n in CORRUPTIONS), (8, "fog", 3), (32, "snow", 1)],
+)
 def test_a_corruption_is_the_same_for_the_same_seed(package, size, name, channels):
     original = image(size, channels)
     state = np.random.get_state()[1].copy()
@@ -76,6 +78,8 @@ def test_the_scores_are_of_the_corrupted_images(package):
     assert found.accuracy[0].tolist() == pytest.approx([2 / 3] + [1 / 3] * 4)
     assert found.accuracy[1].tolist() == pytest.approx([2 / 3] * 5)
     assert found.mean_error[0] == pytest.approx(1 - found.accuracy.mean().item())
+    errors = [0.4, 0.4, 0.6]  # of each image
+    assert found.mean_error[1] == pytest.approx(np.std(errors, ddof=1) / 3**0.5)
     assert found.mean_rise[0] == pytest.approx(found.mean_error[0] - 1 / 3)
 
 

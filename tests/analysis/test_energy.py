@@ -5,12 +5,12 @@ import json
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import imixer  # noqa: F401
 from imixer.analysis.bridge import model_networks
-from imixer.analysis.energy import energy_along_depth
+from imixer.analysis.energy import MixingEnergy, energy_along_depth
 from imixer.cli import main
 from imixer.hopfield import AdiabaticUpdate, chain
 
@@ -70,6 +70,7 @@ def test_a_residual_step_of_a_symmetric_convex_chain_never_raises_the_energy_how
     assert rise.max() <= 1e-9 * torch.stack(energies).abs().max()
 
 
+@settings(max_examples=25)  # of 200 iterations each
 @given(st.integers(0, 10_000), st.floats(0.1, 0.9))
 def test_with_a_contraction_inside_a_converged_step_of_three_layers_never_raises_it_either(seed, norm):
     torch.manual_seed(seed)
@@ -83,6 +84,12 @@ def test_with_a_contraction_inside_a_converged_step_of_three_layers_never_raises
     state = [dict(zip(update.layers, (x, *update.hidden(x)), strict=True)) for x in (v, update(v))]
     before, after = (network.energy(s) for s in state)
     assert (after <= before + 1e-9 * before.abs()).all()
+
+
+def test_an_energy_that_stays_does_not_fall():
+    before, after = torch.ones(4), torch.tensor([0.0, 0.5, 1.0, 2.0])
+    measured = MixingEnergy(0, "tokens", {}, before, after, 0.0, ())
+    assert (measured.energy_decreases, measured.verdict) == (0.5, "violated")
 
 
 def test_analyze_energy_writes_a_table_and_a_figure(run, capsys):

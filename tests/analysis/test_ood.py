@@ -12,7 +12,7 @@ import imixer  # noqa: F401
 from imixer.analysis.bridge import model_networks
 from imixer.analysis.images import held_out_batches, pixels_of
 from imixer.analysis.ood.data import SYNTHETIC_OOD, outside_batches
-from imixer.analysis.ood.measure import detection
+from imixer.analysis.ood.measure import _interval, detection
 from imixer.analysis.ood.scores import SCORES, ood_scores
 from imixer.cli import main
 from imixer.training.finished_run import load_run
@@ -52,6 +52,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         _, low, high = detection(rng.normal(1, 1, 80), rng.normal(0, 1, 60), resamples=200, seed=seed).auroc
         held += low <= truth <= high
     assert 0.88 <= held / 200 <= 0.99
+
+
+def test_an_interval_leaves_a_fortieth_out_at_either_end():
+    assert _interval(0.5, np.arange(1001.0)) == (0.5, 25.0, 975.0)
 
 
 def test_the_scores_are_what_they_say():

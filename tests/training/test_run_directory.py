@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imixer.errors import InputError
+from imixer.training.run.checkpoints import Checkpoints
 from imixer.training.run.confusion import read_confusion, write_confusion
 from imixer.training.run.directory import RunDirectory, create_run, open_run
 from imixer.training.run.parsing import load_config
@@ -81,6 +82,12 @@ def test_the_checkpoint_is_plain(run):
     checkpoint = torch.load(run / "checkpoints" / "step-00000044.pt", weights_only=True)
     assert checkpoint["step"] == 44
     assert {"model", "optimizer", "rows", "data_fingerprint"} <= set(checkpoint)
+
+
+def test_the_best_checkpoint_is_that_of_the_highest_accuracy(run):
+    rows = list(csv.DictReader((run / "metrics.csv").open()))
+    best = max(rows, key=lambda row: float(row["val_acc"]))
+    assert [entry.step for entry in Checkpoints(run / "checkpoints").entries() if entry.best] == [int(best["step"])]
 
 
 def test_convergence_is_written_per_epoch_and_block(run):

@@ -38,6 +38,10 @@ FILES = [
     "model/model.safetensors",
     ".lock",
 ]
+READ_AGAIN = [  # one of each kind
+    *("config.yaml", "metrics.csv", "result.json", "evaluation.json", "confusion_matrix.csv", "analysis/energy.json"),
+    *("checkpoints/index.json", LATEST, "model/config.json", "model/model.safetensors"),
+]
 
 
 def missing(file):
@@ -132,8 +136,11 @@ def tried(name, damage, run, commands, capsys):
                 assert path.read_bytes() == whole[path], f"{command} has changed {path}"
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [missing, zero_tail], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [*((name, missing) for name in FILES), *((name, zero_tail) for name in READ_AGAIN)],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
 def test_a_file_that_is_lost_or_ends_in_zeros_costs_no_good_file(copy, capsys, name, damage):
     tried(name, damage, copy, ["resume", "report"], capsys)
 

@@ -1,0 +1,45 @@
+"""What a step is made of: the loss, the length of its gradient, and the number that the average is told."""
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from imixer.training.run.config import OptimConfig, TrainConfig
+from imixer.training.train_state import Average, TrainState, training_loss
+
+
+def batch(classes=4):
+    torch.manual_seed(1)
+    return torch.randn(6, classes), torch.arange(6) % classes
+
+
+def test_labels_are_smoothed_unless_mixing_has_made_them_probabilities():
+    logits, labels = batch()
+    log_p = logits.log_softmax(1)
+    smoothed = -(0.9 * log_p[torch.arange(6), labels] + 0.1 * log_p.mean(1)).mean()
+    torch.testing.assert_close(training_loss(logits, labels, 0.1), smoothed)
+    mixed = torch.rand(6, 4).softmax(1)
+    torch.testing.assert_close(training_loss(logits, mixed, 0.1), -(mixed * log_p).sum(1).mean())
+
+
+@pytest.mark.parametrize("limit", [None, 0.01, 1e3])
+def test_a_gradient_longer_than_the_limit_is_cut_to_it(limit):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+    state = TrainState(fabric, TrainConfig(optim=OptimConfig(clip_grad=limit)), model, steps_per_epoch=5)
+    loss, skipped = state.gradient([batch()], 0)
+    free = torch.autograd.grad(training_loss(model(batch()[0]), batch()[1], state.config.smoothing), model.parameters())
+    scale = min(1.0, (limit or 1e9) / torch.cat([g.flatten() for g in free]).norm().item())
+    for parameter, gradient in zip(model.parameters(), free, strict=True):
+        torch.testing.assert_close(parameter.grad, scale * gradient, rtol=1e-4, atol=1e-9)
+    assert not skipped and loss > 0
+
+
+def test_the_average_counts_steps_from_1_over_epochs(train_quick, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Average, "update", lambda self, model, step: told.append(step))
+    train_quick(tmp_path / "run", "--ema", "0.9", "--data.batch_size", "512")
+    assert told == [1, 2, 3, 4]
