@@ -304,6 +304,19 @@ def test_the_tested_versions_satisfy_what_is_declared(project):
         assert required.specifier.contains(tested[distribution(line)]), line
 
 
+def test_the_files_that_contributors_are_sent_to_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = {name for name in re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", text) if "NAME" not in name}
+    assert len(named) > 40
+    for name in named - {"views/", "run/", "device/", "sources/"}:  # said of the folder in whose row they stand
+        assert (ROOT / name).exists() or (ROOT / "src/imixer" / name).exists(), name
+
+
+def test_a_walk_takes_at_most_ten_steps():
+    walks = (ROOT / "CONTRIBUTING.md").read_text().partition("## Three walks")[2].split("\n### ")[1:]
+    assert [len(re.findall(r"^\d+\. ", walk, re.MULTILINE)) <= 10 for walk in walks] == [True] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("page", ["quickstart", "own_data"])
