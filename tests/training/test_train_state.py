@@ -6,7 +6,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from imixer.training.run.config import OptimConfig, TrainConfig
-from imixer.training.train_state import Average, TrainState, training_loss
+from imixer.training.train_state import WeightEMA, TrainState, training_loss
 
 
 def batch(classes=4):
@@ -40,6 +40,6 @@ def test_a_gradient_longer_than_the_limit_is_cut_to_it(limit):
 
 def test_the_average_counts_steps_from_1_over_epochs(train_quick, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(Average, "update", lambda self, model, step: told.append(step))
+    monkeypatch.setattr(WeightEMA, "update", lambda self, model, step: told.append(step))
     train_quick(tmp_path / "run", "--ema", "0.9", "--data.batch_size", "512")
     assert told == [1, 2, 3, 4]
