@@ -131,7 +131,7 @@ def documentation() -> dict[str, str]:
     text = "\n".join(inspect.getdoc(cls) or "" for cls in (InverseOptions, SolverOptions))
     entries = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text, re.MULTILINE)
     known = {name: " ".join(entry.split()) for name, entry in entries}
-    return {name: known[name] for name in OPTIONS}
+    return {name: known.get(name, "") for name in OPTIONS}  # python -OO leaves no docstrings
 
 
 def split_options(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

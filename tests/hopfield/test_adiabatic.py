@@ -181,22 +181,23 @@ def test_what_comes_from_above_changes_the_start_only(depth, solve):
     close(without + parts["x2"], AdiabaticUpdate(network, n_iter=0, solve=solve).hidden(x1)[0])
 
 
-@pytest.mark.parametrize(("depth", "ratios"), [(2, (0.1, 0.03, 0.01)), (3, (0.1, 0.03, 0.01)), (4, (0.1, 0.07, 0.05))])
+@pytest.mark.parametrize(("depth", "ratios"), [(2, (0.1, 0.03, 0.01)), (3, (0.1, 0.05, 0.02)), (4, (0.1, 0.07, 0.05))])
 @torch.no_grad()
 def test_the_full_dynamics_tend_to_the_reduced_flow(depth, ratios):
     """Time constants 1, e, e^2, ...: the error of x1 is proportional to e."""
     x1, t_end, errors = visible(3), 0.5, []
+    slow = None
     for e in ratios:
         network = contracting(depth, strength=0.8, tau=[e**A for A in range(depth)])
         network.layer("x1").lagrangian.eps = 1.0  # so that the limit is not itself stiff
         reduced = AdiabaticUpdate(network, n_iter=60, solve="joint")
-        slow = x1
-        for _ in range(50):  # the reduced flow by rk4
-            h, f = t_end / 50, reduced.velocity
-            k1 = f(slow)
-            k2 = f(slow + h / 2 * k1)
-            k3 = f(slow + h / 2 * k2)
-            slow = slow + h / 6 * (k1 + 2 * k2 + 2 * k3 + f(slow + h * k3))
+        if slow is None:  # the same for all ratios
+            slow, h, f = x1, t_end / 50, reduced.velocity
+            for _ in range(50):  # the reduced flow by rk4
+                k1 = f(slow)
+                k2 = f(slow + h / 2 * k1)
+                k3 = f(slow + h / 2 * k2)
+                slow = slow + h / 6 * (k1 + 2 * k2 + 2 * k3 + f(slow + h * k3))
         start = dict(zip(network.neurons, [x1, *reduced.hidden(x1)], strict=True))
         way = integrate(network, start, t_end, frames=2, method="rk4", step_size=2 * e ** (depth - 1))
         errors.append(float((way.final["x1"] - slow).abs().max()))
