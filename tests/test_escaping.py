@@ -107,7 +107,7 @@ def test_rich_shows_a_name_and_no_markup(name):
 
 
 def test_own_colours_still_show():
-    from imixer.analysis.plotting import verdict_markup
+    from imixer.tables import verdict_markup
 
     console = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
     console.print(verdict_markup("guaranteed"))

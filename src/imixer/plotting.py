@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
 from imixer.escaping import one_line
+from imixer.writing import replacing
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches: one column of two, and both
 # Okabe and Ito's, told apart by colour-blind eyes too, without the yellow that white paper swallows.
@@ -43,18 +44,39 @@ _STYLE: Any = {
 
 
 @contextmanager
-def print_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure to draw on, saved as PNG and PDF if nothing fails. The same figure is the same file.
+def print_figure(width: float, height: float) -> Iterator[Figure]:
+    """Make a figure to draw on in the style for print; `save_print_figure` saves it.
 
     Args:
-        path: PNG to write. The PDF lies beside it.
         width, height: In inches.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
-        figure.savefig(path.with_suffix(".png"), dpi=300)
-        figure.savefig(path.with_suffix(".pdf"), dpi=300, metadata={"CreationDate": None})
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def save_print_figure(figure: Figure, path: Path) -> None:
+    """Save what was drawn on a `print_figure` as PNG and PDF. The same figure is the same file.
+
+    Args:
+        figure: The figure.
+        path: PNG to write. The PDF lies beside it.
+    """
+    with rc_context(_STYLE):
+        save_figure(figure, path.with_suffix(".png"), dpi=300)
+        save_figure(figure, path.with_suffix(".pdf"), dpi=300, metadata={"CreationDate": None})
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120, metadata: dict[str, Any] | None = None) -> None:
+    """Save a whole figure, or nothing, in the format that the file's name ends in.
+
+    Args:
+        figure: The figure.
+        path: File to write.
+        dpi: Dots per inch.
+        metadata: What matplotlib writes into the file beside the picture.
+    """
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=dpi, metadata=metadata)
 
 
 def line_style(number: int) -> tuple[str, str, str]:

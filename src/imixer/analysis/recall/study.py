@@ -1,4 +1,4 @@
-"""How much each kind of memory holds, against load and noise, beside a look-up of the nearest stored pattern."""
+"""Measure how much each kind of memory holds, against load and noise, beside a look-up of the nearest pattern."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from imixer.analysis.recall.images import MASKS, corrupt, digit_patterns, known_half
+from imixer.analysis.recall.images import MASKS, add_noise, digit_patterns, known_half
 from imixer.analysis.recall.measure import retrieve
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised
@@ -43,23 +43,23 @@ SETS = {"random signs": _BINARY, "digits, binary": _BINARY, "digits, gray": _GRA
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number of the study.
+class RecallShare:
+    """Hold the share of queries that one memory retrieves under one condition.
 
     Attributes:
-        patterns: Set of patterns.
-        against: `load`, `noise` or `half hidden`.
-        label: What x is.
-        x: Patterns stored, or noise.
-        setting: What was held.
-        memory: Kind and options, or the look-up.
-        mean, std: Share retrieved over the draws of patterns and noise.
-        draws: How many.
-        falls: Whether the energy rose in no step of any query.
+        patterns: Set of patterns, a name in `SETS`.
+        varied: What is varied: `load`, `noise` or `half hidden`.
+        label: Name of x.
+        x: Number of stored patterns, or noise.
+        setting: What is held fixed.
+        memory: Kind and options of the memory, or the look-up.
+        mean, std: Share retrieved, over the draws of patterns and noise.
+        draws: Number of draws.
+        energy_decreases: Whether the energy rose in no step of any query.
     """
 
     patterns: str
-    against: str
+    varied: str
     label: str
     x: float
     setting: str
@@ -70,52 +70,52 @@ class Cell:
     energy_decreases: bool
 
 
-def study(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...] = LOADS) -> list[Cell]:
-    """Measure all kinds.
+def measure_memories(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...] = LOADS) -> list[RecallShare]:
+    """Measure the share of queries that each kind of memory retrieves.
 
-    A draw takes other patterns and other noise, and retrieves 100 queries, made from the stored patterns in turn. A
+    Each draw takes new patterns and new noise, and retrieves 100 queries, made from the stored patterns in turn. A
     query counts as retrieved if its own pattern is the nearest of all to what was retrieved, with a cosine of 0.95 or
     more.
 
     Args:
-        seed: Of the first draw.
-        draws: Draws of patterns, of which mean and standard deviation are taken.
-        loads: Numbers of patterns; noise is varied at 20.
+        seed: Seed of the first draw.
+        draws: Number of draws, over which mean and standard deviation are taken.
+        loads: Numbers of patterns to store. Noise is varied at a load of 20.
 
     Raises:
-        InputError: If a number is impossible.
+        InputError: If draws is below 1, or seed is negative or 2**62 or more.
     """
     if draws < 1:
         raise InputError(f"draws is {draws}; give 1 or more")
     if not 0 <= seed < 2**62:
         raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
-    found: dict[tuple[str, str, str, float, str, str], list[tuple[float, bool]]] = {}
+    measured: dict[tuple[str, str, str, float, str, str], list[tuple[float, bool]]] = {}
     units = [(name, draw, load) for name in SETS for draw in range(draws) for load in loads]
     for name, draw, load in _with_progress(units):
         for condition, value in _measure(name, seed + draw, load):
-            found.setdefault((name, *condition), []).append(value)
-    cells = []
-    for key, values in found.items():
-        shares = [value for value, _ in values]
-        std = stdev(shares) if draws > 1 else 0.0
-        cells.append(
-            Cell(
+            measured.setdefault((name, *condition), []).append(value)
+    shares = []
+    for key, values in measured.items():
+        of_draws = [value for value, _ in values]
+        std = stdev(of_draws) if draws > 1 else 0.0
+        shares.append(
+            RecallShare(
                 *key,
-                mean=fmean(shares),
+                mean=fmean(of_draws),
                 std=std,
                 draws=draws,
                 energy_decreases=all(energy_decreases for _, energy_decreases in values),
             )
         )
     order = ("load", "noise", "half hidden")
-    return sorted(cells, key=lambda cell: (list(SETS).index(cell.patterns), order.index(cell.against)))
+    return sorted(shares, key=lambda share: (list(SETS).index(share.patterns), order.index(share.varied)))
 
 
 _Key = tuple[str, str, float, str, str]
 
 
 def _measure(name: str, seed: int, load: int) -> Iterator[tuple[_Key, tuple[float, bool]]]:
-    """All conditions at one load, of one draw."""
+    """Measure all conditions at one load, of one draw."""
     binary = name != "digits, gray"
     generator = torch.Generator().manual_seed(seed)
     patterns = _patterns(name, load, generator)
@@ -133,7 +133,7 @@ def _measure(name: str, seed: int, load: int) -> Iterator[tuple[_Key, tuple[floa
         label = "share of signs flipped" if binary else "standard deviation of the noise (black to white: 1)"
         for level in FLIPS if binary else SIGMAS:
             conditions.append(("noise", label, level, f"{load} patterns stored", level, whole))
-    queries = [corrupt(patterns[own], noise, binary, generator) for *_, noise, _ in conditions]
+    queries = [add_noise(patterns[own], noise, binary, generator) for *_, noise, _ in conditions]
     for memory, (kind, options) in SETS[name].items():
         built = AssociativeMemory(patterns, kind, **options)  # type: ignore[arg-type]
         for (*condition, _, known), query in zip(conditions, queries, strict=True):
@@ -155,7 +155,7 @@ def _share(right: Tensor) -> float:
 
 
 def _with_progress(units: list[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
-    """A bar on a terminal, otherwise a line per draw."""
+    """Pass the units on, behind a bar on a terminal, otherwise with a line per draw."""
     console = Console(file=sys.stderr)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
         task = bar.add_task("recalling", total=len(units)) if bar is not None else None
