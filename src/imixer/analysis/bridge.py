@@ -102,7 +102,7 @@ def model_networks(model: MlpMixer) -> list[BlockNetworks]:
     networks = []
     for i, block in enumerate(model.blocks):
         try:
-            networks.append(block_networks(block))  # type: ignore[arg-type]
+            networks.append(block_networks(cast(MixerBlock, block)))
         except ValueError as error:
             raise ValueError(f"block {i}: {error}") from error
     return networks

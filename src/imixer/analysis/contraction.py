@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ class BlockContraction:
         return {name: int(n) if math.isfinite(n) else None for name, n in counts.items()}
 
 
-def contraction_along_depth(model: Any, images: Tensor) -> list[BlockContraction]:
+def contraction_along_depth(model: nn.Module, images: Tensor) -> list[BlockContraction]:
     """Certify every block of an iMixer and measure it on images.
 
     Args:

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.analysis.images import random_images
 from imixer.data.image_data import few_names
@@ -84,7 +83,7 @@ class Convergence:
 
 
 @torch.no_grad()
-def convergence_along_depth(model: Any, images: Tensor, n_iter: int | None = None) -> Convergence:
+def convergence_along_depth(model: nn.Module, images: Tensor, n_iter: int | None = None) -> Convergence:
     """Measure Norm_a and cos_a of every iMLP, per image, over its tokens and channels together.
 
     The input of a block is what the model computes with its own n. Only the iteration inside the block goes on to

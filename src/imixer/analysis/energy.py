@@ -1,9 +1,9 @@
 """Measure the energy of a trained mixer's blocks: does mixing go downhill, and how symmetric are the couplings?"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor
 
 from imixer.analysis.bridge import model_networks
@@ -51,7 +51,7 @@ class MixingEnergy:
 
 
 @torch.no_grad()
-def energy_along_depth(model: Any, images: Tensor) -> list[MixingEnergy]:
+def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
     """Measure the energy of every mixing step of a mixer, from block to block.
 
     Args:

@@ -5,10 +5,10 @@ S: tokens on a grid (gh, gw), C: channels, D: D_S, width of x.
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.analysis.convergence import iterates, resolve_n_iter
 from imixer.errors import InputError
@@ -78,7 +78,7 @@ class Features:
 
 @torch.no_grad()
 def features_at(
-    model: Any, image: Tensor, *, block: int | None = None, n_iter: int | None = None, name: str = "image"
+    model: nn.Module, image: Tensor, *, block: int | None = None, n_iter: int | None = None, name: str = "image"
 ) -> Features:
     """Compute feature maps of one image in one block, after each iteration.
 
@@ -104,7 +104,7 @@ def features_at(
     return Features(
         block=block,
         name=name,
-        picture=_picture(image, model.pretrained_cfg),
+        picture=_picture(image, cast(dict[str, Any], model.pretrained_cfg)),
         x=x.double().cpu(),
         maps=inside.imlp.H(x).unflatten(-1, grid_of(model, block)).double().cpu(),
     )

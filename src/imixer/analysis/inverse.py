@@ -4,7 +4,6 @@ Back is easier than there: G(v) = x - F(x) takes one evaluation of F and no iter
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +94,7 @@ class BlockInverse:
     visible: Tensor
 
 
-def inverse_along_depth(model: Any, images: Tensor) -> list[BlockInverse]:
+def inverse_along_depth(model: nn.Module, images: Tensor) -> list[BlockInverse]:
     """Measure the way back from the inner state of every block of an iMixer.
 
     Args:

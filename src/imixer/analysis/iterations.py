@@ -4,15 +4,16 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Picard
 from imixer.models import IMLP
+from imixer.models.inversion import Inversion
 from imixer.models.probe import require_implicit_layers
 from imixer.progress import with_progress
 
@@ -128,7 +129,7 @@ class _EarlyExit:
 
 @torch.no_grad()
 def compare_iterations(
-    model: Any,
+    model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     settings: Sequence[Setting],
     *,
@@ -169,12 +170,12 @@ def compare_iterations(
     )
 
 
-def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, Any]]) -> _EarlyExit | None:
+def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, Inversion]]) -> _EarlyExit | None:
     early = None if setting.tolerance is None else _EarlyExit(setting.tolerance)
     for imlp, (n_iter, inversion) in zip(imlps, before, strict=True):
         imlp.n_iter = n_iter if setting.n_iter is None else setting.n_iter
         if early is not None:
-            imlp.inversion = early  # type: ignore[assignment]
+            imlp.inversion = cast(Inversion, early)  # it is called in the same way
         elif setting.n_iter is not None:
             # In evaluation all gradients, and the published code's normalisation, compute the same.
             imlp.inversion = replace(inversion, solver="fixed", gradient="unroll", legacy=False)
@@ -184,13 +185,13 @@ def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, 
 
 
 def _run(
-    model: Any,
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     reference: Tensor,
     setting: Setting,
     imlps: Sequence[IMLP],
-    before: Sequence[tuple[int, Any]],
+    before: Sequence[tuple[int, Inversion]],
 ) -> dict[str, Any]:
     early = _apply(setting, imlps, before)
     logits = model(images).float()
@@ -222,11 +223,11 @@ def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[floa
 
 
 def _time(
-    model: Any,
+    model: nn.Module,
     images: Tensor,
     settings: Sequence[Setting],
     imlps: Sequence[IMLP],
-    before: Sequence[tuple[int, Any]],
+    before: Sequence[tuple[int, Inversion]],
     repeats: int,
 ) -> list[list[float]]:
     taken: list[list[float]] = [[] for _ in settings]

@@ -4,7 +4,6 @@ S: tokens on a grid (gh, gw), D: hidden neurons, D_S.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from timm.layers import Mlp
@@ -54,15 +53,16 @@ class TokenMixing:
         return float(self.energies[self.strongest(count)].sum() / self.energies.sum())
 
 
-def token_mixing(model: Any) -> tuple[TokenMixing, ...]:
+def token_mixing(model: nn.Module) -> tuple[TokenMixing, ...]:
     """Return the token mixing matrices of an iMixer or a Mixer, a set per block, in float64.
 
     Raises:
         InputError: If the model is no iMixer or Mixer.
     """
     blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
-    mlps = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks if not isinstance(block, Merge)]
-    if not mlps or not all(isinstance(mlp, (IMLP, Mlp)) for _, mlp in mlps):
+    mixing = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks if not isinstance(block, Merge)]
+    mlps = [(i, mlp) for i, mlp in mixing if isinstance(mlp, (IMLP, Mlp))]
+    if not mlps or len(mlps) < len(mixing):
         raise InputError(
             f"the model of this run is of the kind {type(model).__name__}, without an MLP that mixes tokens; give a "
             "run of an iMixer or a Mixer"
@@ -76,7 +76,7 @@ def token_mixing(model: Any) -> tuple[TokenMixing, ...]:
     return tuple(mixings)
 
 
-def _matrices(mlp: Any) -> tuple[Tensor, Tensor]:
+def _matrices(mlp: IMLP | Mlp) -> tuple[Tensor, Tensor]:
     """Return the first and the last matrix, (D, S) and (S, D)."""
     if isinstance(mlp, IMLP):
         return mlp.fc_in.weight, mlp.fc_out.weight if isinstance(mlp.fc_out, nn.Linear) else mlp.fc_in.weight.T

@@ -47,7 +47,7 @@ def options_of(function: Callable[..., Any]) -> dict[str, Option]:
 
 def _descriptions(function: Callable[..., Any]) -> dict[str, str]:
     """Read the section Args of a docstring."""
-    section = inspect.getdoc(function).partition("\nArgs:\n")[2].partition("\n\n")[0]  # type: ignore[union-attr]
+    section = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
     entries = re.split(r"\n?^    (?=\w+: )", section, flags=re.MULTILINE)
     return {name: " ".join(text.split()) for name, _, text in (entry.partition(": ") for entry in entries if entry)}
 
@@ -80,12 +80,12 @@ def add_options(parser: ArgumentParser, analyses: Iterable[Analysis[Any]], named
         named: How the help names an analysis.
     """
     analyses = list(analyses)
-    found: dict[str, dict[str, Option]] = {}
+    options: dict[str, dict[str, Option]] = {}
     for analysis in analyses:
         for option in options_of_analysis(analysis).values():
             if option.name != "data":
-                found.setdefault(option.name, {})[named.format(analysis.name)] = option
-    for name, by_analysis in found.items():
+                options.setdefault(option.name, {})[named.format(analysis.name)] = option
+    for name, by_analysis in options.items():
         (kind,) = {option.type for option in by_analysis.values()}
         parser.add_argument(f"--{name}", help=_help(by_analysis), **_argument(kind))
 

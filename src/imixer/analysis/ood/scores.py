@@ -4,10 +4,10 @@ The signs are fixed here, by what is known of each beforehand, and fitted to no 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor, nn
 
 from imixer.analysis.energy import energy_along_depth
 from imixer.models.probe import capture_activations, implicit_layers
@@ -52,7 +52,7 @@ SCORES: dict[str, Score] = {
 
 
 @torch.no_grad()
-def ood_scores(model: Any, images: Tensor) -> dict[str, Tensor]:
+def ood_scores(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Compute the scores of images, (B,) in float64, by their names in `SCORES`, as far as the model has them.
 
     Args:
@@ -77,16 +77,18 @@ def ood_scores(model: Any, images: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _token_energies(model: Any, images: Tensor) -> Tensor | None:
+def _token_energies(model: nn.Module, images: Tensor) -> Tensor | None:
     """Return the energies (blocks, B) of the symmetric part of the couplings, with hidden neurons at rest."""
+    if not isinstance(model, MlpMixer):
+        return None
     try:
         steps = energy_along_depth(model, images)
-    except (ValueError, AttributeError):  # no mixer, or one with parts whose network is unknown
+    except (ValueError, AttributeError):  # a mixer with parts whose network is unknown
         return None
     return torch.stack([step.before for step in steps if step.mixing == "tokens"]).double()
 
 
-def _residuals(model: Any, images: Tensor) -> Tensor:
+def _residuals(model: nn.Module, images: Tensor) -> Tensor:
     """Return the relative residuals (blocks, B)."""
     pairs = [(block.left(torch.float64), block.x.double()) for block in capture_activations(model, images)]
     return torch.stack([left.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) for left, x in pairs])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,7 +16,7 @@ from imixer.analysis.recall.study import RecallShare, measure_memories
 from imixer.analysis.recall.tables import write_memory_study, write_recall
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised
-from imixer.hopfield.memory_kinds import BINARY
+from imixer.hopfield.memory_kinds import BINARY, Kind
 from imixer.plotting import drawn, save_figure
 from imixer.progress import announce
 from imixer.training.run.directory import check_out, create_run
@@ -79,7 +79,7 @@ def recall(
     else:
         stored, names = digit_patterns(20 if patterns is None else patterns, generator)
     try:
-        built = AssociativeMemory(stored, memory, binarise=memory in BINARY, **options)  # type: ignore[arg-type]
+        built = AssociativeMemory(stored, cast(Kind, memory), binarise=memory in BINARY, **options)
     except ValueError as error:
         raise InputError(str(error)) from error
     stored = binarised(stored) if memory in BINARY else stored

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -16,6 +16,7 @@ from imixer.analysis.recall.images import MASKS, add_noise, digit_patterns, know
 from imixer.analysis.recall.measure import retrieve
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised
+from imixer.hopfield.memory_kinds import Kind
 
 LOADS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 FLIPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -27,14 +28,14 @@ QUERIES = 100
 DRAWS = 5
 LOOK_UP = "nearest neighbour"
 
-_BINARY: dict[str, tuple[str, dict[str, Any]]] = {
+_BINARY: dict[str, tuple[Kind, dict[str, Any]]] = {
     "classical": ("classical", {}),
     "polynomial, order 4": ("polynomial", {"order": 4}),
     "polynomial, order 10": ("polynomial", {"order": 10}),
     "exponential": ("exponential", {}),
     "modern": ("modern", {}),
 }
-_GRAY: dict[str, tuple[str, dict[str, Any]]] = {
+_GRAY: dict[str, tuple[Kind, dict[str, Any]]] = {
     "modern": ("modern", {}),
     "modern, by distance": ("modern", {"similarity": "distance"}),
     "hierarchical, 400": ("hierarchical", {"primitives": 400}),
@@ -111,6 +112,17 @@ def measure_memories(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...
     return sorted(shares, key=lambda share: (list(SETS).index(share.patterns), order.index(share.varied)))
 
 
+class _Condition(NamedTuple):
+    """A condition under which all memories of a set are measured; the first four are those of a `RecallShare`."""
+
+    varied: str
+    label: str
+    x: float
+    setting: str
+    noise: float
+    known: Tensor
+
+
 _Key = tuple[str, str, float, str, str]
 
 
@@ -125,22 +137,23 @@ def _measure(name: str, seed: int, load: int) -> Iterator[tuple[_Key, tuple[floa
     whole = known_half("none", (8, 8))
     # Another half in each round through the patterns.
     halves = torch.stack([known_half(MASKS[1 + (i // load + i % load) % 4], (8, 8)) for i in range(QUERIES)])
-    conditions: list[tuple[str, str, float, str, float, Tensor]] = [
-        ("load", "patterns stored", load, corruption, noise, whole),
-        ("half hidden", "patterns stored", load, "one half hidden, the other clamped", 0.0, halves),
+    conditions = [
+        _Condition("load", "patterns stored", load, corruption, noise, whole),
+        _Condition("half hidden", "patterns stored", load, "one half hidden, the other clamped", 0.0, halves),
     ]
     if load == LOAD_OF_NOISE:
         label = "share of signs flipped" if binary else "standard deviation of the noise (black to white: 1)"
         for level in FLIPS if binary else SIGMAS:
-            conditions.append(("noise", label, level, f"{load} patterns stored", level, whole))
-    queries = [add_noise(patterns[own], noise, binary, generator) for *_, noise, _ in conditions]
+            conditions.append(_Condition("noise", label, level, f"{load} patterns stored", level, whole))
+    queries = [add_noise(patterns[own], condition.noise, binary, generator) for condition in conditions]
     for memory, (kind, options) in SETS[name].items():
-        built = AssociativeMemory(patterns, kind, **options)  # type: ignore[arg-type]
-        for (*condition, _, known), query in zip(conditions, queries, strict=True):
-            recalled = retrieve(built, patterns, own, query, known)
-            yield (*condition, memory), (_share(recalled.retrieved), recalled.retrieval.energy_decreases)  # type: ignore[misc]
+        built = AssociativeMemory(patterns, kind, **options)
+        for condition, query in zip(conditions, queries, strict=True):
+            recalled = retrieve(built, patterns, own, query, condition.known)
+            key = (condition.varied, condition.label, condition.x, condition.setting)
+            yield (*key, memory), (_share(recalled.retrieved), recalled.retrieval.energy_decreases)
             if memory == "modern":
-                yield (*condition, LOOK_UP), (_share(recalled.looked_up), True)  # type: ignore[misc]
+                yield (*key, LOOK_UP), (_share(recalled.looked_up), True)
 
 
 def _patterns(name: str, count: int, generator: torch.Generator) -> Tensor:
