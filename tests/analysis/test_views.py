@@ -379,9 +379,9 @@ def settings():
         return SettingResult(setting, truths, alike, change, torch.tensor(evaluations), converged, latency)
 
     results = (
-        result(Setting(n_iter=1), 1, 2, [[1] * 4] * 2, (1.0, 2.0, 3.0, 4.0, 5.0)),
-        result(Setting(n_iter=2), 3, 4, [[2] * 4] * 2, (2.0, 4.0, 6.0, 8.0, 10.0)),
-        result(Setting(tolerance=1e-2), 2, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], (3.0, 6.0, 9.0, 12.0, 15.0), 0.75),
+        result(Setting(n_iter=1), 1, 2, [[1] * 4] * 2, (1.0, 2.0, 3.0, 5.0, 9.0)),
+        result(Setting(n_iter=2), 3, 4, [[2] * 4] * 2, (2.0, 4.0, 6.0, 10.0, 18.0)),
+        result(Setting(tolerance=1e-2), 2, 3, [[1, 2, 3, 4], [5, 6, 7, 8]], (3.0, 6.0, 9.0, 15.0, 27.0), 0.75),
     )
     return SettingsComparison("n = 2", results, 4, "cpu, 1 thread")
 
@@ -393,9 +393,9 @@ def test_the_table_of_iterations(settings):
         *("solved", "accuracy %", "same answer %", "logit change %", "evaluations per block", "ms per image"),
     ]
     assert rows == [
-        ("n = 1", "25.00 +- 21.65", "50.00", "6 +- 3.5", "1", "3.000 (2.000-4.000)"),
-        ("n = 2", "75.00 +- 21.65", "100.00", "2 +- 1.2", "2", "6.000 (4.000-8.000)"),
-        ("tolerance 0.01", "50.00 +- 25.00", "75.00", "4 +- 2.3", "2.5, 6.5", "9.000 (6.000-12.000)"),
+        ("n = 1", "25.00 +- 21.65", "50.00", "6 +- 3.5", "1", "3.000 (2.000-5.000)"),
+        ("n = 2", "75.00 +- 21.65", "100.00", "2 +- 1.2", "2", "6.000 (4.000-10.000)"),
+        ("tolerance 0.01", "50.00 +- 25.00", "75.00", "4 +- 2.3", "2.5, 6.5", "9.000 (6.000-15.000)"),
     ]
     assert [cell.style for cell in made.columns[0].cells] == ["", "bold", ""]
     assert "tolerance 0.01: 25.00% of the inverses not met in 200 evaluations" in said(iterations.show, settings)
@@ -412,8 +412,8 @@ def test_the_figure_of_iterations(settings):
         "to a tolerance": (x["to a tolerance"], [50], [25], [75], *look["to a tolerance"]),
     }
     assert bars(latency) == {
-        "n iterations": (x["n iterations"], [3, 6], [2, 4], [4, 8], *look["n iterations"]),
-        "to a tolerance": (x["to a tolerance"], [9], [6], [12], *look["to a tolerance"]),
+        "n iterations": (x["n iterations"], [3, 6], [2, 4], [5, 10], *look["n iterations"]),
+        "to a tolerance": (x["to a tolerance"], [9], [6], [15], *look["to a tolerance"]),
     }
     assert accuracy.get_ylabel() == "accuracy in %" and latency.get_ylabel() == "ms per image"
     assert [(text.get_text(), text.xy) for text in latency.texts] == [("1e-02", (4.5, 9.0))]
