@@ -597,7 +597,7 @@ def test_any_name_in_training(name, flag):
                 "evaluate RUN --test NAME",
                 "predict RUN NAME",
             ),
-            *("evaluate RUN --data NAME", "predict RUN --csv NAME", "analyze ood RUN --images 2 --against NAME"),
+            *("evaluate RUN --data NAME", "predict RUN --csv NAME", "analyze ood RUN --images 2 --ood_dataset NAME"),
             *("evaluate RUN --device NAME", "reproduce NAME", "recall --memory NAME --out r", "report RUN --out NAME"),
             *("analyze features RUN --image NAME", "recall --patterns 2 --queries 1 --out NAME", "train --NAME 3"),
         ]

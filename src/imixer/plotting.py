@@ -46,24 +46,32 @@ _STYLE: Any = {
 
 
 @contextmanager
-def print_figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """Open a figure to draw on, and save it as PNG and PDF unless drawing fails.
-
-    Drawing the same twice gives the same files, byte by byte.
+def print_figure(width: float, height: float) -> Iterator[Figure]:
+    """Make a figure to draw on in the style for print; `save_print_figure` saves it.
 
     Args:
-        path: PNG to write. The PDF lies beside it.
         width: Width in inches.
         height: Height in inches.
     """
     with rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure
+        yield Figure(figsize=(width, height), layout="constrained")
+
+
+def save_print_figure(figure: Figure, path: Path) -> None:
+    """Save what was drawn on a `print_figure` as PNG and PDF.
+
+    Drawing the same twice gives the same files, byte by byte.
+
+    Args:
+        figure: The figure.
+        path: PNG to write. The PDF lies beside it.
+    """
+    with rc_context(_STYLE):
         save_figure(figure, path.with_suffix(".png"), dpi=PRINT_DPI)
         save_figure(figure, path.with_suffix(".pdf"), dpi=PRINT_DPI)
 
 
-def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Save a whole figure, or nothing.
 
     Args:

@@ -90,15 +90,18 @@ def _latex_row(cells: tuple[str, ...]) -> str:
     return " & ".join(map(for_latex, cells)) + r" \\"
 
 
-def plus_minus(mean: float, spread: float | None, digits: int = 2) -> str:
-    """Write a mean and its spread in fixed point, such as `88.56 +- 0.21`.
+def plus_minus(mean: float, spread: float | None, digits: int = 2, *, significant: bool = False, unit: str = "") -> str:
+    """Write a mean and its spread, such as `88.56 +- 0.21`.
 
     Args:
         mean: The mean.
         spread: Standard deviation or error, in the same unit. None for a single trial: the mean stands alone.
         digits: Digits after the point, of both.
+        significant: Take `digits` for the significant ones of the mean, and write the spread with two.
+        unit: What follows either number, such as `%`.
     """
-    return f"{mean:.{digits}f}" if spread is None else f"{mean:.{digits}f} +- {spread:.{digits}f}"
+    formats = (f".{digits}g", ".2g") if significant else (f".{digits}f", f".{digits}f")
+    return " +- ".join(f"{v:{f}}{unit}" for v, f in zip((mean, spread), formats, strict=True) if v is not None)
 
 
 _VERDICT_STYLES = {"guaranteed": "green", "observed": "cyan", "undecided": "magenta", "violated": "yellow"}

@@ -9,7 +9,8 @@ from torch import nn
 
 import imixer  # noqa: F401
 from imixer.analysis.images import Pixels
-from imixer.analysis.robustness.adversarial import Attack, pgd, score_attack
+from imixer.analysis.robustness.adversarial import pgd, score_attack
+from imixer.analysis.robustness.attack import Attack
 from imixer.cli import main
 
 PLAIN = Pixels(torch.zeros(3, 1, 1), torch.ones(3, 1, 1))

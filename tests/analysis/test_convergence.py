@@ -1,7 +1,6 @@
 """Norm_a and cos_a are what the paper defines, of the images and iterations asked for."""
 
 import json
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,11 @@ import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
 from imixer.analysis.convergence import compare_convergence, convergence_along_depth, iterates
 from imixer.analysis.images import random_images
-from imixer.analysis.views.convergence import ANALYSIS, draw_convergence, draw_cosines, draw_first_block, draw_norms
+from imixer.analysis.views.convergence import ANALYSIS, draw, draw_cosines, draw_first_block, draw_norms
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.models.probe import capture_activations
-from imixer.plotting import print_figure
+from imixer.plotting import save_print_figure
 from imixer.training.finished_run import load_run
 
 IMAGES = torch.randn(3, 3, 8, 12, generator=torch.Generator().manual_seed(0))
@@ -124,22 +123,6 @@ def compared():
     return [replace(each, name=f"n = {each.trained}") for each in found]
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Keep the figures that are drawn, for the data of their axes."""
-    from imixer.analysis.views import convergence as module
-
-    @contextmanager
-    def kept(*args):
-        with print_figure(*args) as figure:
-            yield figure
-            drawn.append(figure)
-
-    drawn = []
-    monkeypatch.setattr(module, "print_figure", kept)
-    return drawn
-
-
 def check_panel(axes, models, block, measure):
     """A curve per model through the means, a marker at its own n, and a band over all images."""
     curves, stops = axes.lines[::2], axes.lines[1::2]
@@ -157,11 +140,9 @@ def check_panel(axes, models, block, measure):
     assert len({curve.get_linestyle() for curve in curves}) == len({curve.get_color() for curve in curves}) == 3
 
 
-def test_the_first_block_is_drawn_as_norm_and_cosine_with_a_curve_per_model(tmp_path, figures, is_print_pair):
+def test_the_first_block_is_drawn_as_norm_and_cosine_with_a_curve_per_model():
     models = compared()
-    draw_first_block(models, tmp_path / "first.png")
-    is_print_pair(tmp_path / "first.png")
-    norms, cosines = figures[0].axes
+    norms, cosines = draw_first_block(models).axes
     check_panel(norms, models, 0, "norms")
     check_panel(cosines, models, 0, "cosines")
     assert (norms.get_yscale(), cosines.get_yscale()) == ("log", "linear")
@@ -170,13 +151,11 @@ def test_the_first_block_is_drawn_as_norm_and_cosine_with_a_curve_per_model(tmp_
 
 
 @pytest.mark.parametrize(
-    ("draw", "measure", "scale"), [(draw_norms, "norms", "log"), (draw_cosines, "cosines", "linear")]
+    ("drawing", "measure", "scale"), [(draw_norms, "norms", "log"), (draw_cosines, "cosines", "linear")]
 )
-def test_all_blocks_are_drawn_in_a_panel_each(draw, measure, scale, tmp_path, figures, is_print_pair):
+def test_all_blocks_are_drawn_in_a_panel_each(drawing, measure, scale):
     models = compared()
-    draw(models, tmp_path / "all.png")
-    is_print_pair(tmp_path / "all.png")
-    (figure,) = figures
+    figure = drawing(models)
     assert [axes.get_title() for axes in figure.axes] == ["iMLP-0", "iMLP-1"]
     for block, axes in enumerate(figure.axes):
         check_panel(axes, models, block, measure)
@@ -188,38 +167,33 @@ def test_all_blocks_are_drawn_in_a_panel_each(draw, measure, scale, tmp_path, fi
 
 @pytest.mark.usefixtures("unsaved")
 @pytest.mark.parametrize(("blocks", "panels"), [(1, (1, 1)), (3, (1, 3)), (5, (2, 3)), (8, (2, 4))])
-def test_any_number_of_blocks_has_a_place(blocks, panels, tmp_path, figures):
+def test_any_number_of_blocks_has_a_place(blocks, panels):
     models = [replace(model, blocks=(model.blocks * 4)[:blocks]) for model in compared()]
-    draw_norms(models, tmp_path / "norms.png")
-    (figure,) = figures
+    figure = draw_norms(models)
     assert len(figure.axes) == blocks
     assert figure.axes[0].get_gridspec().get_geometry() == panels
 
 
-@pytest.mark.usefixtures("unsaved")
-def test_names_of_any_length_stay_inside_the_figure(tmp_path, figures):
+def test_names_of_any_length_stay_inside_the_figure(tmp_path):
     for name in ("n = 1", "sweep/a-long-name-of-a-run/seed-0", "x" * 200):
-        draw_norms([replace(model, name=name) for model in compared()], tmp_path / "norms.png")
-        figures[-1].draw_without_rendering()
-        (legend,) = figures[-1].legends
+        figure = draw_norms([replace(model, name=name) for model in compared()])
+        save_print_figure(figure, tmp_path / "norms.png")
+        (legend,) = figure.legends
         if len(name) < 100:
-            box, page = legend.get_window_extent(), figures[-1].bbox
+            box, page = legend.get_window_extent(), figure.bbox
             assert page.x0 <= box.x0 and box.x1 <= page.x1
 
 
-@pytest.mark.usefixtures("unsaved")
-def test_a_model_that_goes_on_beyond_the_figure_or_solves_has_no_mark(tmp_path, figures):
+def test_a_model_that_goes_on_beyond_the_figure_or_solves_has_no_mark():
     one, two = compared()[:2]
     assert [replace(one, trained=n).stop for n in (5, 6, None)] == [5, None, None]
-    draw_norms([replace(one, trained=6), replace(two, trained=None)], tmp_path / "norms.png")
-    assert [len(axes.lines) for axes in figures[0].axes] == [2, 2]
+    figure = draw_norms([replace(one, trained=6), replace(two, trained=None)])
+    assert [len(axes.lines) for axes in figure.axes] == [2, 2]
 
 
-def test_a_single_model_is_drawn_with_a_line_per_block(tmp_path, figures, is_print_pair):
+def test_a_single_model_is_drawn_with_a_line_per_block():
     found = convergence_along_depth(create(), IMAGES, n_iter=4)
-    draw_convergence(found, tmp_path / "one.png")
-    is_print_pair(tmp_path / "one.png")
-    norms, cosines = figures[0].axes
+    norms, cosines = draw(found).axes
     for axes, measure in ((norms, "norms"), (cosines, "cosines")):
         *lines, stop = axes.lines
         for line, block in zip(lines, found.blocks, strict=True):
@@ -230,7 +204,7 @@ def test_a_single_model_is_drawn_with_a_line_per_block(tmp_path, figures, is_pri
 def test_the_same_figure_is_the_same_file(tmp_path):
     found = convergence_along_depth(create(), IMAGES)
     for name in ("a.png", "b.png"):
-        draw_convergence(found, tmp_path / name)
+        save_print_figure(draw(found), tmp_path / name)
     for kind in ("png", "pdf"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
@@ -241,11 +215,11 @@ def test_what_diverges_is_drawn_and_written_too(run, tmp_path):
         block.mlp_tokens.contraction.fc1.weight.data *= 1e12
     found = convergence_along_depth(model, IMAGES, n_iter=40)
     assert not found.blocks[0].norms.isfinite().all()
-    draw_convergence(found, tmp_path / "diverges.png")
-    draw_norms([replace(found, name="one")] * 2, tmp_path / "two.png")
-    draw_first_block([replace(found, name="one")] * 2, tmp_path / "two.png")
-    _, folder = analyze(replace(ANALYSIS, measure=lambda finished: found), str(run))
-    assert json.loads((folder / "convergence.json").read_text())["blocks"][0]["norm"][-1]["mean"] is None
+    two = [replace(found, name="one")] * 2
+    for figure in (draw(found), draw_norms(two), draw_first_block(two)):
+        save_print_figure(figure, tmp_path / "diverges.png")
+    _, files = analyze(replace(ANALYSIS, measure=lambda finished: found), str(run))
+    assert json.loads(files[0].read_text())["blocks"][0]["norm"][-1]["mean"] is None
 
 
 def test_analyze_convergence_writes_numbers_and_figures(run, capsys, is_print_pair, request):

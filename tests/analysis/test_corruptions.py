@@ -8,7 +8,13 @@ import torch
 
 from imixer.analysis.images import Pixels
 from imixer.analysis.robustness import corruptions
-from imixer.analysis.robustness.corruptions import AT_ANY_SIZE, CORRUPTIONS, applicable, corrupt, score_corruptions
+from imixer.analysis.robustness.corruptions import (
+    AT_ANY_SIZE,
+    CORRUPTIONS,
+    applicable,
+    corrupt_image,
+    score_corruptions,
+)
 from imixer.cli import main
 
 
@@ -44,7 +50,7 @@ def test_a_corruption_is_the_same_for_the_same_seed(package, size, name, channel
     original = image(size, channels)
     state = np.random.get_state()[1].copy()
     for severity in (1, 5):
-        made = [corrupt(original, name, severity, seed) for seed in (1, 1)]
+        made = [corrupt_image(original, name, severity, seed) for seed in (1, 1)]
         assert made[0].shape == original.shape and made[0].dtype == np.uint8
         assert np.array_equal(*made)
         assert not np.array_equal(made[0], original)
@@ -54,11 +60,11 @@ def test_a_corruption_is_the_same_for_the_same_seed(package, size, name, channel
 @pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "glass_blur", "motion_blur"])
 def test_another_seed_is_another_corruption(package, name):
     original = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    assert not np.array_equal(corrupt(original, name, 3, 1), corrupt(original, name, 3, 2))
+    assert not np.array_equal(corrupt_image(original, name, 3, 1), corrupt_image(original, name, 3, 2))
 
 
 def test_noise_is_as_strong_on_gray_images(package):
-    deviations = [corrupt(np.full((64, 64, c), 128, np.uint8), "gaussian_noise", 1, 0).std() for c in (1, 3)]
+    deviations = [corrupt_image(np.full((64, 64, c), 128, np.uint8), "gaussian_noise", 1, 0).std() for c in (1, 3)]
     assert deviations == pytest.approx([0.08 * 255] * 2, rel=0.05)
 
 

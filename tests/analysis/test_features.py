@@ -1,7 +1,6 @@
 """Feature maps are those of the model, of the image, block and iterations asked for."""
 
 import json
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,10 +11,11 @@ from PIL import Image
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
 from imixer.analysis.features import features_at
-from imixer.analysis.views.features import ANALYSIS, draw_features
+from imixer.analysis.views import features
+from imixer.analysis.views.features import ANALYSIS
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.plotting import print_figure
+from imixer.plotting import save_print_figure
 from imixer.training.finished_run import load_run
 
 IMAGE = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
@@ -83,19 +83,10 @@ def test_inner_states_are_squares_or_rows(embed_dim, layout):
 
 @pytest.mark.usefixtures("unsaved")
 @pytest.mark.parametrize("embed_dim", [32, 16])
-def test_states_and_maps_are_drawn_in_rows_of_their_own(embed_dim, tmp_path, monkeypatch):
-    @contextmanager
-    def kept(*args):
-        with print_figure(*args) as figure:
-            yield figure
-            drawn.append(figure)
-
-    drawn = []
-    monkeypatch.setattr("imixer.analysis.views.features.print_figure", kept)
+def test_states_and_maps_are_drawn_in_rows_of_their_own(embed_dim):
     torch.manual_seed(0)
     found = features_at(timm.create_model("imixer_t2_8", img_size=(8, 12), embed_dim=embed_dim).eval(), IMAGE)
-    draw_features(found, tmp_path / "features.png", channels=2)
-    (figure,) = drawn
+    figure = features.draw(found, channels=2)
     picture, *axes = figure.axes
     assert picture.images[0].get_array().shape == (8, 12, 3)
     expected = []
@@ -113,7 +104,8 @@ def test_states_and_maps_are_drawn_in_rows_of_their_own(embed_dim, tmp_path, mon
 
 @pytest.mark.parametrize("n", [1, 9])
 def test_the_figure_holds_any_number_of_iterations(n, tmp_path, is_print_pair):
-    draw_features(features_at(create(), IMAGE, n_iter=n), tmp_path / "features.png", channels=1)
+    figure = features.draw(features_at(create(), IMAGE, n_iter=n), channels=1)
+    save_print_figure(figure, tmp_path / "features.png")
     is_print_pair(tmp_path / "features.png")
 
 
@@ -123,7 +115,7 @@ def test_maps_of_zeros_are_drawn(tmp_path):
         parameter.data.zero_()
     found = features_at(model, IMAGE, name="an image whose name is long.png")
     assert (found.maps == 0).all()
-    draw_features(found, tmp_path / "features.png", channels=1)
+    save_print_figure(features.draw(found), tmp_path / "features.png")
 
 
 @pytest.mark.usefixtures("unsaved")

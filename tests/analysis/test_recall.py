@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from imixer.analysis.recall import run as recall_run
 from imixer.analysis.recall import study as recall_study
-from imixer.analysis.recall import tables as recall_study_report
-from imixer.analysis.recall.images import MASKS, corrupt, digit_patterns, image_patterns, known_half
-from imixer.analysis.recall.measure import nearest, retrieve, share
-from imixer.analysis.recall.tables import recall
+from imixer.analysis.recall.images import MASKS, add_noise, digit_patterns, image_patterns, known_half
+from imixer.analysis.recall.measure import nearest_pattern, retrieve, share_with_error
+from imixer.analysis.recall.run import compare_memories, recall
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised, overlaps
@@ -69,17 +69,17 @@ def test_images_become_gray_squares(photos):
 @pytest.mark.parametrize("flips", [0.0, 0.1, 0.5, 1.0])
 def test_that_share_of_the_signs_flips(flips):
     patterns = torch.randint(0, 2, (500, 8, 8), generator=generator()) * 2.0 - 1.0
-    changed = corrupt(patterns, flips, True, generator(1)) != patterns
+    changed = add_noise(patterns, flips, True, generator(1)) != patterns
     assert (changed.flatten(1).sum(1) == round(flips * 64)).all()
     if 0 < flips < 1:
         assert changed.any(0).all() and not changed.all(0).any()
 
 
 def test_noise_is_in_units_of_black_to_white():
-    noise = corrupt(torch.zeros(400, 8, 8), 0.3, False, generator())
+    noise = add_noise(torch.zeros(400, 8, 8), 0.3, False, generator())
     assert math.isclose(float(noise.std()), 0.6, rel_tol=0.02)
     assert abs(float(noise.mean())) < 0.01
-    assert torch.equal(noise, corrupt(torch.zeros(400, 8, 8), 0.3, False, generator()))
+    assert torch.equal(noise, add_noise(torch.zeros(400, 8, 8), 0.3, False, generator()))
 
 
 def test_halves():
@@ -98,8 +98,8 @@ def test_the_look_up_is_the_nearest_over_the_known_pixels(mask):
     query = digits[:9] + 0.8 * torch.randn(9, 8, 8, generator=generator())
     known = known_half(mask, (8, 8))
     expected = torch.cdist(query[:, known], digits[:, known]).argmin(1)
-    assert torch.equal(nearest(query, digits, known), expected)
-    assert torch.equal(nearest(query, digits, known.expand(9, 8, 8)), expected)
+    assert torch.equal(nearest_pattern(query, digits, known), expected)
+    assert torch.equal(nearest_pattern(query, digits, known.expand(9, 8, 8)), expected)
 
 
 # What counts
@@ -132,9 +132,9 @@ def test_a_patterns_hidden_half_starts_at_zero_and_the_other_is_held():
 
 
 def test_the_uncertainty_of_a_share_is_never_zero():
-    p, error = share(torch.tensor([True] * 6))
+    p, error = share_with_error(torch.tensor([True] * 6))
     assert p == 1.0 and 0.1 < error < 0.13
-    p, error = share(torch.arange(10_000) < 2500)
+    p, error = share_with_error(torch.arange(10_000) < 2500)
     assert p == 0.25 and math.isclose(error, math.sqrt(0.25 * 0.75 / 10_000), rel_tol=1e-2)
 
 
@@ -243,10 +243,10 @@ def test_a_broken_image_is_named(capsys, elsewhere, photos):
 
 
 def test_the_study_measures_every_kind(capsys, elsewhere):
-    cells, folder = recall_study_report.compare(loads=(2, 20), draws=2, out="out")
+    cells, folder = compare_memories(loads=(2, 20), draws=2, out="out")
     assert {path.name for path in folder.iterdir()} == {"recall.png", "recall.md", "recall.csv", "recall.json"}
     assert "recalling digits, gray, draw 2" in capsys.readouterr().err
-    by = {(c.patterns, c.against, c.x, c.memory): c for c in cells}
+    by = {(c.patterns, c.varied, c.x, c.memory): c for c in cells}
     assert len(by) == len(cells) == 2 * 6 * (2 + 2 + 9) + 4 * (2 + 2 + 9)
     assert all(c.draws == 2 and 0 <= c.mean <= 1 and c.energy_decreases for c in cells)
     # few patterns: all; 20 correlated ones: none in the classical memory, most in the later ones
@@ -263,12 +263,12 @@ def test_the_study_measures_every_kind(capsys, elsewhere):
     assert lines[0].startswith("| random signs | 20 stored | noise 0.0 |")
     assert sum(line.startswith("| classical |") for line in lines) == 2
     with pytest.raises(InputError, match="draws is 0"):
-        recall_study.study(draws=0)
+        recall_study.measure_memories(draws=0)
 
 
 def test_compare_prints_the_tables(capsys, elsewhere, monkeypatch):
-    study = recall_study.study
-    monkeypatch.setattr(recall_study_report, "study", lambda **given: study(loads=(5,), draws=1, **given))
+    measure = recall_study.measure_memories
+    monkeypatch.setattr(recall_run, "measure_memories", lambda **given: measure(loads=(5,), draws=1, **given))
     assert main(["recall", "--compare", "--seed", "3"]) == 0
     captured = capsys.readouterr()
     for part in ("random signs", "digits, gray", "nearest neighbour", "over 1 draws", "the energy rose in 0 of"):
@@ -283,7 +283,7 @@ def test_hopfields_own_dynamics_cannot_store_digits_either():
         draw = generator()
         patterns = recall_study._patterns(name, 5, draw).flatten(1)
         own = torch.arange(50) % 5
-        x = corrupt(patterns[own], 0.2, True, draw)
+        x = add_noise(patterns[own], 0.2, True, draw)
         couplings = (patterns.T @ patterns / 64).fill_diagonal_(0)
         for _ in range(10):
             for i in torch.randperm(64, generator=draw).tolist():

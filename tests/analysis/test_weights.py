@@ -7,10 +7,11 @@ import timm
 import torch
 
 import imixer  # noqa: F401
-from imixer.analysis.views.weights import draw_weights
+from imixer.analysis.views import weights
 from imixer.analysis.weights import token_mixing
 from imixer.cli import main
 from imixer.errors import InputError
+from imixer.plotting import save_print_figure
 
 
 def create(name="imixer_t2_8", **kwargs):
@@ -42,7 +43,7 @@ def test_one_live_neuron_counts_as_one():
     model = create()
     model.blocks[0].mlp_tokens.fc_in.weight.data[1:] = 0
     (mixing, *_) = token_mixing(model)
-    assert mixing.effective == mixing.share(1) == pytest.approx(1) and int(mixing.strongest(1)) == 0
+    assert mixing.effective == mixing.energy_share(1) == pytest.approx(1) and int(mixing.strongest(1)) == 0
 
 
 def test_tied_couplings_read_what_they_write():
@@ -58,14 +59,14 @@ def test_other_models_are_refused(name):
 
 @pytest.mark.parametrize("kwargs", [dict(), dict(num_blocks=20), dict(num_blocks=1, embed_dim=4)], ids=str)
 def test_the_figure_holds_any_number_of_blocks_and_neurons(kwargs, tmp_path, is_print_pair):
-    draw_weights(token_mixing(create(**kwargs)), tmp_path / "weights.png")
+    save_print_figure(weights.draw(token_mixing(create(**kwargs))), tmp_path / "weights.png")
     is_print_pair(tmp_path / "weights.png")
 
 
 def test_matrices_of_zeros_are_drawn(tmp_path):
     model = create(num_blocks=1)
     model.blocks[0].mlp_tokens.fc_out.weight.data.zero_()
-    draw_weights(token_mixing(model), tmp_path / "weights.png")
+    save_print_figure(weights.draw(token_mixing(model)), tmp_path / "weights.png")
 
 
 @pytest.mark.parametrize("kind", ["imixer", "mixer"])

@@ -62,7 +62,7 @@ def test_a_run_on_hostile_classes_is_whole(hostile, capsys):
         ["report"],
         ["analyze", "energy"],
         ["analyze", "features"],
-        ["analyze", "ood", "--against", "noise"],
+        ["analyze", "ood", "--ood_dataset", "noise"],
         ["train", "--resume"],
     ],
     ids=" ".join,

@@ -6,7 +6,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from imixer.training.run.config import OptimConfig, TrainConfig
-from imixer.training.train_state import WeightEMA, TrainState, training_loss
+from imixer.training.train_state import TrainState, WeightEMA, training_loss
 
 
 def batch(classes=4):

@@ -1,4 +1,4 @@
-"""From a trained mixer back to the Hopfield networks its blocks are.
+"""Build the Hopfield networks that the blocks of a trained mixer are.
 
 S: tokens, C: channels. The visible neurons are v (S, C), with LayerNorm over the channels as their activation.
 """
@@ -33,12 +33,14 @@ _NAMES = {type(make()): name for name, make in ACTIVATIONS.items()}
 
 @dataclass(frozen=True)
 class BlockNetworks:
-    """The two Hopfield networks of a mixer block: `channels(tokens(v))` is the block's output.
+    """Hold the two Hopfield networks of a mixer block; calling it computes the block's output.
+
+    Use it to study a trained block by its energy. For training and inference, the block itself is faster.
 
     Attributes:
-        tokens: v + iMLP along the tokens, as x1(t+1) = x1(t) + F1(x1(t)) - alpha x1(t).
-        channels: v + MLP along the channels.
-        step: dt / tau of the tokens' update, 1 in the paper.
+        tokens: Update x1(t+1) = x1(t) + F1(x1(t)) - alpha x1(t), which is v + iMLP along the tokens.
+        channels: Update that is v + MLP along the channels.
+        step: dt / tau of the update of tokens, 1 in the paper.
     """
 
     tokens: AdiabaticUpdate
@@ -46,23 +48,23 @@ class BlockNetworks:
     step: float = 1.0
 
     def mix_tokens(self, v: Tensor) -> Tensor:
-        """Apply the tokens' update by a step dt, (B, S, C) -> (B, S, C)."""
+        """Apply the update of tokens with the step dt, (B, S, C) -> (B, S, C)."""
         if self.step == 1:
             return self.tokens(v)
         return v + self.step * self.tokens.velocity(v)  # tau is 1
 
     def __call__(self, v: Tensor) -> Tensor:
-        """The block's output (B, S, C) for its input (B, S, C), without dropout or dropped paths."""
+        """Return the block's output (B, S, C) for its input (B, S, C), without dropout or dropped paths."""
         return self.channels(self.mix_tokens(v))
 
 
 def block_networks(block: MixerBlock) -> BlockNetworks:
-    """The networks whose adiabatic update is a mixer block: timm's, or an iMixer's of any depth.
+    """Build the networks whose adiabatic update is a mixer block: timm's, or an iMixer's of any depth.
 
-    The visible decay is the block's, mostly 0, which the zero mode of LayerNorm allows: that is the skip connection.
-    LayerNorm's affine weights differ from channel to channel, so they belong to no Lagrangian. Its gain stands in the
-    coupling from v on, and not in the one back; its shift joins the field of the next layer. A gain that is the same
-    for all channels goes into the Lagrangian.
+    The decay of the visible neurons is the block's. It is mostly 0, which makes the skip connection, and which the zero
+    mode of LayerNorm allows. LayerNorm's affine weights differ between channels, so they belong to no Lagrangian. Its
+    gain multiplies the coupling from v upwards, and not the one back. Its shift joins the field of the next layer. Only
+    a gain that is the same for all channels goes into the Lagrangian.
 
     Args:
         block: The block. It is left as it is; the networks have weights of their own, normalised.
@@ -92,23 +94,23 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
 
 
 def model_networks(model: MlpMixer) -> list[BlockNetworks]:
-    """`block_networks` of every block, from the image on.
+    """Build the networks of every block of a mixer, the first block first.
 
     Raises:
-        ValueError: With the number of the block.
+        ValueError: If `block_networks` refuses a block; the message says which.
     """
-    found = []
+    networks = []
     for i, block in enumerate(model.blocks):
         try:
-            found.append(block_networks(block))  # type: ignore[arg-type]
+            networks.append(block_networks(cast(MixerBlock, block)))
         except ValueError as error:
             raise ValueError(f"block {i}: {error}") from error
-    return found
+    return networks
 
 
 @dataclass(frozen=True)
 class _Level:
-    """A layer of neurons, and its coupling with the layer below."""
+    """Hold a layer of neurons, and its coupling with the layer below."""
 
     up: Tensor
     up_bias: Tensor
@@ -142,7 +144,7 @@ def _update(
 
 
 def _iterations(mlp: nn.Module) -> int:
-    """Plain steps that give what the MLP computes: where it solves to a tolerance, as many as it may take."""
+    """Count the plain steps that compute what the MLP does; if it solves to a tolerance, as many as it may take."""
     if not isinstance(mlp, IMLP):
         return 0
     steps = mlp.inversion.steps(mlp.n_iter)
@@ -182,7 +184,7 @@ def _linear_level(there: nn.Linear, back: nn.Linear, activation: nn.Module) -> _
 
 
 def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Tensor | None, Tensor]:
-    """The Lagrangian, what of the gain does not fit into it, and the shift (C,)."""
+    """Return the Lagrangian, the gain (C,) if it does not fit into that, and the shift (C,)."""
     if not isinstance(norm, nn.LayerNorm):
         raise ValueError(f"the visible neurons are normalised by {type(norm).__name__}; only LayerNorm is known here")
     if norm.weight is None:
@@ -196,12 +198,12 @@ def _layer_norm(norm: nn.Module, channels: int) -> tuple[LayerNorm, Tensor | Non
 def _lagrangian_of(activation: nn.Module, axis: int) -> Lagrangian:
     name = _NAMES.get(type(activation), type(activation).__name__.lower())
     x = torch.linspace(-4, 4, 33, dtype=torch.float64)
-    found = LAGRANGIANS.get(name)
-    if found is None or not torch.allclose(found().activation(x), activation(x), atol=1e-6):
+    known = LAGRANGIANS.get(name)
+    if known is None or not torch.allclose(known().activation(x), activation(x), atol=1e-6):
         raise ValueError(f"the activation {activation} has no Lagrangian here; known are {', '.join(LAGRANGIANS)}")
-    return lagrangian(name, axis=axis) if name == "softmax" else found()  # the MLP sees its axis last
+    return lagrangian(name, axis=axis) if name == "softmax" else known()  # the MLP sees its axis last
 
 
 def _along(bias: Tensor, axis: int) -> Tensor:
-    """A bias of features on `axis`, to broadcast to (S, C)."""
+    """Shape a bias of features on `axis` to broadcast to (S, C)."""
     return bias[:, None] if axis == -2 else bias

@@ -1,9 +1,9 @@
-"""Is each block's F a contraction, in theory and on real images, and how much error do its iterations leave?"""
+"""Certify each block's F as a contraction, in theory and on images, and measure the error its iterations leave."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -22,17 +22,18 @@ MAX_STEPS = 200
 
 @dataclass(frozen=True)
 class BlockContraction:
-    """One block.
+    """Hold what is known of the contraction F of one block. A level is F itself, or a contraction nested inside it.
 
     Attributes:
         block: Number of the block, from 0.
-        iterations: How the run solves for x: its n, or the name of its solver.
-        certificate: Of its F, worst case and at the images' fixed points.
-        norms: Of the Jacobian of a whole image, the largest over its channels: (levels, images).
-        settled: Whether the power iteration for it met its tolerance; if not, it is a lower bound. (levels, images).
-        start: ||G(v) - x|| / ||x|| per image, x being the fixed point: the error of 0 iterations.
-        left: ||x_n - x|| / ||x|| per image, x_n being what the run computes.
-        unknown: Activations whose largest slope is not known here; the bound is then infinite.
+        iterations: How the run solves for x: its n, such as `n = 2`, or the name of its solver.
+        certificate: Certificate of F: worst case, and at the images' fixed points.
+        norms: Norm of each level's Jacobian at each image, the largest over its channels, (levels, images).
+        settled: Whether the power iteration for the norm met its tolerance, (levels, images). If not, the norm is a
+            lower bound.
+        start: ||G(v) - x|| / ||x||, (images,), x being the fixed point: the error of 0 iterations.
+        left: ||x_n - x|| / ||x||, (images,), x_n being what the run computes.
+        unknown: Names of activations whose largest slope is not known; the bound is then infinite.
     """
 
     block: int
@@ -46,21 +47,25 @@ class BlockContraction:
 
     @property
     def verdict(self) -> Verdict:
-        """See `Certificate`."""
+        """Verdict of the certificate; see `Certificate.verdict`."""
         return self.certificate.verdict
 
     @property
     def rates(self) -> dict[str, float]:
-        """What one iteration multiplies an error by at most: by the bound, and by the largest norm on the images."""
+        """Largest factor of an error in one iteration: `bound`, and `data` by the largest norm on the images."""
         return {"bound": self.certificate.worst.bound, "data": float(self.norms[0].max())}
 
     def needed(self, error: float) -> dict[str, int | None]:
-        """Iterations for an error relative to that of the start, by both rates; None where there is no promise."""
-        found = {name: iterations_needed(rate, error) for name, rate in self.rates.items()}
-        return {name: int(n) if math.isfinite(n) else None for name, n in found.items()}
+        """Return the iterations that shrink the error of the start so far, by each of `rates`; None if none do.
+
+        Args:
+            error: Error to reach, relative to that of the start.
+        """
+        counts = {name: iterations_needed(rate, error) for name, rate in self.rates.items()}
+        return {name: int(n) if math.isfinite(n) else None for name, n in counts.items()}
 
 
-def contraction_along_depth(model: Any, images: Tensor) -> list[BlockContraction]:
+def contraction_along_depth(model: nn.Module, images: Tensor) -> list[BlockContraction]:
     """Certify every block of an iMixer and measure it on images.
 
     Args:
@@ -100,15 +105,15 @@ def _slopes(acts: Sequence[nn.Module]) -> tuple[list[float], tuple[str, ...]]:
     return slopes, tuple(sorted(unknown))
 
 
-def failed_blocks(found: Sequence[BlockContraction], require: Requirement) -> str | None:
-    """Which blocks do not meet a requirement, and the remedy, in one line; None if all do.
+def failed_blocks(blocks: Sequence[BlockContraction], require: Requirement) -> str | None:
+    """Name the blocks that fail a requirement, and a remedy, in one line; return None if all blocks meet it.
 
     Args:
-        found: What `contraction_along_depth` gave.
-        require: `guaranteed`: by the bound; `observed`: at least on the images.
+        blocks: What `contraction_along_depth` returned.
+        require: `guaranteed`: contractions by the bound; `observed`: at least on the images.
     """
     accepted = ("guaranteed",) if require == "guaranteed" else ("guaranteed", "observed")
-    bad = [block for block in found if block.verdict not in accepted]
+    bad = [block for block in blocks if block.verdict not in accepted]
     if not bad:
         return None
     named = ", ".join(f"{block.block} ({block.verdict})" for block in bad)

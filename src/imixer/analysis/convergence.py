@@ -1,4 +1,4 @@
-"""Convergence of the fixed point iteration of each iMLP: the paper's Figures 3, 5 and 6.
+"""Measure the convergence of the fixed point iteration of each iMLP: the paper's Figures 3, 5 and 6.
 
 S: tokens, C: channels, D: D_S, width of x.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.analysis.images import random_images
 from imixer.errors import InputError
@@ -26,12 +25,12 @@ MOST_ITERATIONS = 10_000  # all are kept; more would never end
 
 @dataclass(frozen=True)
 class BlockConvergence:
-    """One block's iteration, for a = 0, ..., n - 1, with x^0 = G(v).
+    """Hold how far each iteration of one block moves x, for a = 0, ..., n - 1, with x^0 = G(v).
 
     Attributes:
         block: Number of the block, from 0.
         norms: Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), (n, images).
-        cosines: cos_a, of the angle between x^(a+1) and x^a, (n, images).
+        cosines: cos_a, cosine of the angle between x^(a+1) and x^a, (n, images).
     """
 
     block: int
@@ -40,23 +39,23 @@ class BlockConvergence:
 
     @property
     def rate(self) -> Tensor | None:
-        """Norm_(a+1) / Norm_a, (images,), as the geometric mean over a: below 1 where it settles. None if n is 1."""
+        """Geometric mean of Norm_(a+1) / Norm_a over a, (images,): below 1 where x settles. None if n is 1."""
         n = len(self.norms)
         return (self.norms[-1] / self.norms[0]) ** (1 / (n - 1)) if n > 1 else None
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """The iterations of all iMLPs of a model.
+    """Hold how far the iterations of all iMLPs of a model move x.
 
     Attributes:
-        trained: The model's own n; None if it solves to a tolerance.
-        blocks: One per iMLP.
-        S: Tokens.
-        C: Channels.
+        trained: Number of iterations n of training; None if the model solves to a tolerance.
+        blocks: Convergence of each iMLP.
+        S: Number of tokens.
+        C: Number of channels.
         D: Width D_S of x, which has D C entries.
-        seed: Of the draw of images, where they were drawn.
-        name: What to call the model beside others.
+        seed: Seed of the draw of images, if they were drawn.
+        name: Name of the model beside others.
     """
 
     trained: int | None
@@ -69,34 +68,35 @@ class Convergence:
 
     @property
     def n_iter(self) -> int:
-        """Iterations looked at."""
+        """Number of iterations."""
         return len(self.blocks[0].norms)
 
     @property
     def images(self) -> int:
-        """Images looked at."""
+        """Number of images."""
         return self.blocks[0].norms.shape[1]
 
     @property
     def stop(self) -> int | None:
-        """The a of the model's own x^n, if Norm_a was measured there: one more step than it does itself."""
+        """The a of the model's own result x^n; None if Norm_a was not measured there, one step beyond its last."""
         return self.trained if self.trained is not None and self.trained < self.n_iter else None
 
 
 @torch.no_grad()
-def convergence_along_depth(model: Any, images: Tensor, n_iter: int | None = None) -> Convergence:
+def convergence_along_depth(model: nn.Module, images: Tensor, n_iter: int | None = None) -> Convergence:
     """Measure Norm_a and cos_a of every iMLP, per image, over its tokens and channels together.
 
-    What enters a block is what the model computes with its own n, whatever n_iter is: only the block looked at goes on
-    iterating. It does so in float64, since float32 rounds away what late steps still change.
+    The input of a block is what the model computes with its own n. Only the iteration inside the block goes on to
+    n_iter. It does so in float64, since float32 rounds away what late steps still change.
 
     Args:
         model: An iMixer in evaluation mode.
         images: (B, in_chans, H, W), normalised as the model expects.
-        n_iter: Iterations to look at. Default: the model's own n.
+        n_iter: Number of iterations. Default: the model's own n.
 
     Raises:
-        InputError: If the model has no inverse, n_iter is below 1, or it is missing where the model has no n.
+        InputError: If the model has no inverse, n_iter is not 1 to 10,000, or it is not given and the model solves to a
+            tolerance.
 
     Source: paper section 5.1 (Figure 3), appendix C.3 (Figures 5 and 6).
     """
@@ -113,10 +113,10 @@ def convergence_along_depth(model: Any, images: Tensor, n_iter: int | None = Non
 
 
 def resolve_n_iter(imlp: IMLP, n_iter: int | None) -> int:
-    """The number of iterations asked for, or else the iMLP's own.
+    """Return the number of iterations asked for, or else the iMLP's own.
 
     Raises:
-        InputError: If it is below 1, or there is none.
+        InputError: If it is not 1 to 10,000, or none is given and the iMLP solves to a tolerance.
     """
     if n_iter is None:
         if imlp.inversion.solver != "fixed":
@@ -139,9 +139,9 @@ def iterates(inside: BlockActivations, n_iter: int, dtype: torch.dtype | None = 
     """Iterate x^0 = G(v), x^(a+1) = G(v) + F(x^a). Inverses inside F keep the model's n.
 
     Args:
-        inside: The block, and what entered it.
-        n_iter: Iterations.
-        dtype: To iterate in. Default: the model's.
+        inside: Activations of the block.
+        n_iter: Number of iterations.
+        dtype: Precision of the iteration. Default: the model's.
 
     Returns:
         x^0 to x^n_iter, (n_iter + 1, images, C, D).
@@ -152,10 +152,10 @@ def iterates(inside: BlockActivations, n_iter: int, dtype: torch.dtype | None = 
     if dtype is not None:
         F, z = deepcopy(F).to(dtype), z.to(dtype)
     weights = F.weights()
-    found = [z]
+    states = [z]
     for _ in range(n_iter):
-        found.append(z + F(found[-1], weights, inside.imlp.n_iter))
-    return torch.stack(found)
+        states.append(z + F(states[-1], weights, inside.imlp.n_iter))
+    return torch.stack(states)
 
 
 def _measure(inside: BlockActivations, n_iter: int) -> BlockConvergence:
@@ -182,20 +182,22 @@ def compare_convergence(
 ) -> list[Convergence]:
     """Measure the convergence of several runs on the same images, over the same number of iterations.
 
+    Use it to compare trained models; `convergence_along_depth` measures one model on images that are at hand.
+
     Args:
-        runs: The runs, of the same data, image size and number of blocks.
-        images: Held-out images to draw; fewer if there are not as many.
-        n_iter: Iterations to look at. Default: 10, or one more than the largest n of the runs if that is more.
-        seed: Of the draw.
+        runs: The runs. Data, image size and number of blocks are the same in all.
+        images: Held-out images to draw; all if there are fewer.
+        n_iter: Number of iterations. Default: 10, or one more than the largest n of the runs if that is more.
+        seed: Seed of the draw.
         data: Where the data lie now. Default: where they lay.
-        names: What to call the runs. Default: the ends of their paths, and their n.
+        names: Names of the runs. Default: the ends of their paths, and their n.
 
     Returns:
         One measurement per run, in their order.
 
     Raises:
-        InputError: If two runs differ in images or blocks, a model has no inverse, n_iter, images or seed is
-            impossible, or the data are not there.
+        InputError: If two runs differ in images or blocks, a model has no inverse, n_iter or images is below 1, seed is
+            negative, or the data are not there.
 
     Source: paper appendix C.3.
     """
@@ -204,18 +206,18 @@ def compare_convergence(
         own = [imlp.n_iter for run in runs for _, imlp in require_implicit_layers(run.model, "iterate")[:1]]
         n_iter = max(N_ITER, *(n + 1 for n in own))
     drawn = _draw(runs, images, seed, data)
-    found = [convergence_along_depth(run.model, seen, n_iter) for run, seen in zip(runs, drawn, strict=True)]
-    names = names or _names(runs, found)
-    return [replace(each, seed=seed, name=name) for each, name in zip(found, names, strict=True)]
+    models = [convergence_along_depth(run.model, seen, n_iter) for run, seen in zip(runs, drawn, strict=True)]
+    names = names or _names(runs, models)
+    return [replace(model, seed=seed, name=name) for model, name in zip(models, names, strict=True)]
 
 
-def _names(runs: Sequence[FinishedRun], found: Sequence[Convergence]) -> list[str]:
-    trained = ("to a tolerance" if each.trained is None else f"n = {each.trained}" for each in found)
+def _names(runs: Sequence[FinishedRun], models: Sequence[Convergence]) -> list[str]:
+    trained = ("to a tolerance" if model.trained is None else f"n = {model.trained}" for model in models)
     return [f"{name}, {n}" for name, n in zip(short_names([run.directory.path for run in runs]), trained, strict=True)]
 
 
 def _check_alike(runs: Sequence[FinishedRun]) -> None:
-    """Raises InputError unless all runs know the same classes, take images of one size, and have as many blocks."""
+    """Raise InputError unless all runs know the same classes, take images of one size, and have as many blocks."""
     first = runs[0]
     for run in runs[1:]:
         one, other = first.directory.path, run.directory.path
@@ -239,22 +241,22 @@ def _blocks(run: FinishedRun) -> str:
 
 
 def _draw(runs: Sequence[FinishedRun], images: int, seed: int, data: str | None) -> list[Tensor]:
-    """The images as each run takes them. Raises InputError unless they are the same."""
-    found: list[Tensor] = []
+    """Draw the images as each run takes them. Raise InputError unless they are the same for all."""
+    drawn: list[Tensor] = []
     for run in runs:
-        same = next((i for i, each in enumerate(runs[: len(found)]) if _sees_like(each, run)), None)
-        found.append(random_images(run, images, seed, data) if same is None else found[same].to(run.device))
-        if found[0].shape != found[-1].shape or not torch.equal(found[0], found[-1].to(found[0])):
+        same = next((i for i, each in enumerate(runs[: len(drawn)]) if _sees_like(each, run)), None)
+        drawn.append(random_images(run, images, seed, data) if same is None else drawn[same].to(run.device))
+        if drawn[0].shape != drawn[-1].shape or not torch.equal(drawn[0], drawn[-1].to(drawn[0])):
             one, other = (f"{each.directory.path} ({each.config.data.name})" for each in (runs[0], run))
             raise InputError(
                 f"{one} and {other} do not see the same images: their held-out parts, or how images are resized and "
                 "normalised, differ; give runs with the same settings of data"
             )
-    return found
+    return drawn
 
 
 def _sees_like(one: FinishedRun, other: FinishedRun) -> bool:
-    """Whether two runs have equal settings of data, so that opening one's data is enough."""
+    """Tell whether two runs have equal settings of data, so that opening one's data is enough."""
     keys = ("input_size", "mean", "std", "crop_pct", "interpolation")
     mine, others = ([run.pretrained_cfg[key] for key in keys] for run in (one, other))
     return one.config.data == other.config.data and mine == others

@@ -1,8 +1,8 @@
-"""What the paper reads off Figures 3, 5 and 6, tested on a measurement of models trained with n = 1, 2 and 4.
+"""Test what the paper reads off Figures 3, 5 and 6 on a measurement of models trained with n = 1, 2 and 4.
 
-A statement is a conjunction of conditions. Each condition is about the mean over the images of one number per image;
-its t interval decides: inside what the statement asks for, outside, or neither. The intervals of a statement hold
-together with 95 % (Bonferroni).
+A statement is a conjunction of conditions. Each condition is about the mean over the images of one number per image.
+The t interval of that mean decides. Inside what the statement asks for, the condition is confirmed; outside, it is not
+confirmed; otherwise it is not decidable. The intervals of a statement hold together with 95 % (Bonferroni).
 
 The rate of an image in a block is the geometric mean of Norm_(a+1) / Norm_a over all a.
 """
@@ -28,15 +28,15 @@ SETTLED = 0.1  # of the first step: where a further step would change less, the 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition of a statement.
+    """Hold one condition of a statement, and what a measurement says of it.
 
     Attributes:
-        what: The number.
-        asked: What it has to be.
-        value: Its mean over the images: of a ratio the geometric one. NaN if it cannot be measured.
+        what: Name of the number.
+        asked: What the number has to be.
+        value: Mean over the images; of a ratio the geometric one. NaN if it cannot be measured.
         low: Lower end of the interval.
-        high: Upper end.
-        verdict: Where the interval lies.
+        high: Upper end of the interval.
+        verdict: Whether the interval lies inside what is asked, outside, or neither.
     """
 
     what: str
@@ -49,13 +49,13 @@ class Condition:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of the paper, and what a measurement says of it.
+    """Hold a statement of the paper, and what a measurement says of it.
 
     Attributes:
         text: The statement.
         criterion: How it is tested.
-        conditions: All of which have to hold. Empty if the measurement does not allow them.
-        missing: Why there are none.
+        conditions: Conditions, all of which have to hold. Empty if the measurement does not allow to test them.
+        missing: Reason if there are none.
     """
 
     text: str
@@ -65,7 +65,7 @@ class Statement:
 
     @property
     def verdict(self) -> StatementVerdict:
-        """Confirmed if all conditions are, not confirmed if one is not, otherwise not decidable."""
+        """Verdict: confirmed if all conditions are, not confirmed if one is not, otherwise not decidable."""
         verdicts = {condition.verdict for condition in self.conditions}
         if "not confirmed" in verdicts:
             return "not confirmed"
@@ -77,11 +77,11 @@ def agree(verdicts: Sequence[StatementVerdict]) -> StatementVerdict:
     return verdicts[0] if len(set(verdicts)) == 1 else "not decidable"
 
 
-def first_block(found: Sequence[Convergence]) -> Statement:
+def first_block(measurements: Sequence[Convergence]) -> Statement:
     """Test that in the first block n = 2 and n = 4 converge alike and far enough, and n = 1 does not.
 
     Args:
-        found: Measurements of models on the same images, in any order.
+        measurements: Measurements of models on the same images, in any order.
 
     Source: paper section 5.1, on Figure 3.
     """
@@ -103,16 +103,16 @@ def first_block(found: Sequence[Convergence]) -> Statement:
         "Block 0: n = 2 and n = 4 converge at about the same rate, and two to four steps suffice; one does not.",
         f"The rates of n = 2 and n = 4 are within a factor of {SAME:g} of each other; after its own n steps, a further "
         f"one would change less than {SETTLED:g} of the first for n = 2 and n = 4, and more for n = 1.",
-        found,
+        measurements,
         conditions,
     )
 
 
-def first_two_blocks(found: Sequence[Convergence]) -> Statement:
+def first_two_blocks(measurements: Sequence[Convergence]) -> Statement:
     """Test that the first two blocks show a clear difference between n = 1 and the two others.
 
     Args:
-        found: Measurements of models on the same images, in any order.
+        measurements: Measurements of models on the same images, in any order.
 
     Source: paper appendix C.3, on Figures 5 and 6.
     """
@@ -135,17 +135,17 @@ def first_two_blocks(found: Sequence[Convergence]) -> Statement:
     return _test(
         "The first two blocks show a clear difference between n = 1 and the two others.",
         f"In both blocks the rate of n = 1 differs from those of n = 2 and n = 4 by more than a factor of {SAME:g}.",
-        found,
+        measurements,
         conditions,
         least_blocks=2,
     )
 
 
-def middle_blocks(found: Sequence[Convergence]) -> Statement:
+def middle_blocks(measurements: Sequence[Convergence]) -> Statement:
     """Test that the blocks between the first two and the last converge faster than these.
 
     Args:
-        found: Measurements of models on the same images, in any order.
+        measurements: Measurements of models on the same images, in any order.
 
     Source: paper appendix C.3, on Figures 5 and 6.
     """
@@ -164,17 +164,17 @@ def middle_blocks(found: Sequence[Convergence]) -> Statement:
         "Middle blocks converge fast.",
         "In each model the rate of the blocks between the first two and the last, in the geometric mean, is smaller "
         "than that of the first two, and than that of the last.",
-        found,
+        measurements,
         conditions,
         least_blocks=4,
     )
 
 
-def last_block(found: Sequence[Convergence]) -> Statement:
+def last_block(measurements: Sequence[Convergence]) -> Statement:
     """Test that images differ most in the last block.
 
     Args:
-        found: Measurements of models on the same images, in any order.
+        measurements: Measurements of models on the same images, in any order.
 
     Source: paper appendix C.3, on Figures 5 and 6.
     """
@@ -201,7 +201,7 @@ def last_block(found: Sequence[Convergence]) -> Statement:
         "The last block varies most between images.",
         "In each model the absolute deviation of log(rate) from its median over the images is larger in the last "
         "block than in the one that comes next (difference).",
-        found,
+        measurements,
         conditions,
         least_blocks=2,
     )
@@ -209,16 +209,16 @@ def last_block(found: Sequence[Convergence]) -> Statement:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A condition to be tested: the mean of `values` (images,) inside `target`, or outside it.
+    """Ask for the mean of `values` (images,) inside `target`, or outside it.
 
     Args:
-        what: The number.
+        what: Name of the number.
         asked: What it has to be, in words.
-        values: Of each image; of a ratio, its logarithm.
-        target: Both ends.
-        outside: Whether it has to be outside the target instead.
+        values: Value of each image, (images,); of a ratio, its logarithm.
+        target: Lower and upper end.
+        outside: Whether the mean has to be outside the target instead.
         ratio: Whether the values are logarithms.
-        among: From how many numbers this one was chosen, for the width of the interval.
+        among: How many numbers this one was chosen from, for the width of the interval.
     """
 
     what: str
@@ -236,19 +236,19 @@ _ABOUT_THE_SAME = (-math.log(SAME), math.log(SAME))
 def _test(
     text: str,
     criterion: str,
-    found: Sequence[Convergence],
+    measurements: Sequence[Convergence],
     conditions: Callable[[dict[int, Convergence]], list[_Asked]],
     least_blocks: int = 1,
 ) -> Statement:
-    models = {model.trained: model for model in found}
+    models = {model.trained: model for model in measurements}
     missing = ""
     if not set(TRAINED) <= set(models):
         missing = f"it takes models trained with n = {', '.join(map(str, TRAINED))}"
-    elif min(len(model.blocks) for model in found) < least_blocks:
-        missing = f"it takes {least_blocks} blocks, and there are {min(len(model.blocks) for model in found)}"
-    elif min(model.n_iter for model in found) <= max(TRAINED):
+    elif min(len(model.blocks) for model in measurements) < least_blocks:
+        missing = f"it takes {least_blocks} blocks, and there are {min(len(model.blocks) for model in measurements)}"
+    elif min(model.n_iter for model in measurements) <= max(TRAINED):
         missing = f"it takes more than {max(TRAINED)} iterations"
-    elif min(model.images for model in found) < 2:
+    elif min(model.images for model in measurements) < 2:
         missing = "it takes two images or more"
     if missing:
         return Statement(text, criterion, (), missing)
@@ -269,7 +269,7 @@ def _decide(asked: _Asked, level: float) -> Condition:
 
 
 def _interval(values: Tensor, level: float) -> tuple[float, float, float]:
-    """Mean of a sample (N,) and the ends of its t interval; NaN, of which nothing follows, if a value is not finite."""
+    """Return the mean of a sample (N,) and the ends of its t interval; NaN, which decides nothing, if not finite."""
     if not values.isfinite().all():
         return math.nan, math.nan, math.nan
     values = values.double()
@@ -282,7 +282,7 @@ def _exp(number: float) -> float:
 
 
 def _log_rates(model: Convergence) -> Tensor:
-    """log of each block's rate, (blocks, images)."""
+    """Return the logarithm of each block's rate, (blocks, images)."""
     rates = [block.rate for block in model.blocks]
     assert None not in rates  # there are several iterations
     return torch.stack([rate for rate in rates if rate is not None]).log()

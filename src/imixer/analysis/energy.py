@@ -1,9 +1,9 @@
-"""The energy of a trained mixer's blocks: does mixing go downhill, and how symmetric did the couplings become?"""
+"""Measure the energy of a trained mixer's blocks: does mixing go downhill, and how symmetric are the couplings?"""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor
 
 from imixer.analysis.bridge import model_networks
@@ -13,18 +13,19 @@ from imixer.verdict import Verdict
 
 @dataclass(frozen=True)
 class MixingEnergy:
-    """One mixing step of one block, seen as a Hopfield network with its hidden layers at rest.
+    """Hold the energies of one mixing step of one block: a Hopfield network whose hidden layers are at rest.
 
-    Energies are those of the symmetric part of the couplings, per visible neuron, without unit.
+    Energies are those of the symmetric part of the couplings. They are per visible neuron and have no unit.
 
     Attributes:
         block: Number of the block, from 0.
         mixing: `tokens` or `channels`.
-        asymmetry: Synapse -> ||xi - xi~^T|| / (||xi|| + ||xi~||): 0 symmetric, 0.71 independent, 1 antisymmetric.
-        before, after: Energy (images,) of what goes in and of what comes out.
-        unrest: Largest |inputs - x| of a hidden neuron, which n iterations leave.
-        violated_conditions: What stands against a guarantee that the energy falls, each as `name: reason`. Without any
-            it falls however large the step: E = -L(xi g + b) is concave in g, so that it changes by at most
+        asymmetry: ||xi - xi~^T|| / (||xi|| + ||xi~||) of each synapse, by its name: 0 if symmetric, 0.71 if the two
+            matrices are independent, 1 if antisymmetric.
+        before, after: Energy (images,) of the step's input and output.
+        rest_residual: Largest |inputs - x| of a hidden neuron, which n iterations leave.
+        violated_conditions: Conditions of a guarantee of descent that do not hold, each as `name: reason`. If all hold,
+            the energy falls however large the step. E = -L(xi g + b) is concave in g. It therefore changes by at most
             -<v' - v, g(v') - g(v)>, which a convex Lagrangian of v makes negative.
     """
 
@@ -37,43 +38,43 @@ class MixingEnergy:
     violated_conditions: tuple[str, ...]
 
     @property
-    def energy_decreases(self) -> float:
+    def share_falling(self) -> float:
         """Share of the images whose energy falls."""
         return float((self.after < self.before).double().mean())
 
     @property
     def verdict(self) -> Verdict:
-        """`guaranteed` by theory, `observed` on all images, or `violated` on some."""
-        if self.energy_decreases < 1:
+        """Verdict on descent: `guaranteed` by theory, `observed` on all images, or `violated` on some."""
+        if self.share_falling < 1:
             return "violated"
         return "observed" if self.violated_conditions else "guaranteed"
 
 
 @torch.no_grad()
-def energy_along_depth(model: Any, images: Tensor) -> list[MixingEnergy]:
-    """Follow images through a mixer, from block to block.
+def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
+    """Measure the energy of every mixing step of a mixer, from block to block.
 
     Args:
-        model: An iMixer, or timm's MLP-Mixer.
+        model: An iMixer, or timm's MLP-Mixer, in evaluation mode.
         images: (B, in_chans, H, W), normalised as the model expects.
 
     Returns:
-        Two per block: mixing of tokens, then of channels.
+        Two entries per block: mixing of tokens, then of channels.
 
     Raises:
-        ValueError: If a block is no Hopfield network that is known here.
+        ValueError: If a block is not a Hopfield network of a known kind.
 
     Source: paper (6), in the adiabatic limit; taking it there is ours, see docs/theory.md, section 6.
     """
-    found = []
+    energies = []
     v = model.stem(images)
     for i, networks in enumerate(model_networks(model)):
         for mixing in ("tokens", "channels"):
             update: AdiabaticUpdate = getattr(networks, mixing)
             moved = networks.mix_tokens(v) if mixing == "tokens" else update(v)
-            found.append(_measure(i, mixing, update, v, moved))
+            energies.append(_measure(i, mixing, update, v, moved))
             v = moved
-    return found
+    return energies
 
 
 def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved: Tensor) -> MixingEnergy:
@@ -95,7 +96,7 @@ def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved:
 
 
 def _energy(update: AdiabaticUpdate, v: Tensor) -> tuple[Tensor, float]:
-    """Energy (B,) per visible neuron at v, the hidden layers at rest, and what is left of their unrest."""
+    """Return the energy (B,) per visible neuron at v, with hidden layers at rest, and how far they are from rest."""
     hidden = update.hidden(v)
     state = dict(zip(update.layers, [v, *hidden], strict=True))
     energy = update.network.energy(state, symmetrised=True) / v[0].numel()

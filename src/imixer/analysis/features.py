@@ -1,14 +1,14 @@
-"""Feature maps of each fixed point iteration of one block: the paper's Figure 7.
+"""Compute feature maps of each fixed point iteration of one block: the paper's Figure 7.
 
 S: tokens on a grid (gh, gw), C: channels, D: D_S, width of x.
 """
 
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.analysis.convergence import iterates, resolve_n_iter
 from imixer.errors import InputError
@@ -18,15 +18,15 @@ from imixer.models.probe import capture_activations, require_implicit_layers
 
 @dataclass(frozen=True)
 class Features:
-    """One image in one block.
+    """Hold the iterates of one image in one block, as pictures.
 
     The paper does not say which of two things it calls feature maps; both are here. The D entries of a channel of x
-    have no place in the image: each is a weighted sum over all tokens. H leads back to the tokens, so that H(x^a), what
-    the block would add to its input were it to stop after a iterations, is a picture per channel.
+    have no place in the image, since each is a weighted sum over all tokens. H leads back to the tokens: H(x^a) is what
+    the block would add to its input if it stopped after a iterations. It is a picture per channel.
 
     Attributes:
         block: Number of the block, from 0.
-        name: Of the image.
+        name: Name of the image.
         picture: The image as the model sees it, in [0, 1], (height, width, in_chans).
         x: Iterates x^0 = G(v), ..., x^n, (n + 1, C, D).
         maps: H(x^a), (n + 1, C, gh, gw).
@@ -40,28 +40,28 @@ class Features:
 
     @property
     def n_iter(self) -> int:
-        """Iterations looked at."""
+        """Number of iterations."""
         return len(self.x) - 1
 
     @property
     def changes_of_x(self) -> Tensor:
-        """||x^(a+1) - x^a|| / ||x^n||, (n,)."""
+        """Relative change ||x^(a+1) - x^a|| / ||x^n|| of each iteration, (n,)."""
         return _changes(self.x)
 
     @property
     def changes_of_maps(self) -> Tensor:
-        """||H(x^(a+1)) - H(x^a)|| / ||H(x^n)||, (n,)."""
+        """Relative change ||H(x^(a+1)) - H(x^a)|| / ||H(x^n)|| of each iteration, (n,)."""
         return _changes(self.maps)
 
     @property
     def states(self) -> Tensor:
-        """x^a as pictures, (n + 1, C, height, width): square if D is a square number, else of one row."""
+        """Iterates x^a as pictures, (n + 1, C, height, width): square if D is a square number, else of one row."""
         side = isqrt(self.x.shape[2])
         return self.x.unflatten(2, (side, side) if side**2 == self.x.shape[2] else (1, -1))
 
     @property
     def explanations(self) -> list[str]:
-        """What the two kinds of pictures are, in words."""
+        """Sentences on the two kinds of pictures, `states` and `maps`."""
         height, width = self.states.shape[2:]
         gh, gw = self.maps.shape[2:]
         layout = f"{height} x {width}" if height > 1 else "one row"
@@ -72,22 +72,22 @@ class Features:
         ]
 
     def channels(self, count: int) -> tuple[int, ...]:
-        """The channels whose H(x^n) varies most over the tokens, the most varied first."""
+        """Return the channels whose H(x^n) varies most over the tokens, the most varied first."""
         return tuple(self.maps[-1].flatten(1).std(1).topk(min(count, self.maps.shape[1])).indices.tolist())
 
 
 @torch.no_grad()
 def features_at(
-    model: Any, image: Tensor, *, block: int | None = None, n_iter: int | None = None, name: str = "image"
+    model: nn.Module, image: Tensor, *, block: int | None = None, n_iter: int | None = None, name: str = "image"
 ) -> Features:
-    """Follow one image through the iteration of one block.
+    """Compute feature maps of one image in one block, after each iteration.
 
     Args:
         model: An iMixer in evaluation mode.
         image: (in_chans, H, W), normalised as the model expects.
         block: Number of the block, from 0. Default: the last.
-        n_iter: Iterations to look at. Default: the model's own n, which is also what the blocks before always do.
-        name: What to call the image.
+        n_iter: Iterations of this block. Default: the model's own n, which all other blocks do in any case.
+        name: Name of the image.
 
     Raises:
         InputError: If the model has no inverse or no such block, n_iter is below 1, or it is missing where the model
@@ -104,7 +104,7 @@ def features_at(
     return Features(
         block=block,
         name=name,
-        picture=_picture(image, model.pretrained_cfg),
+        picture=_picture(image, cast(dict[str, Any], model.pretrained_cfg)),
         x=x.double().cpu(),
         maps=inside.imlp.H(x).unflatten(-1, grid_of(model, block)).double().cpu(),
     )

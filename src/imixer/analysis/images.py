@@ -1,4 +1,4 @@
-"""Images to measure a run on."""
+"""Choose the images that a run is measured on."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from imixer.training.run.result import read_result
 
 
 def held_out_images(finished: FinishedRun, count: int, data_path: str | None = None) -> Tensor:
-    """Held-out images (B, in_chans, H, W), evenly spread, as the model takes them and on its device.
+    """Take held-out images (B, in_chans, H, W), evenly spread, as the model takes them and on its device.
 
     Args:
-        reloaded: The run.
-        count: How many; fewer if there are not as many.
-        moved_to: Where the data lie now. Default: where they lay.
+        finished: The run.
+        count: Number of images; all if there are fewer.
+        data_path: Where the data lie now. Default: where they lay.
 
     Raises:
         InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
@@ -31,13 +31,13 @@ def held_out_images(finished: FinishedRun, count: int, data_path: str | None = N
 
 
 def random_images(finished: FinishedRun, count: int, seed: int, data_path: str | None = None) -> Tensor:
-    """Held-out images (B, in_chans, H, W), drawn without replacement, as the model takes them and on its device.
+    """Draw held-out images (B, in_chans, H, W) without replacement, as the model takes them and on its device.
 
     Args:
-        reloaded: The run.
-        count: How many; fewer if there are not as many.
-        seed: Of the draw.
-        moved_to: Where the data lie now. Default: where they lay.
+        finished: The run.
+        count: Number of images; all if there are fewer.
+        seed: Seed of the draw.
+        data_path: Where the data lie now. Default: where they lay.
 
     Raises:
         InputError: If count is below 1, seed is negative, the data are not there, or what the model makes of them is
@@ -56,13 +56,13 @@ def random_images(finished: FinishedRun, count: int, seed: int, data_path: str |
 def held_out_batches(
     finished: FinishedRun, count: int | None, batch_size: int, data_path: str | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Held-out images, as `held_out_images`, and their labels (B,), in batches.
+    """Take held-out images, as `held_out_images` does, and their labels (B,), in batches.
 
     Args:
-        reloaded: The run.
-        count: How many images, evenly spread. Default: all.
+        finished: The run.
+        count: Number of images, evenly spread. Default: all.
         batch_size: Images per batch.
-        moved_to: Where the data lie now. Default: where they lay.
+        data_path: Where the data lie now. Default: where they lay.
 
     Raises:
         InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
@@ -82,13 +82,13 @@ def held_out_batches(
 
 
 def evenly_spread(total: int, count: int | None) -> list[int]:
-    """So many numbers from 0 to total - 1, or all if there are not as many or count is None."""
+    """Choose `count` numbers from 0 to total - 1, evenly spread; all if there are fewer or count is None."""
     wanted = min(count or total, total)
     return [i * total // wanted for i in range(wanted)]
 
 
 def count_held_out(finished: FinishedRun, count: int | None) -> int:
-    """How many images `held_out_batches` gives, as the run's result has it, without opening the data."""
+    """Count the images that `held_out_batches` gives by the run's result, without opening the data."""
     there = read_result(finished.directory).held_out
     return min(count or there, there)
 
@@ -100,27 +100,27 @@ def _check_count(count: int) -> None:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The normalisation of a model.
+    """Convert between pixels and the normalised images that a model takes.
 
     Args:
-        mean: Mean per channel (C, 1, 1), with pixel values in [0, 1].
-        std: Standard deviation per channel (C, 1, 1), likewise.
+        mean: Mean per channel of pixels in [0, 1], (C, 1, 1).
+        std: Standard deviation per channel of pixels in [0, 1], (C, 1, 1).
     """
 
     mean: Tensor
     std: Tensor
 
     def of(self, images: Tensor) -> Tensor:
-        """Pixels in [0, 1] of images as the model takes them, (B, C, H, W): whole multiples of 1/255, as in files."""
+        """Return the pixels of normalised images (B, C, H, W): in [0, 1] and whole multiples of 1/255, as in files."""
         return (images * self.std + self.mean).mul(255).round().div(255)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] as the model takes them."""
+        """Normalise pixels in [0, 1], (B, C, H, W)."""
         return (pixels - self.mean) / self.std
 
 
 def pixels_of(finished: FinishedRun) -> Pixels:
-    """The normalisation of a run, on its device."""
+    """Return the normalisation of a run, on its device."""
     cfg = finished.pretrained_cfg
     mean, std = (torch.tensor(cfg[name], device=finished.device).view(-1, 1, 1) for name in ("mean", "std"))
     return Pixels(mean, std)

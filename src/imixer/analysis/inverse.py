@@ -1,10 +1,9 @@
-"""The i in iMixer: back from the inner state x = (1 - F)^-1 G(v) to G(v), and to what G sees of v.
+"""Go back from the inner state x = (1 - F)^-1 G(v) to G(v), and to what G sees of v: the i in iMixer.
 
 Back is easier than there: G(v) = x - F(x) takes one evaluation of F and no iteration.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +17,20 @@ from imixer.models.probe import BlockActivations, capture_activations
 
 @torch.no_grad()
 def recover_G(F: Contraction, x: Tensor, n_iter: int | None = None, solver: Solver = CONVERGED) -> Tensor:
-    """G(v) = x - F(x).
+    """Recover G(v) = x - F(x) from an inner state.
 
-    Exact if x = (1 - F)^-1 G(v). After n iterations, x_n = G(v) + F(x_(n-1)), so that this gives
-    G(v) - (F(x_n) - F(x_(n-1))): what is missing is x_(n+1) - x_n, the truncation, at most Lip(F) ||x_n - x_(n-1)||.
+    This is exact if x = (1 - F)^-1 G(v). After n iterations x_n = G(v) + F(x_(n-1)), and this returns
+    G(v) - (F(x_n) - F(x_(n-1))). What is missing is x_(n+1) - x_n, the truncation. Its norm is at most
+    Lip(F) ||x_n - x_(n-1)||.
 
     Args:
         F: The contraction, used in evaluation mode.
         x: Inner state (..., D_S), in the dtype to compute in.
         n_iter: Iterations n of inverses inside F. Default: as many as `solver` takes.
-        solver: See `imixer.implicit.nest.fixed_point`.
+        solver: Solver of inverses inside F, if n_iter is None.
 
     Returns:
-        (..., D_S).
+        G(v), (..., D_S).
 
     Source: paper (25), (27), (29).
     """
@@ -42,17 +42,17 @@ def recover_G(F: Contraction, x: Tensor, n_iter: int | None = None, solver: Solv
 
 @torch.no_grad()
 def recover_v(fc_in: nn.Linear, z: Tensor) -> Tensor:
-    """The v of least norm with fc_in(v) as near to z as possible: (W^+)(z - b), W^+ being the pseudoinverse.
+    """Recover the v of least norm with fc_in(v) as near to z as possible: W^+ (z - b), W^+ being the pseudoinverse.
 
-    For z = fc_in(v) that is the projection of v onto the row space of W, `visible_part(fc_in, v)`: all that G sees of
-    it, and all of v if W has as many independent rows as v has entries.
+    For z = fc_in(v) that is `visible_part(fc_in, v)`, the projection of v onto the row space of W. It is all of v if W
+    has as many independent rows as v has entries.
 
     Args:
         fc_in: The layer G.
         z: G(v), (..., D_S), in the dtype to compute in.
 
     Returns:
-        (..., S).
+        v, (..., S).
     """
     W = fc_in.weight.to(z)
     z = z if fc_in.bias is None else z - fc_in.bias.to(z)
@@ -61,25 +61,25 @@ def recover_v(fc_in: nn.Linear, z: Tensor) -> Tensor:
 
 @torch.no_grad()
 def visible_part(fc_in: nn.Linear, v: Tensor) -> Tensor:
-    """Projection W^+ W v of v (..., S) onto the row space of fc_in's matrix, in the dtype of v."""
+    """Project v (..., S) onto the row space of fc_in's matrix W: W^+ W v, all that G sees of v, in the dtype of v."""
     W = fc_in.weight.to(v)
     return v @ W.T @ torch.linalg.pinv(W).T
 
 
 @dataclass(frozen=True)
 class BlockInverse:
-    """A round trip through one block's inner state. All errors are relative, per image, (images,).
+    """Hold the errors of going to one block's inner state and back. They are relative, one per image, (images,).
 
     Attributes:
         block: Number of the block, from 0.
-        error_run: Of G(v), from the x that the run computes: the truncation of its iterations.
-        error_solved: Of G(v), from the fixed point, in float64.
-        error_v_run: Of what G sees of v, from the x that the run computes.
-        error_v_solved: The same, from the fixed point, in float64.
-        rank: Of G's matrix.
+        error_run: Error of G(v) from the x that the run computes: the truncation of its iterations.
+        error_solved: Error of G(v) from the fixed point, in float64.
+        error_v_run: Error of what G sees of v, from the x that the run computes.
+        error_v_solved: Error of what G sees of v, from the fixed point, in float64.
+        rank: Rank of G's matrix.
         tokens: S, entries of v.
-        condition: Largest over smallest singular value of G's matrix that is not 0: by how much going back to v may
-            enlarge an error.
+        condition: Largest over smallest singular value of G's matrix that is not 0: the factor by which going back to v
+            may enlarge an error.
         visible: ||what G sees of v||^2 / ||v||^2.
     """
 
@@ -94,8 +94,8 @@ class BlockInverse:
     visible: Tensor
 
 
-def inverse_along_depth(model: Any, images: Tensor) -> list[BlockInverse]:
-    """Go back from the inner state of every block of an iMixer.
+def inverse_along_depth(model: nn.Module, images: Tensor) -> list[BlockInverse]:
+    """Measure the way back from the inner state of every block of an iMixer.
 
     Args:
         model: The model, in evaluation mode.

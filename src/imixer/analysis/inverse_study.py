@@ -1,4 +1,4 @@
-"""How exactly G(v) comes back from x: against the ceiling, the depth, the iterations and the precision.
+"""Measure how exactly G(v) comes back from x, against ceiling, depth, iterations and precision.
 
 python -m imixer.analysis.inverse_study > inverse.md
 """
@@ -14,6 +14,7 @@ from imixer.implicit import Contraction, SpectralLinear, fold
 from imixer.implicit.certificate import on_data
 from imixer.implicit.nest import fixed_point
 from imixer.implicit.solvers import Picard
+from imixer.tables import Grid, markdown, plus_minus
 
 CEILINGS = (0.5, 0.7, 0.9, 0.95)
 DEPTHS = (3, 4, 5)
@@ -23,15 +24,15 @@ FEATURES, INPUTS = 64, 64
 
 
 def untrained(coeff: float, depth: int, seed: int) -> Contraction:
-    """An untrained F in float64 that its ceiling binds in every direction.
+    """Make an untrained F in float64 that its ceiling binds in every direction.
 
-    The matrices are orthogonal, times ten times the ceiling, and the way back is the transpose of the way there.
-    Gaussian ones hardly feel a ceiling, since almost all of their directions are far below their norm.
+    Its matrices are orthogonal, times ten times the ceiling, and W2 is the transpose of W1. Gaussian matrices would
+    hardly feel a ceiling, since almost all of their directions are far below their norm.
 
     Args:
-        coeff: The ceiling c.
-        depth: Layers L.
-        seed: Of the weights.
+        coeff: Ceiling c of the spectral norms.
+        depth: Number of layers L.
+        seed: Seed of the weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -44,13 +45,13 @@ def untrained(coeff: float, depth: int, seed: int) -> Contraction:
 
 
 def round_trips(F: Contraction, z: Tensor) -> Iterator[tuple[torch.dtype, str, Tensor]]:
-    """Relative errors of z = G(v) after going to x and back, of every precision and number of iterations.
+    """Measure relative errors of z = G(v) after going to x and back, in every precision and number of iterations.
 
     Args:
         F: The contraction.
-        z: (B, D).
+        z: G(v), (B, D).
 
-    Returns:
+    Yields:
         Precision, number of iterations, errors (B,).
     """
     for dtype in PRECISIONS:
@@ -66,8 +67,10 @@ def round_trips(F: Contraction, z: Tensor) -> Iterator[tuple[torch.dtype, str, T
         yield dtype, "converged", relative_error(recover_G(plain, x, solver=solver), start)
 
 
-def study(seed: int = 0) -> tuple[dict[tuple[torch.dtype, float, int, str], Tensor], dict[tuple[float, int], Tensor]]:
-    """All round trips of Gaussian z, and the norms of the Jacobian of F at their fixed points."""
+def measure_round_trips(
+    seed: int = 0,
+) -> tuple[dict[tuple[torch.dtype, float, int, str], Tensor], dict[tuple[float, int], Tensor]]:
+    """Measure all round trips of Gaussian z, and the norms of the Jacobian of F at their fixed points."""
     errors, norms = {}, {}
     z = torch.randn(INPUTS, FEATURES, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     for depth in DEPTHS:
@@ -79,26 +82,26 @@ def study(seed: int = 0) -> tuple[dict[tuple[torch.dtype, float, int, str], Tens
     return errors, norms
 
 
-def tables() -> Iterator[str]:
-    """The study as lines of Markdown."""
-    errors, norms = study()
+def round_trip_tables() -> Iterator[Grid]:
+    """Measure, and make a table per precision."""
+    errors, norms = measure_round_trips()
     hows = [*(f"n = {n}" for n in ITERATIONS), "converged"]
     for dtype in PRECISIONS:
         name = str(dtype).removeprefix("torch.")
-        yield f"| {name}: L | c | norm of dF/dx | {' | '.join(hows)} |"
-        yield "|" + "---|" * (len(hows) + 3)
+        rows = []
         for depth in DEPTHS:
             for coeff in CEILINGS:
                 norm = norms[coeff, depth]
-                cells = [_cell(errors[dtype, coeff, depth, how]) for how in hows]
-                steep = f"{norm.mean():.2f} ± {norm.std():.2f}" if norm.isfinite().all() else "none, inside ≥ 1"
-                yield f"| {depth} | {coeff} | {steep} | {' | '.join(cells)} |"
-        yield ""
+                exists = bool(norm.isfinite().all())
+                steep = plus_minus(float(norm.mean()), float(norm.std())) if exists else "none, inside ≥ 1"
+                cells = (_cell(errors[dtype, coeff, depth, how]) for how in hows)
+                rows.append((str(depth), str(coeff), steep, *cells))
+        yield Grid((f"{name}: L", "c", "norm of dF/dx", *hows), tuple(rows), 0)
 
 
 def _cell(errors: Tensor) -> str:
-    return f"{errors.mean():.1e} ± {errors.std():.0e}" if errors.mean() < 1 else "diverges"
+    return f"{errors.mean():.1e} +- {errors.std():.0e}" if errors.mean() < 1 else "diverges"
 
 
 if __name__ == "__main__":
-    print("\n".join(tables()))
+    print("\n".join(map(markdown, round_trip_tables())))

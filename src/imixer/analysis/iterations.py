@@ -1,18 +1,19 @@
-"""What the number of iterations is worth at test time: accuracy and latency of one trained model."""
+"""Measure what iterations are worth at test time: accuracy and latency of one trained model."""
 
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Picard
 from imixer.models import IMLP
+from imixer.models.inversion import Inversion
 from imixer.models.probe import require_implicit_layers
 from imixer.progress import with_progress
 
@@ -24,12 +25,12 @@ MAX_STEPS = 200
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model solves for x in every block: in n iterations, to a tolerance, or, with neither, as it was trained.
+    """Choose how a model solves for x in every block: in n iterations, to a tolerance, or else as it was trained.
 
     Args:
         n_iter: Iterations of every inverse.
-        tolerance: Relative residual ||G + F(x) - x|| / ||G + F(x)|| at which an image stops, each on its own, after at
-            most `MAX_STEPS` evaluations. Inverses inside F then keep the n they were trained with.
+        tolerance: Relative residual ||G + F(x) - x|| / ||G + F(x)|| at which an image stops. Each image stops on its
+            own, after at most `MAX_STEPS` evaluations. Inverses inside F keep the n they were trained with.
     """
 
     n_iter: int | None = None
@@ -42,17 +43,17 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a model does with a setting.
+class SettingResult:
+    """Hold what a model does with a setting.
 
     Attributes:
         setting: The setting.
-        correct: Whether an image is recognised, (images,).
-        same: Whether it gets the answer that it gets as trained, (images,).
+        correct: Whether each image is recognised, (images,).
+        same: Whether each image is classified as by the model as trained, (images,).
         change: ||logits - logits as trained|| / ||logits as trained||, (images,).
         evaluations: Evaluations of F for each image, (blocks, images).
-        converged: Share of all (block, image) whose tolerance was met; None without a tolerance.
-        latency: Milliseconds per image, of repeats.
+        converged: Share of all pairs of block and image whose tolerance was met; None without a tolerance.
+        latency: Milliseconds per image, one entry per repeat.
     """
 
     setting: Setting
@@ -65,7 +66,7 @@ class Outcome:
 
     @property
     def accuracy(self) -> float:
-        """Share of the images recognised."""
+        """Share of the images that are recognised."""
         return float(self.correct.double().mean())
 
     @property
@@ -75,30 +76,30 @@ class Outcome:
 
     @property
     def latency_quartiles(self) -> tuple[float, float, float]:
-        """Lower quartile, median and upper quartile, in ms per image."""
+        """Lower quartile, median and upper quartile of the latency, in ms per image."""
         low, middle, high = statistics.quantiles(self.latency, n=4, method="inclusive")
         return low, middle, high
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A model with all settings.
+class SettingsComparison:
+    """Hold what a model does with each of several settings.
 
     Attributes:
-        trained: How it was trained, such as `n = 2`.
-        outcomes: One per setting.
-        batch_size: Images per step, for the latency.
-        device: Where it ran, with the number of threads on a CPU.
+        trained: Setting of training, such as `n = 2`.
+        results: What each setting does.
+        batch_size: Images per step when timed.
+        device: Device that it ran on; of a CPU with the number of threads.
     """
 
     trained: str
-    outcomes: tuple[Outcome, ...]
+    results: tuple[SettingResult, ...]
     batch_size: int
     device: str
 
 
 class _EarlyExit:
-    """Stands in for an iMLP's `Inversion`: each image on its own, to a tolerance, and no further.
+    """Stand in for an iMLP's `Inversion`: solve for each image on its own, to a tolerance and no further.
 
     Attributes:
         counts: Evaluations of F that each image took, (images,), per call.
@@ -118,30 +119,30 @@ class _EarlyExit:
         def f(x: Tensor, *weights: Tensor) -> Tensor:
             return F(x, list(weights), n_iter)
 
-        found = solve(f, z, weights, solver=self.solver, on_failure="ignore", early_exit=True, name=name)
-        assert found.residuals is not None and found.converged is not None
-        going = ~(found.residuals <= self.solver.rtol)  # also where it is not a number
+        solution = solve(f, z, weights, solver=self.solver, on_failure="ignore", early_exit=True, name=name)
+        assert solution.residuals is not None and solution.converged is not None
+        going = ~(solution.residuals <= self.solver.rtol)  # also where it is not a number
         self.counts.append((going.int().cumprod(0).sum(0) + 1).clamp_max(len(going)))
-        self.met.append(found.converged)
-        return found.value
+        self.met.append(solution.converged)
+        return solution.value
 
 
 @torch.no_grad()
 def compare_iterations(
-    model: Any,
+    model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     settings: Sequence[Setting],
     *,
     repeats: int = 11,
-) -> Comparison:
-    """Run a model on labelled images, once per setting, and time it.
+) -> SettingsComparison:
+    """Measure a model on labelled images with each of several settings, and time it.
 
     Args:
         model: An iMixer in evaluation mode. It is left as it was.
         batches: Images (B, in_chans, H, W) and labels (B,). The first batch is timed.
-        settings: What to compare.
-        repeats: Timings per setting, after one that does not count; settings take turns, so that whatever else the
-            machine does meets all alike.
+        settings: The settings.
+        repeats: Timings per setting, after one that does not count. Settings take turns, so that whatever else the
+            machine does slows all alike.
 
     Raises:
         InputError: If the model has no inverse.
@@ -161,20 +162,20 @@ def compare_iterations(
         latencies = _time(model, first, settings, imlps, before, repeats)
     finally:
         _apply(Setting(), imlps, before)
-    return Comparison(
+    return SettingsComparison(
         trained=_trained(imlps[0]),
-        outcomes=tuple(_joined(s, rows, ms) for s, rows, ms in zip(settings, seen, latencies, strict=True)),
+        results=tuple(_joined(s, rows, ms) for s, rows, ms in zip(settings, seen, latencies, strict=True)),
         batch_size=len(first),
         device=str(first.device) if first.device.type != "cpu" else _cpu(),
     )
 
 
-def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, Any]]) -> _EarlyExit | None:
+def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, Inversion]]) -> _EarlyExit | None:
     early = None if setting.tolerance is None else _EarlyExit(setting.tolerance)
     for imlp, (n_iter, inversion) in zip(imlps, before, strict=True):
         imlp.n_iter = n_iter if setting.n_iter is None else setting.n_iter
         if early is not None:
-            imlp.inversion = early  # type: ignore[assignment]
+            imlp.inversion = cast(Inversion, early)  # it is called in the same way
         elif setting.n_iter is not None:
             # In evaluation all gradients, and the published code's normalisation, compute the same.
             imlp.inversion = replace(inversion, solver="fixed", gradient="unroll", legacy=False)
@@ -184,13 +185,13 @@ def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, 
 
 
 def _run(
-    model: Any,
+    model: nn.Module,
     images: Tensor,
     labels: Tensor,
     reference: Tensor,
     setting: Setting,
     imlps: Sequence[IMLP],
-    before: Sequence[tuple[int, Any]],
+    before: Sequence[tuple[int, Inversion]],
 ) -> dict[str, Any]:
     early = _apply(setting, imlps, before)
     logits = model(images).float()
@@ -206,11 +207,11 @@ def _run(
     }
 
 
-def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[float]) -> Outcome:
+def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[float]) -> SettingResult:
     def join(name: str) -> Tensor:
         return torch.cat([row[name] for row in rows], -1).cpu()
 
-    return Outcome(
+    return SettingResult(
         setting=setting,
         correct=join("correct"),
         same=join("same"),
@@ -222,11 +223,11 @@ def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[floa
 
 
 def _time(
-    model: Any,
+    model: nn.Module,
     images: Tensor,
     settings: Sequence[Setting],
     imlps: Sequence[IMLP],
-    before: Sequence[tuple[int, Any]],
+    before: Sequence[tuple[int, Inversion]],
     repeats: int,
 ) -> list[list[float]]:
     taken: list[list[float]] = [[] for _ in settings]

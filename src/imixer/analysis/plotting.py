@@ -1,4 +1,4 @@
-"""What the figures of analyses share: blocks along an axis, pictures of signed numbers."""
+"""Draw what the figures of analyses share: blocks along an axis, pictures of signed numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imixer.plotting import SMALL
 
 
 def draw_signed(axes: Axes, values: Tensor, end: float) -> None:
-    """A picture (height, width) of numbers from -end, blue, to end, red; 0 is white."""
+    """Draw a picture (height, width) of numbers from -end, blue, to end, red; 0 is white."""
     end = end or 1.0  # nothing but zeros
     axes.imshow(values.numpy(), cmap="RdBu_r", vmin=-end, vmax=end, interpolation="nearest")
     axes.set_xticks([])
@@ -24,7 +24,7 @@ def draw_signed(axes: Axes, values: Tensor, end: float) -> None:
 
 
 def explain_signed(figure: Figure, *more: str) -> None:
-    """Say below the figure what the colours of `draw_signed` mean, and whatever else there is to say, line by line."""
+    """Write below the figure what the colours of `draw_signed` mean, and more lines."""
     lines = ("red: positive, blue: negative, white: 0; ±: ends of the scale", *more)
     figure.supxlabel("\n".join(lines), fontsize=SMALL)
 
@@ -35,15 +35,21 @@ def label_row(axes: Axes, label: str) -> None:
 
 
 def draw_spread(axes: Axes, blocks: Sequence[float], samples: Sequence[Tensor], **style: Any) -> None:
-    """Mean and standard deviation of one sample (N,) per block."""
-    found = [spread(sample) for sample in samples]
-    axes.errorbar(blocks, [s["mean"] for s in found], [s["std"] for s in found], capsize=3, **style)
+    """Draw mean and standard deviation of one sample (N,) per block, the latter as error bars."""
+    summaries = [spread(sample) for sample in samples]
+    means, deviations = ([summary[name] for summary in summaries] for name in ("mean", "std"))
+    axes.errorbar(blocks, means, deviations, capsize=3, **style)
 
 
 def style_depth_axes(axes: Axes) -> None:
-    """Blocks along the horizontal axis, a grid and a legend."""
+    """Put blocks on the horizontal axis, a grid and a legend."""
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style_axes(axes)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def style_axes(axes: Axes) -> None:
+    """Add a faint grid, and take away the frame above and on the right."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)

@@ -1,4 +1,4 @@
-"""`imixer recall`."""
+"""Store images in an associative memory and retrieve them: `imixer recall`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imixer.errors import InputError
 
 
 def build() -> ArgumentParser:
-    """Its parser."""
+    """Build the parser."""
     parser = new_parser(
         "Store images in an associative memory, corrupt some, retrieve them, and write a picture and the numbers."
     )
@@ -56,7 +56,7 @@ def build() -> ArgumentParser:
 
 
 def run(args: Namespace) -> None:
-    """Run it."""
+    """Recall, write and print."""
     given = {name: value for name, value in args.as_dict().items() if value not in (None, [])}
     comparing = given.pop("compare")
     superfluous = [name for name in given if name not in ("seed", "out")]
@@ -64,13 +64,15 @@ def run(args: Namespace) -> None:
         raise InputError(f"compare has a protocol of its own; leave out {', '.join(superfluous)}")
     announce_loading("the images")
     if comparing:
-        from imixer.analysis.recall.tables import compare, report_study
+        from imixer.analysis.recall.run import compare_memories
+        from imixer.analysis.recall.tables import show_memory_study
 
-        report_study(*compare(**given), new_console())
+        show_memory_study(*compare_memories(**given), new_console())
     else:
-        from imixer.analysis.recall.tables import recall, report_recall
+        from imixer.analysis.recall.run import recall
+        from imixer.analysis.recall.tables import show_recall
 
-        report_recall(*recall(**given), new_console())
+        show_recall(*recall(**given), new_console())
 
 
 COMMAND = Command("Store images in an associative memory and retrieve them.", build, run)

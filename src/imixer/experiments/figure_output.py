@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from imixer.analysis.analyze import write_numbers
 from imixer.analysis.convergence import Convergence, compare_convergence
 from imixer.analysis.convergence_statements import (
     Statement,
@@ -19,18 +19,19 @@ from imixer.analysis.convergence_statements import (
     last_block,
     middle_blocks,
 )
+from imixer.analysis.views import features
 from imixer.analysis.views.convergence import comparison_numbers, draw_cosines, draw_first_block, draw_norms
-from imixer.analysis.views.features import ANALYSIS as FEATURES
 from imixer.escaping import for_markdown
 from imixer.experiments.data_sets import DatasetLocation
 from imixer.experiments.experiment import FigureKind
 from imixer.experiments.experiment_result import ExperimentResult, TrialRun
+from imixer.plotting import save_print_figure
 from imixer.tables import Grid, markdown, on_screen
 from imixer.training.finished_run import load_run
-from imixer.writing import write_text
+from imixer.writing import write_json, write_text
 
 IMAGES = 16  # as many as the paper's
-_DRAWINGS: dict[FigureKind, Callable[[Sequence[Convergence], Path], None]] = {
+_DRAWINGS: dict[FigureKind, Callable[[Sequence[Convergence]], Figure]] = {
     "first block": draw_first_block,
     "norms": draw_norms,
     "cosines": draw_cosines,
@@ -60,7 +61,7 @@ def draw_figure(result: ExperimentResult, console: Console, image: str | None = 
     picture = result.folder / f"{name}.png"
     page = _draw_features(result, trials, picture, image) if result.experiment.figure == "features" else None
     page = page or _draw_convergence(result, trials, picture)
-    write_numbers(_facts(result, page), picture.with_suffix(".json"))
+    write_json(picture.with_suffix(".json"), _facts(result, page), non_finite="null")
     write_text(picture.with_suffix(".md"), _markdown(result, page, picture))
     for grid, title in page.grids:
         console.print(on_screen(grid, title))
@@ -100,7 +101,7 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
     measured = [
         compare_convergence([load_run(str(run.path)) for run in trial], images=IMAGES, names=names) for trial in trials
     ]
-    _DRAWINGS[figure](measured[0], picture)
+    save_print_figure(_DRAWINGS[figure](measured[0]), picture)
     seeds = [trial[0].seed for trial in trials]
     read = [[test(each) for test in _READINGS[figure]] for each in measured]  # by trial
     statements = list(zip(*read, strict=True))
@@ -167,12 +168,12 @@ def _condition_grid(statement: Statement) -> Grid:
 def _draw_features(result: ExperimentResult, trials: list[list[TrialRun]], picture: Path, image: str | None) -> _Page:
     (run,) = trials[0]
     chosen: dict[str, Any] = {} if image is None else {"image": image}
-    measured = FEATURES.measure(load_run(str(run.path)), **chosen)
-    FEATURES.draw(measured, picture)
+    measured = features.measure(load_run(str(run.path)), **chosen)
+    save_print_figure(features.draw(measured), picture)
     (data,) = result.data.values()
     return _Page(
         conditions=_conditions(result, data, f"image: {measured.name}"),
-        numbers=FEATURES.numbers(measured) | {"drawn_seed": run.seed},
+        numbers=features.numbers(measured) | {"drawn_seed": run.seed},
         notes=[f"drawn: the trial with seed {run.seed}, block {measured.block}", *measured.explanations],
     )
 

@@ -1,1 +1,1 @@
-"""Tell images of the kind a run was trained on from others."""
+"""Measure how well scores of a model tell images of its own kind (in) from others (out)."""

@@ -1,4 +1,4 @@
-"""Images of another kind than a run's: its own, spoilt, or those of another data set."""
+"""Make or load images of another kind than a run's own."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,7 +12,7 @@ from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 from imixer.training.finished_run import FinishedRun
 
-_TILES = 4  # a side, of `shuffled`
+_TILES = 4  # that each side is cut into for `shuffled`
 
 
 def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -20,7 +20,7 @@ def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _shuffled(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image's tiles in an order of its own; rows and columns that are left over stay."""
+    """Put each image's tiles into an order of its own; rows and columns that are left over stay."""
     made = pixels.clone()
     tall, wide = (side // _TILES for side in pixels.shape[-2:])
     whole = made[:, :, : _TILES * tall, : _TILES * wide].unfold(2, tall, tall).unfold(3, wide, wide)
@@ -49,43 +49,43 @@ SYNTHETIC_OOD: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 }
 
 
-def outside_batches(
+def ood_batches(
     finished: FinishedRun,
-    against: str,
+    ood_dataset: str,
     count: int | None,
     batch_size: int,
     data_path: str | None = None,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Images (B, in_chans, H, W) of another kind, in batches, as the model takes them and on its device.
+    """Take images (B, in_chans, H, W) of another kind, in batches, as the model takes them and on its device.
 
     Args:
-        reloaded: The run.
-        against: Of the run's own held-out images, `noise`: as many of pixels drawn at random; `shuffled`: 4x4 tiles in
-            another order; `rotated`: by 90 degrees, by 180 if they are not square; `inverted`: black for white. Or the
-            name of a data set, as for `DataConfig`, of which the held-out part is taken, brought to the model's size
-            and channels.
-        count: How many images, evenly spread. Default: all.
+        finished: The run.
+        ood_dataset: A name in `SYNTHETIC_OOD`, for images made from the run's own: `noise`, as many images of random
+            pixels; `shuffled`, 4x4 tiles in another order; `rotated` by 90 degrees, or 180 if not square; `inverted`,
+            black for white. Or the name of a data set, as for `DataConfig`, whose held-out part is brought to the
+            model's size and channels.
+        count: Number of images, evenly spread. Default: all.
         batch_size: Images per batch.
-        moved_to: Where the run's data lie now. Default: where they lay.
-        seed: Of noise and orders.
+        data_path: Where the run's data lie now. Default: where they lay.
+        seed: Seed of noise and orders.
 
     Raises:
         InputError: If count is below 1, or the data are not there.
     """
-    if against in SYNTHETIC_OOD:
+    if ood_dataset in SYNTHETIC_OOD:
         generator, pixels = torch.Generator().manual_seed(seed), pixels_of(finished)
         for images, _ in held_out_batches(finished, count, batch_size, data_path):
-            yield pixels.normalised(SYNTHETIC_OOD[against](pixels.of(images), generator))
+            yield pixels.normalised(SYNTHETIC_OOD[ood_dataset](pixels.of(images), generator))
         return
     try:
-        val = open_dataset(DataConfig(name=against, root=finished.config.data.root)).val
+        val = open_dataset(DataConfig(name=ood_dataset, root=finished.config.data.root)).val
     except InputError as error:
         raise InputError(
-            f"against {against!r} is none of {', '.join(SYNTHETIC_OOD)}, and as a data set: {error}"
+            f"ood_dataset {ood_dataset!r} is none of {', '.join(SYNTHETIC_OOD)}, and as a data set: {error}"
         ) from error
     places = evenly_spread(len(val), count)
     for start in range(0, len(places), batch_size):
         chosen = places[start : start + batch_size]
-        found = [to_channels(val[place][0], finished.input_size[0]) for place in chosen]
-        yield torch.stack([finished.transform(image) for image in found]).to(finished.device)
+        pictures = [to_channels(val[place][0], finished.input_size[0]) for place in chosen]
+        yield torch.stack([finished.transform(picture) for picture in pictures]).to(finished.device)

@@ -1,4 +1,4 @@
-"""Can a run tell images of the kind it was trained on (in) from others (out)?"""
+"""Measure how well scores tell images of the kind a run was trained on (in) from others (out)."""
 
 from __future__ import annotations
 
@@ -10,41 +10,6 @@ from torch import Tensor
 
 from imixer.analysis.ood.scores import SCORES
 
-
-@dataclass(frozen=True)
-class OutOfDistribution:
-    """Scores of images in and out, and how well they tell them apart.
-
-    Attributes:
-        inside: Scores of the run's held-out images, by name, (images,).
-        outside: By set, likewise.
-        detections: By set, by score.
-    """
-
-    in_dist: dict[str, Tensor]
-    out_dist: dict[str, dict[str, Tensor]]
-    detections: dict[str, dict[str, Detection]]
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Scores that the model does not have."""
-        return tuple(name for name in SCORES if name not in self.in_dist)
-
-
-def compare_ood(in_dist: dict[str, Tensor], out_dist: dict[str, dict[str, Tensor]]) -> OutOfDistribution:
-    """Measure how well each score tells in from out.
-
-    Args:
-        inside: Scores of images in, by name, (images,).
-        outside: Scores of images out, by set and name, (images,).
-    """
-    detections = {
-        against: {name: detection(in_dist[name].numpy(), values.numpy()) for name, values in scores.items()}
-        for against, scores in out_dist.items()
-    }
-    return OutOfDistribution(in_dist, out_dist, detections)
-
-
 RESAMPLES = 1000
 _CHUNK = 50  # resamples at once: a few arrays of this many x images
 
@@ -54,13 +19,17 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Detection:
-    """Each with its 95 % interval: percentiles of a bootstrap that draws in and out apart.
+    """Hold how well one score tells in from out, each number with its 95 % interval.
+
+    The interval is that of percentiles of a bootstrap which draws in and out apart.
 
     Attributes:
-        auroc: Probability that a random image of in scores higher than one of out, ties counting half. Chance: 0.5.
+        auroc: Area under the ROC curve: probability that a random image of in scores higher than one of out, ties
+            counting half. Chance: 0.5.
         aupr_in: Average precision of finding in by high scores. Chance: the share of in.
         aupr_out: Average precision of finding out by low scores. Chance: the share of out.
-        fpr95: Share of out above the score that 95 % of in reach. Chance: 0.95.
+        fpr95: False positive rate at a true positive rate of 95 %: share of out at or above the score that 95 % of in
+            reach. Chance: 0.95.
     """
 
     auroc: Interval
@@ -69,14 +38,48 @@ class Detection:
     fpr95: Interval
 
 
-def detection(in_dist: Floats, out_dist: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Detection:
-    """Measure a score, which is to be higher on in than on out.
+@dataclass(frozen=True)
+class OutOfDistribution:
+    """Hold scores of images in and out, and how well each score tells them apart.
+
+    Attributes:
+        in_dist: Scores of the run's held-out images, (images,), by name.
+        out_dist: Scores of images of another kind, (images,), by data set and name.
+        detections: Detection, by data set and name of the score.
+    """
+
+    in_dist: dict[str, Tensor]
+    out_dist: dict[str, dict[str, Tensor]]
+    detections: dict[str, dict[str, Detection]]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Names of scores that the model does not have."""
+        return tuple(name for name in SCORES if name not in self.in_dist)
+
+
+def compare_ood(in_dist: dict[str, Tensor], out_dist: dict[str, dict[str, Tensor]]) -> OutOfDistribution:
+    """Measure how well each score tells in from out.
 
     Args:
-        inside: Scores of in (n,).
-        outside: Scores of out (m,).
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        in_dist: Scores of images in, (images,), by name.
+        out_dist: Scores of images out, (images,), by data set and name.
+    """
+    detections = {
+        ood_dataset: {name: detection(in_dist[name].numpy(), values.numpy()) for name, values in scores.items()}
+        for ood_dataset, scores in out_dist.items()
+    }
+    return OutOfDistribution(in_dist, out_dist, detections)
+
+
+def detection(in_dist: Floats, out_dist: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> Detection:
+    """Measure how well a score tells in from out; it is to be higher on in.
+
+    Args:
+        in_dist: Scores of in, (n,).
+        out_dist: Scores of out, (m,).
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of the bootstrap.
     """
     rng = np.random.default_rng(seed)
     n, m = len(in_dist), len(out_dist)
@@ -85,9 +88,9 @@ def detection(in_dist: Floats, out_dist: Floats, *, resamples: int = RESAMPLES, 
         rows = min(_CHUNK, resamples - start)
         counts = [rng.multinomial(k, np.full(k, 1 / k), rows).astype(np.float64) for k in (n, m)]
         drawn.append(_measures(in_dist, out_dist, *counts))
-    found = _measures(in_dist, out_dist, np.ones((1, n)), np.ones((1, m)))
-    joined = {name: np.concatenate([part[name] for part in drawn]) for name in found}
-    return Detection(**{name: _interval(value[0], joined[name]) for name, value in found.items()})
+    estimates = _measures(in_dist, out_dist, np.ones((1, n)), np.ones((1, m)))
+    joined = {name: np.concatenate([part[name] for part in drawn]) for name in estimates}
+    return Detection(**{name: _interval(value[0], joined[name]) for name, value in estimates.items()})
 
 
 def _interval(estimate: float, drawn: Floats) -> Interval:
@@ -96,7 +99,7 @@ def _interval(estimate: float, drawn: Floats) -> Interval:
 
 
 def _measures(in_dist: Floats, out_dist: Floats, of_in: Floats, of_out: Floats) -> dict[str, Floats]:
-    """All four (R,), for R choices of how often each image counts, (R, n) and (R, m).
+    """Compute all four numbers (R,), for R choices of how often each image counts, (R, n) and (R, m).
 
     scikit-learn gives the same, choice by choice, in 10 to 100 times the time.
     """
@@ -119,7 +122,7 @@ def _measures(in_dist: Floats, out_dist: Floats, of_in: Floats, of_out: Floats) 
 
 
 def _average_precision(hits: Floats, misses: Floats) -> Floats:
-    """From the numbers of hits and misses above falling thresholds, (R, thresholds), which start with 0."""
-    found = hits[:, 1:] + misses[:, 1:]
-    precision = np.divide(hits[:, 1:], found, out=np.zeros_like(found), where=found > 0)
+    """Compute it from the numbers of hits and misses above falling thresholds, (R, thresholds), which start with 0."""
+    above = hits[:, 1:] + misses[:, 1:]
+    precision = np.divide(hits[:, 1:], above, out=np.zeros_like(above), where=above > 0)
     return (np.diff(hits) * precision).sum(1) / hits[:, -1]

@@ -1,13 +1,13 @@
-"""Scores that tell the kind of images a model was trained on from others. All are to be higher on its own kind.
+"""Score images so that those of the kind a model was trained on get higher scores than others.
 
 The signs are fixed here, by what is known of each beforehand, and fitted to no data.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor, nn
 
 from imixer.analysis.energy import energy_along_depth
 from imixer.models.probe import capture_activations, implicit_layers
@@ -15,12 +15,12 @@ from imixer.models.probe import capture_activations, implicit_layers
 
 @dataclass(frozen=True)
 class Score:
-    """One score.
+    """Describe a score.
 
     Attributes:
-        label: What to call it.
-        formula: How it is computed, sign included.
-        reason: Why it should be higher on images of the model's own kind.
+        label: Name in tables and figures.
+        formula: Definition, sign included.
+        reason: Reason why it should be higher on images of the model's own kind.
     """
 
     label: str
@@ -52,42 +52,43 @@ SCORES: dict[str, Score] = {
 
 
 @torch.no_grad()
-def ood_scores(model: Any, images: Tensor) -> dict[str, Tensor]:
-    """The scores of images (B,), in float64, by their names in `SCORES`, as far as the model has them.
+def ood_scores(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Compute the scores of images, (B,) in float64, by their names in `SCORES`, as far as the model has them.
 
     Args:
-        model: In evaluation mode. The Hopfield energy needs a mixer whose networks are known, the residual an iMixer
-            with an inverse.
-        images: (B, in_chans, H, W), normalised as the model expects.
+        model: Model in evaluation mode. The Hopfield energy needs a mixer whose networks are known, the residual an
+            iMixer with an inverse.
+        images: Images (B, in_chans, H, W), normalised as the model expects.
 
     Source: Hendrycks & Gimpel, A baseline for detecting misclassified and out-of-distribution examples in neural
         networks, 2017; Liu et al., Energy-based out-of-distribution detection, 2020, (4) at T = 1; ours.
     """
     logits = model(images).double()
-    found = {"max_softmax": logits.softmax(1).amax(1), "logsumexp": logits.logsumexp(1)}
+    scores = {"max_softmax": logits.softmax(1).amax(1), "logsumexp": logits.logsumexp(1)}
     energies = _token_energies(model, images)
     if energies is not None:
-        found |= {"hopfield_mean": -energies.mean(0), "hopfield_last": -energies[-1]}
+        scores |= {"hopfield_mean": -energies.mean(0), "hopfield_last": -energies[-1]}
     if implicit_layers(model):
-        found["residual"] = -_residuals(model, images).mean(0)
+        scores["residual"] = -_residuals(model, images).mean(0)
     # What is not a number, as of an inverse that diverges, is like nothing seen.
     return {
         name: score.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).cpu()
-        for name, score in found.items()
+        for name, score in scores.items()
     }
 
 
-def _token_energies(model: Any, images: Tensor) -> Tensor | None:
-    """(blocks, B), of the symmetric part of the couplings, the hidden neurons at rest."""
+def _token_energies(model: nn.Module, images: Tensor) -> Tensor | None:
+    """Return the energies (blocks, B) of the symmetric part of the couplings, with hidden neurons at rest."""
+    if not isinstance(model, MlpMixer):
+        return None
     try:
         steps = energy_along_depth(model, images)
-    except (ValueError, AttributeError):  # no mixer, or one with parts whose network is unknown
+    except (ValueError, AttributeError):  # a mixer with parts whose network is unknown
         return None
     return torch.stack([step.before for step in steps if step.mixing == "tokens"]).double()
 
 
-def _residuals(model: Any, images: Tensor) -> Tensor:
-    """(blocks, B)."""
-    insides = capture_activations(model, images)
-    pairs = [(in_dist.residual(torch.float64), in_dist.x.double()) for in_dist in insides]
+def _residuals(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the relative residuals (blocks, B)."""
+    pairs = [(block.residual(torch.float64), block.x.double()) for block in capture_activations(model, images)]
     return torch.stack([left.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1) for left, x in pairs])

@@ -1,1 +1,1 @@
-"""How well associative memories recall images."""
+"""Measure how well associative memories recall images."""

@@ -1,4 +1,4 @@
-"""Images to store in a memory, and what is left of them as queries."""
+"""Choose images to store in a memory, and corrupt them to queries."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,12 +18,12 @@ MASKS = ("none", "top", "bottom", "left", "right")
 
 
 def digit_patterns(count: int, generator: torch.Generator) -> tuple[Tensor, tuple[str, ...]]:
-    """Handwritten digits (count, 8, 8) from -1 to 1, drawn at random, and their names.
+    """Draw handwritten digits (count, 8, 8) from -1 to 1 at random, and return them and their names.
 
-    They stay different when binarised, which a few of the 1,437 do not.
+    No two become equal when binarised, as a few of all 1,437 would.
 
     Raises:
-        InputError: If there are not as many.
+        InputError: If count is larger than the number of such digits.
     """
     pixels, labels, places = _digits()
     if count > len(places):
@@ -34,7 +34,7 @@ def digit_patterns(count: int, generator: torch.Generator) -> tuple[Tensor, tupl
 
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Tensor, list[int], Tensor]:
-    """Pixels (n, 8, 8) and labels of the training digits, and the places of those that differ when binarised."""
+    """Return pixels (n, 8, 8) and labels of the training digits, and the places of those that differ binarised."""
     items = open_digits(DataConfig()).train
     pairs = [items[i] for i in range(len(items))]
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image, _ in pairs])).float() / 127.5 - 1
@@ -44,15 +44,15 @@ def _digits() -> tuple[Tensor, list[int], Tensor]:
 
 
 def image_patterns(paths: Sequence[str], size: int, count: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
-    """Image files as gray squares (K, size, size) from -1 (black) to 1 (white), and their names.
+    """Load image files as gray squares (K, size, size) from -1 (black) to 1 (white), and return them and their names.
 
     Args:
         paths: Files or folders.
         size: Side in pixels.
-        count: Take the first so many. Default: all.
+        count: Number of images to take, the first ones. Default: all.
 
     Raises:
-        InputError: If one cannot be read, or there are not as many.
+        InputError: If a file cannot be read, or there are fewer than count.
     """
     files = find_images(paths)
     if count is not None and count > len(files):
@@ -63,15 +63,15 @@ def image_patterns(paths: Sequence[str], size: int, count: int | None = None) ->
     return pixels.float() / 127.5 - 1, tuple(file.name for file in files)
 
 
-def corrupt(patterns: Tensor, noise: float, binary: bool, generator: torch.Generator) -> Tensor:
-    """Patterns (B, *shape) with noise.
+def add_noise(patterns: Tensor, noise: float, binary: bool, generator: torch.Generator) -> Tensor:
+    """Add noise to patterns: flip signs of binary ones, else add Gaussian noise.
 
     Args:
-        patterns: From -1 to 1.
-        noise: If binary, the share of pixels whose sign changes, rounded to whole ones. Otherwise the standard
+        patterns: Patterns (B, *shape) from -1 to 1.
+        noise: If binary, the share of pixels whose sign changes, rounded to whole pixels. Otherwise the standard
             deviation of Gaussian noise, in units of the range from -1 to 1.
-        binary: Which of the two.
-        generator: Of the noise.
+        binary: Whether patterns are of +-1.
+        generator: Source of the noise.
     """
     if not binary:
         return patterns + 2 * noise * torch.randn(patterns.shape, generator=generator)
@@ -82,11 +82,14 @@ def corrupt(patterns: Tensor, noise: float, binary: bool, generator: torch.Gener
 
 
 def known_half(mask: str, shape: tuple[int, ...]) -> Tensor:
-    """Mask (H, W) of the pixels that are not hidden.
+    """Return a mask (H, W) of the pixels that are not hidden.
 
     Args:
         mask: Half that is hidden: `top`, `bottom`, `left`, `right`, or `none`.
-        shape: (H, W).
+        shape: Height and width (H, W).
+
+    Raises:
+        InputError: If mask is none of these.
     """
     height, width = shape
     known = torch.ones(shape, dtype=torch.bool)

@@ -1,21 +1,22 @@
-"""How much each kind of memory holds, against load and noise, beside a look-up of the nearest stored pattern."""
+"""Measure how much each kind of memory holds, against load and noise, beside a look-up of the nearest pattern."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from imixer.analysis.recall.images import MASKS, corrupt, digit_patterns, known_half
+from imixer.analysis.recall.images import MASKS, add_noise, digit_patterns, known_half
 from imixer.analysis.recall.measure import retrieve
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised
+from imixer.hopfield.memory_kinds import Kind
 
 LOADS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 FLIPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
@@ -27,14 +28,14 @@ QUERIES = 100
 DRAWS = 5
 LOOK_UP = "nearest neighbour"
 
-_BINARY: dict[str, tuple[str, dict[str, Any]]] = {
+_BINARY: dict[str, tuple[Kind, dict[str, Any]]] = {
     "classical": ("classical", {}),
     "polynomial, order 4": ("polynomial", {"order": 4}),
     "polynomial, order 10": ("polynomial", {"order": 10}),
     "exponential": ("exponential", {}),
     "modern": ("modern", {}),
 }
-_GRAY: dict[str, tuple[str, dict[str, Any]]] = {
+_GRAY: dict[str, tuple[Kind, dict[str, Any]]] = {
     "modern": ("modern", {}),
     "modern, by distance": ("modern", {"similarity": "distance"}),
     "hierarchical, 400": ("hierarchical", {"primitives": 400}),
@@ -43,23 +44,23 @@ SETS = {"random signs": _BINARY, "digits, binary": _BINARY, "digits, gray": _GRA
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number of the study.
+class RecallShare:
+    """Hold the share of queries that one memory retrieves under one condition.
 
     Attributes:
-        patterns: Set of patterns.
-        against: `load`, `noise` or `half hidden`.
-        label: What x is.
-        x: Patterns stored, or noise.
-        setting: What was held.
-        memory: Kind and options, or the look-up.
-        mean, std: Share retrieved over the draws of patterns and noise.
-        draws: How many.
-        falls: Whether the energy rose in no step of any query.
+        patterns: Set of patterns, a name in `SETS`.
+        varied: What is varied: `load`, `noise` or `half hidden`.
+        label: Name of x.
+        x: Number of stored patterns, or noise.
+        setting: What is held fixed.
+        memory: Kind and options of the memory, or the look-up.
+        mean, std: Share retrieved, over the draws of patterns and noise.
+        draws: Number of draws.
+        energy_decreases: Whether the energy rose in no step of any query.
     """
 
     patterns: str
-    against: str
+    varied: str
     label: str
     x: float
     setting: str
@@ -70,52 +71,63 @@ class Cell:
     energy_decreases: bool
 
 
-def study(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...] = LOADS) -> list[Cell]:
-    """Measure all kinds.
+def measure_memories(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...] = LOADS) -> list[RecallShare]:
+    """Measure the share of queries that each kind of memory retrieves.
 
-    A draw takes other patterns and other noise, and retrieves 100 queries, made from the stored patterns in turn. A
+    Each draw takes new patterns and new noise, and retrieves 100 queries, made from the stored patterns in turn. A
     query counts as retrieved if its own pattern is the nearest of all to what was retrieved, with a cosine of 0.95 or
     more.
 
     Args:
-        seed: Of the first draw.
-        draws: Draws of patterns, of which mean and standard deviation are taken.
-        loads: Numbers of patterns; noise is varied at 20.
+        seed: Seed of the first draw.
+        draws: Number of draws, over which mean and standard deviation are taken.
+        loads: Numbers of patterns to store. Noise is varied at a load of 20.
 
     Raises:
-        InputError: If a number is impossible.
+        InputError: If draws is below 1, or seed is negative or 2**62 or more.
     """
     if draws < 1:
         raise InputError(f"draws is {draws}; give 1 or more")
     if not 0 <= seed < 2**62:
         raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
-    found: dict[tuple[str, str, str, float, str, str], list[tuple[float, bool]]] = {}
+    measured: dict[tuple[str, str, str, float, str, str], list[tuple[float, bool]]] = {}
     units = [(name, draw, load) for name in SETS for draw in range(draws) for load in loads]
     for name, draw, load in _with_progress(units):
         for condition, value in _measure(name, seed + draw, load):
-            found.setdefault((name, *condition), []).append(value)
-    cells = []
-    for key, values in found.items():
-        shares = [value for value, _ in values]
-        std = stdev(shares) if draws > 1 else 0.0
-        cells.append(
-            Cell(
+            measured.setdefault((name, *condition), []).append(value)
+    shares = []
+    for key, values in measured.items():
+        of_draws = [value for value, _ in values]
+        std = stdev(of_draws) if draws > 1 else 0.0
+        shares.append(
+            RecallShare(
                 *key,
-                mean=fmean(shares),
+                mean=fmean(of_draws),
                 std=std,
                 draws=draws,
                 energy_decreases=all(energy_decreases for _, energy_decreases in values),
             )
         )
     order = ("load", "noise", "half hidden")
-    return sorted(cells, key=lambda cell: (list(SETS).index(cell.patterns), order.index(cell.against)))
+    return sorted(shares, key=lambda share: (list(SETS).index(share.patterns), order.index(share.varied)))
+
+
+class _Condition(NamedTuple):
+    """A condition under which all memories of a set are measured; the first four are those of a `RecallShare`."""
+
+    varied: str
+    label: str
+    x: float
+    setting: str
+    noise: float
+    known: Tensor
 
 
 _Key = tuple[str, str, float, str, str]
 
 
 def _measure(name: str, seed: int, load: int) -> Iterator[tuple[_Key, tuple[float, bool]]]:
-    """All conditions at one load, of one draw."""
+    """Measure all conditions at one load, of one draw."""
     binary = name != "digits, gray"
     generator = torch.Generator().manual_seed(seed)
     patterns = _patterns(name, load, generator)
@@ -125,22 +137,23 @@ def _measure(name: str, seed: int, load: int) -> Iterator[tuple[_Key, tuple[floa
     whole = known_half("none", (8, 8))
     # Another half in each round through the patterns.
     halves = torch.stack([known_half(MASKS[1 + (i // load + i % load) % 4], (8, 8)) for i in range(QUERIES)])
-    conditions: list[tuple[str, str, float, str, float, Tensor]] = [
-        ("load", "patterns stored", load, corruption, noise, whole),
-        ("half hidden", "patterns stored", load, "one half hidden, the other clamped", 0.0, halves),
+    conditions = [
+        _Condition("load", "patterns stored", load, corruption, noise, whole),
+        _Condition("half hidden", "patterns stored", load, "one half hidden, the other clamped", 0.0, halves),
     ]
     if load == LOAD_OF_NOISE:
         label = "share of signs flipped" if binary else "standard deviation of the noise (black to white: 1)"
         for level in FLIPS if binary else SIGMAS:
-            conditions.append(("noise", label, level, f"{load} patterns stored", level, whole))
-    queries = [corrupt(patterns[own], noise, binary, generator) for *_, noise, _ in conditions]
+            conditions.append(_Condition("noise", label, level, f"{load} patterns stored", level, whole))
+    queries = [add_noise(patterns[own], condition.noise, binary, generator) for condition in conditions]
     for memory, (kind, options) in SETS[name].items():
-        built = AssociativeMemory(patterns, kind, **options)  # type: ignore[arg-type]
-        for (*condition, _, known), query in zip(conditions, queries, strict=True):
-            recalled = retrieve(built, patterns, own, query, known)
-            yield (*condition, memory), (_share(recalled.retrieved), recalled.retrieval.energy_decreases)  # type: ignore[misc]
+        built = AssociativeMemory(patterns, kind, **options)
+        for condition, query in zip(conditions, queries, strict=True):
+            recalled = retrieve(built, patterns, own, query, condition.known)
+            key = (condition.varied, condition.label, condition.x, condition.setting)
+            yield (*key, memory), (_share(recalled.retrieved), recalled.retrieval.energy_decreases)
             if memory == "modern":
-                yield (*condition, LOOK_UP), (_share(recalled.looked_up), True)  # type: ignore[misc]
+                yield (*key, LOOK_UP), (_share(recalled.looked_up), True)
 
 
 def _patterns(name: str, count: int, generator: torch.Generator) -> Tensor:
@@ -155,7 +168,7 @@ def _share(right: Tensor) -> float:
 
 
 def _with_progress(units: list[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
-    """A bar on a terminal, otherwise a line per draw."""
+    """Pass the units on, behind a bar on a terminal, otherwise with a line per draw."""
     console = Console(file=sys.stderr)
     with Progress(console=console, transient=True) if console.is_terminal else nullcontext() as bar:
         task = bar.add_task("recalling", total=len(units)) if bar is not None else None

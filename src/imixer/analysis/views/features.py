@@ -1,27 +1,27 @@
-"""`imixer analyze features`: a run measured, written down and told on the screen."""
+"""Write down and show feature maps of one image: `imixer analyze features`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from imixer.analysis.analyze import Analysis
-from imixer.analysis.features import Features, features_at
-from imixer.analysis.plotting import draw_signed, explain_signed, label_row
-from imixer.data.sources.image_files import load_image
+from imixer.analysis.analyze import Analysis, AnalysisFigure
 from imixer.errors import InputError
 from imixer.escaping import for_figure
-from imixer.plotting import DOUBLE, SMALL, print_figure
-from imixer.training.finished_run import FinishedRun
-from imixer.training.finite_checks import require_finite_outputs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from imixer.analysis.features import Features
+    from imixer.training.finished_run import FinishedRun
 
 
-def _measure(
+def measure(
     finished: FinishedRun,
     *,
     image: int | str = 0,
@@ -29,39 +29,60 @@ def _measure(
     n_iter: int | None = None,
     data: str | None = None,
 ) -> Features:
+    """Follow one image through the iterations of one block of a run.
+
+    Args:
+        finished: The run.
+        image: Number of a held-out image, or an image file.
+        block: Number of the block, from 0. Default: the last.
+        n_iter: Iterations to look at. Default: as trained.
+        data: Where the run's data lie now. Default: where they lay.
+    """
+    from imixer.analysis.features import features_at
+    from imixer.training.finite_checks import require_finite_outputs
+
     name, pixels = _load(finished, image, data)
     require_finite_outputs(finished.model, pixels[None].to(finished.device), finished.directory.path)
     return features_at(finished.model, pixels.to(finished.device), block=block, n_iter=n_iter, name=name)
 
 
-def _load(finished: FinishedRun, image: int | str, data_path: str | None) -> tuple[str, Tensor]:
+def _load(finished: FinishedRun, image: int | str, data: str | None) -> tuple[str, Tensor]:
+    """Return the name of an image, and the image as the model takes it."""
+    from imixer.data.loading import load_image
+
     if isinstance(image, str):
         return Path(image).name, finished.transform(load_image(image, finished.input_size[0]))
-    val = finished.data(data_path).val
+    val = finished.data(data).val
     total = len(val)
     if not 0 <= image < total:
         raise InputError(f"image is {image}; give 0 to {total - 1}, or a file")
     return f"held-out {image}", finished.transform(val[image][0])
 
 
-def _numbers(found: Features) -> dict[str, Any]:
+def numbers(features: Features) -> dict[str, Any]:
+    """Collect what is written as JSON."""
     return {
-        "image": found.name,
-        "block": found.block,
-        "n_iter": found.n_iter,
-        "changes_of_x": found.changes_of_x.tolist(),
-        "changes_of_maps": found.changes_of_maps.tolist(),
+        "image": features.name,
+        "block": features.block,
+        "n_iter": features.n_iter,
+        "changes_of_x": features.changes_of_x.tolist(),
+        "changes_of_maps": features.changes_of_maps.tolist(),
     }
 
 
-def _show(found: Features, console: Console) -> None:
-    """One row per iteration."""
-    table = Table(title=f"{found.name}, block {found.block}: change in % of the last", title_justify="left")
+def table(features: Features) -> Table:
+    """Make the table of the screen, a row per iteration."""
+    made = Table(title=f"{features.name}, block {features.block}: change in % of the last", title_justify="left")
     for name in ("iteration", "x", "H(x)"):
-        table.add_column(name, justify="right")
-    for a, (x, maps) in enumerate(zip(found.changes_of_x, found.changes_of_maps, strict=True)):
-        table.add_row(f"{a} -> {a + 1}", f"{100 * float(x):.3g}", f"{100 * float(maps):.3g}")
-    console.print(table)
+        made.add_column(name, justify="right")
+    for a, (x, maps) in enumerate(zip(features.changes_of_x, features.changes_of_maps, strict=True)):
+        made.add_row(f"{a} -> {a + 1}", f"{100 * float(x):.3g}", f"{100 * float(maps):.3g}")
+    return made
+
+
+def show(features: Features, console: Console) -> None:
+    """Print the table, and what its columns mean."""
+    console.print(table(features))
     console.print("norms over all channels; H(x): what the block adds to its tokens")
 
 
@@ -69,30 +90,32 @@ _LARGEST, _SMALLEST = 0.85, 0.5  # inches, of a map
 _LONGEST = 14  # letters below the image
 
 
-def draw_features(found: Features, path: Path, channels: int = 4) -> None:
+def draw(features: Features, channels: int = 4) -> Figure:
     """Draw two rows per channel, x^a and H(x^a) for a = 0 to n, then by how much each iteration changed them.
 
     The pictures of a row share a scale, whose ends stand on its left. Each change has its own, or later ones would be
     blank; its ends stand below it, in per cent of the row's. On the left of all, the image.
 
     Args:
-        found: What `features_at` gave.
-        path: PNG to write. The PDF lies beside it.
+        features: What `measure` returned.
         channels: How many, the most varied over the tokens first.
     """
-    chosen = found.channels(channels)
-    n = found.n_iter
+    from imixer.analysis.plotting import draw_signed, explain_signed, label_row
+    from imixer.plotting import DOUBLE, SMALL, print_figure
+
+    chosen = features.channels(channels)
+    n = features.n_iter
     ratios = [*[1.0] * (n + 2), 0.1, *[1.0] * n]  # the image, the pictures, a space, the changes
     side = min(_LARGEST, max(_SMALLEST, (DOUBLE - 0.8) / sum(ratios)))
     rows: list[tuple[str, Tensor]] = []
     for channel in chosen:
-        rows.append((f"channel {channel}\n$x^a$", found.states[:, channel]))
-        rows.append((f"channel {channel}\n$H(x^a)$", found.maps[:, channel]))
+        rows.append((f"channel {channel}\n$x^a$", features.states[:, channel]))
+        rows.append((f"channel {channel}\n$H(x^a)$", features.maps[:, channel]))
     heights = [min(max(values.shape[1] / values.shape[2], 0.25), 2.0) for _, values in rows]
     figure_height = side * sum(heights) + 0.19 * len(rows) + 0.7
-    with print_figure(path, side * sum(ratios) + 0.8, figure_height) as figure:
+    with print_figure(side * sum(ratios) + 0.8, figure_height) as figure:
         grid = figure.add_gridspec(len(rows), len(ratios), width_ratios=ratios, height_ratios=heights)
-        _draw_picture(figure.add_subplot(grid[0:2, 0]), found)
+        _draw_picture(figure.add_subplot(grid[0:2, 0]), features)
         for row, (label, values) in enumerate(rows):
             end = float(values.abs().max())
             pictures = [figure.add_subplot(grid[row, 1 + a]) for a in range(n + 1)]
@@ -111,11 +134,12 @@ def draw_features(found: Features, path: Path, channels: int = 4) -> None:
             if values.shape[1] == 1:  # a row of numbers, of which each is a stripe
                 for axes in (*pictures, *changes):
                     axes.set_aspect("auto")
-        explain_signed(figure, *_explanations(found))
+        explain_signed(figure, *_explanations(features))
+    return figure
 
 
-def _explanations(found: Features) -> list[str]:
-    states, maps = found.explanations
+def _explanations(features: Features) -> list[str]:
+    states, maps = features.explanations
     return [
         states.replace("x^a", "$x^a$"),
         maps.replace("H(x^a)", "$H(x^a)$").replace("after a ", "after $a$ "),
@@ -123,17 +147,26 @@ def _explanations(found: Features) -> list[str]:
     ]
 
 
-def _draw_picture(axes: Axes, found: Features) -> None:
-    options: Any = dict(cmap="gray") if found.picture.shape[-1] == 1 else {}
-    axes.imshow(found.picture.numpy(), vmin=0, vmax=1, interpolation="nearest", **options)
+def _draw_picture(axes: Axes, features: Features) -> None:
+    from imixer.plotting import SMALL
+
+    options: Any = dict(cmap="gray") if features.picture.shape[-1] == 1 else {}
+    axes.imshow(features.picture.numpy(), vmin=0, vmax=1, interpolation="nearest", **options)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(f"block {found.block}", fontsize=7, pad=3)
-    axes.set_xlabel(for_figure(found.name, _LONGEST), fontsize=SMALL, labelpad=1.5)
+    axes.set_title(f"block {features.block}", fontsize=7, pad=3)
+    axes.set_xlabel(for_figure(features.name, _LONGEST), fontsize=SMALL, labelpad=1.5)
 
 
 def _per_cent(share: float) -> str:
     return f"±{100 * share:.{2 if share >= 0.01 else 1}g} %"
 
 
-ANALYSIS = Analysis("features", _measure, _numbers, draw_features, _show)
+ANALYSIS = Analysis(
+    name="features",
+    summary="what each iteration of one block makes of one image, as feature maps",
+    measure=measure,
+    numbers=numbers,
+    show=show,
+    drawings=(AnalysisFigure("features", "Features", draw, for_print=True),),
+)

@@ -1,135 +1,156 @@
-"""`imixer analyze iterations`: a run measured, written down and told on the screen."""
+"""Write down and show what a run's iterations are worth: `imixer analyze iterations`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure  # without pyplot: no display, no global state
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from imixer.analysis.analyze import Analysis
-from imixer.analysis.images import held_out_batches
-from imixer.analysis.iterations import (
-    BATCH_SIZE,
-    MAX_STEPS,
-    NUMBERS,
-    TOLERANCES,
-    Comparison,
-    Outcome,
-    Setting,
-    compare_iterations,
-)
-from imixer.analysis.statistics import plus_minus, spread
-from imixer.plotting import BLUE, ORANGE
-from imixer.training.finished_run import FinishedRun
+from imixer.analysis.analyze import Analysis, AnalysisFigure
+from imixer.analysis.statistics import spread, spread_text
+from imixer.tables import plus_minus
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from imixer.analysis.iterations import SettingResult, SettingsComparison
+    from imixer.training.finished_run import FinishedRun
 
 
-def _measure(finished: FinishedRun, *, images: int | None = None, data: str | None = None) -> Comparison:
+def measure(finished: FinishedRun, *, images: int | None = None, data: str | None = None) -> SettingsComparison:
+    """Run a run's model with other numbers of iterations and to tolerances, and time it.
+
+    Args:
+        finished: The run.
+        images: Held-out images to measure on, evenly spread. Default: all.
+        data: Where the run's data lie now. Default: where they lay.
+    """
+    from imixer.analysis.images import held_out_batches
+    from imixer.analysis.iterations import BATCH_SIZE, NUMBERS, TOLERANCES, Setting, compare_iterations
+
     settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
     return compare_iterations(finished.model, held_out_batches(finished, images, BATCH_SIZE, data), settings)
 
 
-def _numbers(found: Comparison) -> dict[str, Any]:
+def numbers(comparison: SettingsComparison) -> dict[str, Any]:
+    """Collect what is written as JSON."""
+    first = comparison.results[0]
     return {
-        "images": len(found.outcomes[0].correct),
-        "trained": found.trained,
-        "device": found.device,
-        "latency_batch_size": found.batch_size,
-        "latency_repeats": len(found.outcomes[0].latency),
-        "settings": [_row(outcome) for outcome in found.outcomes],
+        "images": len(first.correct),
+        "trained": comparison.trained,
+        "device": comparison.device,
+        "latency_batch_size": comparison.batch_size,
+        "latency_repeats": len(first.latency),
+        "settings": [_setting_numbers(result) for result in comparison.results],
     }
 
 
-def _show(found: Comparison, console: Console) -> None:
-    """One row per setting."""
-    first = found.outcomes[0]
-    table = Table(
-        title=f"Trained with {found.trained}; {len(first.correct)} held-out images; latency: median and quartiles of "
-        f"{len(first.latency)}, batches of {found.batch_size}, {found.device}",
-        title_justify="left",
-    )
-    table.add_column("solved")
-    for name in ("accuracy %", "same answer %", "logit change %", "evaluations per block", "ms per image"):
-        table.add_column(name, justify="right")
-    for o in found.outcomes:
-        low, middle, high = o.latency_quartiles
-        counts = ", ".join(f"{float(block.double().mean()):.1f}" for block in o.evaluations)
-        table.add_row(
-            Text(str(o.setting), "bold" if str(o.setting) == found.trained else ""),
-            f"{100 * o.accuracy:.2f} +- {100 * o.accuracy_error:.2f}",
-            f"{100 * float(o.same.double().mean()):.2f}",
-            plus_minus(100 * o.change),
-            counts if o.setting.tolerance is not None else str(o.setting.n_iter),
-            f"{middle:.3f} ({low:.3f}-{high:.3f})",
-        )
-    console.print(table)
-    console.print(
-        "accuracy: +- standard error. same answer, logit change (relative, mean +- std): against the model as trained. "
-        "evaluations: of F, of each block, mean over images"
-    )
-    for o in found.outcomes:
-        if o.converged is not None and o.converged < 1:
-            console.print(f"{o.setting}: {1 - o.converged:.2%} of the inverses not met in {MAX_STEPS} evaluations")
-
-
-def _row(outcome: Outcome) -> dict[str, Any]:
-    low, middle, high = outcome.latency_quartiles
+def _setting_numbers(result: SettingResult) -> dict[str, Any]:
+    low, middle, high = result.latency_quartiles
     return {
-        "n_iter": outcome.setting.n_iter,
-        "tolerance": outcome.setting.tolerance,
-        "accuracy": outcome.accuracy,
-        "accuracy_standard_error": outcome.accuracy_error,
-        "same_answer": float(outcome.same.double().mean()),
-        "logit_change": spread(outcome.change),
-        "evaluations_per_block": [spread(block.double()) for block in outcome.evaluations],
-        "converged": outcome.converged,
+        "n_iter": result.setting.n_iter,
+        "tolerance": result.setting.tolerance,
+        "accuracy": result.accuracy,
+        "accuracy_standard_error": result.accuracy_error,
+        "same_answer": float(result.same.double().mean()),
+        "logit_change": spread(result.change),
+        "evaluations_per_block": [spread(block.double()) for block in result.evaluations],
+        "converged": result.converged,
         "latency_ms_per_image": {"median": middle, "lower_quartile": low, "upper_quartile": high},
     }
 
 
-_STYLES = {"n iterations": (BLUE, "o", "-"), "to a tolerance": (ORANGE, "s", "--")}
+def table(comparison: SettingsComparison) -> Table:
+    """Make the table of the screen, a row per setting; that of training is bold."""
+    first = comparison.results[0]
+    made = Table(
+        title=f"Trained with {comparison.trained}; {len(first.correct)} held-out images; latency: median and quartiles "
+        f"of {len(first.latency)}, batches of {comparison.batch_size}, {comparison.device}",
+        title_justify="left",
+    )
+    made.add_column("solved")
+    for name in ("accuracy %", "same answer %", "logit change %", "evaluations per block", "ms per image"):
+        made.add_column(name, justify="right")
+    for result in comparison.results:
+        low, middle, high = result.latency_quartiles
+        counts = ", ".join(f"{float(block.double().mean()):.1f}" for block in result.evaluations)
+        made.add_row(
+            Text(str(result.setting), "bold" if str(result.setting) == comparison.trained else ""),
+            plus_minus(100 * result.accuracy, 100 * result.accuracy_error),
+            f"{100 * float(result.same.double().mean()):.2f}",
+            spread_text(100 * result.change),
+            counts if result.setting.tolerance is not None else str(result.setting.n_iter),
+            f"{middle:.3f} ({low:.3f}-{high:.3f})",
+        )
+    return made
 
 
-def draw_iterations(found: Comparison, path: Path) -> None:
-    """Left: accuracy with its standard error. Right: median latency with its quartiles. Both against the evaluations of
-    F per block and image, which are n, or the mean of what a tolerance takes.
+def show(comparison: SettingsComparison, console: Console) -> None:
+    """Print the table, what its columns mean, and which tolerances were not met."""
+    from imixer.analysis.iterations import MAX_STEPS
 
-    Args:
-        found: What `compare_iterations` gave.
-        path: PNG to write.
+    console.print(table(comparison))
+    console.print(
+        "accuracy: +- standard error. same answer, logit change (relative, mean +- std): against the model as trained. "
+        "evaluations: of F, of each block, mean over images"
+    )
+    for result in comparison.results:
+        if result.converged is not None and result.converged < 1:
+            lost = f"{1 - result.converged:.2%} of the inverses not met in {MAX_STEPS} evaluations"
+            console.print(f"{result.setting}: {lost}")
+
+
+def draw(comparison: SettingsComparison) -> Figure:
+    """Draw accuracy with its standard error (left), and median latency with its quartiles (right).
+
+    Both stand over the evaluations of F per block and image: n, or the mean of what a tolerance takes.
     """
+    from matplotlib.figure import Figure
+
+    from imixer.analysis.plotting import style_axes
+    from imixer.plotting import BLUE, ORANGE
+
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     accuracy, latency = figure.subplots(1, 2)
-    for kind, (color, marker, ls) in _STYLES.items():
-        outcomes = [o for o in found.outcomes if (o.setting.tolerance is None) == (kind == "n iterations")]
-        if not outcomes:
+    by_number = [result for result in comparison.results if result.setting.tolerance is None]
+    to_tolerance = [result for result in comparison.results if result.setting.tolerance is not None]
+    for label, results, color, marker, ls in (
+        ("n iterations", by_number, BLUE, "o", "-"),
+        ("to a tolerance", to_tolerance, ORANGE, "s", "--"),
+    ):
+        if not results:
             continue
-        style = dict(color=color, marker=marker, ls=ls, capsize=3, label=kind)
-        x = [float(o.evaluations.double().mean()) for o in outcomes]
-        accuracy.errorbar(x, [100 * o.accuracy for o in outcomes], [100 * o.accuracy_error for o in outcomes], **style)
-        low, middle, high = zip(*(o.latency_quartiles for o in outcomes), strict=True)
+        style: dict[str, Any] = dict(color=color, marker=marker, ls=ls, capsize=3, label=label)
+        x = [float(result.evaluations.double().mean()) for result in results]
+        shares = [100 * result.accuracy for result in results]
+        accuracy.errorbar(x, shares, [100 * result.accuracy_error for result in results], **style)
+        low, middle, high = zip(*(result.latency_quartiles for result in results), strict=True)
         below = [m - q for m, q in zip(middle, low, strict=True)]
         above = [q - m for m, q in zip(middle, high, strict=True)]
         latency.errorbar(x, middle, [below, above], **style)
-        if kind == "to a tolerance":
-            for axes, y in ((accuracy, [100 * o.accuracy for o in outcomes]), (latency, middle)):
-                for x_i, y_i, o in zip(x, y, outcomes, strict=True):
-                    axes.annotate(
-                        f"{o.setting.tolerance:.0e}", (x_i, y_i), (4, -11), textcoords="offset points", fontsize=7
-                    )
-    images = len(found.outcomes[0].correct)
-    accuracy.set(ylabel="accuracy in %", title=f"{images} held-out images, trained with {found.trained}")
-    latency.set(ylabel="ms per image", title=f"Latency, batches of {found.batch_size}, {found.device}")
+        if results is to_tolerance:
+            for axes, y in ((accuracy, shares), (latency, middle)):
+                for x_i, y_i, result in zip(x, y, results, strict=True):
+                    tolerance = f"{result.setting.tolerance:.0e}"
+                    axes.annotate(tolerance, (x_i, y_i), (4, -11), textcoords="offset points", fontsize=7)
+    images = len(comparison.results[0].correct)
+    accuracy.set(ylabel="accuracy in %", title=f"{images} held-out images, trained with {comparison.trained}")
+    latency.set(ylabel="ms per image", title=f"Latency, batches of {comparison.batch_size}, {comparison.device}")
     latency.set_ylim(bottom=0)
     for axes in (accuracy, latency):
         axes.set_xlabel("evaluations of F per block")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_axes(axes)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-ANALYSIS = Analysis("iterations", _measure, _numbers, draw_iterations, _show)
+ANALYSIS = Analysis(
+    name="iterations",
+    summary="accuracy and latency against the number of iterations, and against a tolerance",
+    measure=measure,
+    numbers=numbers,
+    show=show,
+    drawings=(AnalysisFigure("iterations", "Iterations", draw),),
+)

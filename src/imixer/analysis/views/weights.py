@@ -1,81 +1,93 @@
-"""`imixer analyze weights`: a run measured, written down and told on the screen."""
+"""Write down and show the token mixing matrices of a run: `imixer analyze weights`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from imixer.analysis.analyze import Analysis
-from imixer.analysis.plotting import draw_signed, explain_signed, label_row
-from imixer.analysis.statistics import plus_minus, spread
-from imixer.analysis.weights import TokenMixing, token_mixing
-from imixer.plotting import DOUBLE, print_figure
-from imixer.training.finished_run import FinishedRun
+from imixer.analysis.analyze import Analysis, AnalysisFigure
+from imixer.analysis.statistics import spread, spread_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from imixer.analysis.weights import TokenMixing
+    from imixer.training.finished_run import FinishedRun
+
+SHOWN = 8  # hidden neurons of a block
+_BLOCKS = 12  # as many as fit on a page
 
 
-def _measure(finished: FinishedRun) -> tuple[TokenMixing, ...]:
+def measure(finished: FinishedRun) -> tuple[TokenMixing, ...]:
+    """Take the token mixing matrices of a run.
+
+    Args:
+        finished: The run.
+    """
+    from imixer.analysis.weights import token_mixing
+
     return token_mixing(finished.model)
 
 
-def _numbers(found: Sequence[TokenMixing]) -> dict[str, Any]:
-    return {"grid": list(found[0].reads.shape[1:]), "blocks": [_row(mixing) for mixing in found]}
+def numbers(mixings: Sequence[TokenMixing]) -> dict[str, Any]:
+    """Collect what is written as JSON."""
+    return {"grid": list(mixings[0].reads.shape[1:]), "blocks": [_block_numbers(mixing) for mixing in mixings]}
 
 
-def _show(found: Sequence[TokenMixing], console: Console) -> None:
-    """One row per block."""
-    height, width = found[0].reads.shape[1:]
-    table = Table(title=f"Token mixing, {height} x {width} tokens", title_justify="left")
+def _block_numbers(mixing: TokenMixing) -> dict[str, Any]:
+    return {
+        "block": mixing.block,
+        "neurons": len(mixing.energies),
+        "effective_neurons": mixing.effective,
+        "strongest": mixing.strongest(SHOWN).tolist(),
+        "share_of_strongest": mixing.energy_share(SHOWN),
+        "cosine_of_read_and_write": spread(mixing.cosines),
+    }
+
+
+def table(mixings: Sequence[TokenMixing]) -> Table:
+    """Make the table of the screen, a row per block."""
+    height, width = mixings[0].reads.shape[1:]
+    made = Table(title=f"Token mixing, {height} x {width} tokens", title_justify="left")
     for name in ("block", "neurons", "effective", f"energy of the strongest {SHOWN}", "cosine of read and written"):
-        table.add_column(name, justify="right")
-    for mixing in found:
-        table.add_row(
+        made.add_column(name, justify="right")
+    for mixing in mixings:
+        made.add_row(
             str(mixing.block),
             str(len(mixing.energies)),
             f"{mixing.effective:.1f}",
-            f"{mixing.share(SHOWN):.1%}",
-            plus_minus(mixing.cosines),
+            f"{mixing.energy_share(SHOWN):.1%}",
+            spread_text(mixing.cosines),
         )
-    console.print(table)
+    return made
+
+
+def show(mixings: Sequence[TokenMixing], console: Console) -> None:
+    """Print the table, and what its columns mean."""
+    console.print(table(mixings))
     console.print(
         "energy of a neuron: ||what it reads||^2 ||what it writes||^2; effective: as many equal neurons; cosine: 1 for "
         "a symmetric coupling, 0 for independent ones"
     )
 
 
-def _row(mixing: TokenMixing) -> dict[str, Any]:
-    return {
-        "block": mixing.block,
-        "neurons": len(mixing.energies),
-        "effective_neurons": mixing.effective,
-        "strongest": mixing.strongest(SHOWN).tolist(),
-        "share_of_strongest": mixing.share(SHOWN),
-        "cosine_of_read_and_write": spread(mixing.cosines),
-    }
-
-
-SHOWN = 8  # hidden neurons of a block
-_BLOCKS = 12  # as many as fit on a page
-
-
-def draw_weights(found: Sequence[TokenMixing], path: Path) -> None:
-    """A row per block: what its neurons of most energy read, and what the same neurons write.
+def draw(mixings: Sequence[TokenMixing]) -> Figure:
+    """Draw a row per block: what its neurons of most energy read, and what the same neurons write.
 
     Each half of a row has one scale, symmetric about 0. Of more than 12 blocks, 12 are drawn, evenly spread.
-
-    Args:
-        found: What `token_mixing` gave.
-        path: PNG to write. The PDF lies beside it.
     """
-    rows = min(len(found), _BLOCKS)
-    shown = [found[row * (len(found) - 1) // max(rows - 1, 1)] for row in range(rows)]
-    height, width = found[0].reads.shape[1:]
-    neurons = min(SHOWN, len(found[0].reads))
+    from imixer.analysis.plotting import draw_signed, explain_signed, label_row
+    from imixer.plotting import DOUBLE, print_figure
+
+    rows = min(len(mixings), _BLOCKS)
+    shown = [mixings[row * (len(mixings) - 1) // max(rows - 1, 1)] for row in range(rows)]
+    height, width = mixings[0].reads.shape[1:]
+    neurons = min(SHOWN, len(mixings[0].reads))
     side = (DOUBLE - 1.3) / (2 * neurons)
-    with print_figure(path, DOUBLE, len(shown) * (side * min(height / width, 2.0) + 0.06) + 0.6) as figure:
+    with print_figure(DOUBLE, len(shown) * (side * min(height / width, 2.0) + 0.06) + 0.6) as figure:
         halves: Any = figure.subfigures(1, 2)
         for half, title in zip(
             halves, ("read: rows of the first matrix", "written by the same neurons: columns of the last"), strict=True
@@ -90,6 +102,14 @@ def draw_weights(found: Sequence[TokenMixing], path: Path) -> None:
                     draw_signed(axes, pattern, end)
                 label_row(grid[row, 0], f"block {mixing.block}\n±{end:.2g}")
         explain_signed(figure)
+    return figure
 
 
-ANALYSIS = Analysis("weights", _measure, _numbers, draw_weights, _show)
+ANALYSIS = Analysis(
+    name="weights",
+    summary="token mixing matrices as pictures over the token grid",
+    measure=measure,
+    numbers=numbers,
+    show=show,
+    drawings=(AnalysisFigure("weights", "Weights", draw, for_print=True),),
+)

@@ -9,6 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from imixer.analysis.registry import figure_titles
+from imixer.analysis.views.convergence import ANALYSIS as CONVERGENCE
+from imixer.analysis.views.energy import ANALYSIS as ENERGY
 from imixer.errors import InputError
 from imixer.escaping import one_line
 from imixer.experiments.registry import EXPERIMENTS
@@ -213,8 +216,8 @@ def _read(path: Path, name: str) -> ReportedRun:
             raise InputError(f"the model of {path} is not finite, from {place}; its results are none, leave it out")
         classes = _classes(run)
         energy = _energy(run)
-        iterations = _json(run.analysis / "convergence.json").get("blocks", [])
-        charted = {"confusion_matrix": classes, "convergence": iterations, "energy": energy}
+        iterations = _json(run.analysis / f"{CONVERGENCE.name}.json").get("blocks", [])
+        charted = {run.confusion_matrix.stem: classes, CONVERGENCE.name: iterations, ENERGY.name: energy}
         return ReportedRun(
             name=name,
             path=path,
@@ -249,10 +252,11 @@ def _classes(run: RunDirectory) -> tuple[list[str], list[list[int]]] | None:
 
 
 def _energy(run: RunDirectory) -> list[dict[str, Any]]:
-    file = run.analysis / "energy.json"
+    file = run.analysis / f"{ENERGY.name}.json"
     mixings = _json(file).get("mixings", [])
     if not isinstance(mixings, list) or not all(isinstance(each, dict) for each in mixings):
-        raise InputError(f"{file} is damaged: mixings is no list; `imixer analyze energy {run.path}` writes it again")
+        again = f"`imixer analyze {ENERGY.name} {run.path}` writes it again"
+        raise InputError(f"{file} is damaged: mixings is no list; {again}")
     return mixings if all("change" in each for each in mixings) else []  # of an earlier version
 
 
@@ -263,7 +267,8 @@ def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[RunPicture]:
     for file in [file for file in shown if not _is_png(file)]:
         _log.warning(f"{file} is no picture any more, and left out")
         shown.remove(file)
-    return [RunPicture(file.stem.replace("_", " ").capitalize(), file) for file in shown]
+    titles = figure_titles()
+    return [RunPicture(titles.get(file.stem, file.stem.replace("_", " ").capitalize()), file) for file in shown]
 
 
 def _is_png(file: Path) -> bool:
