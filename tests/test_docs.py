@@ -7,6 +7,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import logging
 import os
 import re
 import subprocess
@@ -36,8 +37,9 @@ def test_links_lead_somewhere(page):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
-def test_code_samples_run(tmp_path, monkeypatch):
+def test_code_samples_run(tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)  # one writes files
+    request.addfinalizer(lambda: logging.getLogger("imixer").setLevel(logging.NOTSET))  # one sets it
     ran = 0
     for page in PAGES:
         scope: dict = {}

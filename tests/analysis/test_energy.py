@@ -89,7 +89,7 @@ def test_with_a_contraction_inside_a_converged_step_of_three_layers_never_raises
 def test_an_energy_that_stays_does_not_fall():
     before, after = torch.ones(4), torch.tensor([0.0, 0.5, 1.0, 2.0])
     measured = MixingEnergy(0, "tokens", {}, before, after, 0.0, ())
-    assert (measured.energy_decreases, measured.verdict) == (0.5, "violated")
+    assert (measured.share_falling, measured.verdict) == (0.5, "violated")
 
 
 def test_analyze_energy_writes_a_table_and_a_figure(run, capsys):

@@ -195,7 +195,7 @@ def test_a_query_that_does_not_come_to_rest_is_told(capsys, elsewhere):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("--memory modrn", ["'modrn'", "did you mean 'modern'"]),
+        ("--memory modrn", ["'modrn'", "did you mean modern?"]),
         ("--memory classical --beta 1", ["classical", "'beta'", "steepness"]),
         ("--similarity cosine", ["'cosine'", "dot or distance"]),
         ("--memory polynomial --order 1", ["order is 1"]),

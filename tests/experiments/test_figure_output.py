@@ -20,6 +20,7 @@ from imixer.analysis.convergence_statements import (
     last_block,
     middle_blocks,
 )
+from imixer.analysis.views.convergence import draw_first_block
 from imixer.cli import main
 from imixer.escaping import for_markdown
 from imixer.experiments.figure_output import _DRAWINGS, _condition_grid, _verdict_grid, draw_figure
@@ -101,7 +102,12 @@ def without(result, row, seed):
 
 def test_verdicts_are_those_of_all_seeds_that_every_row_has_finished_and_the_first_is_drawn(tiny, monkeypatch):
     drawn = []
-    monkeypatch.setitem(_DRAWINGS, "first block", lambda measured, picture: drawn.append(measured))
+
+    def draw(measured):
+        drawn.append(measured)
+        return draw_first_block(measured)
+
+    monkeypatch.setitem(_DRAWINGS, "first block", draw)
     quiet = Console(file=io.StringIO())
     (result,) = reproduce([EXPERIMENTS["fig3"]], SCALES["smoke"], quiet, trials=2)
     found = facts("fig3")

@@ -48,7 +48,7 @@ def measure(
 
 def _load(finished: FinishedRun, image: int | str, data: str | None) -> tuple[str, Tensor]:
     """Return the name of an image, and the image as the model takes it."""
-    from imixer.data.loading import load_image
+    from imixer.data.sources.image_files import load_image
 
     if isinstance(image, str):
         return Path(image).name, finished.transform(load_image(image, finished.input_size[0]))
