@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= runs/demo
+# Where torch and torchvision come from, such as PyTorch's index of builds without CUDA. Default: pip's own.
+TORCH_INDEX ?=
+TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
 
 .PHONY: demo test test-slow lint docs clean
 
@@ -32,15 +35,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "imixer needs Python 3.10 or newer, this is " + sys.version'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.torch: $(VENV)/bin/python  # without what they need, which comes from pip's own index below
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch torchvision
+	touch $@
+
+$(VENV)/.installed: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed-test: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,export,cluster,robust]'
 	touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-docs: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed-docs: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@ $(VENV)/.installed
 
