@@ -137,7 +137,7 @@ SCALES: dict[str, Scale] = {
             image_size=32,
             patch_size=4,
             embed_dim={"S": 48, "B": 64, "L": 96},
-            overrides={"epochs": 3, "precision": "bf16", "data.pipeline": "device", "logger": "csv"},
+            overrides={"epochs": 3, "precision": "auto", "data.pipeline": "device", "logger": "csv"},
         ),
         Scale(
             name="laptop",
