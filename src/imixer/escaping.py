@@ -110,7 +110,7 @@ def for_csv(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
     cell = _OF_NO_ENCODING.sub(lambda match: _written_out(ord(match[0])), cell)
-    if _QUOTED_FORMULA.match(cell) or (_FORMULA.match(cell) and not _is_number(cell)):
+    if _QUOTED_FORMULA.match(cell) or (_FORMULA.match(cell) and not is_numeral(cell)):
         return f"'{cell}"
     return cell
 
@@ -169,7 +169,8 @@ def _written_out(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def _is_number(text: str) -> bool:
+def is_numeral(text: str) -> bool:
+    """Say whether a text writes out a number."""
     try:
         float(text)
     except ValueError:

@@ -57,8 +57,8 @@ class SolverOptions:
     legacy: bool = False
 
     def __post_init__(self) -> None:
-        _check_name("solver", self.solver, get_args(SolverName))
-        _check_name("gradient", self.gradient, get_args(GradientName))
+        check_choice("solver", self.solver, get_args(SolverName))
+        check_choice("gradient", self.gradient, get_args(GradientName))
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance is {self.tolerance}; give a relative residual between 0 and 1")
         if self.max_steps < 1:
@@ -173,7 +173,8 @@ def _optional_docstring() -> str:
     return "\n".join(["The options of the inverse, each None unless it was chosen.", "", "Args:", *lines])
 
 
-def _check_name(option: str, value: object, names: tuple[str, ...]) -> None:
-    if isinstance(value, str) and value not in names:
+def check_choice(option: str, value: object, names: tuple[str, ...], kinds: tuple[type, ...] = (object,)) -> None:
+    """Raise ValueError unless a value is one of some names, or an object of one of some kinds other than text."""
+    if value not in names if isinstance(value, str) else not isinstance(value, kinds):
         known = f"{', '.join(names[:-1])} or {names[-1]}"
         raise ValueError(f"{option} is {value!r}; choose {known}, or give one of imixer.implicit")

@@ -171,6 +171,11 @@ def _finite(number: str) -> float:
     return value
 
 
+def is_number(value: object) -> bool:
+    """Say whether a value that was read from JSON or YAML is a number, which true and false are not."""
+    return type(value) in (int, float)
+
+
 def read_rows(file: Path, columns: Sequence[str]) -> tuple[list[dict[str, str]], int]:
     """Read a CSV file of numbers, without the rows that are damaged.
 

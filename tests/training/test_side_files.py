@@ -344,6 +344,15 @@ def test_nothing_is_removed_of_a_resumed_run_that_fails_at_once(copy, capsys, mo
     assert (run / "config.yaml").is_file() and os.path.isdir(run)
 
 
+def set_entry(file, entry, value):
+    """Change an entry of a JSON file, given by its dotted name; gives the last part of that."""
+    content = json.loads(file.read_text())
+    *outer, last = entry.split(".")
+    (content[outer[0]] if outer else content)[last] = value
+    file.write_text(json.dumps(content))
+    return last
+
+
 @pytest.mark.parametrize(
     ("entry", "value"),
     [
@@ -366,10 +375,7 @@ def test_nothing_is_removed_of_a_resumed_run_that_fails_at_once(copy, capsys, mo
 )
 def test_a_model_whose_description_is_damaged_is_named_and_made_again(copy, measured, capsys, entry, value):
     file = copy / "model/config.json"
-    config = json.loads(file.read_text())
-    *outer, last = entry.split(".")
-    (config[outer[0]] if outer else config)[last] = value
-    file.write_text(json.dumps(config))
+    last = set_entry(file, entry, value)
     code, said = works_or_says_why(["evaluate", str(copy)], capsys)
     assert code == 2 and ("config.json" in said or "model holds no model" in said or last in said)
     if last != "embed_dim":  # which only the model itself can find fault with
@@ -396,10 +402,7 @@ def test_a_model_whose_description_is_damaged_is_named_and_made_again(copy, meas
 )
 def test_a_result_with_an_entry_of_another_kind_is_made_again(copy, measured, capsys, entry, value):
     file = copy / "result.json"
-    result = json.loads(file.read_text())
-    *outer, last = entry.split(".")
-    (result[outer[0]] if outer else result)[last] = value
-    file.write_text(json.dumps(result))
+    set_entry(file, entry, value)
     code, said = works_or_says_why(["train", "--resume", str(copy)], capsys)
     assert code == 0, said
     whole = json.loads((measured / "result.json").read_text())

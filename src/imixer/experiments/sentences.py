@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from imixer.escaping import is_numeral
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
 from imixer.experiments.experiment_result import ExperimentResult, RowResult
 
@@ -80,7 +81,7 @@ _CONTRACTION = {
 def row_name(row_result: RowResult) -> str:
     """Name a row in a sentence, such as `h_r = 2, n = 4` or `S, Mixer`."""
     return ", ".join(
-        f"{column} = {text}" if _is_number(text) else text for column, text in row_result.row.labels.items() if text
+        f"{column} = {text}" if is_numeral(text) else text for column, text in row_result.row.labels.items() if text
     )
 
 
@@ -155,11 +156,3 @@ def _names(rows: Sequence[RowResult], of: int) -> str:
 def _range(values: Sequence[float]) -> str:
     low, high = (f"{value:.2g}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

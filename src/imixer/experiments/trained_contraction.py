@@ -12,7 +12,7 @@ from imixer.errors import InputError
 from imixer.reading import read_json
 from imixer.training.run.directory import RunDirectory
 from imixer.verdict import Verdict
-from imixer.writing import json_text, write_text
+from imixer.writing import write_json
 
 IMAGES = 16  # as many as the paper's figures take
 _SEVERITY: tuple[Verdict, ...] = ("guaranteed", "observed", "violated")
@@ -66,9 +66,7 @@ def measure_contraction(path: Path) -> TrainedContraction:
         verdict=max((block.verdict for block in blocks), key=_SEVERITY.index),
     )
     file.parent.mkdir(exist_ok=True)
-    # JSON has no infinity
-    numbers = {name: None if value == math.inf else value for name, value in asdict(measured).items()}
-    write_text(file, json_text({"images": IMAGES} | numbers, non_finite="null") + "\n")
+    write_json(file, {"images": IMAGES} | asdict(measured), non_finite="null")  # a bound may be infinite
     return measured
 
 

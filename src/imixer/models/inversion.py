@@ -12,7 +12,7 @@ from imixer.implicit.solution import Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard, Solver, ToTolerance
 from imixer.implicit.spectral import at_least_float32
-from imixer.inverse_options import GradientName, SolverName, SolverOptions
+from imixer.inverse_options import GradientName, SolverName, SolverOptions, check_choice
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Inversion(SolverOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_kind("solver", self.solver, get_args(SolverName), (FixedIterations, ToTolerance))
-        _check_kind("gradient", self.gradient, get_args(GradientName), (Unroll, Implicit, CheckpointedUnroll))
+        check_choice("solver", self.solver, get_args(SolverName), (FixedIterations, ToTolerance))
+        check_choice("gradient", self.gradient, get_args(GradientName), (Unroll, Implicit, CheckpointedUnroll))
         solver, gradient = self._solver(0), self._gradient()
         if isinstance(gradient, CheckpointedUnroll) and not isinstance(solver, FixedIterations):
             raise ValueError(
@@ -161,9 +161,3 @@ class Inversion(SolverOptions):
 
 # When to stop is up to the data, which no graph can tell.
 _solve_eagerly = torch.compiler.disable(solve)
-
-
-def _check_kind(option: str, value: object, names: tuple[str, ...], kinds: tuple[type, ...]) -> None:
-    if not isinstance(value, (str, *kinds)):
-        known = f"{', '.join(names[:-1])} or {names[-1]}"
-        raise ValueError(f"{option} is {value!r}; choose {known}, or give one of imixer.implicit")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imixer.analysis.recall.measure import RETRIEVED, Recall, share_with_error
 from imixer.analysis.recall.study import LOOK_UP, SETS, RecallShare
+from imixer.analysis.statistics import spread
 from imixer.tables import Grid, markdown, on_screen, plus_minus
 from imixer.writing import write_csv, write_json, write_text
 
@@ -126,7 +127,8 @@ def show_recall(recall: Recall, folder: Path, console: Console) -> None:
 
 
 def _spread(values: Tensor) -> str:
-    return plus_minus(float(values.mean()), float(values.std(correction=min(1, len(values) - 1))), 3)
+    summary = spread(values)
+    return plus_minus(summary["mean"], summary["std"], 3)
 
 
 def _print_files(folder: Path, suffixes: Sequence[str], console: Console) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from imixer.data.config import LARGEST_SIDE, SMALLEST_CROP
 from imixer.errors import InputError
-from imixer.reading import read_json, read_rows
+from imixer.reading import is_number, read_json, read_rows
 from imixer.training.run.config import ModelConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.result import read_result
@@ -73,15 +73,11 @@ def _first_wrong(config: dict[str, Any]) -> str | None:
         return "pretrained_cfg.input_size"
     for name in ("mean", "std"):
         values = prepared.get(name)
-        if not isinstance(values, list) or len(values) != size[0] or not all(map(_is_number, values)):
+        if not isinstance(values, list) or len(values) != size[0] or not all(map(is_number, values)):
             return f"pretrained_cfg.{name}"
     if not all(value > 0 for value in prepared["std"]):
         return "pretrained_cfg.std"
     crop = prepared.get("crop_pct")
-    if crop is None or not _is_number(crop) or not SMALLEST_CROP <= crop <= 1:
+    if crop is None or not is_number(crop) or not SMALLEST_CROP <= crop <= 1:
         return "pretrained_cfg.crop_pct"
     return None if prepared.get("interpolation") in ("bilinear", "bicubic") else "pretrained_cfg.interpolation"
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)

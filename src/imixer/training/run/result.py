@@ -7,7 +7,7 @@ from typing import Any
 
 from imixer.errors import InputError
 from imixer.escaping import one_line
-from imixer.reading import read_json
+from imixer.reading import is_number, read_json
 from imixer.training.run.directory import RunDirectory
 from imixer.writing import json_text, write_text
 
@@ -70,19 +70,15 @@ def _first_wrong(read: TrainingResult) -> str | None:
     if not isinstance(read.last, dict) or not {"val_acc", "val_loss"} <= read.last.keys():
         return "last"
     for name, value in read.last.items():  # a bound that does not exist is null
-        if not (_is_number(value) or value is None) or (name.startswith("val_") and value is None):
+        if not (is_number(value) or value is None) or (name.startswith("val_") and value is None):
             return f"last.{name}"
     for name, low in (("epochs", 1), ("parameters", 0), ("held_out", 0)):
         value = getattr(read, name)
         if type(value) is not int or value < low:
             return name
-    if not _is_number(read.seconds) or read.seconds < 0:
+    if not is_number(read.seconds) or read.seconds < 0:
         return "seconds"
     for name in ("model", "data", "device"):
         if not isinstance(getattr(read, name), str):
             return name
     return None if all(isinstance(name, str) for name in read.skipped) else "skipped"
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
