@@ -28,6 +28,7 @@ from imixer.escaping import middle_cut, one_line
 from imixer.models.probe import implicit_layers
 from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
+from imixer.training.allocator import keep_freed_memory
 from imixer.training.budget import duration
 from imixer.training.devices import (
     batch_shard,
@@ -157,6 +158,7 @@ def _start(config: TrainConfig, run: RunDirectory | None) -> TrainingResult:
 
 def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> TrainingResult:
     """Train in this process, one of the run's."""
+    keep_freed_memory()
     fabric.launch()
     if fabric.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
