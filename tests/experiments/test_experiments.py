@@ -11,18 +11,22 @@ from lightning.fabric.utilities.seed import seed_everything
 from imixer.experiments.comparison import MARGIN
 from imixer.experiments.complexity import model_complexity
 from imixer.experiments.paper import PAPER_TABLE_4
-from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.registry import EXPERIMENTS, experiments_at
 from imixer.experiments.scales import DATA_SETS, SCALES, SIZES
 from imixer.sweep.spec import build_sweep
 from imixer.training.run.config import ModelConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 
-EVERYWHERE = list(product(EXPERIMENTS, SCALES))
+EVERYWHERE = [(each.name, scale) for scale in SCALES for each in experiments_at(scale)]
 
 
 @cache
 def rows(name, scale):
     return [row for row in EXPERIMENTS[name].rows(SCALES[scale]) if row.settings]
+
+
+def smallest_scale(name):
+    return EXPERIMENTS[name].scale or "smoke"
 
 
 @cache
@@ -52,7 +56,7 @@ def test_every_row_is_a_valid_configuration_with_a_baseline(name, scale):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_row_is_a_model_that_can_be_built(name):
-    for config in configs(name, "smoke").values():
+    for config in configs(name, smallest_scale(name)).values():
         found = model_complexity(config, 3, 10)
         assert found.parameters > 0
         assert (found.multiply_adds is None) == (config.model.solver is not None)
@@ -177,7 +181,7 @@ def test_experiments_share_the_papers_imixer():
     for scale in SCALES:
         default = configs("table1", scale)["imixer-s"]
         for name in EXPERIMENTS:
-            if name != "table4" and not name.startswith("fig"):
+            if name != "table4" and not name.startswith(("fig", "laptop")):
                 assert default in configs(name, scale).values(), (name, scale)
 
 
@@ -223,8 +227,8 @@ def test_rows_are_paired_if_and_only_if_a_seed_gives_them_the_same_weights(name)
         built = build_model(config.model, config.data, native_size=None, in_chans=1, num_classes=10)
         return {name: value for name, value in built.model.named_parameters() if value.std() > 0}
 
-    found = configs(name, "smoke")
-    for row in rows(name, "smoke"):
+    found = configs(name, smallest_scale(name))
+    for row in rows(name, smallest_scale(name)):
         if row.baseline:
             own, other = drawn(row.name), drawn(row.baseline)
             same = own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
@@ -277,3 +281,19 @@ def test_data_sets_are_those_that_training_knows():
 def test_the_pages_say_what_the_paper_leaves_open():
     notes = " ".join(EXPERIMENTS["table3"].notes)
     assert "where BatchNorm stood" in notes and "n = 4 at a smaller batch" in notes
+
+
+def test_the_pieces_differ_from_the_recipe_in_what_the_table_names():
+    recipe, *pieces = rows("laptop_pieces", "laptop")
+    for row in pieces:
+        differing = {key for key in row.settings if row.settings[key] != recipe.settings.get(key)}
+        assert differing and row.settings.keys() >= recipe.settings.keys()
+        assert len({key.partition(".")[0] for key in differing}) == 1, row.name
+
+
+def test_the_laptop_controls_have_the_recipes_budget_and_data():
+    recipe, *controls = rows("laptop", "laptop")
+    for row in controls:
+        assert {key: value for key, value in row.settings.items() if not key.startswith("model.")} == {
+            key: value for key, value in recipe.settings.items() if not key.startswith("model.")
+        }

@@ -24,7 +24,7 @@ from imixer.analysis.views.convergence import draw_first_block
 from imixer.cli import main
 from imixer.escaping import for_markdown
 from imixer.experiments.figure_output import _DRAWINGS, _condition_grid, _verdict_grid, draw_figure
-from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.registry import EXPERIMENTS, experiments_at
 from imixer.experiments.reproduce import reproduce
 from imixer.experiments.scales import SCALES
 from imixer.training.finished_run import load_run
@@ -196,4 +196,12 @@ def test_names_may_be_several_and_twice(capsys, tiny, monkeypatch):
     monkeypatch.setattr("imixer.experiments.reproduce.reproduce", lambda each, *args, **more: seen.append(each) or [])
     for words in (["fig5", "fig3", "fig5"], ["fig3", "all"]):
         assert main(["reproduce", *words]) == 0
-    assert [[each.name for each in names] for names in seen] == [["fig5", "fig3"], list(EXPERIMENTS)]
+    assert [[each.name for each in names] for names in seen] == [
+        ["fig5", "fig3"],
+        [each.name for each in experiments_at("smoke")],
+    ]
+
+
+def test_an_experiment_of_one_scale_is_refused_at_another(capsys):
+    assert main(["reproduce", "laptop_pieces"]) == 2
+    assert capsys.readouterr().err == "imixer: laptop_pieces has no scale smoke; give --scale laptop\n"

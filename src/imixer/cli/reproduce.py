@@ -65,20 +65,22 @@ def build() -> ArgumentParser:
 
 def run(args: Namespace) -> int:
     """Run the command and return its exit code."""
-    from imixer.experiments.registry import EXPERIMENTS
+    from imixer.experiments.registry import EXPERIMENTS, experiments_at
     from imixer.experiments.scales import SCALES
 
     known = [*EXPERIMENTS, "all"]
     for name in args.what:
         if name not in known:
             raise InputError(f"no experiment {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
+        if name != "all" and EXPERIMENTS[name].scale not in (None, args.scale):
+            raise InputError(f"{name} has no scale {args.scale}; give --scale {EXPERIMENTS[name].scale}")
     executor = build_executor(args)
     announce_loading("the data")
     from imixer.experiments.reproduce import reproduce
 
-    names = EXPERIMENTS if "all" in args.what else dict.fromkeys(args.what)
+    asked = [EXPERIMENTS[name] for name in dict.fromkeys(args.what) if name != "all"]
     results = reproduce(
-        [EXPERIMENTS[name] for name in names],
+        experiments_at(args.scale) if "all" in args.what else asked,
         SCALES[args.scale],
         new_console(),
         out=args.out,

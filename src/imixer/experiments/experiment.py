@@ -50,6 +50,7 @@ class Experiment:
         notes: Sentences on what the paper leaves open, or on what is done otherwise here.
         show_contraction: Whether to measure the contraction of the trained blocks of every row.
         show_time: Whether to show the time of training.
+        scale: Name of the only scale that has it. Default: all have.
     """
 
     name: str
@@ -61,3 +62,4 @@ class Experiment:
     notes: tuple[str, ...] = ()
     show_contraction: bool = False
     show_time: bool = False
+    scale: str | None = None

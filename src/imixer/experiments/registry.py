@@ -5,6 +5,7 @@ from __future__ import annotations
 from imixer.experiments.ablations import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
 from imixer.experiments.ceilings import CEILING
 from imixer.experiments.experiment import Experiment
+from imixer.experiments.laptop import LAPTOP, LAPTOP_PIECES
 from imixer.experiments.normalisations import NORMALISATIONS
 from imixer.experiments.paper_figures import FIGURES
 from imixer.experiments.table1 import TABLE_1
@@ -28,5 +29,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         CEILING,
         NORMALISATIONS,
         LEGACY,
+        LAPTOP,
+        LAPTOP_PIECES,
     )
 }
+
+
+def experiments_at(scale: str) -> list[Experiment]:
+    """List the experiments that a scale has, in order.
+
+    Args:
+        scale: Name of the scale.
+    """
+    return [experiment for experiment in EXPERIMENTS.values() if experiment.scale in (None, scale)]

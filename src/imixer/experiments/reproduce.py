@@ -17,7 +17,7 @@ from imixer.experiments.experiment import Experiment, Row
 from imixer.experiments.experiment_result import ExperimentResult, RowResult, TrialRun
 from imixer.experiments.figure_output import draw_figure
 from imixer.experiments.index_page import write_index
-from imixer.experiments.registry import EXPERIMENTS
+from imixer.experiments.registry import experiments_at
 from imixer.experiments.reuse import ReuseFinishedRuns
 from imixer.experiments.scales import DATA_SETS, Scale
 from imixer.experiments.table4 import TABLE_4
@@ -132,7 +132,7 @@ def _command(
     experiments: Sequence[Experiment], scale: Scale, trials: int | None, data: str | None, margin: float | None
 ) -> str:
     names = [each.name for each in experiments]
-    what = "all" if names == list(EXPERIMENTS) else " ".join(names)
+    what = "all" if list(experiments) == experiments_at(scale.name) else " ".join(names)
     options = {"scale": scale.name, "trials": trials, "data": data, "margin": margin}
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     return " ".join(["imixer reproduce", what, *given])
