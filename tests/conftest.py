@@ -15,7 +15,10 @@ settings.register_profile(
 )
 settings.load_profile("anywhere")
 
-QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+QUICK = [
+    *("--data.name", "digits", "--epochs", "2", "--schedule.warmup_epochs", "1"),
+    *("--model.num_blocks", "1", "--model.embed_dim", "16"),
+]
 DRAWN_AFTER_TRAINING = "imixer.training.train.drawn"
 
 

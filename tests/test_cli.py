@@ -19,7 +19,10 @@ from imixer.recipes import recipes
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.run.parsing import expand_config_flags, load_config, save_config, train_parser
 
-QUICK = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+QUICK = [
+    *("--data.name", "digits", "--epochs", "2", "--schedule.warmup_epochs", "1"),
+    *("--model.num_blocks", "1", "--model.embed_dim", "16"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -260,10 +263,10 @@ def test_flags_win_over_files_and_files_over_the_recipe(capsys, elsewhere):
 
 
 def test_configurations_go_before_all_other_words(elsewhere):
-    (elsewhere / "x.yaml").write_text("epochs: 3")
+    (elsewhere / "x.yaml").write_text("data: {name: x}")
     assert expand_config_flags(["--a", "1", "--config", "x.yaml", "--b"]) == [
         "--config",
-        "epochs: 3\n",
+        "data:\n  name: x\n",
         "--a",
         "1",
         "--b",

@@ -215,6 +215,60 @@ def test_files_win_over_a_recipe_with_bases_and_flags_over_both(tmp_path):
     assert (config.smoothing, config.optim.eps, config.optim.lr) == (0.3, 1e-6, 5e-4)
 
 
+def test_where_no_data_are_named_the_recipe_is_digits(tmp_path):
+    assert configured() == configured("--recipe", "digits")
+    assert configured("--seed", "3") == replace(configured("--recipe", "digits"), seed=3)
+    file = tmp_path / "mine.yaml"
+    file.write_text("smoothing: 0.2")
+    assert configured("--config", str(file)) == replace(configured(), smoothing=0.2)
+
+
+@pytest.mark.parametrize("data", ["digits", "photos", "cifar10"])
+def test_other_data_do_not_inherit_what_suits_the_digits(tmp_path, data):
+    general = TrainConfig(data=DataConfig(name=data))
+    assert configured("--data.name", data) == configured(f"--data.name={data}") == general
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"data: {{name: {data}}}")
+    assert configured("--config", str(file)) == general
+
+
+def test_the_default_run_costs_at_most_a_fifth_of_a_teramac():
+    config = configured()
+    built = build_model(config.model, config.data, native_size=(8, 8), in_chans=1, num_classes=10)
+    steps = config.epochs * (1437 // config.data.batch_size)
+    macs = steps * (3 * forward_cost(built).total * config.data.batch_size + optimizer_cost(built, config.optim.opt))
+    assert macs <= 0.2e12
+    page = (Path(__file__).parent.parent / "docs/results/digits.md").read_text()
+    assert f"{sum(p.numel() for p in built.model.parameters()):,} parameters" in page
+    assert f"{macs / 1e12:.2f} T" in page
+
+
+@pytest.mark.parametrize("name", ["mixer_t2_8", "imixer_t2_8", "resnet18"])
+def test_any_model_can_be_named_over_the_default(name):
+    config = configured("--model.name", name)
+    assert build_model(config.model, config.data, native_size=(8, 8), in_chans=1, num_classes=10).name == name
+
+
+def test_epochs_win_over_the_budget_of_a_recipe_and_warm_up_over_its_share(tmp_path):
+    recipe = ["--recipe", "laptop/imixer_cifar10"]
+    flags = configured(*recipe, "--epochs", "5", "--schedule.warmup_epochs=2")
+    assert (flags.epochs, flags.budget) == (5, None)
+    assert (flags.schedule.warmup_epochs, flags.schedule.warmup_share) == (2, None)
+    file = tmp_path / "mine.yaml"
+    file.write_text("{epochs: 5, schedule: {warmup_epochs: 2}}")
+    assert configured(*recipe, "--config", str(file)) == flags
+    again = configured(*recipe, "--config", str(file), "--budget", "1P")
+    assert (again.budget, again.schedule.warmup_share) == ("1P", None)
+
+
+def test_a_runs_own_file_has_both_epochs_and_budget_and_means_the_budget(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("{data: {name: x}, epochs: 5, budget: 0.5P}")
+    assert configured("--config", str(file)).budget == "0.5P"
+    assert configured("--config", str(file), "--epochs", "6", "--budget", "null").budget is None
+    assert configured("--config", str(file), "--epochs", "6").budget is None
+
+
 @pytest.mark.parametrize("name", ["paper/_table5", "paper/imixer_s16_cifar", "../recipes/digits", ""])
 def test_what_is_no_recipe_is_refused_in_one_line(name, capsys):
     assert main(["train", "--recipe", name]) == 2

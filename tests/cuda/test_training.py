@@ -21,7 +21,10 @@ from imixer.training.optimizer import build_optimizer
 from imixer.training.run.config import OptimConfig, TrainConfig
 from imixer.training.train_state import TrainState
 
-TINY = ["--model.num_blocks", "2", "--model.embed_dim", "32", "--schedule.warmup_epochs", "1", "--logger", "csv"]
+TINY = [
+    *("--data.name", "digits", "--model.num_blocks", "2", "--model.embed_dim", "32"),
+    *("--schedule.warmup_epochs", "1", "--logger", "csv"),
+]
 POLICY = "rand-m9-mstd0.5-inc1"
 
 

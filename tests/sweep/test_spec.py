@@ -82,7 +82,7 @@ def names(text):
         ("grid: {epochs: [5, 5]}", ["epochs=5 and epochs=5 would share a folder"]),
         ("grid: {data.auto_augment: [rand/m9, rand_m9]}", ["auto_augment=rand_m9", "share a folder"]),
         ("grid: {optim.lr: [0.001, 1e-3]}", ["lr=0.001 and lr=1e-3 are the same"]),
-        ("cases: {a: {epochs: 40}, b: }", ["cells a and b are the same"]),
+        ("cases: {a: {epochs: 30}, b: }", ["cells a and b are the same"]),
         ("grid: {data.name: [%s]}" % ("x" * 200), ["too long", "cases"]),
     ],
 )
@@ -248,3 +248,16 @@ def test_a_case_may_have_seeds_of_its_own():
     found = sweep("cases: {a: {epochs: 5}, b: {epochs: 6}}\nseeds: 3\ncase_seeds: {b: 1}")
     assert [trial.name for trial in found.trials] == ["a/seed-0", "b/seed-0", "a/seed-1", "a/seed-2"]
     assert build_sweep(found.spec) == found
+
+
+def test_a_sweep_that_names_no_data_starts_from_the_recipe_that_training_does():
+    unnamed, named = (build_sweep(spec).cells[0].config for spec in ({}, {"recipe": "digits"}))
+    assert unnamed == named
+    general = build_sweep({"cases": {"a": {"data.name": "digits"}}}).cells[0].config
+    assert general == TrainConfig()
+
+
+def test_epochs_of_a_cell_win_over_the_budget_of_its_recipe():
+    sweep = build_sweep({"recipe": "laptop/imixer_cifar10", "grid": {"epochs": [3, 4]}})
+    assert [(cell.config.epochs, cell.config.budget) for cell in sweep.cells] == [(3, None), (4, None)]
+    assert build_sweep(sweep.spec).cells == sweep.cells

@@ -13,7 +13,7 @@ from imixer.training.budget import duration, optimizer_cost
 from imixer.training.model import build_model, forward_cost
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
 
-TINY = ["--model.num_blocks", "1", "--model.embed_dim", "16"]
+TINY = ["--data.name", "digits", "--model.num_blocks", "1", "--model.embed_dim", "16"]
 
 
 def built(**model):

@@ -21,7 +21,10 @@ from imixer.training.run.config import TrainConfig
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-TINY = ["--schedule.warmup_epochs", "1", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+TINY = [
+    *("--data.name", "digits", "--schedule.warmup_epochs", "1"),
+    *("--model.num_blocks", "1", "--model.embed_dim", "16"),
+]
 
 
 @pytest.fixture(scope="module")

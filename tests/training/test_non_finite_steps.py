@@ -16,7 +16,10 @@ from imixer.training.step_dump import first_non_finite, replay
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
-TINY = ["--epochs", "2", "--schedule.warmup_epochs", "1", "--model.num_blocks", "2", "--model.embed_dim", "16"]
+TINY = [
+    *("--data.name", "digits", "--epochs", "2", "--schedule.warmup_epochs", "1"),
+    *("--model.num_blocks", "2", "--model.embed_dim", "16"),
+]
 
 
 @pytest.mark.parametrize("bad", [INF, NAN, -INF])

@@ -44,9 +44,11 @@ default_cfgs = generate_default_cfgs(
         "imixer_s4_32.untrained": _cfg(32),
         "imixer_t4_32.untrained": _cfg(32),
         "imixer_t2_8.untrained": _cfg(8),
+        "imixer_n2_8.untrained": _cfg(8),
         "mixer_s4_32.untrained": _cfg(32),
         "mixer_t4_32.untrained": _cfg(32),
         "mixer_t2_8.untrained": _cfg(8),
+        "mixer_n2_8.untrained": _cfg(8),
     }
 )
 
@@ -77,6 +79,7 @@ _B = dict(num_blocks=12, embed_dim=768)
 _L = dict(num_blocks=24, embed_dim=1024)
 _TINY_32 = dict(num_blocks=8, embed_dim=128, patch_size=4)
 _TINY_8 = dict(num_blocks=4, embed_dim=96, patch_size=2)
+_NANO_8 = dict(num_blocks=2, embed_dim=48, patch_size=2)
 
 
 @register_model
@@ -134,6 +137,12 @@ def imixer_t2_8(pretrained: bool = False, **kwargs: Any) -> IMixer:
 
 
 @register_model
+def imixer_n2_8(pretrained: bool = False, **kwargs: Any) -> IMixer:
+    """Build the smallest iMixer, with 2x2 patches for 8x8 images: 48 channels, 2 blocks."""
+    return _imixer("imixer_n2_8", pretrained, _NANO_8, kwargs)
+
+
+@register_model
 def mixer_s4_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
     """Build timm's MLP-Mixer at the sizes of `imixer_s4_32`: its baseline."""
     return _mixer("mixer_s4_32", pretrained, dict(patch_size=4, **_S), kwargs)
@@ -149,3 +158,9 @@ def mixer_t4_32(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
 def mixer_t2_8(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
     """Build timm's MLP-Mixer at the sizes of `imixer_t2_8`: its baseline."""
     return _mixer("mixer_t2_8", pretrained, _TINY_8, kwargs)
+
+
+@register_model
+def mixer_n2_8(pretrained: bool = False, **kwargs: Any) -> MlpMixer:
+    """Build timm's MLP-Mixer at the sizes of `imixer_n2_8`: its baseline."""
+    return _mixer("mixer_n2_8", pretrained, _NANO_8, kwargs)

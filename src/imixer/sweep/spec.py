@@ -20,7 +20,7 @@ from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.training.run.config import TrainConfig
-from imixer.training.run.parsing import build_config, parse, train_parser
+from imixer.training.run.parsing import DEFAULT_RECIPE, build_config, merge_settings, parse, train_parser
 from imixer.writing import json_text
 
 SPEC, RESULTS, SUMMARY, RAY_LOG = _FILES = ("spec.yaml", "results.csv", "summary.csv", "ray.log")  # beside the cells
@@ -57,7 +57,7 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
 
     The fields of a specification are all optional. Settings are dotted (`model.n_iter`) or nested.
 
-    - `recipe`: name of a recipe to start from.
+    - `recipe`: name of a recipe to start from. Default: as for `imixer train`, `digits` where no data are named.
     - `config`: file to start from, as for `imixer train --config`. It wins over the recipe.
     - `set`: settings of all cells. They win over both.
     - `cases`: settings of cells, by name of the cell. They win over `set`.
@@ -88,7 +88,10 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
     for where, settings in {"set": fixed, **{f"cases.{case}": own for case, own in cases.items()}}.items():
         if both := settings.keys() & grid:
             raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
-    base = {field: value for field, value in (base | fixed).items() if field not in grid}
+    named = any("data.name" in settings for settings in (base, fixed, grid, *cases.values()))
+    if spec.get("recipe") is None and not named:  # as `imixer train` does
+        base = merge_settings(_flat(load_recipe(DEFAULT_RECIPE), "the file"), base)
+    base = {field: value for field, value in merge_settings(base, fixed).items() if field not in grid}
     name, seeds, case_seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1)), _case_seeds(spec, cases)
     cells = tuple(_cells(base, grid, cases, seeds, case_seeds))
     resolved = {
@@ -138,7 +141,8 @@ def _base(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
             raise InputError(f"{field} is {given!r}; give text")
         try:
             loaded = _flat(load(given), "the file")
-            base |= _settings({name: loaded[name] for name in loaded if name not in ("seed", "out")}, "the file")
+            settings = {name: loaded[name] for name in loaded if name not in ("seed", "out")}
+            base = merge_settings(base, _settings(settings, "the file"))
         except InputError as error:
             raise InputError(f"{field} {given}: {error}") from error
     return base
@@ -148,6 +152,7 @@ def _settings(given: object, where: str) -> dict[str, Any]:
     settings = _flat(given, where)
     for field in settings.keys() & _OTHERWISE.keys():
         raise InputError(f"{field} cannot be set in {where}; {_OTHERWISE[field]}")
+    _nested(settings)  # refuses what contradicts itself, before other settings come to it
     return settings
 
 
@@ -226,7 +231,7 @@ def _cells(
                 raise InputError(f"cell {name} and {other} would share a folder; leave one out, or use cases")
             taken[name.lower()] = name
             own_seeds = case_seeds.get(case, seeds)
-            config = _config(base | own | point, own_seeds, name)
+            config = _config(merge_settings(merge_settings(base, own), point), own_seeds, name)
             if same := cells.get(repr(config)):
                 raise InputError(f"cells {same.name} and {name} are the same; leave one out")
             cells[repr(config)] = SweepCell(name, own | point, config, tuple(own_seeds))

@@ -13,8 +13,10 @@ from rich.text import Text
 
 from imixer.data.image_data import ImageData
 from imixer.escaping import few_names, middle_cut, printable
+from imixer.progress import clock
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel, forward_cost
 from imixer.training.run.config import TrainConfig
+from imixer.training.time_estimate import TimeEstimate
 from imixer.training.unused_settings import unused_settings
 
 _MOST_LEFT_OUT = 6
@@ -22,7 +24,12 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 def show_preview(
-    data: ImageData, config: TrainConfig, built: BuiltModel, console: Console | None = None, steps: int | None = None
+    data: ImageData,
+    config: TrainConfig,
+    built: BuiltModel,
+    console: Console | None = None,
+    steps: int | None = None,
+    estimate: TimeEstimate | None = None,
 ) -> None:
     """Show where the images come from, what was decided on them, what is left out, and what training will cost.
 
@@ -32,15 +39,18 @@ def show_preview(
         built: The model.
         console: The console to print on. Default: stderr.
         steps: Optimizer steps of the run, if the last epoch is not a whole one.
+        estimate: The time that training will take, if it was measured.
     """
     grid = Table.grid(padding=(0, 2))
-    for title, text in _lines(data, config, built, steps):
+    for title, text in _lines(data, config, built, steps, estimate):
         grid.add_row(title, Text(printable(text)))  # no markup: names come from outside
     console = console or Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 160)
     console.print(Panel(grid, title="about to train", title_align="left", expand=False))
 
 
-def _lines(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None) -> list[tuple[str, str]]:
+def _lines(
+    data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None, estimate: TimeEstimate | None
+) -> list[tuple[str, str]]:
     classes, (channels, height, width) = len(data.class_names), built.input_size
     lines = [("data", f"{middle_cut(data.name, 80)}, {classes} classes: {few_names(data.class_names)}")]
     for title, items, source in zip(("training", "held out"), (data.train, data.val), data.sources, strict=True):
@@ -59,6 +69,9 @@ def _lines(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int |
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     lines.append(("model", f"{built.name}, {parameters:,} parameters"))
     lines.append(("cost", _cost(data, config, built, steps)))
+    if estimate is not None:
+        step = f"{estimate.step * 1e3:,.3g} ms a step, measured just now"
+        lines.append(("time", f"about {clock(estimate.total)} for the training, at {step}"))
     lines += [("no effect", middle_cut(each, 160)) for each in unused_settings(config)]
     return lines
 

@@ -60,6 +60,7 @@ from imixer.training.run.result import TrainingResult, read_result
 from imixer.training.run.resume_rules import check_changes
 from imixer.training.stop_signals import Interrupted
 from imixer.training.third_party_warnings import silence
+from imixer.training.time_estimate import estimate_time
 from imixer.training.validation import ValidationMetrics
 from imixer.training.whitening import whiten_stem
 from imixer.writing import json_text, write_text
@@ -192,7 +193,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         if fabric.is_global_zero:
             _log.info(lasts.summary)
     if fabric.is_global_zero:
-        show_preview(data, config, built, steps=steps)
+        all_steps = steps or (config.epochs + config.schedule.cooldown_epochs) * (len(training) // config.accumulate)
+        estimate = estimate_time(config, built, training, fabric.device, steps=all_steps, held_out=len(data.val))
+        show_preview(data, config, built, steps=steps, estimate=estimate)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
     report_run(run.path)
     with _locked(fabric, run):

@@ -77,7 +77,9 @@ def _of_schedule(config: TrainConfig) -> Iterator[tuple[str, str]]:
     schedule = config.schedule
     if schedule.sched != "step":
         yield from ((f"schedule.{name}", f"sched is {schedule.sched}") for name in ("decay_epochs", "decay_rate"))
-    if schedule.warmup_epochs == 0:
+    if schedule.warmup_share is not None:
+        yield "schedule.warmup_epochs", f"warmup_share is {schedule.warmup_share:g}"
+    elif schedule.warmup_epochs == 0:
         yield "schedule.warmup_lr", "warmup_epochs is 0"
     if schedule.sched == "step":
         yield "schedule.min_lr", "sched is step, which falls by decay_rate"

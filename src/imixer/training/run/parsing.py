@@ -28,6 +28,8 @@ _GROUPS: dict[str, Any] = {
     "schedule": ScheduleConfig,
     "checkpoints": CheckpointConfig,
 }
+DEFAULT_RECIPE = "digits"  # where no data are named
+_RIVALS = {"epochs": "budget", "schedule.warmup_epochs": "schedule.warmup_share"}  # of two, the second one is taken
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -40,9 +42,15 @@ def train_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         usage="%(prog)s [--resume RUN] [--recipe NAME] [--config FILE] [--SETTING VALUE ...]",
-        description="Train a model. Without any option: the built-in handwritten digits.",
+        description=f"Train a model. Where no data are named: the built-in handwritten digits, by the recipe "
+        f"{DEFAULT_RECIPE}, which wins over the defaults below.",
     )
-    parser.add_argument("--recipe", metavar="NAME", help="Recipe to start from; `imixer recipes` lists them.")
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="Recipe to start from; `imixer recipes` lists them. "
+        f"Default: {DEFAULT_RECIPE} where no data are named, none otherwise.",
+    )
     parser.add_argument(
         "--config", action=ActionConfigFile, metavar="FILE", help="YAML file, applied over the recipe. Flags win."
     )
@@ -61,7 +69,8 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
 
     jsonargparse applies options from left to right, so that all other flags win over files, wherever they stand.
     `--config` wins over `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep
-    the last of two equal keys, and write out any aliases.
+    the last of two equal keys, and write out any aliases. Where neither a run, nor a recipe, nor data are named, the
+    recipe is `DEFAULT_RECIPE`.
 
     Args:
         argv: The words after `imixer train`.
@@ -84,11 +93,52 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
             taken[name].append(following)
         else:
             raise InputError(f"{name} needs a value")
-    configs = [_config_text(open_begun(path).config) for path in taken["--resume"]]
-    configs += [yaml.safe_dump(load_recipe(name)) for name in taken["--recipe"]]
-    configs += [_config_text(Path(file)) for file in taken["--config"]]
-    first = [word for config in configs for word in ("--config", config)]
+    flags = _flags(rest)
+    resumed = [_read_settings(open_begun(path).config) for path in taken["--resume"]]
+    recipes = [load_recipe(name) for name in taken["--recipe"]]
+    files = [_read_settings(Path(file)) for file in taken["--config"]]
+    named = any("data.name" in flatten(settings) for settings in files) or flags.keys() & {"data", "data.name"}
+    if not (resumed or recipes or named):
+        recipes = [load_recipe(DEFAULT_RECIPE)]
+    configs = resumed + recipes + files
+    for setting in [] if resumed else _overruled(recipes + files, flags):  # of a run, every change is looked at
+        group, _, field = setting.partition(".")
+        configs.append({group: {field: None} if field else None})
+    first = [word for config in configs for word in ("--config", yaml.safe_dump(config, sort_keys=False))]
     return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
+
+
+def merge_settings(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merge settings by dotted name, of which those of `over` win.
+
+    A setting of `over` also wins over the one in `under` that says the same thing in another way and would be taken
+    instead: `epochs` over `budget`, `schedule.warmup_epochs` over `schedule.warmup_share`.
+
+    Args:
+        under: Settings, such as those of a recipe.
+        over: Settings, such as those of the command line.
+    """
+    gone = {rival: None for name, rival in _RIVALS.items() if over.get(name) is not None and under.get(rival)}
+    return under | gone | over
+
+
+def _flags(words: Sequence[str]) -> dict[str, str | None]:
+    """List the flags among the words of a command line by name, with their values."""
+    flags: dict[str, str | None] = {}
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            given = value if equals else following
+            flags[name[2:]] = None if given == "null" else given
+    return flags
+
+
+def _overruled(configs: Sequence[dict[str, Any]], flags: dict[str, str | None]) -> list[str]:
+    """Find the settings that files or flags say in another way, see `merge_settings`."""
+    settings: dict[str, Any] = {}
+    for over in [*map(flatten, configs), flags]:
+        settings = merge_settings(settings, over)
+    return [rival for rival in _RIVALS.values() if rival in settings and settings[rival] is None]
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
@@ -141,24 +191,23 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         InputError: If the file is missing or is not such a configuration.
     """
-    text = _config_text(path)
+    settings = yaml.safe_dump(_read_settings(path), sort_keys=False)
     try:
-        return build_config(parse(train_parser(), ["--config", text]))
+        return build_config(parse(train_parser(), ["--config", settings]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _config_text(file: Path) -> str:
-    """Read a configuration file, check that its settings have the right types, and return it as YAML."""
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Read a configuration file, and check that its settings have the right types."""
     settings = read_yaml(file)
     if not isinstance(settings, dict):
         raise InputError(f"{file} is no configuration: it is not a YAML mapping of settings to values")
-    text = yaml.safe_dump(settings, sort_keys=False)
     try:
-        parse(train_parser(), ["--config", text])
+        parse(train_parser(), ["--config", yaml.safe_dump(settings, sort_keys=False)])
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
-    return text
+    return settings
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

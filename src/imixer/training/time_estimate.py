@@ -1,0 +1,130 @@
+"""Estimate how long a training will take, by a moment's measurement before it starts."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imixer.data.batches import TrainingBatches
+from imixer.training.model import FORWARDS_PER_STEP, BuiltModel
+from imixer.training.optimizer import build_optimizer
+from imixer.training.precision import autocast
+from imixer.training.run.config import TrainConfig
+from imixer.training.train_state import training_loss
+
+_FIRST_IMAGES = 8
+_LONG_ENOUGH_S = 0.3  # of one pass, to tell the cost of an image by
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """The time that a training is expected to take.
+
+    Args:
+        step: Seconds of an optimizer step.
+        total: Seconds of all steps, and of validation after each epoch.
+    """
+
+    step: float
+    total: float
+
+
+def estimate_time(
+    config: TrainConfig, built: BuiltModel, training: Any, device: torch.device, *, steps: int, held_out: int
+) -> TimeEstimate | None:
+    """Measure a few passes and one optimizer step on a copy of the model, and the loading of a few images.
+
+    The model and the states of all random generators stay as they are.
+
+    Args:
+        config: The configuration of the run, with as many epochs as it will have.
+        built: The model.
+        training: The training batches.
+        device: The device that trains.
+        steps: Optimizer steps of the run.
+        held_out: Held-out images.
+
+    Returns:
+        The estimate; None where a copy in one process does not tell: with several devices or `compile`, or where the
+        model does not run on few images.
+    """
+    if config.compile or config.devices * config.num_nodes > 1:
+        return None
+    try:
+        with _untouched_generators(device):
+            image, optimizer = _measure_model(config, built, device)
+            loading = _measure_loading(training)
+    except (RuntimeError, ValueError):  # which training will meet too, and tell better
+        return None
+    workers = config.data.workers
+
+    def seconds(images: int, compute: float) -> float:
+        return max(images * loading / workers, compute) if workers else images * loading + compute
+
+    step = seconds(config.data.batch_size, config.data.batch_size * image + optimizer)
+    epochs = config.epochs + config.schedule.cooldown_epochs
+    return TimeEstimate(step, steps * step + epochs * seconds(held_out, held_out * image / FORWARDS_PER_STEP))
+
+
+def _measure_model(config: TrainConfig, built: BuiltModel, device: torch.device) -> tuple[float, float]:
+    """Measure the seconds per image of forward and backward, and those of the optimizer."""
+    model = deepcopy(built.model).to(device).train()
+    optimizer = build_optimizer(model, config.optim)
+    images = min(_FIRST_IMAGES, config.micro_batch)
+    _pass(config, built, model, images, device)  # the first one is slow, and tells nothing
+    while (taken := _pass(config, built, model, images, device)) < _LONG_ENOUGH_S and images < config.micro_batch:
+        images = min(4 * images, config.micro_batch)
+    optimizer.step()
+    began = time.perf_counter()
+    optimizer.step()
+    _wait(device)
+    return taken / images, time.perf_counter() - began
+
+
+def _pass(config: TrainConfig, built: BuiltModel, model: nn.Module, count: int, device: torch.device) -> float:
+    images = torch.randn(count, *built.input_size, device=device)
+    targets: Tensor = torch.arange(count, device=device) % built.args["num_classes"]
+    _wait(device)
+    began = time.perf_counter()
+    with autocast(config.precision, device):
+        loss = training_loss(model(images), targets, config.smoothing)
+    loss.backward()
+    _wait(device)
+    return time.perf_counter() - began
+
+
+def _measure_loading(training: Any) -> float:
+    """Measure the seconds that one process takes to load and augment an image; 0 where the device does that."""
+    if not isinstance(training, TrainingBatches):
+        return 0.0
+    began, count, taken = time.perf_counter(), 0, 0.0
+    while count < min(_FIRST_IMAGES, len(training.images)) and taken < _LONG_ENOUGH_S:
+        training.images[count, 0]
+        count, taken = count + 1, time.perf_counter() - began
+    return taken / count
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _untouched_generators(device: torch.device) -> Iterator[None]:
+    """Restore the states of the generators of random, numpy and torch at the end."""
+    ours, numpys = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpys)
