@@ -21,7 +21,8 @@ from imixer.training.precision import autocast
 from imixer.training.run.config import TrainConfig
 from imixer.training.train_state import training_loss
 
-_FIRST_IMAGES = 8
+_FIRST_IMAGES = 8  # to load
+_FEWEST = 2  # images of a pass: more would keep the user of a large model waiting
 _LONG_ENOUGH_S = 0.3  # of one pass, to tell the cost of an image by
 
 
@@ -79,7 +80,7 @@ def _measure_model(config: TrainConfig, built: BuiltModel, device: torch.device)
     """Measure the seconds per image of forward and backward, and those of the optimizer."""
     model = deepcopy(built.model).to(device).train()
     optimizer = build_optimizer(model, config.optim)
-    images = min(_FIRST_IMAGES, config.micro_batch)
+    images = min(_FEWEST, config.micro_batch)
     _pass(config, built, model, images, device)  # the first one is slow, and tells nothing
     while (taken := _pass(config, built, model, images, device)) < _LONG_ENOUGH_S and images < config.micro_batch:
         images = min(4 * images, config.micro_batch)
