@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import nn
 
 from imixer.data.image_data import ImageData, check_channels
-from imixer.data.sources.open import open_dataset
+from imixer.data.sources.open import open_dataset, relocated
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
@@ -114,8 +114,7 @@ class FinishedRun:
         if self.packaged and data_path is None and config.name != "digits":
             raise InputError(f"{self.name} comes without its images, {config.name}; say with --data where they lie")
         if data_path is not None:
-            named = config.name != "digits" and not Path(config.name).is_absolute()  # then it lies in a root
-            config = replace(config, root=data_path) if named else replace(config, name=data_path)
+            config = relocated(config, data_path)
         data = open_dataset(config)
         if tuple(data.class_names) != self.class_names:
             raise InputError(

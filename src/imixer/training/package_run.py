@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from imixer.data.sources.open import is_named
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import few_names, one_line, slug
 from imixer.implicit import SpectralLinear
@@ -146,7 +147,11 @@ def _in_float16(model: nn.Module) -> dict[str, Tensor]:
 
 def _portable(config: TrainConfig) -> TrainConfig:
     """Forget where the run and its data lay on the machine that trained."""
-    return replace(config, out=None, data=replace(config.data, root=None, download=False))
+    name = config.data.name
+    if not is_named(name):
+        folder = Path(name).name
+        name = folder if folder != "digits" else f"./{folder}"  # which is not the built-in data set
+    return replace(config, out=None, data=replace(config.data, name=name, root=None, download=False))
 
 
 def _require_room(place: Path) -> None:
