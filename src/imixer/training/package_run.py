@@ -27,7 +27,7 @@ from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.parsing import save_config
 from imixer.training.run.result import TrainingResult, read_result
-from imixer.weights import FOLDER, MOST_BYTES, is_packaged, size_of
+from imixer.weights import is_packaged, require_room
 from imixer.writing import make_folder, write_text
 
 _CARD = "README.md"
@@ -89,7 +89,7 @@ def package(run: FinishedRun, folder: Path, data: str | None = None) -> dict[str
         card = _Card(folder.name, is_packaged(folder), run, result, scores, checked)
         write_text(place / _CARD, card.text())
         if is_packaged(folder):
-            _require_room(place)
+            require_room(place)
 
     announce(f"rounding the model to float16, and evaluating it as {folder.name}")
     make_folder(folder, fill)
@@ -152,16 +152,6 @@ def _portable(config: TrainConfig) -> TrainConfig:
         folder = Path(name).name
         name = folder if folder != "digits" else f"./{folder}"  # which is not the built-in data set
     return replace(config, out=None, data=replace(config.data, name=name, root=None, download=False))
-
-
-def _require_room(place: Path) -> None:
-    total = sum(size_of(folder) for folder in FOLDER.iterdir() if folder.is_dir() and folder != place)
-    total += size_of(place)
-    if total > MOST_BYTES:
-        raise InputError(
-            f"out: the models that ship with the package would take {total / 1e6:.1f} MB, more than "
-            f"{MOST_BYTES / 1e6:.0f}; remove one, or train a smaller one"
-        )
 
 
 def _spectral_layers(model: nn.Module) -> Iterator[SpectralLinear]:

@@ -61,3 +61,20 @@ def packaged_config(folder: Path) -> dict[str, Any]:
         InputError: If the file is missing or damaged.
     """
     return read_json(folder / "model" / "config.json", ["model_args", "label_names", "pretrained_cfg"])
+
+
+def require_room(folder: Path) -> None:
+    """Check that all packaged models together are small enough to ship.
+
+    Args:
+        folder: One more, which may still have a temporary name.
+
+    Raises:
+        InputError: If they would take more than `MOST_BYTES`.
+    """
+    total = sum(map(size_of, {*packaged_models().values(), folder}))
+    if total > MOST_BYTES:
+        raise InputError(
+            f"out: the packaged models would take {total / 1e6:.1f} MB together, more than {MOST_BYTES / 1e6:g}; "
+            "remove one, or train a smaller one"
+        )
