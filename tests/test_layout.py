@@ -26,13 +26,14 @@ BASE = {
 MAY_IMPORT = {
     "hopfield": {"errors", "verdict"},
     "implicit": {"verdict"},
-    "models": {"implicit", *BASE},
+    "weights": BASE,
+    "models": {"implicit", "weights", *BASE},
     "data": BASE,
     "recipes": BASE,
-    "training": {"models", "data", "recipes", "implicit", *BASE},
+    "training": {"models", "data", "recipes", "weights", "implicit", *BASE},
     "sweep": {"training", "data", "recipes", *BASE},
     "analysis": {"training", "models", "data", "implicit", "hopfield", *BASE},
-    "cli": {"experiments", "analysis", "sweep", "training", "recipes", *BASE},
+    "cli": {"experiments", "analysis", "sweep", "training", "recipes", "weights", *BASE},
     "experiments": {"analysis", "sweep", "training", "models", "data", "recipes", "implicit", "hopfield", *BASE},
 }
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,8 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder of files atomically. A folder that exists is left alone.
 
+    If anything goes wrong, nothing of it is left.
+
     Args:
         path: The folder.
         fill: A function that writes the files into the folder it is given.
@@ -126,13 +129,16 @@ def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
     if path.exists():
         return
     temporary = path.with_name(f".{path.name}.writing")
-    for left in sorted(temporary.rglob("*"), reverse=True):
-        left.unlink() if left.is_file() else left.rmdir()
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir(exist_ok=True)
-    fill(temporary)
-    for file in temporary.iterdir():
-        _sync(file)
-    os.replace(temporary, path)
+    try:
+        fill(temporary)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     _sync(path.parent)
 
 

@@ -74,7 +74,7 @@ class Analysis(Generic[_Measurement]):
 def analyze(
     analysis: Analysis[_Measurement], path: str, *, device: str = "auto", **options: Any
 ) -> tuple[_Measurement, list[Path]]:
-    """Measure a run, and write numbers and figures over those of an earlier time.
+    """Measure a run, and write numbers and figures into its outputs, over those of an earlier time.
 
     Args:
         analysis: What to measure.
@@ -92,9 +92,10 @@ def analyze(
     from imixer.training.finished_run import load_run
 
     finished = load_run(path, device)
-    announce(f"measuring {analysis.name} of {finished.directory.path}")
+    outputs = finished.make_outputs()
+    announce(f"measuring {analysis.name} of {finished.name}")
     measurement = analysis.measure(finished, **options)
-    folder = finished.directory.path if analysis.beside_run else finished.directory.analysis
+    folder = outputs.path if analysis.beside_run else outputs.analysis
     return measurement, write(analysis, measurement, folder)
 
 
@@ -124,8 +125,9 @@ def compare_runs(
     from imixer.training.finished_run import load_run
 
     runs = [load_run(path, device) for path in paths]
+    folder = runs[0].make_outputs().analysis if out is None else Path(out)
     measurement = analysis.measure(runs, **options)
-    return measurement, write(analysis, measurement, runs[0].directory.analysis if out is None else Path(out))
+    return measurement, write(analysis, measurement, folder)
 
 
 def write(analysis: Analysis[_Measurement], measurement: _Measurement, folder: Path) -> list[Path]:

@@ -220,7 +220,7 @@ def _check_alike(runs: Sequence[FinishedRun]) -> None:
     """Raise InputError unless all runs know the same classes, take images of one size, and have as many blocks."""
     first = runs[0]
     for run in runs[1:]:
-        one, other = first.directory.path, run.directory.path
+        one, other = first.name, run.name
         if run.class_names != first.class_names:
             raise InputError(
                 f"{one} was trained on {first.config.data.name} ({few_names(first.class_names)}) and {other} on "
@@ -247,7 +247,7 @@ def _draw(runs: Sequence[FinishedRun], images: int, seed: int, data: str | None)
         same = next((i for i, each in enumerate(runs[: len(drawn)]) if _sees_like(each, run)), None)
         drawn.append(random_images(run, images, seed, data) if same is None else drawn[same].to(run.device))
         if drawn[0].shape != drawn[-1].shape or not torch.equal(drawn[0], drawn[-1].to(drawn[0])):
-            one, other = (f"{each.directory.path} ({each.config.data.name})" for each in (runs[0], run))
+            one, other = (f"{each.name} ({each.config.data.name})" for each in (runs[0], run))
             raise InputError(
                 f"{one} and {other} do not see the same images: their held-out parts, or how images are resized and "
                 "normalised, differ; give runs with the same settings of data"

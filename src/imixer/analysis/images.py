@@ -49,7 +49,7 @@ def random_images(finished: FinishedRun, count: int, seed: int, data_path: str |
     val = finished.data(data_path).val
     places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))
     images = torch.stack([finished.transform(val[place][0]) for place in places[:count].tolist()]).to(finished.device)
-    require_finite_outputs(finished.model, images, finished.directory.path)
+    require_finite_outputs(finished.model, images, finished.name)
     return images
 
 
@@ -77,7 +77,7 @@ def held_out_batches(
         images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
         batch = torch.stack([finished.transform(image) for image in images]).to(finished.device)
         if start == 0:
-            require_finite_outputs(finished.model, batch, finished.directory.path)
+            require_finite_outputs(finished.model, batch, finished.name)
         yield batch, torch.tensor(labels, device=finished.device)
 
 

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from imixer.analysis.analyze import Analysis, analyze, compare_runs
 from imixer.analysis.registry import ANALYSES
 from imixer.cli.analysis_options import add_options, judge_options, options_of_analysis
-from imixer.cli.command import Command, add_run, new_parser
+from imixer.cli.command import Command, add_device, add_run, chosen_runs, new_parser
 from imixer.cli.terminal import announce_loading, new_console
 from imixer.errors import InputError
 
@@ -28,6 +28,7 @@ def build() -> ArgumentParser:
         help="; ".join(f"`{name}`: {analysis.summary}" for name, analysis in ANALYSES.items()) + ".",
     )
     add_run(parser, several=True)
+    add_device(parser)
     add_options(parser, ANALYSES.values())
     parser.add_argument(
         "--out",
@@ -41,9 +42,11 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> int:
     """Measure, write and print; return the exit code."""
     given = {name: value for name, value in args.as_dict().items() if value is not None}
-    what, paths, device = (given.pop(name) for name in ("what", "run", "device"))
+    what, device = given.pop("what"), given.pop("device")
+    runs, models = given.pop("run", []), given.pop("model", [])
     analysis = ANALYSES[what]
-    _check_options(analysis, paths, given)
+    _check_options(analysis, [*runs, *models], given)
+    paths = chosen_runs(runs, models)
     requirements = {name: given.pop(name) for name in judge_options(analysis) if name in given}
     announce_loading("the run" if len(paths) == 1 else "the runs")
     measured: Analysis[Any] = analysis

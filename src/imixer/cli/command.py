@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jsonargparse import ArgumentParser, Namespace
+
+from imixer.errors import InputError
+from imixer.weights import find_packaged, packaged_models
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,15 @@ def new_parser(description: str) -> ArgumentParser:
 
 
 def run_parser(description: str) -> ArgumentParser:
-    """Build a parser of RUN, --data and --device."""
+    """Build a parser of RUN, --model, --data and --device."""
     parser = new_parser(description)
     add_run(parser)
+    add_device(parser)
     return parser
 
 
 def add_run(parser: ArgumentParser, several: bool = False) -> None:
-    """Add RUN, --data and --device to a parser.
+    """Add RUN, --model and --data to a parser that `new_parser` built. `chosen_runs` reads the first two.
 
     Args:
         parser: The parser.
@@ -45,11 +49,55 @@ def add_run(parser: ArgumentParser, several: bool = False) -> None:
     nargs = "+" if several else None
     parser.add_argument("run", metavar="RUN", nargs=nargs, type=str, help="Run directory that `imixer train` made.")
     parser.add_argument(
+        "--model",
+        metavar="NAME",
+        nargs=nargs,
+        type=str,
+        help=f"Packaged model in the place of RUN: {', '.join(packaged_models()) or 'there is none'}. What is written "
+        "goes into the folder NAME.",
+    )
+    parser.add_argument(
         "--data", metavar="PATH", type=str | None, help="Where the run's data lie now. Default: where they lay."
     )
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Add --device to a parser."""
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
         help="`cpu`, `cuda`, or `auto`: CUDA where there is any.",
     )
+
+
+def relax_run(parser: ArgumentParser, words: Sequence[str]) -> None:
+    """Ask for no RUN where `--model` is among the words. argparse cannot say that one of two is required."""
+    if any(word.partition("=")[0] == "--model" for word in words):
+        for action in parser._actions:
+            if action.dest in ("run", "images"):  # images follow RUN, and are missing with it
+                action.required = False
+
+
+def chosen_runs(runs: Sequence[str] | None, models: Sequence[str] | None) -> list[str]:
+    """Return the directories of runs and of packaged models, in this order.
+
+    Args:
+        runs: The words in the place of RUN.
+        models: The names after --model.
+
+    Raises:
+        InputError: If there is no such packaged model.
+    """
+    return [*(runs or ()), *(str(find_packaged(name)) for name in models or ())]
+
+
+def chosen_run(run: str | None, model: str | None) -> str:
+    """Return the directory of the run, or of the packaged model.
+
+    Raises:
+        InputError: If both are given, or there is no such packaged model.
+    """
+    if run is not None and model is not None:
+        raise InputError(f"model is {model}, and {run} is given in the place of RUN; leave one of them out")
+    return chosen_runs([run] if run is not None else (), [model] if model is not None else ())[0]

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 import imixer
 from imixer.cli import analyze, evaluate, export, predict, recall, recipes, replay, report, reproduce, sweep, train
-from imixer.cli.command import Command
+from imixer.cli.command import Command, relax_run
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut, one_line
 from imixer.notices import notices_on_stderr
@@ -124,6 +124,7 @@ def _run(argv: list[str]) -> int:
     parser = command.build()
     parser.prog = f"imixer {name}"
     words = expand_config_flags(rest) if name == "train" else rest
+    relax_run(parser, words)
     return command.run(parse(parser, words)) or 0
 
 

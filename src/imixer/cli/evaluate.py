@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from imixer.analysis.analyze import Analysis, analyze
 from imixer.analysis.registry import ROBUSTNESS_EVALUATIONS
 from imixer.cli.analysis_options import add_options, options_of_analysis
-from imixer.cli.command import Command, run_parser
+from imixer.cli.command import Command, chosen_run, run_parser
 from imixer.cli.terminal import announce_loading, new_console
 from imixer.errors import InputError
 
@@ -43,6 +43,7 @@ def run(args: Namespace) -> None:
                 )
     wanted = {name: _options(args, analysis) for name, analysis in ROBUSTNESS_EVALUATIONS.items()}
     _check_use(args, wanted)
+    path = chosen_run(args.run, args.model)
     announce_loading("the run")
     from imixer.training.evaluate import evaluate
     from imixer.training.result_tables import report_evaluation
@@ -53,9 +54,9 @@ def run(args: Namespace) -> None:
             analysis.check(**options)
     console = new_console()
     given = {"data": args.data, "test": args.test, "device": args.device, "batch_size": args.batch_size or 0}
-    report_evaluation(*evaluate(args.run, **given), console)
+    report_evaluation(*evaluate(path, **given), console)
     for analysis, options in chosen:
-        measurement, files = analyze(analysis, args.run, device=args.device, **options)
+        measurement, files = analyze(analysis, path, device=args.device, **options)
         analysis.show(measurement, console)
         console.print(f"written: {', '.join(map(str, files))}")
 

@@ -1,26 +1,32 @@
-"""Export a model for inference elsewhere: `imixer export`."""
+"""Export a model for inference elsewhere, or as a package: `imixer export`."""
 
 from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from imixer.cli.command import Command, new_parser
+from imixer.cli.command import Command, add_run, chosen_run, new_parser
 from imixer.cli.terminal import announce_loading
 from imixer.escaping import one_line
+from imixer.weights import size_of
 
 
 def build() -> ArgumentParser:
     """Build the parser of the command."""
     parser = new_parser("Write a run's model for inference elsewhere, and check that it computes the same.")
-    parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
+    add_run(parser)
     parser.add_argument(
         "--format",
-        choices=["onnx", "torch"],
+        choices=["onnx", "torch", "package"],
         default="onnx",
-        help="`onnx`, or `torch`: a program of torch.export.",
+        help="`onnx`; `torch`: a program of torch.export; or `package`: a folder that is a small run, in float16 and "
+        "with a model card, evaluated anew.",
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=str | None, help="File to write. Default: RUN/model.onnx or RUN/model.pt2."
+        "--out",
+        metavar="PATH",
+        type=str | None,
+        help="File to write; for a package a folder, whose name is that of the model in timm. Default: RUN/model.onnx, "
+        "RUN/model.pt2 or RUN/ARCHITECTURE.DATA.",
     )
     parser.add_argument("--batch_size", type=int | None, help="Batch size to fix. Default: any.")
     return parser
@@ -28,11 +34,12 @@ def build() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Run the command."""
+    path = chosen_run(args.run, args.model)
     announce_loading("the run")
     from imixer.training.export_run import export
 
-    path, checked = export(args.run, args.format, args.out, args.batch_size)
-    print(f"written: {one_line(path)} ({path.stat().st_size / 1e6:.1f} MB)")
+    file, checked = export(path, args.format, args.out, args.batch_size, args.data)
+    print(f"written: {one_line(file)} ({size_of(file) / 1e6:.1f} MB)")
     print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
 
 

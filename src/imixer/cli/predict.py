@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from jsonargparse import ArgumentParser, Namespace
 
-from imixer.cli.command import Command, run_parser
+from imixer.cli.command import Command, chosen_run, run_parser
 from imixer.cli.terminal import announce_loading, new_console
+from imixer.training.run.directory import RunDirectory
 
 
 def build() -> ArgumentParser:
@@ -22,13 +25,14 @@ def build() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Run the command."""
+    path, images = _chosen(args)
     announce_loading("the run")
     from imixer.training.predict import predict
     from imixer.training.result_tables import report_predictions
 
     predictions, picture = predict(
-        args.run,
-        args.images or (),
+        path,
+        images,
         top=args.top,
         n_iter=args.n_iter,
         data=args.data,
@@ -36,6 +40,14 @@ def run(args: Namespace) -> None:
         csv_file=args.csv,
     )
     report_predictions(predictions, picture, new_console())
+
+
+def _chosen(args: Namespace) -> tuple[str, list[str]]:
+    """Return the run and the images. With --model, the first image stands where RUN would."""
+    images = list(args.images or ())
+    if args.model is None or args.run is None or RunDirectory(Path(args.run)).config.is_file():
+        return chosen_run(args.run, args.model), images
+    return chosen_run(None, args.model), [args.run, *images]
 
 
 COMMAND = Command("Predict and draw images.", build, run)

@@ -1,14 +1,19 @@
-"""The models that timm knows by name. A name pins every hyperparameter."""
+"""The models that timm knows by name. A name pins every hyperparameter.
 
-from collections.abc import Sequence
+A name without a tag, or with the tag `untrained`, is a model without weights, whose hyperparameters stand here. Any
+other tag is a packaged model, and brings its own.
+"""
+
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.mlp_mixer import MlpMixer
 
 from imixer.models.imixer import IMixer
 from imixer.models.mixer import Mixer
+from imixer.weights import packaged_config, packaged_models
 
 # What the paper's experiments share (section 5, caption of Table 1).
 _PAPER: dict[str, Any] = dict(
@@ -16,7 +21,10 @@ _PAPER: dict[str, Any] = dict(
 )
 
 
-def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
+_WEIGHTS = Path("model") / "model.safetensors"  # in the folder of a packaged model
+
+
+def _cfg(size: int = 224) -> dict[str, Any] | PretrainedCfg:
     return dict(
         num_classes=1000,
         input_size=(3, size, size),
@@ -29,49 +37,88 @@ def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
         first_conv="stem.proj",
         classifier="head",
         license="apache-2.0",
-        **kwargs,
     )
 
 
+def _packaged_cfg(folder: Path) -> dict[str, Any] | PretrainedCfg:
+    config = packaged_config(folder)
+    prepared = {name: value for name, value in config["pretrained_cfg"].items() if name != "tag"}
+    return PretrainedCfg(
+        file=str(folder / _WEIGHTS), label_names=tuple(config["label_names"]), license="apache-2.0", **prepared
+    )
+
+
+# The star makes `untrained` the default, which would otherwise be the first tag that has weights.
 default_cfgs = generate_default_cfgs(
-    {
-        "imixer_s32_224.untrained": _cfg(),
-        "imixer_s16_224.untrained": _cfg(),
-        "imixer_b32_224.untrained": _cfg(),
-        "imixer_b16_224.untrained": _cfg(),
-        "imixer_l32_224.untrained": _cfg(),
-        "imixer_l16_224.untrained": _cfg(),
-        "imixer_s4_32.untrained": _cfg(32),
-        "imixer_t4_32.untrained": _cfg(32),
-        "imixer_t2_8.untrained": _cfg(8),
-        "imixer_n2_8.untrained": _cfg(8),
-        "mixer_s4_32.untrained": _cfg(32),
-        "mixer_t4_32.untrained": _cfg(32),
-        "mixer_t2_8.untrained": _cfg(8),
-        "mixer_n2_8.untrained": _cfg(8),
+    {name: _packaged_cfg(folder) for name, folder in packaged_models().items()}
+    | {
+        "imixer_s32_224.untrained*": _cfg(),
+        "imixer_s16_224.untrained*": _cfg(),
+        "imixer_b32_224.untrained*": _cfg(),
+        "imixer_b16_224.untrained*": _cfg(),
+        "imixer_l32_224.untrained*": _cfg(),
+        "imixer_l16_224.untrained*": _cfg(),
+        "imixer_s4_32.untrained*": _cfg(32),
+        "imixer_t4_32.untrained*": _cfg(32),
+        "imixer_laptop_32.untrained*": _cfg(32),
+        "imixer_t2_8.untrained*": _cfg(8),
+        "imixer_n2_8.untrained*": _cfg(8),
+        "mixer_s4_32.untrained*": _cfg(32),
+        "mixer_t4_32.untrained*": _cfg(32),
+        "mixer_t2_8.untrained*": _cfg(8),
+        "mixer_n2_8.untrained*": _cfg(8),
     }
 )
 
 
+def packaged_args(variant: str, cfg: object) -> dict[str, Any]:
+    """Return the arguments that a packaged model was built with, beyond those of its architecture's name.
+
+    Args:
+        variant: Name of the architecture.
+        cfg: What timm is asked for: a tag, a `PretrainedCfg`, or one as a mapping.
+
+    Returns:
+        Keyword arguments; none if that is no packaged model.
+    """
+    asked = asdict(cfg) if isinstance(cfg, PretrainedCfg) else cfg
+    for name, folder in packaged_models().items():
+        architecture, _, tag = name.partition(".")
+        # A mapping may come from elsewhere, with the same tag and other arguments: the file tells.
+        same = asked == tag or (isinstance(asked, dict) and asked.get("file") == str(folder / _WEIGHTS))
+        if architecture == variant and same:
+            args: dict[str, Any] = packaged_config(folder)["model_args"]
+            return args
+    return {}
+
+
 def _create(
-    cls: type[MlpMixer], variant: str, pretrained: bool, out_indices: int | Sequence[int] = 3, **kwargs: Any
+    cls: type[MlpMixer],
+    variant: str,
+    pretrained: bool,
+    pinned: dict[str, Any],
+    kwargs: dict[str, Any],
 ) -> Any:
     cfg = kwargs.get("pretrained_cfg")
+    packaged = packaged_args(variant, cfg)
+    given = pinned | packaged | kwargs
     if isinstance(cfg, dict) and cfg.get("source") == "local-dir":
         weights = Path(cfg["file"]) / "model.safetensors"
         if weights.exists():  # timm 1.0.23 would read it as a pickle, but reads it well as a file
-            kwargs["pretrained_cfg"] = cfg | {"source": "", "file": str(weights)}
-    return build_model_with_cfg(
-        cls, variant, pretrained, feature_cfg=dict(out_indices=out_indices, feature_cls="getter"), **kwargs
-    )
+            given["pretrained_cfg"] = cfg | {"source": "", "file": str(weights)}
+    feature_cfg = dict(out_indices=given.pop("out_indices", 3), feature_cls="getter")
+    model: Any = build_model_with_cfg(cls, variant, pretrained, feature_cfg=feature_cfg, **given)
+    if packaged:
+        model._model_args = packaged  # timm writes them down where it saves the model for elsewhere
+    return model
 
 
-def _imixer(variant: str, pretrained: bool, sizes: dict[str, int], kwargs: dict[str, Any]) -> IMixer:
-    return _create(IMixer, variant, pretrained, **(_PAPER | sizes | kwargs))
+def _imixer(variant: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[str, Any]) -> IMixer:
+    return _create(IMixer, variant, pretrained, _PAPER | sizes, kwargs)
 
 
-def _mixer(variant: str, pretrained: bool, sizes: dict[str, int], kwargs: dict[str, Any]) -> MlpMixer:
-    return _create(Mixer, variant, pretrained, **(sizes | kwargs))
+def _mixer(variant: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[str, Any]) -> MlpMixer:
+    return _create(Mixer, variant, pretrained, sizes, kwargs)
 
 
 _S = dict(num_blocks=8, embed_dim=512)
@@ -80,6 +127,10 @@ _L = dict(num_blocks=24, embed_dim=1024)
 _TINY_32 = dict(num_blocks=8, embed_dim=128, patch_size=4)
 _TINY_8 = dict(num_blocks=4, embed_dim=96, patch_size=2)
 _NANO_8 = dict(num_blocks=2, embed_dim=48, patch_size=2)
+_LAPTOP: dict[str, Any] = dict(
+    stem="whitened", patch_size=2, num_blocks=[2, 4, 2], embed_dim=[64, 128, 192], tokens_dim=[128, 64, 32],
+    mlp_ratio=(0.5, 3.0), n_iter=1, hidden_ratio=0.5,
+)  # fmt: skip
 
 
 @register_model
@@ -140,6 +191,12 @@ def imixer_t2_8(pretrained: bool = False, **kwargs: Any) -> IMixer:
 def imixer_n2_8(pretrained: bool = False, **kwargs: Any) -> IMixer:
     """Build the smallest iMixer, with 2x2 patches for 8x8 images: 48 channels, 2 blocks."""
     return _imixer("imixer_n2_8", pretrained, _NANO_8, kwargs)
+
+
+@register_model
+def imixer_laptop_32(pretrained: bool = False, **kwargs: Any) -> IMixer:
+    """Build the iMixer of recipe `laptop/imixer_cifar10`, for 32x32 images: a whitened stem and three stages."""
+    return _imixer("imixer_laptop_32", pretrained, _LAPTOP, kwargs)
 
 
 @register_model

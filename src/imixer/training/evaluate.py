@@ -49,7 +49,7 @@ class Evaluation:
     """The scores of a model on labelled images.
 
     Args:
-        model: The directory of the model.
+        model: The directory of the model, or the name of a packaged one.
         data: The name of the data set, or the test folder.
         images: The number of images.
         top1: The accuracy: the share of images whose most probable class is the true one.
@@ -76,6 +76,10 @@ class Evaluation:
     per_class: list[ClassScore] = field(default_factory=list)
     reliability: list[ConfidenceBin] = field(default_factory=list)
 
+    def write(self, file: Path) -> None:
+        """Write the scores as JSON, rounded to six decimals, which is more than the number of images can tell."""
+        write_text(file, json_text(_rounded(asdict(self))))
+
 
 def evaluate(
     path: str,
@@ -85,7 +89,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 0,
 ) -> tuple[Evaluation, Path]:
-    """Evaluate a finished run, and write the scores into its directory.
+    """Evaluate a finished run, and write the scores into its outputs.
 
     The file is `evaluation.json` for the held-out images, and `test_evaluation.json` for a test set.
 
@@ -104,15 +108,34 @@ def evaluate(
         InputError: If run or data are not there or do not fit each other, or the weights or the logits are not finite.
     """
     run = load_run(path, device)
+    result = score(run, data=data, test=test, batch_size=batch_size)
+    outputs = run.make_outputs()
+    file = outputs.evaluation if test is None else outputs.test_evaluation
+    result.write(file)
+    return result, file
+
+
+def score(run: FinishedRun, *, data: str | None = None, test: str | None = None, batch_size: int = 0) -> Evaluation:
+    """Score a loaded run on its held-out images or a test set, without writing anything.
+
+    Args:
+        run: The run.
+        data: The place where its data lie now. Default: where they lay in training.
+        test: A folder of class folders to score on instead.
+        batch_size: Images of one forward pass. Default: as in training.
+
+    Raises:
+        InputError: If the data are not there or do not fit the run, or the logits are not finite.
+    """
     config = run.config
     if test is None:
         opened = run.data(data)
-        name, items, skipped, file = opened.name, opened.val, opened.skipped, run.directory.evaluation
+        name, items, skipped = opened.name, opened.val, opened.skipped
     else:
         items, skipped, left_out = open_test_folder(Path(test), run.class_names, run.input_size[0], config.data)
         if left_out:
             _log.warning(f"not used of {test}: {'; '.join(map(printable, left_out))}")
-        name, file = test, run.directory.test_evaluation
+        name = test
     batches = batches_in_order(
         items, run.transform, config.data, device=run.device, batch_size=batch_size or config.micro_batch
     )
@@ -122,8 +145,8 @@ def evaluate(
     except InputError as error:
         raise InputError(worker_message(error)) from error
     correct = logits.argmax(1) == targets
-    result = Evaluation(
-        model=str(run.directory.model),
+    return Evaluation(
+        model=run.name if run.packaged else str(run.directory.model),
         data=name,
         images=len(targets),
         top1=correct.float().mean().item(),
@@ -136,8 +159,6 @@ def evaluate(
         per_class=_per_class(logits.argmax(1), targets, run.class_names),
         reliability=reliability(logits, targets),
     )
-    write_text(file, json_text(_rounded(asdict(result))))
-    return result, file
 
 
 @torch.inference_mode()
@@ -147,7 +168,7 @@ def _logits(run: FinishedRun, batches: HeldOutBatches) -> tuple[Tensor, Tensor, 
     shown = with_progress(([batch] for batch in batches), len(batches), "evaluating batches")
     for step, (images, labels) in enumerate(shown):
         logits.append(run.model(images).float().cpu())
-        require_finite_logits(run.model, images, logits[-1], run.directory.path)
+        require_finite_logits(run.model, images, logits[-1], run.name)
         targets.append(labels.cpu())
         counted += len(labels)
         if step + 1 == _WARM_UP < len(batches):
@@ -172,7 +193,7 @@ def _per_class(predicted: Tensor, targets: Tensor, names: Sequence[str]) -> list
 
 
 def _rounded(scores: Any) -> Any:
-    """Round all numbers to six decimals, which is more than the number of images can tell."""
+    """Round all numbers to six decimals."""
     if isinstance(scores, dict):
         return {name: _rounded(value) for name, value in scores.items()}
     if isinstance(scores, list):

@@ -1,4 +1,4 @@
-"""Load a finished run: its configuration, its model, its data."""
+"""Load a finished run: its configuration, its model, its data. A packaged model is a run that is only read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import nn
 
 from imixer.data.image_data import ImageData, check_channels
-from imixer.data.sources.open import open_dataset
+from imixer.data.sources.open import open_dataset, relocated
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
@@ -24,6 +24,7 @@ from imixer.training.run.damage import model_damage
 from imixer.training.run.directory import RunDirectory, open_run
 from imixer.training.run.parsing import load_config
 from imixer.training.third_party_warnings import silence
+from imixer.weights import is_packaged
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class FinishedRun:
     model alone, `timm.create_model("local-dir:RUN/model", pretrained=True)` will do.
 
     Args:
-        directory: The directory of the run.
+        directory: The directory that the run is read from. `make_outputs` gives the one to write into.
         config: The configuration of the run.
         model: The model, in evaluation mode.
         device: The device that the model is on.
@@ -44,6 +45,36 @@ class FinishedRun:
     config: TrainConfig
     model: nn.Module
     device: torch.device
+
+    @property
+    def packaged(self) -> bool:
+        """Whether it is a packaged model, whose directory is not written to."""
+        return is_packaged(self.directory.path)
+
+    @property
+    def name(self) -> str:
+        """The directory of the run, or the name of the packaged model, for messages."""
+        return self.directory.path.name if self.packaged else str(self.directory.path)
+
+    def make_outputs(self) -> RunDirectory:
+        """Make the directory that measurements are written into, if it is not there.
+
+        Returns:
+            The directory of the run; for a packaged model, the folder of its name in the current one.
+
+        Raises:
+            InputError: If the folder cannot be made, or is a run of its own.
+        """
+        if not self.packaged:
+            return self.directory
+        outputs = RunDirectory(Path(self.name))
+        if outputs.config.exists():
+            raise InputError(f"{self.name} is a run here, and results of the packaged model go there; rename the run")
+        try:
+            outputs.path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the folder {self.name} cannot be made here, {error.strerror}; go to another") from error
+        return outputs
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -80,13 +111,14 @@ class FinishedRun:
             InputError: If the data are not there, or have other classes or channels.
         """
         config = self.config.data
+        if self.packaged and data_path is None and config.name != "digits":
+            raise InputError(f"{self.name} comes without its images, {config.name}; say with --data where they lie")
         if data_path is not None:
-            named = config.name != "digits" and not Path(config.name).is_absolute()  # then it lies in a root
-            config = replace(config, root=data_path) if named else replace(config, name=data_path)
+            config = relocated(config, data_path)
         data = open_dataset(config)
         if tuple(data.class_names) != self.class_names:
             raise InputError(
-                f"the data have the classes {few_names(data.class_names)}, but {self.directory.path} was trained on "
+                f"the data have the classes {few_names(data.class_names)}, but {self.name} was trained on "
                 f"{few_names(self.class_names)}; give the data it was trained on with --data"
             )
         check_channels(data, self.input_size)
@@ -98,7 +130,7 @@ def load_run(path: str, device: str = "auto") -> FinishedRun:
     """Load a finished run.
 
     Args:
-        path: The run's directory.
+        path: The run's directory, or that of a packaged model, which `imixer.weights.find_packaged` finds.
         device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
 
     Raises:

@@ -19,6 +19,7 @@ import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.data.config import DataConfig
 from imixer.errors import InputError, did_you_mean
 from imixer.implicit import fold
+from imixer.models.variants import packaged_args
 from imixer.progress import announce
 from imixer.training.devices import is_first_process
 from imixer.training.initial_weights import load_weights
@@ -84,7 +85,8 @@ def build_model(
     options = config.overrides()
     if clash := sorted(_FROM_DATA & set(options)):
         raise InputError(f"model.kwargs.{clash[0]} follows from the data; leave it out (data.image_size sets the size)")
-    args = {"in_chans": in_chans, "num_classes": num_classes, **options}
+    architecture, _, tag = name.partition(".")
+    args = {**packaged_args(architecture, tag), "in_chans": in_chans, "num_classes": num_classes, **options}
     if cfg.fixed_input_size:  # others take any size and no such argument
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
     require_memory(name, args)

@@ -68,13 +68,21 @@ def save_model(
         "model_args": {k: v for k, v in built.args.items() if k != "num_classes"},
         "pretrained_cfg": prepared,
     }
+    make_folder(path, lambda folder: write_model(folder, config, weights))
+
+
+def write_model(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Write `config.json` and `model.safetensors` into a folder that is there.
+
+    Args:
+        folder: The folder.
+        config: The content of `config.json`, in timm's layout.
+        weights: The state dict of the model.
+    """
+    # cloned, as safetensors refuses tensors that share memory
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
-
-    def fill(folder: Path) -> None:
-        (folder / "config.json").write_text(json_text(config), encoding="utf-8")
-        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
-
-    make_folder(path, fill)
+    (folder / "config.json").write_text(json_text(config), encoding="utf-8")
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def load_model(path: Path) -> nn.Module:

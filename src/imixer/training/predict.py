@@ -60,7 +60,7 @@ def predict(
     device: str = "auto",
     csv_file: str | None = None,
 ) -> tuple[list[Prediction], Path]:
-    """Predict the classes of images, and draw the first 16 as the run's `prediction.png`.
+    """Predict the classes of images, and draw the first 16 as `prediction.png` in the run's outputs.
 
     Args:
         path: The run's directory.
@@ -88,9 +88,10 @@ def predict(
         raise InputError(f"data is {data}, which is not looked at where images are given; leave one out")
     run = load_run(path, device)
     if n_iter is not None:
-        _set_n_iter(run.model, n_iter, path)
+        _set_n_iter(run.model, n_iter, run.name)
     files = [Path(file) for file in find_images(images)] if images else []
     held_out = [] if files else _held_out(run, data)
+    picture = run.make_outputs().prediction
     announce(f"predicting {len(files) or len(held_out):,} images")
     predictions: list[Prediction] = []
     shown: list[_Source] = []
@@ -105,24 +106,24 @@ def predict(
         _write_csv(predictions, Path(csv_file))
     first = predictions[: len(shown)]
     drawn(
-        run.directory.prediction,
-        lambda picture: draw_predictions(
+        picture,
+        lambda file: draw_predictions(
             [source.image for source in shown],
             [p.probabilities for p in first],
             [p.classes for p in first],
             [Path(p.image).name for p in first],
             [p.truth for p in first],
-            picture,
+            file,
         ),
     )
-    return predictions, run.directory.prediction
+    return predictions, picture
 
 
-def _set_n_iter(model: Any, n_iter: int, path: str) -> None:
+def _set_n_iter(model: Any, n_iter: int, name: str) -> None:
     if not hasattr(model, "n_iter"):
-        raise InputError(f"n_iter: the model of {path} is no iMixer and does not iterate; leave it out")
+        raise InputError(f"n_iter: the model of {name} is no iMixer and does not iterate; leave it out")
     if getattr(model, "solver", "fixed") != "fixed":
-        raise InputError(f"n_iter: the model of {path} solves to a tolerance with {model.solver}; leave it out")
+        raise InputError(f"n_iter: the model of {name} solves to a tolerance with {model.solver}; leave it out")
     if n_iter > _MOST_ITERATIONS:
         raise InputError(f"n_iter is {n_iter}; give at most {_MOST_ITERATIONS:,}")
     try:
@@ -147,7 +148,7 @@ def _predict(run: FinishedRun, sources: Sequence[_Source], top: int) -> list[Pre
     names = run.class_names
     batch = torch.stack([run.transform(source.image) for source in sources]).to(run.device)
     logits = run.model(batch).float()
-    require_finite_logits(run.model, batch, logits, run.directory.path)
+    require_finite_logits(run.model, batch, logits, run.name)
     chances, classes = logits.softmax(1).topk(min(top, len(names)))
     return [
         Prediction(source.name, tuple(names[i] for i in best), tuple(chance), source.truth)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from imixer.data.config import DataConfig
 from imixer.data.sources import timm_sets
-from imixer.data.sources.open import open_dataset
+from imixer.data.sources.open import open_dataset, relocated
 from imixer.data.sources.torchvision_sets import SETS
 from imixer.errors import InputError
 
@@ -246,3 +246,10 @@ def test_a_folder_may_be_named_without_a_slash(tmp_path, monkeypatch, make_folde
     make_folder(tmp_path / "pets", {"a": 5, "b": 5})
     monkeypatch.chdir(tmp_path)
     assert open_dataset(DataConfig(name="pets")).name == "pets"
+
+
+def test_the_same_data_are_found_in_a_root_in_parquet_files_and_in_a_folder(tmp_path):
+    known, own = DataConfig(name="cifar10"), DataConfig(name="/was/here")
+    assert relocated(known, str(tmp_path)) == DataConfig(name="cifar10", root=str(tmp_path))
+    (tmp_path / "train-0.parquet").touch()
+    assert relocated(known, str(tmp_path)) == relocated(own, str(tmp_path)) == DataConfig(name=str(tmp_path))

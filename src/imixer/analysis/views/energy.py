@@ -33,14 +33,14 @@ def measure(finished: FinishedRun, *, images: int = 64, data: str | None = None)
     from imixer.analysis.energy import energy_along_depth
     from imixer.analysis.images import held_out_images
 
-    model, path = finished.model, finished.directory.path
+    model, name = finished.model, finished.name
     if not isinstance(model, MlpMixer):
-        raise InputError(f"the model of {path} is no mixer with a known Hopfield network: it is {type(model).__name__}")
+        raise InputError(f"the model of {name} is no mixer with a known Hopfield network: it is {type(model).__name__}")
     batch = held_out_images(finished, images, data)
     try:
         return energy_along_depth(model, batch)
     except ValueError as error:
-        raise InputError(f"the model of {path} is no mixer with a known Hopfield network: {error}") from error
+        raise InputError(f"the model of {name} is no mixer with a known Hopfield network: {error}") from error
 
 
 def numbers(energies: Sequence[MixingEnergy]) -> dict[str, Any]:

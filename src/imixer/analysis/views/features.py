@@ -42,7 +42,7 @@ def measure(
     from imixer.training.finite_checks import require_finite_outputs
 
     name, pixels = _load(finished, image, data)
-    require_finite_outputs(finished.model, pixels[None].to(finished.device), finished.directory.path)
+    require_finite_outputs(finished.model, pixels[None].to(finished.device), finished.name)
     return features_at(finished.model, pixels.to(finished.device), block=block, n_iter=n_iter, name=name)
 
 

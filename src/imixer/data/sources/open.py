@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from imixer.data.config import DataConfig
@@ -11,7 +12,7 @@ from imixer.data.sources.decoding import error_reason, special_file
 from imixer.data.sources.digits import open_digits
 from imixer.data.sources.folder import open_folder
 from imixer.data.sources.image_files import expand_user
-from imixer.data.sources.parquet import find_shards, open_parquet
+from imixer.data.sources.parquet import find_shards, open_parquet, parquet_files
 from imixer.data.sources.timm_sets import PREFIXES, open_timm, timm_prefix
 from imixer.data.sources.torchvision_sets import SETS, open_torchvision
 from imixer.errors import InputError, did_you_mean
@@ -43,6 +44,27 @@ def open_dataset(config: DataConfig) -> ImageData:
     if timm_prefix(name):
         return open_timm(name, config)
     return _open_path(expand_user(name), config)
+
+
+def is_named(name: str) -> bool:
+    """Return whether a data set is built in or known to torchvision or timm, and not a folder."""
+    return name in _NAMED or timm_prefix(name) is not None
+
+
+def relocated(config: DataConfig, path: str) -> DataConfig:
+    """Return the settings for the same data at another place.
+
+    A data set that torchvision or timm knows lies in a root, unless the place holds parquet files, which are then it.
+
+    Args:
+        config: The settings.
+        path: The place.
+    """
+    folder = expand_user(path)
+    in_root = config.name != "digits" and is_named(config.name)
+    if in_root and not (os.path.isdir(folder) and parquet_files(folder)):
+        return replace(config, root=path)
+    return replace(config, name=path)
 
 
 def _open_path(path: Path, config: DataConfig) -> ImageData:
