@@ -1,14 +1,19 @@
 """The models that timm knows by name. A name pins every hyperparameter."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.mlp_mixer import MlpMixer
 
+from imixer.errors import InputError
+from imixer.models.from_mixer import MixerStart, read_mixer, start_from_mixer
 from imixer.models.imixer import IMixer
 from imixer.models.mixer import Mixer
+
+_log = logging.getLogger(__name__)
 
 # What the paper's experiments share (section 5, caption of Table 1).
 _PAPER: dict[str, Any] = dict(
@@ -52,7 +57,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(
-    cls: type[MlpMixer], variant: str, pretrained: bool, out_indices: int | Sequence[int] = 3, **kwargs: Any
+    cls: Callable[..., MlpMixer], variant: str, pretrained: bool, out_indices: int | Sequence[int] = 3, **kwargs: Any
 ) -> Any:
     cfg = kwargs.get("pretrained_cfg")
     if isinstance(cfg, dict) and cfg.get("source") == "local-dir":
@@ -65,7 +70,30 @@ def _create(
 
 
 def _imixer(variant: str, pretrained: bool, sizes: dict[str, int], kwargs: dict[str, Any]) -> IMixer:
-    return _create(IMixer, variant, pretrained, **(_PAPER | sizes | kwargs))
+    options = _PAPER | sizes | kwargs
+    source = options.pop("from_mixer", None)
+    if source is None:
+        return _create(IMixer, variant, pretrained, **options)
+    return _imixer_from_mixer(variant, pretrained, str(source), options)
+
+
+def _imixer_from_mixer(variant: str, pretrained: bool, source: str, options: dict[str, Any]) -> IMixer:
+    """Build an iMixer that is a Mixer at the start, with its classes and channels unless others are given."""
+    if pretrained:
+        raise InputError(f"from_mixer is {source}, and pretrained asks for other weights; leave one of them out")
+    mixer = read_mixer(source)
+    options = {"num_classes": mixer.num_classes, "in_chans": mixer.in_chans or 3} | options
+
+    def build(**kwargs: Any) -> IMixer:  # before timm takes out what gives features only
+        model = IMixer(**kwargs)
+        report: MixerStart = start_from_mixer(model, mixer)
+        if report.resampled:
+            _log.warning(str(report))
+        return model
+
+    model = _create(build, variant, False, **options)
+    model.pretrained_cfg = {**model.pretrained_cfg, **mixer.preparation}
+    return model
 
 
 def _mixer(variant: str, pretrained: bool, sizes: dict[str, int], kwargs: dict[str, Any]) -> MlpMixer:
