@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import Mlp
+from timm.layers import Mlp, PatchEmbed
 from timm.models import adapt_input_conv
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import Tensor, nn
@@ -136,6 +136,10 @@ def start_from_mixer(model: IMixer, mixer: MixerWeights, *, option: str = "from_
     _check_options(model, mixer, option, prefix)
     state = dict(mixer.state)
     own = model.state_dict()
+    cuts_patches = {name for name in state if name.startswith("stem.")} == _PATCH_STEM
+    kernels = [each["stem.proj.weight"].shape[2:] for each in (state, own) if "stem.proj.weight" in each]
+    if cuts_patches and type(model.stem) is not PatchEmbed and kernels[0] != kernels[-1]:
+        raise InputError(f"{option}: {mixer.source} cuts patches, and this stem does not; give {prefix}stem patch")
     _check_sizes(state, own, mixer.source, option, prefix)
     _adapt_channels(state, own, mixer.source, option)
     tokens = _tokens(state), _tokens(own)
@@ -292,11 +296,6 @@ def _tokens(state: Mapping[str, Tensor]) -> int:
 
 def _check_sizes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, option: str, prefix: str) -> None:
     there, here = _sizes(state), _sizes(own)
-    stems = [{name for name in each if name.startswith("stem.")} for each in (state, own)]
-    if stems[0] == _PATCH_STEM != stems[1]:
-        raise InputError(
-            f"{option}: {source} cuts patches, and the stem of the model does not; give {prefix}stem patch"
-        )
     other = {name: value for name, value in there.items() if here.get(name, value) != value}
     if "embed_dim" in other and 2 * other.get("tokens_dim", 0) == other["embed_dim"]:
         del other["tokens_dim"]  # follows

@@ -111,7 +111,7 @@ def _mapping(*args: Any) -> dict[Any, Any]:
 
 def _read(path: Path, option: str) -> Any:
     if path.is_dir():
-        raise InputError(f"{option}: {path} is a folder; name a file in it")
+        raise InputError(f"{option}: {path} is a folder; name a file in it, or a finished run")
     if not path.is_file():
         raise InputError(f"{option}: no file {path}")
     stand_ins: list[Any] = [(_Record, name) for name in (*_RECORDS, *_ARRAYS)]

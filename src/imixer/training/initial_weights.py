@@ -1,16 +1,25 @@
-"""Load the weights that a training starts from, out of a file of any author. Nothing in the file is executed."""
+"""Load the weights that a training starts from, out of a file of any author, a run, or a Mixer.
+
+Nothing in a file is executed.
+"""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from imixer.errors import InputError
+from imixer.models import IMixer, MixerWeights, read_mixer, start_from_mixer
+from imixer.models.from_mixer import matching_variant
 from imixer.models.weight_files import read_weights
+from imixer.reading import read_json
+from imixer.training.run.config import ModelConfig
+
+FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,84 @@ class LoadedWeights:
         if not self.classifier:
             parts.append("the classifier, for another number of classes, starts afresh")
         return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from, and what that says of the model. `find_start` finds it.
+
+    Args:
+        name: The name of the model in timm that the weights are for; None if they do not say.
+        args: The keyword arguments of `timm.create_model` that the model was built with, but for those that follow
+            from the data.
+        preparation: The preparation of images for the weights, in timm's words.
+        path: The file of weights; None if there is none.
+        key: The name of the set of weights in the file.
+        mixer: The weights of a Mixer, for an iMixer to start from.
+    """
+
+    name: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None
+    key: str | None = None
+    mixer: MixerWeights | None = None
+
+    def load_into(self, model: nn.Module) -> str | None:
+        """Load the weights into a model.
+
+        Args:
+            model: The model.
+
+        Returns:
+            A line that says what was loaded; None if there is nothing to load.
+
+        Raises:
+            InputError: If the weights do not fit the model; see `load_weights` and `start_from_mixer`.
+        """
+        if self.mixer is not None:
+            if not isinstance(model, IMixer):
+                raise InputError(
+                    f"model.from_mixer is {self.mixer.source}, which starts an iMixer, and the model is a "
+                    f"{type(model).__name__}; give an imixer_* as model.name, or leave it out"
+                )
+            return str(start_from_mixer(model, self.mixer, option="model.from_mixer", prefix="model."))
+        if self.path is not None:
+            return str(load_weights(model, self.path, self.key))
+        return None
+
+
+def find_start(config: ModelConfig) -> Start:
+    """Find what a training starts from.
+
+    Args:
+        config: The configuration of the model.
+
+    Raises:
+        InputError: If the directory holds no model, or the Mixer cannot be read or has sizes that no iMixer has by
+            name.
+    """
+    if config.from_mixer:
+        mixer = read_mixer(config.from_mixer, "model.from_mixer")
+        name = config.name or matching_variant(mixer)
+        if name is None:
+            sizes = " and ".join(f"model.{option} {value}" for option, value in mixer.sizes.items())
+            raise InputError(
+                f"model.from_mixer: {mixer.source} has sizes that no iMixer has by name; give model.name, such as "
+                f"imixer_s16_224, with {sizes}"
+            )
+        return Start(name, preparation=mixer.preparation, mixer=mixer)
+    if not config.checkpoint:
+        return Start()
+    path = Path(config.checkpoint)
+    folder = path / "model" if (path / "model" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        return Start(path=config.checkpoint, key=config.checkpoint_key)
+    packed = read_json(folder / "config.json", ["architecture", "model_args"])
+    args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
+    cfg = packed.get("pretrained_cfg", {})
+    preparation = {name: cfg[name] for name in ("mean", "std") if cfg.get(name)}
+    return Start(packed["architecture"], args, preparation, str(folder / "model.safetensors"), config.checkpoint_key)
 
 
 def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedWeights:

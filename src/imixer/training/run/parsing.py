@@ -17,7 +17,14 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError, did_you_mean
 from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
-from imixer.training.run.config import CheckpointConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.config import (
+    CheckpointConfig,
+    FinetunePart,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from imixer.training.run.directory import open_begun
 from imixer.writing import write_text
 
@@ -60,8 +67,9 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     """Replace `--resume`, `--recipe` and `--config` by the configurations they stand for, and put these first.
 
     jsonargparse applies options from left to right, so that all other flags win over files, wherever they stand.
-    `--config` wins over `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep
-    the last of two equal keys, and write out any aliases.
+    `--config` wins over the recipe that `finetune` brings, on the command line or in a file; that one wins over
+    `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep the last of two equal
+    keys, and write out any aliases.
 
     Args:
         argv: The words after `imixer train`.
@@ -86,9 +94,22 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
             raise InputError(f"{name} needs a value")
     configs = [_config_text(open_begun(path).config) for path in taken["--resume"]]
     configs += [yaml.safe_dump(load_recipe(name)) for name in taken["--recipe"]]
-    configs += [_config_text(Path(file)) for file in taken["--config"]]
+    files = [_config_text(Path(file)) for file in taken["--config"]]
+    if not taken["--resume"]:  # whose configuration has all that was brought
+        configs += [yaml.safe_dump(load_recipe(f"finetune/{part}")) for part in _finetuned(rest, files)]
+    configs += files
     first = [word for config in configs for word in ("--config", config)]
     return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
+
+
+def _finetuned(words: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Return what `finetune` is, if it is one of its choices: that of the command line, or of the last file with it."""
+    chosen: Any = [settings["finetune"] for text in files if "finetune" in (settings := yaml.safe_load(text))]
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == "--finetune":
+            chosen.append(value if equals else next(iter(words[place + 1 :]), None))
+    return [part for part in chosen[-1:] if part in get_args(FinetunePart)]
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
