@@ -16,7 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from imixer.data.config import DataConfig
 from imixer.errors import InputError, did_you_mean
 from imixer.reading import read_yaml
-from imixer.recipes import load_recipe
+from imixer.recipes import finetune_settings, load_recipe
 from imixer.training.run.config import (
     CheckpointConfig,
     FinetunePart,
@@ -67,7 +67,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     """Replace `--resume`, `--recipe` and `--config` by the configurations they stand for, and put these first.
 
     jsonargparse applies options from left to right, so that all other flags win over files, wherever they stand.
-    `--config` wins over the recipe that `finetune` brings, on the command line or in a file; that one wins over
+    `--config` wins over the settings that `finetune` brings, on the command line or in a file; these win over
     `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep the last of two equal
     keys, and write out any aliases.
 
@@ -96,7 +96,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     configs += [yaml.safe_dump(load_recipe(name)) for name in taken["--recipe"]]
     files = [_config_text(Path(file)) for file in taken["--config"]]
     if not taken["--resume"]:  # whose configuration has all that was brought
-        configs += [yaml.safe_dump(load_recipe(f"finetune/{part}")) for part in _finetuned(rest, files)]
+        configs += [yaml.safe_dump(finetune_settings(part)) for part in _finetuned(rest, files)]
     configs += files
     first = [word for config in configs for word in ("--config", config)]
     return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
