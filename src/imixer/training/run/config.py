@@ -269,8 +269,8 @@ class TrainConfig:
         schedule: How the learning rate moves.
         finetune: What of a model that starts from weights is trained: its `head`, the classifier, alone; its `last`
             block with the norm after it and the head; or `all`. What is frozen has neither weight decay nor power
-            iterations. On the command line, and in a file for `--config`, it brings learning rates, batch size and epochs for a
-            few hundred images, over which all other settings win; `--print_config` shows them.
+            iterations. On the command line, and in a file for `--config`, it brings a learning rate, batch size and
+            epochs for a few hundred images, over which all other settings win; `--print_config` shows them.
         epochs: Passes over the training data.
         budget: Multiply-adds to train for, instead of `epochs`: `0.5P`, `20T` (1 P = 1e15, 1 T = 1e12). It sets the
             number of steps, at 3 times the forward per image. The last epoch may be a part of one.
