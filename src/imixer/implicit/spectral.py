@@ -177,8 +177,8 @@ class SpectralLinear(NormalizedLinear):
             _power_iteration(self.weight, self.v, WARM_UP_STEPS, restart=True)
 
     def advance(self) -> None:
-        """Run one training forward's power iterations."""
-        if self.v is not None:
+        """Run one training forward's power iterations. Those of a frozen weight have come to rest and stay there."""
+        if self.v is not None and not _frozen(self):
             _power_iteration(self.weight, self.v, self.n_power_iterations)
 
     def sigma(self, exact: bool = False) -> Tensor:
@@ -265,11 +265,18 @@ def advance(layers: Iterable[SpectralLinear]) -> None:
     """
     alike: dict[Any, list[SpectralLinear]] = {}
     for number, layer in enumerate(layers):
+        if _frozen(layer):
+            continue
         apart = isinstance(layer.weight, torch.fx.Proxy) or layer.weight.device.type == "cpu"
         key = number if apart or layer.v is None else (layer.weight.shape, layer.n_power_iterations)
         alike.setdefault(key, []).append(layer)
     for group in alike.values():
         group[0].advance() if len(group) == 1 else _advance_together(group)
+
+
+def _frozen(layer: nn.Linear) -> bool:
+    """Tell whether a weight is a parameter that is not trained. One that is computed from others counts as trained."""
+    return isinstance(layer.weight, nn.Parameter) and not layer.weight.requires_grad
 
 
 @torch.no_grad()

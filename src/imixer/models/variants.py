@@ -4,6 +4,8 @@ A name without a tag, or with the tag `untrained`, is a model without weights, w
 other tag is a packaged model, and brings its own.
 """
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,13 @@ from typing import Any
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.mlp_mixer import MlpMixer
 
+from imixer.errors import InputError
+from imixer.models.from_mixer import MixerStart, read_mixer, start_from_mixer
 from imixer.models.imixer import IMixer
 from imixer.models.mixer import Mixer
 from imixer.weights import packaged_config, packaged_models
+
+_log = logging.getLogger(__name__)
 
 # What the paper's experiments share (section 5, caption of Table 1).
 _PAPER: dict[str, Any] = dict(
@@ -93,7 +99,7 @@ def packaged_args(variant: str, cfg: object) -> dict[str, Any]:
 
 
 def _create(
-    cls: type[MlpMixer],
+    cls: Callable[..., MlpMixer],
     variant: str,
     pretrained: bool,
     pinned: dict[str, Any],
@@ -114,7 +120,32 @@ def _create(
 
 
 def _imixer(variant: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[str, Any]) -> IMixer:
-    return _create(IMixer, variant, pretrained, _PAPER | sizes, kwargs)
+    pinned = _PAPER | sizes
+    source = kwargs.pop("from_mixer", None)
+    if source is None:
+        return _create(IMixer, variant, pretrained, pinned, kwargs)
+    return _imixer_from_mixer(variant, pretrained, str(source), pinned, kwargs)
+
+
+def _imixer_from_mixer(
+    variant: str, pretrained: bool, source: str, pinned: dict[str, Any], kwargs: dict[str, Any]
+) -> IMixer:
+    """Build an iMixer that is a Mixer at the start, with its classes and channels unless others are given."""
+    if pretrained:
+        raise InputError(f"from_mixer is {source}, and pretrained asks for other weights; leave one of them out")
+    mixer = read_mixer(source)
+    kwargs = {"num_classes": mixer.num_classes, "in_chans": mixer.in_chans or 3} | kwargs
+
+    def build(**options: Any) -> IMixer:  # before timm takes out what gives features only
+        model = IMixer(**options)
+        report: MixerStart = start_from_mixer(model, mixer)
+        if report.resampled:
+            _log.warning(str(report))
+        return model
+
+    model = _create(build, variant, False, pinned, kwargs)
+    model.pretrained_cfg = {**model.pretrained_cfg, **mixer.preparation}
+    return model
 
 
 def _mixer(variant: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[str, Any]) -> MlpMixer:

@@ -50,6 +50,15 @@ def load_recipe(name: str) -> dict[str, Any]:
     return _settings(find_recipe(name))
 
 
+def finetune_settings(part: str) -> dict[str, Any]:
+    """Load the settings that `--finetune` brings. They are no recipe, since they need weights to start from.
+
+    Args:
+        part: `head`, `last` or `all`.
+    """
+    return _settings(_FOLDER / "finetune" / f"_{part}.yaml")
+
+
 def _settings(path: Path) -> dict[str, Any]:
     own = yaml.safe_load(path.read_text(encoding="utf-8"))
     settings: dict[str, Any] = {}

@@ -1,50 +1,25 @@
-"""Load the weights that a training starts from, out of a file of any author. Nothing in the file is executed."""
+"""Load the weights that a training starts from, out of a file of any author, a run, or a Mixer.
+
+Nothing in a file is executed.
+"""
 
 from __future__ import annotations
 
-import pickle
 import re
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from imixer.errors import InputError
+from imixer.models import IMixer, MixerWeights, read_mixer, start_from_mixer
+from imixer.models.from_mixer import matching_variant
+from imixer.models.weight_files import read_weights
+from imixer.reading import read_json
+from imixer.training.run.config import ModelConfig
 
-_DEPTH = 2  # of mappings in mappings: a file, its parts, the parts of those
-_AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|avg|average|averaged|averaging)(?:$|[._])")
-_TRAINED = ("state_dict", "model")
-# Records that stand beside weights in files of timm, Lightning and Hydra. They are not built, nor their code imported.
-_RECORDS = [
-    "argparse.Namespace",
-    "omegaconf.base.ContainerMetadata",
-    "omegaconf.base.Metadata",
-    "omegaconf.dictconfig.DictConfig",
-    "omegaconf.listconfig.ListConfig",
-    "omegaconf.nodes.AnyNode",
-    "types.SimpleNamespace",
-    "typing.Any",
-    *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "set", "str", "tuple")),
-    *(
-        f"{module}.{kind}"
-        for module in ("pathlib", "pathlib._local")
-        for kind in ("Path", "PosixPath", "PurePath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
-    ),
-]
-_MAPPINGS = [  # are filled item by item, which torch does to its own kinds of mappings only
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-]
-_ARRAYS = [
-    *(f"{module}.multiarray.{how}" for module in ("numpy.core", "numpy._core") for how in ("scalar", "_reconstruct")),
-    "numpy.dtype",
-    "numpy.ndarray",
-]
+FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
 
 @dataclass(frozen=True)
@@ -79,20 +54,81 @@ class LoadedWeights:
 
 
 @dataclass(frozen=True)
-class _Set:
-    """Weights of one model in a file.
+class Start:
+    """What a training starts from, and what that says of the model. `find_start` finds it.
 
     Args:
-        name: Where in the file they are: keys and prefixes, joined by dots.
-        state: Names, without those, to tensors.
-        ignored: Entries of the same mapping that are not among them.
-        matches: How many of the model's names they have.
+        name: The name of the model in timm that the weights are for; None if they do not say.
+        args: The keyword arguments of `timm.create_model` that the model was built with, but for those that follow
+            from the data.
+        preparation: The preparation of images for the weights, in timm's words.
+        path: The file of weights; None if there is none.
+        key: The name of the set of weights in the file.
+        mixer: The weights of a Mixer, for an iMixer to start from.
     """
 
-    name: str
-    state: dict[str, Tensor]
-    ignored: tuple[str, ...]
-    matches: int
+    name: str | None = None
+    args: dict[str, Any] = field(default_factory=dict)
+    preparation: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None
+    key: str | None = None
+    mixer: MixerWeights | None = None
+
+    def load_into(self, model: nn.Module) -> str | None:
+        """Load the weights into a model.
+
+        Args:
+            model: The model.
+
+        Returns:
+            A line that says what was loaded; None if there is nothing to load.
+
+        Raises:
+            InputError: If the weights do not fit the model; see `load_weights` and `start_from_mixer`.
+        """
+        if self.mixer is not None:
+            if not isinstance(model, IMixer):
+                raise InputError(
+                    f"model.from_mixer is {self.mixer.source}, which starts an iMixer, and the model is a "
+                    f"{type(model).__name__}; give an imixer_* as model.name, or leave it out"
+                )
+            return str(start_from_mixer(model, self.mixer, option="model.from_mixer", prefix="model."))
+        if self.path is not None:
+            return str(load_weights(model, self.path, self.key))
+        return None
+
+
+def find_start(config: ModelConfig) -> Start:
+    """Find what a training starts from.
+
+    Args:
+        config: The configuration of the model.
+
+    Raises:
+        InputError: If the directory holds no model, or the Mixer cannot be read or has sizes that no iMixer has by
+            name.
+    """
+    if config.from_mixer:
+        mixer = read_mixer(config.from_mixer, "model.from_mixer")
+        name = config.name or matching_variant(mixer)
+        if name is None:
+            sizes = " and ".join(f"model.{option} {value}" for option, value in mixer.sizes.items())
+            raise InputError(
+                f"model.from_mixer: {mixer.source} has sizes that no iMixer has by name; give model.name, such as "
+                f"imixer_s16_224, with {sizes}"
+            )
+        return Start(name, preparation=mixer.preparation, mixer=mixer)
+    if not config.checkpoint:
+        return Start()
+    path = Path(config.checkpoint)
+    folder = path / "model" if (path / "model" / "config.json").is_file() else path
+    if not (folder / "config.json").is_file():
+        return Start(path=config.checkpoint, key=config.checkpoint_key)
+    packed = read_json(folder / "config.json", ["architecture", "model_args"])
+    args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
+    cfg = packed.get("pretrained_cfg", {})
+    preparation = {name: cfg[name] for name in ("mean", "std") if cfg.get(name)}
+    return Start(packed["architecture"], args, preparation, str(folder / "model.safetensors"), config.checkpoint_key)
 
 
 def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedWeights:
@@ -116,8 +152,7 @@ def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedW
         InputError: If the file is unreadable or holds other objects; if it has no set of that name, or several and none
             is the obvious one; or if the set belongs to another architecture or has values that are not finite.
     """
-    chosen, others = _choose(_sets(_read(Path(path)), set(model.state_dict()), path), key, path)
-    _check_finite(chosen, others, path)
+    chosen, others = read_weights(Path(path), set(model.state_dict()), key)
     state = dict(chosen.state)
     heads = _drop_other_classifier(model, state)
     try:
@@ -131,135 +166,6 @@ def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedW
                 f"model.checkpoint: {path} does not fit the model: {problem} {names[0]}{_shape(state, names[0])}"
             )
     return LoadedWeights(path, chosen.name, tuple(each.name for each in others), chosen.ignored, not heads)
-
-
-class _Record:
-    """Stands in for an object beside the weights, and takes in silence whatever that is to be built from."""
-
-    def __new__(cls, *args: Any) -> _Record:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _mapping(*args: Any) -> dict[Any, Any]:
-    return {}
-
-
-def _read(path: Path) -> Any:
-    if path.is_dir():
-        raise InputError(f"model.checkpoint: {path} is a folder; name a file in it")
-    if not path.is_file():
-        raise InputError(f"model.checkpoint: no file {path}")
-    stand_ins: list[Any] = [(_Record, name) for name in (*_RECORDS, *_ARRAYS)]
-    stand_ins += [(OrderedDict, name) for name in _MAPPINGS] + [(_mapping, "collections.defaultdict")]
-    try:
-        if _is_safetensors(path):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        with torch.serialization.safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" (it asks for {wanted[1]})" if wanted else ""
-        raise InputError(
-            f"model.checkpoint: {path} is not a file of plain tensors and was not executed{what}; "
-            "save the state dict alone, best as safetensors"
-        ) from error
-    except Exception as error:  # torch and safetensors raise many kinds on a damaged file
-        raise InputError(f"model.checkpoint: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Look at the first bytes: the length of a header, and the header's first brace."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    return path.suffix == ".safetensors" or (start[4:] == b"\0\0\0\0{")
-
-
-def _sets(content: Any, wanted: set[str], path: str) -> list[_Set]:
-    """Find the sets of weights in a file: mappings, or parts of one under a prefix, that share names with the model."""
-    sets = [each for name, entries in _mappings(content, ()) for each in _by_prefix(name, entries, wanted)]
-    if not sets:
-        raise InputError(f"model.checkpoint: {path} holds no state dict, a mapping of names to tensors")
-    most = max(each.matches for each in sets)
-    return [each for each in sets if 2 * each.matches >= most]
-
-
-def _mappings(content: Any, at: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], dict[str, Any]]]:
-    if not isinstance(content, Mapping):
-        return
-    entries = {name: value for name, value in content.items() if isinstance(name, str)}
-    if any(_is_weight(value) for value in entries.values()):
-        yield at, entries
-    if len(at) < _DEPTH:
-        for name, value in entries.items():
-            yield from _mappings(value, (*at, name))
-
-
-def _by_prefix(at: tuple[str, ...], entries: dict[str, Any], wanted: set[str]) -> list[_Set]:
-    """Split a mapping by the prefixes under which it has names of the model."""
-    matches: dict[str, int] = {}
-    for name, value in entries.items():
-        if _is_weight(value):
-            for prefix in _prefixes(name):
-                matches[prefix] = matches.get(prefix, 0) + (name[len(prefix) :] in wanted)
-    most = max(matches.values())
-    prefixes = [prefix for prefix, count in matches.items() if count and 2 * count >= most] or [""]
-    sets = []
-    for prefix in prefixes:
-        state = {n[len(prefix) :]: v for n, v in entries.items() if n.startswith(prefix) and _is_weight(v)}
-        nested = [n for n, v in entries.items() if not n.startswith(prefix) and _is_weight(v)]
-        ignored = tuple(n for n in nested if not any(n.startswith(other) for other in prefixes if other))
-        sets.append(_Set(".".join((*at, *prefix.split("."))).strip("."), state, ignored, matches.get(prefix, 0)))
-    return sets
-
-
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
-
-
-def _prefixes(name: str) -> Iterable[str]:
-    """Yield what a name may begin with besides the model's own: nothing, or whole words up to a dot."""
-    yield ""
-    for dot in re.finditer(r"\.", name):
-        yield name[: dot.end()]
-
-
-def _choose(sets: list[_Set], key: str | None, path: str) -> tuple[_Set, list[_Set]]:
-    """Choose one of several sets, and never by guessing."""
-    if key is not None:
-        chosen = [each for each in sets if each.name == key] or [e for e in sets if e.name.startswith(f"{key}.")]
-    else:
-        averaged = [each for each in sets if _AVERAGED.search(each.name)]
-        trained = [each for each in sets if each.name.partition(".")[0] in _TRAINED]
-        chosen = next((few for few in (sets, averaged, trained) if len(few) == 1), [])
-    if len(chosen) == 1:
-        return chosen[0], [each for each in sets if each is not chosen[0]]
-    names = ", ".join(each.name or "the whole file" for each in sets)
-    if key is not None:
-        raise InputError(f"model.checkpoint_key is {key!r}, but the weights in {path} are: {names}")
-    raise InputError(
-        f"model.checkpoint: {path} has several sets of weights: {names}; choose one with model.checkpoint_key"
-    )
-
-
-def _check_finite(chosen: _Set, others: list[_Set], path: str) -> None:
-    for name, value in chosen.state.items():
-        if not (value.is_floating_point() or value.is_complex()):
-            continue
-        bad = value.numel() - int(torch.isfinite(value if value.element_size() > 1 else value.float()).sum())
-        if bad:
-            instead = f"{others[0].name} with model.checkpoint_key, or " if others else ""
-            raise InputError(
-                f"model.checkpoint: {name} in {path} is not finite, in {bad} of {value.numel()} values; take "
-                f"{instead}an earlier checkpoint"
-            )
 
 
 def _drop_other_classifier(model: Any, state: dict[str, Tensor]) -> list[str]:

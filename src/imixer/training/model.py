@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import timm
@@ -22,14 +22,13 @@ from imixer.implicit import fold
 from imixer.models.variants import packaged_args
 from imixer.progress import announce
 from imixer.training.devices import is_first_process
-from imixer.training.initial_weights import load_weights
+from imixer.training.initial_weights import FROM_DATA, find_start
 from imixer.training.run.config import ModelConfig
 
 Size = tuple[int, int]
 _FLOAT = 4  # bytes
 FORWARDS_PER_STEP = 3  # what forward and backward of an image cost, in forward passes
 _log = logging.getLogger(__name__)
-_FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,15 @@ class BuiltModel:
         name: The name of the model in timm.
         args: The keyword arguments of `timm.create_model`.
         input_size: The size (in_chans, height, width) of its input.
+        preparation: The preparation of images that the weights to start from were trained with, in timm's words, such
+            as `mean`. Empty for random weights, and for those that do not say.
     """
 
     model: nn.Module
     name: str
     args: dict[str, Any]
     input_size: tuple[int, int, int]
+    preparation: dict[str, Any] = field(default_factory=dict)
 
 
 def default_name(size: Size | None) -> str:
@@ -77,13 +79,16 @@ def build_model(
             not tile the image, or the weights to start from cannot be had.
     """
     wanted = (data.image_size,) * 2 if isinstance(data.image_size, int) else data.image_size
-    name = config.name or default_name(wanted or native_size)
+    start = find_start(config)
+    name = config.name or start.name or default_name(wanted or native_size)
     cfg = _pretrained_cfg(name)
     size: Size = wanted or (cfg.input_size[-2], cfg.input_size[-1])
     if config.patch_size is not None:
         _check_tiling(name, size, (config.patch_size, config.patch_size))
     options = config.overrides()
-    if clash := sorted(_FROM_DATA & set(options)):
+    if name == start.name:
+        options = start.args | options
+    if clash := sorted(FROM_DATA & set(options)):
         raise InputError(f"model.kwargs.{clash[0]} follows from the data; leave it out (data.image_size sets the size)")
     architecture, _, tag = name.partition(".")
     args = {**packaged_args(architecture, tag), "in_chans": in_chans, "num_classes": num_classes, **options}
@@ -96,11 +101,11 @@ def build_model(
             _check_tiling(name, size, module.patch_size)
     if config.pretrained:
         model = _create_pretrained(name, args)
-    if config.checkpoint:
-        loaded = load_weights(model, config.checkpoint, config.checkpoint_key)
-        if is_first_process():
-            _log.info(str(loaded))
-    return BuiltModel(model, name, args, (in_chans, *size))
+    report = start.load_into(model)
+    if report and is_first_process():
+        _log.info(report)
+    preparation = _preparation(model) if config.pretrained else start.preparation
+    return BuiltModel(model, name, args, (in_chans, *size), preparation)
 
 
 def require_memory_for_batch(input_size: tuple[int, int, int], images: int) -> None:
@@ -224,6 +229,11 @@ def _create(name: str, args: dict[str, Any], options: dict[str, Any]) -> nn.Modu
         raise InputError(f"{name} cannot be built with {_listed(options)}: {error}") from error
     except (AssertionError, ArithmeticError, LookupError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} cannot be built with {_listed(options)}: {error}") from error
+
+
+def _preparation(model: Any) -> dict[str, Any]:
+    """Return the preparation of images for weights that timm has loaded."""
+    return {name: model.pretrained_cfg[name] for name in ("mean", "std") if model.pretrained_cfg.get(name)}
 
 
 def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_layer_decay,
+    param_groups_weight_decay,
+)
 from timm.optim.muon import Muon, _is_suitable_for_muon
 from timm.scheduler import PolyLRScheduler, create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
@@ -13,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from imixer.errors import InputError, did_you_mean
+from imixer.implicit import Contraction
 from imixer.training.run.config import OptimConfig, ScheduleConfig
 
 _FUSED = ("adam", "adamw", "sgd", "momentum")  # timm's names of torch's own
@@ -52,12 +61,36 @@ def build_optimizer(
             raise InputError(f"{config.opt} moves matrices, and the model has none but stem and classifier; use adamw")
     if fused and config.opt.lower() in _FUSED:
         options["fused"] = True
+    if config.layer_decay is not None or config.contraction_lr_scale != 1.0:
+        options["param_group_fn"] = partial(
+            _scaled_groups, config=config, fallback_list=options.get("fallback_list", ())
+        )
     try:
         return create_optimizer_v2(
             model, config.opt, lr=config.lr if lr is None else lr, weight_decay=config.weight_decay, **options
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(f"optim: {config.opt} cannot be built: {error}") from error
+
+
+def _scaled_groups(model: nn.Module, config: OptimConfig, fallback_list: Sequence[str]) -> list[dict[str, Any]]:
+    """Group parameters by weight decay, as timm does, and by the factor of their learning rate."""
+    no_weight_decay: set[str] = getattr(model, "no_weight_decay", set)()
+    common: dict[str, Any] = dict(
+        weight_decay=config.weight_decay, no_weight_decay_list=no_weight_decay, fallback_list=fallback_list
+    )
+    if config.layer_decay is not None:
+        groups = param_groups_layer_decay(model, layer_decay=config.layer_decay, **common)
+    else:
+        groups = param_groups_weight_decay(model, **common)
+    inside = {id(p) for module in model.modules() if isinstance(module, Contraction) for p in module.parameters()}
+    scaled = []
+    for group in groups:
+        for here, factor in ((False, 1.0), (True, config.contraction_lr_scale)):
+            own = [parameter for parameter in group["params"] if (id(parameter) in inside) == here]
+            if own:
+                scaled.append(group | {"params": own, "lr_scale": group.get("lr_scale", 1.0) * factor})
+    return scaled
 
 
 def build_scheduler(

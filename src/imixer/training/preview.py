@@ -14,6 +14,7 @@ from rich.text import Text
 from imixer.data.image_data import ImageData
 from imixer.escaping import few_names, middle_cut, printable
 from imixer.progress import clock
+from imixer.training.finetune import describe_parameters
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel, forward_cost
 from imixer.training.run.config import TrainConfig
 from imixer.training.time_estimate import TimeEstimate
@@ -66,8 +67,7 @@ def _lines(
     lines.append(("images", f"{stored}, seen by the model as {height}x{width} {colours}"))
     lines += [("", middle_cut(note, 160)) for note in data.notes]
     lines.append(("batches", _batches(len(data.train), config.data.batch_size)))
-    parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
-    lines.append(("model", f"{built.name}, {parameters:,} parameters"))
+    lines.append(("model", f"{built.name}, {describe_parameters(built.model, config.finetune)}"))
     lines.append(("cost", _cost(data, config, built, steps)))
     if estimate is not None:
         step = f"{estimate.step * 1e3:,.3g} ms a step, measured just now"

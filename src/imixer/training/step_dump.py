@@ -154,7 +154,7 @@ def first_non_finite(model: nn.Module, images: Tensor, loss: Callable[[Tensor], 
                 output.register_hook(partial(look_back, name))
 
     hooks = [module.register_forward_hook(partial(look, name)) for name, module in model.named_modules() if name]
-    parameters = dict(model.named_parameters())
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         value = loss(model.forward(images))
         if forward:

@@ -40,6 +40,7 @@ from imixer.training.devices import (
     started_by_launcher,
 )
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
+from imixer.training.finetune import count_parameters, freeze
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
 from imixer.training.model import BuiltModel, build_model, require_memory_for_batch
@@ -138,7 +139,11 @@ def resolve_defaults(
     size = height if height == width else (height, width)
     data: DataConfig = replace(config.data, image_size=size, value_range=value_range, **absolute)
     checkpoint = config.model.checkpoint and str(Path(config.model.checkpoint).absolute())
-    return replace(config, data=data, model=replace(config.model, name=built.name, checkpoint=checkpoint), out=None)
+    from_mixer = config.model.from_mixer
+    if from_mixer and os.path.exists(from_mixer):
+        from_mixer = str(Path(from_mixer).absolute())
+    model = replace(config.model, name=built.name, checkpoint=checkpoint, from_mixer=from_mixer)
+    return replace(config, data=data, model=model, out=None)
 
 
 def _start(config: TrainConfig, run: RunDirectory | None) -> TrainingResult:
@@ -173,6 +178,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         in_chans=data.in_chans,
         num_classes=len(data.class_names),
     )
+    data = _prepared_alike(data, built)
+    if config.finetune is not None:
+        freeze(built.model, config.finetune, built.name)
     # a batch larger than the data is refused below
     require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
@@ -232,6 +240,16 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             metrics.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
         _fit(loop, new=begun is None)
         return _finish(loop, config, data, device_name(fabric.device))
+
+
+def _prepared_alike(data: ImageData, built: BuiltModel) -> ImageData:
+    """Normalise images as they were for the weights that the model starts from, if these say how."""
+    mean, std = (built.preparation.get(name) for name in ("mean", "std"))
+    if not mean or not std or not len(mean) == len(std) == data.in_chans:
+        return data
+    numbers = [", ".join(f"{value:.3g}" for value in values) for values in (mean, std)]
+    note = f"normalised as for the weights to start from: mean {numbers[0]}, std {numbers[1]}"
+    return replace(data, mean=tuple(mean), std=tuple(std), notes=(*data.notes, note))
 
 
 def _latest(fabric: Fabric, run: RunDirectory) -> State | None:
@@ -304,7 +322,7 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         last=loop.rows[-1],
         seconds=round(loop.seconds, 2),
         epochs=len(loop.rows),
-        parameters=sum(p.numel() for p in built.model.parameters() if p.requires_grad),
+        parameters=count_parameters(built.model, config.finetune),
         model=built.name,
         data=data.name,
         held_out=len(data.val),

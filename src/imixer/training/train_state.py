@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from imixer.data.randomness import seed_globally
 from imixer.implicit import SpectralLinear
+from imixer.training.finetune import frozen_batch_norms
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import TrainConfig
@@ -74,6 +75,7 @@ class TrainState:
             timm_model: Any = model
             timm_model.set_grad_checkpointing()
         self.module = model.to(fabric.device)
+        self._frozen_norms = frozen_batch_norms(model)
         self.ema = WeightEMA(model, config.ema) if config.ema else None
         if config.compile:
             model.compile()  # in place: names of the weights stay
@@ -89,8 +91,9 @@ class TrainState:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next step."""
-        return self._optimizer.param_groups[0]["lr"]
+        """The learning rate of the next step, before it is scaled for a group of parameters."""
+        group = self._optimizer.param_groups[0]
+        return group["lr"] / group.get("lr_scale", 1.0)
 
     def gradient(self, micro_batches: Sequence[MicroBatch], step: int) -> tuple[Tensor, bool]:
         """Compute the gradient of an optimizer step, clipped as configured.
@@ -105,6 +108,8 @@ class TrainState:
         """
         seed_globally(STEP_STREAM, self.config.seed, step, self.fabric.global_rank)
         self.model.train()
+        for module in self._frozen_norms:
+            module.eval()
         total = torch.zeros((), device=self.fabric.device)
         for number, (images, targets) in enumerate(micro_batches, 1):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(micro_batches)):

@@ -32,7 +32,7 @@ def whiten_stem(model: nn.Module, config: TrainConfig, data: ImageData, input_si
         Whether the filters of a stem were computed.
     """
     stems = [module for module in model.modules() if isinstance(module, Whitening)]
-    if not stems or config.model.checkpoint or config.model.pretrained:
+    if not stems or config.model.sources:
         return False
     transform = eval_transform(input_size, data.mean, data.std, config.data.crop_pct, config.data.interpolation)
     numbers = np.random.default_rng(0).permutation(len(data.train))[:_SAMPLE]

@@ -10,6 +10,8 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.inverse_options import optional_options
 
+FinetunePart = Literal["head", "last", "all"]
+
 # More is a slip of the finger: it would take years, or all memory, before anything is seen to be wrong.
 _MOST: dict[str, int] = {
     "n_iter": 10_000,
@@ -36,17 +38,26 @@ class _Start:
 
     Args:
         name: Name of a timm model, ours (`imixer_*`) or any other. Default: the iMixer for the data's image size.
-        checkpoint: File of weights to start from: safetensors, or a checkpoint of timm, Lightning, Fabric or ours.
-            Nothing in it is executed.
+        checkpoint: Weights to start from: a file of safetensors, a checkpoint of timm, Lightning, Fabric or ours, or
+            the directory of a finished run or of a model, whose sizes are taken too. Nothing in it is executed.
         checkpoint_key: Which weights of a file with several, such as `state_dict`. Default: the only ones, or their
             average, or `state_dict` or `model`.
         pretrained: Start from the weights that timm knows for this name.
+        from_mixer: Start an iMixer as this MLP-Mixer, with F zero: a name that timm has weights for, a file, or the
+            directory of a finished run or of a model. Default of `name`: the iMixer of the same sizes.
     """
 
     name: str | None = None
     checkpoint: str | None = None
     checkpoint_key: str | None = None
     pretrained: bool = False
+    from_mixer: str | None = None
+
+    @property
+    def sources(self) -> dict[str, str | bool]:
+        """The sources of the weights to start from, by option. Empty for random weights."""
+        given = {name: getattr(self, name) for name in ("checkpoint", "pretrained", "from_mixer")}
+        return {name: value for name, value in given.items() if value}
 
 
 @dataclass
@@ -112,6 +123,11 @@ class ModelConfig(_OptionalInverseOptions, _Start):
                 f"model.checkpoint_key is {self.checkpoint_key!r}, but there is no model.checkpoint; name a file, or "
                 "leave it out"
             )
+        if len(self.sources) > 1:
+            given = ", ".join(
+                f"model.{name} {str(value).lower() if value is True else value}" for name, value in self.sources.items()
+            )
+            raise InputError(f"{given}: weights can start from one place only; leave the others out")
 
 
 @dataclass
@@ -124,6 +140,10 @@ class OptimConfig:
         lr: Learning rate at its highest.
         lr_batch: Batch size that `lr` is meant for; another `data.batch_size` scales it in proportion. Default: `lr`
             as it is.
+        layer_decay: Factor of the learning rate from each block to the one before it, such as 0.75: early blocks of a
+            model that starts from weights then move less. Default: all alike.
+        contraction_lr_scale: Factor of the learning rate of F, whose inverse mixes the tokens: above 1 where F starts
+            from zero beside weights that need little more training.
         weight_decay: Weight decay; biases and norms are exempt.
         eps: Epsilon of Adam's denominator. Default: the optimizer's.
         betas: Adam's two momenta. Default: the optimizer's.
@@ -134,6 +154,8 @@ class OptimConfig:
     opt: str = "adamw"
     lr: float = 2e-3
     lr_batch: int | None = None
+    layer_decay: float | None = None
+    contraction_lr_scale: float = 1.0
     weight_decay: float = 0.05
     eps: float | None = None
     betas: tuple[float, float] | None = None
@@ -143,6 +165,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise InputError(f"optim.lr is {self.lr}; give a learning rate above 0")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise InputError(
+                f"optim.layer_decay is {self.layer_decay}; give a factor above 0, up to 1, or leave it out"
+            )
+        if not 0 < self.contraction_lr_scale < math.inf:
+            raise InputError(f"optim.contraction_lr_scale is {self.contraction_lr_scale}; give a factor above 0")
         if not 0 <= self.weight_decay < math.inf:
             raise InputError(f"optim.weight_decay is {self.weight_decay}; give 0 or more")
         if self.lr_batch is not None and self.lr_batch < 1:
@@ -239,6 +267,10 @@ class TrainConfig:
         model: What to train.
         optim: How to step.
         schedule: How the learning rate moves.
+        finetune: What of a model that starts from weights is trained: its `head`, the classifier, alone; its `last`
+            block with the norm after it and the head; or `all`. What is frozen has neither weight decay nor power
+            iterations. On the command line, and in a file for `--config`, it brings a learning rate, batch size and
+            epochs for a few hundred images, over which all other settings win; `--print_config` shows them.
         epochs: Passes over the training data.
         budget: Multiply-adds to train for, instead of `epochs`: `0.5P`, `20T` (1 P = 1e15, 1 T = 1e12). It sets the
             number of steps, at 3 times the forward per image. The last epoch may be a part of one.
@@ -268,6 +300,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    finetune: FinetunePart | None = None
     epochs: int = 40
     budget: str | None = None
     smoothing: float = 0.1
@@ -316,6 +349,16 @@ class TrainConfig:
             raise InputError(f"ema is {self.ema}; give a decay between 0 and 1, or leave it out")
         if not 0 <= self.smoothing < 1:
             raise InputError(f"smoothing is {self.smoothing}; give a share from 0, below 1")
+        if self.finetune is not None and not self.model.sources:
+            raise InputError(
+                f"finetune is {self.finetune}, but there are no weights to start from; give model.checkpoint, "
+                "model.pretrained true or model.from_mixer, or leave it out"
+            )
+        if self.finetune == "head" and self.model.from_mixer:
+            raise InputError(
+                f"finetune is head, and F of model.from_mixer {self.model.from_mixer} starts as zero and would stay "
+                "so; give finetune last or all, or the Mixer itself as model.name"
+            )
         if self.budget is not None:
             parse_budget(self.budget)
             if self.schedule.cooldown_epochs:

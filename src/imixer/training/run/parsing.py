@@ -16,8 +16,15 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from imixer.data.config import DataConfig
 from imixer.errors import InputError, did_you_mean
 from imixer.reading import read_yaml
-from imixer.recipes import load_recipe
-from imixer.training.run.config import CheckpointConfig, ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.recipes import finetune_settings, load_recipe
+from imixer.training.run.config import (
+    CheckpointConfig,
+    FinetunePart,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from imixer.training.run.directory import open_begun
 from imixer.writing import write_text
 
@@ -68,9 +75,10 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     """Replace `--resume`, `--recipe` and `--config` by the configurations they stand for, and put these first.
 
     jsonargparse applies options from left to right, so that all other flags win over files, wherever they stand.
-    `--config` wins over `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep
-    the last of two equal keys, and write out any aliases. Where neither a run, nor a recipe, nor data are named, the
-    recipe is `DEFAULT_RECIPE`.
+    `--config` wins over the settings that `finetune` brings, on the command line or in a file; these win over
+    `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep the last of two equal
+    keys, and write out any aliases. Where neither a run, nor a recipe, nor data are named, the recipe is
+    `DEFAULT_RECIPE`.
 
     Args:
         argv: The words after `imixer train`.
@@ -100,8 +108,10 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     named = any("data.name" in flatten(settings) for settings in files) or flags.keys() & {"data", "data.name"}
     if not (resumed or recipes or named):
         recipes = [load_recipe(DEFAULT_RECIPE)]
-    configs = resumed + recipes + files
-    for setting in [] if resumed else _overruled(recipes + files, flags):  # of a run, every change is looked at
+    part = None if resumed else _finetuned(files, flags)  # of a run, the configuration has all that was brought
+    brought = [finetune_settings(part)] if part else []
+    configs = resumed + recipes + brought + files
+    for setting in [] if resumed else _overruled(recipes + brought + files, flags):  # every change is looked at
         group, _, field = setting.partition(".")
         configs.append({group: {field: None} if field else None})
     first = [word for config in configs for word in ("--config", yaml.safe_dump(config, sort_keys=False))]
@@ -139,6 +149,12 @@ def _overruled(configs: Sequence[dict[str, Any]], flags: dict[str, str | None]) 
     for over in [*map(flatten, configs), flags]:
         settings = merge_settings(settings, over)
     return [rival for rival in _RIVALS.values() if rival in settings and settings[rival] is None]
+
+
+def _finetuned(files: Sequence[dict[str, Any]], flags: dict[str, str | None]) -> FinetunePart | None:
+    """Return what `finetune` is, if it is one of its choices: that of the command line, or of the last file with it."""
+    chosen = [settings["finetune"] for settings in [*files, flags] if "finetune" in settings]
+    return next((part for part in get_args(FinetunePart) if part in chosen[-1:]), None)
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:

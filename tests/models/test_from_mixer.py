@@ -1,0 +1,245 @@
+"""An iMixer that starts from a Mixer has its logits, then F learns; what cannot is refused in one line."""
+
+import re
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.models.mlp_mixer import MlpMixer
+from torch import nn
+
+from imixer.errors import InputError
+from imixer.models import IMLP, read_mixer, start_from_mixer
+from imixer.models.from_mixer import matching_variant
+
+SIZES = {"num_blocks": 2, "embed_dim": 16}
+
+
+def trained_mixer(**options):
+    """A tiny Mixer that a few steps have moved from its random start, in float64."""
+    model = timm.create_model("mixer_t2_8", **{"num_classes": 5, "in_chans": 1, **SIZES, **options}).double()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    images, labels = torch.rand(32, model.in_chans, *model.stem.img_size).double(), torch.arange(32) % 5
+    for _ in range(4):
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.fixture
+def mixer():
+    return trained_mixer()
+
+
+@pytest.fixture
+def file(mixer, tmp_path):
+    path = tmp_path / "mixer.safetensors"
+    save_file(mixer.state_dict(), path)
+    return str(path)
+
+
+def started(file, **options):
+    return timm.create_model("imixer_t2_8", from_mixer=file, **{**SIZES, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2},
+        {"num_layers": 4},
+        {"n_iter": 7},
+        {"norm": "none"},
+        {"norm": "batch"},
+        {"sigma": "exact"},
+        {"sigma": "row_norm"},
+        {"solver": "anderson", "gradient": "implicit"},
+    ],
+    ids=str,
+)
+def test_its_logits_are_the_mixers_whatever_its_inverse(mixer, file, options):
+    model = started(file, **options).double()
+    model.load_state_dict(read_mixer(file).state, strict=False)  # which creating in float32 has rounded
+    images = torch.rand(7, 1, 8, 8).double()
+    for training in (False, True):
+        assert torch.allclose(model.train(training)(images), mixer.train(training)(images), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "none"}, {"norm": "batch"}, {"num_layers": 4}, {"legacy": True}])
+def test_the_gradient_of_the_last_layer_of_F_does_not_vanish_and_F_learns(file, options):
+    model = started(file, **options).train()
+    images, labels = torch.rand(16, 1, 8, 8), torch.arange(16) % 5
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+        optimizer.step()
+    for imlp in [module for module in model.modules() if isinstance(module, IMLP)]:
+        last = imlp.contraction.bn2 if options.get("norm") == "batch" else imlp.contraction.fc2
+        assert last.weight.abs().max() > 0 and last.bias.abs().max() > 0
+        assert imlp.contraction.fc1.weight.grad.abs().max() > 0  # from the second step on
+
+
+def test_classes_and_channels_are_the_mixers_unless_others_are_given(file):
+    assert started(file).num_classes == 5 and started(file).stem.proj.in_channels == 1
+    model = started(file, num_classes=3, in_chans=3)
+    assert model.head.out_features == 3 and not model.head.weight.any()  # afresh
+    weight = read_mixer(file).state["stem.proj.weight"].float()
+    assert torch.allclose(model.stem.proj.weight.sum(1, keepdim=True), weight, atol=1e-6)
+
+
+def test_another_image_size_is_resampled_and_said(file, caplog):
+    model = started(file, img_size=16)
+    assert model(torch.rand(2, 1, 16, 16)).shape == (2, 5)
+    assert "resampled from 16 to 64 tokens" in caplog.text
+    caplog.clear()
+    started(file)
+    assert not caplog.text
+
+
+def test_features_only_starts_from_the_mixer_too(mixer, file):
+    features = started(file, features_only=True, out_indices=(0, 1)).double()
+    images = torch.rand(2, 1, 8, 8).double()
+    expected = mixer.forward_intermediates(images, intermediates_only=True, output_fmt="NCHW")
+    for mine, theirs in zip(features(images), expected, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+def test_nested_and_wrapped_weights_are_found(mixer, tmp_path):
+    path = tmp_path / "lightning.ckpt"
+    state = {f"model.{name}": value for name, value in mixer.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state}, path)
+    assert read_mixer(str(path)).sizes == {**SIZES, "patch_size": 2, "tokens_dim": 8}
+
+
+def test_a_name_is_loaded_as_timm_does_with_how_images_were_prepared(mixer, monkeypatch):
+    asked = []
+
+    def create(name, pretrained=False, **kwargs):
+        if pretrained:
+            asked.append(name)
+            mixer.pretrained_cfg = {"mean": (0.1,), "std": (0.2,), "crop_pct": 0.9, "input_size": (1, 8, 8)}
+            return mixer
+        return original(name, pretrained=pretrained, **kwargs)
+
+    original = timm.create_model
+    monkeypatch.setattr("imixer.models.from_mixer.timm.create_model", create)
+    model = original("imixer_t2_8", from_mixer="mixer_b16_224.goog_in21k_ft_in1k", **SIZES)
+    assert asked == ["mixer_b16_224.goog_in21k_ft_in1k"]
+    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["crop_pct"]) == ((0.1,), 0.9)
+    assert model.pretrained_cfg["architecture"] == "imixer_t2_8"
+
+
+def test_the_variant_of_the_same_sizes_is_known(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(timm.create_model("mixer_t2_8").state_dict(), path)
+    assert matching_variant(read_mixer(str(path))) == "imixer_t2_8"
+
+
+def test_a_random_stream_is_left_where_it_was(file, mixer):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    matching_variant(read_mixer(file))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"embed_dim": 32}, "has embed_dim 16, and the model 32; give embed_dim 16"),
+        ({"num_blocks": 3}, "has num_blocks 2, and the model 3; give num_blocks 2"),
+        ({"patch_size": 4}, "has patch_size 2, and the model 4; give patch_size 2"),
+        ({"tokens_dim": 5}, "give tokens_dim 8"),
+        ({"embed_dim": 32, "num_blocks": 1}, "give num_blocks 2 and embed_dim 16"),
+        ({"mlp_ratio": (0.5, 2.0)}, "give mlp_ratio [0.5, 4]"),
+        ({"stem": "conv"}, "give stem patch"),
+        ({"tied": True}, "give tied false"),
+        ({"decay": 0.1}, "give decay 0"),
+        ({"step": 0.5}, "give step 1"),
+        ({"norm": "orthogonal"}, "give norm spectral"),
+        ({"scaling": "hard"}, "give scaling soft"),
+        ({"act_layer": "relu"}, "give act_layer gelu"),
+        ({"pretrained": True}, "leave one of them out"),
+    ],
+    ids=str,
+)
+def test_what_would_not_be_the_mixer_is_refused_with_what_to_give(file, options, said):
+    with pytest.raises(InputError, match=re.escape(said)) as error:
+        started(file, **options)
+    assert "\n" not in str(error.value) and file in str(error.value)
+
+
+def test_a_mixer_of_another_number_of_channels_that_cannot_be_adapted_is_refused(tmp_path):
+    path = tmp_path / "four.safetensors"
+    save_file(trained_mixer(in_chans=4).state_dict(), path)
+    with pytest.raises(InputError, match="images of 4 channels, and the model of 2"):
+        started(str(path), in_chans=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gmlp_s16_224", "SpatialGatingBlock"),
+        ("resmlp_12_224", "ResBlock"),
+        ("gmixer_24_224", "GluMlp"),
+        ("resnet18", "is no MLP-Mixer but ResNet"),
+        ("imixer_s16_224", "is an iMixer"),
+        ("mixer_s32_224", "timm has no weights for mixer_s32_224; it has some for mixer_b16_224.goog_in21k"),
+        ("mixer_b16_24", "did you mean mixer_b16_224"),
+        ("nowhere/mixer.pth", "no file nowhere/mixer.pth"),
+    ],
+)
+def test_what_is_no_mixer_or_has_no_weights_is_refused_before_anything_is_loaded(name, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        read_mixer(name)
+
+
+def other(kind):
+    common = dict(img_size=8, patch_size=4, num_blocks=1, embed_dim=16, num_classes=2)
+    if kind == "iMixer":
+        return timm.create_model("imixer_t2_8", **SIZES)
+    layers = timm.models.mlp_mixer
+    options = {
+        "ResMLP": dict(block_layer=layers.ResBlock, mlp_ratio=4, norm_layer=layers.Affine),
+        "gMLP": dict(block_layer=layers.SpatialGatingBlock, mlp_ratio=4, mlp_layer=timm.layers.GatedMlp),
+        "gated Mixer": dict(mlp_layer=timm.layers.GluMlp, mlp_ratio=(1.0, 4.0)),
+        "no weights of an MLP-Mixer": None,
+    }[kind]
+    return nn.Sequential(nn.Linear(2, 2)) if options is None else MlpMixer(**common, **options)
+
+
+@pytest.mark.parametrize("kind", ["iMixer", "ResMLP", "gMLP", "gated Mixer", "no weights of an MLP-Mixer"])
+def test_files_of_other_models_are_told_apart(kind, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file(other(kind).state_dict(), path)
+    with pytest.raises(InputError, match=kind):
+        read_mixer(str(path))
+
+
+def test_weights_that_are_not_finite_damaged_files_and_empty_folders_are_refused(mixer, tmp_path):
+    state = mixer.state_dict()
+    state["head.bias"][0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    (tmp_path / "damaged.pth").write_bytes(b"nothing")
+    (tmp_path / "empty").mkdir()
+    for name, said in (
+        ("nan.safetensors", "not finite"),
+        ("damaged.pth", "cannot be read|not a file of plain"),
+        ("empty", "config.json"),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            read_mixer(str(tmp_path / name))
+        assert str(error.value).startswith("from_mixer: ") and "\n" not in str(error.value)
+
+
+def test_weights_in_hand_can_be_given_to_a_model_in_hand(mixer, file):
+    model = timm.create_model("imixer_t2_8", num_classes=5, in_chans=1, **SIZES).double()
+    report = start_from_mixer(model, read_mixer(file))
+    images = torch.rand(3, 1, 8, 8).double()
+    assert torch.allclose(model.eval()(images), mixer(images), atol=1e-13)
+    assert str(report) == f"weights taken from the Mixer {file}, F starts as zero"

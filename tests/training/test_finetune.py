@@ -1,0 +1,221 @@
+"""Fine-tuning trains what it says, leaves the rest as it was, and starts from a run, a file, timm or a Mixer."""
+
+import re
+from dataclasses import asdict
+
+import pytest
+import timm
+import torch
+import yaml
+from lightning.fabric import Fabric
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from imixer.cli import main
+from imixer.data.config import DataConfig
+from imixer.errors import InputError
+from imixer.recipes import finetune_settings
+from imixer.training.finetune import describe_parameters, freeze
+from imixer.training.model import build_model
+from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
+from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.parsing import build_config, expand_config_flags, flatten, parse, train_parser
+from imixer.training.train_state import TrainState
+
+SIZES = {"num_blocks": 2, "embed_dim": 16, "num_classes": 5, "in_chans": 1}
+
+
+@pytest.fixture(scope="module")
+def mixer_run(train_quick, tmp_path_factory):
+    """A finished run of a Mixer of one block and 16 channels."""
+    return train_quick(tmp_path_factory.mktemp("mixer") / "run", "--model.name", "mixer_t2_8")
+
+
+def configured(*words):
+    return build_config(parse(train_parser(), expand_config_flags(words)))
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+def trained_parameters(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_each_part_is_what_its_name_says():
+    for part in ("head", "last", "all"):
+        model = timm.create_model("imixer_t2_8", **SIZES)
+        freeze(model, part, "imixer_t2_8")
+        names = {name for name, _ in model.named_parameters()}
+        begins = {"head": ("head.",), "last": ("head.", "norm.", "blocks.1."), "all": ("",)}[part]
+        assert trained_parameters(model) == {name for name in names if name.startswith(begins)}
+
+
+def test_other_models_of_timm_can_be_frozen_too():
+    model = timm.create_model("resnet18", num_classes=3)
+    freeze(model, "last", "resnet18")
+    assert {name.split(".")[0] for name in trained_parameters(model)} == {"layer4", "fc"}
+    with pytest.raises(InputError, match="does not know the classifier"):
+        freeze(nn.Linear(2, 2), "head", "linear")
+
+
+def stepped(model, steps=3, **config):
+    config = TrainConfig(model=ModelConfig(pretrained=True), **config)
+    state = TrainState(Fabric(accelerator="cpu", devices=1), config, model, steps_per_epoch=5)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        batch = torch.rand(8, *([1, 8, 8]), generator=generator), torch.arange(8) % 5
+        state.gradient([batch], step)
+        state.optimizer_step(step)
+    return state
+
+
+@pytest.mark.parametrize("opt", ["adamw", "muon"])
+@pytest.mark.parametrize("options", [{}, {"legacy": True}, {"norm": "batch"}], ids=str)
+def test_what_is_frozen_stays_bit_for_bit_buffers_included(options, opt):
+    model = timm.create_model("imixer_t2_8", **SIZES, **options)
+    freeze(model, "last", "imixer_t2_8")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = stepped(
+        model, optim=OptimConfig(opt=opt, weight_decay=0.5), schedule=ScheduleConfig(warmup_epochs=0), ema=0.9
+    )
+    for name, value in model.state_dict().items():
+        frozen = name.startswith(("stem.", "blocks.0."))
+        assert torch.equal(value, before[name]) == (frozen or value.numel() == 0), name
+    for name, value in state.eval_model.named_parameters():
+        if name.startswith(("stem.", "blocks.0.")):
+            assert torch.equal(value, before[name]), name
+
+
+def test_power_iterations_of_trained_weights_still_run():
+    model = timm.create_model("imixer_t2_8", **SIZES)
+    freeze(model, "last", "imixer_t2_8")
+    layers = [block.mlp_tokens.contraction.fc1 for block in model.blocks]
+    v = [layer.v.clone() for layer in layers]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(torch.randn(16, 8))
+    model.train()(torch.rand(2, 1, 8, 8))
+    moved = [not torch.equal(layer.v, old) for layer, old in zip(layers, v, strict=True)]
+    assert moved == [False, True]
+
+
+def scales(model, config):
+    optimizer = build_optimizer(model, config)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scheduler, _ = build_scheduler(optimizer, ScheduleConfig(warmup_epochs=0), 2, 5)
+    step_scheduler(scheduler, 3, 5)
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    plain = build_optimizer(nn.Linear(2, 2), OptimConfig(lr=config.lr))
+    scheduler, _ = build_scheduler(plain, ScheduleConfig(warmup_epochs=0), 2, 5)
+    step_scheduler(scheduler, 3, 5)
+    assert rates.keys() == trained_parameters(model)
+    return {name: rate / plain.param_groups[0]["lr"] for name, rate in rates.items()}
+
+
+@pytest.mark.parametrize("opt", ["adamw", "muon"])
+def test_F_and_early_blocks_have_learning_rates_of_their_own_along_the_schedule(opt):
+    model = timm.create_model("imixer_t2_8", **SIZES)
+    found = scales(model, OptimConfig(opt=opt, layer_decay=0.5, contraction_lr_scale=4.0))
+    depth = {"head": 0, "norm": 1, "blocks.1": 1, "blocks.0": 2, "stem": 3}
+    for name, scale in found.items():
+        layer = next(each for each in depth if name.startswith(each))
+        assert scale == pytest.approx(0.5 ** depth[layer] * (4 if ".contraction." in name else 1)), name
+
+
+def test_biases_do_not_decay_beside_scaled_learning_rates():
+    model = timm.create_model("imixer_t2_8", **SIZES)
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1, contraction_lr_scale=2.0))
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.0 if parameter.ndim < 2 else 0.1), name
+
+
+def test_the_learning_rate_that_is_shown_is_not_that_of_a_scaled_group():
+    model = timm.create_model("imixer_t2_8", **SIZES)
+    optim = OptimConfig(lr=1e-3, layer_decay=0.5)
+    state = stepped(model, steps=0, optim=optim, schedule=ScheduleConfig(warmup_epochs=0))
+    assert state.lr == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("part", ["head", "last", "all"])
+def test_the_flag_brings_its_settings_under_all_others(part, tmp_path):
+    words = ["--finetune", part, "--model.checkpoint", "w.pt"]
+    brought = flatten(finetune_settings(part))
+    assert brought["finetune"] == part and flatten(asdict(configured(*words))).items() >= brought.items()
+    assert configured(*words, "--optim.lr", "0.5").optim.lr == 0.5
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({"finetune": part, "optim": {"weight_decay": 0.25}}))
+    own = configured("--recipe", "digits", "--config", str(file), "--model.checkpoint", "w.pt")
+    assert (own.finetune, own.optim.weight_decay, own.optim.lr) == (part, 0.25, configured(*words).optim.lr)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--finetune last", "finetune is last, but there are no weights to start from"),
+        ("--finetune middle", "finetune is 'middle'; give one of head, last, all"),
+        ("--finetune head --model.from_mixer m", "finetune is head, and F of model.from_mixer m starts as zero"),
+        ("--model.from_mixer m --model.pretrained true", "weights can start from one place only"),
+        ("--model.from_mixer m --model.checkpoint w", "weights can start from one place only"),
+        ("--model.from_mixer mixer_b16", "model.from_mixer: there is no file, directory or timm model 'mixer_b16'"),
+        ("--model.from_mixer {run} --model.name mixer_t2_8", "give an imixer_* as model.name"),
+        ("--model.from_mixer {run}", "give model.name, such as imixer_s16_224, with model.num_blocks 1"),
+        ("--model.from_mixer {run} --model.name imixer_t2_8", "give model.num_blocks 1 and model.embed_dim 16"),
+        ("--model.checkpoint .", "is a folder; name a file in it"),
+        ("--optim.layer_decay 0", "optim.layer_decay is 0.0"),
+        ("--optim.contraction_lr_scale 0", "optim.contraction_lr_scale is 0.0"),
+    ],
+)
+def test_what_cannot_be_fine_tuned_is_refused_in_one_line(words, said, mixer_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *words.format(run=mixer_run).split()]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("imixer: ") and said in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_brings_its_sizes_and_its_preparation_of_images(mixer_run):
+    built = build_model(
+        ModelConfig(checkpoint=str(mixer_run)), DataConfig(), native_size=(8, 8), in_chans=1, num_classes=3
+    )
+    assert (built.name, built.args["embed_dim"], built.args["num_blocks"]) == ("mixer_t2_8", 16, 1)
+    assert built.model.head.out_features == 3
+    assert len(built.preparation["mean"]) == 1
+    theirs = weights(mixer_run)
+    assert torch.equal(built.model.stem.proj.weight, theirs["stem.proj.weight"])
+
+
+def test_an_imixer_run_starts_from_a_mixer_run_and_resumes(mixer_run, tmp_path, train_quick, capsys):
+    flags = ["--model.name", "imixer_t2_8", "--model.from_mixer", str(mixer_run), "--finetune", "last"]
+    run = train_quick(tmp_path / "run", *flags, "--data.batch_size", "256")
+    shown = capsys.readouterr().err
+    assert f"weights taken from the Mixer {mixer_run}, F starts as zero" in shown
+    assert re.search(r"[\d,]+ of [\d,]+ parameters are trained: the last block and the head", shown)
+    assert "normalised as for the weights to start from" in shown
+    before, after = weights(mixer_run), weights(run)
+    assert torch.equal(before["stem.proj.weight"], after["stem.proj.weight"])
+    assert after["blocks.0.mlp_tokens.contraction.fc2.weight"].any()
+    (run / "model" / "model.safetensors").unlink()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert all(torch.equal(after[name], value) for name, value in weights(run).items())
+
+
+def test_the_head_alone_of_a_file_is_fine_tuned(mixer_run, tmp_path, train_quick):
+    path = tmp_path / "w.safetensors"
+    save_file(weights(mixer_run), path)
+    run = train_quick(
+        tmp_path / "head", "--model.name", "mixer_t2_8", "--model.checkpoint", str(path), "--finetune", "head",
+        "--data.batch_size", "256",
+    )  # fmt: skip
+    changed = {name for name, value in weights(run).items() if not torch.equal(value, weights(mixer_run)[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_the_panel_counts_what_is_trained():
+    model = timm.create_model("mixer_t2_8", **SIZES)
+    total = sum(p.numel() for p in model.parameters())
+    assert describe_parameters(model, None) == f"{total:,} parameters"
+    freeze(model, "head", "mixer_t2_8")
+    assert describe_parameters(model, "head") == f"85 of {total:,} parameters are trained: the head"
