@@ -85,7 +85,10 @@ class NormalizedLinear(nn.Linear):
     def free_weight(self) -> Tensor:
         """Return the matrix that is normalised (out_features, in_features): `weight`, and what a LoRA adds to it."""
         added = added_weight(self._lora[0]) if self._lora else None
-        return self.weight if added is None else self.weight + added.to(self.weight.dtype)
+        weight = self.weight
+        if type(weight).__module__.startswith("torchao."):  # whose integers know no product with a vector
+            weight = weight.dequantize()
+        return weight if added is None else weight + added.to(weight.dtype)
 
     def normalized_weight(self) -> Tensor:
         """Return the matrix that multiplies the input, (out_features, in_features), in the dtype of `weight`."""

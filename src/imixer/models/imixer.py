@@ -173,6 +173,10 @@ class IMixer(Mixer):
 
     def _advance(self) -> None:
         if self.training:
+            for layer in self._spectral_layers():
+                # Only its block knows a sharded weight as a whole, see torch.distributed.fsdp.fully_shard.
+                if isinstance(layer.weight, nn.Parameter) and hasattr(layer.weight, "device_mesh"):
+                    layer.advances_itself = True
             advance(layer for layer in self._spectral_layers() if not layer.advances_itself)
 
     def _spectral_layers(self) -> Iterator[SpectralLinear]:
