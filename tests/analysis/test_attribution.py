@@ -45,12 +45,11 @@ def test_the_map_is_that_of_the_formula(name, options, block):
 
 def test_it_is_what_the_package_grad_cam_finds():
     cam = pytest.importorskip("pytorch_grad_cam")
-    from pytorch_grad_cam.utils.image import scale_cam_image
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
+    scale_cam_image = pytest.importorskip("pytorch_grad_cam.utils.image").scale_cam_image
+    target = pytest.importorskip("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(1)
     model = create()
     method = cam.GradCAM(model, [model.blocks[1]], reshape_transform=lambda x: x.transpose(1, 2).unflatten(2, (4, 6)))
-    expected = method(IMAGE[None], targets=[ClassifierOutputTarget(1)])[0]
+    expected = method(IMAGE[None], targets=[target])[0]
     found = attribution_of(model, IMAGE, NAMES, target="dog", block=1)
     once = scale_cam_image(found.map[None].float().numpy(), (12, 8))  # and again where it joins layers
     assert scale_cam_image(once)[0] == pytest.approx(expected, abs=1e-4)
