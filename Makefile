@@ -7,7 +7,7 @@ RUN ?= runs/demo
 TORCH_INDEX ?=
 TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow test-elsewhere lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	rm -rf $(RUN)
@@ -20,6 +20,10 @@ test: lint  ## lint, types, tests: what CI runs
 
 test-slow: $(VENV)/.installed-test  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, which are installed first
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[elsewhere]'
+	$(BIN)/python -m pytest tests/elsewhere
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

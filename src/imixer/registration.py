@@ -1,4 +1,4 @@
-"""Registration of our models with timm, without importing timm, which takes seconds."""
+"""Registration of our models with libraries that are imported later, without importing them, which takes seconds."""
 
 import importlib
 import importlib.abc
@@ -8,33 +8,43 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-
-def register_with_timm() -> None:
-    """Make timm know our models: at once if it is imported, otherwise right after its import."""
-    if "timm" in sys.modules:
-        importlib.import_module("imixer.models")
-    elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterTimm())
+# What is imported right after what.
+_AFTER = {
+    "timm": "imixer.models",
+    "transformers.models.timm_wrapper.modeling_timm_wrapper": "imixer.models.hugging_face",
+}
 
 
-class _AfterTimm(importlib.abc.MetaPathFinder):
-    """Finder of `timm`, as Python would find it, with a loader that imports our models afterwards."""
+def register_with_others() -> None:
+    """Make timm know our models, and Transformers their weights: at once if imported, otherwise after their import."""
+    for theirs, ours in _AFTER.items():
+        if theirs in sys.modules:
+            importlib.import_module(ours)
+        elif not any(isinstance(finder, _After) and finder.theirs == theirs for finder in sys.meta_path):
+            sys.meta_path.insert(0, _After(theirs, ours))
+
+
+class _After(importlib.abc.MetaPathFinder):
+    """Finder of one module, as Python would find it, with a loader that imports one of ours afterwards."""
+
+    def __init__(self, theirs: str, ours: str) -> None:
+        self.theirs, self.ours = theirs, ours
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "timm":
+        if fullname != self.theirs:
             return None
         sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("timm")
+        spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _LoaderThenModels(spec.loader)
+            spec.loader = _LoaderThenOurs(spec.loader, self.ours)
         return spec
 
 
-class _LoaderThenModels(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self.loader = loader
+class _LoaderThenOurs(importlib.abc.Loader):
+    def __init__(self, loader: importlib.abc.Loader, ours: str) -> None:
+        self.loader, self.ours = loader, ours
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
@@ -43,4 +53,4 @@ class _LoaderThenModels(importlib.abc.Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        importlib.import_module("imixer.models")
+        importlib.import_module(self.ours)

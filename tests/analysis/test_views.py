@@ -2,11 +2,13 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from imixer.analysis.attribution import Attribution
 from imixer.analysis.contraction import BlockContraction
 from imixer.analysis.convergence import BlockConvergence, Convergence
 from imixer.analysis.energy import MixingEnergy
@@ -24,6 +26,7 @@ from imixer.analysis.robustness.attack import Attack
 from imixer.analysis.robustness.corruptions import AT_ANY_SIZE, SEVERITIES, CorruptionScores
 from imixer.analysis.views import (
     adversarial,
+    attribution,
     contraction,
     convergence,
     corruptions,
@@ -282,6 +285,34 @@ def test_the_figure_of_energies(mixings):
         "tokens, x2-x3": ([0, 1], [0.3, 0.5], BLUE, "--", "s"),
         "channels, x1-x2": ([0, 1], [0.1, 0.3], ORANGE, "-", "o"),
     }
+
+
+# attribution
+
+
+@pytest.fixture
+def explained():
+    weights = torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    picture = torch.rand(4, 6, 1)
+    return Attribution("seven.png", picture, "seven", 0.25, predicted="one", block=1, map=weights)
+
+
+def test_what_is_said_of_an_attribution(explained):
+    text = said(attribution.show, explained)
+    assert "seven.png: seven, probability 25.0 %, while the model says one" in text
+    assert "heaviest of the 2 x 3 tokens after block 1: row 1, column 2" in text
+    nothing = replace(explained, predicted="seven", map=torch.zeros(2, 3))
+    assert "no token after block 1 speaks for seven" in said(attribution.show, nothing)
+    assert "while" not in said(attribution.show, nothing)
+
+
+def test_the_figure_of_an_attribution(explained):
+    alone, over, _ = attribution.draw(explained).axes
+    assert (alone.get_title(), over.get_title()) == ("seven.png", "seven, 25 %")
+    picture, weights = over.images
+    assert np.asarray(picture.get_array()) == pytest.approx(explained.picture[..., 0].numpy())
+    assert np.asarray(weights.get_array()) == pytest.approx(explained.map.numpy())
+    assert weights.get_extent() == picture.get_extent() == [0, 6, 4, 0]
 
 
 # features
@@ -680,10 +711,12 @@ def test_the_figure_of_memories(shares):
             )
 
 
-def test_numbers_are_json_without_what_json_cannot_hold(nested, mixings, trips, settings, matrices, scored, pictures):
+def test_numbers_are_json_without_what_json_cannot_hold(
+    nested, mixings, trips, settings, matrices, scored, pictures, explained
+):
     measured = [
         *((contraction, nested), (energy, mixings), (inverse, trips), (iterations, settings), (weights, matrices)),
-        *((ood, scored), (features, pictures), (convergence, followed(1))),
+        *((ood, scored), (features, pictures), (convergence, followed(1)), (attribution, explained)),
     ]
     for view, measurement in measured:
         assert json.loads(json.dumps(view.ANALYSIS.numbers(measurement)))

@@ -104,13 +104,19 @@ def features_at(
     return Features(
         block=block,
         name=name,
-        picture=_picture(image, cast(dict[str, Any], model.pretrained_cfg)),
+        picture=picture_of(image, cast(dict[str, Any], model.pretrained_cfg)),
         x=x.double().cpu(),
         maps=inside.imlp.H(x).unflatten(-1, grid_of(model, block)).double().cpu(),
     )
 
 
-def _picture(image: Tensor, cfg: dict[str, Any]) -> Tensor:
+def picture_of(image: Tensor, cfg: dict[str, Any]) -> Tensor:
+    """Return a normalised image (in_chans, H, W) as pixels in [0, 1], (H, W, in_chans).
+
+    Args:
+        image: The image.
+        cfg: The `pretrained_cfg` of the model that takes it.
+    """
     mean, std = (torch.tensor(cfg[key]).to(image)[:, None, None] for key in ("mean", "std"))
     return (image * std + mean).clamp(0, 1).movedim(0, -1).cpu()
 

@@ -11,6 +11,7 @@ from typing import Any
 from imixer.analysis.analyze import Analysis
 from imixer.analysis.views import (
     adversarial,
+    attribution,
     contraction,
     convergence,
     corruptions,
@@ -35,6 +36,7 @@ ANALYSES = _by_name(
     iterations.ANALYSIS,
     convergence.ANALYSIS,
     features.ANALYSIS,
+    attribution.ANALYSIS,
     weights.ANALYSIS,
     ood.ANALYSIS,
 )

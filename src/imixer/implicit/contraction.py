@@ -10,6 +10,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from imixer.implicit.low_rank import wrapped_by_lora
 from imixer.implicit.spectral import NormalizedLinear, OrthogonalLinear, Scaling, Sigma, SpectralLinear
 from imixer.implicit.transposed import TransposedLinear, owns_weight, refuse_wrapped
 
@@ -191,6 +192,8 @@ class Contraction(nn.Module):
                 f"{name} is the transpose of fc1, and {type(value).__name__} would untie them. Put the change "
                 "into fc1.weight, see torch.nn.utils.parametrizations, or choose tied=False"
             )
+        if name in ("fc1", "fc2") and isinstance(value, nn.Module) and _adopt(value):
+            return super().__setattr__(name, value)
         if name in ("fc1", "fc2") and isinstance(old, NormalizedLinear) and not isinstance(value, NormalizedLinear):
             kind = type(value).__name__
             warnings.warn(
@@ -203,6 +206,23 @@ class Contraction(nn.Module):
         super().__setattr__(name, value)
 
 
+def _adopt(layer: nn.Module) -> bool:
+    """Hold at its ceiling what a LoRA adds, if the layer is one around a normalised layer; tell whether it is."""
+    if isinstance(layer, NormalizedLinear):
+        layer.wrapped_by(None)
+    base = wrapped_by_lora(layer)
+    if isinstance(base, NormalizedLinear):
+        base.wrapped_by(layer)
+        return True
+    return False
+
+
+def _within_lora(layer: nn.Module) -> nn.Module:
+    """Return the normalised layer inside a LoRA, which knows what the LoRA adds; any other layer as it is."""
+    base = wrapped_by_lora(layer)
+    return base if isinstance(base, NormalizedLinear) else layer
+
+
 def parametrizations_once(F: nn.Module) -> AbstractContextManager[Any]:
     """Compute parametrized weights at most once inside, as `torch.nn.utils.parametrize.cached` does."""
     parametrized = any(parametrize.is_parametrized(module) for module in F.modules())
@@ -211,6 +231,7 @@ def parametrizations_once(F: nn.Module) -> AbstractContextManager[Any]:
 
 def _is_handed(layer: nn.Module) -> bool:
     """Tell whether a layer's matrix is computed once per forward and handed to each call."""
+    layer = _within_lora(layer)
     if isinstance(layer, NormalizedLinear):
         return owns_weight(layer)  # else the matrix is known only once the layer is called
     return isinstance(layer, TransposedLinear)
@@ -236,6 +257,7 @@ def layer_tensors(fc1: nn.Module, fc2: nn.Module) -> tuple[list[Tensor], list[Te
 def _own_tensors(layer: nn.Module) -> list[Tensor]:
     if not _is_handed(layer):
         return list(layer.parameters())
+    layer = _within_lora(layer)
     matrix = [layer.normalized_weight()] if isinstance(layer, NormalizedLinear) else []
     bias = cast(Tensor | None, layer.bias)
     return matrix if bias is None else [*matrix, bias]
@@ -244,7 +266,7 @@ def _own_tensors(layer: nn.Module) -> list[Tensor]:
 def _count(layer: nn.Module) -> int:
     """Count the tensors that `weights()` has of a layer."""
     if _is_handed(layer):
-        return 1 + (layer.bias is not None)
+        return 1 + (_within_lora(layer).bias is not None)
     return sum(1 for _ in layer.parameters())
 
 
@@ -258,6 +280,7 @@ def _call(layer: Any, x: Tensor, tensors: list[Tensor]) -> Tensor:
     """Call a layer on x (..., in), with `tensors` in the place of what it depends on."""
     y: Tensor
     if _is_handed(layer):
+        layer = _within_lora(layer)
         weight = tensors[0].t() if isinstance(layer, TransposedLinear) else tensors[0]
         y = layer(x, weight=weight, bias=tensors[1] if len(tensors) > 1 else None)
         return y

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from imixer.implicit.contraction import Contraction, layer_tensors
+from imixer.implicit.low_rank import wrapped_by_lora
 from imixer.implicit.spectral import NormalizedLinear
 from imixer.implicit.transposed import TransposedLinear
 
@@ -61,6 +62,9 @@ def plain_linear(layer: nn.Module, in_features: int) -> nn.Module:
     Returns:
         An `nn.Linear`; or the layer itself if it is not affine, or does not compute in float64.
     """
+    base = wrapped_by_lora(layer)
+    if isinstance(base, NormalizedLinear):  # which knows what the LoRA adds
+        layer = base
     if not any(module._forward_hooks or module._forward_pre_hooks for module in layer.modules()):
         if isinstance(layer, NormalizedLinear):
             return _linear(layer.normalized_weight(), layer.bias)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imixer.implicit.low_rank import added_weight, changes_weight, chosen_adapters
+
 WARM_UP_STEPS = 64
 
 Sigma = Literal["power", "exact", "row_norm"]
@@ -68,6 +70,25 @@ class NormalizedLinear(nn.Linear):
             raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.coeff = coeff
+        self._lora: tuple[nn.Module, ...] = ()  # in a tuple, lest it be a submodule of what it contains
+
+    def wrapped_by(self, lora: nn.Module | None) -> None:
+        """Have what a LoRA around this layer adds to its weight held at the ceiling too.
+
+        `imixer.implicit.Contraction` calls this when PEFT wraps one of its layers.
+
+        Args:
+            lora: The wrapper, see `imixer.implicit.low_rank`. None: there is none any more.
+        """
+        self._lora = () if lora is None else (lora,)
+
+    def free_weight(self) -> Tensor:
+        """Return the matrix that is normalised (out_features, in_features): `weight`, and what a LoRA adds to it."""
+        added = added_weight(self._lora[0]) if self._lora else None
+        weight = self.weight
+        if type(weight).__module__.startswith("torchao."):  # whose integers know no product with a vector
+            weight = weight.dequantize()
+        return weight if added is None else weight + added.to(weight.dtype)
 
     def normalized_weight(self) -> Tensor:
         """Return the matrix that multiplies the input, (out_features, in_features), in the dtype of `weight`."""
@@ -93,7 +114,12 @@ class NormalizedLinear(nn.Linear):
         Returns:
             Output (..., out_features).
         """
-        return F.linear(x, self.normalized_weight() if weight is None else weight, self.bias if bias is None else bias)
+        if weight is None:
+            weight = self.normalized_weight()
+            added = added_weight(self._lora[0]) if self._lora else None
+            if added is not None:  # by the wrapper, once this has returned
+                weight = weight - added.to(weight.dtype)
+        return F.linear(x, weight, self.bias if bias is None else bias)
 
     def extra_repr(self) -> str:
         """Show the options in a printed module."""
@@ -164,29 +190,81 @@ class SpectralLinear(NormalizedLinear):
         self.scaling = scaling
         self.detach_sigma = detach_sigma
         self.advances_itself = True
-        # In float32 whatever the weights are, and from a generator of its own: building a model must neither
-        # depend on nor advance the global one.
-        start = torch.randn(in_features, device="cpu", generator=torch.Generator().manual_seed(0))
-        v = F.normalize(start, dim=0).to(self.weight.device) if sigma == "power" else None
+        self._loaded_v = False
+        self._v_of: tuple[str, ...] = ()  # the adapters that `v` has been iterated with
+        self._other_v: dict[tuple[str, ...], Tensor] = {}
+        # In float32 whatever the weights are.
+        v = torch.empty(in_features, device=self.weight.device) if sigma == "power" else None
         self.register_buffer("v", v)
-        self.warm_up()
+        self.init_non_persistent_buffers()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, and bring the power iteration to rest: for memory that was only allocated."""
+        super().reset_parameters()
+        if "v" in self._buffers:  # not while nn.Linear is being built
+            self.init_non_persistent_buffers()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Begin the power iteration anew, and bring it to rest.
+
+        timm and Transformers call this once they have given memory to a model that was built without any. The weight
+        must have its numbers. A vector that Transformers has read from a file, and marked as read, stays as it is.
+        """
+        if self.v is None or getattr(self.v, "_is_hf_initialized", False):
+            return
+        if not self.v.is_meta:
+            # From a generator of its own: building a model must neither depend on nor advance the global one.
+            start = torch.randn(self.in_features, device="cpu", generator=torch.Generator().manual_seed(0))
+            with torch.no_grad():
+                self.v.copy_(F.normalize(start, dim=0))
+            self.warm_up()
 
     def warm_up(self) -> None:
         """Bring the power iteration to rest: call it whenever `weight` was changed other than by training."""
         if self.v is not None:
-            _power_iteration(self.weight, self.v, WARM_UP_STEPS, restart=True)
+            _power_iteration(self.free_weight(), self.v, WARM_UP_STEPS, restart=True)
+
+    def wrapped_by(self, lora: nn.Module | None) -> None:
+        """Have what a LoRA around this layer adds to its weight held at the ceiling too."""
+        if self._lora:
+            (before,) = self._lora
+            self._follow(before, chosen_adapters(before) if before.merged else ())  # what stays in the weight
+            self._v_of = ()
+            self._other_v.clear()
+        super().wrapped_by(lora)
+        if lora is not None:
+            lora.register_load_state_dict_post_hook(_warm_up_if_v_is_missing)
+
+    def _follow_adapters(self) -> None:
+        """Give `v` the direction that belongs to the adapters that are in effect now."""
+        if self._lora:
+            (lora,) = self._lora
+            self._follow(lora, chosen_adapters(lora))
+
+    @torch.no_grad()
+    def _follow(self, lora: nn.Module, chosen: tuple[str, ...]) -> None:
+        if self.v is None or chosen == self._v_of:
+            return
+        self._other_v[self._v_of] = self.v.clone()
+        self._v_of = chosen
+        if chosen in self._other_v:
+            self.v.copy_(self._other_v[chosen])
+        elif changes_weight(lora):  # else `v` would move, and the base with it
+            self.warm_up()
 
     def advance(self) -> None:
-        """Run one training forward's power iterations. Those of a frozen weight have come to rest and stay there."""
-        if self.v is not None and not _frozen(self):
-            _power_iteration(self.weight, self.v, self.n_power_iterations)
+        """Run one training forward's power iterations. Those of a frozen matrix have come to rest and stay there."""
+        if self.v is not None and (self._lora or not _frozen(self)):
+            self._follow_adapters()
+            _power_iteration(self.free_weight(), self.v, self.n_power_iterations)
 
     def sigma(self, exact: bool = False) -> Tensor:
         """Return the spectral norm of `weight` as it is found here, or exactly by SVD.
 
         By power iteration it never exceeds the truth; by `row_norm` it is never below.
         """
-        return _sigma(self.weight, self.v, "exact" if exact else self.estimator)
+        self._follow_adapters()
+        return _sigma(self.free_weight(), self.v, "exact" if exact else self.estimator)
 
     def normalized_weight(self) -> Tensor:
         """Return W / max(1, sigma / c), or W c / sigma, in the dtype of W.
@@ -195,7 +273,10 @@ class SpectralLinear(NormalizedLinear):
         """
         if self.training and self.advances_itself and not _replaying():
             self.advance()
-        return _normalise(self.weight, self.v, self.coeff, self.estimator, self.scaling == "hard", self.detach_sigma)
+        self._follow_adapters()
+        return _normalise(
+            self.free_weight(), self.v, self.coeff, self.estimator, self.scaling == "hard", self.detach_sigma
+        )
 
     def normalized_sigma(self) -> Tensor:
         """Return min(sigma, c), or c where scaling is `hard`."""
@@ -216,7 +297,8 @@ class SpectralLinear(NormalizedLinear):
             return super()._load_from_state_dict(state_dict, prefix, *args)
         # Weights from elsewhere come without a vector. One that does come belongs to them: moving it would
         # make a resumed run differ from an uninterrupted one.
-        foreign = state_dict.get(prefix + "weight") is not None and prefix + "v" not in state_dict
+        self._loaded_v = prefix + "v" in state_dict
+        foreign = state_dict.get(prefix + "weight") is not None and not self._loaded_v
         if foreign:
             state_dict[prefix + "v"] = self.v
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -250,7 +332,7 @@ class OrthogonalLinear(NormalizedLinear):
 
     def normalized_weight(self) -> Tensor:
         """Return c Q, in the dtype of `weight`."""
-        return _cayley(self.weight, self.coeff)
+        return _cayley(self.free_weight(), self.coeff)
 
     def normalized_sigma(self) -> Tensor:
         """Return c."""
@@ -285,7 +367,9 @@ def _advance_together(layers: Sequence[SpectralLinear]) -> None:
     if layers[0].weight.is_meta:
         return
     vectors = [layer.v for layer in layers if layer.v is not None]
-    W_GOI = torch.stack([at_least_float32(layer.weight) for layer in layers])
+    for layer in layers:
+        layer._follow_adapters()
+    W_GOI = torch.stack([at_least_float32(layer.free_weight()) for layer in layers])
     start_GI = torch.stack(vectors).to(W_GOI.dtype)
     v_GI = start_GI
     # not as matrix products, which GPUs round to TF32
@@ -296,6 +380,14 @@ def _advance_together(layers: Sequence[SpectralLinear]) -> None:
         v_GI = _unit((W_GOI * (u_GO / scale_G1)[:, :, None]).sum(1) / scale_G1)
     for v, moved in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
         v.copy_(moved)
+
+
+def _warm_up_if_v_is_missing(lora: nn.Module, _: object) -> None:
+    """Bring the power iteration of a wrapped layer to rest once an adapter's file, which has no `v`, was loaded."""
+    layer = lora._modules.get("base_layer")
+    if isinstance(layer, SpectralLinear) and not layer._loaded_v:
+        layer._other_v.clear()
+        layer.warm_up()
 
 
 @torch.fx.wrap  # one node of a traced graph
@@ -310,8 +402,9 @@ def _power_iteration(weight: Tensor, v: Tensor, steps: int, restart: bool = Fals
         if restart:
             row = W[W.abs().amax(1).argmax()]
             scale = _binade(row)
-            lost = torch.linalg.vector_norm(torch.mv(W, start) / scale) < 1e-6 * torch.linalg.vector_norm(row / scale)
-            start = torch.where(lost, _unit(row / scale), start)
+            seen = torch.linalg.vector_norm(torch.mv(W, start) / scale)
+            kept = (seen >= 1e-6 * torch.linalg.vector_norm(row / scale)) & seen.isfinite()
+            start = torch.where(~kept, _unit(row / scale), start)
         moved, u = start, torch.mv(W, start)
         scale = _binade(u)
         for step in range(steps):

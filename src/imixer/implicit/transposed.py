@@ -5,6 +5,8 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from imixer.implicit.low_rank import wrapped_by_lora
+
 
 class TransposedLinear(nn.Module):
     """Linear layer that applies the transpose of another layer's weight, given at each call. It has only a bias.
@@ -51,6 +53,7 @@ def refuse_wrapped(name: str, layer: nn.Module, back: str) -> None:
         ValueError: If it is no `nn.Linear` or has a forward of its own, as wrappers do, or if its weight is computed by
             a hook, as `torch.nn.utils.prune` does.
     """
+    layer = wrapped_by_lora(layer) or layer  # whose sum has a transpose
     plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
     if not plain or not owns_weight(layer):
         raise ValueError(

@@ -1,6 +1,8 @@
 """Inference models outside Python: ONNX and `torch.export`, each checked against the model it came from."""
 
 import copy
+import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import imixer
 from imixer.errors import InputError
 from imixer.implicit import fold
 from imixer.implicit.solvers import FixedIterations
@@ -20,7 +23,8 @@ SOLVED = 1e-6  # relative residual to compare inverses at: that of training leav
 def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
     """Write an image model as ONNX, normalisation folded, and compare its logits with onnxruntime's.
 
-    Choose it for programs outside Python.
+    Choose it for programs outside Python. The file has what a program needs to prepare images and to name classes as
+    its metadata, see `onnx_metadata`.
 
     A program cannot stop when its data say so. Inverses that are solved to a tolerance become fixed iterations: twice
     as many as random images need until float32 has no more digits to offer. The logits are compared with those of the
@@ -40,7 +44,7 @@ def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) 
     """
     try:
         import onnx  # noqa: F401
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"ONNX export needs {error.name}; install it with: pip install 'imixer[export]'") from error
@@ -58,14 +62,78 @@ def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) 
         verbose=False,
     )
     assert program is not None
+    program.model.metadata_props.update(onnx_metadata(model))
     program.save(str(path))
+    return _compare(model, path, _run_onnx(path), _batches(folded, batch_size))
+
+
+def onnx_metadata(model: nn.Module) -> dict[str, str]:
+    """Return what an exported file says about a model, each value as JSON.
+
+    `input_size` is (in_chans, height, width). `mean` and `std` are those of pixels in [0, 1]. `crop_pct` and
+    `interpolation` say how validation resizes an image, and `class_names` are in the order of the logits.
+
+    Args:
+        model: A timm model; its `pretrained_cfg` tells how images are prepared.
+    """
+    cfg: Any = model.pretrained_cfg
+    facts = {
+        "imixer_version": imixer.__version__,
+        "architecture": cfg.get("architecture"),
+        "class_names": list(cfg.get("label_names") or ()),
+        "input_size": list(example_images(model, 1).shape[1:]),
+        "mean": list(cfg["mean"]),
+        "std": list(cfg["std"]),
+        "crop_pct": cfg.get("crop_pct"),
+        "interpolation": cfg.get("interpolation"),
+    }
+    return {name: json.dumps(value) for name, value in facts.items()}
+
+
+def quantize_onnx(path: Path, images: Tensor) -> dict[str, float]:
+    """Give an ONNX file matrices of 8 bits in the place of its own, and compare its logits with those it gave.
+
+    The matrices are quantised once, and activations as they come. Choose it for small files and processors that are
+    fast with integers.
+
+    Args:
+        path: The file, which is overwritten.
+        images: Images (B, in_chans, H, W) to compare with, normalised as the model expects.
+
+    Returns:
+        `max_abs_diff` and `largest_logit`, as `export_onnx` does; `same_class`: share of the images that both put into
+        the same class.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    expected = torch.cat([_run_onnx(path)(image[None]) for image in images])
+    quantised = path.with_name(f"{path.name}.int8")
+    program = onnx.load(str(path))
+    del program.graph.value_info[:]  # shapes that its matrices had before the exporter transposed them
+    logging.getLogger().addFilter(_no_advice)  # to call a tool that is not needed here
+    try:
+        quantize_dynamic(program, str(quantised), weight_type=QuantType.QInt8)
+    finally:
+        logging.getLogger().removeFilter(_no_advice)
+    quantised.replace(path)
+    got = torch.cat([_run_onnx(path)(image[None]) for image in images])
+    return {
+        "max_abs_diff": (got - expected).abs().max().item(),
+        "largest_logit": expected.abs().max().item(),
+        "same_class": (got.argmax(1) == expected.argmax(1)).float().mean().item(),
+    }
+
+
+def _no_advice(record: logging.LogRecord) -> bool:
+    return "pre-processing before quantization" not in record.getMessage()
+
+
+def _run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return _compare(
-        model,
-        path,
-        lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0]),
-        _batches(folded, batch_size),
-    )
+    return lambda x: torch.from_numpy(session.run(None, {"image": x.numpy()})[0])
 
 
 def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:

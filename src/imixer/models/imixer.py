@@ -4,7 +4,7 @@ S: tokens, C: channels (`embed_dim`), D_S, D_C: widths of the token and channel 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -149,8 +149,34 @@ class IMixer(Mixer):
             self.head = nn.Linear(self.embed_dim, 1, device=like.device, dtype=like.dtype)
         super().reset_classifier(num_classes, global_pool)
 
+    def adapt_weights(
+        self, state: MutableMapping[str, Tensor], prefix: str = "", img_size: Sequence[int] | None = None
+    ) -> None:
+        """Give weights from elsewhere the names and the token grids of this model, in place.
+
+        Loading a state dict does it. Call it for a loader that sets tensors one by one.
+
+        Args:
+            state: State dict with our names, those of the published code, or MLP-Mixer's.
+            prefix: What the names begin with.
+            img_size: Image size (height, width) that the weights may come from. Default: squares.
+
+        Raises:
+            ValueError: If the source of the token mixing weights is neither of that size nor square.
+        """
+        rename_published(state)
+        likely = self.stem.dynamic_feat_size((img_size[0], img_size[1])) if img_size else None
+        for i, grid in enumerate(self.grids):
+            shrink = self.stem.grid_size[0] // grid[0]  # of the stages before
+            source = likely and (likely[0] // shrink, likely[1] // shrink)
+            resample_tokens(state, grid, source, within=f"{prefix}blocks.{i}.")
+
     def _advance(self) -> None:
         if self.training:
+            for layer in self._spectral_layers():
+                # Only its block knows a sharded weight as a whole, see torch.distributed.fsdp.fully_shard.
+                if isinstance(layer.weight, nn.Parameter) and hasattr(layer.weight, "device_mesh"):
+                    layer.advances_itself = True
             advance(layer for layer in self._spectral_layers() if not layer.advances_itself)
 
     def _spectral_layers(self) -> Iterator[SpectralLinear]:
@@ -194,11 +220,6 @@ class IMixer(Mixer):
         return [module for module in self.blocks.modules() if isinstance(module, IMLP)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rename_published(state_dict)
         cfg = getattr(self, "pretrained_cfg", None)
-        likely = self.stem.dynamic_feat_size(cfg["input_size"][-2:]) if cfg else None
-        for i, grid in enumerate(self.grids):
-            shrink = self.stem.grid_size[0] // grid[0]  # of the stages before
-            source = likely and (likely[0] // shrink, likely[1] // shrink)
-            resample_tokens(state_dict, grid, source, within=f"{prefix}blocks.{i}.")
+        self.adapt_weights(state_dict, prefix, cfg["input_size"][-2:] if cfg else None)
         super()._load_from_state_dict(state_dict, prefix, *args)

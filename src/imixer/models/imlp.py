@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from imixer.implicit import Contraction, SpectralLinear, TransposedLinear, ceiling
 from imixer.implicit.contraction import parametrizations_once
 from imixer.implicit.folding import plain_transpose
+from imixer.implicit.low_rank import weight_with_lora
 from imixer.implicit.transposed import refuse_wrapped
 from imixer.inverse_options import InverseOptions, shows_options
 from imixer.models.activations import ActLayers, activation, lipschitz_constant
@@ -117,13 +118,13 @@ class IMLP(nn.Module):
         g = self.drop1(self.act(x))
         if self.tied:
             refuse_wrapped("fc_in", self.fc_in, "fc_out")
-        return self.drop2(self.fc_out(g, self.fc_in.weight) if self.tied else self.fc_out(g))
+        return self.drop2(self.fc_out(g, weight_with_lora(self.fc_in)) if self.tied else self.fc_out(g))
 
     def untie(self) -> None:
         """Give the way out a plain layer with a copy of the transpose, for inference."""
         if self.tied:
             refuse_wrapped("fc_in", self.fc_in, "fc_out")
-            plain = plain_transpose(cast(TransposedLinear, self.fc_out), self.fc_in.weight)
+            plain = plain_transpose(cast(TransposedLinear, self.fc_out), weight_with_lora(self.fc_in))
             self.fc_out = plain
             self.tied = False
 

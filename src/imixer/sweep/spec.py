@@ -20,7 +20,14 @@ from imixer.reading import read_yaml
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.training.run.config import TrainConfig
-from imixer.training.run.parsing import DEFAULT_RECIPE, build_config, merge_settings, parse, train_parser
+from imixer.training.run.parsing import (
+    DEFAULT_RECIPE,
+    OTHER_THAN_DEFAULT,
+    build_config,
+    merge_settings,
+    parse,
+    train_parser,
+)
 from imixer.writing import json_text
 
 SPEC, RESULTS, SUMMARY, RAY_LOG = _FILES = ("spec.yaml", "results.csv", "summary.csv", "ray.log")  # beside the cells
@@ -88,8 +95,8 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
     for where, settings in {"set": fixed, **{f"cases.{case}": own for case, own in cases.items()}}.items():
         if both := settings.keys() & grid:
             raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
-    named = any("data.name" in settings for settings in (base, fixed, grid, *cases.values()))
-    if spec.get("recipe") is None and not named:  # as `imixer train` does
+    named = {field for settings in (base, fixed, grid, *cases.values()) for field in settings}
+    if spec.get("recipe") is None and not named & OTHER_THAN_DEFAULT:  # as `imixer train` does
         base = merge_settings(_flat(load_recipe(DEFAULT_RECIPE), "the file"), base)
     base = {field: value for field, value in merge_settings(base, fixed).items() if field not in grid}
     name, seeds, case_seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1)), _case_seeds(spec, cases)

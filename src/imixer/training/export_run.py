@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from imixer.errors import InputError
-from imixer.models.export import export_onnx, export_torch
+from imixer.models.export import example_images, export_onnx, export_torch, quantize_onnx
 from imixer.progress import announce
-from imixer.training.finished_run import load_run
+from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.package_run import default_folder, package
 from imixer.writing import moved_into_place
 
@@ -18,12 +23,16 @@ _PROGRAMS: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
 }
 
 
+_COMPARED = 200  # images, of a quantised model with the original
+
+
 def export(
     path: str,
     format: str = "onnx",
     out: str | None = None,
     batch_size: int | None = None,
     data: str | None = None,
+    quantize: Literal["int8"] | None = None,
 ) -> tuple[Path, dict[str, float]]:
     """Export the model of a finished run, and compare what it computes with the original.
 
@@ -31,14 +40,17 @@ def export(
         path: The run's directory.
         format: `onnx`; `torch` for a program of `torch.export`; or `package` for a small run in float16 with a card,
             see `imixer.training.package_run`.
-        out: The file to write, or the folder for `package`. Default: `model` with the suffix of the format, or
-            `ARCHITECTURE.DATA`, in the run's outputs.
+        out: The file to write, or the folder for `package`. Default: `model` with the suffix of the format,
+            `model.int8` if quantised, or `ARCHITECTURE.DATA`, in the run's outputs.
         batch_size: A batch size to fix. Default: any batch size will do. Not for `package`.
-        data: The place where the run's data lie now, to score a package. Default: where they lay in training.
+        data: The place where the run's data lie now, to score a package or to compare a quantised model. Default: where
+            they lay in training.
+        quantize: `int8` for matrices of 8 bits, in an ONNX file only. Default: those of the model.
 
     Returns:
         The file or folder; and by name, how far the exported logits are from the original ones, and for a package what
-        else was measured.
+        else was measured. Those of a quantised model are compared on held-out images, or on random ones where the data
+        are not there any more.
 
     Raises:
         InputError: If the run or its data are not there, the file exists, an option does not go with the format, or the
@@ -46,16 +58,24 @@ def export(
     """
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give 1 or more")
-    unused = ("batch_size", batch_size) if format == "package" else ("data", data)
-    if unused[1] is not None:
-        raise InputError(f"{unused[0]} is {unused[1]}, of which format {format} has no use; leave it out")
+    if quantize is not None and format != "onnx":
+        raise InputError(f"quantize is {quantize}, which is for the format onnx, and format is {format}; leave it out")
+    if quantize is not None and batch_size not in (None, 1):
+        raise InputError(
+            f"batch_size is {batch_size}, and a quantised model is compared image by image; give 1 or none"
+        )
+    if format == "package" and batch_size is not None:
+        raise InputError(f"batch_size is {batch_size}, of which format package has no use; leave it out")
+    if format != "package" and quantize is None and data is not None:
+        raise InputError(f"data is {data}, of which format {format} has no use; leave it out")
     run = load_run(path, "cpu")
     if out:
         file = Path(out)
     elif format == "package":
         file = default_folder(run)
     else:
-        file = run.make_outputs().path / f"model{_PROGRAMS[format][1]}"
+        kind = f".{quantize}" if quantize else ""
+        file = run.make_outputs().path / f"model{kind}{_PROGRAMS[format][1]}"
     if file.exists():
         raise InputError(f"out: {file} exists, and nothing is overwritten; give another name or remove it")
     if not file.absolute().parent.is_dir():
@@ -66,4 +86,19 @@ def export(
     write, _ = _PROGRAMS[format]
     with moved_into_place(file) as temporary:
         differences = write(run.model, temporary, batch_size=batch_size)
+        if quantize is not None:
+            differences = quantize_onnx(temporary, _images(run, data))
     return file, differences
+
+
+def _images(run: FinishedRun, data: str | None) -> Tensor:
+    """Take images to compare a quantised model by (B, in_chans, H, W): held-out ones if they are there."""
+    try:
+        val = run.data(data).val
+    except InputError as error:
+        if data is not None:
+            raise
+        warnings.warn(f"compared on random images, as the run's are not to be had: {error}", stacklevel=2)
+        return example_images(run.model, _COMPARED)
+    count = min(_COMPARED, len(val))
+    return torch.stack([run.transform(val[i * len(val) // count][0]) for i in range(count)])

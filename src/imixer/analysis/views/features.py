@@ -41,13 +41,22 @@ def measure(
     from imixer.analysis.features import features_at
     from imixer.training.finite_checks import require_finite_outputs
 
-    name, pixels = _load(finished, image, data)
+    name, pixels = load_one(finished, image, data)
     require_finite_outputs(finished.model, pixels[None].to(finished.device), finished.name)
     return features_at(finished.model, pixels.to(finished.device), block=block, n_iter=n_iter, name=name)
 
 
-def _load(finished: FinishedRun, image: int | str, data: str | None) -> tuple[str, Tensor]:
-    """Return the name of an image, and the image as the model takes it."""
+def load_one(finished: FinishedRun, image: int | str, data: str | None) -> tuple[str, Tensor]:
+    """Return the name of an image, and the image as the model takes it.
+
+    Args:
+        finished: The run.
+        image: Number of a held-out image, or an image file.
+        data: Where the run's data lie now. Default: where they lay.
+
+    Raises:
+        InputError: If there is no such image, or the data are not there.
+    """
     from imixer.data.sources.image_files import load_image
 
     if isinstance(image, str):

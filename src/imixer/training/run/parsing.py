@@ -36,6 +36,7 @@ _GROUPS: dict[str, Any] = {
     "checkpoints": CheckpointConfig,
 }
 DEFAULT_RECIPE = "digits"  # where no data are named
+OTHER_THAN_DEFAULT = {"data", "data.name", "model.from_mixer", "model.checkpoint"}  # where one is named
 _RIVALS = {"epochs": "budget", "schedule.warmup_epochs": "schedule.warmup_share"}  # of two, the second one is taken
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
@@ -77,8 +78,8 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     jsonargparse applies options from left to right, so that all other flags win over files, wherever they stand.
     `--config` wins over the settings that `finetune` brings, on the command line or in a file; these win over
     `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep the last of two equal
-    keys, and write out any aliases. Where neither a run, nor a recipe, nor data are named, the recipe is
-    `DEFAULT_RECIPE`.
+    keys, and write out any aliases. Where neither a run, nor a recipe, nor data, nor weights to start from are named,
+    the recipe is `DEFAULT_RECIPE`.
 
     Args:
         argv: The words after `imixer train`.
@@ -105,7 +106,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     resumed = [_read_settings(open_begun(path).config) for path in taken["--resume"]]
     recipes = [load_recipe(name) for name in taken["--recipe"]]
     files = [_read_settings(Path(file)) for file in taken["--config"]]
-    named = any("data.name" in flatten(settings) for settings in files) or flags.keys() & {"data", "data.name"}
+    named = {name for settings in [*map(flatten, files), flags] for name in settings} & OTHER_THAN_DEFAULT
     if not (resumed or recipes or named):
         recipes = [load_recipe(DEFAULT_RECIPE)]
     part = None if resumed else _finetuned(files, flags)  # of a run, the configuration has all that was brought
@@ -182,13 +183,20 @@ def build_config(namespace: Namespace) -> TrainConfig:
     if values.get("recipe") is not None:  # `expand_config_flags` has taken it from the command line
         raise InputError("recipe stands in a configuration file; name it on the command line, as --recipe")
     chosen = {f.name: values[f.name] for f in fields(TrainConfig)}
+    _require_mappings(chosen)
     for name, group in _GROUPS.items():
-        if not isinstance(chosen[name], dict):
-            raise InputError(f"{name} is {chosen[name]!r}; give a mapping such as {name}.{fields(group)[0].name}")
         _require_values(chosen[name], group, f"{name}.")
         chosen[name] = group(**chosen[name])
     _require_values(chosen, TrainConfig, "")
     return TrainConfig(**chosen)
+
+
+def _require_mappings(settings: dict[str, Any]) -> None:
+    """Refuse a group of settings that is something else. jsonargparse takes that for anything."""
+    for name in _GROUPS.keys() & settings.keys():
+        if not isinstance(settings[name], dict):
+            first = fields(_GROUPS[name])[0].name
+            raise InputError(f"{name} is {settings[name]!r}; give a mapping such as {name}.{first}")
 
 
 def _require_values(chosen: dict[str, Any], kind: Any, prefix: str) -> None:
@@ -221,6 +229,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
         raise InputError(f"{file} is no configuration: it is not a YAML mapping of settings to values")
     try:
         parse(train_parser(), ["--config", yaml.safe_dump(settings, sort_keys=False)])
+        _require_mappings(settings)  # here, since a flag such as --data.name would replace it
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return settings
