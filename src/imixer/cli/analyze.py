@@ -41,7 +41,8 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> int:
     """Measure, write and print; return the exit code."""
     given = {name: value for name, value in args.as_dict().items() if value is not None}
-    what, paths, device = (given.pop(name) for name in ("what", "run", "device"))
+    what, paths = given.pop("what"), given.pop("run")
+    weights = {name: given.pop(name) for name in ("device", "checkpoint")}
     analysis = ANALYSES[what]
     _check_options(analysis, paths, given)
     requirements = {name: given.pop(name) for name in judge_options(analysis) if name in given}
@@ -49,9 +50,9 @@ def run(args: Namespace) -> int:
     measured: Analysis[Any] = analysis
     if len(paths) > 1 and analysis.compare is not None:
         measured = analysis.compare
-        measurement, files = compare_runs(measured, paths, device=device, **given)
+        measurement, files = compare_runs(measured, paths, **weights, **given)
     else:
-        measurement, files = analyze(measured, paths[0], device=device, **given)
+        measurement, files = analyze(measured, paths[0], **weights, **given)
     console = new_console()
     measured.show(measurement, console)
     console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)

@@ -29,14 +29,14 @@ def new_parser(description: str) -> ArgumentParser:
 
 
 def run_parser(description: str) -> ArgumentParser:
-    """Build a parser of RUN, --data and --device."""
+    """Build a parser of RUN, --data, --device and --checkpoint."""
     parser = new_parser(description)
     add_run(parser)
     return parser
 
 
 def add_run(parser: ArgumentParser, several: bool = False) -> None:
-    """Add RUN, --data and --device to a parser.
+    """Add RUN, --data, --device and --checkpoint to a parser.
 
     Args:
         parser: The parser.
@@ -52,4 +52,16 @@ def add_run(parser: ArgumentParser, several: bool = False) -> None:
         choices=["auto", "cpu", "cuda"],
         default="auto",
         help="`cpu`, `cuda`, or `auto`: CUDA where there is any.",
+    )
+    add_checkpoint(parser)
+
+
+def add_checkpoint(parser: ArgumentParser) -> None:
+    """Add --checkpoint to a parser."""
+    parser.add_argument(
+        "--checkpoint",
+        choices=["last", "best"],
+        default="last",
+        help="Whose weights to take: those of the `last` epoch, or of the `best` on the held-out images. What comes of "
+        "the best is written into RUN/best.",
     )

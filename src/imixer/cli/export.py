@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from imixer.cli.command import Command, new_parser
+from imixer.cli.command import Command, add_checkpoint, new_parser
 from imixer.cli.terminal import announce_loading
 from imixer.escaping import one_line
 
@@ -23,6 +23,7 @@ def build() -> ArgumentParser:
         "--out", metavar="FILE", type=str | None, help="File to write. Default: RUN/model.onnx or RUN/model.pt2."
     )
     parser.add_argument("--batch_size", type=int | None, help="Batch size to fix. Default: any.")
+    add_checkpoint(parser)
     return parser
 
 
@@ -31,7 +32,7 @@ def run(args: Namespace) -> None:
     announce_loading("the run")
     from imixer.training.export_run import export
 
-    path, checked = export(args.run, args.format, args.out, args.batch_size)
+    path, checked = export(args.run, args.format, args.out, args.batch_size, args.checkpoint)
     print(f"written: {one_line(path)} ({path.stat().st_size / 1e6:.1f} MB)")
     print("checked: " + ", ".join(f"{name} {value:.3g}" for name, value in checked.items()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from PIL import Image
 
 from imixer.escaping import for_figure
 from imixer.plotting import BLUE, GRAY, GREEN, ORANGE, save_figure
+from imixer.training.run.result import best_row
 
 _MANY_CLASSES = 30
+_WORST_COLUMNS = 5
 
 
 def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -36,7 +39,7 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     if "val_acc_top5" in rows[0]:
         top5 = [row["val_acc_top5"] for row in rows]
         accuracies.plot(epochs, top5, color=GREEN, ls=":", marker=marker, label="top-5")
-    accuracies.set(ylabel="validation accuracy", title=f"Accuracy, {rows[-1]['val_acc']:.2%} at the end")
+    accuracies.set(ylabel="validation accuracy", title=f"Accuracy, {rows[-1]['val_acc']:.2%} at the end{_best(rows)}")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
     rates.plot(epochs, [row["lr"] for row in rows], color=BLUE, marker=marker)
     rates.set(ylabel="learning rate", title="Learning rate at the epoch's end")
@@ -50,13 +53,21 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path, dpi=120)
 
 
-def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: Path) -> None:
+def _best(rows: Sequence[dict[str, Any]]) -> str:
+    best = best_row(rows)
+    return "" if best["epoch"] == rows[-1]["epoch"] else f"\nbest {best['val_acc']:.2%} after epoch {best['epoch']}"
+
+
+def draw_confusion_matrix(
+    counts: np.ndarray, class_names: Sequence[str], path: Path, title: str = "Held-out images"
+) -> None:
     """Draw a confusion matrix: the share of each true class as colour, the count of images as a number.
 
     Args:
         counts: Counts of images (classes, classes), a row per true class.
         class_names: The names of the classes in the order of the rows.
         path: The PNG to write.
+        title: The name of the images.
     """
     n = len(class_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -65,7 +76,7 @@ def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: 
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", format=PercentFormatter(1.0), shrink=0.8)
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"Validation data, {counts.sum():,} images")
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"{for_figure(title, 40)}, {counts.sum():,} images")
     if n <= _MANY_CLASSES:
         names = [for_figure(name, 18) for name in class_names]
         axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 3 else 0)
@@ -74,6 +85,60 @@ def draw_confusion_matrix(counts: np.ndarray, class_names: Sequence[str], path: 
             color = "black" if shares[row, column] > 0.5 else "white"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     save_figure(figure, path, dpi=120)
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """An image that a model is far from recognising.
+
+    Args:
+        image: The image.
+        name: Its name.
+        truth: Its true class.
+        predicted: The most probable class.
+        confidence: The probability of that.
+    """
+
+    image: Image.Image
+    name: str
+    truth: str
+    predicted: str
+    confidence: float
+
+
+def draw_worst_images(worst: Sequence[WorstImage], wrong: int, images: int, path: Path) -> None:
+    """Draw the images with the largest loss, each with its true class and what it was taken for.
+
+    Args:
+        worst: The images, the largest loss first.
+        wrong: The number of all images that were not recognised.
+        images: The number of all images.
+        path: The PNG to write.
+    """
+    columns = min(_WORST_COLUMNS, len(worst))
+    lines = -(-len(worst) // columns)
+    figure = Figure(figsize=(max(2.1 * columns, 5.0), 2.5 * lines + 0.5), layout="constrained")
+    cells = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, each in zip(cells, worst, strict=False):
+        _show_image(axes, each.image)
+        right = each.truth == each.predicted
+        axes.set_title(
+            f"true: {for_figure(each.truth, 20)}\npredicted: {for_figure(each.predicted, 15)} {each.confidence:.0%}",
+            fontsize=9,
+            color=GREEN if right else ORANGE,
+        )
+        axes.text(0.5, -0.02, for_figure(each.name, 26), transform=axes.transAxes, ha="center", va="top", fontsize=7)
+    shown = f"the {len(worst)} with the largest loss" if len(worst) < images else "all, the largest loss first"
+    right_ones = ", green: recognised" if any(each.truth == each.predicted for each in worst) else ""
+    figure.suptitle(f"{wrong:,} of {images:,} images not recognised; {shown}{right_ones}", fontsize=10)
+    save_figure(figure, path, dpi=110)
+
+
+def _show_image(axes: Axes, image: Image.Image) -> None:
+    axes.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
+    axes.set_axis_off()
 
 
 def draw_predictions(
@@ -105,8 +170,7 @@ def draw_predictions(
     for (picture, bars), image, chances, names, title, truth in zip(
         cells, images, probabilities, labels, titles, truths, strict=False
     ):
-        picture.imshow(image, cmap="gray" if image.mode == "L" else None, vmin=0, vmax=255)
-        picture.set_axis_off()
+        _show_image(picture, image)
         missed = "" if truth == names[0] else ", missed"
         verdict = "" if truth is None else f"\ntrue: {for_figure(truth, 28 - len(missed))}{missed}"
         picture.set_title(for_figure(title, 28) + verdict, fontsize=9)

@@ -17,6 +17,7 @@ from imixer.data.sources.open import open_dataset
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
+from imixer.training.best_weights import WhichWeights, load_best_weights
 from imixer.training.finite_checks import require_finite_weights
 from imixer.training.model_directory import load_model
 from imixer.training.run.config import TrainConfig
@@ -38,12 +39,19 @@ class FinishedRun:
         config: The configuration of the run.
         model: The model, in evaluation mode.
         device: The device that the model is on.
+        checkpoint: Whose weights the model has: those of the `last` epoch or of the `best`.
     """
 
     directory: RunDirectory
     config: TrainConfig
     model: nn.Module
     device: torch.device
+    checkpoint: WhichWeights = "last"
+
+    @property
+    def results(self) -> RunDirectory:
+        """The directory to write into: that of the run, or its folder `best` for the weights of the best epoch."""
+        return self.directory if self.checkpoint == "last" else self.directory.best
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -94,15 +102,17 @@ class FinishedRun:
         return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
 
 
-def load_run(path: str, device: str = "auto") -> FinishedRun:
+def load_run(path: str, device: str = "auto", checkpoint: WhichWeights = "last") -> FinishedRun:
     """Load a finished run.
 
     Args:
         path: The run's directory.
         device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+        checkpoint: Whose weights to load: those of the `last` epoch, or of the `best` on the held-out images.
 
     Raises:
-        InputError: If there is no finished run, there is no such device, or the model is damaged or not finite.
+        InputError: If there is no finished run, there is no such device, the model is damaged or not finite, or the run
+            has not kept the weights of its best epoch.
     """
     silence()
     run = open_run(path)
@@ -113,5 +123,7 @@ def load_run(path: str, device: str = "auto") -> FinishedRun:
     if (problem := model_damage(run)) is not None:
         raise InputError(f"{problem}; `imixer train --resume {path}` writes it again from the checkpoints")
     model = load_model(run.model)
+    if checkpoint == "best":
+        load_best_weights(model, run)
     require_finite_weights(model, run.path)
-    return FinishedRun(run, config, model.to(chosen), chosen)
+    return FinishedRun(run, config, model.to(chosen), chosen, checkpoint)
