@@ -14,11 +14,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from imixer.escaping import for_figure
-from imixer.plotting import BLUE, GRAY, GREEN, ORANGE, save_figure
+from imixer.plotting import BLUE, GRAY, GREEN, ORANGE, legend_below, save_figure
 from imixer.training.run.result import best_row
 
 _MANY_CLASSES = 30
-_WORST_COLUMNS = 5
+_LONGEST_NAME = 28  # characters of a class on an axis
+_WORST_COLUMNS = 4
 
 
 def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -29,7 +30,7 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         path: The PNG to write.
     """
     epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.0), layout="constrained")
     losses, accuracies, rates = figure.subplots(1, 3)
     marker = "o" if len(rows) < 3 else None
     losses.plot(epochs, [row["train_loss"] for row in rows], color=ORANGE, ls="--", marker=marker, label="training")
@@ -48,8 +49,8 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    losses.legend(frameon=False)
-    accuracies.legend(frameon=False, loc="lower right")
+    legend_below(losses, columns=2)
+    legend_below(accuracies, columns=2)
     save_figure(figure, path, dpi=120)
 
 
@@ -71,14 +72,15 @@ def draw_confusion_matrix(
     """
     n = len(class_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(4.0 + 0.32 * n, 12.0)
+    beside = 0.08 * max(min(len(name), _LONGEST_NAME) for name in class_names) if n <= _MANY_CLASSES else 0.0
+    side = min(3.4 + 0.32 * n, 12.0) + beside  # inches: names take as much on either axis
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", format=PercentFormatter(1.0), shrink=0.8)
     axes.set(xlabel="predicted class", ylabel="true class", title=f"{for_figure(title, 40)}, {counts.sum():,} images")
     if n <= _MANY_CLASSES:
-        names = [for_figure(name, 18) for name in class_names]
+        names = [for_figure(name, _LONGEST_NAME) for name in class_names]
         axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(n), names)
         for row, column in zip(*np.nonzero(counts), strict=True):
@@ -117,7 +119,7 @@ def draw_worst_images(worst: Sequence[WorstImage], wrong: int, images: int, path
     """
     columns = min(_WORST_COLUMNS, len(worst))
     lines = -(-len(worst) // columns)
-    figure = Figure(figsize=(max(2.1 * columns, 5.0), 2.5 * lines + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(2.6 * columns, 5.2), 2.8 * lines + 0.5), layout="constrained")
     cells = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in cells:
         axes.set_axis_off()
@@ -125,7 +127,7 @@ def draw_worst_images(worst: Sequence[WorstImage], wrong: int, images: int, path
         _show_image(axes, each.image)
         right = each.truth == each.predicted
         axes.set_title(
-            f"true: {for_figure(each.truth, 20)}\npredicted: {for_figure(each.predicted, 15)} {each.confidence:.0%}",
+            f"true: {for_figure(each.truth, 24)}\npredicted: {for_figure(each.predicted, 16)} {each.confidence:.0%}",
             fontsize=9,
             color=GREEN if right else ORANGE,
         )
@@ -173,7 +175,7 @@ def draw_predictions(
         _show_image(picture, image)
         missed = "" if truth == names[0] else ", missed"
         verdict = "" if truth is None else f"\ntrue: {for_figure(truth, 28 - len(missed))}{missed}"
-        picture.set_title(for_figure(title, 28) + verdict, fontsize=9)
+        picture.set_title(for_figure(title, 28) + verdict, fontsize=9, loc="left")
         colors = [GREEN if name == truth else BLUE if truth is None else GRAY for name in names]
         bars.barh(range(len(names)), chances, color=colors)
         bars.set_yticks(range(len(names)), [for_figure(name, 22) for name in names])
