@@ -104,7 +104,8 @@ def legend_below(axes: Axes, columns: int, **style: Any) -> None:
         columns: The number of entries beside each other.
         **style: Further options of the legend.
     """
-    inches = axes.get_position().height * axes.get_figure(root=True).get_figheight()
+    figure = axes.figure
+    inches = axes.get_position().height * (figure.get_figheight() if isinstance(figure, Figure) else 4.0)
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.55 / inches), ncols=columns, frameon=False, borderaxespad=0, **style
     )

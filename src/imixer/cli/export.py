@@ -6,6 +6,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, add_checkpoint, new_parser
 from imixer.cli.terminal import announce_loading
+from imixer.errors import InputError
 from imixer.escaping import one_line
 
 
@@ -15,12 +16,15 @@ def build() -> ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=str, help="Run directory that `imixer train` made.")
     parser.add_argument(
         "--format",
-        choices=["onnx", "torch"],
+        choices=["onnx", "torch", "hub"],
         default="onnx",
-        help="`onnx`, or `torch`: a program of torch.export.",
+        help="`onnx`; `torch`: a program of torch.export; or `hub`: a folder with a model card, as `push` uploads it.",
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=str | None, help="File to write. Default: RUN/model.onnx or RUN/model.pt2."
+        "--out",
+        metavar="FILE",
+        type=str | None,
+        help="File to write. Default: RUN/model.onnx, model.pt2 or hub/.",
     )
     parser.add_argument("--batch_size", type=int | None, help="Batch size to fix. Default: any.")
     add_checkpoint(parser)
@@ -29,7 +33,16 @@ def build() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Run the command."""
+    if args.format == "hub" and args.batch_size is not None:
+        raise InputError(f"batch_size is {args.batch_size}, of which the format hub has no use; leave it out")
     announce_loading("the run")
+    if args.format == "hub":
+        from imixer.training.hub import export_hub
+
+        folder = export_hub(args.run, args.out, args.checkpoint)
+        files = ", ".join(sorted(file.name for file in folder.iterdir()))
+        print(one_line(f"written: {folder}: {files}"))
+        return
     from imixer.training.export_run import export
 
     path, checked = export(args.run, args.format, args.out, args.batch_size, args.checkpoint)

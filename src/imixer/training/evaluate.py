@@ -188,7 +188,7 @@ def evaluate(
     worst = cross_entropies(logits, targets).argsort(descending=True).tolist()
     sources = image_names(items, kind)
     _write_predictions(files.predictions, logits, targets, run.class_names, sources, worst)
-    _write_confusion_matrix(files, logits, targets, run.class_names, name)
+    _write_confusion_matrix(files, logits, targets, run.class_names, Path(name).name)
     shown = [
         WorstImage(
             image=items[place][0],

@@ -117,9 +117,7 @@ def load_run(path: str, device: str = "auto", checkpoint: WhichWeights = "last")
     silence()
     run = open_run(path)
     config = load_config(run.config)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    chosen = choose_device(device)
     if (problem := model_damage(run)) is not None:
         raise InputError(f"{problem}; `imixer train --resume {path}` writes it again from the checkpoints")
     model = load_model(run.model)
@@ -127,3 +125,17 @@ def load_run(path: str, device: str = "auto", checkpoint: WhichWeights = "last")
         load_best_weights(model, run)
     require_finite_weights(model, run.path)
     return FinishedRun(run, config, model.to(chosen), chosen, checkpoint)
+
+
+def choose_device(name: str) -> torch.device:
+    """Choose the device to compute on.
+
+    Args:
+        name: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+
+    Raises:
+        InputError: If CUDA is asked for, and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

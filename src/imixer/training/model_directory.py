@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,23 @@ def save_model(
         "model_args": {k: v for k, v in built.args.items() if k != "num_classes"},
         "pretrained_cfg": prepared,
     }
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
 
     def fill(folder: Path) -> None:
         (folder / "config.json").write_text(json_text(config), encoding="utf-8")
-        save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+        save_weights(weights, folder)
 
     make_folder(path, fill)
+
+
+def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write `model.safetensors` into a folder.
+
+    Args:
+        weights: The state dict of a model.
+        folder: The folder.
+    """
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def load_model(path: Path) -> nn.Module:

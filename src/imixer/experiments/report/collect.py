@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -225,8 +225,12 @@ def _read(path: Path, name: str) -> ReportedRun:
         classes, test_classes = _classes(run.confusion_counts), _classes(run.test_confusion_counts)
         energy = _energy(run)
         iterations = _json(run.analysis / f"{CONVERGENCE.name}.json").get("blocks", [])
-        charted = {run.confusion_matrix.stem: classes, run.test_confusion_matrix.stem: test_classes}
-        charted |= {CONVERGENCE.name: iterations, ENERGY.name: energy}
+        charted: dict[str, Sized | None] = {
+            run.confusion_matrix.stem: classes,
+            run.test_confusion_matrix.stem: test_classes,
+            CONVERGENCE.name: iterations,
+            ENERGY.name: energy,
+        }
         return ReportedRun(
             name=name,
             path=path,
