@@ -51,7 +51,7 @@ class FinishedRun:
     @property
     def results(self) -> RunDirectory:
         """The directory to write into: that of the run, or its folder `best` for the weights of the best epoch."""
-        return self.directory if self.checkpoint == "last" else self.directory.best
+        return self.directory if self.checkpoint == "last" else RunDirectory(self.directory.best)
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:

@@ -58,9 +58,9 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
-    def best(self) -> RunDirectory:
+    def best(self) -> Path:
         """The folder of what is computed from the weights of the best epoch, with the same names as here."""
-        return RunDirectory(self.path / "best")
+        return self.path / "best"
 
     @property
     def nonfinite(self) -> Path:

@@ -170,7 +170,8 @@ def evaluations(run: RunDirectory) -> dict[str, dict[str, Any]]:
         run: The directory of the run.
     """
     there: dict[str, dict[str, Any]] = {}
-    for file in (run.evaluation, run.test_evaluation, run.best.evaluation, run.best.test_evaluation):
+    best = RunDirectory(run.best)
+    for file in (run.evaluation, run.test_evaluation, best.evaluation, best.test_evaluation):
         try:
             scores = read_json(file, ["top1", "images", "data"])
         except (InputError, OSError):  # not evaluated, or damaged: `imixer evaluate` writes it again
