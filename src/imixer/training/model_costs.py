@@ -143,6 +143,6 @@ def show_model_costs(costs: Sequence[ModelCost], console: Console) -> None:
         console: The console to print on.
     """
     first = costs[0]
-    console.print(on_screen(model_grid(costs), f"{len(costs)} models with {_CLASSES:,} classes"))
+    console.print(on_screen(model_grid(costs), f"{len(costs)} model{'s' * (len(costs) > 1)} with {_CLASSES:,} classes"))
     if first.seconds is not None:
         console.print(f"time in batches of {first.batch_size}, on {first.device}")

@@ -44,7 +44,7 @@ def show_runs(runs: Sequence[RunSummary], console: Console) -> None:
     """
     states = [run.state for run in runs]
     counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
-    console.print(on_screen(runs_grid(runs), f"{len(runs)} runs: {', '.join(counted)}"))
+    console.print(on_screen(runs_grid(runs), f"{len(runs)} run{'s' * (len(runs) > 1)}: {', '.join(counted)}"))
     for run in runs:
         if run.problem:
             console.print(f"{run.run.path} is damaged: {run.problem}", soft_wrap=True)
