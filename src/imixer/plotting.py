@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
 from imixer.escaping import one_line
@@ -93,6 +94,21 @@ def line_style(number: int) -> tuple[str, str, str]:
     """
     ls, marker = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))[number // len(COLORS) % 4]
     return COLORS[number % len(COLORS)], ls, marker
+
+
+def legend_below(axes: Axes, columns: int, **style: Any) -> None:
+    """Put the legend of axes below their label, where it hides no data. The figure's layout makes room for it.
+
+    Args:
+        axes: The axes, of a figure with a constrained layout.
+        columns: The number of entries beside each other.
+        **style: Further options of the legend.
+    """
+    figure = axes.figure
+    inches = axes.get_position().height * (figure.get_figheight() if isinstance(figure, Figure) else 4.0)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.55 / inches), ncols=columns, frameon=False, borderaxespad=0, **style
+    )
 
 
 def drawn(path: Path, draw: Callable[[Path], None]) -> bool:

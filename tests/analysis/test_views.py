@@ -540,7 +540,7 @@ def test_the_figure_of_other_images(scored):
     assert [patch.get_label() for patch in softmax.patches] == ["in", "noise", r"c\$10"]
     for patch, values in zip(softmax.patches, ([0.9, 0.8, 0.7], [0.75, 0.2], [0.95, 0.1]), strict=True):
         every = np.concatenate([scored.in_dist["max_softmax"], *(s["max_softmax"] for s in scored.out_dist.values())])
-        ends = np.linspace(*np.percentile(every, [0.5, 99.5]), 31)
+        ends = np.linspace(*np.percentile(every, [0.5, 99.5]), 5)  # of two images, no more bins
         density, _ = np.histogram(np.clip(np.float32(values), ends[0], ends[-1]), ends, density=True)
         assert patch.get_xy()[:, 1].max() == pytest.approx(density.max())
         filled = {round(x, 6) for x, y in patch.get_xy() if y}
@@ -720,3 +720,8 @@ def test_numbers_are_json_without_what_json_cannot_hold(
     ]
     for view, measurement in measured:
         assert json.loads(json.dumps(view.ANALYSIS.numbers(measurement)))
+
+
+@pytest.mark.parametrize(("images", "bins"), [(1, 4), (28, 6), (360, 14), (10_000, 30)])
+def test_few_other_images_get_few_bins(images, bins):
+    assert ood._bins(images) == bins

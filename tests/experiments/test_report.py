@@ -64,17 +64,17 @@ def open_page(browser, report):
 def test_every_chart_and_picture_is_there(open_page, runs):
     page = open_page()
     charts = page.locator("[data-chart]").count()
-    # curves of all; of each that has it: convergence, iterations, energy, confusion, classes, test set
-    assert charts == 1 + 2 + 1 + 1 + 2 + 1 + 1
+    # curves of all; of each that has it: convergence, iterations, energy, confusion, classes, test set twice
+    assert charts == 1 + 2 + 1 + 1 + 2 + 1 + 2
     assert page.locator(".js-plotly-plot .main-svg:first-child").count() == charts
     widths = page.eval_on_selector_all("img", "pictures => pictures.map(picture => picture.naturalWidth)")
-    charted = {"learning_curves", "confusion_matrix", "convergence", "energy"}
+    charted = {"learning_curves", "confusion_matrix", "convergence", "energy", "test_confusion_matrix"}
     drawn = [file for name in ("first", "second") for file in (runs / name).rglob("*.png") if file.stem not in charted]
     assert len(widths) == len(drawn) > 0 and min(widths) > 100
     titles = page.locator("h2").all_inner_texts()
     assert " ".join(titles) == "Summary Learning curves Convergence Energy Classes Pictures Settings Environment"
     row = page.locator("#summary tbody tr").nth(0).inner_text()
-    assert re.search(r"first\s+imixer_t2_8\s+digits\s+\d+\.\d\d%", row)
+    assert re.search(r"first\s+\d+\.\d\d%\s+\d+\.\d\d% \(\d\)\s+\d+\.\d\d%\s.*imixer_t2_8\s+digits", row)
     assert "model.n_iter" in page.locator("#settings table").inner_text()
 
 
@@ -122,6 +122,21 @@ def test_the_keyboard_reaches_everything(open_page):
 def test_a_phone_needs_no_sideways_scrolling(open_page):
     page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_on_a_phone_the_accuracy_stands_first_below_the_name_of_the_run(open_page):
+    page = open_page(viewport={"width": 390, "height": 844}, is_mobile=True)
+    cells = page.locator("#summary tbody tr").nth(0).locator("th, td")
+    tops = [cells.nth(place).bounding_box()["y"] for place in range(cells.count())]
+    assert tops == sorted(set(tops))  # one below the other
+    boxes = [cells.nth(place).bounding_box() for place in range(cells.count())]
+    assert all(0 <= box["x"] and box["x"] + box["width"] <= 390 for box in boxes)
+    assert [cells.nth(place).get_attribute("data-title") for place in (1, 2, 3)] == [
+        "accuracy",
+        "best epoch",
+        "test set",
+    ]
+    assert boxes[1]["y"] < 844  # seen without a move of the finger
 
 
 def test_dark_mode_turns_page_and_charts(open_page):

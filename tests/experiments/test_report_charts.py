@@ -26,7 +26,7 @@ def made_run(name, *epochs, **parts):
         for epoch, (train, loss, acc) in enumerate(epochs, 1)
     ]
     empty = dict(convergence=[], result={}, evaluation={}, test_evaluation={}, iterations=[], energy=[], pictures=[])
-    known = dict(settings=SETTINGS, environment={"torch": "2"}, classes=None, rows=rows)
+    known = dict(settings=SETTINGS, environment={"torch": "2"}, classes=None, test_classes=None, rows=rows)
     return ReportedRun(name, Path("runs", name), **known | empty | parts)
 
 
@@ -169,9 +169,10 @@ def test_the_summary_has_each_number_in_its_column():
     rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     assert rows[0] == {
         "run": "one",
+        "accuracy": "75.00%",
+        "best epoch": "75.00% (2)",
         "model": "imixer_t2_8",
         "data": "digits",
-        "accuracy": "75.00%",
         "loss": "0.5000",
         "epochs": "2 of 5",
         "images/s": "1,234",
@@ -181,7 +182,33 @@ def test_the_summary_has_each_number_in_its_column():
         "device": "-",
     }
     assert (rows[1]["parameters"], rows[1]["device"], rows[1]["seed"]) == ("4,321", "cpu", "5")
-    assert (table.text, unfinished.text) == (3, "Not finished, with the numbers of their last epoch: one.")
+    assert (table.text, unfinished.text) == (1, "Not finished, with the numbers of their last epoch: one.")
+
+
+def test_the_summary_begins_with_what_one_wants_to_know():
+    fell = made_run("one", (2.0, 1.5, 0.75), (1.0, 0.5, 0.25), test_evaluation={"top1": 0.125})
+    table, _ = sections([fell, *TWO])["Summary"]
+    assert list(table.header[:4]) == ["run", "accuracy", "best epoch", "test set"] and table.cards
+    assert [row[:4] for row in table.rows[:2]] == [
+        ["one", "25.00%", "75.00% (1)", "12.50%"],
+        ["one", "75.00%", "75.00% (2)", "-"],
+    ]
+
+
+def test_the_confusion_of_a_test_set_stands_beside_that_of_the_held_out_images():
+    names, counts = ["cat", "dog"], [[3, 1], [0, 2]]
+    shown = made_run(
+        "one",
+        classes=(names, counts),
+        test_classes=(names, [[1, 0], [1, 0]]),
+        test_evaluation={"data": "t/", "top1": 0.5},
+    )
+    _, held_out, tested = sections([shown])["Classes"]
+    assert [chart.caption for chart in (held_out, tested)] == [
+        "Held-out images of each class, and what they were taken for",
+        "Images of the test set t/ of each class, and what they were taken for",
+    ]
+    assert [list(row) for row in tested.figure.data[0].customdata] == [[1, 0], [1, 0]]
 
 
 def test_settings_that_differ_stand_under_the_run_that_has_them():

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from imixer.cli import main
 from imixer.training.finished_run import load_run
+from imixer.training.predict import class_of_folder
+from imixer.training.run.confusion import read_confusion
 
 
 @pytest.fixture
@@ -75,6 +78,43 @@ def test_a_test_set_of_held_out_images_gets_their_scores(run, test_set, capsys):
     assert (run / "evaluation.json").read_bytes() == before
 
 
+def test_each_image_of_a_test_set_is_written_down_the_worst_first(run, test_set, capsys):
+    assert main(["evaluate", str(run), "--test", str(test_set)]) == 0
+    assert "test_predictions.csv" in capsys.readouterr().out
+    with (run / "test_predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    scores = json.loads((run / "test_evaluation.json").read_text())
+    assert sorted(row["image"] for row in rows) == sorted(map(str, test_set.rglob("*.png")))
+    assert all(row["true_class"] == Path(row["image"]).parent.name for row in rows)
+    assert all(int(row["correct"]) == (row["true_class"] == row["predicted_class"]) for row in rows)
+    assert sum(int(row["correct"]) for row in rows) / len(rows) == pytest.approx(scores["top1"], abs=1e-5)
+    losses = [float(row["loss"]) for row in rows]
+    assert losses == sorted(losses, reverse=True) and np.mean(losses) == pytest.approx(scores["loss"], abs=1e-4)
+    for row in rows:
+        assert -np.log(float(row["probability_of_true_class"])) == pytest.approx(float(row["loss"]), abs=1e-3)
+        assert float(row["confidence"]) >= float(row["probability_of_true_class"])
+    names, counts = read_confusion(run / "test_confusion_matrix.csv")
+    assert names == [str(n) for n in range(10)]
+    for true in range(10):
+        for predicted in range(10):
+            alike = [r for r in rows if (r["true_class"], r["predicted_class"]) == (str(true), str(predicted))]
+            assert counts[true][predicted] == len(alike)
+
+
+def test_the_worst_images_are_shown_with_true_and_predicted_class_and_confidence(run, monkeypatch):
+    figures = []
+    monkeypatch.setattr("imixer.training.figures.save_figure", lambda figure, path, dpi=0: figures.append(figure))
+    assert main(["evaluate", str(run)]) == 0
+    with (run / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    page = next(figure for figure in figures if len(figure.axes) == 20)
+    for axes, row in zip(page.axes, rows, strict=False):
+        expected = f"true: {row['true_class']}\npredicted: {row['predicted_class']} {float(row['confidence']):.0%}"
+        assert axes.get_title() == expected and axes.texts[0].get_text() == row["image"]
+    wrong = sum(row["correct"] == "0" for row in rows)
+    assert page.get_suptitle().startswith(f"{wrong} of 360 images not recognised; the 20 with the largest loss")
+
+
 def test_a_test_set_that_the_model_cannot_be_tested_on_is_refused(run, test_set, capsys):
     refused(capsys, ["evaluate", run, "--test", test_set / "no"], "no folder", "no")
     refused(capsys, ["evaluate", run, "--test", test_set / "3"], "holds images but no class folders")
@@ -116,6 +156,31 @@ def test_predict_files_and_folders(run, images, capsys):
     assert first == sorted(first, reverse=True)
     assert sum(first) == pytest.approx(1, abs=1e-4)
     refused(capsys, ["predict", run, images / "0.png", "--csv", out], "exists")
+
+
+def test_predict_takes_the_true_class_from_class_folders(run, test_set, tmp_path, capsys):
+    few = tmp_path / "few"
+    for label in "37":
+        shutil.copytree(test_set / label, few / label / "indoors")
+    shutil.copytree(few / "3", few / "three")
+    assert main(["predict", str(run), str(few), "--csv", str(tmp_path / "p.csv"), "--top", "1"]) == 0
+    shown = capsys.readouterr().out
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    known = [row for row in rows if row["true_class"]]
+    assert all(row["true_class"] == Path(row["image"]).parts[-3] for row in known)
+    assert {Path(row["image"]).parts[-3] for row in rows if not row["true_class"]} == {"three"}
+    right = sum(row["class"] == row["true_class"] for row in known)
+    unknown = len(rows) - len(known)
+    assert f"right: {right} of {len(known)} whose class is known; {unknown} lie in no class folder" in shown
+    assert f"prediction.png, the first 16 of {len(rows)} images" in shown
+
+
+def test_a_class_folder_above_what_is_given_is_none():
+    assert class_of_folder(Path("/7/mine/a.png"), ["/7/mine"], ["7"]) is None
+    assert class_of_folder(Path("/7/mine/a.png"), ["/7/mine/a.png"], ["7"]) is None
+    assert class_of_folder(Path("/mine/7/a.png"), ["/mine/7/a.png"], ["7"]) == "7"
+    assert class_of_folder(Path("/7/3/a.png"), ["/"], ["3", "7"]) == "3"
 
 
 def test_predict_with_another_number_of_iterations(run, images, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from rich.console import Console
 
@@ -72,7 +72,12 @@ class Analysis(Generic[_Measurement]):
 
 
 def analyze(
-    analysis: Analysis[_Measurement], path: str, *, device: str = "auto", **options: Any
+    analysis: Analysis[_Measurement],
+    path: str,
+    *,
+    device: str = "auto",
+    checkpoint: Literal["last", "best"] = "last",
+    **options: Any,
 ) -> tuple[_Measurement, list[Path]]:
     """Measure a run, and write numbers and figures into its outputs, over those of an earlier time.
 
@@ -80,6 +85,7 @@ def analyze(
         analysis: What to measure.
         path: The run's directory.
         device: `cpu`, `cuda` or `auto`.
+        checkpoint: Whose weights to measure: those of the `last` epoch, or of the `best`.
         **options: Options of the measurement.
 
     Returns:
@@ -91,10 +97,10 @@ def analyze(
     """
     from imixer.training.finished_run import load_run
 
-    finished = load_run(path, device)
-    outputs = finished.make_outputs()
-    announce(f"measuring {analysis.name} of {finished.name}")
-    measurement = analysis.measure(finished, **options)
+    run = load_run(path, device, checkpoint)
+    outputs = run.make_outputs()
+    announce(f"measuring {analysis.name} of {run.name}")
+    measurement = analysis.measure(run, **options)
     folder = outputs.path if analysis.beside_run else outputs.analysis
     return measurement, write(analysis, measurement, folder)
 
@@ -104,6 +110,7 @@ def compare_runs(
     paths: Sequence[str],
     *,
     device: str = "auto",
+    checkpoint: Literal["last", "best"] = "last",
     out: str | None = None,
     **options: Any,
 ) -> tuple[_Measurement, list[Path]]:
@@ -113,6 +120,7 @@ def compare_runs(
         analysis: What to measure: the `compare` of an `Analysis`.
         paths: The runs' directories.
         device: `cpu`, `cuda` or `auto`.
+        checkpoint: Whose weights to measure: those of the `last` epoch, or of the `best`.
         out: Folder to write into; made if it does not exist. Default: the folder `analysis` of the first run.
         **options: Options of the measurement.
 
@@ -124,7 +132,7 @@ def compare_runs(
     """
     from imixer.training.finished_run import load_run
 
-    runs = [load_run(path, device) for path in paths]
+    runs = [load_run(path, device, checkpoint) for path in paths]
     folder = runs[0].make_outputs().analysis if out is None else Path(out)
     measurement = analysis.measure(runs, **options)
     return measurement, write(analysis, measurement, folder)

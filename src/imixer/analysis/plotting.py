@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from imixer.analysis.statistics import spread
-from imixer.plotting import SMALL
+from imixer.plotting import SMALL, legend_below
 
 
 def draw_signed(axes: Axes, values: Tensor, end: float) -> None:
@@ -42,11 +42,11 @@ def draw_spread(axes: Axes, blocks: Sequence[float], samples: Sequence[Tensor], 
 
 
 def style_depth_axes(axes: Axes) -> None:
-    """Put blocks on the horizontal axis, a grid and a legend."""
+    """Put blocks on the horizontal axis, a grid, and a legend below."""
     axes.set_xlabel("block")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     style_axes(axes)
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(axes, columns=2, fontsize=8)
 
 
 def style_axes(axes: Axes) -> None:

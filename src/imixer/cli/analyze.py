@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from imixer.analysis.analyze import Analysis, analyze, compare_runs
 from imixer.analysis.registry import ANALYSES
 from imixer.cli.analysis_options import add_options, judge_options, options_of_analysis
-from imixer.cli.command import Command, add_device, add_run, chosen_runs, new_parser
+from imixer.cli.command import Command, add_run, chosen_runs, new_parser
 from imixer.cli.terminal import announce_loading, new_console
 from imixer.errors import InputError
 
@@ -28,7 +28,6 @@ def build() -> ArgumentParser:
         help="; ".join(f"`{name}`: {analysis.summary}" for name, analysis in ANALYSES.items()) + ".",
     )
     add_run(parser, several=True)
-    add_device(parser)
     add_options(parser, ANALYSES.values())
     parser.add_argument(
         "--out",
@@ -42,8 +41,8 @@ def build() -> ArgumentParser:
 def run(args: Namespace) -> int:
     """Measure, write and print; return the exit code."""
     given = {name: value for name, value in args.as_dict().items() if value is not None}
-    what, device = given.pop("what"), given.pop("device")
-    runs, models = given.pop("run", []), given.pop("model", [])
+    what, runs, models = given.pop("what"), given.pop("run", []), given.pop("model", [])
+    weights = {name: given.pop(name) for name in ("device", "checkpoint")}
     analysis = ANALYSES[what]
     _check_options(analysis, [*runs, *models], given)
     paths = chosen_runs(runs, models)
@@ -52,9 +51,9 @@ def run(args: Namespace) -> int:
     measured: Analysis[Any] = analysis
     if len(paths) > 1 and analysis.compare is not None:
         measured = analysis.compare
-        measurement, files = compare_runs(measured, paths, device=device, **given)
+        measurement, files = compare_runs(measured, paths, **weights, **given)
     else:
-        measurement, files = analyze(measured, paths[0], device=device, **given)
+        measurement, files = analyze(measured, paths[0], **weights, **given)
     console = new_console()
     measured.show(measurement, console)
     console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)

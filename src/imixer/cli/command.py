@@ -32,19 +32,19 @@ def new_parser(description: str) -> ArgumentParser:
 
 
 def run_parser(description: str) -> ArgumentParser:
-    """Build a parser of RUN, --model, --data and --device."""
+    """Build a parser of RUN, --model, --data, --device and --checkpoint."""
     parser = new_parser(description)
     add_run(parser)
-    add_device(parser)
     return parser
 
 
-def add_run(parser: ArgumentParser, several: bool = False) -> None:
-    """Add RUN, --model and --data to a parser that `new_parser` built. `chosen_runs` reads the first two.
+def add_run(parser: ArgumentParser, several: bool = False, device: bool = True) -> None:
+    """Add RUN, --model, --data, --checkpoint and --device to a parser. `chosen_runs` reads the first two.
 
     Args:
         parser: The parser.
         several: Whether more than one RUN may be given.
+        device: Whether the device may be chosen.
     """
     nargs = "+" if several else None
     parser.add_argument("run", metavar="RUN", nargs=nargs, type=str, help="Run directory that `imixer train` made.")
@@ -59,6 +59,9 @@ def add_run(parser: ArgumentParser, several: bool = False) -> None:
     parser.add_argument(
         "--data", metavar="PATH", type=str | None, help="Where the run's data lie now. Default: where they lay."
     )
+    add_checkpoint(parser)
+    if device:
+        add_device(parser)
 
 
 def add_device(parser: ArgumentParser) -> None:
@@ -68,6 +71,17 @@ def add_device(parser: ArgumentParser) -> None:
         choices=["auto", "cpu", "cuda"],
         default="auto",
         help="`cpu`, `cuda`, or `auto`: CUDA where there is any.",
+    )
+
+
+def add_checkpoint(parser: ArgumentParser) -> None:
+    """Add --checkpoint to a parser."""
+    parser.add_argument(
+        "--checkpoint",
+        choices=["last", "best"],
+        default="last",
+        help="Whose weights to take: those of the `last` epoch, or of the `best` on the held-out images. What comes of "
+        "the best is written into RUN/best.",
     )
 
 

@@ -11,7 +11,23 @@ from collections.abc import Sequence
 from jsonargparse import ArgumentParser
 
 import imixer
-from imixer.cli import analyze, evaluate, export, predict, recall, recipes, replay, report, reproduce, sweep, train
+from imixer.cli import (
+    analyze,
+    evaluate,
+    export,
+    models,
+    predict,
+    push,
+    recall,
+    recipes,
+    replay,
+    report,
+    reproduce,
+    runs,
+    show,
+    sweep,
+    train,
+)
 from imixer.cli.command import Command, relax_run
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut, one_line
@@ -24,12 +40,16 @@ _COMMANDS: dict[str, Command] = {
     "reproduce": reproduce.COMMAND,
     "replay": replay.COMMAND,
     "recipes": recipes.COMMAND,
+    "models": models.COMMAND,
+    "runs": runs.COMMAND,
+    "show": show.COMMAND,
     "evaluate": evaluate.COMMAND,
     "predict": predict.COMMAND,
     "analyze": analyze.COMMAND,
     "recall": recall.COMMAND,
     "report": report.COMMAND,
     "export": export.COMMAND,
+    "push": push.COMMAND,
 }
 
 _MOST_LETTERS = 200  # of a file's name or a library's message

@@ -53,10 +53,11 @@ def run(args: Namespace) -> None:
         if analysis.check is not None:
             analysis.check(**options)
     console = new_console()
-    given = {"data": args.data, "test": args.test, "device": args.device, "batch_size": args.batch_size or 0}
-    report_evaluation(*evaluate(path, **given), console)
+    weights = {"device": args.device, "checkpoint": args.checkpoint}
+    scores = evaluate(path, data=args.data, test=args.test, batch_size=args.batch_size or 0, **weights)
+    report_evaluation(*scores, console)
     for analysis, options in chosen:
-        measurement, files = analyze(analysis, path, device=args.device, **options)
+        measurement, files = analyze(analysis, path, **weights, **options)
         analysis.show(measurement, console)
         console.print(f"written: {', '.join(map(str, files))}")
 

@@ -37,6 +37,7 @@ def run(args: Namespace) -> None:
         n_iter=args.n_iter,
         data=args.data,
         device=args.device,
+        checkpoint=args.checkpoint,
         csv_file=args.csv,
     )
     report_predictions(predictions, picture, new_console())

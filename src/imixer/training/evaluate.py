@@ -14,16 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imixer.data.batches import HeldOutBatches, batches_in_order, worker_message
+from imixer.data.image_data import LabelledImages
 from imixer.data.sources.folder import open_test_folder
 from imixer.errors import InputError
 from imixer.escaping import printable
+from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
+from imixer.training.best_weights import WhichWeights
+from imixer.training.figures import WorstImage, draw_confusion_matrix, draw_worst_images
 from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.finite_checks import require_finite_logits
+from imixer.training.run.confusion import write_confusion
+from imixer.training.run.directory import RunDirectory
 from imixer.training.validation import ConfidenceBin, calibration_error, reliability
-from imixer.writing import json_text, write_text
+from imixer.writing import csv_text, json_text, write_text
 
 _WARM_UP = 2  # batches left out of the speed
+_WORST = 20  # images in the picture
 _log = logging.getLogger(__name__)
 
 
@@ -61,6 +68,7 @@ class Evaluation:
         skipped: The names of unreadable images that were left out.
         per_class: The scores of each class, in the order of the logits.
         reliability: The accuracy by confidence; see `imixer.training.validation.reliability`.
+        checkpoint: Whose weights were evaluated: those of the `last` epoch, or of the `best`.
     """
 
     model: str
@@ -75,10 +83,36 @@ class Evaluation:
     skipped: Sequence[str] = ()
     per_class: list[ClassScore] = field(default_factory=list)
     reliability: list[ConfidenceBin] = field(default_factory=list)
+    checkpoint: WhichWeights = "last"
 
     def write(self, file: Path) -> None:
         """Write the scores as JSON, rounded to six decimals, which is more than the number of images can tell."""
         write_text(file, json_text(_rounded(asdict(self))))
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """The files that an evaluation writes.
+
+    Args:
+        scores: The scores.
+        predictions: The true and the predicted class of each image, the largest loss first, as CSV.
+        confusion_counts: The counts of true against predicted class, as CSV.
+        confusion_matrix: The figure of these counts, which need not be there: it may have failed.
+        worst_images: The figure of the images with the largest loss, likewise.
+    """
+
+    scores: Path
+    predictions: Path
+    confusion_counts: Path
+    confusion_matrix: Path
+    worst_images: Path
+
+    @property
+    def written(self) -> list[Path]:
+        """Those that are there."""
+        files = (self.scores, self.predictions, self.confusion_counts, self.confusion_matrix, self.worst_images)
+        return [file for file in files if file.exists()]
 
 
 def evaluate(
@@ -87,11 +121,13 @@ def evaluate(
     data: str | None = None,
     test: str | None = None,
     device: str = "auto",
+    checkpoint: WhichWeights = "last",
     batch_size: int = 0,
-) -> tuple[Evaluation, Path]:
-    """Evaluate a finished run, and write the scores into its outputs.
+) -> tuple[Evaluation, EvaluationFiles]:
+    """Evaluate a finished run, and write what came out into its outputs.
 
-    The file is `evaluation.json` for the held-out images, and `test_evaluation.json` for a test set.
+    The files are `evaluation.json`, `predictions.csv`, `confusion_matrix.csv` and two figures for the held-out images,
+    and the same with `test_` before their names for a test set. The weights of the best epoch have a folder `best`.
 
     Args:
         path: The run's directory.
@@ -99,20 +135,39 @@ def evaluate(
         test: A folder of class folders, all of whose images are the test set; not every class need be there. Default:
             the held-out images.
         device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+        checkpoint: Whose weights to evaluate: those of the `last` epoch, or of the `best`.
         batch_size: Images of one forward pass. Default: as in training.
 
     Returns:
-        The scores, and the file they are in.
+        The scores, and the files.
 
     Raises:
         InputError: If run or data are not there or do not fit each other, or the weights or the logits are not finite.
     """
-    run = load_run(path, device)
-    result = score(run, data=data, test=test, batch_size=batch_size)
+    run = load_run(path, device, checkpoint)
+    images = _held_out(run, data) if test is None else _test_set(run, test)
     outputs = run.make_outputs()
-    file = outputs.evaluation if test is None else outputs.test_evaluation
-    result.write(file)
-    return result, file
+    outcome = _evaluate(run, images, batch_size)
+    files = _files(outputs, is_test=test is not None)
+    outcome.scores.write(files.scores)
+    logits, targets = outcome.logits, outcome.targets
+    worst = cross_entropies(logits, targets).argsort(descending=True).tolist()
+    sources = image_names(images.items, "held-out" if test is None else "test")
+    _write_predictions(files.predictions, logits, targets, run.class_names, sources, worst)
+    _write_confusion_matrix(files, logits, targets, run.class_names, Path(images.name).name)
+    shown = [
+        WorstImage(
+            image=images.items[place][0],
+            name=Path(sources[place]).name,
+            truth=run.class_names[int(targets[place])],
+            predicted=run.class_names[int(logits[place].argmax())],
+            confidence=float(logits[place].softmax(0).max()),
+        )
+        for place in worst[:_WORST]
+    ]
+    wrong = int((logits.argmax(1) != targets).sum())
+    drawn(files.worst_images, lambda picture: draw_worst_images(shown, wrong, len(targets), picture))
+    return outcome.scores, files
 
 
 def score(run: FinishedRun, *, data: str | None = None, test: str | None = None, batch_size: int = 0) -> Evaluation:
@@ -127,38 +182,124 @@ def score(run: FinishedRun, *, data: str | None = None, test: str | None = None,
     Raises:
         InputError: If the data are not there or do not fit the run, or the logits are not finite.
     """
+    images = _held_out(run, data) if test is None else _test_set(run, test)
+    return _evaluate(run, images, batch_size).scores
+
+
+@dataclass(frozen=True)
+class _LabelledSet:
+    """Images to evaluate on: the name of the set, the images, and the names of unreadable ones that were left out."""
+
+    name: str
+    items: LabelledImages
+    skipped: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The outcome of an evaluation: scores, logits (images, num_classes), true classes (images,)."""
+
+    scores: Evaluation
+    logits: Tensor
+    targets: Tensor
+
+
+def _held_out(run: FinishedRun, data_path: str | None) -> _LabelledSet:
+    data = run.data(data_path)
+    return _LabelledSet(data.name, data.val, data.skipped)
+
+
+def _test_set(run: FinishedRun, folder: str) -> _LabelledSet:
+    items, skipped, left_out = open_test_folder(Path(folder), run.class_names, run.input_size[0], run.config.data)
+    if left_out:
+        _log.warning(f"not used of {folder}: {'; '.join(map(printable, left_out))}")
+    return _LabelledSet(folder, items, skipped)
+
+
+def _evaluate(run: FinishedRun, images: _LabelledSet, batch_size: int) -> _Outcome:
+    """Compute the logits of all images, and score them."""
     config = run.config
-    if test is None:
-        opened = run.data(data)
-        name, items, skipped = opened.name, opened.val, opened.skipped
-    else:
-        items, skipped, left_out = open_test_folder(Path(test), run.class_names, run.input_size[0], config.data)
-        if left_out:
-            _log.warning(f"not used of {test}: {'; '.join(map(printable, left_out))}")
-        name = test
     batches = batches_in_order(
-        items, run.transform, config.data, device=run.device, batch_size=batch_size or config.micro_batch
+        images.items, run.transform, config.data, device=run.device, batch_size=batch_size or config.micro_batch
     )
-    announce(f"evaluating {len(items):,} images")
+    announce(f"evaluating {len(images.items):,} images")
     try:
         logits, targets, speed = _logits(run, batches)
     except InputError as error:
         raise InputError(worker_message(error)) from error
-    correct = logits.argmax(1) == targets
-    return Evaluation(
+    scores = Evaluation(
         model=run.name if run.packaged else str(run.directory.model),
-        data=name,
+        data=images.name,
         images=len(targets),
-        top1=correct.float().mean().item(),
+        top1=(logits.argmax(1) == targets).float().mean().item(),
         top5=_top5(logits, targets),
         loss=F.cross_entropy(logits, targets).item(),
         ece=calibration_error(logits, targets),
         images_per_s=round(speed, 1),
         device=str(run.device),
-        skipped=skipped,
+        skipped=images.skipped,
         per_class=_per_class(logits.argmax(1), targets, run.class_names),
         reliability=reliability(logits, targets),
+        checkpoint=run.checkpoint,
     )
+    return _Outcome(scores, logits, targets)
+
+
+def _files(outputs: RunDirectory, is_test: bool) -> EvaluationFiles:
+    if is_test:
+        return EvaluationFiles(
+            outputs.test_evaluation,
+            outputs.test_predictions,
+            outputs.test_confusion_counts,
+            outputs.test_confusion_matrix,
+            outputs.test_worst_images,
+        )
+    return EvaluationFiles(
+        outputs.evaluation,
+        outputs.predictions,
+        outputs.confusion_counts,
+        outputs.confusion_matrix,
+        outputs.worst_images,
+    )
+
+
+def image_names(items: LabelledImages, kind: str) -> list[str]:
+    """Name labelled images: by their files where they have some, by their places elsewhere, such as `held-out 12`.
+
+    Args:
+        items: The images.
+        kind: What stands before the place.
+    """
+    paths = getattr(items, "paths", None)
+    return list(map(str, paths)) if paths is not None else [f"{kind} {place}" for place in range(len(items))]
+
+
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Compute the cross entropy of each image in nats, (images,)."""
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def _write_predictions(
+    file: Path, logits: Tensor, targets: Tensor, names: Sequence[str], images: Sequence[str], order: Sequence[int]
+) -> None:
+    chances, losses = logits.softmax(1), cross_entropies(logits, targets)
+    header = ["image", "true_class", "predicted_class", "correct", "confidence", "probability_of_true_class", "loss"]
+    rows = []
+    for place in order:
+        true, predicted = int(targets[place]), int(chances[place].argmax())
+        numbers = (chances[place, predicted], chances[place, true], losses[place])
+        words = [images[place], names[true], names[predicted], int(true == predicted)]
+        rows.append([*words, *(f"{float(number):.6f}" for number in numbers)])
+    write_text(file, csv_text(header, rows))
+
+
+def _write_confusion_matrix(
+    files: EvaluationFiles, logits: Tensor, targets: Tensor, names: Sequence[str], data: str
+) -> None:
+    n = len(names)
+    counts = torch.bincount(targets * n + logits.argmax(1), minlength=n * n).reshape(n, n).numpy()
+    write_confusion(counts.tolist(), names, files.confusion_counts)
+    drawn(files.confusion_matrix, lambda path: draw_confusion_matrix(counts, names, path, title=data))
 
 
 @torch.inference_mode()

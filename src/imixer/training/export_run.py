@@ -1,4 +1,4 @@
-"""Export a finished run: its model for use without imixer, or a package of it."""
+"""Export a finished run: its model for use without imixer, a package of it, or a folder for the hub."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from imixer.errors import InputError
 from imixer.models.export import example_images, export_onnx, export_torch, quantize_onnx
 from imixer.progress import announce
+from imixer.training.best_weights import WhichWeights
 from imixer.training.finished_run import FinishedRun, load_run
-from imixer.training.package_run import default_folder, package
+from imixer.training.hub import write_hub_folder
+from imixer.training.package_run import package, package_name
 from imixer.writing import moved_into_place
 
 _PROGRAMS: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
@@ -33,24 +35,27 @@ def export(
     batch_size: int | None = None,
     data: str | None = None,
     quantize: Literal["int8"] | None = None,
+    checkpoint: WhichWeights = "last",
 ) -> tuple[Path, dict[str, float]]:
     """Export the model of a finished run, and compare what it computes with the original.
 
     Args:
         path: The run's directory.
-        format: `onnx`; `torch` for a program of `torch.export`; or `package` for a small run in float16 with a card,
-            see `imixer.training.package_run`.
-        out: The file to write, or the folder for `package`. Default: `model` with the suffix of the format,
-            `model.int8` if quantised, or `ARCHITECTURE.DATA`, in the run's outputs.
-        batch_size: A batch size to fix. Default: any batch size will do. Not for `package`.
+        format: `onnx`; `torch` for a program of `torch.export`; `package` for a small run in float16 with a card, see
+            `imixer.training.package_run`; or `hub` for a folder as the Hugging Face Hub takes it, see
+            `imixer.training.hub`.
+        out: The file to write, or the folder for `package` and `hub`. Default: `model` with the suffix of the format,
+            `model.int8` if quantised, `ARCHITECTURE.DATA`, or `hub`, in the run's outputs.
+        batch_size: A batch size to fix, for `onnx` and `torch`. Default: any batch size will do.
         data: The place where the run's data lie now, to score a package or to compare a quantised model. Default: where
             they lay in training.
         quantize: `int8` for matrices of 8 bits, in an ONNX file only. Default: those of the model.
+        checkpoint: Whose weights to export: those of the `last` epoch, or of the `best`.
 
     Returns:
-        The file or folder; and by name, how far the exported logits are from the original ones, and for a package what
-        else was measured. Those of a quantised model are compared on held-out images, or on random ones where the data
-        are not there any more.
+        The file or folder; and by name, how far the exported logits are from the original ones, for a package what else
+        was measured, and nothing for `hub`, whose weights are the original ones. The logits of a quantised model are
+        compared on held-out images, or on random ones where the data are not there any more.
 
     Raises:
         InputError: If the run or its data are not there, the file exists, an option does not go with the format, or the
@@ -64,24 +69,23 @@ def export(
         raise InputError(
             f"batch_size is {batch_size}, and a quantised model is compared image by image; give 1 or none"
         )
-    if format == "package" and batch_size is not None:
-        raise InputError(f"batch_size is {batch_size}, of which format package has no use; leave it out")
+    if format not in _PROGRAMS and batch_size is not None:
+        raise InputError(f"batch_size is {batch_size}, of which format {format} has no use; leave it out")
     if format != "package" and quantize is None and data is not None:
         raise InputError(f"data is {data}, of which format {format} has no use; leave it out")
-    run = load_run(path, "cpu")
-    if out:
-        file = Path(out)
-    elif format == "package":
-        file = default_folder(run)
-    else:
-        kind = f".{quantize}" if quantize else ""
-        file = run.make_outputs().path / f"model{kind}{_PROGRAMS[format][1]}"
-    if file.exists():
+    run = load_run(path, "cpu", checkpoint)
+    file = Path(out) if out else run.outputs.path / _default_name(run, format, quantize)
+    if file.exists() or file.is_symlink():
         raise InputError(f"out: {file} exists, and nothing is overwritten; give another name or remove it")
+    if not out:
+        run.make_outputs()
     if not file.absolute().parent.is_dir():
         raise InputError(f"out: {file} cannot be written, there is no folder {file.absolute().parent}")
     if format == "package":
         return file, package(run, file, data)
+    if format == "hub":
+        write_hub_folder(run, file)
+        return file, {}
     announce(f"exporting the model as {format}, and comparing what it computes")
     write, _ = _PROGRAMS[format]
     with moved_into_place(file) as temporary:
@@ -89,6 +93,12 @@ def export(
         if quantize is not None:
             differences = quantize_onnx(temporary, _images(run, data))
     return file, differences
+
+
+def _default_name(run: FinishedRun, format: str, quantize: str | None) -> str:
+    if format in _PROGRAMS:
+        return f"model{f'.{quantize}' if quantize else ''}{_PROGRAMS[format][1]}"
+    return package_name(run) if format == "package" else "hub"
 
 
 def _images(run: FinishedRun, data: str | None) -> Tensor:

@@ -13,16 +13,18 @@ from PIL.Image import Image
 from torch import nn
 
 from imixer.data.image_data import ImageData, check_channels
-from imixer.data.sources.open import open_dataset, relocated
+from imixer.data.sources.open import is_named, open_dataset, relocated
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
+from imixer.training.best_weights import WhichWeights, load_best_weights
 from imixer.training.finite_checks import require_finite_weights
 from imixer.training.model_directory import load_model
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.damage import model_damage
 from imixer.training.run.directory import RunDirectory, open_run
 from imixer.training.run.parsing import load_config
+from imixer.training.run.result import read_result
 from imixer.training.third_party_warnings import silence
 from imixer.weights import is_packaged
 
@@ -35,16 +37,18 @@ class FinishedRun:
     model alone, `timm.create_model("local-dir:RUN/model", pretrained=True)` will do.
 
     Args:
-        directory: The directory that the run is read from. `make_outputs` gives the one to write into.
+        directory: The directory that the run is read from. Outputs go into the one that `make_outputs` makes.
         config: The configuration of the run.
         model: The model, in evaluation mode.
         device: The device that the model is on.
+        checkpoint: Whose weights the model has: those of the `last` epoch or of the `best`.
     """
 
     directory: RunDirectory
     config: TrainConfig
     model: nn.Module
     device: torch.device
+    checkpoint: WhichWeights = "last"
 
     @property
     def packaged(self) -> bool:
@@ -56,25 +60,70 @@ class FinishedRun:
         """The directory of the run, or the name of the packaged model, for messages."""
         return self.directory.path.name if self.packaged else str(self.directory.path)
 
+    @property
+    def outputs(self) -> RunDirectory:
+        """The directory that outputs go into, which may not be there.
+
+        It is that of the run; its folder `best` for the weights of the best epoch; and for a packaged model, the folder
+        of its name in the current one.
+
+        Raises:
+            InputError: If that of a packaged model is a run of its own.
+        """
+        if not self.packaged:
+            return self.directory if self.checkpoint == "last" else RunDirectory(self.directory.best)
+        outputs = RunDirectory(Path(self.name))
+        if outputs.config.exists():
+            raise InputError(f"{self.name} is a run here, and results of the packaged model go there; rename the run")
+        return outputs
+
     def make_outputs(self) -> RunDirectory:
-        """Make the directory that measurements are written into, if it is not there.
+        """Make the directory that outputs go into, if it is not there.
 
         Returns:
-            The directory of the run; for a packaged model, the folder of its name in the current one.
+            What `outputs` says.
 
         Raises:
             InputError: If the folder cannot be made, or is a run of its own.
         """
-        if not self.packaged:
-            return self.directory
-        outputs = RunDirectory(Path(self.name))
-        if outputs.config.exists():
-            raise InputError(f"{self.name} is a run here, and results of the packaged model go there; rename the run")
+        outputs = self.outputs
         try:
             outputs.path.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"the folder {self.name} cannot be made here, {error.strerror}; go to another") from error
+            raise InputError(
+                f"the folder {outputs.path} cannot be made here, {error.strerror}; it takes what is written"
+            ) from error
         return outputs
+
+    def epoch_metrics(self) -> dict[str, Any]:
+        """Read the metrics of the epoch whose weights the model has.
+
+        Raises:
+            InputError: If `result.json` is missing or damaged, or the best epoch is asked for and not in it.
+        """
+        result = read_result(self.directory)
+        metrics = result.last if self.checkpoint == "last" else result.best
+        if metrics is None:
+            raise InputError(f"{self.directory.result} does not say which epoch was the best; take the last")
+        return metrics
+
+    def portable_config(self) -> TrainConfig:
+        """Return the configuration without the places where the run and its files lay on the machine that trained."""
+        data, model = self.config.data, self.config.model
+        name, checkpoint, from_mixer = data.name, model.checkpoint, model.from_mixer
+        if not is_named(name):
+            folder = Path(name).name
+            name = folder if folder != "digits" else f"./{folder}"  # which is not the built-in data set
+        return replace(
+            self.config,
+            out=None,
+            data=replace(data, name=name, root=None, download=False),
+            model=replace(
+                model,
+                checkpoint=checkpoint and Path(checkpoint).name,
+                from_mixer=Path(from_mixer).name if from_mixer and Path(from_mixer).is_absolute() else from_mixer,
+            ),
+        )
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -126,24 +175,42 @@ class FinishedRun:
         return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
 
 
-def load_run(path: str, device: str = "auto") -> FinishedRun:
+def load_run(path: str, device: str = "auto", checkpoint: WhichWeights = "last") -> FinishedRun:
     """Load a finished run.
 
     Args:
         path: The run's directory, or that of a packaged model, which `imixer.weights.find_packaged` finds.
         device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+        checkpoint: Whose weights to load: those of the `last` epoch, or of the `best` on the held-out images.
 
     Raises:
-        InputError: If there is no finished run, there is no such device, or the model is damaged or not finite.
+        InputError: If there is no finished run, there is no such device, the model is damaged or not finite, or the
+            weights of the best epoch were not kept, as in a packaged model.
     """
     silence()
     run = open_run(path)
+    if checkpoint == "best" and is_packaged(run.path):
+        raise InputError(f"checkpoint is best, and {run.path.name} is packaged with one set of weights; leave it out")
     config = load_config(run.config)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
-    chosen = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    chosen = choose_device(device)
     if (problem := model_damage(run)) is not None:
         raise InputError(f"{problem}; `imixer train --resume {path}` writes it again from the checkpoints")
     model = load_model(run.model)
+    if checkpoint == "best":
+        load_best_weights(model, run)
     require_finite_weights(model, run.path)
-    return FinishedRun(run, config, model.to(chosen), chosen)
+    return FinishedRun(run, config, model.to(chosen), chosen, checkpoint)
+
+
+def choose_device(name: str) -> torch.device:
+    """Choose the device to compute on.
+
+    Args:
+        name: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+
+    Raises:
+        InputError: If CUDA is asked for, and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but torch sees no CUDA device here; use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def save_model(
     make_folder(path, lambda folder: write_model(folder, config, weights))
 
 
-def write_model(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def write_model(folder: Path, config: dict[str, Any], weights: Mapping[str, Tensor]) -> None:
     """Write `config.json` and `model.safetensors` into a folder that is there.
 
     Args:
@@ -85,6 +85,18 @@ def write_model(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
+def read_model_config(path: Path) -> dict[str, Any]:
+    """Read the `config.json` that `write_model` wrote.
+
+    Args:
+        path: The directory.
+
+    Raises:
+        InputError: If it is missing or damaged.
+    """
+    return read_json(path / "config.json", ["architecture", "model_args", "num_classes", "pretrained_cfg"])
+
+
 def load_model(path: Path) -> nn.Module:
     """Load the model in a directory that `save_model` wrote, in evaluation mode.
 
@@ -94,7 +106,7 @@ def load_model(path: Path) -> nn.Module:
     Raises:
         InputError: If the files are damaged or do not belong together.
     """
-    config = read_json(path / "config.json", ["architecture", "model_args", "num_classes"])
+    config = read_model_config(path)
     require_memory(config["architecture"], config["model_args"] | {"num_classes": config["num_classes"]})
     try:
         # As a file, since timm 1.0.23 takes the safetensors of a directory for a pickle.

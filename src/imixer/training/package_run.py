@@ -12,7 +12,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from imixer.data.sources.open import is_named
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import few_names, one_line, slug
 from imixer.implicit import SpectralLinear
@@ -22,8 +21,7 @@ from imixer.reading import read_json
 from imixer.tables import Grid, markdown
 from imixer.training.evaluate import Evaluation, score
 from imixer.training.finished_run import FinishedRun
-from imixer.training.model_directory import load_model, write_model
-from imixer.training.run.config import TrainConfig
+from imixer.training.model_directory import load_model, read_model_config, write_model
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.parsing import save_config
 from imixer.training.run.result import TrainingResult, read_result
@@ -34,10 +32,15 @@ _CARD = "README.md"
 _IMAGES = 64  # that the rounded model is compared on, of Gaussian noise
 
 
-def default_folder(run: FinishedRun) -> Path:
-    """Name the folder of a package in the directory of a run: its architecture and its data set."""
+def package_name(run: FinishedRun) -> str:
+    """Name the package of a run by its architecture and its data set.
+
+    Raises:
+        InputError: If it is packaged already.
+    """
+    _require_unpackaged(run)
     architecture = str(run.pretrained_cfg["architecture"])
-    return run.directory.path / f"{architecture}.{slug(Path(run.config.data.name).name, empty='data')}"
+    return f"{architecture}.{slug(Path(run.config.data.name).name, empty='data')}"
 
 
 def package(run: FinishedRun, folder: Path, data: str | None = None) -> dict[str, float]:
@@ -61,13 +64,12 @@ def package(run: FinishedRun, folder: Path, data: str | None = None) -> dict[str
         InputError: If the name is none, the architecture is not that of the run, a weight is too large for float16, the
             data cannot be opened, or the models that ship with the package would become too large together.
     """
-    if run.packaged:
-        raise InputError(f"{run.name} is packaged already; give the run that it was made of")
+    _require_unpackaged(run)
     architecture = _architecture(folder)
-    config = read_json(run.directory.model / "config.json", ["architecture", "model_args", "pretrained_cfg"])
+    config = read_model_config(run.directory.model)
     _require_same(run, config, architecture)
     rounded = _round_parameters(run.model)
-    result = replace(read_result(run.directory), skipped=())
+    result = replace(read_result(run.directory), last=run.epoch_metrics(), best=None, skipped=())
     images = torch.randn(_IMAGES, *run.input_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         moved = float((run.model(images) - rounded(images)).abs().max())
@@ -81,9 +83,10 @@ def package(run: FinishedRun, folder: Path, data: str | None = None) -> dict[str
         config["pretrained_cfg"] |= {"tag": folder.name.partition(".")[2]}
         target.model.mkdir()
         write_model(target.model, config, _in_float16(rounded))
-        save_config(_portable(run.config), target.config)
+        save_config(run.portable_config(), target.config)
         replace(result, run=target, model=folder.name).write()
-        scores = replace(score(replace(run, model=load_model(target.model)), data=data), model=folder.name, skipped=())
+        packed = replace(run, model=load_model(target.model), checkpoint="last")  # of the package, which has no other
+        scores = replace(score(packed, data=data), model=folder.name, skipped=())
         checked["top1"] = scores.top1
         scores.write(target.evaluation)
         card = _Card(folder.name, is_packaged(folder), run, result, scores, checked)
@@ -94,6 +97,11 @@ def package(run: FinishedRun, folder: Path, data: str | None = None) -> dict[str
     announce(f"rounding the model to float16, and evaluating it as {folder.name}")
     make_folder(folder, fill)
     return checked
+
+
+def _require_unpackaged(run: FinishedRun) -> None:
+    if run.packaged:
+        raise InputError(f"{run.name} is packaged already; give the run that it was made of")
 
 
 def _architecture(folder: Path) -> str:
@@ -143,15 +151,6 @@ def _round_parameters(model: nn.Module) -> nn.Module:
 def _in_float16(model: nn.Module) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     return {name: tensor.half() if name in parameters else tensor for name, tensor in model.state_dict().items()}
-
-
-def _portable(config: TrainConfig) -> TrainConfig:
-    """Forget where the run and its data lay on the machine that trained."""
-    name = config.data.name
-    if not is_named(name):
-        folder = Path(name).name
-        name = folder if folder != "digits" else f"./{folder}"  # which is not the built-in data set
-    return replace(config, out=None, data=replace(config.data, name=name, root=None, download=False))
 
 
 def _spectral_layers(model: nn.Module) -> Iterator[SpectralLinear]:
@@ -219,7 +218,10 @@ images of the same kind only.
         rows = [
             ("parameters", f"{result.parameters:,}"),
             (f"accuracy on {scores.images:,} held-out images", f"{scores.top1:.2%}"),
-            ("the same at the end of training, in float32 or as it was trained", f"{self.checked['val_acc']:.2%}"),
+            (
+                f"the same after epoch {result.last['epoch']} of {result.epochs}, in float32 or as it was trained",
+                f"{self.checked['val_acc']:.2%}",
+            ),
             ("cross entropy, calibration error (ECE)", f"{scores.loss:.4f}, {scores.ece:.2%}"),
         ]
         if "spectral_norm" in self.checked:

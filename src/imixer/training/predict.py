@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from imixer.data.sources.image_files import find_images, load_image
 from imixer.errors import InputError
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
+from imixer.training.best_weights import WhichWeights
 from imixer.training.figures import draw_predictions
 from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.finite_checks import require_finite_logits
 from imixer.writing import csv_text, write_text
 
 _BATCH = 64
-_SHOWN = 16  # images in the picture
+SHOWN = 16  # images in the picture
 _HELD_OUT = 8
 _MOST_ITERATIONS = 10_000
 
@@ -58,9 +60,12 @@ def predict(
     n_iter: int | None = None,
     data: str | None = None,
     device: str = "auto",
+    checkpoint: WhichWeights = "last",
     csv_file: str | None = None,
 ) -> tuple[list[Prediction], Path]:
-    """Predict the classes of images, and draw the first 16 as `prediction.png` in the run's outputs.
+    """Predict the classes of images, and draw the first `SHOWN` as `prediction.png` in the run's outputs.
+
+    The true class of a file is known where it lies in a class folder, that is, one of a class's name.
 
     Args:
         path: The run's directory.
@@ -69,6 +74,7 @@ def predict(
         n_iter: The number of fixed point iterations. Default: as in training.
         data: The place where the run's data lie now, if no images are given. Default: where they lay in training.
         device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+        checkpoint: Whose weights to take: those of the `last` epoch, or of the `best`.
         csv_file: A file to write too, with a row for each image and class; it must not exist. Default: none.
 
     Returns:
@@ -86,7 +92,7 @@ def predict(
         raise InputError(f"csv: {csv_file} cannot be written, there is no folder {Path(csv_file).absolute().parent}")
     if images and data is not None:
         raise InputError(f"data is {data}, which is not looked at where images are given; leave one out")
-    run = load_run(path, device)
+    run = load_run(path, device, checkpoint)
     if n_iter is not None:
         _set_n_iter(run.model, n_iter, run.name)
     files = [Path(file) for file in find_images(images)] if images else []
@@ -98,10 +104,13 @@ def predict(
     in_chans, pixels = run.input_size[0], pixel_format(run.config.data)
     starts = range(0, len(files) or len(held_out), _BATCH)
     for start in with_progress(([start] for start in starts), len(starts), "predicting batches"):
-        batch = [_Source(str(file), None, load_image(file, in_chans, pixels)) for file in files[start : start + _BATCH]]
+        batch = [
+            _Source(str(file), class_of_folder(file, images, run.class_names), load_image(file, in_chans, pixels))
+            for file in files[start : start + _BATCH]
+        ]
         batch = batch or held_out[start : start + _BATCH]
         predictions += _predict(run, batch, top)
-        shown += batch[: max(0, _SHOWN - len(shown))]
+        shown += batch[: max(0, SHOWN - len(shown))]
     if csv_file:
         _write_csv(predictions, Path(csv_file))
     first = predictions[: len(shown)]
@@ -117,6 +126,27 @@ def predict(
         ),
     )
     return predictions, picture
+
+
+def class_of_folder(file: Path, given: Sequence[str], class_names: Collection[str]) -> str | None:
+    """Return the class that the folders of an image name: the innermost one that is called like a class.
+
+    Args:
+        file: The image.
+        given: The files and folders that were given. Folders above these are not looked at, except that of a file.
+        class_names: The names of the classes.
+
+    Returns:
+        The name of the class; None if no folder is called like one.
+    """
+    tops = {os.path.abspath(os.path.expanduser(path)) for path in given}
+    path = os.path.abspath(file)
+    for folder in Path(path).parents:
+        if folder.name in class_names:
+            return folder.name
+        if not tops.isdisjoint((path, str(folder))):
+            return None
+    return None
 
 
 def _set_n_iter(model: Any, n_iter: int, name: str) -> None:

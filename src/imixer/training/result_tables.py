@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from imixer.training.evaluate import Evaluation
-from imixer.training.predict import Prediction
+from imixer.training.evaluate import Evaluation, EvaluationFiles
+from imixer.training.predict import SHOWN, Prediction
 from imixer.training.run.result import TrainingResult
 
 _MANY_CLASSES = 20
@@ -30,6 +31,8 @@ def report_training(result: TrainingResult, wall_s: float, console: Console) -> 
     top5 = f", top-5 {last['val_acc_top5']:.2%}" if "val_acc_top5" in last else ""
     accuracy = Text.assemble((f"{last['val_acc']:.2%}", "bold"), f" of {result.held_out:,} held-out images{top5}")
     grid.add_row("accuracy", accuracy)
+    if result.best is not None:
+        grid.add_row("best epoch", _best_epoch(result.best, last))
     grid.add_row("model", f"{result.model}, {result.parameters:,} parameters, on {result.data}")
     grid.add_row("time", f"{wall_s:.0f} s in all, {result.seconds:.0f} s for {result.epochs} epochs")
     grid.add_row("device", result.device)
@@ -44,12 +47,19 @@ def report_training(result: TrainingResult, wall_s: float, console: Console) -> 
     console.print(Panel(grid, title="trained", title_align="left", expand=False))
 
 
-def report_evaluation(result: Evaluation, path: Path, console: Console) -> None:
+def _best_epoch(best: Mapping[str, Any], last: Mapping[str, Any]) -> str:
+    """Name the best epoch beside the last, whose weights are the model."""
+    if best["epoch"] == last["epoch"]:
+        return f"{best['epoch']}, the last"
+    return f"{best['epoch']} of {last['epoch']}, with {best['val_acc']:.2%}; --checkpoint best takes its weights"
+
+
+def report_evaluation(result: Evaluation, files: EvaluationFiles, console: Console) -> None:
     """Show the scores of a model, and those of each class unless there are many.
 
     Args:
         result: The scores.
-        path: The file they were written to.
+        files: The files that were written.
         console: The console to print on.
     """
     top5 = f"  top-5 {result.top5:.2%}" if result.top5 is not None else ""
@@ -67,7 +77,7 @@ def report_evaluation(result: Evaluation, path: Path, console: Console) -> None:
         console.print(table)
     if result.skipped:
         console.print(f"skipped {_skipped(result.skipped)}")
-    console.print(f"written: {path}")
+    console.print(f"written: {', '.join(map(str, files.written))}", soft_wrap=True)
 
 
 def _skipped(names: Sequence[str]) -> str:
@@ -88,5 +98,15 @@ def report_predictions(predictions: Sequence[Prediction], picture: Path, console
         chances = "  ".join(f"{name} {chance:.1%}" for name, chance in zip(p.classes, p.probabilities, strict=True))
         table.add_row(p.image, *([p.truth or ""] if known else []), chances)
     console.print(table)
+    truths = [p for p in predictions if p.truth is not None]
+    if truths:
+        right = sum(p.classes[0] == p.truth for p in truths)
+        console.print(f"right: {right:,} of {len(truths):,} whose class is known{_of_unknown(predictions)}")
     if picture.exists():
-        console.print(f"picture: {picture}")
+        left_out = f", the first {SHOWN} of {len(predictions):,} images" if len(predictions) > SHOWN else ""
+        console.print(f"picture: {picture}{left_out}", soft_wrap=True)
+
+
+def _of_unknown(predictions: Sequence[Prediction]) -> str:
+    unknown = sum(p.truth is None for p in predictions)
+    return f"; {unknown:,} lie in no class folder" if unknown else ""

@@ -57,7 +57,7 @@ from imixer.training.run.environment import environment, environment_changes
 from imixer.training.run.loggers import build_logger, check_logger
 from imixer.training.run.metrics import MetricsWriter
 from imixer.training.run.parsing import load_config, save_config
-from imixer.training.run.result import TrainingResult, read_result
+from imixer.training.run.result import TrainingResult, best_row, read_result
 from imixer.training.run.resume_rules import check_changes
 from imixer.training.stop_signals import Interrupted
 from imixer.training.third_party_warnings import silence
@@ -320,6 +320,7 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
     result = TrainingResult(
         run=run,
         last=loop.rows[-1],
+        best=best_row(loop.rows),
         seconds=round(loop.seconds, 2),
         epochs=len(loop.rows),
         parameters=count_parameters(built.model, config.finetune),

@@ -14,7 +14,7 @@ from imixer.analysis.plotting import style_axes
 from imixer.analysis.recall.measure import Recall
 from imixer.analysis.recall.study import LOOK_UP, RecallShare
 from imixer.escaping import for_figure
-from imixer.plotting import AMBER, BLUE, GREEN, ORANGE, PINK, SKY
+from imixer.plotting import AMBER, BLUE, GREEN, ORANGE, PINK, SKY, legend_below
 
 _COLUMNS = 8
 _STEP_ROWS = 3
@@ -66,7 +66,7 @@ def draw_recall(recall: Recall) -> Figure:
     energies.set(xlabel="step", ylabel="energy (without unit)", title="Energy of each query (hollow: missed)")
     energies.title.set_fontsize(10)
     energies.xaxis.set_major_locator(MaxNLocator(integer=True))
-    energies.legend(title="query", frameon=False, fontsize=8, ncols=2)
+    legend_below(energies, columns=6, title="query", fontsize=8)
     style_axes(energies)
     figure.suptitle(
         f"{recall.memory.kind} memory of {len(recall.patterns)} images: {int(recall.retrieved.sum())} of "

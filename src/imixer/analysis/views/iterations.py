@@ -110,7 +110,7 @@ def draw(comparison: SettingsComparison) -> Figure:
     from matplotlib.figure import Figure
 
     from imixer.analysis.plotting import style_axes
-    from imixer.plotting import BLUE, ORANGE
+    from imixer.plotting import BLUE, ORANGE, legend_below
 
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     accuracy, latency = figure.subplots(1, 2)
@@ -142,7 +142,7 @@ def draw(comparison: SettingsComparison) -> Figure:
     for axes in (accuracy, latency):
         axes.set_xlabel("evaluations of F per block")
         style_axes(axes)
-        axes.legend(frameon=False, fontsize=8)
+        legend_below(axes, columns=3, fontsize=8)
     return figure
 
 

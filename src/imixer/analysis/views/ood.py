@@ -121,7 +121,7 @@ def show(comparison: OutOfDistribution, console: Console) -> None:
 
 
 _LINES = ("-", "--", "-.", ":")
-_BINS = 30
+_FEWEST_BINS, _MOST_BINS = 4, 30
 
 
 def draw(comparison: OutOfDistribution) -> Figure:
@@ -151,7 +151,7 @@ def draw(comparison: OutOfDistribution) -> Figure:
             samples = [scores[name].numpy() for scores in (comparison.in_dist, *comparison.out_dist.values())]
             shown = [values[np.isfinite(values)] for values in samples]
             low, high = np.percentile(np.concatenate(shown), [0.5, 99.5])
-            ends = np.linspace(low, high, _BINS + 1)
+            ends = np.linspace(low, high, _bins(min(map(len, shown))) + 1)
             for number, (label, values) in enumerate(zip(("in", *sets), shown, strict=True), -1):
                 kind = {"color": "0.8", "histtype": "stepfilled"} if label == "in" else _style(number)
                 axes.hist(values.clip(ends[0], ends[-1]), ends, density=True, label=for_legend(Path(label).name, 24),
@@ -161,6 +161,11 @@ def draw(comparison: OutOfDistribution) -> Figure:
         below.axes[0].set_ylabel("density")
         below.legend(*below.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     return figure
+
+
+def _bins(images: int) -> int:
+    """Choose the number of bins by Rice's rule: with few images, many bins would show single ones."""
+    return max(_FEWEST_BINS, min(_MOST_BINS, round(2 * images ** (1 / 3))))
 
 
 def _row(part: Any, count: int) -> Any:

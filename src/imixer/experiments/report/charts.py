@@ -16,6 +16,7 @@ from imixer.plotting import BLUE, COLORS, GRAY
 _COLORS = (*COLORS[:6], GRAY)
 _BLOCK_OFFSET = 0.4  # of an iteration, over which the blocks are spread so that none hides another
 _LONGEST = 30  # characters of a class on an axis
+_ALL_NAMED = 40  # classes whose names all have room on an axis
 _FEW_CLASSES = 20  # whose counts have room in a confusion matrix
 _PANELS = 4  # side by side
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -180,6 +181,7 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> g
         counts: Number of images of each true class (row) that were taken for each class (column).
     """
     totals, names = [max(sum(row), 1) for row in counts], _labels(names)
+    axis = {"type": "category"} | ({"dtick": 1} if len(names) <= _ALL_NAMED else {})
     figure = go.Figure(
         go.Heatmap(
             x=list(names),
@@ -195,8 +197,8 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> g
             hovertemplate="%{y} taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text="predicted class", type="category", constrain="domain", constraintoward="left")
-    figure.update_yaxes(title_text="true class", type="category", autorange="reversed", scaleanchor="x")
+    figure.update_xaxes(title_text="predicted class", constrain="domain", constraintoward="left", **axis)
+    figure.update_yaxes(title_text="true class", autorange="reversed", scaleanchor="x", **axis)
     return _styled(figure).update_layout(height=min(260 + 22 * len(names), 900))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from imixer.reading import read_json, read_rows
 from imixer.training.run.confusion import read_confusion
 from imixer.training.run.directory import RunDirectory, short_names
 from imixer.training.run.parsing import flatten, load_config
+from imixer.training.run.result import best_row
 from imixer.training.run.safetensors_file import first_non_finite_in
 
 _log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class ReportedRun:
         evaluation: `evaluation.json`, if there is one.
         test_evaluation: `test_evaluation.json`, if there is one.
         classes: Class names and counts of true (row) against predicted (column) class, unless there are very many.
+        test_classes: The same of the test set, if there is one.
         iterations: What `imixer analyze convergence` measured in each block, if it did.
         energy: What `imixer analyze energy` measured at each mixing step, if it did.
         pictures: What `imixer train`, `predict` and `analyze` have drawn, without what is in the numbers above.
@@ -125,9 +127,15 @@ class ReportedRun:
     evaluation: dict[str, Any]
     test_evaluation: dict[str, Any]
     classes: tuple[list[str], list[list[int]]] | None
+    test_classes: tuple[list[str], list[list[int]]] | None
     iterations: list[dict[str, Any]]
     energy: list[dict[str, Any]]
     pictures: list[RunPicture]
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The metrics of the best epoch so far, empty before the first."""
+        return best_row(self.rows) if self.rows else {}
 
     @property
     def finished(self) -> bool:
@@ -214,10 +222,15 @@ def _read(path: Path, name: str) -> ReportedRun:
     try:
         if weights.is_file() and (place := first_non_finite_in(weights)):
             raise InputError(f"the model of {path} is not finite, from {place}; its results are none, leave it out")
-        classes = _classes(run)
+        classes, test_classes = _classes(run.confusion_counts), _classes(run.test_confusion_counts)
         energy = _energy(run)
         iterations = _json(run.analysis / f"{CONVERGENCE.name}.json").get("blocks", [])
-        charted = {run.confusion_matrix.stem: classes, CONVERGENCE.name: iterations, ENERGY.name: energy}
+        charted: dict[str, Sized | None] = {
+            run.confusion_matrix.stem: classes,
+            run.test_confusion_matrix.stem: test_classes,
+            CONVERGENCE.name: iterations,
+            ENERGY.name: energy,
+        }
         return ReportedRun(
             name=name,
             path=path,
@@ -229,6 +242,7 @@ def _read(path: Path, name: str) -> ReportedRun:
             evaluation=_json(run.evaluation, ("top1", "images", "per_class")),
             test_evaluation=_json(run.test_evaluation, ("top1", "images", "per_class")),
             classes=classes,
+            test_classes=test_classes,
             iterations=iterations,
             energy=energy,
             pictures=_pictures(run, charted=[name for name, numbers in charted.items() if numbers]),
@@ -239,15 +253,13 @@ def _read(path: Path, name: str) -> ReportedRun:
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error
 
 
-def _classes(run: RunDirectory) -> tuple[list[str], list[list[int]]] | None:
-    if not run.confusion_counts.is_file():
+def _classes(file: Path) -> tuple[list[str], list[list[int]]] | None:
+    if not file.is_file():
         return None
     try:
-        names, counts = read_confusion(run.confusion_counts)
+        names, counts = read_confusion(file)
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(
-            f"{run.confusion_counts} is damaged ({one_line(error)}); remove it, and the report does without"
-        ) from error
+        raise InputError(f"{file} is damaged ({one_line(error)}); remove it, and the report does without") from error
     return (names, counts) if len(names) <= _MANY_CLASSES else None
 
 
@@ -262,12 +274,16 @@ def _energy(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[RunPicture]:
     """List the pictures of a run that no chart shows as well. Learning curves always are a chart."""
-    drawn = [run.confusion_matrix, run.prediction, *sorted(run.analysis.glob("*.png"))]
+    drawn = [run.worst_images, run.test_worst_images, run.confusion_matrix, run.test_confusion_matrix, run.prediction]
+    drawn += sorted(run.analysis.glob("*.png"))
     shown = [file for file in drawn if file.is_file() and file.stem not in charted]
     for file in [file for file in shown if not _is_png(file)]:
         _log.warning(f"{file} is no picture any more, and left out")
         shown.remove(file)
-    titles = figure_titles()
+    titles = figure_titles() | {
+        run.worst_images.stem: "Held-out images with the largest loss",
+        run.test_worst_images.stem: "Images of the test set with the largest loss",
+    }
     return [RunPicture(titles.get(file.stem, file.stem.replace("_", " ").capitalize()), file) for file in shown]
 
 

@@ -149,35 +149,40 @@ def _typeset(text: str) -> str:
 def _summary(runs: list[ReportedRun]) -> list[Item]:
     if not runs:
         return []
-    header = ["run", "model", "data", "accuracy", "loss", "epochs", "images/s", "time", "seed", "parameters", "device"]
+    rows = [_summary_row(run) for run in runs]
+    header = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
     unfinished = [run.name for run in runs if not run.finished]
-    items: list[Item] = [HtmlTable("All runs", header, [_summary_row(run) for run in runs], text=3)]
+    cells = [[row[name] for name in header] for row in rows]
+    items: list[Item] = [HtmlTable("All runs", header, cells, cards=True)]
     if unfinished:
         items.append(Paragraph(f"Not finished, with the numbers of their last epoch: {', '.join(unfinished)}."))
     return items
 
 
-def _summary_row(run: ReportedRun) -> list[str]:
+def _summary_row(run: ReportedRun) -> dict[str, str]:
     with _numbers_of(RunDirectory(run.path).result):
         return _summarised(run)
 
 
-def _summarised(run: ReportedRun) -> list[str]:
-    last = run.rows[-1] if run.rows else {}
+def _summarised(run: ReportedRun) -> dict[str, str]:
+    """Write the numbers of a run by the title of their column, the most wanted first."""
+    last, best, test = (run.rows[-1] if run.rows else {}), run.best, run.test_evaluation
     epochs = int(run.settings["epochs"]) + int(run.settings["schedule.cooldown_epochs"])
-    return [
-        run.name,
-        str(run.settings["model.name"]),
-        str(run.result.get("data", run.settings["data.name"])),
-        f"{last['val_acc']:.2%}" if last else "-",
-        f"{last['val_loss']:.4f}" if last else "-",
-        f"{len(run.rows)} of {epochs}",
-        f"{last['images_per_s']:,.0f}" if last else "-",
-        f"{last['seconds']:,.0f} s" if last else "-",
-        str(run.settings["seed"]),
-        f"{run.result['parameters']:,}" if run.finished else "-",
-        str(run.result.get("device", "-")),
-    ]
+    return {
+        "run": run.name,
+        "accuracy": f"{last['val_acc']:.2%}" if last else "-",
+        "best epoch": f"{best['val_acc']:.2%} ({best['epoch']:.0f})" if best else "-",
+        "test set": f"{test['top1']:.2%}" if test else "-",
+        "loss": f"{last['val_loss']:.4f}" if last else "-",
+        "epochs": f"{len(run.rows)} of {epochs}",
+        "model": str(run.settings["model.name"]),
+        "data": str(run.result.get("data", run.settings["data.name"])),
+        "parameters": f"{run.result['parameters']:,}" if run.finished else "-",
+        "images/s": f"{last['images_per_s']:,.0f}" if last else "-",
+        "time": f"{last['seconds']:,.0f} s" if last else "-",
+        "seed": str(run.settings["seed"]),
+        "device": str(run.result.get("device", "-")),
+    }
 
 
 def _curves(runs: list[ReportedRun]) -> list[Item]:
@@ -231,15 +236,14 @@ def _classes(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     for number, run in enumerate(runs[:_MOST_RUNS]):
         own: list[Item] = []
-        if run.classes:
-            own.append(
-                Chart(
-                    "Held-out images of each class, and what they were taken for",
-                    f"confusion-{number}",
-                    charts.confusion_matrix(*run.classes),
-                )
-            )
         test_set = f"the test set {run.test_evaluation.get('data')}"
+        for kind, images, classes in (
+            ("confusion", "Held-out images", run.classes),
+            ("test-confusion", f"Images of {test_set}", run.test_classes),
+        ):
+            if classes:
+                caption = f"{images} of each class, and what they were taken for"
+                own.append(Chart(caption, f"{kind}-{number}", charts.confusion_matrix(*classes)))
         files = RunDirectory(run.path)
         for kind, of, scores, file in (
             ("classes", "the held-out images", run.evaluation, files.evaluation),

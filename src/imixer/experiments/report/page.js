@@ -19,9 +19,25 @@ function draw(width) {
     }
     for (const note of layout.annotations || []) note.font = { ...note.font, color: text };
     for (const trace of data) if (trace.type === "heatmap") trace.textfont = { color: text };
-    if ((width || chart.clientWidth) < 640) stack(layout);
+    if ((width || chart.clientWidth) < 640) {
+      stack(layout);
+      shorten(data, layout);
+    }
     if (width) Object.assign(layout, { width, height: 0.75 * layout.height });
     Plotly.react(chart, data, layout, { responsive: true, displayModeBar: false });
+  }
+}
+
+// On a phone, long names of classes leave no room for the data; pointing at a mark tells the whole.
+const longest = 14; // characters
+function shorten(data, layout) {
+  for (const name of ["x", "y"]) {
+    const axis = layout[`${name}axis`];
+    if (!axis || axis.type !== "category") continue;
+    const classes = [...new Set(data[0][name])];
+    if (classes.length > 40) continue; // which Plotly thins out
+    const texts = classes.map((text) => (text.length > longest ? `${text.slice(0, 8)}…${text.slice(-5)}` : text));
+    Object.assign(axis, { tickmode: "array", tickvals: classes, ticktext: texts });
   }
 }
 

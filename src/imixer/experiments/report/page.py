@@ -52,12 +52,14 @@ class HtmlTable:
         header: Title of each column.
         rows: The rows.
         text: Number of leading columns that hold text. The others hold numbers.
+        cards: On a phone, show each row as a list of titles and cells, instead of a table to be pushed sideways.
     """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     text: int = 1
+    cards: bool = False
     kind: ClassVar[str] = "table"
 
 

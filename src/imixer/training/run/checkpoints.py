@@ -189,6 +189,32 @@ class Checkpoints:
             raise InputError(f"no checkpoint in {self.folder} is whole; start the run again")
         return None
 
+    def best(self) -> State:
+        """Load the checkpoint of the best epoch.
+
+        Returns:
+            The content.
+
+        Raises:
+            InputError: If none is there, or it is damaged.
+        """
+        entry = next((entry for entry in self.entries() if entry.best), None)
+        if entry is None:
+            raise InputError(
+                f"{self.folder} holds no checkpoint of the best epoch, whose weights are asked for; take those of the "
+                "last with `--checkpoint last`"
+            )
+        path = self.folder / entry.file
+        problem, state = _problem(path, entry), None
+        if problem is None and ((state := _whole_state(path)) is None or not _knows_its_step(state)):
+            problem = "has the right checksum and is no checkpoint"
+        if problem is not None or state is None:
+            raise InputError(
+                f"{path}, the checkpoint of the best epoch, {problem}; take the weights of the last epoch with "
+                "`--checkpoint last`"
+            )
+        return state
+
     def _wanted(self, entries: list[CheckpointInfo]) -> list[CheckpointInfo]:
         entries = sorted(entries, key=lambda entry: entry.step)
         return [entry for place, entry in enumerate(entries) if entry.best or place >= len(entries) - self.keep]

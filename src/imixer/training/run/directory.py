@@ -58,6 +58,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def best(self) -> Path:
+        """The folder of what is computed from the weights of the best epoch, with the same names as here."""
+        return self.path / "best"
+
+    @property
     def nonfinite(self) -> Path:
         """The folder of steps that were not finite, for `imixer replay`."""
         return self.path / "nonfinite"
@@ -103,9 +108,39 @@ class RunDirectory:
         return self.path / "evaluation.json"
 
     @property
+    def predictions(self) -> Path:
+        """The prediction for each held-out image, a row each, that `imixer evaluate` writes."""
+        return self.path / "predictions.csv"
+
+    @property
+    def worst_images(self) -> Path:
+        """The figure of the held-out images with the largest loss, that `imixer evaluate` draws."""
+        return self.path / "worst_images.png"
+
+    @property
     def test_evaluation(self) -> Path:
         """The scores that `imixer evaluate --test` writes."""
         return self.path / "test_evaluation.json"
+
+    @property
+    def test_predictions(self) -> Path:
+        """The prediction for each image of a test set, a row each."""
+        return self.path / "test_predictions.csv"
+
+    @property
+    def test_confusion_counts(self) -> Path:
+        """The counts of true against predicted class on a test set, as `confusion_counts`."""
+        return self.path / "test_confusion_matrix.csv"
+
+    @property
+    def test_confusion_matrix(self) -> Path:
+        """The figure of true against predicted class on a test set."""
+        return self.path / "test_confusion_matrix.png"
+
+    @property
+    def test_worst_images(self) -> Path:
+        """The figure of the images of a test set with the largest loss."""
+        return self.path / "test_worst_images.png"
 
     @property
     def corruptions(self) -> Path:

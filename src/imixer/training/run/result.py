@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class TrainingResult:
         held_out: The number of held-out images.
         skipped: The names of unreadable images that were left out.
         device: The name of the device.
+        best: The metrics of the best epoch, likewise; see `best_row`. None: written by an earlier version.
     """
 
     run: RunDirectory
@@ -39,11 +41,21 @@ class TrainingResult:
     held_out: int
     skipped: tuple[str, ...]
     device: str
+    best: dict[str, Any] | None = None
 
     def write(self) -> None:
         """Write `result.json`, with null for what is not finite, such as a bound that does not exist."""
         written = {name: value for name, value in asdict(self).items() if name != "run"}
         write_text(self.run.result, json_text(written, non_finite="null"))
+
+
+def best_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of the best epoch: the first with the highest accuracy on the held-out images.
+
+    Args:
+        rows: The metrics of each epoch, at least one.
+    """
+    return dict(max(rows, key=lambda row: row["val_acc"]))
 
 
 def read_result(run: RunDirectory) -> TrainingResult:
@@ -67,11 +79,15 @@ def read_result(run: RunDirectory) -> TrainingResult:
 
 def _first_wrong(read: TrainingResult) -> str | None:
     """Name the first entry that cannot be of a run."""
-    if not isinstance(read.last, dict) or not {"val_acc", "val_loss"} <= read.last.keys():
-        return "last"
-    for name, value in read.last.items():  # a bound that does not exist is null
-        if not (is_number(value) or value is None) or (name.startswith("val_") and value is None):
-            return f"last.{name}"
+    for which, row in (("last", read.last), ("best", read.best)):
+        if row is None and which == "best":  # of an earlier version
+            continue
+        if not isinstance(row, dict) or not {"epoch", "val_acc", "val_loss"} <= row.keys():
+            return which
+        for name, value in row.items():  # a bound that does not exist is null
+            needed = name.startswith("val_") or name == "epoch"
+            if not (is_number(value) or value is None) or (needed and value is None):
+                return f"{which}.{name}"
     for name, low in (("epochs", 1), ("parameters", 0), ("held_out", 0)):
         value = getattr(read, name)
         if type(value) is not int or value < low:
