@@ -156,7 +156,10 @@ def test_the_laptop_recipes_cost_what_the_docs_say(kind):
     lasts = duration(config, built, steps_per_epoch)
     page = (Path(__file__).parent.parent / "docs/recipes.md").read_text()
     row = next(line for line in page.splitlines() if line.startswith(f"| `laptop/{kind}_cifar10`"))
-    share, newton = cost.convolutions / cost.total, optimizer_cost(built, "muon") / (3 * config.data.batch_size * cost.total)
+    share, newton = (
+        cost.convolutions / cost.total,
+        optimizer_cost(built, "muon") / (3 * config.data.batch_size * cost.total),
+    )
     assert row.endswith(
         f"| {sum(p.numel() for p in built.model.parameters()):,} | {cost.total / 1e6:.1f} M | {share:.1%} "
         f"| {lasts.steps / steps_per_epoch:.1f} | {newton:.1%} |"
