@@ -75,6 +75,18 @@ def test_what_the_best_weights_give_is_kept_apart(falling, tmp_path, capsys):
     assert scores["checkpoint"] == "best" and scores["loss"] != json.loads(before[run / "evaluation.json"])["loss"]
 
 
+def test_a_package_of_the_best_weights_says_of_which_epoch_it_is(falling, tmp_path):
+    run = shutil.copytree(falling["plain"], tmp_path / "run")
+    assert main(["export", str(run), "--format", "package", "--checkpoint", "best"]) == 0
+    folder = run / "best" / "imixer_t2_8.digits"
+    result, scores = (json.loads((folder / name).read_text()) for name in ("result.json", "evaluation.json"))
+    assert (result["last"]["epoch"], result["best"], scores["checkpoint"]) == (1, None, "last")
+    assert "the same after epoch 1 of 3" in (folder / "README.md").read_text()
+    best = load_run(str(run), "cpu", "best").model
+    packaged = dict(load_run(str(folder), "cpu").model.named_parameters())
+    assert all(torch.equal(packaged[name], value.half().float()) for name, value in best.named_parameters())
+
+
 @pytest.mark.parametrize(
     ("command", "harm"),
     [

@@ -45,10 +45,20 @@ def test_the_models_of_the_package_are_listed_unless_others_are_named(capsys, mo
     )
     assert main(["models", "--measure", "false"]) == 0
     assert {"imixer_t2_8", "imixer_b16_224", "mixer_s4_32"} <= set(counted) and "mixer_b16_224" not in counted
+    assert "imixer_n2_8.digits" in counted
     assert "ms per image" not in capsys.readouterr().out
     counted.clear()
     assert main(["models", "mixer_?4_32", "resnet18", "mixer_s4_32"]) == 0
     assert counted == ["mixer_s4_32", "mixer_t4_32", "resnet18"]
+
+
+def test_a_packaged_model_is_counted_as_it_was_trained():
+    (cost,) = model_costs(["imixer_n2_8.digits"], timed=False)
+    model = timm.create_model("imixer_n2_8.digits", pretrained=True)
+    assert cost.parameters == sum(p.numel() for p in model.parameters())
+    assert cost.input_size == (1, 8, 8) and cost.trained_classes == 10
+    grid = model_grid([cost, ModelCost("b", (3, 8, 8), 10_000, None, None, 1, "CPU")])
+    assert [dict(zip(grid.header, row, strict=True))["weights"] for row in grid.rows] == ["of 10 classes", "-"]
 
 
 @pytest.mark.parametrize(

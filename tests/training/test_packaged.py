@@ -292,7 +292,24 @@ def test_a_weight_that_float16_cannot_hold_is_refused(run, tmp_path, capsys):
     refused(capsys, ["export", large, "--format", "package"], "head.weight", "65,504")
 
 
-def test_options_that_do_not_go_with_a_format_are_refused(run, capsys):
+def test_a_packaged_model_is_handed_over_to_the_hub(elsewhere):
+    assert main(["export", "--model", DIGITS, "--format", "hub"]) == 0
+    folder, top1 = elsewhere / DIGITS / "hub", json.loads((SHIPPED[DIGITS] / "evaluation.json").read_text())["top1"]
+    assert f"| {top1:.2%} | 360 |" in (folder / "README.md").read_text()
+    loaded, packaged = timm.create_model(f"local-dir:{folder}", pretrained=True), timm.create_model(DIGITS, True)
+    assert all(torch.equal(value, packaged.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("command", [["predict"], ["evaluate"], ["analyze", "weights"], ["export"]])
+def test_a_packaged_model_has_one_set_of_weights(command, elsewhere, capsys):
+    refused(capsys, [*command, "--model", DIGITS, "--checkpoint", "best"], "checkpoint is best", DIGITS, "leave it out")
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_options_that_do_not_go_with_a_format_are_refused(run, elsewhere, capsys):
     refused(capsys, ["export", run, "--format", "package", "--batch_size", "2"], "batch_size is 2")
     refused(capsys, ["export", run, "--data", "digits"], "data is digits", "onnx")
+    refused(capsys, ["export", run, "--format", "hub", "--data", "digits"], "data is digits", "hub")
+    refused(capsys, ["export", run, "--format", "hub", "--quantize", "int8"], "quantize is int8", "hub")
     refused(capsys, ["export", "--model", DIGITS, "--format", "package"], "packaged already")
+    assert list(elsewhere.iterdir()) == []
