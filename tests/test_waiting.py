@@ -134,7 +134,7 @@ def test_a_sweep_says_where_the_epochs_of_a_trial_are_told(tmp_path, monkeypatch
     said = capsys.readouterr().err
     assert "base/seed-0: begins, see sweeps/s/base/seed-0.log" in said
     log = Path("sweeps/s/base/seed-0.log").read_text()
-    assert "training for 22 steps" in log and "epoch 1/1" in log
+    assert "training for 11 steps" in log and "epoch 1/1" in log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

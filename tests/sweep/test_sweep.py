@@ -138,7 +138,7 @@ def test_a_begun_trial_is_continued_or_else_trained_anew(pretend, tiny, monkeypa
     ("was", "now", "parts"),
     [
         ("epochs: 4", "epochs: 5", ["epochs of cell n_iter=1 is 4 there and 5 here"]),
-        ("set: {", "set: {optim.lr: 0.1, ", ["optim.lr of cell n_iter=1 is 0.002 there and 0.1 here"]),
+        ("set: {", "set: {optim.lr: 0.1, ", ["optim.lr of cell n_iter=1 is 0.015 there and 0.1 here"]),
         ("[1, 2]", "[2, 3]", ["it has a cell n_iter=1, and this one has not"]),
         ("seeds: 3", "seeds: 2", ["it has seed 2, and this one has not"]),
     ],

@@ -147,8 +147,8 @@ def test_a_killed_process_ends_the_run_and_one_device_finishes_it(tmp_path, monk
 @pytest.mark.parametrize(
     ("flags", "parts"),
     [
-        ("--devices 3", ["data.batch_size is 64", "devices x num_nodes x accumulate = 3"]),
-        ("--accumulate 5", ["data.batch_size is 64", "= 5 equal parts"]),
+        ("--devices 3", ["data.batch_size is 128", "devices x num_nodes x accumulate = 3"]),
+        ("--accumulate 5", ["data.batch_size is 128", "= 5 equal parts"]),
         ("--devices 0", ["devices is 0"]),
         ("--num_nodes 2", ["num_nodes is 2", "torchrun or srun"]),
         ("--data.batch_size 2000", ["data.batch_size is 2000", "1437"]),

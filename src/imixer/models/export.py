@@ -1,7 +1,6 @@
 """Inference models outside Python: ONNX and `torch.export`, each checked against the model it came from."""
 
 import copy
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from imixer.errors import InputError
 from imixer.implicit import fold
 from imixer.implicit.solvers import FixedIterations
 from imixer.models.imixer import IMixer
+from imixer.writing import json_text
 
 TOLERANCE = 1e-4  # of the largest logit, float32
 SOLVED = 1e-6  # relative residual to compare inverses at: that of training leaves more in the logits than TOLERANCE
@@ -87,7 +87,7 @@ def onnx_metadata(model: nn.Module) -> dict[str, str]:
         "crop_pct": cfg.get("crop_pct"),
         "interpolation": cfg.get("interpolation"),
     }
-    return {name: json.dumps(value) for name, value in facts.items()}
+    return {name: json_text(value, indent=None) for name, value in facts.items()}
 
 
 def quantize_onnx(path: Path, images: Tensor) -> dict[str, float]:
