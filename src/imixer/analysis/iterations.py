@@ -16,6 +16,7 @@ from imixer.models import IMLP
 from imixer.models.inversion import Inversion
 from imixer.models.probe import require_implicit_layers
 from imixer.progress import with_progress
+from imixer.training.precision import wait_for
 
 NUMBERS = tuple(range(9))
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -235,18 +236,13 @@ def _time(
     for repeat in with_progress(turns, repeats + 1, "timing, turn by turn"):
         for times, setting in zip(taken, settings, strict=True):
             _apply(setting, imlps, before)
-            _wait(images)
+            wait_for(images.device)
             began = time.perf_counter()
             model(images)
-            _wait(images)
+            wait_for(images.device)
             if repeat:
                 times.append(1e3 * (time.perf_counter() - began) / len(images))
     return taken
-
-
-def _wait(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
 
 
 def _cpu() -> str:

@@ -16,6 +16,7 @@ _CONTROLS: dict[str, tuple[str, str]] = {  # row -> in words, recipe
     "plain": ("iMixer on plain patches", "laptop/imixer_plain_cifar10"),
     "stem-only": ("the convolutions alone", "laptop/stem_only_cifar10"),
 }
+_EQUAL_BUDGETS = "All rows have the same budget in multiply-adds, so that a cheaper model sees more images"
 _PIECES_BUDGET = "0.05P"
 _PIECES: dict[str, tuple[str, dict[str, Any]]] = {  # row -> in words, settings that differ
     "conv-stem": ("learned convolutions in the stem, not whitening", {"model.stem": "conv"}),
@@ -59,7 +60,7 @@ LAPTOP = Experiment(
     "laptop/imixer_cifar10",
     _controls,
     scale="laptop",
-    notes=("All rows have the same budget in multiply-adds, so that a cheaper model sees more images",),
+    notes=(_EQUAL_BUDGETS,),
     show_time=True,
 )
 LAPTOP_PIECES = Experiment(
@@ -69,7 +70,7 @@ LAPTOP_PIECES = Experiment(
     _pieces,
     scale="laptop",
     notes=(
-        "All rows have the same budget in multiply-adds, so that a cheaper model sees more images",
+        _EQUAL_BUDGETS,
         "Settings were tuned for the recipe and not for the rows, which favours the recipe",
     ),
 )

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from imixer.errors import InputError, did_you_mean
 from imixer.implicit import Contraction, OrthogonalLinear, SpectralLinear, TransposedLinear
-from imixer.models.checkpoints import Grid, rename_published, resample_tokens
+from imixer.models.checkpoints import rename_published
 from imixer.models.imixer import IMixer
 from imixer.models.imlp import IMLP
-from imixer.models.weight_files import read_weights
+from imixer.models.weight_files import model_folder, read_weights
 
 _PREPARED = ("mean", "std", "crop_pct", "interpolation")  # how images were prepared for the weights
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -144,15 +144,10 @@ def start_from_mixer(model: IMixer, mixer: MixerWeights, *, option: str = "from_
     _adapt_channels(state, own, mixer.source, option)
     tokens = _tokens(state), _tokens(own)
     size = mixer.pretrained_cfg.get("input_size")
-    for number, grid in enumerate(model.grids):
-        shrink = model.stem.grid_size[0] // grid[0]  # of the stages before
-        source: Grid | None = model.stem.dynamic_feat_size(size[-2:]) if size else None
-        try:
-            resample_tokens(
-                state, grid, source and (source[0] // shrink, source[1] // shrink), within=f"blocks.{number}."
-            )
-        except ValueError as error:
-            raise InputError(f"{option}: {mixer.source}: {error}") from error
+    try:
+        model.adapt_weights(state, img_size=size and size[-2:])
+    except ValueError as error:
+        raise InputError(f"{option}: {mixer.source}: {error}") from error
     heads = [name for name in ("head.weight", "head.bias") if name in own]
     kept = [name for name in heads if name in state and state[name].shape == own[name].shape]
     state = {name: value for name, value in state.items() if not name.startswith("head.")} | {
@@ -210,7 +205,7 @@ def _of_name(name: str, option: str) -> MixerWeights:
 
 
 def _of_directory(path: Path, source: str, option: str) -> MixerWeights:
-    folder = path / "model" if (path / "model" / "config.json").is_file() else path
+    folder = model_folder(path)
     weights = folder / "model.safetensors"
     if not (folder / "config.json").is_file() or not weights.is_file():
         raise InputError(

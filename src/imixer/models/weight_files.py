@@ -92,6 +92,11 @@ def read_weights(
     return chosen, others
 
 
+def model_folder(path: Path) -> Path:
+    """Return the directory with the `config.json` of a model: that in a finished run, or else the path itself."""
+    return path / "model" if (path / "model" / "config.json").is_file() else path
+
+
 class _Record:
     """Stands in for an object beside the weights, and takes in silence whatever that is to be built from."""
 

@@ -151,9 +151,10 @@ def evaluate(
     files = _files(outputs, is_test=test is not None)
     outcome.scores.write(files.scores)
     logits, targets = outcome.logits, outcome.targets
-    worst = cross_entropies(logits, targets).argsort(descending=True).tolist()
+    losses = F.cross_entropy(logits, targets, reduction="none")
+    worst = losses.argsort(descending=True).tolist()
     sources = image_names(images.items, "held-out" if test is None else "test")
-    _write_predictions(files.predictions, logits, targets, run.class_names, sources, worst)
+    _write_predictions(files.predictions, logits, targets, losses, run.class_names, sources, worst)
     _write_confusion_matrix(files, logits, targets, run.class_names, Path(images.name).name)
     shown = [
         WorstImage(
@@ -274,15 +275,16 @@ def image_names(items: LabelledImages, kind: str) -> list[str]:
     return list(map(str, paths)) if paths is not None else [f"{kind} {place}" for place in range(len(items))]
 
 
-def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the cross entropy of each image in nats, (images,)."""
-    return F.cross_entropy(logits, targets, reduction="none")
-
-
 def _write_predictions(
-    file: Path, logits: Tensor, targets: Tensor, names: Sequence[str], images: Sequence[str], order: Sequence[int]
+    file: Path,
+    logits: Tensor,
+    targets: Tensor,
+    losses: Tensor,
+    names: Sequence[str],
+    images: Sequence[str],
+    order: Sequence[int],
 ) -> None:
-    chances, losses = logits.softmax(1), cross_entropies(logits, targets)
+    chances = logits.softmax(1)
     header = ["image", "true_class", "predicted_class", "correct", "confidence", "probability_of_true_class", "loss"]
     rows = []
     for place in order:

@@ -20,10 +20,10 @@ from imixer.tables import Grid, markdown
 from imixer.training.best_weights import WhichWeights
 from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.model_directory import read_model_config, write_model
-from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
-from imixer.training.run.parsing import flatten
+from imixer.training.run.parsing import changed_settings, flatten
 from imixer.training.run.result import TrainingResult, read_result
+from imixer.weights import size_of
 from imixer.writing import json_text, make_folder
 
 _FIGURES = {
@@ -87,8 +87,7 @@ def push(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         write_hub_folder(run, folder, repo_id)
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        announce(f"pushing {size / 1e6:.1f} MB to {repo_id}")
+        announce(f"pushing {size_of(folder) / 1e6:.1f} MB to {repo_id}")
         try:
             api = HfApi(endpoint=endpoint)
             url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -133,11 +132,7 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
     channels, height, width = run.input_size
     kind = "gray" if channels == 1 else "colour"
     rows = tuple((of, f"{accuracy:.2%}", f"{images:,}") for of, accuracy, images in scores)
-    settings = tuple(
-        (each, str(value))
-        for each, value in flatten(asdict(run.portable_config())).items()
-        if value != flatten(asdict(TrainConfig())).get(each)
-    )
+    settings = tuple((each, str(value)) for each, value in changed_settings(run.portable_config()).items())
     names = few_names(run.class_names, 20)
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n",

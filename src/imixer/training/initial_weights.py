@@ -6,6 +6,7 @@ Nothing in a file is executed.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from imixer.errors import InputError
 from imixer.models import IMixer, MixerWeights, read_mixer, start_from_mixer
 from imixer.models.from_mixer import matching_variant
-from imixer.models.weight_files import read_weights
+from imixer.models.weight_files import model_folder, read_weights
 from imixer.reading import read_json
 from imixer.training.run.config import ModelConfig
 
@@ -121,14 +122,18 @@ def find_start(config: ModelConfig) -> Start:
     if not config.checkpoint:
         return Start()
     path = Path(config.checkpoint)
-    folder = path / "model" if (path / "model" / "config.json").is_file() else path
+    folder = model_folder(path)
     if not (folder / "config.json").is_file():
         return Start(path=config.checkpoint, key=config.checkpoint_key)
     packed = read_json(folder / "config.json", ["architecture", "model_args"])
     args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
-    cfg = packed.get("pretrained_cfg", {})
-    preparation = {name: cfg[name] for name in ("mean", "std") if cfg.get(name)}
+    preparation = normalisation(packed.get("pretrained_cfg", {}))
     return Start(packed["architecture"], args, preparation, str(folder / "model.safetensors"), config.checkpoint_key)
+
+
+def normalisation(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images were normalised for the weights that timm's record belongs to, as far as it says."""
+    return {name: pretrained_cfg[name] for name in ("mean", "std") if pretrained_cfg.get(name)}
 
 
 def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedWeights:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -22,7 +22,7 @@ from imixer.implicit import fold
 from imixer.models.variants import packaged_args
 from imixer.progress import announce
 from imixer.training.devices import is_first_process
-from imixer.training.initial_weights import FROM_DATA, find_start
+from imixer.training.initial_weights import FROM_DATA, find_start, normalisation
 from imixer.training.run.config import ModelConfig
 
 Size = tuple[int, int]
@@ -104,7 +104,7 @@ def build_model(
     report = start.load_into(model)
     if report and is_first_process():
         _log.info(report)
-    preparation = _preparation(model) if config.pretrained else start.preparation
+    preparation = normalisation(cast(Any, model).pretrained_cfg) if config.pretrained else start.preparation
     return BuiltModel(model, name, args, (in_chans, *size), preparation)
 
 
@@ -229,11 +229,6 @@ def _create(name: str, args: dict[str, Any], options: dict[str, Any]) -> nn.Modu
         raise InputError(f"{name} cannot be built with {_listed(options)}: {error}") from error
     except (AssertionError, ArithmeticError, LookupError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} cannot be built with {_listed(options)}: {error}") from error
-
-
-def _preparation(model: Any) -> dict[str, Any]:
-    """Return the preparation of images for weights that timm has loaded."""
-    return {name: model.pretrained_cfg[name] for name in ("mean", "std") if model.pretrained_cfg.get(name)}
 
 
 def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:

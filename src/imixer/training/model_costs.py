@@ -20,6 +20,7 @@ from imixer.tables import Grid, on_screen
 from imixer.training.devices import device_name
 from imixer.training.finished_run import choose_device
 from imixer.training.model import build_model, forward_cost
+from imixer.training.precision import wait_for
 from imixer.training.run.config import ModelConfig
 from imixer.weights import packaged_config, packaged_models
 
@@ -127,8 +128,7 @@ def _timed_forwards(model: nn.Module, images: torch.Tensor) -> Iterator[float]:
     while True:
         began = time.perf_counter()
         model(images)
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+        wait_for(images.device)
         yield time.perf_counter() - began
 
 

@@ -94,14 +94,19 @@ def measure_precision(device: torch.device) -> Measurement:
 def _best_ms(work: Callable[[], None], device: torch.device) -> float:
     best = float("inf")
     for _ in range(_REPEATS + 1):  # the first warms up, and cannot be the best by being cold
-        _wait(device)
+        wait_for(device)
         began = time.perf_counter()
         work()
-        _wait(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - began)
     return best * 1e3
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done its work, so that a clock tells how long that took.
+
+    Args:
+        device: The device. A CPU does its work at once.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from imixer.data.batches import TrainingBatches
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel
 from imixer.training.optimizer import build_optimizer
-from imixer.training.precision import autocast
+from imixer.training.precision import autocast, wait_for
 from imixer.training.run.config import TrainConfig
 from imixer.training.train_state import training_loss
 
@@ -87,19 +87,19 @@ def _measure_model(config: TrainConfig, built: BuiltModel, device: torch.device)
     optimizer.step()
     began = time.perf_counter()
     optimizer.step()
-    _wait(device)
+    wait_for(device)
     return taken / images, time.perf_counter() - began
 
 
 def _pass(config: TrainConfig, built: BuiltModel, model: nn.Module, count: int, device: torch.device) -> float:
     images = torch.randn(count, *built.input_size, device=device)
     targets: Tensor = torch.arange(count, device=device) % built.args["num_classes"]
-    _wait(device)
+    wait_for(device)
     began = time.perf_counter()
     with autocast(config.precision, device):
         loss = training_loss(model(images), targets, config.smoothing)
     loss.backward()
-    _wait(device)
+    wait_for(device)
     return time.perf_counter() - began
 
 
@@ -112,11 +112,6 @@ def _measure_loading(training: Any) -> float:
         training.images[count, 0]
         count, taken = count + 1, time.perf_counter() - began
     return taken / count
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @contextmanager

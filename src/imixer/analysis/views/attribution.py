@@ -39,7 +39,7 @@ def measure(
 
     name, pixels = load_one(finished, image, data)
     pixels = pixels.to(finished.device)
-    require_finite_outputs(finished.model, pixels[None], finished.directory.path)
+    require_finite_outputs(finished.model, pixels[None], finished.name)
     return attribution_of(finished.model, pixels, finished.class_names, target=target, block=block, name=name)
 
 

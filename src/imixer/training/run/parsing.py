@@ -249,6 +249,12 @@ def flatten(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of a configuration that are not the default, by dotted name."""
+    default = flatten(asdict(TrainConfig()))
+    return {name: value for name, value in flatten(asdict(config)).items() if value != default.get(name)}
+
+
 def explain(text: str, parser: ArgumentParser) -> str:
     """Rewrite a message of jsonargparse as one line that names the option, the value and what would do."""
     if unknown := re.search(r"unrecognized arguments: (.*)", text, re.IGNORECASE):

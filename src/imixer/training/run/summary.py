@@ -16,7 +16,7 @@ from imixer.reading import is_number, read_json, read_rows
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.damage import damage
 from imixer.training.run.directory import RunDirectory
-from imixer.training.run.parsing import flatten, load_config
+from imixer.training.run.parsing import changed_settings, load_config
 from imixer.training.run.result import best_row, read_result
 
 RunState = Literal["finished", "training", "unfinished", "damaged"]
@@ -126,7 +126,7 @@ def summarize(path: Path) -> RunSummary:
         parameters=result.get("parameters"),
         device=result.get("device"),
         changed=_changed(run),
-        settings=_changed_settings(config) if config else {},
+        settings=changed_settings(config) if config else {},
     )
 
 
@@ -144,11 +144,6 @@ def _rows(run: RunDirectory, problems: list[str]) -> tuple[dict[str, float], ...
 def _changed(run: RunDirectory) -> datetime:
     files = [run.result, run.metrics, run.config, run.path]
     return datetime.fromtimestamp(max(file.stat().st_mtime for file in files if file.exists()))
-
-
-def _changed_settings(config: TrainConfig) -> dict[str, Any]:
-    default = flatten(asdict(TrainConfig()))
-    return {name: value for name, value in flatten(asdict(config)).items() if value != default.get(name)}
 
 
 def _is_locked(lock: Path) -> bool:
