@@ -29,6 +29,13 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in an empty folder, to see what is left behind."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def golden() -> Path:
     """Reference numbers of the authors' implementation, see its README."""
     return Path(__file__).parent / "golden"

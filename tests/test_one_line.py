@@ -19,10 +19,7 @@ from imixer.training.unused_settings import unused_settings
 TINY = ["train", "--epochs", "1", "--schedule.warmup_epochs", "0", "--model.num_blocks", "1", "--model.embed_dim", "8"]
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 def refused(capsys, words, *parts):

@@ -26,12 +26,6 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def photos(elsewhere):
     """Five images of other sizes, in a folder."""
     (elsewhere / "photos").mkdir()

@@ -8,10 +8,8 @@ seeds: 2
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder, to see what is left behind."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def _elsewhere(elsewhere):
+    """See what every test here leaves behind."""
 
 
 @pytest.fixture

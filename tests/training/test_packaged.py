@@ -26,11 +26,7 @@ SHIPPED = packaged_models()
 DIGITS = "imixer_n2_8.digits"
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    """Work in an empty folder, to see what is written where."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture
