@@ -7,63 +7,20 @@ again: by `CheckpointedUnroll` at every step as it was there, by `Implicit` as i
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from imixer.implicit.func_transforms import transformed
+from imixer.implicit.functional import refusal, solve_functionally
+from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import RandomState, drawing_from, random_state
-from imixer.implicit.solution import Policy, Solution, choose, finite_samples, spoilt
-from imixer.implicit.solvers import FixedIterations, Map, Picard, Solver
+from imixer.implicit.solution import Solution, choose, finite_samples, spoilt
+from imixer.implicit.solvers import FixedIterations, Picard, Solver
 
 DEFAULT_ADJOINT = Picard(rtol=1e-5, atol=0.0)
-
-# F(x, *tensors): all that F depends on and that needs a gradient is among the tensors.
-ContractionMap = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """x = z + F(x, *tensors), how to solve it, and what to do and say if that fails; see `solve`."""
-
-    F: ContractionMap
-    solver: Solver
-    policy: Policy
-    name: str
-    start: Tensor | None = None  # where to begin, if not at z
-    solutions: list[Solution[Tensor]] = field(
-        default_factory=list
-    )  # what an autograd function found, besides its value
-
-    def map(self, z: Tensor, tensors: Sequence[Tensor]) -> Map:
-        """Return the map x -> z + F(x, *tensors), which checks what F gives."""
-
-        def f(x: Tensor) -> Tensor:
-            version = _version(x)
-            fx = self.F(x, *tensors)
-            if fx.shape != z.shape:
-                raise ValueError(f"{self.name}: F leads from shape {tuple(z.shape)} to {tuple(fx.shape)}")
-            if fx.device != z.device:
-                raise ValueError(f"{self.name}: F leads from {z.device} to {fx.device}; let it stay on one device")
-            if _version(x) != version:
-                raise ValueError(
-                    f"{self.name}: F changes its argument in place, which the solver still needs; "
-                    "let it make a new tensor"
-                )
-            following = z + fx
-            if following.dtype != z.dtype:
-                raise ValueError(
-                    f"{self.name}: z is {_name(z)} and F(x) {_name(fx)}, so that x would change its dtype at the first "
-                    "step; convert one of them"
-                )
-            return following
-
-        return f
-
-    def solve(self, z: Tensor, tensors: Sequence[Tensor]) -> Solution[Tensor]:
-        """Solve from the start on, which is z (B, ...) unless another is known."""
-        return self.solver(self.map(z, tensors), z if self.start is None else self.start)
 
 
 @dataclass(frozen=True)
@@ -100,14 +57,18 @@ class Implicit:
         if not torch.is_grad_enabled():
             return problem.solve(z, tensors)
         start = None if problem.start is None else problem.start.detach()  # the solution is the same from anywhere
-        return _apply(_ImplicitFunction, replace(problem, start=start), self.adjoint, z, tensors)
+        problem = replace(problem, start=start)
+        if transformed():
+            return solve_functionally(problem, self.adjoint, z, tensors)
+        return _apply(_ImplicitFunction, problem, self.adjoint, z, tensors)
 
 
 @dataclass(frozen=True)
 class CheckpointedUnroll:
     """The gradient of `Unroll`, with memory that does not grow with the number of steps.
 
-    Choose it for many fixed iterations; it takes no other solver. Backward finds the iterates again, from a few kept
+    Choose it for many fixed iterations; it takes no other solver. Inside transforms of `torch.func` it is `Unroll`.
+    Backward finds the iterates again, from a few kept
     ones, by the schedule that needs the fewest evaluations: about n log n / log s for s of them.
 
     Args:
@@ -132,7 +93,7 @@ class CheckpointedUnroll:
                 f"{problem.name}: CheckpointedUnroll replays fixed iterations, and the solver is "
                 f"{type(problem.solver).__name__}; choose the solver FixedIterations, or the gradient Implicit"
             )
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or transformed():
             return problem.solve(z, tensors)
         return _apply(_CheckpointedUnrollFunction, problem, self.checkpoints, z, tensors)
 
@@ -197,11 +158,7 @@ class _ImplicitFunction(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()  # somebody will differentiate again
         p = replace(ctx.problem, F=_drawing_as(ctx.last, ctx.problem.F))
         if create_graph and isinstance(ctx.option, FixedIterations):
-            raise RuntimeError(
-                f"{p.name}: an adjoint of fixed iterations approximates the gradient, and the approximation has no "
-                "second derivative to offer; choose Unroll, CheckpointedUnroll, or Implicit with an adjoint to a "
-                "tolerance"
-            )
+            raise RuntimeError(refusal(p.name))
         with torch.autocast(**ctx.autocast), torch.enable_grad():
             # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
             broken = ~finite_samples(x.detach())
@@ -405,12 +362,3 @@ def _refuse_hidden_tensors(fx: Tensor, known: Sequence[Tensor]) -> None:
 def _autocast_state(x: Tensor) -> dict[str, Any]:
     kind = x.device.type
     return dict(device_type=kind, enabled=torch.is_autocast_enabled(kind), dtype=torch.get_autocast_dtype(kind))
-
-
-def _version(x: Tensor) -> int:
-    """Count the changes of x in place, where they are counted."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
-
-
-def _name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from imixer.implicit.choices import chosen
 from imixer.implicit.func_transforms import every
-from imixer.implicit.gradients import ContractionMap, Gradient, Problem, Unroll
+from imixer.implicit.gradients import Gradient, Unroll
+from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import drawing_from, random_state
 from imixer.implicit.solution import POLICIES, Policy, Solution, StateT, choose, spoil_gradient_of
 from imixer.implicit.solvers import FixedIterations, Solver, epsilon

@@ -48,15 +48,15 @@ class StateLayout:
                 raise ValueError(f"{self.name}: {path} has no axis of samples; give it one, {path}[None]")
             if not (leaf.is_floating_point() or leaf.is_complex()):
                 raise ValueError(f"{self.name}: {path} is of {_name(leaf)}; convert it, {path}.float()")
-            if len(leaf) != len(leaves[0][1]):
+            first, leader = leaves[0]
+            if leaf.shape[0] != leader.shape[0]:  # not by len, which an export would take for a constant
                 raise ValueError(
-                    f"{self.name}: {leaves[0][0]} holds {len(leaves[0][1])} samples and {path} {len(leaf)}; give the "
-                    "first axis of every tensor one entry per sample"
+                    f"{self.name}: {first} holds {leader.shape[0]} samples and {path} {leaf.shape[0]}; give the first "
+                    "axis of every tensor one entry per sample"
                 )
-            if leaf.device != leaves[0][1].device:
+            if leaf.device != leader.device:
                 raise ValueError(
-                    f"{self.name}: {leaves[0][0]} is on {leaves[0][1].device} and {path} on {leaf.device}; move them "
-                    "to one device"
+                    f"{self.name}: {first} is on {leader.device} and {path} on {leaf.device}; move them to one device"
                 )
 
     def pack(self, state: Any) -> Tensor:
@@ -181,7 +181,7 @@ def _rows(leaf: Tensor) -> Tensor:
 
 def _restore(rows: Tensor, leaf: Tensor) -> Tensor:
     """Undo `_rows`, for any number of samples."""
-    shape = (len(rows), *leaf.shape[1:])
+    shape = (rows.shape[0], *leaf.shape[1:])
     if not leaf.is_complex():
         return rows.to(leaf.dtype).reshape(shape)
     return torch.view_as_complex(rows.to(leaf.real.dtype).reshape(*shape, 2).contiguous())
