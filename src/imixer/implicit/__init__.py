@@ -3,8 +3,10 @@
 from imixer.implicit.ceiling import ceiling, contraction_bound
 from imixer.implicit.certificate import Certificate, certify
 from imixer.implicit.contraction import Contraction
+from imixer.implicit.determinants import inverse_log_det, residual_log_det
 from imixer.implicit.folding import fold
 from imixer.implicit.gradients import CheckpointedUnroll, Implicit, Unroll
+from imixer.implicit.regularizers import fixed_point_correction, iterates, jacobian_penalty, trajectory_cost
 from imixer.implicit.solution import NotConvergedError, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
@@ -31,6 +33,12 @@ __all__ = [
     "certify",
     "contraction_bound",
     "exact_sigma",
+    "fixed_point_correction",
     "fold",
+    "inverse_log_det",
+    "iterates",
+    "jacobian_penalty",
+    "residual_log_det",
     "solve",
+    "trajectory_cost",
 ]
