@@ -3,8 +3,9 @@
     python benchmarks/warm_start.py [--markdown FILE]
 
 F(x) = tanh(x W), W with norm 0.9, 64 samples of 64 numbers; solvers go to a relative 1e-5. Of frames each differs from
-the last by 5 % of its size. Of training steps each moves W by SGD, on one batch that comes again. Test-time n is one
-model asked for n = 2, 4, 8 and 16 fixed iterations in turn.
+the last by 5 % of its size. Of training steps each moves W by SGD, on one
+batch that comes again, its norm held at 0.9. Test-time n is one model asked for n = 2, 4, 8 and 16 fixed
+iterations in turn.
 """
 
 import argparse
@@ -50,6 +51,7 @@ def training(solver: Solver, warm: bool) -> int:
         (gradient,) = torch.autograd.grad((solution.value - target).square().mean(), W)
         with torch.no_grad():
             W -= gradient
+            W *= (0.9 / torch.linalg.matrix_norm(W, 2)).clamp_max(1)
         x, evaluations = solution.value.detach(), evaluations + solution.n_evaluations
     return evaluations
 
