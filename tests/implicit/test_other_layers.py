@@ -103,7 +103,7 @@ class _Weights(torch.nn.Module):
         (lambda: SpectralConv2d(2, 2, 3, (8, 8), coeff=0), "coeff is 0; the spectral norm ceiling must be above 0"),
         (
             lambda: SpectralConv2d(2, 2, 3, (8, 8))(torch.ones(1, 2, 4, 8)),
-            r"images are \(4, 8\), the norm is known",
+            r"images are \(4, 8\), and the norm is known",
         ),
         (lambda: MonotoneContraction(3, 2, margin=0), "margin is 0; give a strong monotonicity above 0"),
     ],
