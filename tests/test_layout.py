@@ -25,7 +25,7 @@ BASE = {
 }  # what every package but the theory may use
 MAY_IMPORT = {
     "hopfield": {"errors", "verdict"},
-    "implicit": {"verdict"},
+    "implicit": {"errors", "verdict"},
     "weights": BASE,
     "models": {"implicit", "weights", *BASE},
     "data": BASE,

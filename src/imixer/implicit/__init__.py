@@ -3,8 +3,12 @@
 from imixer.implicit.ceiling import ceiling, contraction_bound
 from imixer.implicit.certificate import Certificate, certify
 from imixer.implicit.contraction import Contraction
+from imixer.implicit.convolution import SpectralConv2d, convolution_sigma
+from imixer.implicit.determinants import inverse_log_det, residual_log_det
 from imixer.implicit.folding import fold
 from imixer.implicit.gradients import CheckpointedUnroll, Implicit, Unroll
+from imixer.implicit.monotone import MonotoneContraction
+from imixer.implicit.regularizers import fixed_point_correction, iterates, jacobian_penalty, trajectory_cost
 from imixer.implicit.solution import NotConvergedError, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard
@@ -19,18 +23,27 @@ __all__ = [
     "Contraction",
     "FixedIterations",
     "Implicit",
+    "MonotoneContraction",
     "NormalizedLinear",
     "NotConvergedError",
     "OrthogonalLinear",
     "Picard",
     "Solution",
+    "SpectralConv2d",
     "SpectralLinear",
     "TransposedLinear",
     "Unroll",
     "ceiling",
     "certify",
     "contraction_bound",
+    "convolution_sigma",
     "exact_sigma",
+    "fixed_point_correction",
     "fold",
+    "inverse_log_det",
+    "iterates",
+    "jacobian_penalty",
+    "residual_log_det",
     "solve",
+    "trajectory_cost",
 ]

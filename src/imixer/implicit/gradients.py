@@ -7,60 +7,20 @@ again: by `CheckpointedUnroll` at every step as it was there, by `Implicit` as i
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from imixer.implicit.func_transforms import transformed
+from imixer.implicit.functional import refusal, solve_functionally
+from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import RandomState, drawing_from, random_state
-from imixer.implicit.solution import Policy, Solution, choose, finite_samples, spoilt
-from imixer.implicit.solvers import FixedIterations, Map, Picard, Solver
+from imixer.implicit.solution import Solution, choose, finite_samples, spoilt
+from imixer.implicit.solvers import FixedIterations, Picard, Solver
 
 DEFAULT_ADJOINT = Picard(rtol=1e-5, atol=0.0)
-
-# F(x, *tensors): all that F depends on and that needs a gradient is among the tensors.
-ContractionMap = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """x = z + F(x, *tensors), how to solve it, and what to do and say if that fails; see `solve`."""
-
-    F: ContractionMap
-    solver: Solver
-    policy: Policy
-    name: str
-    solutions: list[Solution] = field(default_factory=list)  # what an autograd function found, besides its value
-
-    def map(self, z: Tensor, tensors: Sequence[Tensor]) -> Map:
-        """Return the map x -> z + F(x, *tensors), which checks what F gives."""
-
-        def f(x: Tensor) -> Tensor:
-            version = _version(x)
-            fx = self.F(x, *tensors)
-            if fx.shape != z.shape:
-                raise ValueError(f"{self.name}: F leads from shape {tuple(z.shape)} to {tuple(fx.shape)}")
-            if fx.device != z.device:
-                raise ValueError(f"{self.name}: F leads from {z.device} to {fx.device}; let it stay on one device")
-            if _version(x) != version:
-                raise ValueError(
-                    f"{self.name}: F changes its argument in place, which the solver still needs; "
-                    "let it make a new tensor"
-                )
-            following = z + fx
-            if following.dtype != z.dtype:
-                raise ValueError(
-                    f"{self.name}: z is {_name(z)} and F(x) {_name(fx)}, so that x would change its dtype at the first "
-                    "step; convert one of them"
-                )
-            return following
-
-        return f
-
-    def solve(self, z: Tensor, tensors: Sequence[Tensor]) -> Solution:
-        """Solve from z (B, ...) on."""
-        return self.solver(self.map(z, tensors), z)
 
 
 @dataclass(frozen=True)
@@ -70,7 +30,7 @@ class Unroll:
     Choose it for few steps.
     """
 
-    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution[Tensor]:
         """Solve with a graph through every step."""
         return problem.solve(z, tensors)
 
@@ -92,10 +52,14 @@ class Implicit:
 
     adjoint: Solver = DEFAULT_ADJOINT
 
-    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution[Tensor]:
         """Solve without a graph, and differentiate the equation in the backward pass."""
         if not torch.is_grad_enabled():
             return problem.solve(z, tensors)
+        start = None if problem.start is None else problem.start.detach()  # the solution is the same from anywhere
+        problem = replace(problem, start=start)
+        if transformed():
+            return solve_functionally(problem, self.adjoint, z, tensors)
         return _apply(_ImplicitFunction, problem, self.adjoint, z, tensors)
 
 
@@ -103,7 +67,8 @@ class Implicit:
 class CheckpointedUnroll:
     """The gradient of `Unroll`, with memory that does not grow with the number of steps.
 
-    Choose it for many fixed iterations; it takes no other solver. Backward finds the iterates again, from a few kept
+    Choose it for many fixed iterations; it takes no other solver. Inside transforms of `torch.func` it is `Unroll`.
+    Backward finds the iterates again, from a few kept
     ones, by the schedule that needs the fewest evaluations: about n log n / log s for s of them.
 
     Args:
@@ -121,14 +86,14 @@ class CheckpointedUnroll:
         if self.checkpoints < 0:
             raise ValueError(f"checkpoints is {self.checkpoints}; give 0 or more iterates to keep")
 
-    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
+    def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution[Tensor]:
         """Solve without a graph, and go through the steps again in the backward pass."""
         if not isinstance(problem.solver, FixedIterations):
             raise ValueError(
                 f"{problem.name}: CheckpointedUnroll replays fixed iterations, and the solver is "
                 f"{type(problem.solver).__name__}; choose the solver FixedIterations, or the gradient Implicit"
             )
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or transformed():
             return problem.solve(z, tensors)
         return _apply(_CheckpointedUnrollFunction, problem, self.checkpoints, z, tensors)
 
@@ -136,17 +101,20 @@ class CheckpointedUnroll:
 Gradient = Unroll | Implicit | CheckpointedUnroll
 
 
-def _apply_eagerly(function: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution:
-    if not any(t.requires_grad for t in (z, *tensors)):
+def _apply_eagerly(
+    function: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]
+) -> Solution[Tensor]:
+    start = problem.start
+    if not any(t.requires_grad for t in (z, *tensors)) and (start is None or not start.requires_grad):
         # There will be no backward pass to find hidden tensors in.
         with drawing_from(random_state(z), z):
             _refuse_hidden_tensors(problem.F(z, *tensors), ())
-    value = function.apply(problem, option, z, *tensors)
+    value = function.apply(problem, option, start, z, *tensors)
     return replace(problem.solutions.pop(), value=value)
 
 
 # Compiled, it would keep what it is to compute again.
-_apply: Callable[..., Solution] = torch.compiler.disable(_apply_eagerly)
+_apply: Callable[..., Solution[Tensor]] = torch.compiler.disable(_apply_eagerly)
 
 
 @dataclass
@@ -171,13 +139,15 @@ def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[
     after = random_state(z)
     ctx.first, ctx.last = (s if s is not None and s.differs(after) else None for s in (watched.first, watched.last))
     ctx.problem, ctx.option, ctx.autocast = problem, option, _autocast_state(z)
-    # A solver that takes no step gives z itself back, which autograd does not allow.
-    return solution.value.clone() if solution.value is z else solution.value
+    # A solver that takes no step gives its start back, which autograd does not allow.
+    return solution.value.clone() if solution.value is z or solution.value is problem.start else solution.value
 
 
 class _ImplicitFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: Problem, adjoint: Solver, z: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, problem: Problem, adjoint: Solver, start: Tensor | None, z: Tensor, *tensors: Tensor
+    ) -> Tensor:
         x = _forward(ctx, problem, adjoint, z, tensors)
         ctx.save_for_backward(x, *tensors)
         return x
@@ -188,11 +158,7 @@ class _ImplicitFunction(torch.autograd.Function):
         create_graph = torch.is_grad_enabled()  # somebody will differentiate again
         p = replace(ctx.problem, F=_drawing_as(ctx.last, ctx.problem.F))
         if create_graph and isinstance(ctx.option, FixedIterations):
-            raise RuntimeError(
-                f"{p.name}: an adjoint of fixed iterations approximates the gradient, and the approximation has no "
-                "second derivative to offer; choose Unroll, CheckpointedUnroll, or Implicit with an adjoint to a "
-                "tolerance"
-            )
+            raise RuntimeError(refusal(p.name))
         with torch.autocast(**ctx.autocast), torch.enable_grad():
             # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
             broken = ~finite_samples(x.detach())
@@ -205,7 +171,7 @@ class _ImplicitFunction(torch.autograd.Function):
             adjoint = Problem(p.F, ctx.option, p.policy, f"{p.name}, gradient")
             with torch.set_grad_enabled(create_graph):
                 y = _differentiable_adjoint(adjoint, g, x, inputs) if create_graph else _adjoint(adjoint, g, x, fx)
-            return None, None, y, *_gradients(fx, inputs, y, create_graph, retain_graph=create_graph)
+            return None, None, None, y, *_gradients(fx, inputs, y, create_graph, retain_graph=create_graph)
 
 
 def _drawing_as(state: RandomState | None, F: ContractionMap) -> ContractionMap:
@@ -258,23 +224,25 @@ def _check_adjoint(problem: Problem, solution: Solution, g: Tensor) -> None:
 
 class _CheckpointedUnrollFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, problem: Problem, checkpoints: int, z: Tensor, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(z, *tensors)
+    def forward(
+        ctx: Any, problem: Problem, checkpoints: int, start: Tensor | None, z: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(z, start, *tensors)
         return _forward(ctx, problem, checkpoints, z, tensors)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        z, *tensors = ctx.saved_tensors
+        z, start, *tensors = ctx.saved_tensors
         p: Problem = ctx.problem
         assert isinstance(p.solver, FixedIterations)
         n_iter = p.solver.n_iter
         with torch.autocast(**ctx.autocast):
             if torch.is_grad_enabled():  # somebody will differentiate again: keep the whole graph
-                inputs = _cut([z, *tensors], True)
+                first, z, *tensors = inputs = _cut([z if start is None else start, z, *tensors], True)
                 with drawing_from(ctx.first, z):
-                    x = p.solve(inputs[0], inputs[1:]).value
+                    x = replace(p, start=first).solve(z, tensors).value
                 _refuse_hidden_tensors(x, inputs)
-                return None, None, *_gradients(x, inputs, g, True)
+                return None, None, *_from_start(start, _gradients(x, inputs, g, True))
             leaves = _cut(tensors, False)
             f = p.map(z, [t.detach() for t in tensors])
             sums: list[Tensor | None] = [None] * (1 + len(leaves))
@@ -302,9 +270,14 @@ class _CheckpointedUnrollFunction(torch.autograd.Function):
                     sums[i] = _add(sums[i], more)
                 g = torch.zeros_like(x) if product is None else product
 
-            _reverse(_Iterate(z, ctx.first), n_iter, ctx.option, advance, back)
-            # The start is z as well.
-            return None, None, _add(sums[0], g), *sums[1:]
+            _reverse(_Iterate(z if start is None else start, ctx.first), n_iter, ctx.option, advance, back)
+            return None, None, *_from_start(start, [g, *sums])
+
+
+def _from_start(start: Tensor | None, gradients: list[Tensor | None]) -> list[Tensor | None]:
+    """Give z the gradient of the start, the first of all, where z is where it began."""
+    first, second, *others = gradients
+    return [None, _add(second, first), *others] if start is None else [first, second, *others]
 
 
 @dataclass(frozen=True)
@@ -389,12 +362,3 @@ def _refuse_hidden_tensors(fx: Tensor, known: Sequence[Tensor]) -> None:
 def _autocast_state(x: Tensor) -> dict[str, Any]:
     kind = x.device.type
     return dict(device_type=kind, enabled=torch.is_autocast_enabled(kind), dtype=torch.get_autocast_dtype(kind))
-
-
-def _version(x: Tensor) -> int:
-    """Count the changes of x in place, where they are counted."""
-    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version
-
-
-def _name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")

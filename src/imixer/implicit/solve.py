@@ -1,42 +1,53 @@
 """x = z + F(x): one entry point, any solver, any gradient."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from imixer.implicit.gradients import ContractionMap, Gradient, Problem, Unroll
+from imixer.implicit.choices import chosen
+from imixer.implicit.func_transforms import every
+from imixer.implicit.gradients import Gradient, Unroll
+from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import drawing_from, random_state
-from imixer.implicit.solution import POLICIES, Policy, Solution, choose, spoil_gradient_of
+from imixer.implicit.solution import POLICIES, Policy, Solution, StateT, choose, spoil_gradient_of
 from imixer.implicit.solvers import FixedIterations, Solver, epsilon
+from imixer.implicit.states import StateLayout
 
 DEFAULT_SOLVER = FixedIterations()
 DEFAULT_GRADIENT = Unroll()
 
 
 def solve(
-    F: ContractionMap,
-    z: Tensor,
-    tensors: Sequence[Tensor] = (),
+    F: Callable[..., StateT],
+    z: StateT,
+    tensors: Tensor | Sequence[Tensor] = (),
     *,
-    solver: Solver = DEFAULT_SOLVER,
-    gradient: Gradient = DEFAULT_GRADIENT,
+    start: StateT | None = None,
+    solver: Solver | str = DEFAULT_SOLVER,
+    gradient: Gradient | str = DEFAULT_GRADIENT,
     on_failure: Policy = "raise",
     early_exit: bool = False,
     name: str = "solve",
-) -> Solution:
+) -> Solution[StateT]:
     """Solve x = z + F(x, *tensors), starting from z, samples along the first axis.
 
     Args:
-        F: The contraction, from the shape of z to the same. It must treat samples apart: where the first axis is part
+        F: The contraction, from states like z to the same. It must treat samples apart: where the first axis is part
             of one state, such as the nodes of a graph, put one of samples before it, z[None]. With a tolerance it must
             be deterministic; otherwise it may draw from torch's global generators.
-        z: (B, ...).
-        tensors: What F depends on; they get gradients.
-        solver: How x is found.
-        gradient: How the gradient is found. Independent of the solver, but for `CheckpointedUnroll`.
+        z: (B, ...), real or complex; or a tuple, list or dict of such, nested as you like. The residual of a sample is
+            taken over all its tensors, and complex numbers count as pairs of real ones.
+        tensors: What F depends on; they get gradients. One alone needs no tuple. Inputs per sample, F(x, u), are among
+            them, with samples along their first axis.
+        start: Where to begin, like z, such as the value of a related problem's solution. The solution does not depend
+            on it, so that `Implicit` gives it no gradient; the steps of `Unroll` and `CheckpointedUnroll` do.
+        solver: How x is found: an object, or `fixed`, `picard`, `damped`, `anderson` or `broyden`.
+        gradient: How the gradient is found: an object, or `unroll`, `implicit`, `neumann`, `jacobian_free` or
+            `recompute`. Independent of the solver, but for `CheckpointedUnroll`; by name, `implicit` solves the adjoint
+            equation by a solver to a tolerance likewise.
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
             host wait for the device, once; compiled code does not ask.
@@ -54,40 +65,61 @@ def solve(
         NotConvergedError: If it fails, with the policy `raise`; in the backward pass, if that of an implicit gradient
             fails.
         RuntimeError: In the backward pass, if a second derivative is asked of an adjoint of fixed iterations.
-        ValueError: If on_failure is none of the three, z has no axis or is of integers, F changes the shape, dtype or
-            device, or its argument in place, early_exit is asked where gradients are recorded or F does not treat
-            samples apart, `CheckpointedUnroll` is asked of a solver with a tolerance, or F depends on a tensor that
-            needs a gradient and is not among `tensors` (for `Implicit` and `CheckpointedUnroll`; mostly found in the
-            backward pass).
+        ValueError: If on_failure is none of the three, there is no solver or gradient of that name, z holds something
+            else than tensors, with an axis of samples and not of integers, the start differs from z in structure, shape
+            or dtype, F changes the structure, shape, dtype or device, or its argument in place, early_exit is asked
+            where gradients are recorded or F does not treat samples apart, `CheckpointedUnroll` is asked of a solver
+            with a tolerance, or F depends on a tensor that needs a gradient and is not among `tensors` (for `Implicit`
+            and `CheckpointedUnroll`; mostly found in the backward pass).
     """
     if on_failure not in POLICIES:
         raise ValueError(f"{name}: on_failure is {on_failure!r}; choose {', '.join(POLICIES)}")
-    if z.dim() == 0:
-        raise ValueError(f"{name}: z has no axis of samples; give it one, z[None]")
-    if not (z.is_floating_point() or z.is_complex()):
-        raise ValueError(f"{name}: z is of {str(z.dtype).removeprefix('torch.')}; convert it, z.float()")
+    if early_exit and torch.is_grad_enabled():
+        raise ValueError(f"{name}: early_exit is for inference; call it under torch.no_grad()")
+    solver, gradient = chosen(solver, gradient)
+    given = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    layout = StateLayout(z, name)
+    layout.check()
+    if start is not None:
+        remedy = "start from a state like z, such as the value of an earlier solution"
+        start = layout.matched(start, "start is", remedy, samples_too=True)
+    problem = Problem(layout.wrap(F), solver, on_failure, name, None if start is None else layout.pack(start))
+    solution = _solve(problem, gradient, layout.pack(z), given, early_exit)
+    value: StateT = layout.unpack(solution.value)
+    return solution.with_value(value)
+
+
+def _solve(
+    problem: Problem, gradient: Gradient, z: Tensor, tensors: tuple[Tensor, ...], early_exit: bool
+) -> Solution[Tensor]:
+    """Solve for one real tensor, and do what the policy says about samples that fail."""
+    solver, policy = problem.solver, problem.policy
     if early_exit:
-        if torch.is_grad_enabled():
-            raise ValueError(f"{name}: early_exit is for inference; call it under torch.no_grad()")
-        F = _OnlyWhatMoves(F, name)
-    problem = Problem(F, solver, on_failure, name)
+        problem = replace(problem, F=_OnlyWhatMoves(problem.F, problem.name))
     # A failed sample is then taken out of steps that are differentiated.
-    looks_later = on_failure == "warn" and isinstance(solver, FixedIterations) and isinstance(gradient, Unroll)
+    looks_later = policy == "warn" and isinstance(solver, FixedIterations) and isinstance(gradient, Unroll)
     before = random_state(z) if looks_later and not torch.compiler.is_compiling() else None
-    solution = gradient(problem, z, tuple(tensors))
-    if on_failure != "ignore" and not torch.compiler.is_compiling():
-        failed = solution.failed()
-        if failed.any():
-            traced = solution
-            if isinstance(solver, FixedIterations) and not solver.measure:  # once more, to say at which step
-                with torch.no_grad():
-                    traced = replace(solver, measure=True)(problem.map(z, tensors), z)
-            traced.report(failed, on_failure, name)
-            if looks_later and solution.value.requires_grad:
-                with drawing_from(before, z):
-                    again = gradient(problem, choose(failed, torch.zeros_like(z), z), tuple(tensors))
-                solution = replace(solution, value=_not_finite(again.value, failed))
-    return solution
+    solution = gradient(problem, z, tensors)
+    if policy == "ignore" or torch.compiler.is_compiling():
+        return solution
+    failed = solution.failed()
+    if every(~failed):
+        return solution
+    traced = solution
+    if isinstance(solver, FixedIterations) and not solver.measure:  # once more, to say at which step
+        with torch.no_grad():
+            traced = replace(problem, solver=replace(solver, measure=True)).solve(z, tensors)
+    traced.report(failed, policy, problem.name)
+    if not (looks_later and solution.value.requires_grad):
+        return solution
+    start = None if problem.start is None else _without(failed, problem.start)
+    with drawing_from(before, z):
+        again = gradient(replace(problem, start=start), _without(failed, z), tensors)
+    return replace(solution, value=_not_finite(again.value, failed))
+
+
+def _without(failed: Tensor, x: Tensor) -> Tensor:
+    return choose(failed, torch.zeros_like(x), x)
 
 
 def _not_finite(value: Tensor, failed: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 B: samples, the first axis; N: all others, flattened; m: steps remembered.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from imixer.implicit.func_transforms import every
 from imixer.implicit.solution import Solution, choose, finite_samples, spoil_gradient_of
 
 Map = Callable[[Tensor], Tensor]
@@ -44,7 +46,7 @@ class FixedIterations:
         if self.n_iter < 0:
             raise ValueError(f"n_iter is {self.n_iter}; give 0 or more fixed point iterations")
 
-    def __call__(self, f: Map, x: Tensor) -> Solution:
+    def __call__(self, f: Map, x: Tensor) -> Solution[Tensor]:
         """Take n steps from x (B, ...)."""
         residuals: list[Tensor] = []
         for _ in range(self.n_iter):
@@ -62,6 +64,7 @@ class ToTolerance:
     The value of a sample is f(x) of the first x that meets the tolerance. For a contraction with Lipschitz constant L
     it is within L / (1 - L) gaps of the solution. That x is looked at in every later step, the last included: if it
     meets the tolerance no more, f looked at other samples or is not deterministic, and the sample has not converged.
+    One that runs out of steps gets the x whose gap was the least, relative to f(x).
 
     A sample that is not finite stays where it last was, so that its derivatives, multiplied by 0 where a loss leaves it
     out, are 0.
@@ -93,16 +96,18 @@ class ToTolerance:
                 f"max_steps and check_every are {self.max_steps} and {self.check_every}; give 1 or more of each"
             )
 
-    def __call__(self, f: Map, x: Tensor) -> Solution:
+    def __call__(self, f: Map, x: Tensor) -> Solution[Tensor]:
         """Solve from x (B, ...)."""
         propose, look_every = self._stepper(), self._look_every(x.device)
         rtol = max(self.rtol, RESOLVED * epsilon(x))
         done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         relapsed = torch.zeros_like(done)
         residuals: list[Tensor] = []
+        least: Tensor | float = math.inf
         if shielded := torch.is_grad_enabled():
             start_broken = ~finite_samples(x.detach())
             x = choose(start_broken, torch.zeros_like(x), x)
+        best = x
         for step in range(1, self.max_steps + 1):
             fx = f(x)
             gap, size = _gap(x, fx)
@@ -113,13 +118,17 @@ class ToTolerance:
             done = done | (finite & (gap <= near))
             # Who has converged or is broken sees no gap, and without a gap no method moves.
             stays = done | ~finite
+            better = residuals[-1] < least
+            least = torch.where(better, residuals[-1], least)
+            # Where the host looks at every step anyway, it saves itself the choice as long as all come nearer.
+            best = x if look_every == 1 and every(stays | better) else choose(better, x, best)
             seen = choose(stays, x, fx)
             with torch.autocast(x.device.type, enabled=False):
                 proposed = propose(x, seen)
             x = seen if proposed is seen else choose(stays, x, proposed)
-            if step % look_every == 0 and bool(stays.all()):
+            if step % look_every == 0 and every(stays):
                 break
-        value = choose(stays, fx, x)
+        value = choose(stays, fx, best)
         if shielded:
             spoil_gradient_of(value, start_broken)
         return Solution(value, torch.stack(residuals), len(residuals), done & ~relapsed, relapsed)

@@ -1,16 +1,17 @@
 """How an iMLP finds x = (1 - F)^-1 G(v), and its gradient: by the names of the options."""
 
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from imixer.implicit import Contraction
+from imixer.implicit.choices import named_gradient, named_solver
 from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll
 from imixer.implicit.solution import Solution
 from imixer.implicit.solve import solve
-from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard, Solver, ToTolerance
+from imixer.implicit.solvers import FixedIterations, Picard, Solver, ToTolerance
 from imixer.implicit.spectral import at_least_float32
 from imixer.inverse_options import GradientName, SolverName, SolverOptions, check_choice
 
@@ -127,7 +128,9 @@ class Inversion(SolverOptions):
         run = solve if stepwise else _solve_eagerly
         policy = self.on_failure or ("raise" if self.needs_float32 else "ignore")
         batched = z if z.dim() > 1 else z[None]
-        solution: Solution = run(f, batched, weights, solver=solver, gradient=gradient, on_failure=policy, name=name)
+        solution: Solution[Tensor] = run(
+            f, batched, weights, solver=solver, gradient=gradient, on_failure=policy, name=name
+        )
         return solution.value.view_as(z)
 
     def _solver(self, n_iter: int) -> Solver:
@@ -135,28 +138,15 @@ class Inversion(SolverOptions):
             return self.solver
         if self.solver == "fixed":
             return FixedIterations(n_iter)
-        goal: dict[str, Any] = dict(rtol=self.tolerance, atol=0.0)
-        if self.solver == "anderson":
-            return Anderson(**goal, max_steps=self.max_steps)
-        if self.solver == "broyden":
-            return Broyden(**goal, max_steps=self.max_steps)
-        return Picard(**goal, max_steps=self.max_steps, damping=0.5 if self.solver == "damped" else 1.0)
+        return named_solver(self.solver, rtol=self.tolerance, atol=0.0, max_steps=self.max_steps)
 
     def _gradient(self) -> Gradient:
         if not isinstance(self.gradient, str):
             return self.gradient
-        if self.gradient == "unroll":
-            return Unroll()
-        if self.gradient == "recompute":
-            return CheckpointedUnroll()
-        if self.gradient == "neumann":
-            return Implicit(FixedIterations(self.gradient_terms - 1))
-        if self.gradient == "jacobian_free":
-            return Implicit(FixedIterations(0))
         solver = self._solver(0)
-        if isinstance(solver, ToTolerance):
-            return Implicit(solver)
-        return Implicit(Picard(rtol=self.tolerance, atol=0.0, max_steps=self.max_steps))
+        if isinstance(solver, FixedIterations):
+            solver = Picard(rtol=self.tolerance, atol=0.0, max_steps=self.max_steps)
+        return named_gradient(self.gradient, solver, self.gradient_terms)
 
 
 # When to stop is up to the data, which no graph can tell.

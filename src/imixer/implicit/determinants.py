@@ -1,0 +1,106 @@
+"""log|det(1 - dF/dx)|, by which densities change under x = (1 - F)^-1 z and back."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def residual_log_det(
+    F: Callable[..., Tensor],
+    x: Tensor,
+    tensors: Sequence[Tensor] = (),
+    *,
+    terms: int = 10,
+    roulette: float = 0.5,
+    probes: int | Tensor = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Estimate log|det(1 - dF/dx)| per sample, by the series -sum over k of tr((dF/dx)^k) / k.
+
+    Traces are Hutchinson's, of random signs. With `roulette` the series goes on after `terms` for as long as a coin
+    falls that way, and each further term counts for more the less likely it was: the estimate is unbiased, and so is
+    its gradient. Differentiable in x and in what F depends on; memory grows with the number of terms.
+
+    Args:
+        F: A contraction that treats samples apart.
+        x: Points (B, ...).
+        tensors: What F depends on besides x.
+        terms: Terms that are always taken.
+        roulette: Probability p that one more is taken, each time, from 0, below 1. 0 cuts the series off, off by up to
+            N Lip^(terms + 1) / ((terms + 1) (1 - Lip)) for N numbers a sample. Its variance is finite above Lip^2.
+        probes: Random vectors, or these themselves, (P, B, ...).
+        generator: Where signs and coins, on the CPU, are drawn from. Default: torch's global one.
+
+    Returns:
+        Estimates (B,).
+
+    Raises:
+        ValueError: If terms or probes are below 1, or roulette is not from 0, below 1.
+
+    Source: Behrmann et al., arXiv 1811.00995, section 3; Chen et al., arXiv 1906.02735, theorem 1.
+    """
+    if terms < 1 or not 0 <= roulette < 1:
+        raise ValueError(f"terms and roulette are {terms} and {roulette}; give 1 or more and a probability below 1")
+    signs = rademacher(x, probes, generator)
+    more = 0
+    while roulette and float(torch.rand((), generator=generator)) < roulette:
+        more += 1
+    with torch.enable_grad():
+        at = x if x.requires_grad else x.detach().requires_grad_()
+        fx = F(at, *tensors)
+        total = x.new_zeros(len(x))
+        for v in signs:
+            product = v
+            for k in range(1, terms + more + 1):
+                product = torch.autograd.grad(fx, at, product, create_graph=True, materialize_grads=True)[0]
+                weight = roulette ** -(k - terms) if k > terms else 1.0
+                total = total - weight / (k * len(signs)) * (product * v).flatten(1).sum(1)
+    return total if torch.is_grad_enabled() else total.detach()
+
+
+def inverse_log_det(
+    F: Callable[..., Tensor],
+    x: Tensor,
+    tensors: Sequence[Tensor] = (),
+    *,
+    terms: int = 10,
+    roulette: float = 0.5,
+    probes: int | Tensor = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Estimate log|det(dx/dz)| of x = (1 - F)^-1 z per sample, at its value x: minus `residual_log_det`.
+
+    With the density of z that of x is log p(z) minus this.
+
+    Args:
+        F: A contraction that treats samples apart.
+        x: Solutions of x = z + F(x), (B, ...).
+        tensors: What F depends on besides x.
+        terms: Terms that are always taken.
+        roulette: Probability that one more is taken.
+        probes: Random vectors, or these themselves, (P, B, ...).
+        generator: Where signs and coins are drawn from.
+
+    Returns:
+        Estimates (B,).
+
+    Raises:
+        ValueError: If terms or probes are below 1, or roulette is not from 0, below 1.
+    """
+    return -residual_log_det(F, x, tensors, terms=terms, roulette=roulette, probes=probes, generator=generator)
+
+
+def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw random signs (P, B, ...) for points x (B, ...), or return those that are given.
+
+    Raises:
+        ValueError: If there is none, or those given do not fit x.
+    """
+    if isinstance(probes, Tensor):
+        if probes.shape[1:] != x.shape or len(probes) < 1:
+            raise ValueError(f"probes are {tuple(probes.shape)} and x {tuple(x.shape)}; give 1 or more of its shape")
+        return probes
+    if probes < 1:
+        raise ValueError(f"probes is {probes}; give 1 or more random vectors")
+    return torch.randint(0, 2, (probes, *x.shape), generator=generator).to(x) * 2 - 1

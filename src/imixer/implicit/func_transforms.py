@@ -1,0 +1,30 @@
+"""Decisions of the host inside `torch.func` transforms, where a tensor stands for those of all that is mapped over.
+
+What stops a loop is asked of all of them at once: a sample that has converged stays as it is while others go on, so a
+step more changes none.
+"""
+
+import torch
+from torch import Tensor
+
+
+def transformed() -> bool:
+    """Tell whether a transform of `torch.func` is running."""
+    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
+
+
+def physical(x: Tensor) -> Tensor:
+    """Return the numbers of x below all transforms, what is mapped over along further axes at the end."""
+    if not transformed():
+        return x
+    F = torch._C._functorch
+    while F.is_functorch_wrapped_tensor(x):
+        axis = F.maybe_get_bdim(x) if F.is_batchedtensor(x) else None
+        x = F.get_unwrapped(x)
+        x = x if axis is None else x.movedim(axis, -1)
+    return x.detach()
+
+
+def every(mask: Tensor) -> bool:
+    """Tell whether a mask holds throughout, in all that is mapped over."""
+    return bool(physical(mask).all())

@@ -1,0 +1,126 @@
+"""Regularisers that keep x = z + F(x) easy to solve while it is trained, to be added to a loss."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from imixer.implicit.determinants import rademacher
+
+
+def jacobian_penalty(
+    F: Callable[..., Tensor],
+    x: Tensor,
+    tensors: Sequence[Tensor] = (),
+    *,
+    probes: int | Tensor = 1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Estimate the squared Frobenius norm of dF/dx per sample, divided by the numbers in a sample.
+
+    Choose it to make F flatter where solutions are. Unbiased, and differentiable.
+
+    Args:
+        F: The contraction.
+        x: Solutions, (B, ...).
+        tensors: What F depends on besides x.
+        probes: Random vectors of signs, or these themselves, (P, B, ...).
+        generator: Where they are drawn from, on the CPU. Default: torch's global one.
+
+    Returns:
+        Penalties (B,).
+
+    Raises:
+        ValueError: If there is no probe.
+
+    Source: Bai, Koltun & Kolter, arXiv 2106.14342, section 3.
+    """
+    signs = rademacher(x, probes, generator)
+    with torch.enable_grad():
+        at = x if x.requires_grad else x.detach().requires_grad_()
+        fx = F(at, *tensors)
+        total = x.new_zeros(len(x))
+        for v in signs:
+            product = torch.autograd.grad(fx, at, v, create_graph=True, materialize_grads=True)[0]
+            total = total + _mean_square(product) / len(signs)
+    return total if torch.is_grad_enabled() else total.detach()
+
+
+def iterates(
+    F: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor] = (), *, steps: int, start: Tensor | None = None
+) -> list[Tensor]:
+    """Return x_0, ..., x_steps of x <- z + F(x), with a graph through all of them.
+
+    Args:
+        F: The contraction.
+        z: (B, ...).
+        tensors: What F depends on besides x.
+        steps: Steps, 1 or more.
+        start: x_0. Default: z.
+
+    Raises:
+        ValueError: If there is no step.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; give 1 or more")
+    path = [z if start is None else start]
+    for _ in range(steps):
+        path.append(z + F(path[-1], *tensors))
+    return path
+
+
+def trajectory_cost(path: Sequence[Tensor]) -> Tensor:
+    """Sum the squared lengths of the steps of a path, (B,), divided by the numbers in a sample.
+
+    Choose it to make the iteration short: it is the kinetic energy of a path in unit steps.
+
+    Args:
+        path: x_0, x_1, ..., each (B, ...), such as `iterates` gives.
+
+    Returns:
+        Costs (B,).
+
+    Source: Finlay et al., arXiv 2002.02798, section 4, for ordinary differential equations; here of steps.
+    """
+    return torch.stack([_mean_square(after - before) for before, after in pairwise(path)]).sum(0)
+
+
+def fixed_point_correction(
+    F: Callable[..., Tensor],
+    z: Tensor,
+    tensors: Sequence[Tensor],
+    path: Sequence[Tensor],
+    loss: Callable[[Tensor], Tensor],
+    *,
+    decay: float = 0.8,
+) -> Tensor:
+    """Sum the losses of intermediate iterates, later ones counting more.
+
+    Choose it to make early iterates useful. Each gets the gradient of one step of its own, with no graph to those
+    before.
+
+    Args:
+        F: The contraction.
+        z: (B, ...).
+        tensors: What F depends on besides x.
+        path: Intermediate iterates, the last one last.
+        loss: The loss of a state.
+        decay: Weight of an iterate relative to the next, in (0, 1].
+
+    Returns:
+        The sum of decay^(K - k) loss(z + F(x_k)) over the K iterates.
+
+    Raises:
+        ValueError: If decay is not in (0, 1].
+
+    Source: Bai et al., arXiv 2204.08442, section 3.
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay is {decay}; give a weight above 0 and at most 1")
+    losses = [decay ** (len(path) - k) * loss(z + F(x.detach(), *tensors)) for k, x in enumerate(path, 1)]
+    return torch.stack(losses).sum()
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.flatten(1).square().mean(1)

@@ -1,0 +1,105 @@
+"""Log-determinants and Frobenius norms are those of the dense Jacobian."""
+
+import itertools
+
+import pytest
+import torch
+from problems import leaf, randn
+from torch.autograd import gradcheck
+
+from imixer.implicit import Broyden, inverse_log_det, residual_log_det, solve
+from imixer.implicit.regularizers import fixed_point_correction, iterates, jacobian_penalty, trajectory_cost
+
+W, x = 0.25 * randn(3, 3, seed=1), randn(2, 3)
+# Of all vectors of signs the mean of v v^T is the unit matrix: traces are exact.
+SIGNS = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3))).double()[:, None].expand(8, 2, 3)
+
+
+def F(x, W):
+    return (x @ W).tanh() + 0.1 * x.sin()
+
+
+def jacobians(x, W):
+    return torch.stack([torch.func.jacrev(lambda x: F(x, W))(each) for each in x])
+
+
+def test_the_series_is_the_determinant_of_the_dense_jacobian():
+    expected = torch.linalg.slogdet(torch.eye(3) - jacobians(x, W)).logabsdet
+    found = residual_log_det(F, x, (W,), terms=120, roulette=0, probes=SIGNS)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(inverse_log_det(F, x, (W,), terms=120, roulette=0, probes=SIGNS), -expected)
+
+
+def test_the_inverses_determinant_is_that_of_the_solution_as_a_function_of_z():
+    z = randn(2, 3, seed=4)
+    tight = Broyden(rtol=1e-13, atol=1e-14)
+    solution = solve(F, z, W, solver=tight).value
+    dense = torch.func.jacfwd(lambda z: solve(F, z[None], W, solver=tight).value[0])
+    expected = torch.stack([torch.linalg.slogdet(dense(each)).logabsdet for each in z])
+    torch.testing.assert_close(inverse_log_det(F, solution, (W,), terms=120, roulette=0, probes=SIGNS), expected)
+
+
+def test_its_gradient_is_finite_differences_of_the_determinant():
+    def value(x, W):
+        return residual_log_det(F, x, (W,), terms=60, roulette=0, probes=SIGNS)
+
+    assert gradcheck(value, (leaf(x), leaf(W)), fast_mode=True)
+
+
+def test_roulette_is_unbiased_where_a_short_series_is_not():
+    expected = torch.linalg.slogdet(torch.eye(3) - jacobians(x, W)).logabsdet
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(roulette):
+        return residual_log_det(F, x, (W,), terms=1, roulette=roulette, probes=SIGNS, generator=generator)
+
+    draws = torch.stack([draw(0.5) for _ in range(1000)]).detach()
+    error = draws.std(0) / 1000**0.5
+    assert ((draws.mean(0) - expected).abs() < 4 * error).all()
+    assert ((draw(0) - expected).abs() > 8 * error).all()
+
+
+def test_random_probes_are_unbiased():
+    generator = torch.Generator().manual_seed(0)
+    draws = residual_log_det(F, x, (W,), terms=30, roulette=0, probes=2000, generator=generator)
+    expected = torch.linalg.slogdet(torch.eye(3) - jacobians(x, W)).logabsdet
+    torch.testing.assert_close(draws.detach(), expected, rtol=0, atol=0.05)
+
+
+def test_the_jacobian_penalty_is_the_frobenius_norm():
+    torch.testing.assert_close(jacobian_penalty(F, x, (W,), probes=SIGNS), jacobians(x, W).square().sum((1, 2)) / 3)
+    assert gradcheck(lambda x, W: jacobian_penalty(F, x, (W,), probes=SIGNS), (leaf(x), leaf(W)), fast_mode=True)
+
+
+def test_the_trajectory_cost_is_written_out_and_descends_with_the_slope():
+    z, first = x, x + F(x, W)
+    second = x + F(first, W)
+    expected = ((first - z) ** 2 + (second - first) ** 2).mean(1)
+    torch.testing.assert_close(trajectory_cost(iterates(F, z, (W,), steps=2)), expected)
+    assert gradcheck(lambda W: trajectory_cost(iterates(F, z, (W,), steps=2)), leaf(W))
+
+
+def test_a_corrections_gradient_is_that_of_one_step_from_each_iterate():
+    weight, states = leaf(W), [randn(2, 3, seed=s) for s in (1, 2, 3)]
+    correction = fixed_point_correction(F, x, (weight,), states, lambda x: x.square().sum(), decay=0.5)
+    written_out = sum(c * (x + F(s, W)).square().sum() for c, s in zip((0.25, 0.5, 1), states, strict=True))
+    torch.testing.assert_close(correction, written_out)
+    assert gradcheck(
+        lambda W: fixed_point_correction(F, x, (W,), states, lambda x: x.square().sum(), decay=0.5), weight
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: residual_log_det(F, x, (W,), terms=0), "terms and roulette are 0 and 0.5; give"),
+        (lambda: residual_log_det(F, x, (W,), roulette=1.0), "terms and roulette are 10 and 1.0; give"),
+        (lambda: residual_log_det(F, x, (W,), probes=0), "probes is 0; give 1 or more"),
+        (lambda: jacobian_penalty(F, x, (W,), probes=SIGNS[:, :1]), r"probes are \(8, 1, 3\) and x \(2, 3\); give"),
+        (lambda: iterates(F, x, (W,), steps=0), "steps is 0; give 1 or more"),
+        (lambda: fixed_point_correction(F, x, (W,), [x], torch.sum, decay=0), "decay is 0; give a weight"),
+    ],
+)
+def test_bad_options_are_refused_with_the_remedy(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

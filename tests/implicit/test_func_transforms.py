@@ -1,0 +1,96 @@
+"""The transforms of torch.func over `solve` give what they give of many unrolled steps."""
+
+import pytest
+import torch
+from problems import TIGHT, randn
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from imixer.implicit import Anderson, CheckpointedUnroll, FixedIterations, Implicit, NotConvergedError, Unroll, solve
+from imixer.implicit.solvers import Picard
+from imixer.models.imlp import IMLP
+
+MANY = FixedIterations(40)
+WAYS = {
+    "unroll": (Anderson(**TIGHT), Unroll()),
+    "fixed": (MANY, Unroll()),
+    "recompute": (MANY, CheckpointedUnroll()),
+    "implicit": (Anderson(**TIGHT), Implicit(Anderson(**TIGHT))),
+}
+z, W = randn(2, 3), 0.15 * randn(3, 3, seed=1)
+two_z, two_W = torch.stack([z, 2 * z]), torch.stack([W, 0.5 * W])
+TRANSFORMS = {
+    "grad": lambda f, L: grad(L, argnums=(0, 1))(z, W),
+    "jacrev": lambda f, L: jacrev(f, argnums=(0, 1))(z, W),
+    "jacfwd": lambda f, L: jacfwd(f, argnums=(0, 1))(z, W),
+    "jvp": lambda f, L: jvp(f, (z, W), (2 * z, W.T)),
+    "hessian": lambda f, L: hessian(L, argnums=1)(z, W),
+    "reverse twice": lambda f, L: jacrev(jacrev(L, argnums=1), argnums=0)(z, W),
+    "vmap": lambda f, L: vmap(f, in_dims=(1, None))(two_z.transpose(0, 1), W),
+    "vmap over weights": lambda f, L: vmap(f, in_dims=(None, 0))(z, two_W),
+    "gradients per sample": lambda f, L: vmap(grad(L, argnums=1), in_dims=(0, None))(z[:, None], W),
+    "vmap of vmap": lambda f, L: vmap(vmap(f, in_dims=(None, 0)), in_dims=(0, None))(two_z, two_W),
+}
+
+
+def F(x, W):
+    return (x @ W).tanh()
+
+
+def steps(z, W):
+    """Written out, without `solve`."""
+    x = z
+    for _ in range(40):
+        x = z + F(x, W)
+    return x
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_of_every_gradient(way, name):
+    solver, gradient = WAYS[way]
+
+    def value(z, W):
+        return solve(F, z, W, solver=solver, gradient=gradient).value
+
+    found = TRANSFORMS[name](value, lambda z, W: value(z, W).sin().sum())
+    expected = TRANSFORMS[name](steps, lambda z, W: steps(z, W).sin().sum())
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("terms", [1, 3])
+def test_the_series_of_the_gradient_is_cut_off_there_too_and_is_the_last(terms):
+    def loss(W):
+        solver = Anderson(**TIGHT)
+        return solve(F, z, W, solver=solver, gradient=Implicit(FixedIterations(terms - 1))).value.sin().sum()
+
+    leaf = W.clone().requires_grad_()
+    torch.testing.assert_close(grad(loss)(W), torch.autograd.grad(loss(leaf), leaf)[0])
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        hessian(loss)(W)
+
+
+def test_what_f_depends_on_must_be_handed_over():
+    with pytest.raises(ValueError, match="not among its arguments; let F take it"):
+        grad(lambda W: solve(lambda x: F(x, W), z, solver="anderson", gradient="implicit").value.sum())(W)
+
+
+def test_failures_among_all_that_is_mapped_over_are_counted():
+    with pytest.raises(NotConvergedError, match="2 of 4 samples are not finite from step 1"):
+        vmap(lambda z: solve(lambda x: 0.5 * x, z, solver=Picard()).value)(torch.stack([z, z / 0]))
+    with pytest.raises(NotConvergedError, match="2 of 4 samples did not converge in 3 steps"):
+        vmap(lambda a: solve(lambda x: a * x, z, solver=Picard(max_steps=3)).value)(torch.tensor([0.0, 0.9]).double())
+
+
+@pytest.mark.parametrize("options", [{}, dict(solver="anderson", gradient="implicit", tolerance=1e-12)], ids=str)
+def test_gradients_per_sample_of_a_model(options):
+    model = IMLP(4, 6, **options).double().eval()
+    weights, x = dict(model.named_parameters()), randn(3, 2, 4)
+
+    def loss(weights, x):
+        return functional_call(model, weights, (x[None],)).square().sum()
+
+    found = vmap(grad(loss), in_dims=(None, 0))(weights, x)
+    for i in range(3):
+        expected = torch.autograd.grad(loss(weights, x[i]), list(weights.values()))
+        for name, each in zip(weights, expected, strict=True):
+            torch.testing.assert_close(found[name][i], each, rtol=1e-7, atol=1e-9)

@@ -1,0 +1,113 @@
+"""Convolutions keep their ceiling, and monotone layers their fixed point, against dense matrices."""
+
+import pytest
+import torch
+from problems import TIGHT, leaf, randn
+from torch.autograd import gradcheck
+
+from imixer.implicit import Anderson, Implicit, MonotoneContraction, SpectralConv2d, convolution_sigma, solve
+
+
+def dense(f, *shape):
+    """The matrix of a linear map of images."""
+    unit = torch.eye(int(torch.tensor(shape).prod()), dtype=torch.float64).view(-1, *shape)
+    return f(unit).flatten(1).T
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 5), (6, 3)])
+@pytest.mark.parametrize(("out", "into"), [(2, 3), (3, 1)])
+def test_the_norm_of_a_convolution_is_that_of_its_matrix(size, out, into):
+    kernel = randn(out, into, 3, 3)
+
+    def convolved(mode):
+        return lambda x: torch.nn.functional.conv2d(torch.nn.functional.pad(x, [1] * 4, mode=mode), kernel)
+
+    exact = torch.linalg.matrix_norm(dense(convolved("circular"), into, *size), 2)
+    torch.testing.assert_close(convolution_sigma(kernel, size), exact)
+    zeros = torch.linalg.matrix_norm(dense(convolved("constant"), into, *size), 2)
+    bound = convolution_sigma(kernel, size, "zeros")
+    assert zeros <= bound < 2 * zeros
+
+
+@pytest.mark.parametrize("mode", ["circular", "zeros"])
+@pytest.mark.parametrize("scale", [0.01, 10])
+def test_a_convolution_stays_below_its_ceiling(mode, scale):
+    layer = SpectralConv2d(2, 2, 3, (4, 5), padding_mode=mode, coeff=0.8).double()
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    norm = torch.linalg.matrix_norm(dense(lambda x: layer(x, bias=torch.zeros(2).double()), 2, 4, 5), 2)
+    assert norm <= layer.lipschitz_bound() + 1e-12 <= 0.8 + 2e-12
+    if mode == "circular":
+        torch.testing.assert_close(float(norm), layer.lipschitz_bound())
+
+
+def test_a_detached_ceiling_lets_a_kernel_come_down_and_the_papers_does_not():
+    radial = {}
+    for detach in (True, False):
+        torch.manual_seed(0)
+        layer = SpectralConv2d(2, 2, 3, (4, 4), coeff=0.1, detach_sigma=detach).double()
+        layer(randn(3, 2, 4, 4)).square().sum().backward()
+        radial[detach] = float((layer.weight.grad * layer.weight).sum())
+    assert radial[True] > 1e-3 and abs(radial[False]) < 1e-12
+
+
+def test_the_gradient_of_the_norm_is_finite_differences():
+    assert gradcheck(lambda kernel: convolution_sigma(kernel, (4, 4)), leaf(randn(2, 2, 3, 3)))
+
+
+def test_a_monotone_layer_of_any_norm_has_the_fixed_point_of_its_equation():
+    torch.manual_seed(0)
+    layer = MonotoneContraction(4, 3).double()
+    with torch.no_grad():
+        layer.B.weight.mul_(3)
+    A, B = layer.A.weight.detach(), layer.B.weight.detach()
+    W = 0.5 * torch.eye(4) - A.T @ A - B + B.T
+    assert torch.linalg.matrix_norm(W, 2) > 1 > layer.lipschitz_bound()
+    u, z = randn(5, 3), torch.zeros(5, 4).double()
+    weights = tuple(layer.weights())
+    for start in (z, 9 * randn(5, 4, seed=3)):
+        x = solve(layer, z, (u, *weights), solver=Anderson(**TIGHT), start=start).value.detach()
+        torch.testing.assert_close(x, torch.relu(x @ W.T + u @ layer.U.weight.T + layer.U.bias).detach())
+    J = torch.func.vmap(torch.func.jacrev(lambda x, u: layer(x, u, *weights)))(x + 1, u)
+    assert float(torch.linalg.matrix_norm(J, 2).max()) <= layer.lipschitz_bound() + 1e-12
+
+
+def test_gradients_of_a_monotone_layer_are_finite_differences():
+    torch.manual_seed(0)
+    layer, u = MonotoneContraction(3, 2).double(), leaf(randn(2, 2))
+
+    def value(u, A, B):
+        weights = torch.func.functional_call(_Weights(layer), {"layer.A.weight": A, "layer.B.weight": B}, ())
+        z = torch.zeros(2, 3).double()
+        gradient = Implicit(Anderson(**TIGHT))
+        return solve(layer, z, (u, *weights), solver=Anderson(**TIGHT), gradient=gradient).value
+
+    assert gradcheck(value, (u, leaf(layer.A.weight), leaf(layer.B.weight)), fast_mode=True)
+
+
+class _Weights(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self):
+        return self.layer.weights()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: SpectralConv2d(2, 2, 4, (8, 8)), "kernel_size is 4, which has no middle; give an odd one"),
+        (lambda: SpectralConv2d(2, 2, 5, (4, 8)), r"size is \(4, 8\), less than the kernel's \(5, 5\); give a larger"),
+        (lambda: SpectralConv2d(2, 2, 3, (8, 8), padding_mode="reflect"), "padding_mode is 'reflect'; choose circular"),
+        (lambda: SpectralConv2d(2, 2, 3, (8, 8), coeff=0), "coeff is 0; the spectral norm ceiling must be above 0"),
+        (
+            lambda: SpectralConv2d(2, 2, 3, (8, 8))(torch.ones(1, 2, 4, 8)),
+            r"images are \(4, 8\), and the norm is known",
+        ),
+        (lambda: MonotoneContraction(3, 2, margin=0), "margin is 0; give a strong monotonicity above 0"),
+    ],
+)
+def test_bad_layers_are_refused_with_the_remedy(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
