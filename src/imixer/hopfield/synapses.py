@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
+from imixer.hopfield.lagrangians.parts import inverse_temperature
 from imixer.hopfield.neurons import fits
 
 Shape = tuple[int, ...]
@@ -355,16 +356,20 @@ class AttentionSynapse(Synapse):
         features: Channels of the layers.
         num_heads: Heads.
         head_features: Width of a head. Default: features / num_heads.
-        beta: Inverse temperature. Default: 1 / sqrt(head_features).
+        beta: Inverse temperature, one number or one per head (num_heads,). Default: 1 / sqrt(head_features).
 
     Raises:
-        ValueError: If a size is below 1 or beta not positive.
+        ValueError: If a size is below 1, beta not positive, or its number not that of the heads.
 
     Source: Hoover et al., arXiv 2302.07253, equation 4.
     """
 
     def __init__(
-        self, features: int, num_heads: int = 1, head_features: int | None = None, beta: float | None = None
+        self,
+        features: int,
+        num_heads: int = 1,
+        head_features: int | None = None,
+        beta: float | Tensor | None = None,
     ) -> None:
         super().__init__()
         width = features // max(1, num_heads) if head_features is None else head_features
@@ -372,9 +377,14 @@ class AttentionSynapse(Synapse):
             raise ValueError(
                 f"features, num_heads and head_features are {features}, {num_heads}, {width}; give 1 or more"
             )
-        self.beta = 1 / math.sqrt(width) if beta is None else float(beta)
-        if not (self.beta > 0 and math.isfinite(self.beta)):
-            raise ValueError(f"beta is {beta}; an inverse temperature must be positive and finite")
+        self.beta: float | Tensor
+        beta = inverse_temperature(1 / math.sqrt(width) if beta is None else beta)
+        if isinstance(beta, Tensor):
+            if beta.shape != (num_heads,):
+                raise ValueError(f"beta has shape {tuple(beta.shape)}; give one number, or {num_heads}, one per head")
+            self.register_buffer("beta", beta[:, None, None])
+        else:
+            self.beta = beta
         self.query = nn.Parameter(_drawn(num_heads * width, features).view(num_heads, width, features))
         self.key = nn.Parameter(_drawn(num_heads * width, features).view(num_heads, width, features))
 
@@ -399,7 +409,7 @@ class AttentionSynapse(Synapse):
     def energy(self, *g: Tensor) -> Tensor:
         """Compute -1/beta sum of logsumexp(beta <q, k>) over heads and queries, (B,)."""
         q, k = self._project(*g)
-        return -torch.logsumexp(self.beta * q @ k.mT, -1).sum((1, 2)) / self.beta
+        return -(torch.logsumexp(self.beta * q @ k.mT, -1, keepdim=True) / self.beta).sum((1, 2, 3))
 
     def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
         """Compute what queries and keys receive, of the shapes of g."""

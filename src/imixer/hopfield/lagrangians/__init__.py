@@ -1,7 +1,7 @@
 """Lagrangians, each named by its activation. A new one is one class with `@register("its_name")`."""
 
-from imixer.hopfield.lagrangians.coupled import LayerNorm, Softmax, Spherical, UnitLayerNorm
-from imixer.hopfield.lagrangians.custom import Elementwise
+from imixer.hopfield.lagrangians.coupled import Entmax, LayerNorm, Softmax, Sparsemax, Spherical, UnitLayerNorm
+from imixer.hopfield.lagrangians.custom import Elementwise, FromDensity
 from imixer.hopfield.lagrangians.elementwise import (
     GELU,
     Exponential,
@@ -20,7 +20,9 @@ __all__ = [
     "GELU",
     "LAGRANGIANS",
     "Elementwise",
+    "Entmax",
     "Exponential",
+    "FromDensity",
     "GELU1Lip",
     "Identity",
     "LayerNorm",
@@ -30,6 +32,7 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Sparsemax",
     "Spherical",
     "Tanh",
     "UnitLayerNorm",
