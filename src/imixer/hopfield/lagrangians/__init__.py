@@ -14,6 +14,7 @@ from imixer.hopfield.lagrangians.elementwise import (
     Softplus,
     Tanh,
 )
+from imixer.hopfield.lagrangians.masked import Masked
 from imixer.hopfield.lagrangians.registry import LAGRANGIANS, lagrangian, register
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "GELU1Lip",
     "Identity",
     "LayerNorm",
+    "Masked",
     "ReLU",
     "RectifiedPower",
     "SiLU",
