@@ -1,11 +1,13 @@
 """Integrating a network in time: with torchdiffeq, or with scipy where the flow is stiff."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.progress import Progress
@@ -13,6 +15,10 @@ from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
 from imixer.hopfield.network import HopfieldNetwork, State
+from imixer.hopfield.pictures import plot_states
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 MOST_STEPS = 20_000  # that torchdiffeq takes at a fixed step in search of a steady state
@@ -56,6 +62,14 @@ class Trajectory:
     def final(self) -> State:
         """The last state, layer name -> x (..., *shape). Gradients flow through it."""
         return {name: x[-1] for name, x in self.states.items()}
+
+    def plot(self, sample: int = 0) -> Figure:
+        """Draw the neurons of a sample in time, a panel per layer; clamped ones are dashed, of many a dozen is shown.
+
+        Args:
+            sample: Which sample of the batch.
+        """
+        return plot_states(self.times, self.states, self.held, sample)
 
 
 def integrate(
@@ -185,10 +199,10 @@ def _settings(
 
 
 def _explicit(
-    flow: "_Flow",
+    flow: _Flow,
     x0: Tensor,
     times: Sequence[float],
-    stop: "_Stop",
+    stop: _Stop,
     frames: int,
     settings: dict[str, Any],
     solve: Callable[..., Any],
@@ -208,7 +222,7 @@ def _explicit(
 
 
 def _stiff(
-    flow: "_Flow", x0: Tensor, times: Sequence[float], stop: "_Stop", method: str, rtol: float, atol: float
+    flow: _Flow, x0: Tensor, times: Sequence[float], stop: _Stop, method: str, rtol: float, atol: float
 ) -> tuple[Tensor, Tensor]:
     """Return times (T,) and packed states (T, B, N), by scipy."""
     from imixer.hopfield.stiff import integrate_stiff  # scipy's solvers take a while to import
@@ -238,12 +252,12 @@ def _stiff(
 
 
 def _until(
-    flow: "_Flow",
+    flow: _Flow,
     solve: Callable[..., Any],
     x0: Tensor,
     t_end: float,
     frames: int,
-    stop: "_Stop",
+    stop: _Stop,
     settings: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """Return times (T,) and packed states (T, B, N) until the stop or t_end, at the solver's own steps."""
@@ -271,7 +285,7 @@ class _Stop:
     """A number that is positive until the integration should stop: at rest, or at the user's event."""
 
     def __init__(
-        self, flow: "_Flow", start: State, event: Event | None, until_steady: float | None, t_end: float
+        self, flow: _Flow, start: State, event: Event | None, until_steady: float | None, t_end: float
     ) -> None:
         self.asked = event is not None or until_steady is not None
         self._flow, self._event, self._until_steady = flow, event, until_steady

@@ -8,6 +8,7 @@ import copy
 import math
 import warnings
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from imixer.hopfield.adiabatic import AdiabaticUpdate
 from imixer.hopfield.lagrangians.masked import Masked
 from imixer.hopfield.memory_kinds import BINARY, Kind, build, from_patches, to_patches
 from imixer.hopfield.network import HopfieldNetwork, State
+from imixer.hopfield.pictures import animate
 from imixer.hopfield.synapses import BilinearSynapse, LinearSynapse
 
 # What to do where patterns merge.
@@ -68,6 +70,18 @@ class Retrieval:
     def energy_decreases(self) -> bool:
         """Whether the energy rose in no step by more than the tolerance."""
         return self.largest_rise <= self.tolerance
+
+    def animate(self, path: str | PathLike[str], frames_per_second: float = 4.0) -> None:
+        """Write the way from the queries to the patterns, and its energy, as an animated GIF; of many a dozen is shown.
+
+        Args:
+            path: File to write, which ends in .gif.
+            frames_per_second: Steps shown in a second.
+
+        Raises:
+            ValueError: If the file's name does not end in .gif, or the speed is not positive.
+        """
+        animate(self.states, self.energies, path, frames_per_second)
 
 
 class AssociativeMemory(nn.Module):

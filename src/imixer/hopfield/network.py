@@ -215,7 +215,7 @@ class HopfieldNetwork(nn.Module):
         line with two heads, another has a line for each way.
 
         Returns:
-            An SVG picture, which a notebook shows and `save` writes to a file.
+            An SVG picture, which a notebook shows and `save` writes to a file. Its `text` is for a terminal.
         """
         return draw(
             dict(self._layers()), [(name, joined, self.synapse(name)) for name, joined in self.connections.items()]

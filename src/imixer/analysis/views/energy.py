@@ -113,10 +113,9 @@ def draw(energies: Sequence[MixingEnergy]) -> Figure:
         change = [step.change for step in steps]
         beside = [block + offset for block in blocks]
         draw_spread(changes, beside, change, color=color, marker="o", label=f"mixing of {mixing}")
-        untrained = [step.untrained.change for step in steps if step.untrained is not None]
+        untrained = [(step.block, float(step.untrained.change.mean())) for step in steps if step.untrained is not None]
         if untrained:
-            means = [float(values.mean()) for values in untrained]
-            changes.plot(blocks, means, color=color, ls=":", marker=".", label=f"{mixing}, untrained")
+            changes.plot(*zip(*untrained, strict=True), color=color, ls=":", marker=".", label=f"{mixing}, untrained")
         for name, marker in zip(steps[0].asymmetry, "os^Dv", strict=False):
             values = [step.asymmetry[name] for step in steps]
             ls = "-" if marker == "o" else "--"
