@@ -13,6 +13,7 @@ from torch import Tensor
 from imixer.hopfield.drawing import BLUE, INK, ORANGE
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure
 
 MOST_LINES = 12  # neurons or samples of which a figure draws a line each
@@ -100,15 +101,15 @@ def animate(frames: Tensor, energies: Tensor, path: str | PathLike[str], frames_
     for i in range(count):
         axes = figure.add_subplot(grid[0, i])
         axes.set_axis_off()
-        shown.append(axes.imshow(pictures[0, i], vmin=low, vmax=high, cmap="gray", aspect="auto"))
+        shown.append(axes.imshow(pictures[0, i].numpy(), vmin=low, vmax=high, cmap="gray", aspect="auto"))
     below = figure.add_subplot(grid[1, :])
     below.plot(energies.detach()[:, :count].cpu().numpy(), color=BLUE, lw=1)
     below.set(xlabel="step", ylabel="energy")
     here = below.axvline(0, color=INK, lw=1)
 
-    def draw(t: int) -> list[object]:
+    def draw(t: int) -> list[Artist]:
         for i, image in enumerate(shown):
-            image.set_data(pictures[t, i])
+            image.set_data(pictures[t, i].numpy())
         here.set_xdata([t, t])
         return [*shown, here]
 

@@ -92,8 +92,8 @@ def load_model(path: Path, *, trained: bool = True) -> nn.Module:
     try:
         # As a file, since timm 1.0.23 takes the safetensors of a directory for a pickle.
         weights = {"source": "", "file": str(path / _WEIGHTS)}
-        overlay = {"pretrained_cfg_overlay": weights} if trained else {}
-        model = timm.create_model(f"local-dir:{path}", pretrained=trained, **overlay)
+        overlay = weights if trained else None
+        model = timm.create_model(f"local-dir:{path}", pretrained=trained, pretrained_cfg_overlay=overlay)
     except Exception as error:  # json, safetensors, torch and timm each raise their own
         raise InputError(f"{path} holds no model that can be read: {' '.join(str(error).split())[:200]}") from error
     return model.eval()
