@@ -57,7 +57,7 @@ def test_no_arrow_turns_back(package):
         assert imports(file) - {package} <= MAY_IMPORT[package], file
 
 
-THIRD_PARTY = {"implicit": {"torch"}, "hopfield": {"torch", "torchdiffeq", "rich"}}
+THIRD_PARTY = {"implicit": {"torch"}, "hopfield": {"torch", "torchdiffeq", "scipy", "rich", "matplotlib"}}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from imixer.analysis.bridge import model_networks
 from imixer.analysis.energy import MixingEnergy, energy_along_depth
 from imixer.cli import main
 from imixer.hopfield import AdiabaticUpdate, chain
+from imixer.training.finished_run import load_run
 
 
 def symmetric(act: str, depth: int = 2) -> torch.nn.Module:
@@ -98,7 +99,21 @@ def test_analyze_energy_writes_a_table_and_a_figure(run, capsys):
     assert written["images"] == 5
     assert {row["mixing"] for row in written["mixings"]} == {"tokens", "channels"}
     assert (run / "analysis" / "energy.png").exists()
+    assert all(row["untrained"]["change"]["mean"] != row["change"]["mean"] for row in written["mixings"])
     assert "descent is not guaranteed" in capsys.readouterr().out
+
+
+def test_the_untrained_column_is_of_the_runs_model_as_its_seed_draws_it(run):
+    finished = load_run(str(run), "cpu")
+    state = torch.random.get_rng_state()
+    untrained = finished.untrained()
+    assert torch.equal(torch.random.get_rng_state(), state) and not untrained.training
+    trained = finished.model.state_dict()
+    assert {name: p.shape for name, p in untrained.state_dict().items()} == {n: p.shape for n, p in trained.items()}
+    assert not torch.equal(untrained.blocks[0].mlp_channels.fc1.weight, trained["blocks.0.mlp_channels.fc1.weight"])
+    assert type(untrained) is type(finished.model)
+    again = finished.untrained().state_dict()
+    assert all(torch.equal(p, again[name]) for name, p in untrained.state_dict().items())
 
 
 @pytest.mark.parametrize(

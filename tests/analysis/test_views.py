@@ -250,19 +250,23 @@ def mixings():
             after = torch.tensor([1.0, 2.0]) + shift + block + (9 if block and shift else 0)
             asymmetry = {"x1-x2": 0.1 + 0.2 * block, **({"x2-x3": 0.3 + 0.2 * block} if mixing == "tokens" else {})}
             conditions = () if block == 0 else ("x1: no convex Lagrangian",)
-            made.append(MixingEnergy(block, mixing, asymmetry, before, after, 0.25, conditions))
+            first = MixingEnergy(block, mixing, {}, before, before - 0.5, 0.0, ()) if block == 0 else None
+            made.append(MixingEnergy(block, mixing, asymmetry, before, after, 0.25, conditions, first))
     return made
 
 
 def test_the_table_of_energies(mixings):
     header, rows = cells(energy.table(mixings))
-    assert header == ["block", "mixing", "asymmetry of the couplings", "energy before", "after", "falls for", "descent"]
+    assert header == ["block", "mixing", "asymmetry of the couplings", "energy before", "after", "change", "untrained",
+                      "falls for", "descent"]  # fmt: skip
     assert rows == [
-        ("0", "tokens", "x1-x2 0.10  x2-x3 0.30", "5 +- 1.4", "1.5 +- 0.71", "100%", "guaranteed"),
-        ("0", "channels", "x1-x2 0.10", "15 +- 1.4", "11.5 +- 0.71", "100%", "guaranteed"),
-        ("1", "tokens", "x1-x2 0.30  x2-x3 0.50", "6 +- 1.4", "2.5 +- 0.71", "100%", "observed"),
-        ("1", "channels", "x1-x2 0.30", "16 +- 1.4", "21.5 +- 0.71", "0%", "violated"),
-    ]
+        ("0", "tokens", "x1-x2 0.10  x2-x3 0.30", "5 +- 1.4", "1.5 +- 0.71", "-3.5 +- 0.71", "-0.5 +- 0", "100%",
+         "guaranteed"),
+        ("0", "channels", "x1-x2 0.10", "15 +- 1.4", "11.5 +- 0.71", "-3.5 +- 0.71", "-0.5 +- 0", "100%",
+         "guaranteed"),
+        ("1", "tokens", "x1-x2 0.30  x2-x3 0.50", "6 +- 1.4", "2.5 +- 0.71", "-3.5 +- 0.71", "", "100%", "observed"),
+        ("1", "channels", "x1-x2 0.30", "16 +- 1.4", "21.5 +- 0.71", "5.5 +- 0.71", "", "0%", "violated"),
+    ]  # fmt: skip
     assert "descent is not guaranteed: no convex Lagrangian" in said(energy.show, mixings)
     assert "not guaranteed" not in said(energy.show, mixings[:2])
 
@@ -271,7 +275,8 @@ def test_the_numbers_of_energies(mixings):
     row = energy.numbers(mixings)["mixings"][3]
     assert (row["energy_before"]["mean"], row["energy_after"]["mean"], row["change"]["mean"]) == (16, 21.5, 5.5)
     assert (row["share_falling"], row["rest_residual"]) == (0, 0.25)
-    assert row["violated_conditions"] == ["x1: no convex Lagrangian"]
+    assert row["violated_conditions"] == ["x1: no convex Lagrangian"] and "untrained" not in row
+    assert energy.numbers(mixings)["mixings"][0]["untrained"]["change"]["mean"] == -0.5
 
 
 def test_the_figure_of_energies(mixings):
@@ -279,6 +284,8 @@ def test_the_figure_of_energies(mixings):
     found = bars(changes)
     for mixing, color, offset in (("tokens", BLUE, -0.06), ("channels", ORANGE, 0.06)):
         expected = spread(*(m.after - m.before for m in mixings if m.mixing == mixing))
+        dotted = lines(changes)[f"{mixing}, untrained"]
+        assert dotted[1] == [-0.5] and dotted[2:4] == (color, ":")
         assert found[f"mixing of {mixing}"] == (np.array([0, 1]) + offset, *expected, color, "-", "o")
     assert lines(asymmetries) == {
         "tokens, x1-x2": ([0, 1], [0.1, 0.3], BLUE, "-", "o"),
@@ -612,6 +619,7 @@ def recalled():
         nearest=torch.tensor([2, 0]),
         overlap=torch.tensor([0.9, 0.8]),
         tolerance=1e-6,
+        merged=torch.tensor([False, False]),
     )
     return Recall(
         memory=AssociativeMemory(patterns),

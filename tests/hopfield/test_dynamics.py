@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from imixer.hopfield import HopfieldNetwork, LinearSynapse, Neurons, chain, integrate
-from imixer.hopfield.dynamics import ADAPTIVE, FIXED_STEP
+from imixer.hopfield import AdiabaticUpdate, HopfieldNetwork, LinearSynapse, Neurons, chain, descent, integrate
+from imixer.hopfield.dynamics import ADAPTIVE, FIXED_STEP, STIFF
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -326,6 +326,136 @@ def test_nothing_given_is_changed():
     ],
 )
 def test_impossible_arguments_are_refused_by_name(kwargs, named):
+    network = chain([3, 4], ["relu", "relu"])
+    with pytest.raises(ValueError, match=named):
+        integrate(network, **{"start": network.initial_state(x1=torch.zeros(2, 3)), "t_end": 1.0} | kwargs)
+
+
+# Stiff flows, times of one's choice, caps and events
+
+
+def separated(*shapes: int) -> tuple[HopfieldNetwork, dict[str, Tensor]]:
+    """The paper's limit, tau 1 >> 1e-3 >> 1e-5."""
+    torch.manual_seed(0)
+    network = chain(list(shapes), ["layer_norm", "softplus", "tanh"], tau=[1.0, 1e-3, 1e-5], decay=[0.0, 1.0, 1.0])
+    network = network.double()
+    with torch.no_grad():
+        inner = network.synapse("x2-x3").weight
+        inner.mul_(0.5 / torch.linalg.matrix_norm(inner, 2))
+    return network, network.initial_state(x1=torch.randn(3, shapes[0]).double())
+
+
+@pytest.mark.parametrize("method", STIFF)
+def test_a_stiff_method_follows_the_exact_solution(method):
+    network, start = linear()
+    for name, tau in (("x1", 1.0), ("x2", 0.3)):
+        assert network.layer(name).tau == tau
+    way = integrate(network, start, times=[0.1, 0.5, 3.0], method=method, rtol=1e-9, atol=1e-11)
+    assert way.times.tolist() == [0.1, 0.5, 3.0]
+    for i, t in enumerate(way.times.tolist()):
+        found = torch.cat([x[i] for x in way.states.values()], -1)
+        torch.testing.assert_close(found, exact(network, start, t), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", STIFF)
+def test_separated_time_constants_lead_along_the_adiabatic_limit_and_to_rest(method):
+    network, start = separated(5, 7, 4)
+    limit = AdiabaticUpdate(network, n_iter=25)
+    way = integrate(network, start, times=[0.05, 0.5], method=method)
+    assert way.n_steps < 2000
+    x1 = start["x1"]
+    x1 = limit(x1, steps=1000, dt=5e-4)
+    torch.testing.assert_close(way.final["x1"], x1, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(way.final["x2"], limit.hidden(x1)[0], rtol=5e-3, atol=5e-3)
+    assert descent(network, way).verdict == "guaranteed"
+
+
+def test_a_stiff_method_is_scipys_own():
+    solve_ivp = pytest.importorskip("scipy.integrate").solve_ivp
+    network, start = tanh_chain(tau=[1.0, 0.01, 0.001])
+    way = integrate(network, start, 2.0, frames=5, method="bdf", rtol=1e-9, atol=1e-11)
+    for sample in range(2):
+        x0 = torch.cat([x[sample] for x in start.values()]).detach()
+
+        def f(t, y):
+            parts = torch.as_tensor(y).split([3, 4, 2])
+            state = {name: part[None] for name, part in zip(start, parts, strict=True)}
+            return torch.cat([v[0] for v in network.velocity(state).values()]).detach().numpy()
+
+        reference = solve_ivp(f, (0, 2.0), x0.numpy(), "Radau", t_eval=way.times.numpy(), rtol=1e-9, atol=1e-11)
+        found = torch.cat([x[:, sample] for x in way.states.values()], -1)
+        torch.testing.assert_close(found, torch.as_tensor(reference.y.T), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "bdf"])
+def test_states_are_kept_at_the_times_of_ones_choice(method):
+    network, start = linear()
+    times = torch.tensor([0.0, 0.03, 0.7, 0.71])
+    with torch.no_grad():
+        way = integrate(network, start, times=times, method=method)
+    assert torch.allclose(way.times, times.double()) and len(way.states["x1"]) == 4
+    for i, t in enumerate(way.times.tolist()):
+        found = torch.cat([x[i] for x in way.states.values()], -1)
+        torch.testing.assert_close(found, exact(network, start, t), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "rk4", "bdf", "radau"])
+def test_an_event_ends_the_integration_when_it_comes(method):
+    """One neuron that decays, x = 2 e^-t, comes to 1/2 at time log 4."""
+    network = HopfieldNetwork({"v": Neurons(1)}, []).double()
+    start = {"v": torch.tensor([[2.0], [1.0]], dtype=torch.float64)}
+    options = {"rtol": 1e-9, "atol": 1e-11} if method != "rk4" else {"step_size": 0.001}
+    with torch.no_grad():
+        way = integrate(network, start, 9.0, method=method, event=lambda t, state: state["v"][0] - 0.5, **options)
+        never = integrate(network, start, 1.0, method=method, event=lambda t, state: state["v"] + 1.0, **options)
+    assert way.event_time == pytest.approx(math.log(4), abs=1e-5) and way.times[-1] == way.event_time
+    assert way.final["v"][0].item() == pytest.approx(0.5, abs=1e-5)
+    assert never.event_time is None and never.times[-1].item() == pytest.approx(1.0)
+
+
+def test_rest_is_found_by_stiff_methods_too():
+    network, start = separated(5, 7, 4)
+    for name in network.neurons:
+        network.layer(name).decay = 1.0
+    way = integrate(network, start, 100.0, until_steady=1e-5, method="bdf")
+    assert way.steady and way.residual <= 1.1e-5 and way.event_time is None and way.times[-1] < 100
+    assert len(way.times) <= 101
+
+
+def test_too_many_steps_end_in_a_sentence_that_names_the_stiff_method():
+    network, start = separated(5, 7, 4)
+    message = r"40 steps lead to time .* of 1; time constants reach from 1e-05 to 1: give method='bdf'.* max_steps"
+    with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+        integrate(network, start, 1.0, max_steps=40)
+    with pytest.raises(RuntimeError, match="larger max_steps"):
+        integrate(network, start, 1.0, method="bdf", max_steps=3)
+
+
+def test_clamped_neurons_stay_in_stiff_flows():
+    network, start = tanh_chain()
+    mask = torch.tensor([True, False, True])
+    way = integrate(network, start, 1.0, method="bdf", held={"x1": mask})
+    assert torch.equal(way.final["x1"][:, mask], start["x1"][:, mask])
+    reference = integrate(network, start, 1.0, held={"x1": mask}, **TIGHT)
+    torch.testing.assert_close(way.final["x1"], reference.final["x1"].detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"t_end": None}, "give t_end, the time to stop at, or times"),
+        ({"t_end": None, "times": [0.0, 2.0, 1.0]}, "give increasing ones from 0 on"),
+        ({"t_end": None, "times": []}, "give increasing ones"),
+        ({"times": [0.0, 2.0]}, "t_end is 1.0, but the last of times is 2.0"),
+        ({"t_end": None, "times": [0.0, 2.0], "until_steady": 1e-3}, "dopri5 cannot keep .* method='bdf'"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"method": "rk4", "step_size": 1e-3, "max_steps": 10}, "1000 steps to t_end, above max_steps, 10"),
+        ({"method": "bdf", "adjoint": True}, "bdf has no gradients; .* AdiabaticUpdate"),
+        ({"event": lambda t, state: 3.0}, "event gives no tensor of floats"),
+        ({"event": lambda t, state: state["x1"].sum()}, "event is 0 or not finite at the start"),
+    ],
+)
+def test_impossible_times_and_events_are_refused(kwargs, named):
     network = chain([3, 4], ["relu", "relu"])
     with pytest.raises(ValueError, match=named):
         integrate(network, **{"start": network.initial_state(x1=torch.zeros(2, 3)), "t_end": 1.0} | kwargs)

@@ -17,7 +17,9 @@ from imixer.hopfield.lagrangians import (
     GELU,
     LAGRANGIANS,
     Elementwise,
+    Entmax,
     Exponential,
+    FromDensity,
     Identity,
     LayerNorm,
     RectifiedPower,
@@ -26,6 +28,7 @@ from imixer.hopfield.lagrangians import (
     SiLU,
     Softmax,
     Softplus,
+    Sparsemax,
     Spherical,
     Tanh,
     UnitLayerNorm,
@@ -47,6 +50,9 @@ CASES: dict[str, Lagrangian] = {name: lagrangian(name) for name in NAMES} | {
     "tanh beta": Tanh(0.3),
     "softmax beta": Softmax(3.0),
     "softmax axes": Softmax(2.0, axis=(-2, -1)),
+    "sigmoid beta per neuron": Sigmoid(torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)),
+    "entmax 1.2": Entmax(1.2, 2.0),
+    "sparsemax axes": Sparsemax(2.0, axis=(-2, -1)),
     "exponential low": Exponential(1.5, cutoff=1.0),
     "layer_norm axes": LayerNorm((-2, -1), eps=0.1, gain=2.0, shift=torch.linspace(-1, 1, N, dtype=torch.float64)),
     "layer_norm -2": LayerNorm(-2, shift=0.5),
@@ -177,13 +183,25 @@ def test_lipschitz_constant_bounds_the_hessian(made):
     assert torch.linalg.matrix_norm(M, ord=2).max() <= made.lipschitz * (1 + 1e-9)
 
 
-@bounded
+@each({name: made for name, made in CASES.items() if math.isfinite(made.lipschitz) and "entmax" not in name})
 def test_finite_lipschitz_constant_is_attained(made):
     flat = torch.linspace(-5, 70, 1501).double().view(-1, 1, 1).expand(-1, 3, N)
     pairs = torch.tensor([0.0, 0.0, -1e3, -1e3]).double().expand(1, 3, N).clone()
     pairs[:, 1:] = -1e3
-    M = hessians(made, torch.cat([flat, pairs, torch.zeros(1, 3, N).double()]))
+    rows = torch.tensor([0.0, 0.0, -1e3, -1e3]).double().expand(1, 3, N)
+    M = hessians(made, torch.cat([flat, pairs, rows, torch.zeros(1, 3, N).double()]))
     assert torch.linalg.matrix_norm(M, ord=2).max() > 0.99 * made.lipschitz
+
+
+@pytest.mark.parametrize(("alpha", "seen"), [(1.2, 0.65), (1.5, 0.94)])
+def test_lipschitz_constant_of_entmax_is_approached_with_ever_more_neurons(alpha, seen):
+    """One neuron has most of the weight, and many share the rest; a pair has 2^(alpha - 2)."""
+    slopes = [2 ** (alpha - 2)]
+    for count in (10**4, 10**5, 10**6):
+        p = torch.cat([torch.tensor([0.9]), torch.full((count,), 0.1 / count)]).double()
+        x = p ** (alpha - 1) / (alpha - 1)
+        slopes.append(float(Entmax(alpha).hessian_product(x, torch.eye(1, count + 1).double()[0])[0]))
+    assert slopes[1:] == sorted(slopes[1:]) and slopes[0] < slopes[-1] and seen < slopes[-1] < Entmax(alpha).lipschitz
 
 
 @unbounded
@@ -447,6 +465,59 @@ def test_beta_that_is_not_positive_is_refused(name, beta):
         lagrangian(name, beta=beta)
 
 
+def test_beta_of_a_softmax_is_one_number_per_distribution():
+    x, beta = states(), torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64)
+    made = Softmax(beta)
+    expected = torch.stack([torch.softmax(b * x[:, i], -1) for i, b in enumerate(beta.flatten().tolist())], 1)
+    torch.testing.assert_close(made.activation(x), expected)
+    assert made.lipschitz == 1.0 and "beta=0.5 to 2" in repr(made) and "beta" in made.state_dict()
+    with pytest.raises(ValueError, match=r"beta has shape \(4,\), .* share one .*; give size 1 there"):
+        Softmax(torch.ones(4))
+    with pytest.raises(ValueError, match="beta is 0; an inverse temperature must be positive"):
+        Sigmoid(torch.tensor([1.0, 0.0]))
+
+
+# --- sparse distributions
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_sparse_distributions_are_those_of_the_entmax_package(axis, scale):
+    entmax = pytest.importorskip("entmax")
+    x = states(20, (6, 9, 7), scale)
+    for alpha in (1.1, 1.3, 1.5, 1.8, 2.0):
+        expected = entmax.entmax_bisect(x, alpha, dim=axis, n_iter=60)
+        torch.testing.assert_close(Entmax(alpha, axis=axis).activation(x), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(Entmax(axis=axis).activation(x), entmax.entmax15(x, dim=axis), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(Sparsemax(axis=axis).activation(x), entmax.sparsemax(x, dim=axis))
+
+
+def test_sparse_densities_are_the_largest_values_that_scipy_finds():
+    minimize = pytest.importorskip("scipy.optimize").minimize
+    x = states(21, (4,))
+    for alpha in (1.3, 1.5, 2.0):
+
+        def objective(p, alpha=alpha):
+            return -(p @ x.numpy() + ((p - p**alpha) / (alpha * (alpha - 1))).sum())
+
+        simplex = dict(type="eq", fun=lambda p: p.sum() - 1)
+        best = minimize(objective, [0.25] * 4, bounds=[(0, 1)] * 4, constraints=simplex, tol=1e-12)
+        assert Entmax(alpha).density(x).item() == pytest.approx(-best.fun, abs=1e-6)
+
+
+def test_entmax_goes_to_softmax_and_is_exactly_sparse_above():
+    x = states(22, scale=2.0)
+    torch.testing.assert_close(Entmax(1 + 1e-6).activation(x), torch.softmax(x, -1), rtol=1e-4, atol=1e-5)
+    zeros = [(Entmax(alpha).activation(x) == 0).double().mean() for alpha in (1.2, 1.5, 2.0)]
+    assert 0 < zeros[0] < zeros[1] < zeros[2]
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5, 2.5, math.nan])
+def test_an_alpha_without_a_sparse_distribution_is_refused(alpha):
+    with pytest.raises(ValueError, match=rf"alpha is {alpha}; give more than 1 \(softmax\) and 2"):
+        Entmax(alpha)
+
+
 # --- the user's own function
 
 
@@ -505,6 +576,70 @@ def test_false_claims_are_refused_with_value_and_place(function, claims, message
 def test_true_claims_of_every_elementwise_lagrangian_are_accepted(name):
     made = lagrangian(name)
     Elementwise(made.density, convex=made.convex, lipschitz=made.lipschitz, activation=made.activation)
+
+
+def test_what_a_function_is_not_said_to_be_is_measured_and_said_to_be_so():
+    made = Elementwise(GELU().density)
+    assert not made.convex and made.lipschitz == pytest.approx(GELU().lipschitz, abs=1e-6) and not made.proven
+    assert "measured on [-10, 10]" in repr(made) and made.asymptotic_slope is None
+    assert Elementwise(torch.cosh, convex=True, lipschitz=math.inf).proven
+    assert not Elementwise(torch.cosh, convex=True).proven
+
+
+def log_sum(x: Tensor) -> Tensor:
+    return torch.logsumexp(2 * x.flatten(1), 1) / 2
+
+
+def saddle(x: Tensor) -> Tensor:
+    return x[:, 0].square() - 0.3 * x[:, 1].square() + x[:, 2] * 0.0
+
+
+@pytest.mark.parametrize("shape", [N, (3, N)])
+def test_a_density_alone_gives_activation_hessian_and_energy(shape):
+    made = FromDensity(log_sum, shape)
+    axes = made.axis
+    x, u = states(23), states(24)
+    plain = Softmax(2.0, axis=axes)
+    torch.testing.assert_close(made.density(x), plain.density(x))
+    torch.testing.assert_close(made.activation(x), plain.activation(x))
+    torch.testing.assert_close(made.hessian_product(x, u), plain.hessian_product(x, u))
+    assert made.convex and 0.9 < made.lipschitz <= 1 + 1e-9
+    assert not made.proven and made.asymptotic_slope is None and "measured at 256 states" in repr(made)
+
+
+def test_curvatures_of_a_density_are_the_extreme_eigenvalues():
+    made = FromDensity(saddle, 3)
+    assert made.smallest_curvature == pytest.approx(-0.6) and made.largest_curvature == pytest.approx(2.0)
+    assert not made.convex and made.lipschitz == pytest.approx(2.0)
+    matrix = states(25, (30, 30))
+    matrix = matrix @ matrix.mT
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    made = FromDensity(lambda x: torch.einsum("bi,ij,bj->b", x, matrix, x) / 2, 30)
+    assert made.largest_curvature == pytest.approx(float(eigenvalues[-1]), rel=1e-6)
+    assert made.convex and float(eigenvalues[0]) - 1e-9 <= made.smallest_curvature < 1
+
+
+def test_a_flat_density_has_no_curvature_and_a_network_of_parameters_trains():
+    assert FromDensity(lambda x: x.sum(1), 5).lipschitz == 0.0
+    net = nn.Sequential(nn.Linear(4, 8), nn.Softplus(), nn.Linear(8, 1), nn.Flatten(0))
+    made = FromDensity(net, 4)
+    made.activation(torch.randn(3, 4)).square().sum().backward()
+    assert net[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x.square(), r"256 samples of shape \(4,\) is \(256, 4\); return one number a sample, as x.flatten"),
+        (lambda x: x.square().sum(), r"is \(\); return one number a sample"),
+        (lambda x: 3.0, r"is float; return one number a sample"),
+        (lambda x: x.sum(1) * x.sum(), "depends on the others; sum over the layer's axes alone"),
+        (lambda x: x.sum(1).log(), "not finite at .* give a function that is finite everywhere"),
+    ],
+)
+def test_a_density_of_another_kind_is_refused(function, message):
+    with pytest.raises(ValueError, match=message):
+        FromDensity(function, N)
 
 
 # --- names and bad inputs

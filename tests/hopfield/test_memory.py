@@ -174,6 +174,171 @@ def test_the_classical_memory_mixes_correlated_patterns():
         assert share_retrieved(kind, xi, 0.05) == 1.0, kind
 
 
+@pytest.mark.parametrize("count", [3, 12, 40])
+def test_storkeys_rule_is_his_formula_lifted_until_no_eigenvalue_is_negative(count):
+    """W_ij += (xi_i xi_j - xi_i h_ji - h_ij xi_j) / N, with h_ij what i receives from all but i and j."""
+    xi = signs(count, 16)
+    N = 16
+    W = torch.zeros(N, N).double()
+    for pattern in xi:
+        h = torch.zeros(N, N).double()
+        for i in range(N):
+            for j in range(N):
+                h[i, j] = sum(W[i, k] * pattern[k] for k in range(N) if k not in (i, j))
+        W = W + (torch.outer(pattern, pattern) - pattern[:, None] * h.T - h * pattern[None]) / N
+    W.fill_diagonal_(0)
+    A = AssociativeMemory(xi, "classical", rule="storkey").network.synapse("visible-hidden").weight
+    expected = W - torch.eye(N).double() * torch.linalg.eigvalsh(W)[0]
+    torch.testing.assert_close(A.T @ A, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_pseudo_inverse_projects_on_the_patterns():
+    xi = torch.cat([signs(20), signs(1)])  # one of them twice
+    memory = AssociativeMemory(xi, "classical", rule="pseudo_inverse")
+    A = memory.network.synapse("visible-hidden").weight
+    flat = xi.flatten(1)
+    torch.testing.assert_close(A.T @ A, torch.linalg.pinv(flat) @ flat, rtol=1e-9, atol=1e-9)
+    assert torch.equal(memory.patterns, xi) and "21 patterns" in repr(memory)
+    torch.testing.assert_close(memory(xi), xi, rtol=0, atol=1e-3)
+
+
+def test_other_rules_store_more_and_correlated_patterns_too():
+    stored = {
+        rule: (share_retrieved("classical", signs(16), 0.05, rule=rule), correlated)
+        for rule in ("hebbian", "storkey", "pseudo_inverse")
+        for correlated in [share_retrieved("classical", correlated_patterns(5), 0.02, rule=rule)]
+    }
+    assert stored["hebbian"][0] < 0.6 < stored["storkey"][0] and stored["pseudo_inverse"][0] == 1.0
+    assert stored["hebbian"][1] == 0.0 and stored["pseudo_inverse"][1] == 1.0
+
+
+def correlated_patterns(count: int) -> Tensor:
+    """Patterns that share most signs."""
+    return torch.cat([flip(signs(1), 0.15, seed=seed) for seed in range(count)])
+
+
+def test_the_default_beta_tells_the_most_similar_patterns_apart():
+    """Digits on a bright ground: all cosines are near 1."""
+    xi = 10 + torch.randn(12, 30, generator=torch.Generator().manual_seed(0)).double()
+    assert overlaps(xi, xi).fill_diagonal_(0).max() > 0.98
+    query = xi + 0.2 * torch.randn(12, 30, generator=torch.Generator().manual_seed(1)).double()
+    memory = AssociativeMemory(xi, "modern", similarity="distance")
+    found = memory.retrieve(query)
+    assert found.nearest.tolist() == list(range(12)) and not found.merged.any()
+    torch.testing.assert_close(found.retrieved, xi, rtol=0, atol=0.1)
+    blind = AssociativeMemory(xi, "modern", similarity="distance", beta=100 / float(xi.square().sum(1).mean()))
+    with pytest.warns(
+        UserWarning, match=r"12 of 12 queries came to rest between patterns, such as query 0, .* alpha=2"
+    ):
+        assert blind.retrieve(query).merged.all()
+    apart = AssociativeMemory(signs(3), "modern")
+    assert apart.options["beta"] == pytest.approx(100 / 64)
+
+
+def test_copies_of_a_pattern_do_not_sharpen_a_memory():
+    assert AssociativeMemory(torch.cat([signs(3), signs(3)]), "modern").options["beta"] == pytest.approx(100 / 64)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_a_sparse_memory_answers_as_the_entmax_package_and_with_the_pattern_itself(alpha):
+    entmax = pytest.importorskip("entmax")
+    xi, x = torch.randn(7, 5).double(), torch.randn(4, 5).double()
+    memory = AssociativeMemory(xi, "modern", beta=0.7, alpha=alpha)
+    p = entmax.entmax_bisect(0.7 * x @ xi.T, alpha, dim=1, n_iter=60)
+    torch.testing.assert_close(memory(x), p @ xi, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(memory.weights(x), p, rtol=1e-9, atol=1e-9)
+    stored = signs(10)
+    found = AssociativeMemory(stored, "modern", alpha=alpha).retrieve(flip(stored, 0.1))
+    torch.testing.assert_close(found.retrieved, stored, rtol=0, atol=1e-12)
+    assert found.energy_decreases
+
+
+def test_each_pattern_of_an_exponential_memory_has_its_own_inverse_temperature():
+    xi, x = signs(5, N), 0.3 * torch.randn(4, N, generator=torch.Generator().manual_seed(0)).double()
+    beta = torch.tensor([5.0, 10.0, 20.0, 30.0, 40.0]).double()
+    memory = AssociativeMemory(xi, "exponential", beta=beta, steepness=3.0)
+    m = torch.tanh(3 * x) @ xi.T / N
+    torch.testing.assert_close(memory.update(x), torch.exp(beta * m) @ xi, rtol=1e-9, atol=1e-9)
+    assert memory.retrieve(flip(xi, 0.1)).energy_decreases
+
+
+# Keys, masks, memories per query
+
+
+def test_values_are_read_as_by_attention():
+    torch.manual_seed(0)
+    keys, values, x = torch.randn(7, 5).double(), torch.randn(7, 2, 3).double(), torch.randn(4, 5).double()
+    mask = torch.rand(4, 7) < 0.6
+    mask[:, 0] = True
+    memory = AssociativeMemory(keys, "modern", beta=0.7)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    flat = values.flatten(1)
+    torch.testing.assert_close(memory(x, values=values).flatten(1), attention(x, keys, flat, scale=0.7))
+    masked = attention(x, keys, flat, attn_mask=mask, scale=0.7)
+    torch.testing.assert_close(memory(x, among=mask, values=values).flatten(1), masked)
+    twice = attention(attention(x, keys, keys, scale=0.7), keys, flat, scale=0.7)
+    torch.testing.assert_close(memory(x, 2, values=values).flatten(1), twice)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_patterns_that_are_masked_are_as_if_not_stored(kind):
+    xi = signs(6)
+    allowed = torch.tensor([True, False, True, True, False, True])
+    memory, fewer = AssociativeMemory(xi, kind), AssociativeMemory(xi[allowed], kind)
+    query = flip(xi, 0.15)
+    found, expected = memory.retrieve(query, among=allowed), fewer.retrieve(query)
+    if kind != "hierarchical":  # whose dictionary still has all patches
+        torch.testing.assert_close(found.retrieved, expected.retrieved, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found.energies.diff(dim=0), expected.energies.diff(dim=0), rtol=1e-6, atol=1e-6)
+    assert found.nearest[allowed].tolist() == [0, 2, 3, 5] and allowed[found.nearest].all()
+    each = allowed.expand(6, 6)
+    torch.testing.assert_close(memory.retrieve(query, among=each).retrieved, found.retrieved)
+    assert memory.retrieve(query).nearest.tolist() == list(range(6))  # the memory itself is as before
+
+
+@pytest.mark.parametrize("kind", ONE_HIDDEN_LAYER)
+def test_a_memory_of_its_own_for_each_query_is_that_memory(kind):
+    xi = torch.stack([signs(5, seed=seed) for seed in range(3)])
+    options = {"similarity": "distance", "beta": 0.3} if kind == "modern" else {}
+    memory = AssociativeMemory(signs(2, seed=9), kind, **options)
+    query = torch.cat([flip(own[:1], 0.2) for own in xi])
+    among = torch.ones(3, 5, dtype=torch.bool)
+    among[0, 3:] = False
+    found = memory.retrieve(query, patterns=xi, among=among)
+    assert found.energy_decreases
+    for i in range(3):
+        alone = AssociativeMemory(xi[i][among[i]], kind, **options).retrieve(query[i : i + 1])
+        assert alone.nearest[0] == found.nearest[i] and alone.steps[0] == found.steps[i]
+        torch.testing.assert_close(found.retrieved[i], alone.retrieved[0], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.energies[: alone.steps[0], i], alone.energies[: alone.steps[0], 0])
+    learned = xi.clone().requires_grad_()
+    mild = AssociativeMemory(signs(2), kind, steepness=0.1) if kind in BINARY else memory
+    mild(query, patterns=learned).sum().backward()
+    assert learned.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neurons_that_move_one_at_a_time_retrieve_and_never_raise_the_energy(kind):
+    xi = signs(3, 4, 8)
+    memory = AssociativeMemory(xi, kind)
+    found = memory.retrieve(flip(xi, 0.12), asynchronous=True, generator=torch.Generator().manual_seed(0))
+    assert found.converged.all() and found.nearest.tolist() == [0, 1, 2]
+    torch.testing.assert_close(found.retrieved, xi, rtol=0, atol=0.05)
+    assert found.energy_decreases or kind == "hierarchical"
+
+
+def test_a_sweep_is_what_a_loop_over_the_neurons_gives():
+    xi = signs(4, 10)
+    memory = AssociativeMemory(xi, "classical", steepness=2.0)
+    query = flip(xi, 0.2)
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3)).tolist()
+    x, W = query.clone(), xi.T @ xi / 10
+    for i in order:
+        x[:, i] = torch.tanh(2 * x) @ W[i]
+    found = memory.retrieve(query, steps=1, asynchronous=True, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(found.states[1], torch.tanh(2 * x))
+
+
 # Energy
 
 
@@ -358,7 +523,9 @@ def test_binarised_means_above_the_own_mean():
 def test_a_vanished_state_overlaps_with_nothing():
     assert torch.equal(overlaps(torch.zeros(1, 4), torch.ones(2, 4)), torch.zeros(1, 2))
     empty = torch.zeros(2, 1)
-    still = Retrieval(torch.zeros(2, 1, 4), empty, torch.tensor([1]), torch.tensor([True]), empty[0], empty[0], 0.0)
+    still = Retrieval(
+        torch.zeros(2, 1, 4), empty, torch.tensor([1]), torch.tensor([True]), empty[0], empty[0], 0.0, empty[0]
+    )
     assert torch.equal(still.retrieved, torch.zeros(1, 4))
 
 
@@ -381,7 +548,12 @@ def test_a_vanished_state_overlaps_with_nothing():
         (signs(3), "polynomial", {"order": 1}, ["order is 1", "2 or more"]),
         (signs(3), "polynomial", {"threshold": 0.0}, ["threshold is 0.0"]),
         (signs(3), "polynomial", {"order": 60}, ["order 60", "e^95", "lower the order"]),
-        (signs(3), "exponential", {"beta": -1.0}, ["beta is -1.0"]),
+        (signs(3), "exponential", {"beta": -1.0}, ["beta is -1"]),
+        (signs(3), "exponential", {"beta": torch.ones(2)}, ["beta has shape (2,)", "3, one per pattern"]),
+        (signs(3), "classical", {"rule": "hebb"}, ["rule is 'hebb'", "storkey", "did you mean hebbian"]),
+        (signs(3), "modern", {"alpha": 3.0}, ["alpha is 3.0", "2 (sparsemax)"]),
+        (signs(3), "modern", {"beta": math.inf}, ["beta is inf", "temperature of 0"]),
+        (signs(3), "modern", {"beta": torch.ones(3)}, ["share one softmax", "kind='exponential'"]),
         (signs(3), "exponential", {"beta": 80.0}, ["beta 80", "e^80", "lower beta"]),
         (signs(3), "exponential", {"threshold": 2.0}, ["threshold is 2.0"]),
         (signs(3), "modern", {"beta": math.nan}, ["beta is nan"]),
@@ -410,6 +582,16 @@ def test_bad_memories(patterns, kind, options, parts):
         (signs(2), {"until": -1.0}, ["until is -1.0"]),
         (signs(2), {"until": math.nan}, ["until is nan"]),
         (signs(2), {"known": torch.ones(8, 8)}, ["known", "float32", "booleans"]),
+        (signs(2), {"known": torch.ones(8, 8, dtype=torch.bool)}, ["known holds every pixel", "free some"]),
+        (signs(2), {"among": torch.ones(3)}, ["among is of torch.float32", "booleans"]),
+        (signs(2), {"among": torch.ones(2, dtype=torch.bool)}, ["among has shape (2,)", "(3,) or (2, 3)"]),
+        (signs(2), {"among": torch.zeros(3, dtype=torch.bool)}, ["among leaves the queries no pattern"]),
+        (
+            signs(2),
+            {"among": torch.tensor([[True] * 3, [False] * 3])},
+            ["among leaves query 1 no pattern", "allow one"],
+        ),
+        (signs(2), {"patterns": signs(4)}, ["patterns has shape (4, 8, 8)", "(2, K, 8, 8)"]),
         (signs(2), {"known": torch.ones(8, dtype=torch.bool)}, ["known has shape (8,)", "(8, 8)", "(2, 8, 8)"]),
     ],
 )

@@ -1,5 +1,7 @@
 """Measure the energy of a trained mixer's blocks: does mixing go downhill, and how symmetric are the couplings?"""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +29,7 @@ class MixingEnergy:
         violated_conditions: Conditions of a guarantee of descent that do not hold, each as `name: reason`. If all hold,
             the energy falls however large the step. E = -L(xi g + b) is concave in g. It therefore changes by at most
             -<v' - v, g(v') - g(v)>, which a convex Lagrangian of v makes negative.
+        untrained: The same step of the same model before any training, to compare with; None if it was not measured.
     """
 
     block: int
@@ -36,6 +39,12 @@ class MixingEnergy:
     after: Tensor
     rest_residual: float
     violated_conditions: tuple[str, ...]
+    untrained: MixingEnergy | None = None
+
+    @property
+    def change(self) -> Tensor:
+        """Energy after the step minus that before it, (images,)."""
+        return self.after - self.before
 
     @property
     def share_falling(self) -> float:

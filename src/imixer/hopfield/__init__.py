@@ -1,4 +1,4 @@
-"""Hierarchical Hopfield networks: from an energy to dynamics, memories and mixers. Needs torch and torchdiffeq."""
+"""Hierarchical Hopfield networks: from an energy to dynamics, memories, mixers. Needs torch, torchdiffeq, scipy."""
 
 from imixer.hopfield.adiabatic import AdiabaticUpdate
 from imixer.hopfield.boundedness import boundedness_violations
@@ -11,12 +11,14 @@ from imixer.hopfield.lagrangians import LAGRANGIANS, lagrangian
 from imixer.hopfield.memory import AssociativeMemory, Retrieval
 from imixer.hopfield.network import HopfieldNetwork, State
 from imixer.hopfield.neurons import Neurons
+from imixer.hopfield.published import energy_transformer
 from imixer.hopfield.synapses import (
     AttentionSynapse,
     BilinearSynapse,
     ConvSynapse,
     EnergySynapse,
     LinearSynapse,
+    RestingLayerSynapse,
     Synapse,
 )
 
@@ -34,6 +36,7 @@ __all__ = [
     "Lagrangian",
     "LinearSynapse",
     "Neurons",
+    "RestingLayerSynapse",
     "Retrieval",
     "State",
     "Synapse",
@@ -41,6 +44,7 @@ __all__ = [
     "boundedness_violations",
     "chain",
     "descent",
+    "energy_transformer",
     "integrate",
     "lagrangian",
     "three_layer",

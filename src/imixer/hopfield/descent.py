@@ -1,7 +1,9 @@
 """Does the energy fall along a trajectory, does anything stop it, and was that to be expected?"""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -9,7 +11,11 @@ from torch import Tensor
 from imixer.hopfield.boundedness import boundedness_violations
 from imixer.hopfield.dynamics import Trajectory
 from imixer.hopfield.network import HopfieldNetwork
+from imixer.hopfield.pictures import plot_energy
 from imixer.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Bounded = Literal["known", "unknown", "runaway"]
 
@@ -31,6 +37,7 @@ class Descent:
         boundedness_violations: What keeps theory from promising a lower bound; empty if it does.
         rises: Where the energy rose by more than the tolerance: frame, sample (of the flattened batch), by how much.
         tolerance: Rise that the integration's own error explains.
+        times: When, (T,).
     """
 
     verdict: Verdict
@@ -41,6 +48,11 @@ class Descent:
     boundedness_violations: list[str]
     rises: list[tuple[int, int, float]]
     tolerance: float
+    times: Tensor
+
+    def plot(self) -> Figure:
+        """Draw the energy in time, a line per sample, under the verdict; rises are marked."""
+        return plot_energy(self.times, self.energy, self.rises, str(self))
 
     def __str__(self) -> str:
         return f"{self._fall()}; {self._floor()}"
@@ -93,7 +105,7 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     unbounded = boundedness_violations(network)
     runs = bool(unbounded) and bool(_runs_away(network, trajectory, energy, rate).any())
     bounded: Bounded = "runaway" if runs else "unknown" if unbounded else "known"
-    return Descent(verdict, bounded, energy, rate, violated_conditions, unbounded, rises, tolerance)
+    return Descent(verdict, bounded, energy, rate, violated_conditions, unbounded, rises, tolerance, trajectory.times)
 
 
 def _runs_away(network: HopfieldNetwork, trajectory: Trajectory, energy: Tensor, rate: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network as a picture: its layers in a row, its couplings as arrows. SVG, which browsers and notebooks show."""
+"""A network as a picture, its layers in a row, its couplings as arrows: SVG for browsers and notebooks, text else."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,11 @@ class Drawing:
 
     Attributes:
         svg: The SVG document.
+        text: The same for a terminal: a line per layer and coupling, neighbours below each other.
     """
 
     svg: str
+    text: str
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the picture to a file.
@@ -79,7 +81,32 @@ def draw(
         neurons: Layer name -> neurons.
         connections: Of each synapse its name, the layers that it joins, and itself.
     """
-    return Drawing(_Picture(neurons, connections).svg())
+    return Drawing(_Picture(neurons, connections).svg(), _text_drawing(neurons, connections))
+
+
+def _text_drawing(neurons: Mapping[str, Neurons], connections: Sequence[tuple[str, tuple[str, ...], Synapse]]) -> str:
+    """Draw layers below each other, with the couplings of neighbours between and all others at the end."""
+    boxes = [_Box(name, layer) for name, layer in neurons.items()]
+    place = {name: i for i, name in enumerate(neurons)}
+    widths = [max(len(column) for column in columns) for columns in zip(*(box.lines for box in boxes), strict=True)]
+    longest = max(map(len, neurons))
+    below: dict[int, list[str]] = {i: [] for i in range(len(boxes))}
+    rest: list[str] = []
+    for name, layers, synapse in connections:
+        joined = sorted({place[layer] for layer in layers})
+        kind = "symmetric" if synapse.symmetric else "not symmetric"
+        if len(joined) == 2 and joined[1] == joined[0] + 1:
+            arrows = "↕" if synapse.symmetric else "↓↑" if place[layers[0]] == joined[0] else "↑↓"
+            ways = zip(arrows, synapse.labels, strict=True)
+            below[joined[0]] += [f"{'':{longest}}  {arrow}  {label}  {kind}" for arrow, label in ways]
+        else:
+            others = " and ".join(synapse.labels)
+            rest.append(f"{name}: {others}, {kind}" + (", on the layer itself" if len(joined) == 1 else ""))
+    lines = []
+    for i, box in enumerate(boxes):
+        cells = "  ".join(f"{line:{width}}" for line, width in zip(box.lines, widths, strict=True))
+        lines += [f"{box.name:{longest}}  {cells}".rstrip(), *below[i]]
+    return "\n".join([*lines, *rest])
 
 
 class _Picture:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class Lagrangian(nn.Module):
     """A function L(x) of the neurons of a layer; g(x) = dL/dx is their activation, M(x) = dg/dx its Hessian.
 
-    Write a subclass for an activation that is none of those here: give it `density` and `activation`, and set those
-    attributes below, and `asymptotic_slope`, that differ. For a function of one neuron `Elementwise` takes L alone.
+    Write a subclass for an activation that is none of those here: give it `density`, `activation` where the gradient
+    has a closed form, and set those attributes below, and `asymptotic_slope`, that differ. For a function alone,
+    without a class, there are `Elementwise` (of one neuron) and `FromDensity` (of all neurons of a layer).
 
     Attributes:
         elementwise: Whether each neuron's activation depends on that neuron alone, so that M is diagonal.
@@ -18,12 +19,15 @@ class Lagrangian(nn.Module):
         lipschitz: Largest norm of M, the Lipschitz constant of the activation; infinite if there is none.
         zero_mode: Whether M(x) x = 0 (for LayerNorm: after centring x), up to eps. Then the decay of the neurons
             leaves their energy alone and may be switched off.
+        proven: Whether `convex` and `lipschitz` are known. Otherwise they were measured at some points, and nothing
+            that rests on them is guaranteed.
 
     Source: Krotov & Hopfield, arXiv 2008.06996; paper (5), (18), the Hessian (13).
     """
 
     elementwise: bool = True
     zero_mode: bool = False
+    proven: bool = True
 
     @property
     def convex(self) -> bool:
@@ -44,15 +48,15 @@ class Lagrangian(nn.Module):
         strongly convex.
         A subclass says 0 only where activations are bounded and <x, g> - L(x) is bounded from below.
         """
-        return self.lipschitz if self.convex else None
+        return self.lipschitz if self.convex and self.proven else None
 
     def density(self, x: Tensor) -> Tensor:
         """Compute what sums over the neurons to L(x). Axes that L couples are kept with size 1."""
         raise NotImplementedError(f"{type(self).__name__} has no density")
 
     def activation(self, x: Tensor) -> Tensor:
-        """Compute g(x) = dL/dx, of the shape of x."""
-        raise NotImplementedError(f"{type(self).__name__} has no activation")
+        """Compute g(x) = dL/dx, of the shape of x; by differentiating `density` unless a subclass has a closed form."""
+        return torch.func.grad(lambda x: self.density(x).sum())(x)
 
     def hessian_product(self, x: Tensor, u: Tensor) -> Tensor:
         """Compute M(x) u, of the shape of x."""

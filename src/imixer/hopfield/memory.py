@@ -4,16 +4,31 @@ xi: patterns as rows, (K, N). m: overlap <xi, g> / N of the visible activation g
 of +-1.
 """
 
+import copy
+import math
+import warnings
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from imixer.hopfield.adiabatic import AdiabaticUpdate
-from imixer.hopfield.memory_kinds import Kind, build, from_patches, to_patches
+from imixer.hopfield.lagrangians.masked import Masked
+from imixer.hopfield.memory_kinds import BINARY, Kind, build, from_patches, to_patches
 from imixer.hopfield.network import HopfieldNetwork, State
-from imixer.hopfield.synapses import LinearSynapse
+from imixer.hopfield.pictures import animate
+from imixer.hopfield.synapses import BilinearSynapse, LinearSynapse
+
+# What to do where patterns merge.
+_REMEDIES: dict[Kind, str] = {
+    "classical": "store fewer patterns, give rule='pseudo_inverse', or choose another kind",
+    "polynomial": "raise the order",
+    "exponential": "raise beta",
+    "modern": "raise beta, or give alpha=2",
+    "hierarchical": "raise beta",
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Retrieval:
         nearest: Index (B,) of the stored pattern of largest overlap with what was retrieved.
         overlap: That overlap (B,), a cosine; 0 if the state vanished.
         tolerance: Rise of the energy that rounding explains.
+        merged: Whether a query came to rest between patterns, (B,): further from the nearest than a quarter of the way
+            to that one's nearest neighbour.
     """
 
     states: Tensor
@@ -37,6 +54,7 @@ class Retrieval:
     nearest: Tensor
     overlap: Tensor
     tolerance: float
+    merged: Tensor
 
     @property
     def retrieved(self) -> Tensor:
@@ -53,6 +71,18 @@ class Retrieval:
         """Whether the energy rose in no step by more than the tolerance."""
         return self.largest_rise <= self.tolerance
 
+    def animate(self, path: str | PathLike[str], frames_per_second: float = 4.0) -> None:
+        """Write the way from the queries to the patterns, and its energy, as an animated GIF; of many a dozen is shown.
+
+        Args:
+            path: File to write, which ends in .gif.
+            frames_per_second: Steps shown in a second.
+
+        Raises:
+            ValueError: If the file's name does not end in .gif, or the speed is not positive.
+        """
+        animate(self.states, self.energies, path, frames_per_second)
+
 
 class AssociativeMemory(nn.Module):
     """A Hopfield network that stores patterns and retrieves them from corrupted or incomplete queries.
@@ -63,14 +93,19 @@ class AssociativeMemory(nn.Module):
     The kinds, and their options with the defaults. The first three store patterns of +-1, the others any.
 
     - `classical` (Hopfield 1982, 1984): x <- sum_mu xi_mu m_mu, g = tanh(steepness x).
-      `steepness=10`: slope of the visible activation, which stands for the sign of the papers.
+      `steepness=10`: slope of the visible activation, which stands for the sign of the papers. `rule="hebbian"`: what
+      patterns make of the couplings; `storkey` (1997) stores more, `pseudo_inverse` (1985) any that are independent,
+      correlated ones too.
     - `polynomial` (Krotov & Hopfield 2016): x <- sum_mu xi_mu (max(m_mu, 0) / threshold)^(order - 1), g as above.
       `order=4` of the energy in the overlaps, `threshold=0.2`, `steepness=10`.
     - `exponential` (Demircigil et al. 2017): x <- sum_mu xi_mu e^(beta (m_mu - threshold)), g as above.
-      `beta`: min(N, 40); N is the published one. `threshold=0`, the hidden neurons' field. `steepness=10`.
+      `beta`: min(N, 40); N is the published one; a tensor (K,) gives each pattern its own. `threshold=0`, the hidden
+      neurons' field. `steepness=10`.
     - `modern` (Ramsauer et al. 2020): x <- softmax(beta x xi^T) xi, which is attention, g = x.
-      `beta`: 100 / mean |xi|^2, so that a similarity 5 % lower weighs e^-5. `similarity="dot"`: in it patterns of large
-      norm win. `distance` gives the hidden neurons the field -|xi|^2 / 2, so that they compare |x - xi|^2.
+      `beta`: 100 / mean |xi|^2, so that a similarity 5 % lower weighs e^-5; more if two patterns are more similar than
+      that: (5 + log K) / (1 - their cosine) / mean |xi|^2. `similarity="dot"`: in it patterns of large norm win.
+      `distance` gives the hidden neurons the field -|xi|^2 / 2, so that they compare |x - xi|^2. `alpha=1`: softmax;
+      up to 2, sparsemax, for answers that have no part of distant patterns (Hu et al. 2023).
     - `hierarchical` (Krotov 2021): visible patches, then one softmax per patch over a dictionary of primitives that all
       positions and patterns share, then a softmax over whole patterns, assembled from primitives. g = x.
       `patch_size=4`: side of a square patch of patterns (..., H, W), or length of a piece of patterns (N,).
@@ -110,6 +145,8 @@ class AssociativeMemory(nn.Module):
     al., arXiv 2008.02217; Krotov, arXiv 2107.06446; Yuille & Rangarajan 2003 for the descent.
     """
 
+    _stored: Tensor | None
+
     def __init__(self, patterns: Tensor, kind: Kind = "modern", *, binarise: bool = False, **options: Any) -> None:
         super().__init__()
         patterns = _check(patterns)
@@ -119,6 +156,7 @@ class AssociativeMemory(nn.Module):
         self.shape = tuple(patterns.shape[1:])
         self.update = AdiabaticUpdate(built.network, n_iter=built.options.get("n_iter", 0)).to(patterns)
         self._scales = built.scales
+        self.register_buffer("_stored", built.stored)
         self._patch_size: int | None = built.options.get("patch_size")
 
     @property
@@ -129,31 +167,84 @@ class AssociativeMemory(nn.Module):
     @property
     def patterns(self) -> Tensor:
         """What the couplings store, (K, *shape); with fewer primitives than patches not quite what was given."""
+        if self._stored is not None:
+            return self._stored
         weights = [synapse.weight / scale for synapse, scale in zip(self._synapses(), self._scales, strict=True)]
         if len(weights) == 1:
-            return weights[0].unflatten(1, self.shape)
+            return weights[0].unflatten(-1, self.shape)
         dictionary, assembly = weights
         return self.from_visible(assembly.unflatten(1, (-1, len(dictionary))) @ dictionary)
 
-    def forward(self, query: Tensor, steps: int = 1, known: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        steps: int = 1,
+        known: Tensor | None = None,
+        *,
+        among: Tensor | None = None,
+        patterns: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> Tensor:
         """Take a number of steps from a query and return the visible activations (B, *shape). Gradients flow.
 
         Args:
             query: (B, *shape).
             steps: 0 or more.
             known: Mask of the pixels that stay as they are, as in `retrieve`.
+            among: Mask of the patterns to choose from, as in `retrieve`.
+            patterns: A memory of its own for each query, as in `retrieve`.
+            values: What each pattern is the key to, (K, *value_shape), or (B, K, *value_shape) with `patterns`. They
+                are returned in place of the pattern, (B, *value_shape), weighted as `weights` says; the last step leads
+                to them. With `modern` and one step that is attention.
+
+        Raises:
+            ValueError: If an argument does not fit.
         """
-        start, held = self._start(query, known)
+        if values is not None:
+            return self._values(query, steps, known, among, patterns, values)
+        memory = self._special(among, patterns, len(query))
+        start, held = memory._start(query, known)
         x = start
         for _ in range(steps):
-            x = self._step(x, start, held)
-        return self.read({"visible": x})
+            x = memory._step(x, start, held)
+        return memory.read({"visible": x})
+
+    def weights(self, query: Tensor, *, among: Tensor | None = None, patterns: Tensor | None = None) -> Tensor:
+        """Return the share (B, K) that each pattern has in the answer to a query: activations that sum to 1.
+
+        For `modern` and `hierarchical` they do so of themselves. Other kinds' are divided by their sum; negative ones,
+        of the classical kind, count as 0.
+
+        Args:
+            query: (B, *shape).
+            among: Mask of the patterns to choose from, as in `retrieve`.
+            patterns: A memory of its own for each query, as in `retrieve`.
+
+        Raises:
+            ValueError: If an argument does not fit, or the rule of a classical memory has no neuron per pattern.
+        """
+        memory = self._special(among, patterns, len(query))
+        if memory._stored is not None:
+            raise ValueError(f"rule {self.options['rule']!r} has no neuron per pattern; give rule='hebbian'")
+        state = memory._at_rest(memory._start(query, None)[0])
+        name = memory.update.layers[-1]
+        g = memory.network.layer(name).activation(state[name]).clamp(min=0)
+        return g / g.sum(1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
 
     @torch.no_grad()
     def retrieve(
-        self, query: Tensor, *, steps: int = 50, known: Tensor | None = None, until: float = 1e-4
+        self,
+        query: Tensor,
+        *,
+        steps: int = 50,
+        known: Tensor | None = None,
+        until: float = 1e-4,
+        among: Tensor | None = None,
+        patterns: Tensor | None = None,
+        asynchronous: bool = False,
+        generator: torch.Generator | None = None,
     ) -> Retrieval:
-        """Let the energy fall from each query until it rests.
+        """Let the energy fall from each query until it rests. A warning tells of queries that rest between patterns.
 
         Args:
             query: States to start from, (B, *shape).
@@ -161,35 +252,53 @@ class AssociativeMemory(nn.Module):
             known: Mask of the pixels that are clamped to the query, `shape` or (B, *shape), true where known. The other
                 pixels of the query are only a start; for patterns around 0, 0 is a neutral one.
             until: Largest change of any visible activation in a step that counts as rest.
+            among: Mask of the patterns to choose from, (K,) or (B, K), true where allowed. The neurons of others are
+                silent.
+            patterns: A memory of its own for each query, (B, K, *shape), of this one's kind and options, whose own
+                patterns then do not count. Pad with anything and mask that by `among`. Not for `hierarchical`, nor for
+                rules other than `hebbian`.
+            asynchronous: Let visible neurons move one at a time, in a random order, each seeing what those before it
+                did. A step is then a sweep over all, and costs as many evaluations as there are neurons.
+            generator: Source of the random order. Default: torch's own.
 
         Raises:
-            ValueError: If the query or the mask does not fit, or steps or until is negative.
+            ValueError: If the query or a mask does not fit, a mask leaves nothing, or steps or until is negative.
         """
         if steps < 0:
             raise ValueError(f"steps is {steps}; give 0 or more")
         if not until >= 0:
             raise ValueError(f"until is {until}; give the change that counts as rest, 0 or more")
-        start, held = self._start(query, known)
-        x, g = start, self.read({"visible": start})
-        states, components = [g], [self._components(x)]
+        memory = self._special(among, patterns, len(query))
+        start, held = memory._start(query, known)
+        x, g = start, memory.read({"visible": start})
+        states, components = [g], [memory._components(x)]
         count = torch.full((len(query),), steps, device=x.device)
         resting = torch.zeros_like(count, dtype=torch.bool)
         for step in range(1, steps + 1):
-            x = self._step(x, start, held)
-            g = self.read({"visible": x})
+            x = memory._sweep(x, start, held, generator) if asynchronous else memory._step(x, start, held)
+            g = memory.read({"visible": x})
             rests = (g - states[-1]).flatten(1).abs().amax(1) <= until
             count = torch.where(rests & ~resting, step, count)
             resting |= rests
             states.append(g)
-            components.append(self._components(x))
+            components.append(memory._components(x))
             if resting.all():
                 break
         frames = torch.stack(states)
         final = frames[count, torch.arange(len(query), device=count.device)]
-        overlap, nearest = overlaps(final, self.patterns).max(1)
+        stored = memory.patterns[None] if patterns is None else memory.patterns
+        allowed = None if among is None else among.to(final.device)
+        overlap, nearest = _own_overlaps(final, stored, allowed).max(1)
         parts = torch.stack(components)  # (T, parts, B); far larger than their sum, which is the energy
         tolerance = 10 * torch.finfo(parts.dtype).eps * float(parts.abs().sum(1).max())
-        return Retrieval(frames, parts.sum(1), count, resting, nearest, overlap, tolerance)
+        merged = resting & memory._between(final, stored, allowed)
+        if merged.any():
+            warnings.warn(
+                f"{int(merged.sum())} of {len(merged)} queries came to rest between patterns, such as query "
+                f"{int(merged.int().argmax())}, which is no retrieval; {_REMEDIES[self.kind]}",
+                stacklevel=3,  # of no_grad's wrapper
+            )
+        return Retrieval(frames, parts.sum(1), count, resting, nearest, overlap, tolerance, merged)
 
     def energy(self, x: Tensor) -> Tensor:
         """Compute the energy (B,) at visible states x in the network's shape, hidden layers at rest."""
@@ -214,7 +323,7 @@ class AssociativeMemory(nn.Module):
     def extra_repr(self) -> str:
         """Show the options in a printed module."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.kind}, {self._synapses()[-1].weight.shape[0]} patterns of shape {self.shape}, {options}"
+        return f"{self.kind}, {len(self.patterns)} patterns of shape {self.shape}, {options}"
 
     def _synapses(self) -> list[LinearSynapse]:
         return [cast(LinearSynapse, self.network.synapse(name)) for name in self.network.synapses]
@@ -225,6 +334,103 @@ class AssociativeMemory(nn.Module):
     def _step(self, x: Tensor, start: Tensor, held: Tensor | None) -> Tensor:
         new = self.update(x)
         return new if held is None else torch.where(held, start, new)
+
+    def _sweep(self, x: Tensor, start: Tensor, held: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Let the visible neurons move one after the other, in a random order."""
+        neurons = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
+        for i in torch.randperm(neurons.numel(), generator=generator).tolist():
+            x = torch.where(neurons == i, self._step(x, start, held), x)
+        return x
+
+    def _values(
+        self,
+        query: Tensor,
+        steps: int,
+        known: Tensor | None,
+        among: Tensor | None,
+        patterns: Tensor | None,
+        values: Tensor,
+    ) -> Tensor:
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; values are what the last step leads to, give 1 or more")
+        keys = self.patterns[None] if patterns is None else patterns
+        lead = keys.shape[1:2] if patterns is None else keys.shape[:2]
+        if values.shape[: len(lead)] != lead or values.dim() == len(lead):
+            raise ValueError(
+                f"values has shape {tuple(values.shape)}; give one per pattern, "
+                f"({', '.join(map(str, lead))}, *value_shape)"
+            )
+        x = self(query, steps - 1, known, among=among, patterns=patterns) if steps > 1 else query
+        weights = self.weights(x, among=among, patterns=patterns)
+        return torch.einsum("bk,k...->b..." if patterns is None else "bk,bk...->b...", weights, values.to(weights))
+
+    def _special(self, among: Tensor | None, patterns: Tensor | None, batch: int) -> "AssociativeMemory":
+        """Return this memory, or one with the same parameters that is restricted, or has patterns per query."""
+        if among is None and patterns is None:
+            return self
+        if self._stored is not None:
+            raise ValueError(
+                f"rule {self.options['rule']!r} mixes all patterns in its couplings, so that among and patterns cannot "
+                "be given with a query; build a memory of the patterns instead, or give rule='hebbian'"
+            )
+        memory = copy.deepcopy(self, {id(parameter): parameter for parameter in self.parameters()})
+        hidden = memory.network.layer(memory.update.layers[-1])
+        if patterns is not None:
+            self._check_own(patterns, batch)
+            weight = patterns.to(self._synapses()[0].weight)
+            synapse = _OwnPatterns(self._scales[0] * weight.flatten(2), self.shape)
+            memory.network.synapses[next(iter(memory.network.synapses))] = synapse
+            hidden.shape = (weight.shape[1],)
+            if self.options.get("similarity") == "distance":
+                del hidden.field
+                hidden.register_buffer("field", -weight.flatten(2).square().sum(2) / 2)
+        if among is not None:
+            K = hidden.shape[0]
+            if among.dtype != torch.bool:
+                raise ValueError(f"among is of {among.dtype}; give booleans, true where a pattern may be retrieved")
+            if among.shape not in ((K,), (batch, K)):
+                raise ValueError(f"among has shape {tuple(among.shape)}; give ({K},) or ({batch}, {K})")
+            if not among.any(-1).all():
+                which = "the queries" if among.dim() == 1 else f"query {int((~among.any(1)).int().argmax())}"
+                raise ValueError(f"among leaves {which} no pattern to retrieve; allow one or more")
+            hidden.lagrangian = Masked(hidden.lagrangian, among)
+        return memory
+
+    def _check_own(self, patterns: Tensor, batch: int) -> None:
+        if self.kind == "hierarchical":
+            raise ValueError(
+                "a hierarchical memory shares its dictionary, so that it cannot take patterns per query; "
+                "choose another kind"
+            )
+        if isinstance(self.options.get("beta"), Tensor):
+            raise ValueError("beta is one per pattern, but each query has patterns of its own; give one number")
+        if patterns.dim() != len(self.shape) + 2 or patterns.shape[0] != batch or patterns.shape[2:] != self.shape:
+            raise ValueError(
+                f"patterns has shape {tuple(patterns.shape)}; give ({batch}, K, {', '.join(map(str, self.shape))}), "
+                "the patterns of each query"
+            )
+        if patterns.shape[1] == 0 or not patterns.isfinite().all():
+            raise ValueError("patterns are none or not finite; give one or more of finite numbers per query")
+        if self.kind in BINARY and not (patterns.abs() == 1).all():
+            raise ValueError(
+                f"{self.kind} stores patterns of -1 and +1, and patterns has others; give binarised(patterns)"
+            )
+
+    def _between(self, final: Tensor, stored: Tensor, among: Tensor | None) -> Tensor:
+        """Tell which states (B, *shape) lie between patterns, (B, K, *shape) or (1, K, *shape) for all."""
+        flat, xi = final.flatten(1), stored.flatten(2)
+        distances = _distances(flat, xi)
+        if self.kind == "classical":  # which stores a pattern and its negative alike
+            distances = torch.minimum(distances, _distances(-flat, xi))
+        silent = torch.zeros_like(distances, dtype=torch.bool) if among is None else ~among.expand(distances.shape)
+        away, nearest = distances.masked_fill(silent, math.inf).min(1)
+        own = xi.expand(len(flat), -1, -1)[torch.arange(len(flat), device=nearest.device), nearest]
+        apart = _distances(own, xi)
+        copies = apart <= 1e-3 * own.norm(dim=1, keepdim=True)  # to what float32 tells of distances
+        neighbour = apart.masked_fill(copies | silent, math.inf).amin(1)
+        between = away > neighbour / 4
+        # A query that a binary memory forgets is no mixture.
+        return between & (flat.norm(dim=1) > own.norm(dim=1) / 10) if self.kind in BINARY else between
 
     def _at_rest(self, x: Tensor) -> State:
         return dict(zip(self.update.layers, [x, *self.update.hidden(x)], strict=True))
@@ -248,7 +454,26 @@ class AssociativeMemory(nn.Module):
             raise ValueError(f"known is of {known.dtype}; give booleans, true where a pixel is known")
         if known.shape not in (query.shape, query.shape[1:]):
             raise ValueError(f"known has shape {tuple(known.shape)}; give {tuple(self.shape)} or {tuple(query.shape)}")
+        if known.all():
+            raise ValueError(
+                "known holds every pixel, which leaves nothing to retrieve; leave it out, or free some pixels"
+            )
         return x, self.to_visible(known.to(x.device).expand(query.shape))
+
+
+class _OwnPatterns(BilinearSynapse):
+    """Couple each sample of a layer with hidden neurons of its own: a matrix (B, K, N) per sample."""
+
+    def __init__(self, weight: Tensor, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight = weight
+        self._shape = shape
+
+    def up(self, g_a: Tensor) -> Tensor:
+        return torch.einsum("bkn,bn->bk", self.weight, g_a.flatten(1))
+
+    def down(self, g_b: Tensor) -> Tensor:
+        return torch.einsum("bkn,bk->bn", self.weight, g_b).unflatten(1, self._shape)
 
 
 def binarised(images: Tensor) -> Tensor:
@@ -261,6 +486,23 @@ def overlaps(images: Tensor, patterns: Tensor) -> Tensor:
     """Compute the cosines (B, K) of images (B, *shape) with patterns (K, *shape); 0 where one of the two is 0."""
     a, b = (nn.functional.normalize(x.flatten(1), dim=1) for x in (images, patterns))
     return a @ b.T
+
+
+def _own_overlaps(images: Tensor, patterns: Tensor, among: Tensor | None) -> Tensor:
+    """Compute the cosines (B, K) of images (B, *shape) with patterns, (B, K, *shape) or (1, K, *shape) for all.
+
+    Those of patterns that `among` leaves out are -2.
+    """
+    if len(patterns) == 1:
+        cosines = overlaps(images, patterns[0])
+    else:
+        cosines = torch.cat([overlaps(images[i : i + 1], own) for i, own in enumerate(patterns)])
+    return cosines if among is None else cosines.masked_fill(~among, -2.0)
+
+
+def _distances(x: Tensor, xi: Tensor) -> Tensor:
+    """Compute distances (B, K) of points (B, N) to those of (B, K, N), or (1, K, N) for all."""
+    return torch.cdist(x, xi[0]) if len(xi) == 1 else torch.cdist(x[:, None], xi)[:, 0]
 
 
 def _check(patterns: Tensor) -> Tensor:

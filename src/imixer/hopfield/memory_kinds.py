@@ -7,26 +7,30 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
-from imixer.hopfield.lagrangians import Exponential, RectifiedPower, Softmax, Tanh
-from imixer.hopfield.lagrangians.parts import positive
+from imixer.hopfield.lagrangians import Entmax, Exponential, RectifiedPower, Softmax, Tanh
+from imixer.hopfield.lagrangians.parts import inverse_temperature, positive
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse
 
 Kind = Literal["classical", "polynomial", "exponential", "modern", "hierarchical"]
 
+Rule = Literal["hebbian", "storkey", "pseudo_inverse"]
+
 BINARY = ("classical", "polynomial", "exponential")
 
 _HIDDEN_TAU = 0.1
 _LARGEST_EXPONENT = 60.0  # e^60 leaves float32 room for sums
 _MEANS_ITERATIONS = 20
+_MOST_COMPARED = 4096  # patterns whose cosines with all others are looked at
+_SMALLEST_GAP = 1e-4  # of a cosine to 1; float32 has no digits for a softmax that tells apart less
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Built:
         network: Layers from the visible one on.
         scales: Weight over pattern, of each synapse.
         options: All options of the kind.
+        stored: Patterns (K, *shape) whose couplings are not the patterns themselves; None otherwise.
     """
 
     network: HopfieldNetwork
     scales: tuple[float, ...]
     options: dict[str, Any]
+    stored: Tensor | None = None
 
 
 def build(kind: str, patterns: Tensor, options: Mapping[str, Any]) -> Built:
@@ -65,13 +71,53 @@ def build(kind: str, patterns: Tensor, options: Mapping[str, Any]) -> Built:
     return _KINDS[kind](patterns, **options)
 
 
-def _classical(patterns: Tensor, *, steepness: float = 10.0) -> Built:
-    """Build x = sum_mu xi_mu m_mu."""
-    scale = 1 / math.sqrt(patterns[0].numel())
-    network = _two_layers(
-        patterns, scale, Tanh(positive("steepness", steepness)), Neurons(len(patterns), tau=_HIDDEN_TAU)
-    )
-    return Built(network, (scale,), dict(steepness=steepness))
+def _classical(patterns: Tensor, *, steepness: float = 10.0, rule: Rule = "hebbian") -> Built:
+    """Build x = W g, with W = sum_mu xi_mu xi_mu^T / N or another rule's."""
+    if rule not in get_args(Rule):
+        hint = did_you_mean(str(rule), get_args(Rule), 1)
+        raise ValueError(f"rule is {rule!r}; choose one of {', '.join(get_args(Rule))}{hint}")
+    options = dict(steepness=steepness, rule=rule)
+    visible = Tanh(positive("steepness", steepness))
+    if rule == "hebbian":
+        scale = 1 / math.sqrt(patterns[0].numel())
+        network = _two_layers(patterns, scale, visible, Neurons(len(patterns), tau=_HIDDEN_TAU))
+        return Built(network, (scale,), options)
+    # Any W without negative eigenvalues is A^T A, which two layers are that A couples.
+    xi = patterns.flatten(1).double()
+    A = (_pseudo_inverse(xi) if rule == "pseudo_inverse" else _storkey(xi)).to(patterns)
+    network = _two_layers(A.unflatten(1, patterns.shape[1:]), 1.0, visible, Neurons(len(A), tau=_HIDDEN_TAU))
+    return Built(network, (1.0,), options, patterns)
+
+
+def _pseudo_inverse(xi: Tensor) -> Tensor:
+    """Return A (rank, N) of the projection A^T A on the patterns (K, N), of which each is a fixed point.
+
+    Source: Personnaz, Guyon & Dreyfus 1985.
+    """
+    _, sizes, directions = torch.linalg.svd(xi, full_matrices=False)
+    return directions[sizes > 1e-9 * sizes[0]]
+
+
+def _storkey(xi: Tensor) -> Tensor:
+    """Return A of A^T A = W - its smallest eigenvalue, for Storkey's W of the patterns (K, N), without its diagonal.
+
+    The smallest eigenvalue becomes a coupling of every neuron with itself, as it does in the Hebbian memory: a step of
+    all neurons at once then never raises the energy.
+
+    Source: Storkey 1997.
+    """
+    N = xi.shape[1]
+    W = xi.new_zeros(N, N)
+    for pattern in xi:
+        others = W @ pattern - W.diagonal() * pattern
+        local = others[:, None] - W * pattern  # what i receives from all but i and j
+        local.diagonal().copy_(others)
+        W = W + (torch.outer(pattern, pattern) - pattern[:, None] * local.T - local * pattern) / N
+    W.diagonal().zero_()
+    values, vectors = torch.linalg.eigh(W)
+    lifted = values - values[0]
+    kept = lifted > 1e-9 * max(float(lifted[-1]), 1e-300)
+    return lifted[kept].sqrt()[:, None] * vectors[:, kept].T if kept.any() else xi[:1] / math.sqrt(N)
 
 
 def _polynomial(patterns: Tensor, *, order: float = 4, threshold: float = 0.2, steepness: float = 10.0) -> Built:
@@ -90,30 +136,65 @@ def _polynomial(patterns: Tensor, *, order: float = 4, threshold: float = 0.2, s
 
 
 def _exponential(
-    patterns: Tensor, *, beta: float | None = None, threshold: float = 0.0, steepness: float = 10.0
+    patterns: Tensor, *, beta: float | Tensor | None = None, threshold: float = 0.0, steepness: float = 10.0
 ) -> Built:
-    """Build x = sum_mu xi_mu e^(beta (m_mu - threshold))."""
+    """Build x = sum_mu xi_mu e^(beta_mu (m_mu - threshold))."""
     N = patterns[0].numel()
-    beta = min(N, 40.0) if beta is None else positive("beta", beta)
+    beta = min(N, 40.0) if beta is None else inverse_temperature(beta)
+    if isinstance(beta, Tensor) and beta.shape not in ((), (len(patterns),)):
+        raise ValueError(f"beta has shape {tuple(beta.shape)}; give one number, or {len(patterns)}, one per pattern")
+    sharpest = float(beta.max()) if isinstance(beta, Tensor) else beta
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give an overlap from -1 to 1")
-    _check_drive(beta * (1 - threshold), f"beta {beta:g} at threshold {threshold}", "lower beta or raise the threshold")
+    _check_drive(
+        sharpest * (1 - threshold), f"beta {sharpest:g} at threshold {threshold}", "lower beta or raise the threshold"
+    )
     field = patterns.new_full((1,), -threshold * N)
     hidden = Neurons(len(patterns), Exponential(beta / N, cutoff=_LARGEST_EXPONENT), tau=_HIDDEN_TAU, field=field)
     network = _two_layers(patterns, 1.0, Tanh(positive("steepness", steepness)), hidden)
     return Built(network, (1.0,), dict(beta=beta, threshold=threshold, steepness=steepness))
 
 
-def _modern(patterns: Tensor, *, beta: float | None = None, similarity: Literal["dot", "distance"] = "dot") -> Built:
-    """Build x = sum_mu xi_mu softmax_mu(beta <xi_mu, x>)."""
+def _modern(
+    patterns: Tensor,
+    *,
+    beta: float | None = None,
+    similarity: Literal["dot", "distance"] = "dot",
+    alpha: float = 1.0,
+) -> Built:
+    """Build x = sum_mu xi_mu p_mu with p = softmax(beta <xi_mu, x>), or alpha-entmax."""
     if similarity not in ("dot", "distance"):
         raise ValueError(f"similarity is {similarity!r}; choose dot or distance")
+    if isinstance(beta, Tensor) and beta.numel() > 1:
+        raise ValueError(
+            f"beta has shape {tuple(beta.shape)}, but patterns that share one softmax share its inverse temperature; "
+            "give one number, or kind='exponential', which has one per pattern"
+        )
+    if not 1 <= alpha <= 2:
+        raise ValueError(f"alpha is {alpha}; give 1 (softmax) to 2 (sparsemax)")
     squares = patterns.flatten(1).square().sum(1)
-    beta = 100 / _mean_square(squares) if beta is None else positive("beta", beta)
+    beta = _separating_beta(patterns.flatten(1)) if beta is None else float(inverse_temperature(beta))
     field = -squares / 2 if similarity == "distance" else None
-    hidden = Neurons(len(patterns), Softmax(beta), tau=_HIDDEN_TAU, field=field)
-    network = _two_layers(patterns, 1.0, "identity", hidden)
-    return Built(network, (1.0,), dict(beta=beta, similarity=similarity))
+    answer = Softmax(beta) if alpha == 1 else Entmax(alpha, beta)
+    network = _two_layers(patterns, 1.0, "identity", Neurons(len(patterns), answer, tau=_HIDDEN_TAU, field=field))
+    return Built(network, (1.0,), dict(beta=beta, similarity=similarity, alpha=alpha))
+
+
+def _separating_beta(xi: Tensor) -> float:
+    """Return an inverse temperature at which the patterns (K, N) do not merge: from the largest cosine of two.
+
+    In units of 1 / mean |xi|^2 it is 100, or more if the two most similar patterns need it for all others together to
+    weigh e^-5 at a pattern: (5 + log K) / (1 - cosine). Ramsauer et al., arXiv 2008.02217, theorem 3, have the form.
+    """
+    unit = _mean_square(xi.square().sum(1))
+    rows = nn.functional.normalize(xi, dim=1)
+    largest = -1.0
+    for i in torch.linspace(0, len(xi) - 1, min(len(xi), _MOST_COMPARED)).long().unique().split(256):
+        cosines = rows[i] @ rows.T
+        # A pattern with itself or its copy, which no inverse temperature tells apart.
+        cosines = cosines.masked_fill(cosines > 1 - _SMALLEST_GAP, -1.0)
+        largest = max(largest, float(cosines.max()))
+    return max(100.0, (5 + math.log(len(xi))) / (1 - largest)) / unit
 
 
 def _hierarchical(

@@ -215,7 +215,7 @@ class HopfieldNetwork(nn.Module):
         line with two heads, another has a line for each way.
 
         Returns:
-            An SVG picture, which a notebook shows and `save` writes to a file.
+            An SVG picture, which a notebook shows and `save` writes to a file. Its `text` is for a terminal.
         """
         return draw(
             dict(self._layers()), [(name, joined, self.synapse(name)) for name, joined in self.connections.items()]
@@ -232,6 +232,8 @@ class HopfieldNetwork(nn.Module):
             kind = type(layer.lagrangian).__name__
             if not layer.lagrangian.convex:
                 conditions.append(f"{name}: {kind} is not convex")
+            elif not layer.lagrangian.proven:
+                conditions.append(f"{name}: {kind} is convex where it was measured, which is no proof")
             mask = None if held is None else held.get(name)
             if mask is not None and not layer.lagrangian.elementwise and mask.any() and not mask.all():
                 conditions.append(f"{name}: {kind} couples neurons of which some are clamped")

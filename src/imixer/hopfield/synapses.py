@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
+from imixer.hopfield.lagrangian import Lagrangian
+from imixer.hopfield.lagrangians import lagrangian as named
+from imixer.hopfield.lagrangians.parts import inverse_temperature
 from imixer.hopfield.neurons import fits
 
 Shape = tuple[int, ...]
@@ -345,6 +348,70 @@ class ConvSynapse(BilinearSynapse):
         return fn.conv_transpose2d(g_b, kernel, None, self.stride, self.padding, self._left_over)
 
 
+class RestingLayerSynapse(Synapse):
+    """A hidden layer that is always at rest, as the energy -L(xi g) of one layer: what an infinitely fast one gives.
+
+    Choose it for a hidden layer of which only the effect matters, on any graph; `AdiabaticUpdate` is for chains, and a
+    layer of its own for a hidden layer in time. The one layer receives xi^T f(xi g), with f = dL/dx.
+
+    Args:
+        features: Size of the layer's axis.
+        hidden: Size of that axis in the hidden layer.
+        lagrangian: L of the hidden layer, an instance or a name.
+        axis: The axis, counted from the end: -1 mixes channels, -2 tokens.
+
+    Raises:
+        ValueError: If a size is below 1, axis is not negative, or the Lagrangian is unknown.
+
+    Source: paper (11)-(12); Hoover et al., arXiv 2302.07253, equation 5, for ReLU.
+    """
+
+    def __init__(self, features: int, hidden: int, lagrangian: str | Lagrangian = "relu", axis: int = -1) -> None:
+        super().__init__()
+        if axis >= 0:
+            raise ValueError(f"axis is {axis}; count it from the end: -1, -2, ...")
+        self.axis = axis
+        self.lagrangian = named(lagrangian)
+        self.weight = nn.Parameter(_drawn(hidden, features))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name of the hidden layer's Lagrangian and the shape of the matrix."""
+        rows, columns = self.weight.shape
+        return (f"{type(self.lagrangian).__name__}(ξ {rows} × {columns})",)
+
+    def connect(self, *shapes: Shape) -> None:
+        """Refuse layers that do not fit.
+
+        Raises:
+            ValueError: If they are not one, or the matrix does not fit its axis.
+        """
+        features = self.weight.shape[1]
+        if len(shapes) != 1 or _size(shapes[0], self.axis) != features:
+            raise ValueError(f"it joins one layer with {features} neurons along axis {self.axis}, not {shapes}")
+
+    def growth(self, *shapes: Shape) -> Tensor | None:
+        """Bound the energy by the asymptotic slope of the hidden activation and the norm of xi."""
+        slope = self.lagrangian.asymptotic_slope
+        if slope is None or not math.isfinite(slope):
+            return None
+        with torch.no_grad():
+            norm = float(torch.linalg.matrix_norm(self.weight.double(), 2))
+        return torch.tensor([[slope * norm**2]], dtype=torch.float64)
+
+    def energy(self, *g: Tensor) -> Tensor:
+        """Compute -L(xi g), (B,)."""
+        return -self.lagrangian.density(self._hidden(g[0])).flatten(1).sum(1)
+
+    def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
+        """Compute xi^T f(xi g), of the shape of g."""
+        f = self.lagrangian.activation(self._hidden(g[0])).movedim(self.axis, -1)
+        return (fn.linear(f, self.weight.T).movedim(-1, self.axis),)
+
+    def _hidden(self, g: Tensor) -> Tensor:
+        return fn.linear(g.movedim(self.axis, -1), self.weight).movedim(-1, self.axis)
+
+
 class AttentionSynapse(Synapse):
     """Attention as an energy: -1/beta sum over heads and queries of logsumexp over keys of beta <W_q g_i, W_k g_j>.
 
@@ -355,16 +422,20 @@ class AttentionSynapse(Synapse):
         features: Channels of the layers.
         num_heads: Heads.
         head_features: Width of a head. Default: features / num_heads.
-        beta: Inverse temperature. Default: 1 / sqrt(head_features).
+        beta: Inverse temperature, one number or one per head (num_heads,). Default: 1 / sqrt(head_features).
 
     Raises:
-        ValueError: If a size is below 1 or beta not positive.
+        ValueError: If a size is below 1, beta not positive, or its number not that of the heads.
 
     Source: Hoover et al., arXiv 2302.07253, equation 4.
     """
 
     def __init__(
-        self, features: int, num_heads: int = 1, head_features: int | None = None, beta: float | None = None
+        self,
+        features: int,
+        num_heads: int = 1,
+        head_features: int | None = None,
+        beta: float | Tensor | None = None,
     ) -> None:
         super().__init__()
         width = features // max(1, num_heads) if head_features is None else head_features
@@ -372,9 +443,14 @@ class AttentionSynapse(Synapse):
             raise ValueError(
                 f"features, num_heads and head_features are {features}, {num_heads}, {width}; give 1 or more"
             )
-        self.beta = 1 / math.sqrt(width) if beta is None else float(beta)
-        if not (self.beta > 0 and math.isfinite(self.beta)):
-            raise ValueError(f"beta is {beta}; an inverse temperature must be positive and finite")
+        self.beta: float | Tensor
+        beta = inverse_temperature(1 / math.sqrt(width) if beta is None else beta)
+        if isinstance(beta, Tensor):
+            if beta.shape != (num_heads,):
+                raise ValueError(f"beta has shape {tuple(beta.shape)}; give one number, or {num_heads}, one per head")
+            self.register_buffer("beta", beta[:, None, None])
+        else:
+            self.beta = beta
         self.query = nn.Parameter(_drawn(num_heads * width, features).view(num_heads, width, features))
         self.key = nn.Parameter(_drawn(num_heads * width, features).view(num_heads, width, features))
 
@@ -399,7 +475,7 @@ class AttentionSynapse(Synapse):
     def energy(self, *g: Tensor) -> Tensor:
         """Compute -1/beta sum of logsumexp(beta <q, k>) over heads and queries, (B,)."""
         q, k = self._project(*g)
-        return -torch.logsumexp(self.beta * q @ k.mT, -1).sum((1, 2)) / self.beta
+        return -(torch.logsumexp(self.beta * q @ k.mT, -1, keepdim=True) / self.beta).sum((1, 2, 3))
 
     def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
         """Compute what queries and keys receive, of the shapes of g."""

@@ -150,6 +150,12 @@ class FinishedRun:
             self.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"], cfg["interpolation"]
         )
 
+    def untrained(self) -> nn.Module:
+        """Build the run's model anew, with weights drawn by the run's seed, in evaluation mode on the run's device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            return load_model(self.directory.model, trained=False).to(self.device)
+
     def data(self, data_path: str | None = None) -> ImageData:
         """Open the run's data, to be normalised as in training.
 

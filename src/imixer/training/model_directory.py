@@ -97,11 +97,12 @@ def read_model_config(path: Path) -> dict[str, Any]:
     return read_json(path / "config.json", ["architecture", "model_args", "num_classes", "pretrained_cfg"])
 
 
-def load_model(path: Path) -> nn.Module:
+def load_model(path: Path, *, trained: bool = True) -> nn.Module:
     """Load the model in a directory that `save_model` wrote, in evaluation mode.
 
     Args:
         path: The directory.
+        trained: Whether to load the weights; otherwise they are drawn anew.
 
     Raises:
         InputError: If the files are damaged or do not belong together.
@@ -111,7 +112,8 @@ def load_model(path: Path) -> nn.Module:
     try:
         # As a file, since timm 1.0.23 takes the safetensors of a directory for a pickle.
         weights = {"source": "", "file": str(path / _WEIGHTS)}
-        model = timm.create_model(f"local-dir:{path}", pretrained=True, pretrained_cfg_overlay=weights)
+        overlay = weights if trained else None
+        model = timm.create_model(f"local-dir:{path}", pretrained=trained, pretrained_cfg_overlay=overlay)
     except Exception as error:  # json, safetensors, torch and timm each raise their own
         raise InputError(f"{path} holds no model that can be read: {' '.join(str(error).split())[:200]}") from error
     return model.eval()

@@ -1,6 +1,7 @@
 """Measure how well an associative memory recalls images: stored, corrupted, retrieved."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,9 @@ def retrieve(
         names: Name of each pattern. Default: its number.
     """
     query = torch.where(known, query, 0.0)
-    retrieval = memory.retrieve(query, steps=steps, known=known if clamp and not known.all() else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of patterns that merge: the tables tell of every query
+        retrieval = memory.retrieve(query, steps=steps, known=known if clamp and not known.all() else None)
     before, after = overlaps(query, patterns), overlaps(retrieval.retrieved, patterns)
     each = torch.arange(len(own))
     return Recall(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def measure(finished: FinishedRun, *, images: int = 64, data: str | None = None) -> list[MixingEnergy]:
-    """Follow held-out images through the mixing steps of a run.
+    """Follow held-out images through the mixing steps of a run, trained and untrained.
 
     Args:
         finished: The run.
@@ -38,7 +39,9 @@ def measure(finished: FinishedRun, *, images: int = 64, data: str | None = None)
         raise InputError(f"the model of {name} is no mixer with a known Hopfield network: it is {type(model).__name__}")
     batch = held_out_images(finished, images, data)
     try:
-        return energy_along_depth(model, batch)
+        untrained = energy_along_depth(cast(MlpMixer, finished.untrained()), batch)
+        trained = energy_along_depth(model, batch)
+        return [replace(step, untrained=before) for step, before in zip(trained, untrained, strict=True)]
     except ValueError as error:
         raise InputError(f"the model of {name} is no mixer with a known Hopfield network: {error}") from error
 
@@ -49,26 +52,29 @@ def numbers(energies: Sequence[MixingEnergy]) -> dict[str, Any]:
 
 
 def _mixing_numbers(mixing: MixingEnergy) -> dict[str, Any]:
+    compared = {} if mixing.untrained is None else {"untrained": _mixing_numbers(mixing.untrained)}
     return {
         "block": mixing.block,
         "mixing": mixing.mixing,
         "asymmetry": {name: round(value, 6) for name, value in mixing.asymmetry.items()},
         "energy_before": spread(mixing.before),
         "energy_after": spread(mixing.after),
-        "change": spread(mixing.after - mixing.before),
+        "change": spread(mixing.change),
         "share_falling": mixing.share_falling,
         "rest_residual": mixing.rest_residual,
         "verdict": mixing.verdict,
         "violated_conditions": list(mixing.violated_conditions),
+        **compared,
     }
 
 
 def table(energies: Sequence[MixingEnergy]) -> Table:
-    """Make the table of the screen, a row per mixing step."""
+    """Make the table of the screen, a row per mixing step; `untrained` is the change before any training."""
     images = len(energies[0].before)
     made = Table(title=f"Energy per neuron, mean +- std over {images} held-out images", title_justify="left")
-    for name in ("block", "mixing", "asymmetry of the couplings", "energy before", "after", "falls for", "descent"):
-        made.add_column(name, justify="right" if "energy" in name or name in ("after", "falls for") else "left")
+    numeric = ("energy before", "after", "change", "untrained", "falls for")
+    for name in ("block", "mixing", "asymmetry of the couplings", *numeric, "descent"):
+        made.add_column(name, justify="right" if name in numeric else "left")
     for mixing in energies:
         made.add_row(
             str(mixing.block),
@@ -76,6 +82,8 @@ def table(energies: Sequence[MixingEnergy]) -> Table:
             "  ".join(f"{name} {value:.2f}" for name, value in mixing.asymmetry.items()),
             spread_text(mixing.before, 4),
             spread_text(mixing.after, 4),
+            spread_text(mixing.change, 4),
+            "" if mixing.untrained is None else spread_text(mixing.untrained.change, 4),
             f"{mixing.share_falling:.0%}",
             verdict_markup(mixing.verdict),
         )
@@ -102,9 +110,12 @@ def draw(energies: Sequence[MixingEnergy]) -> Figure:
     for mixing, color, offset in (("tokens", BLUE, -0.06), ("channels", ORANGE, 0.06)):
         steps = [step for step in energies if step.mixing == mixing]
         blocks = [step.block for step in steps]
-        change = [step.after - step.before for step in steps]
+        change = [step.change for step in steps]
         beside = [block + offset for block in blocks]
         draw_spread(changes, beside, change, color=color, marker="o", label=f"mixing of {mixing}")
+        untrained = [(step.block, float(step.untrained.change.mean())) for step in steps if step.untrained is not None]
+        if untrained:
+            changes.plot(*zip(*untrained, strict=True), color=color, ls=":", marker=".", label=f"{mixing}, untrained")
         for name, marker in zip(steps[0].asymmetry, "os^Dv", strict=False):
             values = [step.asymmetry[name] for step in steps]
             ls = "-" if marker == "o" else "--"

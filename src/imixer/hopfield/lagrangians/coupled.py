@@ -1,4 +1,4 @@
-"""Lagrangians that couple the neurons along some axes: softmax and the normalisations."""
+"""Lagrangians that couple the neurons along some axes: softmax, its sparse relatives, and the normalisations."""
 
 import math
 
@@ -9,29 +9,60 @@ from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians.parts import Tempered, at_least_float32, from_the_end, positive
 from imixer.hopfield.lagrangians.registry import register
 
+_ENTMAX_STEPS = 30  # of Newton's, which double the digits once near
+
+
+class Attentive(Tempered):
+    """A Lagrangian whose activation is a distribution over the neurons along some axes, sharper as beta grows.
+
+    Args:
+        beta: Inverse temperature at the start. Positive. A tensor of size 1 along the axes, such as (heads, 1), gives
+            each distribution its own.
+        axis: Axis or axes of the distribution, counted from the end.
+        learnable: Make beta an `nn.Parameter`.
+
+    Raises:
+        ValueError: If beta is not positive and finite or varies along the axes, or an axis is not counted from the end.
+    """
+
+    elementwise = False
+    asymptotic_slope = 0.0
+
+    def __init__(
+        self, beta: float | Tensor = 1.0, axis: int | tuple[int, ...] = -1, *, learnable: bool = False
+    ) -> None:
+        super().__init__(beta, learnable=learnable)
+        self.axis = from_the_end(axis)
+        if isinstance(self.beta, Tensor):
+            shape = tuple(self.beta.shape)
+            if any(-a <= len(shape) and shape[a] != 1 for a in self.axis):
+                raise ValueError(
+                    f"beta has shape {shape}, but neurons along axis {axis} share one distribution and so one inverse "
+                    "temperature; give size 1 there"
+                )
+
+    def extra_repr(self) -> str:
+        """Show the options in a printed module."""
+        return f"{super().extra_repr()}, axis={self.axis}"
+
 
 @register("softmax")
-class Softmax(Tempered):
+class Softmax(Attentive):
     """g = softmax(beta x), L = log(sum(e^(beta x))) / beta: the hidden neurons of a modern Hopfield network.
 
     Args:
-        beta: Inverse temperature at the start. Positive.
+        beta: Inverse temperature at the start. Positive. A tensor of size 1 along the axes, such as (heads, 1), gives
+            each distribution its own.
         axis: Axis or axes of the sum, counted from the end.
         learnable: Make beta an `nn.Parameter`.
 
     Raises:
-        ValueError: If beta is not positive and finite, or an axis not counted from the end.
+        ValueError: If beta is not positive and finite or varies along the axes, or an axis is not counted from the end.
 
     Source: Krotov & Hopfield, arXiv 2008.06996, model B; Ramsauer et al., arXiv 2008.02217.
     """
 
-    elementwise = False
     max_slope = 1 / 2
-    asymptotic_slope = 0.0
-
-    def __init__(self, beta: float = 1.0, axis: int | tuple[int, ...] = -1, *, learnable: bool = False) -> None:
-        super().__init__(beta, learnable=learnable)
-        self.axis = from_the_end(axis)
 
     def density(self, x: Tensor) -> Tensor:
         """Compute log(sum(e^(beta x))) / beta, of size 1 along the axes."""
@@ -48,9 +79,110 @@ class Softmax(Tempered):
         e = torch.exp(z - z.detach().amax(self.axis, keepdim=True))
         return e / e.sum(self.axis, keepdim=True)
 
+
+@register("entmax")
+class Entmax(Attentive):
+    """g = alpha-entmax(beta x): like softmax, but exactly 0 for neurons that lie too far below the largest.
+
+    With z = beta x, g is the distribution p that maximises <p, z> + H(p), and L is that maximum over beta. H is the
+    Tsallis entropy sum(p - p^alpha) / (alpha (alpha - 1)), whose limit at alpha = 1 is softmax's. So
+    p = max((alpha - 1) z - tau, 0)^(1 / (alpha - 1)), with the threshold tau at which p sums to 1.
+
+    Choose it for a memory that answers with one pattern or few, and exactly so: a query near a pattern rests on it
+    after one step. alpha = 2 is `sparsemax`.
+
+    Args:
+        alpha: Above 1, and 2 at most. The larger, the sparser.
+        beta: Inverse temperature at the start. Positive. A tensor of size 1 along the axes, such as (heads, 1), gives
+            each distribution its own.
+        axis: Axis or axes of the distribution, counted from the end.
+        learnable: Make beta an `nn.Parameter`.
+
+    Raises:
+        ValueError: If alpha is not in (1, 2], beta is not positive and finite or varies along the axes, or an axis is
+            not counted from the end.
+
+    Source: Martins & Astudillo, arXiv 1602.02068; Peters et al., arXiv 1905.05702; as memories Hu et al., arXiv
+    2309.12673, and Santos et al., arXiv 2402.13725.
+    """
+
+    max_slope = 1.0  # approached as many small probabilities stand beside one near 1
+
+    def __init__(
+        self,
+        alpha: float = 1.5,
+        beta: float | Tensor = 1.0,
+        axis: int | tuple[int, ...] = -1,
+        *,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__(beta, axis, learnable=learnable)
+        if not 1 < alpha <= 2:
+            raise ValueError(f"alpha is {alpha}; give more than 1 (softmax) and 2 (sparsemax) at most")
+        self.alpha = float(alpha)
+
+    def density(self, x: Tensor) -> Tensor:
+        """Compute the largest <p, x> + H(p) / beta, of size 1 along the axes."""
+        z = self.beta * x
+        p = self._distribution(z)
+        entropy = (p - p**self.alpha) / (self.alpha * (self.alpha - 1))
+        top = z.detach().amax(self.axis, keepdim=True)  # p sums to 1, and large z would cost the gradient its digits
+        return (top + (p * (z - top) + entropy).sum(self.axis, keepdim=True)) / self.beta
+
+    def activation(self, x: Tensor) -> Tensor:
+        """Compute alpha-entmax(beta x) over the axes."""
+        return self._distribution(self.beta * x)
+
     def extra_repr(self) -> str:
         """Show the options in a printed module."""
-        return f"{super().extra_repr()}, axis={self.axis}"
+        return f"alpha={self.alpha:g}, {super().extra_repr()}"
+
+    def _distribution(self, z: Tensor) -> Tensor:
+        scaled = (self.alpha - 1) * (z - z.detach().amax(self.axis, keepdim=True))
+        # At -1 the largest neuron alone has the weight 1. The sum is convex in the threshold, so that Newton's steps
+        # rise from there to where it is 1, and never pass.
+        tau = torch.full_like(scaled.detach().amax(self.axis, keepdim=True), -1.0)
+        for _ in range(_ENTMAX_STEPS):
+            tau = self._newton(scaled.detach(), tau)
+        for _ in range(2):  # with gradients, of the first order and then of the second
+            tau = self._newton(scaled, tau)
+        return self._power(scaled - tau, 1 / (self.alpha - 1))
+
+    def _newton(self, scaled: Tensor, tau: Tensor) -> Tensor:
+        exponent = 1 / (self.alpha - 1)
+        total = self._power(scaled - tau, exponent).sum(self.axis, keepdim=True)
+        slope = exponent * self._power(scaled - tau, exponent - 1).sum(self.axis, keepdim=True)
+        return tau + (total - 1) / slope
+
+    @staticmethod
+    def _power(x: Tensor, exponent: float) -> Tensor:
+        """Compute x^exponent where x is positive, 0 elsewhere; so are its derivatives."""
+        positive_part = x > 0
+        return torch.where(positive_part, torch.where(positive_part, x, 1.0) ** exponent, 0.0)
+
+
+@register("sparsemax")
+class Sparsemax(Entmax):
+    """g = sparsemax(beta x), the point of the simplex nearest to beta x: `Entmax` with alpha = 2.
+
+    Choose it for the sparsest of them; a pattern that leads by 1 / beta has the whole weight.
+
+    Args:
+        beta: Inverse temperature at the start. Positive. A tensor of size 1 along the axes, such as (heads, 1), gives
+            each distribution its own.
+        axis: Axis or axes of the distribution, counted from the end.
+        learnable: Make beta an `nn.Parameter`.
+
+    Raises:
+        ValueError: If beta is not positive and finite or varies along the axes, or an axis is not counted from the end.
+
+    Source: Martins & Astudillo, arXiv 1602.02068; as a memory Hu et al., arXiv 2309.12673.
+    """
+
+    def __init__(
+        self, beta: float | Tensor = 1.0, axis: int | tuple[int, ...] = -1, *, learnable: bool = False
+    ) -> None:
+        super().__init__(2.0, beta, axis, learnable=learnable)
 
 
 @register("layer_norm")

@@ -15,8 +15,9 @@ class Tempered(Lagrangian):
     where L is undefined, or below, where L is concave.
 
     Args:
-        beta: Inverse temperature at the start. Positive.
-        learnable: Make beta an `nn.Parameter`.
+        beta: Inverse temperature at the start. Positive. A tensor that broadcasts to x gives each neuron, or each group
+            of neurons that L couples, one of its own.
+        learnable: Make beta an `nn.Parameter`; a tensor is a buffer otherwise.
 
     Attributes:
         max_slope: Lipschitz constant at beta = 1.
@@ -28,27 +29,56 @@ class Tempered(Lagrangian):
     max_slope: float
     beta: float | Tensor
 
-    def __init__(self, beta: float = 1.0, *, learnable: bool = False) -> None:
+    def __init__(self, beta: float | Tensor = 1.0, *, learnable: bool = False) -> None:
         super().__init__()
-        beta = positive("beta", beta)
-        self.beta = nn.Parameter(torch.tensor(beta)) if learnable else beta
+        beta = inverse_temperature(beta)
+        if learnable:
+            self.beta = nn.Parameter(torch.as_tensor(beta).clone())
+        elif isinstance(beta, Tensor):
+            self.register_buffer("beta", beta)
+        else:
+            self.beta = beta
 
     @property
     def convex(self) -> bool:
         """Whether beta, which may be learned, is positive at present."""
-        return self._present_beta() > 0
+        return min(self._present_beta()) > 0
 
     @property
     def lipschitz(self) -> float:
         """|beta| times the Lipschitz constant at beta = 1."""
-        return abs(self._present_beta()) * self.max_slope
+        return max(map(abs, self._present_beta())) * self.max_slope
 
     def extra_repr(self) -> str:
         """Show the options in a printed module."""
-        return f"beta={self._present_beta():g}, learnable={isinstance(self.beta, nn.Parameter)}"
+        low, high = self._present_beta()
+        beta = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        return f"beta={beta}, learnable={isinstance(self.beta, nn.Parameter)}"
 
-    def _present_beta(self) -> float:
-        return self.beta.item() if isinstance(self.beta, Tensor) else self.beta
+    def _present_beta(self) -> tuple[float, float]:
+        """Return the smallest and the largest beta."""
+        if isinstance(self.beta, Tensor):
+            return float(self.beta.detach().min()), float(self.beta.detach().max())
+        return self.beta, self.beta
+
+
+def inverse_temperature(beta: float | Tensor) -> float | Tensor:
+    """Return inverse temperatures as a float, or as a tensor of floats without gradient.
+
+    Raises:
+        ValueError: If one is not positive and finite.
+    """
+    values = beta.detach() if isinstance(beta, Tensor) else torch.tensor(float(beta), dtype=torch.float64)
+    wrong = values[~(values.isfinite() & (values > 0))]
+    if values.numel() == 0 or len(wrong):
+        which = "empty" if values.numel() == 0 else f"{float(wrong[0]):g}"
+        raise ValueError(
+            f"beta is {which}; an inverse temperature must be positive and finite: give a large one, such as 1e4, "
+            "for a temperature of 0"
+        )
+    if not isinstance(beta, Tensor):
+        return float(beta)
+    return values.clone() if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 
 def positive(name: str, value: float) -> float:
