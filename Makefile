@@ -7,7 +7,10 @@ RUN ?= runs/demo
 TORCH_INDEX ?=
 TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
 
-.PHONY: demo test test-slow test-elsewhere lint docs clean
+# The environment of the lowest versions that pyproject.toml declares, for Python 3.10 or later
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-slow test-elsewhere test-lowest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	rm -rf $(RUN)
@@ -21,9 +24,12 @@ test: lint  ## lint, types, tests: what CI runs
 test-slow: $(VENV)/.installed-test  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, which are installed first
+test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which the large ones are installed first
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[elsewhere]'
 	$(BIN)/python -m pytest tests/elsewhere
+
+test-lowest: $(LOWEST)/.installed  ## the tests of the core with the lowest versions that are declared
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" tests/models tests/implicit tests/hopfield
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -44,16 +50,27 @@ $(VENV)/.torch: $(VENV)/bin/python  # without what they need, which comes from p
 	touch $@
 
 $(VENV)/.installed: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train]'
 	touch $@
 
 $(VENV)/.installed-test: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,export,cluster,robust]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@ $(VENV)/.installed
 
+# uv resolves to the lowest; the lowest torch may come from TORCH_INDEX, as above.
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip compile --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --extra test-core pyproject.toml -o $(LOWEST)/lowest.txt
+ifneq ($(TORCH_INDEX),)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/lowest.txt --no-deps --index-url $(TORCH_INDEX) torch torchvision
+endif
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[test-core]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs site build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) runs site build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in an empty folder, to see what is left behind."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def without(monkeypatch) -> Callable[..., None]:
+    """Make imixer believe that some packages are not installed."""
+
+    def hide(*modules: str) -> None:
+        monkeypatch.setattr("imixer.extras.find_spec", lambda name: None if name in modules else find_spec(name))
+
+    return hide
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import timm
 import yaml
 
 import imixer
+from imixer.extras import MODULES
 from imixer.training.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
@@ -272,15 +273,36 @@ def distribution(requirement):
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
+def requirements_of(names, extras):
+    """The lines of some extras, those of the extras that they name in their turn included."""
+    lines = []
+    for line in (line for name in names for line in extras[name]):
+        more = re.fullmatch(r"imixer\[(.*)\]", line)
+        lines += requirements_of(more[1].split(","), extras) if more else [line]
+    return lines
+
+
+def test_an_extra_installs_what_its_message_names_and_nothing_that_is_not_imported(project):
+    provided = importlib.metadata.packages_distributions()
+    for extra, modules in MODULES.items():
+        own = [distribution(line) for line in project["optional-dependencies"][extra] if "imixer" not in line]
+        named = [{distribution(one) for one in provided.get(module, [module])} for module in modules]
+        if extra == "robust" and "imagecorruptions" not in provided:
+            continue
+        assert len(own) == len(modules), extra
+        assert all(any(one in names for names in named) for one in own), extra
+        assert all(set(own) & names for names in named), extra
+
+
+def test_torch_has_no_ceiling(project):
+    assert not [line for line in project["dependencies"] if "<" in line or "~" in line]
+
+
 @pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "docs"])
 def test_every_package_that_is_imported_is_declared(folder, project):
     extras = project["optional-dependencies"]
-    own = {"src": ["export", "cluster", "robust", "data", "elsewhere", "wandb", "mlflow"], "tests": [*extras]}.get(
-        folder, ["bench"]
-    )
-    declared = {
-        distribution(line) for line in project["dependencies"] + [one for extra in own for one in extras[extra]]
-    }
+    own = {"src": ["all", "peers", "wandb", "mlflow"], "tests": [*extras]}.get(folder, ["train", "bench"])
+    declared = {distribution(line) for line in project["dependencies"] + requirements_of(own, extras)}
     provided = importlib.metadata.packages_distributions()
     beside = {"imixer", *(file.stem for file in (ROOT / folder).rglob("*.py"))}
     for file in (ROOT / folder).rglob("*.py"):
@@ -305,7 +327,8 @@ def test_the_tested_versions_satisfy_what_is_declared(project):
     requirements = pytest.importorskip("packaging.requirements")
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     tested = {distribution(line): line.partition("==")[2] for line in lines}
-    for line in project["dependencies"] + project["optional-dependencies"]["test"]:
+    extras = project["optional-dependencies"]
+    for line in project["dependencies"] + requirements_of(["test"], extras):
         required = requirements.Requirement(line)
         assert required.specifier.contains(tested[distribution(line)]), line
 

@@ -15,8 +15,8 @@ from rich.table import Table
 
 import imixer
 from imixer.cli.terminal import new_console
+from imixer.console import PlainConsole
 from imixer.escaping import (
-    PlainConsole,
     few_names,
     for_csv,
     for_figure,

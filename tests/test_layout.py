@@ -9,25 +9,31 @@ from pathlib import Path
 import pytest
 
 import imixer
+from imixer.extras import MODULES
 
 SOURCE = Path(imixer.__file__).parent
-BASE = {
+CORE_BASE = {
     "errors",
     "escaping",
+    "extras",
     "inverse_options",
     "notices",
-    "plotting",
-    "progress",
     "reading",
-    "tables",
     "verdict",
     "writing",
 }  # what every package but the theory may use
+BASE = CORE_BASE | {
+    "console",
+    "plotting",
+    "progress",
+    "reading_yaml",
+    "tables",
+}  # of those, what needs the extra `train`
 MAY_IMPORT = {
-    "hopfield": {"errors", "verdict"},
+    "hopfield": {"errors", "extras", "verdict"},
     "implicit": {"errors", "verdict"},
-    "weights": BASE,
-    "models": {"implicit", "weights", *BASE},
+    "weights": CORE_BASE,
+    "models": {"implicit", "weights", *CORE_BASE},
     "data": BASE,
     "recipes": BASE,
     "training": {"models", "data", "recipes", "weights", "implicit", *BASE},
@@ -57,20 +63,49 @@ def test_no_arrow_turns_back(package):
         assert imports(file) - {package} <= MAY_IMPORT[package], file
 
 
-THIRD_PARTY = {"implicit": {"torch"}, "hopfield": {"torch", "torchdiffeq", "scipy", "rich", "matplotlib"}}
+THIRD_PARTY = {
+    "implicit": {"torch"},
+    "hopfield": {"torch", "torchdiffeq", "scipy"},
+    "weights": set(),
+    "models": {"torch", "timm", "safetensors"},
+}
+THEIRS = {"hugging_face.py"}  # imported after Transformers, if anybody imports that
+CORE = [(package, file) for package in THIRD_PARTY for file in sorted((SOURCE / package).rglob("*.py"))]
+CORE += [("", SOURCE / f"{name}.py") for name in sorted({"__init__", "registration", "timm", *CORE_BASE})]
 
 
-@pytest.mark.parametrize(
-    ("package", "file"),
-    [(package, file) for package in THIRD_PARTY for file in sorted((SOURCE / package).rglob("*.py"))],
-    ids=lambda value: value.name if isinstance(value, Path) else value,
-)
-def test_the_theory_needs_torch_and_little_else(package, file):
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            assert name.split(".")[0] in THIRD_PARTY[package] | {"imixer"} | sys.stdlib_module_names
+def needed(tree: ast.AST) -> set[str]:
+    """What is imported from elsewhere, but for what only functions import: each of these asks for its extra first."""
+    names = set()
+    left = [tree]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)):
+            continue
+        names |= {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
+        left += ast.iter_child_nodes(node)
+    return {name.split(".")[0] for name in names} - {"imixer"} - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(("package", "file"), CORE, ids=lambda value: value.name if isinstance(value, Path) else value)
+def test_the_core_needs_torch_timm_and_little_else(package, file):
+    theirs = {"transformers"} if file.name in THEIRS else set()
+    assert needed(ast.parse(file.read_text())) <= THIRD_PARTY.get(package, set()) | theirs
+
+
+@pytest.mark.parametrize(("package", "file"), CORE, ids=lambda value: value.name if isinstance(value, Path) else value)
+def test_a_function_of_the_core_that_imports_an_extra_asks_for_it_first(package, file):
+    tree, by_module = ast.parse(file.read_text()), {m: extra for extra, all_of in MODULES.items() for m in all_of}
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        body = ast.Module(function.body, [])
+        extras = {by_module[name] for name in needed(body) if name in by_module}
+        asked = {
+            node.args[0].value
+            for node in ast.walk(body)
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "require_extra"
+        }
+        assert extras <= asked, f"{file.name}: {function.name}"
 
 
 def test_no_file_imports_itself_by_way_of_others():

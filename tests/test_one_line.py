@@ -12,7 +12,8 @@ import yaml
 from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.reading import parse_yaml, read_json, read_rows
+from imixer.reading import read_json, read_rows
+from imixer.reading_yaml import parse_yaml
 from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
 from imixer.training.unused_settings import unused_settings
 

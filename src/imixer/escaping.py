@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _OF_NO_ENCODING = re.compile("[\ud800-\udfff]")
@@ -147,22 +144,6 @@ def slug(text: str, *, kept: str = r"\w.", filler: str = "_", edges: str | None 
         empty: The name of a text of which nothing is left.
     """
     return re.sub(f"[^{kept}]+", filler, text).strip(filler if edges is None else edges) or empty
-
-
-class PlainConsole(Console):
-    """A console that shows text as it is: without markup, emoji, colours of its own or control characters.
-
-    Choose it wherever a name from outside may be printed. Its options are those of `rich.console.Console`.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"markup": False, "emoji": False, "highlight": False} | options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render to segments, and escape those of text for a terminal."""
-        for segment in super().render(renderable, options):
-            text, style, control = segment
-            yield segment if control or text == "\n" else Segment(printable_lines(text), style)
 
 
 def _written_out(code: int) -> str:

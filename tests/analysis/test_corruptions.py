@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from imixer.analysis.images import Pixels
-from imixer.analysis.robustness import corruptions
 from imixer.analysis.robustness.corruptions import (
     AT_ANY_SIZE,
     CORRUPTIONS,
@@ -18,8 +17,8 @@ from imixer.analysis.robustness.corruptions import (
 from imixer.cli import main
 
 
-def test_a_missing_package_is_named(run, capsys, monkeypatch):
-    monkeypatch.setattr(corruptions, "find_spec", lambda name: None)
+def test_a_missing_package_is_named(run, capsys, without):
+    without("imagecorruptions")
     (run / "evaluation.json").unlink(missing_ok=True)
     assert main(["evaluate", str(run), "--corruptions"]) == 2
     assert "imixer[robust]" in capsys.readouterr().err

@@ -38,7 +38,7 @@ from imixer.analysis.views import (
     weights,
 )
 from imixer.analysis.weights import TokenMixing
-from imixer.escaping import PlainConsole
+from imixer.console import PlainConsole
 from imixer.hopfield.memory import AssociativeMemory, Retrieval
 from imixer.implicit.certificate import Certificate, OnData, WorstCase
 from imixer.plotting import AMBER, BLUE, COLORS, GREEN, ORANGE, PINK, SKY

@@ -124,12 +124,11 @@ def test_bad_options_are_refused_before_anything_is_written(capsys, elsewhere, t
     assert sorted(path.name for path in elsewhere.rglob("*")) == ["file", "full", "tiny.yaml"]
 
 
-def test_without_ray_the_remedy_is_named(capsys, elsewhere, tiny, monkeypatch):
+def test_without_ray_the_remedy_is_named(capsys, elsewhere, tiny, monkeypatch, without):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("imixer.sweep.ray_executor.find_spec", lambda name: None)
+    without("ray")
     assert main(["sweep", tiny(), "--executor", "ray"]) == 2
-    assert "pip install 'imixer[cluster]'" in capsys.readouterr().err
+    assert 'pip install "imixer[cluster]"' in capsys.readouterr().err
     assert not (elsewhere / "sweeps").exists()
 
 

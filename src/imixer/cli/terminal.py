@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from imixer.escaping import PlainConsole
+from imixer.console import PlainConsole
 
 
 def announce_loading(what: str, library: str = "PyTorch") -> None:

@@ -10,15 +10,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
+from imixer.extras import require_extra
 from imixer.hopfield.network import HopfieldNetwork, State
 from imixer.hopfield.pictures import plot_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.progress import Progress
 
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 MOST_STEPS = 20_000  # that torchdiffeq takes at a fixed step in search of a steady state
@@ -119,6 +120,7 @@ def integrate(
 
     Raises:
         ValueError: If an argument is impossible or the start does not fit the network; with the name.
+        MissingExtraError: If `progress` is asked for, and the package that draws it is not installed.
         FloatingPointError: If a state or a velocity stops being finite or a step becomes too small; with the layer and
             the time.
         RuntimeError: If `max_steps` do not lead to the end; with the time that was reached and what to do.
@@ -143,6 +145,9 @@ def integrate(
     if kept_times is None:
         kept_times = torch.linspace(0, t_end, frames, dtype=torch.float64).tolist()
     with Progress(transient=True) if progress else nullcontext() as bar:
+    solve = odeint_adjoint if adjoint else odeint
+    settings: dict[str, Any] = dict(method=method, rtol=rtol, atol=atol, options=options)
+    with bar_shown as bar:
         if bar is not None:
             task = bar.add_task("integrating", total=t_end)
             flow.report = lambda t: bar.update(task, completed=t)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from imixer.extras import require_extra
 from imixer.hopfield.drawing import BLUE, INK, ORANGE
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def plot_states(times: Tensor, states: Mapping[str, Tensor], held: Mapping[str, 
         held: Layer name -> mask of clamped neurons, (B, ...).
         sample: Which sample of the batch.
     """
+    require_extra("train", "a figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6 * len(states), 3.2), layout="constrained")
@@ -51,6 +53,7 @@ def plot_energy(times: Tensor, energy: Tensor, rises: Sequence[tuple[int, int, f
         rises: Frame, sample and size of each rise.
         title: What is to be said of it.
     """
+    require_extra("train", "a figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -79,6 +82,7 @@ def animate(frames: Tensor, energies: Tensor, path: str | PathLike[str], frames_
     Raises:
         ValueError: If the file's name does not end in .gif, or the speed is not positive.
     """
+    require_extra("train", "an animation")
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import imixer
 from imixer.errors import InputError
+from imixer.extras import require_extra
 from imixer.implicit import fold
 from imixer.implicit.solvers import FixedIterations
 from imixer.models.imixer import IMixer
@@ -39,16 +40,11 @@ def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) 
         `max_abs_diff`: largest difference of a logit over the batches tried; `largest_logit`: for scale.
 
     Raises:
-        InputError: If the export extra is not installed, or no number of iterations gives what the solver gives.
+        MissingExtraError: If the extra `export` is not installed.
+        InputError: If no number of iterations gives what the solver gives.
         RuntimeError: If the written file computes something else. It is removed.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InputError(f"ONNX export needs {error.name}; install it with: pip install 'imixer[export]'") from error
-
+    require_extra("export", "ONNX export")
     folded = _for_export(model)
     example = example_images(folded, batch_size or 2)
     shapes = None if batch_size else ({0: torch.export.Dim("batch")},)
@@ -103,7 +99,11 @@ def quantize_onnx(path: Path, images: Tensor) -> dict[str, float]:
     Returns:
         `max_abs_diff` and `largest_logit`, as `export_onnx` does; `same_class`: share of the images that both put into
         the same class.
+
+    Raises:
+        MissingExtraError: If the extra `export` is not installed.
     """
+    require_extra("export", "an ONNX file of 8 bits")
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -130,6 +130,7 @@ def _no_advice(record: logging.LogRecord) -> bool:
 
 
 def _run_onnx(path: Path) -> Callable[[Tensor], Tensor]:
+    require_extra("export", "an ONNX file")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

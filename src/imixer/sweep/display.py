@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from imixer.escaping import PlainConsole, one_line
+from imixer.console import PlainConsole
+from imixer.escaping import one_line
 from imixer.sweep.plan import Trial
 from imixer.sweep.results import CellSummary, Status, SweepResults, TrialOutcome
 from imixer.sweep.spec import RESULTS, SUMMARY

@@ -9,11 +9,11 @@ import socket
 from collections.abc import Generator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from imixer.errors import InputError
+from imixer.extras import require_extra
 from imixer.progress import announce
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import RAY_LOG
@@ -57,8 +57,7 @@ class RayExecutor:
             raise InputError(f"gpus is {self.gpus}; give 0, a share of one such as 0.5, or a whole number")
         if self.retries < 0:
             raise InputError(f"retries is {self.retries}; give 0 or more")
-        if find_spec("ray") is None:
-            raise InputError("--executor ray needs Ray; pip install 'imixer[cluster]'")
+        require_extra("cluster", "--executor ray")
 
     def __enter__(self) -> RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import slug
-from imixer.reading import read_yaml
+from imixer.reading_yaml import read_yaml
 from imixer.recipes import load_recipe
 from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.training.run.config import TrainConfig

@@ -159,9 +159,9 @@ def test_streams_are_refused_with_an_alternative(name):
         open_dataset(DataConfig(name=name))
 
 
-def test_hugging_face_names_say_which_package_they_need(monkeypatch):
-    monkeypatch.setattr(timm_sets.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"pip install 'imixer\[data\]'"):
+def test_hugging_face_names_say_which_package_they_need(without):
+    without("datasets")
+    with pytest.raises(InputError, match=r'pip install "imixer\[data\]"'):
         open_dataset(DataConfig(name="hfds/mnist"))
 
 

@@ -4,7 +4,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from imixer.analysis.images import Pixels
 from imixer.data.randomness import mixed_seed
-from imixer.errors import InputError
+from imixer.extras import require_extra
 from imixer.progress import with_progress
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -75,10 +74,9 @@ def require_corruptions() -> None:
     """Check that the package that corrupts images is installed.
 
     Raises:
-        InputError: If it is not.
+        MissingExtraError: If it is not.
     """
-    if find_spec("imagecorruptions") is None:
-        raise InputError("--corruptions needs the package imagecorruptions-imaug; pip install 'imixer[robust]'")
+    require_extra("robust", "--corruptions")
 
 
 def applicable(height: int, width: int) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from timm.data import create_dataset
@@ -14,6 +13,7 @@ from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.statistics import usable_statistics
 from imixer.data.sources.wrapped import WrappedDataset, read_item
 from imixer.errors import InputError
+from imixer.extras import require_extra
 
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 _STREAMS = ("hfids", "tfds", "wds")
@@ -64,8 +64,8 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
             f"data.name {name!r} is a stream of images without random access; "
             "use hfds/..., or a folder of parquet shards or class folders"
         )
-    if prefix == "hfds" and importlib.util.find_spec("datasets") is None:
-        raise InputError(f"data.name {name!r} needs the package datasets: pip install 'imixer[data]'")
+    if prefix == "hfds":
+        require_extra("data", f"data.name {name!r}")
 
     train = _open_split(name, "train", config)
     val, val_split = _open_held_out(name, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 
-from imixer.errors import InputError
+from imixer.extras import require_extra
 from imixer.reading import read_json
 from imixer.training.run.directory import RunDirectory
 
@@ -24,10 +23,10 @@ def check_logger(name: str) -> None:
         name: One of `TrainConfig.logger`.
 
     Raises:
-        InputError: If the package is missing.
+        MissingExtraError: If the package is missing.
     """
-    if name in _EXTRAS and importlib.util.find_spec(name) is None:
-        raise InputError(f"logger is {name}, which needs a package: pip install 'imixer[{name}]'")
+    if name in _EXTRAS:
+        require_extra(name, f"--logger {name}")
 
 
 def build_logger(name: str, run: RunDirectory, config: dict[str, Any], step: int) -> Logger | None:

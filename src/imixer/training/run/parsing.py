@@ -15,7 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from imixer.data.config import DataConfig
 from imixer.errors import InputError, did_you_mean
-from imixer.reading import read_yaml
+from imixer.reading_yaml import read_yaml
 from imixer.recipes import finetune_settings, load_recipe
 from imixer.training.run.config import (
     CheckpointConfig,

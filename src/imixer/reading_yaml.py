@@ -1,0 +1,99 @@
+"""Read YAML that somebody typed. Whatever is wrong with it is said in one line that names the file.
+
+Apart from `reading`, which the models need: they do without PyYAML.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imixer.errors import InputError
+from imixer.reading import read_text
+
+_LARGEST = 2**20  # bytes
+_MOST_VALUES = 100_000  # of a file whose aliases are written out
+
+
+def read_yaml(file: Path) -> Any:
+    """Read a YAML file of plain values.
+
+    Args:
+        file: The file.
+
+    Raises:
+        InputError: If it cannot be read, is not YAML, a key stands twice in a mapping, or its aliases hold each other
+            or far more values than anybody wrote.
+    """
+    return parse_yaml(read_text(file, _LARGEST), str(file))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Parse YAML of plain values.
+
+    Args:
+        text: The YAML.
+        name: The name of it in messages.
+
+    Raises:
+        InputError: If it is not YAML, a key stands twice in a mapping, or its aliases hold each other or far more
+            values than anybody wrote.
+    """
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is None:
+            return None
+        _require_few_values(node, name)
+        _require_single_keys(node, name)
+        return yaml.safe_load(text)
+    except RecursionError as error:
+        raise InputError(f"{name} nests too deep to be read") from error
+    except (yaml.YAMLError, ValueError) as error:  # the latter of dates and numbers that are none
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+
+
+def _require_few_values(root: Any, name: str) -> None:
+    """Refuse aliases that stand for far too many values, which are counted without being written out."""
+    sizes: dict[int, int] = {}
+    entered: set[int] = set()
+
+    def size(node: Any) -> int:
+        if id(node) in sizes:
+            return sizes[id(node)]
+        if id(node) in entered:
+            raise InputError(f"{name} holds an alias of itself, in line {node.start_mark.line + 1}; write it out")
+        entered.add(id(node))
+        sizes[id(node)] = 1 + sum(map(size, _children(node)))
+        return sizes[id(node)]
+
+    if size(root) > _MOST_VALUES:
+        raise InputError(
+            f"{name} holds {sizes[id(root)]:.3g} values by its aliases, more than {_MOST_VALUES:,}; give fewer"
+        )
+
+
+def _require_single_keys(root: Any, name: str) -> None:
+    """Refuse a key that stands twice in a mapping, of which PyYAML would silently keep the last."""
+    seen: set[int] = set()
+    left = [root]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+            keys = [key for key in keys if isinstance(key, str)]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise InputError(f"{name}: {twice[0]} stands twice, in line {node.start_mark.line + 1} and below")
+        left += _children(node)
+
+
+def _children(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
