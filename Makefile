@@ -29,7 +29,7 @@ test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which
 	$(BIN)/python -m pytest tests/elsewhere
 
 test-lowest: $(LOWEST)/.installed  ## the tests of the core with the lowest versions that are declared
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" tests/models tests/implicit tests/hopfield
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -82,7 +82,11 @@ class Elementwise(Lagrangian):
         return f"{_name(self.function)}, convex={self.convex}, lipschitz={self.lipschitz:g}{measured}"
 
     def _gradient(self, x: Tensor) -> Tensor:
-        return torch.func.grad(lambda x: self.function(x).sum())(x)
+        gradient = torch.func.grad(lambda x: self.function(x).sum())
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+            return gradient(x)
+        with torch.inference_mode(False), torch.no_grad():  # inside, torch 2.11 gives other numbers without a word
+            return gradient(x.clone())
 
     @torch.no_grad()
     def _slopes(self) -> tuple[Tensor, Tensor, Tensor]:
