@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, LabelledImages, check_channels
+from imixer.data.image_data import ImageData, LabelledImages, StreamedImages, check_channels
+from imixer.data.prefetch import Prefetcher
 from imixer.data.randomness import mixed_seed, seed_globally
 from imixer.data.sampler import BatchOrder, BatchShard
 from imixer.data.transforms import (
@@ -65,6 +66,11 @@ def build_batches(
     """
     common: dict[str, Any] = {"device": device, "shard": shard}
     mixing: dict[str, Any] = {"num_classes": len(data.class_names), "smoothing": smoothing, "seed": seed}
+    if config.pipeline == "device" and data.windows is not None:
+        raise InputError(
+            "data.pipeline device keeps all images in memory, and these are streamed; pass --data.pipeline timm, or "
+            "--data.streaming never if they fit"
+        )
     if config.pipeline == "device":
         from imixer.data.device import build_resident
 
@@ -189,7 +195,28 @@ class TrainingBatches:
             start: Number of the first micro-batch wanted.
         """
         self._sampler.epoch, self._sampler.start = epoch, start
-        for number, (images, labels) in enumerate(self._loader, start):
+        loaded = iter(self._loader)  # starts its processes, before the thread of the prefetcher
+        windows = self.order.windows
+        if windows is None or not isinstance(self.images.items, StreamedImages):
+            yield from self._on_device(loaded, epoch, start)
+            return
+        prefetcher = Prefetcher(self.images.items.hold, windows.group_windows(self.images.seed, epoch))
+        ends = windows.ends(self.images.seed, epoch)
+
+        def window(number: int) -> int:
+            images_before = number // self.order.shard.accumulate * self.order.batch_size
+            return int(np.searchsorted(ends, images_before, side="right"))
+
+        prefetcher.start(window(start))
+        try:
+            for number, batch in enumerate(self._on_device(loaded, epoch, start), start):
+                yield batch
+                prefetcher.reach(window(number))
+        finally:
+            prefetcher.stop()
+
+    def _on_device(self, loaded: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
+        for number, (images, labels) in enumerate(loaded, start):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
             position = (self.images.seed, epoch, number, self.order.shard.rank)
@@ -255,7 +282,7 @@ def build_training(
     flips = alternating_flips(config, len(data.train), seed)
     drawn = config if flips is None else replace(config, flip="random", hflip=0.0)
     transform: Any = train_transform(drawn, input_size, data.mean, data.std)
-    order = BatchOrder(len(data.train), config.batch_size, seed, shard)
+    order = BatchOrder(len(data.train), config.batch_size, seed, shard, data.windows)
     mixup = build_mixup(config, order.micro_batch_size, num_classes, smoothing)
     erasing = None
     if mixup is not None and config.random_erasing and config.erase == "after_mixing":

@@ -20,13 +20,20 @@ class DataConfig:
     """Data set, split, loading and augmentation.
 
     Args:
-        name: `digits` (built in), a folder of class folders, a folder of parquet shards with an image column,
-            `cifar10`, `cifar100`, `stanford_cars`, `food101`, `imagenet` (torchvision), or any other name that
-            timm's `create_dataset` knows, such as `torch/mnist` or `hfds/mnist`.
+        name: `digits` (built in), a folder of class folders, a folder of parquet shards with an image column, the
+            URL of such shards (`s3://`, `gs://`, `hf://datasets/...`, `https://`), `cifar10`, `cifar100`,
+            `stanford_cars`, `food101`, `imagenet` (torchvision), or any other name that timm's `create_dataset` knows,
+            such as `torch/mnist` or `hfds/mnist`.
         root: Folder where a named data set lies or is downloaded to. Default: `data`.
         download: Download a named data set that is not in `root`.
         val_fraction: Share held out for validation when the data have no split of their own.
         split_seed: Seed of that split. It does not depend on the training seed.
+        streaming: Whether the images of shards are fetched a part at a time instead of being held in memory: `always`,
+            `never`, or `auto` for URLs, and for parquet files of 4 GB together or more. It decides the order of
+            images.
+        cache_gb: Size of the cache for streamed images in 1e9 bytes, on the local disk. It decides the order of
+            streamed images: they are shuffled within parts of half this size.
+        cache_dir: Folder of that cache, for all runs that name it. Default: `imixer` in the user's cache folder.
         image_size: Size of the model's input in pixels, one side or [height, width]. Default: the model's own.
         batch_size: Images per optimizer step, over all devices.
         pipeline: `timm` decodes and augments image by image, in loader processes; `device` keeps all images as bytes in
@@ -62,6 +69,9 @@ class DataConfig:
     download: bool = False
     val_fraction: float = 0.2
     split_seed: int = 0
+    streaming: Literal["auto", "always", "never"] = "auto"
+    cache_gb: float = 10.0
+    cache_dir: str | None = None
     image_size: ImageSize | None = None
     batch_size: int = 64
     pipeline: Literal["timm", "device"] = "timm"
@@ -91,6 +101,13 @@ class DataConfig:
             raise InputError(f"data.batch_size is {self.batch_size}; give 1 or more")
         if not 0 <= self.split_seed < 2**32:
             raise InputError(f"data.split_seed is {self.split_seed}; give 0 or more, below 2**32")
+        if not 0 < self.cache_gb < math.inf:
+            raise InputError(f"data.cache_gb is {self.cache_gb}; give more than 0, in 1e9 bytes")
+        if "://" in self.name and ("?" in self.name or "@" in self.name.split("://")[1].split("/")[0]):
+            raise InputError(  # without the name: messages are logged
+                "data.name is a URL with a user, a password or a query, which would be written into the run; leave it "
+                "out, and give credentials where the library of the protocol looks for them, such as the environment"
+            )
         if not 0 <= self.workers <= _MOST_WORKERS:
             raise InputError(f"data.workers is {self.workers}; give 0 to {_MOST_WORKERS}, at most one per core")
         low, high = self.value_range or (0.0, 1.0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from PIL import Image
 
+from imixer.data.sampler import Windows
 from imixer.errors import InputError
 
 _T_co = TypeVar("_T_co", covariant=True)
@@ -25,6 +26,15 @@ class SizedDataset(Protocol[_T_co]):
 
 LabelledImage: TypeAlias = "tuple[Image.Image, int]"
 LabelledImages: TypeAlias = "SizedDataset[LabelledImage]"
+
+
+@runtime_checkable
+class StreamedImages(Protocol):
+    """Images that are fetched by groups into a cache. Ask for it to fetch ahead of those who read them."""
+
+    def hold(self, group: int) -> None:
+        """Fetch a group into the cache if it is not there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,8 @@ class ImageData:
         value_range: Stored values that become black and white. None: all images have 8 bits.
         split: The data set's own name for the split that `val` is, such as `test`. None: it has none, and `val` was
             taken from its training images.
+        windows: The groups that training images are fetched in, where they are streamed. None: all are at hand.
+        fingerprint: What tells streamed data from others of as many images and classes. Empty: they are not streamed.
     """
 
     name: str
@@ -65,6 +77,8 @@ class ImageData:
     left_out: tuple[str, ...] = ()
     value_range: tuple[float, float] | None = None
     split: str | None = None
+    windows: Windows | None = None
+    fingerprint: str = ""
 
 
 def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import uuid4
 
 import torch
@@ -118,7 +118,10 @@ def resume(path: str, config: TrainConfig | None = None) -> TrainingResult:
 
 
 def resolve_defaults(
-    config: TrainConfig, built: BuiltModel, value_range: tuple[float, float] | None = None
+    config: TrainConfig,
+    built: BuiltModel,
+    value_range: tuple[float, float] | None = None,
+    streaming: Literal["always", "never"] | None = None,
 ) -> TrainConfig:
     """Spell out every default of a configuration that depends on data or model, and make its paths absolute.
 
@@ -126,6 +129,7 @@ def resolve_defaults(
         config: The run's configuration.
         built: Its model.
         value_range: The range of pixel values that was found in the data, if any.
+        streaming: Whether the data are streamed. Default: as the configuration says.
 
     Returns:
         The configuration, from which the same run can be trained anywhere. `out` is left open.
@@ -137,7 +141,9 @@ def resolve_defaults(
     }
     _, height, width = built.input_size
     size = height if height == width else (height, width)
-    data: DataConfig = replace(config.data, image_size=size, value_range=value_range, **absolute)
+    data: DataConfig = replace(
+        config.data, image_size=size, value_range=value_range, streaming=streaming or config.data.streaming, **absolute
+    )
     checkpoint = config.model.checkpoint and str(Path(config.model.checkpoint).absolute())
     from_mixer = config.model.from_mixer
     if from_mixer and os.path.exists(from_mixer):
@@ -213,7 +219,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         else:
             whiten_stem(built.model, config, data, built.input_size)
         if fabric.is_global_zero and not begun:
-            save_config(resolve_defaults(config, built, data.value_range), run.config)
+            streaming: Literal["always", "never"] = "never" if data.windows is None else "always"
+            save_config(resolve_defaults(config, built, data.value_range, streaming), run.config)
             write_text(run.environment, json_text({"run": uuid4().hex} | environment()))
         if fabric.is_global_zero and begun:
             _note_changes(run, state["step"] if state else 0)
@@ -362,11 +369,12 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
 
 def _data_fingerprint(data: ImageData) -> dict[str, Any]:
     """Describe the data, in what must not change between a run's sessions."""
-    return {
+    description: dict[str, Any] = {
         "training images": len(data.train),
         "held-out images": len(data.val),
         "classes": list(data.class_names),
     }
+    return description | ({"stored images": data.fingerprint} if data.fingerprint else {})
 
 
 def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:

@@ -13,6 +13,7 @@ from imixer.data.sources.digits import open_digits
 from imixer.data.sources.folder import open_folder
 from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.parquet import find_shards, open_parquet, parquet_files
+from imixer.data.sources.storage import RemotePath, is_remote, list_files
 from imixer.data.sources.timm_sets import PREFIXES, open_timm, timm_prefix
 from imixer.data.sources.torchvision_sets import SETS, open_torchvision
 from imixer.errors import InputError, did_you_mean
@@ -43,6 +44,8 @@ def open_dataset(config: DataConfig) -> ImageData:
         return open_torchvision(name, config)
     if timm_prefix(name):
         return open_timm(name, config)
+    if is_remote(name):
+        return _open_remote(name, config)
     return _open_path(expand_user(name), config)
 
 
@@ -55,16 +58,35 @@ def relocated(config: DataConfig, path: str) -> DataConfig:
     """Return the settings for the same data at another place.
 
     A data set that torchvision or timm knows lies in a root, unless the place holds parquet files, which are then it.
+    Whether images are streamed is decided anew.
 
     Args:
         config: The settings.
         path: The place.
     """
+    config = replace(config, streaming="auto")
+    if is_remote(path):
+        return replace(config, name=path)
     folder = expand_user(path)
     in_root = config.name != "digits" and is_named(config.name)
     if in_root and not (os.path.isdir(folder) and parquet_files(folder)):
         return replace(config, root=path)
     return replace(config, name=path)
+
+
+def _open_remote(url: str, config: DataConfig) -> ImageData:
+    """Open the parquet shards at a URL."""
+    root = RemotePath(url)
+    files = list_files(root)
+    if files == [root]:  # a single file
+        root = RemotePath(root.parent)
+    shards = find_shards(root, files)
+    if shards is None:
+        raise InputError(
+            f"data.name: no parquet file is among the {len(files):,} files at {root}; "
+            "correct the URL, or copy the images here"
+        )
+    return open_parquet(root, shards, config)
 
 
 def _open_path(path: Path, config: DataConfig) -> ImageData:

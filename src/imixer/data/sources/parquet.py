@@ -4,66 +4,38 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePath
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
-from torch.utils.data import Dataset
 
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, LabelledImage
-from imixer.data.sources.decoding import (
-    EIGHT_BITS,
-    SKIP_REMEDY,
-    PixelFormat,
-    UnreadableImage,
-    convert_image,
-    decode_bytes,
-    error_reason,
-    find_unreadable,
-    special_file,
-)
+from imixer.data.image_data import ImageData
+from imixer.data.sources.decoding import error_reason, special_file
+from imixer.data.sources.group_cache import GIGABYTE
 from imixer.data.sources.image_files import contains_image, visible_folders
-from imixer.data.sources.parquet_columns import (
-    Classes,
-    Columns,
-    ShardLabels,
-    find_columns,
-    read_labels,
-    require_columns,
-)
-from imixer.data.sources.splitting import held_out_share, require_two_classes, split_words, stratified_split
-from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
+from imixer.data.sources.parquet_columns import Columns, ShardLabels, find_columns, read_labels, require_columns
+from imixer.data.sources.rows import Rows
+from imixer.data.sources.shard_data import RowsOfLabels, ShardFiles, open_rows
+from imixer.data.sources.splitting import split_words
+from imixer.data.sources.storage import RemotePath, file_version, read_file, require_version, total_size
+from imixer.data.sources.streamed import Group, StreamedRows
 from imixer.errors import InputError
 from imixer.escaping import few_names
 
+_T = TypeVar("_T")
+
+_LARGE = 4 * GIGABYTE  # of parquet files, from which on images are streamed
+_READERS = 8  # threads that read labels: most of the time they wait
 _DEFAULT_CONFIGURATION = {"default"}  # the hub's name for the only configuration there is
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """The parquet files of each split.
-
-    Args:
-        train: Files to train on.
-        val: Files that are held out. Empty: there are none.
-        sources: Names of the files of both splits, in words.
-        left_out: Files and folders that are not used.
-        split: The word for the held-out split in its files' names. None: there is no such split.
-    """
-
-    train: list[Path]
-    val: list[Path]
-    sources: tuple[str, str]
-    left_out: tuple[str, ...]
-    split: str | None = None
 
 
 def parquet_files(root: Path) -> list[Path]:
@@ -75,11 +47,15 @@ def parquet_files(root: Path) -> list[Path]:
     return []
 
 
-def find_shards(root: Path) -> ShardFiles | None:
+def find_shards(root: PurePath, listing: Sequence[PurePath] | None = None) -> ShardFiles | None:
     """Find the parquet files of each split, told by words in their names, or else in those of their folders.
 
     Files are taken from the folder itself, else from its `data` folder, else from the only set of folders that has any,
     such as `plain_text/` or `train/` and `test/`. A folder with images in subfolders is none of parquet files.
+
+    Args:
+        root: The folder, here or elsewhere.
+        listing: All files in it and below it. Default: those on the disk.
 
     Returns:
         The files. None: there are none.
@@ -88,11 +64,15 @@ def find_shards(root: Path) -> ShardFiles | None:
         InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
             is no training split.
     """
-    files = parquet_files(root) or _files_in_subfolders(root)
+    files: Sequence[PurePath]
+    if listing is not None:
+        files = _files_of_listing(root, listing)
+    else:
+        files = parquet_files(Path(root)) or _files_in_subfolders(Path(root))
     if not files:
         return None
-    parts: dict[str, dict[str, list[Path]]] = {}
-    unnamed: list[Path] = []
+    parts: dict[str, dict[str, list[PurePath]]] = {}
+    unnamed: list[PurePath] = []
     for file in files:
         if named := _split_of_file(file, root):
             word, role = named
@@ -101,36 +81,59 @@ def find_shards(root: Path) -> ShardFiles | None:
             unnamed.append(file)
     if parts and "train" not in parts:
         raise InputError(f"no train-*.parquet among the {len(files)} parquet files in {files[0].parent}; add them")
-    train = _files_of_one_word(parts["train"], root) if parts else files
+    train = _files_of_one_word(parts["train"], root) if parts else list(files)
     held_out = next((parts[role] for role in ("val", "test") if role in parts), None)
     val = _files_of_one_word(held_out, root) if held_out else []
     sources = (_file_pattern(train, root), _file_pattern(val, root))
-    return ShardFiles(train, val, sources, _left_out(root, {*train, *val}), next(iter(held_out)) if held_out else None)
+    used = {*train, *val}
+    left_out = _left_out(Path(root), used) if listing is None else _unused_of_listing(root, listing, used)
+    return ShardFiles(train, val, sources, left_out, next(iter(held_out)) if held_out else None)
 
 
-def _files_in_subfolders(root: Path) -> list[Path]:
+def _files_of_listing(root: PurePath, listing: Sequence[PurePath]) -> list[PurePath]:
+    """Choose the parquet files among those of a listing: in the folder itself, in `data`, or in subfolders."""
+    files = [file for file in listing if file.suffix == ".parquet"]
+    for folder in (root, root / "data"):
+        if direct := sorted(file for file in files if file.parent == folder):
+            return direct
+    return _single_set(root, files)
+
+
+def _unused_of_listing(root: PurePath, listing: Sequence[PurePath], used: set[PurePath]) -> tuple[str, ...]:
+    """List the folders and files directly at the root that hold nothing that is used."""
+    tops = {file.relative_to(root).parts[0] for file in used}
+    unused = {file.relative_to(root).parts for file in listing if file.relative_to(root).parts[0] not in tops}
+    return tuple(sorted({parts[0] + ("/" if len(parts) > 1 else "") for parts in unused}))
+
+
+def _files_in_subfolders(root: Path) -> list[PurePath]:
     """List the parquet files in subfolders, if there is one set of them and there are no images."""
-    sets: dict[tuple[str, ...], list[Path]] = {}
-    for folder, names in visible_folders(root):
-        files = [Path(folder, name) for name in names if name.endswith(".parquet") and not name.startswith(".")]
-        if files:
-            inside = Path(folder).relative_to(root).parts
-            words = tuple(
-                " ".join(rest)
-                for part in inside
-                if (rest := split_words(part)[1]) and part not in _DEFAULT_CONFIGURATION
-            )
-            sets.setdefault(words, []).extend(files)
-    if not sets or contains_image(root):
-        return []
+    files: list[PurePath] = [
+        Path(folder, name)
+        for folder, names in visible_folders(root)
+        for name in names
+        if name.endswith(".parquet") and not name.startswith(".")
+    ]
+    return [] if not files or contains_image(root) else _single_set(root, files)
+
+
+def _single_set(root: PurePath, files: Sequence[PurePath]) -> list[PurePath]:
+    """Return files in subfolders, sorted, if their folders differ in the words for splits only."""
+    sets: dict[tuple[str, ...], list[PurePath]] = {}
+    for file in files:
+        words = tuple(
+            " ".join(rest)
+            for part in file.relative_to(root).parts[:-1]
+            if (rest := split_words(part)[1]) and part not in _DEFAULT_CONFIGURATION
+        )
+        sets.setdefault(words, []).append(file)
     if len(sets) > 1:
-        folders = sorted(str(files[0].parent) for files in sets.values())
+        folders = sorted(str(each[0].parent) for each in sets.values())
         raise InputError(f"{root} has several sets of parquet files, in {few_names(folders)}; give the folder of one")
-    (files,) = sets.values()
     return sorted(files)
 
 
-def _split_of_file(file: Path, root: Path) -> tuple[str, str] | None:
+def _split_of_file(file: PurePath, root: PurePath) -> tuple[str, str] | None:
     """Find the word for a split and what it means, in the file's name or else in that of the nearest folder."""
     for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
         named, _ = split_words(name)
@@ -141,7 +144,7 @@ def _split_of_file(file: Path, root: Path) -> tuple[str, str] | None:
     return None
 
 
-def _files_of_one_word(by_word: dict[str, list[Path]], root: Path) -> list[Path]:
+def _files_of_one_word(by_word: dict[str, list[PurePath]], root: PurePath) -> list[PurePath]:
     """Return the files of a split, all of which must use one word for it."""
     if len(by_word) > 1:
         one, other = (files[0].relative_to(root) for files in list(by_word.values())[:2])
@@ -150,13 +153,13 @@ def _files_of_one_word(by_word: dict[str, list[Path]], root: Path) -> list[Path]
     return files
 
 
-def _file_pattern(files: list[Path], root: Path) -> str:
+def _file_pattern(files: Sequence[PurePath], root: PurePath) -> str:
     """Write files as a pattern and their number, such as `data/train-*.parquet (3 files)`."""
     shapes = sorted({re.sub(r"(\d+-of-)?\d+", "*", file.relative_to(root).as_posix()) for file in files})
     return f"{few_names(shapes)} ({len(files)} {'file' if len(files) == 1 else 'files'})" if files else ""
 
 
-def _left_out(root: Path, used: set[Path]) -> tuple[str, ...]:
+def _left_out(root: Path, used: set[PurePath]) -> tuple[str, ...]:
     """List the files and folders at the root and beside the used files that hold no rows of either split."""
     unused = set()
     for folder in {root, *(file.parent for file in used)}:
@@ -165,9 +168,6 @@ def _left_out(root: Path, used: set[Path]) -> tuple[str, ...]:
             if path not in used and not inside and not path.name.startswith("."):
                 unused.add(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}")
     return tuple(sorted(unused))
-
-
-_NO_BYTES = "the row has no image bytes"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class _Chunk:
     images: Any
 
 
-class EncodedRows:
+class EncodedRows(Rows):
     """Encoded images and labels of some shards, in memory. They are cheap to pickle to worker processes that fork.
 
     Args:
@@ -194,12 +194,9 @@ class EncodedRows:
     """
 
     def __init__(self, chunks: Sequence[_Chunk], labels: NDArray[np.int64]) -> None:
-        self.labels = labels
+        super().__init__(labels)
         self._chunks = list(chunks)
         self._starts = np.cumsum([0] + [len(chunk.images) for chunk in chunks])[:-1].tolist()
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def _locate(self, row: int) -> tuple[_Chunk, int]:
         chunk = bisect.bisect_right(self._starts, row) - 1
@@ -219,95 +216,181 @@ class EncodedRows:
         chunk, offset = self._locate(row)
         return f"{chunk.file} row {chunk.first_row + offset}"
 
-    def decode(self, row: int) -> Image.Image:
-        """Decode the image of a row, in the mode it is stored in.
-
-        Raises:
-            UnreadableImage: If the row has no image, or one that cannot be decoded.
-        """
+    def encoded(self, row: int) -> Any:
+        """Return the encoded image of a row, as a buffer. None: it has none."""
         chunk, offset = self._locate(row)
-        encoded = chunk.images[offset].as_buffer()
-        if encoded is None:
-            raise UnreadableImage(_NO_BYTES)
-        return decode_bytes(encoded)
+        return chunk.images[offset].as_buffer()
 
-    def read(self, row: int) -> Image.Image:
-        """Decode the image of a row, in the mode it is stored in, and name the row if that fails.
 
-        Raises:
-            InputError: If the row has no image, or one that cannot be decoded.
-        """
+def _with_parquet(file: PurePath, work: Callable[[pq.ParquetFile], _T], metadata: Any = None) -> _T:
+    """Do work on a parquet file, and name the file if it cannot be read."""
+    if kind := special_file(file):
+        raise InputError(f"cannot read parquet file {file}: it is {kind}, not a file; remove it")
+
+    def on_stream(stream: IO[bytes]) -> _T:
         try:
-            return self.decode(row)
-        except UnreadableImage as error:
-            raise InputError(f"cannot read image {self.name(row)}: {error}; {SKIP_REMEDY}") from None
+            with pq.ParquetFile(stream, metadata=metadata) as shard:
+                return work(shard)
+        except pa.ArrowException as error:
+            raise InputError(f"cannot read parquet file {file}: {error_reason(error)}; fetch it again") from error
+
+    if isinstance(file, RemotePath):
+        return read_file(file, on_stream)
+    try:
+        with pq.ParquetFile(file, metadata=metadata) as shard:
+            return work(shard)
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"cannot read parquet file {file}: {error_reason(error)}; fetch it again") from error
 
 
-class ParquetImages(Dataset[LabelledImage]):
-    """Rows of parquet shards, decoded when asked for.
+class _InMemory:
+    """A reader of shards that takes all of them into memory."""
+
+    def __init__(self) -> None:
+        self.columns: Columns | None = None
+
+    def __call__(self, files: Sequence[PurePath]) -> tuple[list[ShardLabels], RowsOfLabels]:
+        """Read some shards, all from the columns that are chosen in the first one."""
+        chunks: list[_Chunk] = []
+        labels: list[ShardLabels] = []
+        for file in files:
+            shard_chunks, shard_labels = _with_parquet(file, partial(self._read, file))
+            chunks += shard_chunks
+            labels.append(shard_labels)
+        return labels, lambda of_rows: EncodedRows(chunks, of_rows)
+
+    def _read(self, file: PurePath, shard: pq.ParquetFile) -> tuple[list[_Chunk], ShardLabels]:
+        schema = shard.schema_arrow
+        self.columns = self.columns or find_columns(schema, file)
+        require_columns(self.columns, schema, file)
+        image, label = self.columns.image, self.columns.label
+        table = shard.read(columns=[image, label])
+        labels = read_labels(table.column(label), schema, label, file)
+        chunks: list[_Chunk] = []
+        first_row = 0
+        for chunk in table.column(image).chunks:
+            chunks.append(_Chunk(str(file), first_row, _image_bytes(chunk, image, file)))
+            first_row += len(chunk)
+        return chunks, labels
+
+
+def _image_bytes(chunk: Any, column: str, file: PurePath) -> Any:
+    """Take the bytes out of a column of images, and refuse one that has paths only."""
+    images = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk
+    if len(images) and images.null_count == len(images):
+        _refuse_paths(chunk, column, file)
+    return images
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """The last part of a parquet file, and what it says.
 
     Args:
-        rows: The shards.
-        chosen: Numbers of the rows that are used, in order.
-        in_chans: 1 converts to mode `L`, 3 to `RGB`.
-        pixels: How stored pixel values become bytes.
+        version: What tells the file from another of its name.
+        metadata: arrow's metadata.
+        labels: The labels of all rows.
     """
 
-    def __init__(
-        self, rows: EncodedRows, chosen: NDArray[np.int64], in_chans: int, pixels: PixelFormat = EIGHT_BITS
-    ) -> None:
-        self.rows = rows
-        self.chosen = chosen
-        self.in_chans = in_chans
-        self.pixels = pixels
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Label of each item."""
-        return self.rows.labels[self.chosen]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> LabelledImage:
-        row = int(self.chosen[index])
-        image = convert_image(self.rows.read(row), self.in_chans, self.pixels, self.rows.name(row))
-        return image, int(self.rows.labels[row])
+    version: str
+    metadata: Any
+    labels: ShardLabels
 
 
-def _read_shards(
-    files: Sequence[Path], columns: Columns | None = None
-) -> tuple[list[_Chunk], list[ShardLabels], Columns]:
-    """Read the images and labels of some shards, all from the columns that are chosen in the first one."""
-    chunks: list[_Chunk] = []
-    labels: list[ShardLabels] = []
-    for file in files:
-        if kind := special_file(file):
-            raise InputError(f"cannot read parquet file {file}: it is {kind}, not a file; remove it")
+@dataclass(frozen=True)
+class _RowGroups:
+    """The row groups of parquet files, a `GroupSource`."""
+
+    column: str
+    groups: Sequence[Group]
+    versions: dict[PurePath, str]
+    footers: dict[PurePath, Any]
+    with_gaps: Sequence[int]
+
+    def fetch(self, group: int) -> Sequence[bytes | None]:
+        place = self.groups[group]
+
+        def read(shard: pq.ParquetFile) -> Sequence[bytes | None]:
+            # threads of arrow's may not survive in forked loader processes
+            column = shard.read_row_group(place.number, columns=[self.column], use_threads=False).column(self.column)
+            return [
+                each for chunk in column.chunks for each in _image_bytes(chunk, self.column, place.file).to_pylist()
+            ]
+
         try:
-            with pq.ParquetFile(file) as shard:
-                schema = shard.schema_arrow
-                columns = columns or find_columns(schema, file)
-                require_columns(columns, schema, file)
-                table = shard.read(columns=[columns.image, columns.label])
+            images = _with_parquet(place.file, read, self.footers[place.file])
         except InputError:
+            require_version(place.file, self.versions[place.file])  # has more to say where the file is another
             raise
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"cannot read parquet file {file}: {error_reason(error)}; fetch it again") from error
-        labels.append(read_labels(table.column(columns.label), schema, columns.label, file))
-        column = table.column(columns.image)
-        first_row = 0
-        for chunk in column.chunks:
-            images = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk
-            if len(images) and images.null_count == len(images):
-                _refuse_paths(chunk, columns.image, file)
-            chunks.append(_Chunk(str(file), first_row, images))
-            first_row += len(chunk)
-    assert columns is not None  # there is a file
-    return chunks, labels, columns
+        require_version(place.file, self.versions[place.file])
+        return images
+
+    def groups_with_gaps(self) -> Sequence[int]:
+        return self.with_gaps
 
 
-def _refuse_paths(chunk: Any, column: str, file: Path) -> None:
+class _ByRowGroup:
+    """A reader of shards that takes labels only, and fetches images by row group when they are asked for.
+
+    Args:
+        config: Size and folder of the cache.
+    """
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.columns: Columns | None = None
+
+    def __call__(self, files: Sequence[PurePath]) -> tuple[list[ShardLabels], RowsOfLabels]:
+        """Read the labels of some shards, all from the columns that are chosen in the first one."""
+        first = self._footer(files[0])
+        with ThreadPoolExecutor(_READERS) as pool:
+            footers = [first, *pool.map(self._footer, files[1:])]
+        assert self.columns is not None  # there is a file
+        groups: list[Group] = []
+        with_gaps: list[int] = []
+        for file, footer in zip(files, footers, strict=True):
+            first_row = 0
+            for number in range(footer.metadata.num_row_groups):
+                row_group = footer.metadata.row_group(number)
+                chunk = _bytes_of(row_group, self.columns.image)
+                if row_group.num_rows == 0:
+                    continue
+                if chunk.statistics is not None and chunk.statistics.null_count:
+                    with_gaps.append(len(groups))
+                place = (chunk.data_page_offset, chunk.data_page_offset + chunk.total_compressed_size)
+                groups.append(Group(file, number, first_row, row_group.num_rows, chunk.total_uncompressed_size, place))
+                first_row += row_group.num_rows
+        source = _RowGroups(
+            self.columns.image,
+            groups,
+            {file: footer.version for file, footer in zip(files, footers, strict=True)},
+            {file: footer.metadata for file, footer in zip(files, footers, strict=True)},
+            with_gaps,
+        )
+        return [footer.labels for footer in footers], lambda of_rows: StreamedRows(source, of_rows, self.config)
+
+    def _footer(self, file: PurePath) -> _Footer:
+        def read(shard: pq.ParquetFile) -> _Footer:
+            schema = shard.schema_arrow
+            self.columns = self.columns or find_columns(schema, file)
+            require_columns(self.columns, schema, file)
+            label = self.columns.label
+            labels = read_labels(shard.read(columns=[label]).column(label), schema, label, file)
+            return _Footer(version, shard.metadata, labels)
+
+        version = file_version(file)  # before it is read: what replaces it later is another
+        return _with_parquet(file, read)
+
+
+def _bytes_of(row_group: Any, column: str) -> Any:
+    """Return the metadata of the column of encoded images, alone or in a struct."""
+    columns = [row_group.column(number) for number in range(row_group.num_columns)]
+    return next(each for each in columns if each.path_in_schema in (column, f"{column}.bytes"))
+
+
+def _refuse_paths(chunk: Any, column: str, file: PurePath) -> None:
     """Refuse rows that have paths instead of bytes, by an InputError."""
     if pa.types.is_struct(chunk.type) and chunk.type.get_field_index("path") >= 0:
         path = next((each for each in pc.struct_field(chunk, "path").to_pylist() if each), None)
@@ -318,28 +401,8 @@ def _refuse_paths(chunk: Any, column: str, file: Path) -> None:
             )
 
 
-def _readable(
-    rows: EncodedRows, config: DataConfig, observer: MinMaxObserver
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Check the rows as `config.check` says; return the numbers of those to use, and the names of the others."""
-    everything = np.arange(len(rows))
-    if config.check == "full":
-
-        def look(row: int) -> None:
-            observer.observe(rows.decode(row))
-
-        bad = find_unreadable(range(len(rows)), look, rows.name, skip_bad=config.skip_bad)
-    else:  # rows are cheap to decode when they are used, and shards have a checksum of their own
-
-        def fail(row: int) -> None:
-            raise UnreadableImage(_NO_BYTES)
-
-        bad = find_unreadable(rows.without_bytes(), fail, rows.name, skip_bad=config.skip_bad)
-    return np.setdiff1d(everything, list(bad)), tuple(bad.values())
-
-
-def open_parquet(root: Path, shards: ShardFiles, config: DataConfig) -> ImageData:
-    """Open the images of parquet shards, held in memory as encoded bytes.
+def open_parquet(root: PurePath, shards: ShardFiles, config: DataConfig) -> ImageData:
+    """Open the images of parquet shards, held in memory as encoded bytes, or streamed by row group.
 
     Images come from the column `image` or `img`, else from the only one of bytes. Labels come from `label`, `labels` or
     `fine_label`, else from the only integer column, else from the only one of another kind. Class names come from the
@@ -356,49 +419,11 @@ def open_parquet(root: Path, shards: ShardFiles, config: DataConfig) -> ImageDat
             has no image, an image that was looked at is unreadable, all of them are alike, there is one class only, or
             too few images to split.
     """
-    chunks, shard_labels, columns = _read_shards(shards.train)
-    if not sum(len(each.numbers) for each in shard_labels):
-        raise InputError(f"the parquet files in {shards.train[0].parent} have no rows; fetch them again")
-    classes = Classes(shard_labels, columns.label)
-    train = EncodedRows(chunks, classes.labels(shard_labels))
-    observer = MinMaxObserver()
-    chosen, skipped = _readable(train, config, observer)
-    require_two_classes(train.labels[chosen], classes.names, str(root))
+    reader = _ByRowGroup(config) if _is_streamed(shards, config) else _InMemory()
+    return open_rows(root, shards, config, reader)
 
-    if shards.val:
-        chunks, shard_labels, _ = _read_shards(shards.val, columns)
-        if not sum(len(each.numbers) for each in shard_labels):
-            raise InputError(f"{shards.val[0]} has no rows; fetch it again")
-        val = EncodedRows(chunks, classes.labels(shard_labels))
-        val_chosen, val_skipped = _readable(val, config, observer)
-        skipped += val_skipped
-    else:
-        val = train
-        kept, held_out = stratified_split(
-            train.labels[chosen],
-            classes.names,
-            fraction=config.val_fraction,
-            seed=config.split_seed,
-            what=str(root),
-        )
-        chosen, val_chosen = chosen[kept], chosen[held_out]
 
-    statistics = usable_statistics(
-        lambda index: train.read(int(chosen[index])), len(chosen), config, str(root), observer
-    )
-    return ImageData(
-        name=root.resolve().name or "images",
-        train=ParquetImages(train, chosen, statistics.in_chans, statistics.pixels),
-        val=ParquetImages(val, val_chosen, statistics.in_chans, statistics.pixels),
-        class_names=classes.names,
-        in_chans=statistics.in_chans,
-        native_size=statistics.native_size,
-        mean=statistics.mean,
-        std=statistics.std,
-        skipped=skipped,
-        sources=(shards.sources[0], shards.sources[1] or held_out_share(config)),
-        notes=columns.notes + tuple(classes.notes) + statistics.notes,
-        left_out=shards.left_out,
-        value_range=statistics.pixels.value_range,
-        split=shards.split,
-    )
+def _is_streamed(shards: ShardFiles, config: DataConfig) -> bool:
+    if config.streaming != "auto":
+        return config.streaming == "always"
+    return isinstance(shards.train[0], RemotePath) or total_size([*shards.train, *shards.val]) >= _LARGE

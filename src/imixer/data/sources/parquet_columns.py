@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -50,13 +50,13 @@ class ShardLabels:
         kind: `named` by the file's metadata, `text`, `truth` values, or bare `numbers`.
     """
 
-    file: Path
+    file: PurePath
     numbers: Numbers
     words: tuple[str, ...] | None
     kind: str
 
 
-def find_columns(schema: pa.Schema, file: Path) -> Columns:
+def find_columns(schema: pa.Schema, file: PurePath) -> Columns:
     """Choose the columns of images and labels by name, else by kind where only one column is of it.
 
     Args:
@@ -96,7 +96,7 @@ def find_columns(schema: pa.Schema, file: Path) -> Columns:
     return Columns(image, label, notes + _choice_note("labels", label, labels))
 
 
-def require_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
+def require_columns(columns: Columns, schema: pa.Schema, file: PurePath) -> None:
     """Require that a file has the columns of the others, of a usable kind.
 
     Args:
@@ -115,7 +115,7 @@ def require_columns(columns: Columns, schema: pa.Schema, file: Path) -> None:
             )
 
 
-def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Path) -> ShardLabels:
+def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: PurePath) -> ShardLabels:
     """Convert a column of labels to numbers, with what they mean if the file says so.
 
     Args:
@@ -336,7 +336,7 @@ def _by_name(usable: Sequence[str], names: Sequence[str]) -> str | None:
     return next((name for name in names if name in usable), None)
 
 
-def _single_column(usable: Sequence[str], several: str, schema: pa.Schema, file: Path, wanted: str) -> str:
+def _single_column(usable: Sequence[str], several: str, schema: pa.Schema, file: PurePath, wanted: str) -> str:
     if len(usable) == 1:
         return usable[0]
     raise InputError(f"{file} has {several} ({', '.join(usable)}) and columns {', '.join(schema.names)}; {wanted}")

@@ -14,6 +14,7 @@ _FREE = {
     "accumulate",
     "channels_last",
     "compile",
+    "data.cache_dir",
     "data.check",
     "data.download",
     "data.name",  # the data may have moved; that they are the same is seen from themselves
