@@ -24,6 +24,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         "yaml",
         "pyarrow",
         "filelock",
+        "fsspec",
+        "huggingface_hub",
         "tensorboard",
         "plotly",
         "jinja2",
@@ -32,6 +34,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "cluster": ("ray",),
     "robust": ("imagecorruptions",),
     "data": ("datasets",),
+    "remote": ("s3fs", "gcsfs", "aiohttp"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),
 }  # extra -> what Python imports of the packages that pyproject.toml lists for it

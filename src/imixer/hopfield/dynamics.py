@@ -139,14 +139,12 @@ def integrate(
     atol = atol if atol is not None else max(min(usual[1], limit / 1000), rounding)
     masks = {name: mask.expand_as(start[name]) for name, mask in (held or {}).items()}
 
+    bar_shown = _progress_bar() if progress else nullcontext()
     flow = _Flow(network, start, masks, t_end, max_steps)
     x0 = flow.pack(start)
     stop = _Stop(flow, start, event, until_steady, t_end)
     if kept_times is None:
         kept_times = torch.linspace(0, t_end, frames, dtype=torch.float64).tolist()
-    with Progress(transient=True) if progress else nullcontext() as bar:
-    solve = odeint_adjoint if adjoint else odeint
-    settings: dict[str, Any] = dict(method=method, rtol=rtol, atol=atol, options=options)
     with bar_shown as bar:
         if bar is not None:
             task = bar.add_task("integrating", total=t_end)
@@ -254,6 +252,13 @@ def _stiff(
     except (FloatingPointError, ValueError) as error:  # scipy's linear algebra refuses what is not finite
         raise FloatingPointError(f"{flow.last_seen()}: {str(error).rstrip('.')}; {ADVICE}") from error
     return torch.tensor(reached, dtype=x0.dtype, device=x0.device), path.view(len(reached), *batch)
+
+
+def _progress_bar() -> Progress:
+    require_extra("train", "progress=True")
+    from rich.progress import Progress  # of an extra
+
+    return Progress(transient=True)
 
 
 def _until(

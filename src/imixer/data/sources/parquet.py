@@ -162,7 +162,7 @@ def _file_pattern(files: Sequence[PurePath], root: PurePath) -> str:
 def _left_out(root: Path, used: set[PurePath]) -> tuple[str, ...]:
     """List the files and folders at the root and beside the used files that hold no rows of either split."""
     unused = set()
-    for folder in {root, *(file.parent for file in used)}:
+    for folder in {root, *(Path(file.parent) for file in used)}:
         for path in folder.iterdir():
             inside = any(path in file.parents for file in used)
             if path not in used and not inside and not path.name.startswith("."):
@@ -224,7 +224,7 @@ class EncodedRows(Rows):
 
 def _with_parquet(file: PurePath, work: Callable[[pq.ParquetFile], _T], metadata: Any = None) -> _T:
     """Do work on a parquet file, and name the file if it cannot be read."""
-    if kind := special_file(file):
+    if not isinstance(file, RemotePath) and (kind := special_file(Path(file))):
         raise InputError(f"cannot read parquet file {file}: it is {kind}, not a file; remove it")
 
     def on_stream(stream: IO[bytes]) -> _T:

@@ -97,7 +97,8 @@ def open_rows(root: PurePath, shards: ShardFiles, config: DataConfig, reader: Sh
         )
         chosen, val_chosen = chosen[kept], chosen[held_out]
 
-    windows, fingerprint, streamed = None, "", ()
+    windows, fingerprint = None, ""
+    streamed: tuple[str, ...] = ()
     sample = chosen
     if isinstance(train, StreamedRows) and isinstance(val, StreamedRows):
         windows, sample, streamed = train.windows(chosen), train.sample(chosen), (train.note(),)

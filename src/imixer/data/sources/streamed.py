@@ -45,8 +45,15 @@ class Group:
 class GroupSource(Protocol):
     """Where groups are fetched from: the shards of one layout, as they were when they were opened."""
 
-    groups: Sequence[Group]
-    versions: dict[PurePath, str]
+    @property
+    def groups(self) -> Sequence[Group]:
+        """Return the groups of all shards, in order."""
+        ...
+
+    @property
+    def versions(self) -> dict[PurePath, str]:
+        """Return what tells each shard from another of its name."""
+        ...
 
     def fetch(self, group: int) -> Sequence[bytes | None]:
         """Fetch the encoded images of a group; None stands for a missing one."""
