@@ -71,7 +71,7 @@ class Retrieval:
         """Whether the energy rose in no step by more than the tolerance."""
         return self.largest_rise <= self.tolerance
 
-    def animate(self, path: str | PathLike[str], frames_per_second: float = 4.0) -> None:
+    def animate(self, path: str | PathLike[str], frames_per_second: int = 4) -> None:
         """Write the way from the queries to the patterns, and its energy, as an animated GIF; of many a dozen is shown.
 
         Args:

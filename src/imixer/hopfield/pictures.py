@@ -63,14 +63,15 @@ def plot_energy(times: Tensor, energy: Tensor, rises: Sequence[tuple[int, int, f
         axes.plot(times.tolist(), lines[:, i].tolist(), color=BLUE, lw=1.2)
     marked = [(float(times[frame]), float(lines[frame, i])) for frame, i, _ in rises if i < MOST_LINES]
     if marked:
-        axes.scatter(*zip(*marked, strict=True), color=ORANGE, zorder=3, s=18, label="rises")
+        at, heights = zip(*marked, strict=True)
+        axes.scatter(at, heights, color=ORANGE, zorder=3, s=18, label="rises")
         axes.legend(frameon=False)
     axes.set_title(title, fontsize=9, loc="left", wrap=True)
     axes.set(xlabel="time", ylabel="energy")
     return figure
 
 
-def animate(frames: Tensor, energies: Tensor, path: str | PathLike[str], frames_per_second: float = 4.0) -> None:
+def animate(frames: Tensor, energies: Tensor, path: str | PathLike[str], frames_per_second: int = 4) -> None:
     """Write states from frame to frame, and their energies, as an animated GIF.
 
     Args:

@@ -145,7 +145,7 @@ class Exponential(Tempered):
         ValueError: If beta is not positive and finite, or e^cutoff not finite in float64.
     """
 
-    def __init__(self, beta: float = 1.0, *, learnable: bool = False, cutoff: float = 60.0) -> None:
+    def __init__(self, beta: float | Tensor = 1.0, *, learnable: bool = False, cutoff: float = 60.0) -> None:
         super().__init__(beta, learnable=learnable)
         if not (math.isfinite(cutoff) and cutoff < 709):
             raise ValueError(f"cutoff is {cutoff}; e^cutoff must be finite (float64: below 709, float32: below 88)")
