@@ -89,7 +89,8 @@ def test_the_residuals_are_those_of_the_plain_iteration_in_float64(finished, ima
     z, x = seen[0].double(), seen[0].double()
     for residual in found.blocks[0].residuals:
         moved = z + imlp.contraction(x.float(), imlp.contraction.weights(), 2).double()
-        assert residual == pytest.approx(float((moved - x).norm() / moved.norm()), rel=2e-2, abs=1e-7)
+        expected = ((moved - x).norm() / moved.norm()).item()
+        assert residual == pytest.approx(expected, rel=2e-2, abs=1e-7)
         x = moved
     assert len(found.blocks[0].residuals) == 12
     # what n iterations leave is what iteration n + 1 would change, measured beside it
