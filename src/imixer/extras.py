@@ -34,6 +34,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "cluster": ("ray",),
     "robust": ("imagecorruptions",),
     "data": ("datasets",),
+    "explore": ("starlette", "uvicorn"),
     "remote": ("s3fs", "gcsfs", "aiohttp"),
     "wandb": ("wandb",),
     "mlflow": ("mlflow",),

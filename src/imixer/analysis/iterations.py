@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -99,8 +100,13 @@ class SettingsComparison:
     device: str
 
 
-class _EarlyExit:
+class EarlyExit:
     """Stand in for an iMLP's `Inversion`: solve for each image on its own, to a tolerance and no further.
+
+    `solving_by` hands one out; choose it to learn how many evaluations a tolerance took.
+
+    Args:
+        tolerance: Relative residual at which an image stops.
 
     Attributes:
         counts: Evaluations of F that each image took, (images,), per call.
@@ -117,6 +123,8 @@ class _EarlyExit:
     def __call__(
         self, F: Contraction, z: Tensor, weights: list[Tensor], n_iter: int, name: str, masks: object = None
     ) -> Tensor:
+        """Compute x = (1 - F)^-1 z, as `Inversion` does, in evaluation mode."""
+
         def f(x: Tensor, *weights: Tensor) -> Tensor:
             return F(x, list(weights), n_iter)
 
@@ -126,6 +134,28 @@ class _EarlyExit:
         self.counts.append((going.int().cumprod(0).sum(0) + 1).clamp_max(len(going)))
         self.met.append(solution.converged)
         return solution.value
+
+
+@contextmanager
+def solving_by(model: nn.Module, setting: Setting) -> Iterator[EarlyExit | None]:
+    """Let a model solve by a setting within the context. Afterwards it is as it was.
+
+    Args:
+        model: An iMixer in evaluation mode.
+        setting: The setting.
+
+    Yields:
+        What counts the evaluations of every block, in the order of blocks and calls; None without a tolerance.
+
+    Raises:
+        InputError: If the model has no inverse.
+    """
+    imlps = [imlp for _, imlp in require_implicit_layers(model, "iterate")]
+    before = [(imlp.n_iter, imlp.inversion) for imlp in imlps]
+    try:
+        yield _apply(setting, imlps, before)
+    finally:
+        _apply(Setting(), imlps, before)
 
 
 @torch.no_grad()
@@ -171,8 +201,8 @@ def compare_iterations(
     )
 
 
-def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, Inversion]]) -> _EarlyExit | None:
-    early = None if setting.tolerance is None else _EarlyExit(setting.tolerance)
+def _apply(setting: Setting, imlps: Sequence[IMLP], before: Sequence[tuple[int, Inversion]]) -> EarlyExit | None:
+    early = None if setting.tolerance is None else EarlyExit(setting.tolerance)
     for imlp, (n_iter, inversion) in zip(imlps, before, strict=True):
         imlp.n_iter = n_iter if setting.n_iter is None else setting.n_iter
         if early is not None:

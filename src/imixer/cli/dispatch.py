@@ -14,6 +14,7 @@ import imixer
 from imixer.cli import (
     analyze,
     evaluate,
+    explore,
     export,
     models,
     predict,
@@ -47,6 +48,7 @@ _COMMANDS: dict[str, Command] = {
     "predict": predict.COMMAND,
     "analyze": analyze.COMMAND,
     "recall": recall.COMMAND,
+    "explore": explore.COMMAND,
     "report": report.COMMAND,
     "export": export.COMMAND,
     "push": push.COMMAND,

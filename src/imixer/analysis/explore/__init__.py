@@ -1,0 +1,1 @@
+"""Explore a trained model, and associative memories, on a local page: `imixer explore`."""
