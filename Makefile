@@ -38,7 +38,7 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-test $(VENV)/.installed-docs  ## the documentation in site/, its links and samples checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m "not slow" tests/test_docs.py
+	$(BIN)/python -m pytest -m "not slow" tests/test_docs.py tests/test_notebook.py
 	@echo 'to read it: $(BIN)/python -m http.server --directory site'
 
 $(VENV)/bin/python:
