@@ -7,10 +7,12 @@ RUN ?= runs/demo
 TORCH_INDEX ?=
 TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
 
-# The environment of the lowest versions that pyproject.toml declares, for Python 3.10 or later
+# The environments of the lowest versions that pyproject.toml declares, and of the newest there are, for Python 3.10 or later
 LOWEST := .venv-lowest
+NEWEST := .venv-newest
+CORE := -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core.py
 
-.PHONY: demo test test-slow test-elsewhere test-lowest lint docs clean
+.PHONY: demo test test-slow test-elsewhere test-lowest test-newest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	rm -rf $(RUN)
@@ -29,7 +31,10 @@ test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which
 	$(BIN)/python -m pytest tests/elsewhere
 
 test-lowest: $(LOWEST)/.installed  ## the tests of the core with the lowest versions that are declared
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core.py
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(CORE)
+
+test-newest: $(NEWEST)/.installed  ## the same tests with the newest versions
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(CORE)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -38,7 +43,7 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed-test $(VENV)/.installed-docs  ## the documentation in site/, its links and samples checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	$(BIN)/python -m pytest -m "not slow" tests/test_docs.py
+	$(BIN)/python -m pytest -m "not slow" tests/test_docs.py tests/test_notebook.py
 	@echo 'to read it: $(BIN)/python -m http.server --directory site'
 
 $(VENV)/bin/python:
@@ -72,5 +77,13 @@ endif
 	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[test-core]'
 	touch $@
 
+$(NEWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(NEWEST)
+ifneq ($(TORCH_INDEX),)
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check --no-deps --index-url $(TORCH_INDEX) torch torchvision
+endif
+	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -e '.[test-core]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(LOWEST) runs site build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) runs site build dist .pytest_cache .mypy_cache .ruff_cache

@@ -43,7 +43,7 @@ def test_code_samples_run(tmp_path, monkeypatch, request):
     request.addfinalizer(lambda: logging.getLogger("imixer").setLevel(logging.NOTSET))  # one sets it
     ran = 0
     for page in PAGES:
-        if page.name == "other_tools.md":  # with the tools themselves: tests/elsewhere
+        if page.name in ("other_tools.md", "your_own.md"):  # with the tools themselves: tests/elsewhere; and below
             continue
         scope: dict = {}
         for sample in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
@@ -52,6 +52,18 @@ def test_code_samples_run(tmp_path, monkeypatch, request):
             exec(sample, scope)
             ran += 1
     assert ran >= 3
+
+
+def test_the_page_of_ones_own_leads_from_ten_lines_to_a_trained_model():
+    samples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/your_own.md").read_text(), re.DOTALL)
+    assert len([line for line in samples[0].splitlines() if line]) <= 10
+    scope: dict = {}
+    for sample in samples:
+        exec(sample, scope)
+    assert scope["certificate"].verdict == scope["verdict"].verdict == "guaranteed"
+    assert scope["verdict"].bounded == "known"
+    assert scope["accuracy"] > 0.9
+    assert scope["F"].lipschitz_bound() <= 0.9 + 1e-5
 
 
 def test_the_readmes_excerpt_is_in_the_source():

@@ -1,0 +1,96 @@
+"""What is built can be installed: no file that imixer reads is left out, and it works outside of its repository."""
+
+import email
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import imixer
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src/imixer"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Build a wheel and a source distribution, without a network."""
+    pytest.importorskip("hatchling")
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-d", folder], cwd=ROOT, check=True, capture_output=True
+    )
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def metadata(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(archive.read(name))
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(built):
+    with zipfile.ZipFile(built[0]) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    files = (file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    assert packed == {f"imixer/{file.relative_to(PACKAGE).as_posix()}" for file in files}
+    for needed in ("py.typed", "recipes/digits.yaml", "weights/imixer_n2_8.digits/model/model.safetensors"):
+        assert f"imixer/{needed}" in packed
+
+
+def test_the_source_distribution_has_what_builds_tests_and_tells(built):
+    with tarfile.open(built[1]) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    for needed in ("pyproject.toml", "Makefile", "constraints.txt", "LICENSE", "README.md", "mkdocs.yml"):
+        assert needed in packed
+    for folder in ("src", "tests", "docs", "notebooks", "benchmarks"):
+        files = (f for f in (ROOT / folder).rglob("*") if f.is_file() and "__pycache__" not in f.parts)
+        missing = {file.relative_to(ROOT).as_posix() for file in files} - packed
+        assert not missing
+
+
+def test_the_wheel_says_what_it_is_and_where_it_is_told_of(built):
+    told = metadata(built[0])
+    assert told["Version"] == imixer.__version__
+    assert told["Requires-Python"] == ">=3.10"
+    assert told["License-Expression"] == "Apache-2.0"
+    assert all("https://" in url for url in told.get_all("Project-URL"))
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)} <= {*told.get_all("Classifier")}
+    assert {"train", "export", "cluster", "all", "test", "docs"} <= {*told.get_all("Provides-Extra")}
+
+
+def test_the_wheel_makes_a_model_and_loads_packaged_weights_outside_of_the_repository(built, tmp_path):
+    with zipfile.ZipFile(built[0]) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = """
+import imixer, imixer.hopfield, imixer.implicit, timm, torch
+print(imixer.__file__)
+model = timm.create_model("imixer_n2_8.digits", pretrained=True).eval()
+print(tuple(model(torch.zeros(1, *model.pretrained_cfg["input_size"])).shape))
+"""
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    where, shape = ran.stdout.splitlines()[-2:]
+    assert Path(where).is_relative_to(tmp_path)
+    assert shape == "(1, 10)"
+
+
+def test_the_workflow_runs_targets_that_exist_on_the_pythons_that_are_declared():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for command in commands:
+        program, *words = command.split()
+        assert (program == "make" and {*words} <= {*targets}) or (ROOT / program).exists(), command
+    assert {"make test-lowest", "make test-newest", ".ci/run"} <= {*commands}
+    declared = re.findall(r"Programming Language :: Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
+    assert jobs["newest"]["strategy"]["matrix"]["python"] == declared
+    assert jobs["lowest"]["strategy"]["matrix"]["python"][0] == declared[0]
