@@ -369,14 +369,12 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
 
 def _data_fingerprint(data: ImageData) -> dict[str, Any]:
     """Describe the data, in what must not change between a run's sessions."""
-    description: dict[str, Any] = {
+    streamed = {"origin": list(data.origin), "stored images": data.fingerprint} if data.fingerprint else {}
+    return streamed | {
         "training images": len(data.train),
         "held-out images": len(data.val),
         "classes": list(data.class_names),
     }
-    if data.fingerprint:
-        description |= {"stored images": data.fingerprint, "origin": list(data.origin)}
-    return description
 
 
 def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
