@@ -109,7 +109,7 @@ def read_range(file: PurePath, first: int, end: int) -> bytes:
     def read() -> bytes:
         if isinstance(file, RemotePath):
             file_system, path = _file_system(file)
-            text = bytes(file_system.cat_file(path, first, end))
+            text = bytes(file_system.cat_file(path, start=first, end=end))
             return text if len(text) <= end - first else text[first:end]  # of a server that knows no ranges
         with open(file, "rb", buffering=0) as stream:
             return os.pread(stream.fileno(), end - first, first)
