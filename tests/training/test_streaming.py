@@ -118,6 +118,11 @@ def web(shards, monkeypatch):
     server.server_close()
 
 
+def tell(endpoint, command, text):
+    """Give a command to the object server itself."""
+    urlopen(Request(f"{endpoint}/moto-api/{command}", text.encode(), {"Content-Type": "text/plain"})).close()
+
+
 @pytest.fixture
 def bucket(shards, monkeypatch):
     """The URL of the shards on an object server on this machine, and its client."""
@@ -135,6 +140,7 @@ def bucket(shards, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    tell(endpoint, "reset", "")  # what another server of this process held
     client = boto3.client("s3")
     client.create_bucket(Bucket="pets")
     for file in sorted(shards.iterdir()):
@@ -353,7 +359,7 @@ def test_an_object_that_changes_in_the_middle_ends_the_run_in_one_line(
 
 def test_a_bucket_that_is_not_there_is_one_line(bucket, tmp_path, capsys):
     assert main(["train", *flags("s3://nobody", tmp_path)]) == 2
-    assert "nothing is at s3://nobody; correct the URL" in last_line(capsys)
+    assert "s3://nobody is not there; put it back, or correct data.name" in last_line(capsys)
 
 
 def test_a_bucket_without_permission_is_one_line_with_what_to_do(bucket, tmp_path, monkeypatch, capsys):
@@ -364,7 +370,7 @@ def test_a_bucket_without_permission_is_one_line_with_what_to_do(bucket, tmp_pat
     user.create_user(UserName="stranger")
     key = user.create_access_key(UserName="stranger")["AccessKey"]
     endpoint = os.environ["AWS_ENDPOINT_URL"]
-    urlopen(Request(f"{endpoint}/moto-api/reset-auth", b"0", method="POST")).read()  # from now on it asks who one is
+    tell(endpoint, "reset-auth", "0")  # from now on it asks who one is
     try:
         for name, value in (("ID", key["AccessKeyId"]), ("KEY", key["SecretAccessKey"])):
             monkeypatch.setenv("AWS_ACCESS_KEY_ID" if name == "ID" else "AWS_SECRET_ACCESS_KEY", value)
@@ -373,7 +379,7 @@ def test_a_bucket_without_permission_is_one_line_with_what_to_do(bucket, tmp_pat
         assert "no permission to read s3://pets; give credentials where the s3:// library looks for them" in line
         assert key["SecretAccessKey"] not in line
     finally:
-        urlopen(Request(f"{endpoint}/moto-api/reset-auth", b"999999999", method="POST")).read()
+        tell(endpoint, "reset-auth", "inf")
 
 
 def test_a_bucket_without_credentials_is_one_line_with_what_to_do(bucket, tmp_path, monkeypatch, capsys):
