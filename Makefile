@@ -12,7 +12,7 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 CORE := -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core.py
 
-.PHONY: demo test test-slow test-elsewhere test-lowest test-newest lint docs clean
+.PHONY: demo test test-slow test-elsewhere test-remote test-lowest test-newest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	rm -rf $(RUN)
@@ -29,6 +29,10 @@ test-slow: $(VENV)/.installed-test  ## the tests that take longer
 test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which the large ones are installed first
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[elsewhere]'
 	$(BIN)/python -m pytest tests/elsewhere
+
+test-remote: $(VENV)/.installed-test  ## streamed images on an object server of its own, which is installed first
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[object-server]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_streaming.py
 
 test-lowest: $(LOWEST)/.installed  ## the tests of the core with the lowest versions that are declared
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest $(CORE)

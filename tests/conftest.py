@@ -1,10 +1,12 @@
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 from imixer.cli import main
@@ -50,6 +52,22 @@ def without(monkeypatch) -> Callable[..., None]:
 def golden() -> Path:
     """Reference numbers of the authors' implementation, see its README."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def bytes_in_cache() -> Callable[[Path], int]:
+    """Count what a cache of streamed images takes, while others write to it."""
+
+    def count(folder: Path) -> int:
+        sizes = {}
+        with FileLock(folder / "place.lock"):  # else others make place between two looks
+            for file in folder.rglob("*"):
+                if file.suffix in (".images", ".part"):
+                    with suppress(FileNotFoundError):  # a part that became whole, and is seen as that or not at all
+                        sizes[file.parent, file.stem.partition("-")[0]] = file.stat().st_size
+        return sum(sizes.values())
+
+    return count
 
 
 @pytest.fixture(scope="session")

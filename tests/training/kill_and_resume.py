@@ -1,5 +1,7 @@
 """Train in processes that are killed, but for the last: `kill_and_resume.py WHOLE RUN KILLS LONGEST SEED [FLAGS...]`.
 
+Flags behind `--` are for resuming only.
+
 WHOLE is trained by a process that nobody kills. Each of RUN's goes up to LONGEST steps further, and is killed at a
 random moment of a step: how fast the machine is does not matter. Printed are the kills.
 
@@ -24,10 +26,12 @@ from imixer.training.progress_bar import TrainingProgress
 
 
 def train(run, flags):
+    cut = flags.index("--") if "--" in flags else len(flags)
+    flags, later = flags[:cut], flags[cut + 1 :]
     if not (run / "config.yaml").is_file():  # killed before there was anything
         shutil.rmtree(run, ignore_errors=True)
         return main(["train", "--out", str(run), *flags])
-    return main(["train", "--resume", str(run)])
+    return main(["train", "--resume", str(run), *later])
 
 
 def attempt(run, flags, steps=None, chance=None):

@@ -20,17 +20,16 @@ class DataConfig:
     """Data set, split, loading and augmentation.
 
     Args:
-        name: `digits` (built in), a folder of class folders, a folder of parquet shards with an image column, the
-            URL of such shards (`s3://`, `gs://`, `hf://datasets/...`, `https://`), `cifar10`, `cifar100`,
-            `stanford_cars`, `food101`, `imagenet` (torchvision), or any other name that timm's `create_dataset` knows,
-            such as `torch/mnist` or `hfds/mnist`.
+        name: `digits` (built in), a folder of class folders, a folder of parquet shards with an image column or of
+            tar shards with `KEY.jpg` beside `KEY.cls` or `KEY.json`, the URL of such shards (`s3://`, `gs://`,
+            `hf://datasets/...`, `https://`), `cifar10`, `cifar100`, `stanford_cars`, `food101`, `imagenet`
+            (torchvision), or any other name that timm's `create_dataset` knows, such as `torch/mnist` or `hfds/mnist`.
         root: Folder where a named data set lies or is downloaded to. Default: `data`.
         download: Download a named data set that is not in `root`.
         val_fraction: Share held out for validation when the data have no split of their own.
         split_seed: Seed of that split. It does not depend on the training seed.
         streaming: Whether the images of shards are fetched a part at a time instead of being held in memory: `always`,
-            `never`, or `auto` for URLs, and for parquet files of 4 GB together or more. It decides the order of
-            images.
+            `never`, or `auto` for URLs, and for shards of 4 GB together or more. It decides the order of images.
         cache_gb: Size of the cache for streamed images in 1e9 bytes, on the local disk. It decides the order of
             streamed images: they are shuffled within parts of half this size.
         cache_dir: Folder of that cache, for all runs that name it. Default: `imixer` in the user's cache folder.
@@ -41,7 +40,7 @@ class DataConfig:
         workers: Loader processes per device. 0 loads in the training process.
         skip_bad: Count and skip unreadable images instead of stopping at the first.
         check: Which image files of a folder to test before training: `full` decodes each, `header` reads the header of
-            each, `off` none, `auto` is `full` up to 20,000 files and `header` above. Parquet rows: only by `full`.
+            each, `off` none, `auto` is `full` up to 20,000 files and `header` above. Images of shards: only by `full`.
         value_range: Stored values that become black and white, [low, high], in images of more than 8 bits, such as
             16-bit and float ones. Default: measured, as the customary range that holds them all; a run's `config.yaml`
             has it.

@@ -32,7 +32,7 @@ LabelledImages: TypeAlias = "SizedDataset[LabelledImage]"
 class StreamedImages(Protocol):
     """Images that are fetched by groups into a cache. Ask for it to fetch ahead of those who read them."""
 
-    def hold(self, group: int) -> None:
+    def hold(self, group: int, /) -> None:
         """Fetch a group into the cache if it is not there."""
         ...
 
@@ -61,6 +61,7 @@ class ImageData:
             taken from its training images.
         windows: The groups that training images are fetched in, where they are streamed. None: all are at hand.
         fingerprint: What tells streamed data from others of as many images and classes. Empty: they are not streamed.
+        origin: URL of streamed data, and what tells its objects from others of their names. Empty: they are files.
     """
 
     name: str
@@ -79,6 +80,7 @@ class ImageData:
     split: str | None = None
     windows: Windows | None = None
     fingerprint: str = ""
+    origin: tuple[str, str] = ("", "")
 
 
 def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.sources.open import open_dataset
-from imixer.data.sources.parquet import parquet_files
+from imixer.data.sources.shard_files import parquet_files
 from imixer.errors import InputError
 
 DEFAULT_FOLDER = "data"  # of `DataConfig.root`

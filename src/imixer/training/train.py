@@ -369,12 +369,12 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
 
 def _data_fingerprint(data: ImageData) -> dict[str, Any]:
     """Describe the data, in what must not change between a run's sessions."""
-    description: dict[str, Any] = {
+    streamed = {"origin": list(data.origin), "stored images": data.fingerprint} if data.fingerprint else {}
+    return streamed | {
         "training images": len(data.train),
         "held-out images": len(data.val),
         "classes": list(data.class_names),
     }
-    return description | ({"stored images": data.fingerprint} if data.fingerprint else {})
 
 
 def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
@@ -389,7 +389,13 @@ def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
         )
     for name, here in _data_fingerprint(data).items():
         before = fingerprint[name]
-        if before != here:
+        if name == "origin":  # elsewhere the same images are other objects
+            if before[:1] == here[:1] and before != here:
+                raise InputError(
+                    f"the objects at {here[0]} were replaced since {run.path} was trained on them; put those back, or "
+                    "start a new run"
+                )
+        elif before != here:
             shown = (len(before), len(here)) if isinstance(here, list) else (before, here)
             raise InputError(
                 f"{run.path} was trained on {data.name} with other {name} ({shown[0]}; now {shown[1]}); give the data "

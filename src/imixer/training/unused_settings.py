@@ -65,8 +65,10 @@ def _of_data(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if data.crop != "resized":
         yield from ((f"data.{name}", f"crop is {data.crop}") for name in ("scale", "ratio"))
     if data.name == "digits":
-        built_in = ("root", "download", "skip_bad", "check", "value_range", "background")
+        built_in = ("root", "download", "skip_bad", "check", "value_range", "background", "cache_gb", "cache_dir")
         yield from ((f"data.{name}", "the digits are built in") for name in built_in)
+    if data.streaming == "never":
+        yield from ((f"data.{name}", "streaming is never") for name in ("cache_gb", "cache_dir"))
     if data.pipeline == "device":
         yield "data.workers", "pipeline is device, which keeps all images in memory"
     if not data.random_erasing or not (data.mixup or data.cutmix):

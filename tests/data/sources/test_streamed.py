@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from PIL import Image
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.sampler import BatchOrder, BatchShard, Windows
+from imixer.data.sources.group_cache import GroupCache
 from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 
@@ -57,6 +59,28 @@ def test_a_cache_that_is_lost_or_torn_changes_nothing(shards, tmp_path):
     assert same_images(streamed.train, held.train)
     shutil.rmtree(tmp_path / "cache")
     assert same_images(streamed.train, held.train)
+
+
+def test_writers_at_the_same_time_share_the_bound_and_make_place_of_what_a_killed_one_left(tmp_path, bytes_in_cache):
+    cache = GroupCache(tmp_path, 1000, "pets")
+    (tmp_path / "pets").mkdir()
+    left = tmp_path / "pets/99-1-1.part"
+    left.write_bytes(bytes(900))
+    seen = []
+
+    def fetch():
+        seen.append(bytes_in_cache(tmp_path))
+        return [b"x" * 300]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda group: cache.read(group, 0, fetch), range(40))) == [b"x" * 300] * 40
+    assert not left.exists() and max(seen) <= 1000
+    assert len(list(tmp_path.rglob("*.images"))) == 3
+
+
+def test_a_group_that_grew_beyond_the_cache_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"more than data\.cache_gb 1e-06; give"):
+        GroupCache(tmp_path, 1000, "pets").hold(0, lambda: [b"x" * 1001])
 
 
 def test_an_epoch_takes_each_image_once_and_each_group_in_one_window():

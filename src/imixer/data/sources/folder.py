@@ -27,7 +27,7 @@ from imixer.data.sources.decoding import (
 )
 from imixer.data.sources.image_files import EXTENSIONS, FolderListing, count_by_extension, images_under, list_folder
 from imixer.data.sources.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
-from imixer.data.sources.parquet import parquet_files
+from imixer.data.sources.shard_files import parquet_files
 from imixer.data.sources.splitting import held_out_share, require_two_classes, stratified_split
 from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
 from imixer.errors import InputError

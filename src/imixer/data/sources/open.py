@@ -11,9 +11,11 @@ from imixer.data.image_data import ImageData
 from imixer.data.sources.decoding import error_reason, special_file
 from imixer.data.sources.digits import open_digits
 from imixer.data.sources.folder import open_folder
-from imixer.data.sources.image_files import expand_user
-from imixer.data.sources.parquet import find_shards, open_parquet, parquet_files
-from imixer.data.sources.storage import RemotePath, is_remote, list_files
+from imixer.data.sources.image_files import contains_image, expand_user
+from imixer.data.sources.parquet import open_parquet
+from imixer.data.sources.shard_files import PARQUET, TAR, find_shards, parquet_files
+from imixer.data.sources.storage import RemotePath, is_remote, list_files, local_path
+from imixer.data.sources.tar import open_tar
 from imixer.data.sources.timm_sets import PREFIXES, open_timm, timm_prefix
 from imixer.data.sources.torchvision_sets import SETS, open_torchvision
 from imixer.errors import InputError, did_you_mean
@@ -46,7 +48,7 @@ def open_dataset(config: DataConfig) -> ImageData:
         return open_timm(name, config)
     if is_remote(name):
         return _open_remote(name, config)
-    return _open_path(expand_user(name), config)
+    return _open_path(expand_user(local_path(name)), config)
 
 
 def is_named(name: str) -> bool:
@@ -67,7 +69,7 @@ def relocated(config: DataConfig, path: str) -> DataConfig:
     config = replace(config, streaming="auto")
     if is_remote(path):
         return replace(config, name=path)
-    folder = expand_user(path)
+    folder = expand_user(local_path(path))
     in_root = config.name != "digits" and is_named(config.name)
     if in_root and not (os.path.isdir(folder) and parquet_files(folder)):
         return replace(config, root=path)
@@ -75,27 +77,33 @@ def relocated(config: DataConfig, path: str) -> DataConfig:
 
 
 def _open_remote(url: str, config: DataConfig) -> ImageData:
-    """Open the parquet shards at a URL."""
+    """Open the shards at a URL."""
     root = RemotePath(url)
     files = list_files(root)
     if files == [root]:  # a single file
         root = RemotePath(root.parent)
-    shards = find_shards(root, files)
-    if shards is None:
-        raise InputError(
-            f"data.name: no parquet file is among the {len(files):,} files at {root}; "
-            "correct the URL, or copy the images here"
-        )
-    return open_parquet(root, shards, config)
+    if (shards := find_shards(root, PARQUET, files)) is not None:
+        return open_parquet(root, shards, config)
+    if (shards := find_shards(root, TAR, files)) is not None:
+        return open_tar(root, shards, config)
+    packed = next((file for file in files if file.name.endswith((".tgz", ".tar.gz", ".tar.zst", ".zip"))), None)
+    if packed is not None:
+        raise InputError(f"data.name: {packed} is compressed as a whole; put it there as a plain tar file")
+    raise InputError(
+        f"data.name: no parquet or tar file is among the {len(files):,} files at {root}; "
+        "correct the URL, or copy the images here"
+    )
 
 
 def _open_path(path: Path, config: DataConfig) -> ImageData:
-    """Open the data in a folder: parquet shards if it holds any, else class folders."""
+    """Open the data in a folder: parquet shards or tar shards if it holds any, else class folders."""
     name = config.name
     if os.path.isdir(path) and name:  # Path's own fails on names that are too long
         try:
-            shards = find_shards(path)
-            return open_parquet(path, shards, config) if shards else open_folder(path, config)
+            if (shards := find_shards(path, PARQUET)) is not None:
+                return open_parquet(path, shards, config)
+            tars = None if contains_image(path) else find_shards(path, TAR)
+            return open_folder(path, config) if tars is None else open_tar(path, tars, config)
         except OSError as error:
             raise InputError(f"data.name: cannot read folder {path}: {error_reason(error)}") from error
     if os.path.exists(path) and name:

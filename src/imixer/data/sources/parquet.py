@@ -1,9 +1,8 @@
-"""Parquet shards with encoded images, as Hugging Face publishes them: which files, and their rows."""
+"""Parquet shards with encoded images, as Hugging Face publishes them."""
 
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,154 +19,24 @@ from numpy.typing import NDArray
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.sources.decoding import error_reason, special_file
-from imixer.data.sources.group_cache import GIGABYTE
-from imixer.data.sources.image_files import contains_image, visible_folders
-from imixer.data.sources.parquet_columns import Columns, ShardLabels, find_columns, read_labels, require_columns
+from imixer.data.sources.parquet_columns import (
+    Columns,
+    LabelSource,
+    ShardLabels,
+    find_columns,
+    read_labels,
+    require_columns,
+)
 from imixer.data.sources.rows import Rows
-from imixer.data.sources.shard_data import RowsOfLabels, ShardFiles, open_rows
-from imixer.data.sources.splitting import split_words
-from imixer.data.sources.storage import RemotePath, file_version, read_file, require_version, total_size
+from imixer.data.sources.shard_data import RowsOfLabels, is_streamed, open_rows
+from imixer.data.sources.shard_files import ShardFiles
+from imixer.data.sources.storage import RemotePath, file_version, read_file, require_version
 from imixer.data.sources.streamed import Group, StreamedRows
 from imixer.errors import InputError
-from imixer.escaping import few_names
 
 _T = TypeVar("_T")
 
-_LARGE = 4 * GIGABYTE  # of parquet files, from which on images are streamed
 _READERS = 8  # threads that read labels: most of the time they wait
-_DEFAULT_CONFIGURATION = {"default"}  # the hub's name for the only configuration there is
-
-
-def parquet_files(root: Path) -> list[Path]:
-    """List the parquet files directly in a folder, else those in its `data` folder, sorted."""
-    for folder in (root, root / "data"):
-        files = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
-        if files:
-            return files
-    return []
-
-
-def find_shards(root: PurePath, listing: Sequence[PurePath] | None = None) -> ShardFiles | None:
-    """Find the parquet files of each split, told by words in their names, or else in those of their folders.
-
-    Files are taken from the folder itself, else from its `data` folder, else from the only set of folders that has any,
-    such as `plain_text/` or `train/` and `test/`. A folder with images in subfolders is none of parquet files.
-
-    Args:
-        root: The folder, here or elsewhere.
-        listing: All files in it and below it. Default: those on the disk.
-
-    Returns:
-        The files. None: there are none.
-
-    Raises:
-        InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
-            is no training split.
-    """
-    files: Sequence[PurePath]
-    if listing is not None:
-        files = _files_of_listing(root, listing)
-    else:
-        files = parquet_files(Path(root)) or _files_in_subfolders(Path(root))
-    if not files:
-        return None
-    parts: dict[str, dict[str, list[PurePath]]] = {}
-    unnamed: list[PurePath] = []
-    for file in files:
-        if named := _split_of_file(file, root):
-            word, role = named
-            parts.setdefault(role, {}).setdefault(word, []).append(file)
-        else:
-            unnamed.append(file)
-    if parts and "train" not in parts:
-        raise InputError(f"no train-*.parquet among the {len(files)} parquet files in {files[0].parent}; add them")
-    train = _files_of_one_word(parts["train"], root) if parts else list(files)
-    held_out = next((parts[role] for role in ("val", "test") if role in parts), None)
-    val = _files_of_one_word(held_out, root) if held_out else []
-    sources = (_file_pattern(train, root), _file_pattern(val, root))
-    used = {*train, *val}
-    left_out = _left_out(Path(root), used) if listing is None else _unused_of_listing(root, listing, used)
-    return ShardFiles(train, val, sources, left_out, next(iter(held_out)) if held_out else None)
-
-
-def _files_of_listing(root: PurePath, listing: Sequence[PurePath]) -> list[PurePath]:
-    """Choose the parquet files among those of a listing: in the folder itself, in `data`, or in subfolders."""
-    files = [file for file in listing if file.suffix == ".parquet"]
-    for folder in (root, root / "data"):
-        if direct := sorted(file for file in files if file.parent == folder):
-            return direct
-    return _single_set(root, files)
-
-
-def _unused_of_listing(root: PurePath, listing: Sequence[PurePath], used: set[PurePath]) -> tuple[str, ...]:
-    """List the folders and files directly at the root that hold nothing that is used."""
-    tops = {file.relative_to(root).parts[0] for file in used}
-    unused = {file.relative_to(root).parts for file in listing if file.relative_to(root).parts[0] not in tops}
-    return tuple(sorted({parts[0] + ("/" if len(parts) > 1 else "") for parts in unused}))
-
-
-def _files_in_subfolders(root: Path) -> list[PurePath]:
-    """List the parquet files in subfolders, if there is one set of them and there are no images."""
-    files: list[PurePath] = [
-        Path(folder, name)
-        for folder, names in visible_folders(root)
-        for name in names
-        if name.endswith(".parquet") and not name.startswith(".")
-    ]
-    return [] if not files or contains_image(root) else _single_set(root, files)
-
-
-def _single_set(root: PurePath, files: Sequence[PurePath]) -> list[PurePath]:
-    """Return files in subfolders, sorted, if their folders differ in the words for splits only."""
-    sets: dict[tuple[str, ...], list[PurePath]] = {}
-    for file in files:
-        words = tuple(
-            " ".join(rest)
-            for part in file.relative_to(root).parts[:-1]
-            if (rest := split_words(part)[1]) and part not in _DEFAULT_CONFIGURATION
-        )
-        sets.setdefault(words, []).append(file)
-    if len(sets) > 1:
-        folders = sorted(str(each[0].parent) for each in sets.values())
-        raise InputError(f"{root} has several sets of parquet files, in {few_names(folders)}; give the folder of one")
-    return sorted(files)
-
-
-def _split_of_file(file: PurePath, root: PurePath) -> tuple[str, str] | None:
-    """Find the word for a split and what it means, in the file's name or else in that of the nearest folder."""
-    for name in (file.stem, *reversed(file.relative_to(root).parts[:-1])):
-        named, _ = split_words(name)
-        if len(named) > 1:
-            raise InputError(f"{file} names several parts, {' and '.join(named)}; rename it so that it names one")
-        if named:
-            return next(iter(named.items()))
-    return None
-
-
-def _files_of_one_word(by_word: dict[str, list[PurePath]], root: PurePath) -> list[PurePath]:
-    """Return the files of a split, all of which must use one word for it."""
-    if len(by_word) > 1:
-        one, other = (files[0].relative_to(root) for files in list(by_word.values())[:2])
-        raise InputError(f"{one} and {other} in {root} name parts that serve the same purpose; keep one there")
-    (files,) = by_word.values()
-    return files
-
-
-def _file_pattern(files: Sequence[PurePath], root: PurePath) -> str:
-    """Write files as a pattern and their number, such as `data/train-*.parquet (3 files)`."""
-    shapes = sorted({re.sub(r"(\d+-of-)?\d+", "*", file.relative_to(root).as_posix()) for file in files})
-    return f"{few_names(shapes)} ({len(files)} {'file' if len(files) == 1 else 'files'})" if files else ""
-
-
-def _left_out(root: Path, used: set[PurePath]) -> tuple[str, ...]:
-    """List the files and folders at the root and beside the used files that hold no rows of either split."""
-    unused = set()
-    for folder in {root, *(Path(file.parent) for file in used)}:
-        for path in folder.iterdir():
-            inside = any(path in file.parents for file in used)
-            if path not in used and not inside and not path.name.startswith("."):
-                unused.add(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}")
-    return tuple(sorted(unused))
 
 
 @dataclass(frozen=True)
@@ -245,11 +114,19 @@ def _with_parquet(file: PurePath, work: Callable[[pq.ParquetFile], _T], metadata
         raise InputError(f"cannot read parquet file {file}: {error_reason(error)}; fetch it again") from error
 
 
-class _InMemory:
-    """A reader of shards that takes all of them into memory."""
+class _ColumnReader:
+    """What readers of parquet shards share: the columns that the first shard chooses for all."""
 
-    def __init__(self) -> None:
-        self.columns: Columns | None = None
+    columns: Columns | None = None
+
+    @property
+    def source(self) -> LabelSource:
+        assert self.columns is not None  # there is a file
+        return self.columns.source
+
+
+class _InMemory(_ColumnReader):
+    """A reader of shards that takes all of them into memory."""
 
     def __call__(self, files: Sequence[PurePath]) -> tuple[list[ShardLabels], RowsOfLabels]:
         """Read some shards, all from the columns that are chosen in the first one."""
@@ -330,8 +207,17 @@ class _RowGroups:
     def groups_with_gaps(self) -> Sequence[int]:
         return self.with_gaps
 
+    def name(self, group: int, image: int) -> str:
+        place = self.groups[group]
+        return f"{place.file} row {place.first_row + image}"
 
-class _ByRowGroup:
+    single_reads = False
+
+    def read(self, group: int, image: int) -> bytes | None:
+        return self.fetch(group)[image]
+
+
+class _ByRowGroup(_ColumnReader):
     """A reader of shards that takes labels only, and fetches images by row group when they are asked for.
 
     Args:
@@ -340,7 +226,6 @@ class _ByRowGroup:
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.columns: Columns | None = None
 
     def __call__(self, files: Sequence[PurePath]) -> tuple[list[ShardLabels], RowsOfLabels]:
         """Read the labels of some shards, all from the columns that are chosen in the first one."""
@@ -419,11 +304,5 @@ def open_parquet(root: PurePath, shards: ShardFiles, config: DataConfig) -> Imag
             has no image, an image that was looked at is unreadable, all of them are alike, there is one class only, or
             too few images to split.
     """
-    reader = _ByRowGroup(config) if _is_streamed(shards, config) else _InMemory()
+    reader = _ByRowGroup(config) if is_streamed(shards, config) else _InMemory()
     return open_rows(root, shards, config, reader)
-
-
-def _is_streamed(shards: ShardFiles, config: DataConfig) -> bool:
-    if config.streaming != "auto":
-        return config.streaming == "always"
-    return isinstance(shards.train[0], RemotePath) or total_size([*shards.train, *shards.val]) >= _LARGE

@@ -38,6 +38,11 @@ class Columns:
     label: str
     notes: tuple[str, ...] = ()
 
+    @property
+    def source(self) -> LabelSource:
+        """Where the labels stand."""
+        return LabelSource(f"column {self.label}", _NAME_IT, self.notes)
+
 
 @dataclass(frozen=True)
 class ShardLabels:
@@ -157,12 +162,27 @@ def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Pur
 _NAME_IT = "name the column with the classes label"
 
 
+@dataclass(frozen=True)
+class LabelSource:
+    """Where the labels of all files stand.
+
+    Args:
+        place: In words, such as `column label`.
+        remedy: What to do where these are no classes.
+        notes: How it was chosen, if not by a usual name alone.
+    """
+
+    place: str
+    remedy: str
+    notes: tuple[str, ...] = ()
+
+
 class Classes:
     """The classes of the training files, and the label that each row of any file gets. Names decide, not numbers.
 
     Args:
         files: Labels of the training files.
-        column: Name of their column, for messages.
+        source: Where they stand, for messages.
 
     Attributes:
         names: Name of each label.
@@ -172,7 +192,7 @@ class Classes:
         InputError: If labels are ids, or of kinds that do not go together.
     """
 
-    def __init__(self, files: Sequence[ShardLabels], column: str) -> None:
+    def __init__(self, files: Sequence[ShardLabels], source: LabelSource) -> None:
         self.notes: list[str] = []
         self._numbers: Numbers | None = None  # the value of each label, where files give bare numbers only
         named = next((shard for shard in files if shard.kind == "named"), None)
@@ -188,35 +208,35 @@ class Classes:
             if bare is not None:
                 raise InputError(f"{worded[0].file} has labels in words and {bare.file} in numbers; write them alike")
             self.names = _sorted_words({word for shard in worded for word in _used_words(shard)})
-            self._refuse_ids(len(self.names), sum(len(shard.numbers) for shard in files), column)
-            _refuse_alike(self.names, column)
+            self._refuse_ids(len(self.names), sum(len(shard.numbers) for shard in files), source)
+            _refuse_alike(self.names, source)
             kind = "true or false" if all(shard.kind == "truth" for shard in worded) else "text"
-            self.notes.append(f"column {column} holds {kind}: classes are {few_names(self.names)}")
+            self.notes.append(f"{source.place} holds {kind}: classes are {few_names(self.names)}")
         else:
-            self.names = self._of_numbers(files, column)
+            self.names = self._of_numbers(files, source)
         self._named = named is not None
         self._label = {name: label for label, name in enumerate(self.names)}
 
-    def _of_numbers(self, files: Sequence[ShardLabels], column: str) -> tuple[str, ...]:
+    def _of_numbers(self, files: Sequence[ShardLabels], source: LabelSource) -> tuple[str, ...]:
         for shard in files:
             _refuse_negative(shard)
         numbers = np.concatenate([shard.numbers for shard in files])
         values = np.unique(numbers)
-        self._refuse_ids(len(values), len(numbers), column)
+        self._refuse_ids(len(values), len(numbers), source)
         self._numbers = values
         if len(values) and (values[0] != 0 or values[-1] != len(values) - 1):
             self.notes.append(
-                f"column {column} has the {len(values)} numbers {few_names([str(value) for value in values])}: the "
+                f"{source.place} has the {len(values)} numbers {few_names([str(value) for value in values])}: the "
                 f"classes are called so, and have the labels 0 to {len(values) - 1}"
             )
         return tuple(str(value) for value in values)
 
     @staticmethod
-    def _refuse_ids(classes: int, rows: int, column: str) -> None:
+    def _refuse_ids(classes: int, rows: int, source: LabelSource) -> None:
         if rows >= _FEW_ROWS and classes > rows / 2:
             raise InputError(
-                f"column {column} has {classes:,} different values in {rows:,} rows, which are ids or captions rather "
-                f"than classes; {_NAME_IT}"
+                f"{source.place} has {classes:,} different values in {rows:,} rows, which are ids or captions rather "
+                f"than classes; {source.remedy}"
             )
 
     def labels(self, files: Sequence[ShardLabels]) -> Numbers:
@@ -289,13 +309,13 @@ def _sorted_words(words: set[str]) -> tuple[str, ...]:
     return tuple(sorted(words, key=int) if by_number else sorted(words))
 
 
-def _refuse_alike(names: Sequence[str], column: str) -> None:
+def _refuse_alike(names: Sequence[str], source: LabelSource) -> None:
     alike: dict[str, str] = {}
     for name in names:
         plain = name.casefold().strip()
         if plain in alike and len(plain) > 1:
             raise InputError(
-                f"column {column} has the labels {alike[plain]!r} and {name!r}, which differ in case or spaces only; "
+                f"{source.place} has the labels {alike[plain]!r} and {name!r}, which differ in case or spaces only; "
                 "write them alike"
             )
         alike[plain] = name

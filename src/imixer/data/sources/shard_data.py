@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Protocol, TypeAlias
 
@@ -13,43 +12,43 @@ from numpy.typing import NDArray
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.sources.decoding import UnreadableImage, find_unreadable
-from imixer.data.sources.parquet_columns import Classes, Columns, ShardLabels
+from imixer.data.sources.group_cache import GIGABYTE
+from imixer.data.sources.parquet_columns import Classes, LabelSource, ShardLabels
 from imixer.data.sources.rows import NO_BYTES, Rows, ShardImages
+from imixer.data.sources.shard_files import ShardFiles
 from imixer.data.sources.splitting import held_out_share, require_two_classes, stratified_split
 from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
+from imixer.data.sources.storage import RemotePath, total_size
 from imixer.data.sources.streamed import StreamedRows
 from imixer.errors import InputError
 
+_LARGE = 4 * GIGABYTE  # of shards, from which on images are streamed
+
 RowsOfLabels: TypeAlias = "Callable[[NDArray[np.int64]], Rows]"
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """The shards of each split.
-
-    Args:
-        train: Files to train on.
-        val: Files that are held out. Empty: there are none.
-        sources: Names of the files of both splits, in words.
-        left_out: Files and folders that are not used.
-        split: The word for the held-out split in its files' names. None: there is no such split.
-    """
-
-    train: Sequence[PurePath]
-    val: Sequence[PurePath]
-    sources: tuple[str, str]
-    left_out: tuple[str, ...]
-    split: str | None = None
 
 
 class ShardReader(Protocol):
     """Reads shards of one layout."""
 
-    columns: Columns | None
+    @property
+    def source(self) -> LabelSource:
+        """Where labels stand, once there were files to read."""
+        ...
 
     def __call__(self, files: Sequence[PurePath], /) -> tuple[list[ShardLabels], RowsOfLabels]:
         """Read the labels of some shards; what makes the rows takes the label of each."""
         ...
+
+
+def is_streamed(shards: ShardFiles, config: DataConfig) -> bool:
+    """Tell whether images are fetched a part at a time: as the configuration says, or else far or large ones.
+
+    Raises:
+        InputError: If the size of a file cannot be read.
+    """
+    if config.streaming != "auto":
+        return config.streaming == "always"
+    return isinstance(shards.train[0], RemotePath) or total_size([*shards.train, *shards.val]) >= _LARGE
 
 
 def open_rows(root: PurePath, shards: ShardFiles, config: DataConfig, reader: ShardReader) -> ImageData:
@@ -71,9 +70,7 @@ def open_rows(root: PurePath, shards: ShardFiles, config: DataConfig, reader: Sh
         raise InputError(
             f"the {shards.train[0].suffix[1:]} files in {shards.train[0].parent} have no rows; fetch them again"
         )
-    columns = reader.columns
-    assert columns is not None  # there is a file
-    classes = Classes(shard_labels, columns.label)
+    classes = Classes(shard_labels, reader.source)
     train = make_rows(classes.labels(shard_labels))
     observer = MinMaxObserver()
     chosen, skipped = _readable(train, config, observer)
@@ -97,12 +94,15 @@ def open_rows(root: PurePath, shards: ShardFiles, config: DataConfig, reader: Sh
         )
         chosen, val_chosen = chosen[kept], chosen[held_out]
 
-    windows, fingerprint = None, ""
+    windows, fingerprint, origin = None, "", ("", "")
     streamed: tuple[str, ...] = ()
     sample = chosen
     if isinstance(train, StreamedRows) and isinstance(val, StreamedRows):
         windows, sample, streamed = train.windows(chosen), train.sample(chosen), (train.note(),)
-        fingerprint = train.fingerprint() + ("" if val is train else f" {val.fingerprint()}")
+        parts = [(train, sample)] if val is train else [(train, sample), (val, val_chosen[:1])]
+        fingerprint = " ".join(rows.fingerprint(looked_at) for rows, looked_at in parts)
+        if all(versions := [rows.object_versions() for rows, _ in parts]):
+            origin = (str(root), " ".join(versions))
     statistics = usable_statistics(
         lambda index: train.read(int(sample[index])), len(sample), config, str(root), observer
     )
@@ -117,12 +117,13 @@ def open_rows(root: PurePath, shards: ShardFiles, config: DataConfig, reader: Sh
         std=statistics.std,
         skipped=skipped,
         sources=(shards.sources[0], shards.sources[1] or held_out_share(config)),
-        notes=streamed + columns.notes + tuple(classes.notes) + statistics.notes,
+        notes=streamed + reader.source.notes + tuple(classes.notes) + statistics.notes,
         left_out=shards.left_out,
         value_range=statistics.pixels.value_range,
         split=shards.split,
         windows=windows,
         fingerprint=fingerprint,
+        origin=origin,
     )
 
 

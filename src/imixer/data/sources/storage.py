@@ -6,8 +6,9 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import IO, Any, TypeVar
+from urllib.parse import unquote
 
 from imixer.data.sources.decoding import error_reason
 from imixer.errors import InputError
@@ -17,8 +18,9 @@ _T = TypeVar("_T")
 
 _TRIES, _PAUSE_S = 3, 0.5  # on errors that may pass, each pause twice as long as the one before
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ImportError, ValueError)
-_VERSIONS = ("ETag", "etag", "generation", "blob_id", "md5Hash", "mtime", "LastModified", "last_modified", "created")
+_VERSIONS = ("ETag", "etag", "generation", "blob_id", "md5Hash", "mtime", "LastModified", "Last-Modified", "created")
 _SIGNED = re.compile(r"\?\S+|//[^/\s@]+@")  # where URLs carry what is secret
+_HERE = "file://"
 
 
 class RemotePath(PurePosixPath):
@@ -29,8 +31,13 @@ class RemotePath(PurePosixPath):
 
 
 def is_remote(name: str) -> bool:
-    """Return whether a name is a URL, and not a path."""
-    return re.match(r"[a-z][a-z0-9+.-]+://", name) is not None
+    """Return whether a name is a URL of something elsewhere, and not a path."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", name) is not None and not name.startswith(_HERE)
+
+
+def local_path(name: str) -> str:
+    """Return the path that a name is, or that a URL such as `file:///data/pets` stands for."""
+    return unquote(name.removeprefix(_HERE)) if name.startswith(_HERE) else name
 
 
 def list_files(root: RemotePath) -> list[RemotePath]:
@@ -42,12 +49,15 @@ def list_files(root: RemotePath) -> list[RemotePath]:
 
     def find() -> list[str]:
         file_system, path = _file_system(root)
+        file_system.invalidate_cache()  # what was listed before may be gone
         below = file_system.find(path)
         return [str(root) + name[len(path.rstrip("/")) :] for name in below]
 
     names = _tried(find, root)
     if not names:
-        raise InputError(f"data.name: nothing is at {root}; correct the URL, or put the data there")
+        pattern = any(sign in str(root) for sign in "*{[")
+        remedy = "give the folder's URL, without a pattern" if pattern else "correct the URL, or put the data there"
+        raise InputError(f"data.name: nothing is at {root}; {remedy}")
     files = [RemotePath(name) for name in names]
     return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts))
 
@@ -79,6 +89,32 @@ def read_file(file: PurePath, work: Callable[[IO[bytes]], _T]) -> _T:
             return work(stream)
 
     return _tried(attempt, file)
+
+
+def read_range(file: PurePath, first: int, end: int) -> bytes:
+    """Read some bytes of a file in one request, again where the network fails for a moment.
+
+    Args:
+        file: The file.
+        first: Number of the first byte.
+        end: Number of the byte behind the last.
+
+    Returns:
+        The bytes, fewer where the file ends before.
+
+    Raises:
+        InputError: If the file cannot be read; the message names it and the remedy.
+    """
+
+    def read() -> bytes:
+        if isinstance(file, RemotePath):
+            file_system, path = _file_system(file)
+            text = bytes(file_system.cat_file(path, start=first, end=end))
+            return text if len(text) <= end - first else text[first:end]  # of a server that knows no ranges
+        with open(file, "rb", buffering=0) as stream:
+            return os.pread(stream.fileno(), end - first, first)
+
+    return _tried(read, file)
 
 
 def file_version(file: PurePath) -> str:
@@ -151,14 +187,29 @@ def _tried(work: Callable[[], _T], file: PurePath) -> _T:
         except InputError:
             raise
         except Exception as error:  # each library behind fsspec has kinds of its own
-            if isinstance(error, _LASTING) or "Credential" in type(error).__name__ or number == _TRIES - 1:
+            reason = _http_error(error) or error
+            if _is_lasting(reason) or number == _TRIES - 1:
                 # from None: tracebacks may show signed addresses
-                raise InputError(_explain(file, error)) from None
+                raise InputError(_explain(file, reason)) from None
             time.sleep(_PAUSE_S * 2**number)
     raise AssertionError("the last try returns or raises")
 
 
-def _explain(file: RemotePath, error: Exception) -> str:
+def _http_error(error: BaseException) -> BaseException | None:
+    """Return what a server said, where fsspec takes any answer for that a file is not there."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else None
+    return cause if type(cause).__module__.startswith("aiohttp") and getattr(cause, "status", 0) != 404 else None
+
+
+def _is_lasting(error: BaseException) -> bool:
+    """Tell whether trying again is of no use."""
+    status = getattr(error, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in (408, 429)
+    return isinstance(error, _LASTING) or "Credential" in type(error).__name__
+
+
+def _explain(file: RemotePath, error: BaseException) -> str:
     """Say in one line why a URL cannot be read, and what to do."""
     shown, protocol = middle_cut(str(file), 120), str(file).partition("://")[0]
     kind, reason = type(error).__name__, middle_cut(_SIGNED.sub("...", error_reason(error)), 160)
@@ -175,8 +226,3 @@ def _explain(file: RemotePath, error: Exception) -> str:
     if isinstance(error, FileNotFoundError) or "NotFound" in kind:
         return f"{shown} is not there; put it back, or correct data.name"
     return f"cannot read {shown}: {reason}; look whether the network and the server are up"
-
-
-def location(name: str | Path) -> PurePath:
-    """Turn a name into a path, or into a URL with the parts of one."""
-    return RemotePath(name) if is_remote(str(name)) else Path(name)
