@@ -1,6 +1,6 @@
 """Accuracy of the recipe `photos` and of timm's training script, from random weights, at equal processor time.
 
-    python benchmarks/photos.py --cifar10 FOLDER --timm CLONE [--seeds 3] [--out photos] [--markdown FILE]
+    python benchmarks/photos.py --cifar10 FOLDER --timm CLONE [--seeds 3] [--steps 300] [--out photos] [--markdown FILE]
 
 Two sets of small pictures are written as files in class folders: `pictures`, pieces of ten sample pictures of
 scikit-learn and scikit-image in gray, 14 of each to train on and 20 held out, which do not overlap; and `cifar10`, 100
@@ -8,7 +8,8 @@ images of each class of CIFAR-10 to train on and 50 of its test images. The reci
 for the size of the model, which it would choose by the time that steps take here: given is what one idle core gets.
 timm's script then has as many epochs as fit into the processor time that the recipe took, start and validation
 included: with a small model on images as large and batches as large as the recipe's, and its other defaults; and with
-its defaults as they are, a ResNet-50 at 224x224. Scores are those of the last epoch; none is selected.
+its defaults as they are, a ResNet-50 at 224x224, if `--as_it_is` is given. `--steps` shortens the recipe, and all with
+it. Scores are those of the last epoch; none is selected.
 """
 
 import argparse
@@ -78,8 +79,9 @@ def processor_seconds(command: list[str], log: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def train_recipe(images: Path, seed: int, out: Path) -> dict[str, float]:
+def train_recipe(images: Path, seed: int, out: Path, options: list[str]) -> dict[str, float]:
     words = ["--data.name", str(images), "--seed", str(seed), "--out", str(out), "--logger", "csv", *MODEL]
+    words += options
     seconds = processor_seconds([sys.executable, "-m", "imixer", "train", *words], out.with_suffix(".log"))
     last = json.loads((out / "result.json").read_text())["last"]
     return {"accuracy": 100 * last["val_acc"], "seconds": seconds, "epochs": last["epoch"]}
@@ -121,6 +123,7 @@ def main() -> int:
     parser.add_argument("--cifar10", type=Path, required=True, help="folder with the parquet files of CIFAR-10")
     parser.add_argument("--timm", type=Path, required=True, help="clone of timm's repository")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, help="steps of the recipe, instead of those that it chooses")
     parser.add_argument("--out", type=Path, default=Path("photos"))
     parser.add_argument("--as_it_is", action="store_true", help="also timm's defaults as they are, which takes longest")
     parser.add_argument("--markdown", type=Path)
@@ -131,13 +134,14 @@ def main() -> int:
         write_pictures(sets["pictures"])
     if not sets["cifar10"].exists():
         write_cifar10(sets["cifar10"], args.cifar10)
+    shorter = [] if args.steps is None else ["--steps", str(args.steps)]
     scores: dict[tuple[str, str], list[dict[str, float]]] = {}
     for seed in range(args.seeds):
         for name, images in sets.items():
             folder = args.out / name
             folder.mkdir(exist_ok=True)
             recipe = folder / f"recipe-{seed}"
-            ours = measured(recipe.with_suffix(".json"), partial(train_recipe, images, seed, recipe))
+            ours = measured(recipe.with_suffix(".json"), partial(train_recipe, images, seed, recipe, shorter))
             scores.setdefault((name, RECIPE), []).append(ours)
             small = ["--model", "resnet18", "--img-size", "32", "-b", str(BATCH[name])]
             lines = {TIMM_SMALL: small} | ({TIMM: []} if args.as_it_is else {})

@@ -18,7 +18,7 @@ from imixer.errors import InputError
 from imixer.progress import announce, clock
 from imixer.training.model import BuiltModel, build_model
 from imixer.training.run.config import ModelConfig, TrainConfig
-from imixer.training.time_estimate import StepTime, measure_step, untouched_generators
+from imixer.training.time_estimate import StepTime, computing_clock, measure_step, untouched_generators
 
 _SAMPLE = 16  # images whose sizes are looked at
 _FEWEST_IMAGES = 4  # to train on: fewer say nothing about any other
@@ -27,6 +27,7 @@ _KEPT_SHARE = 4  # decoded images may take one part in so many of the free memor
 _BATCHES = ((0, 8), (32, 16), (96, 32), (512, 64), (4_096, 128))  # from so many images on, a batch of so many
 # So many images are seen in all: of 100, and in proportion to a power of their number.
 _SEEN_OF_100, _GROWTH, _MOST_PASSES = 20_000, 0.6, 200
+_ENOUGH_STEPS = 300  # whatever time they take: fewer would learn nothing
 _SIDES = (32, 48, 64, 96, 128)  # of what the model sees; each can be cut into a grid of patches that stages can halve
 _GRID, _LARGEST_GRID, _GRID_STEP = 16, 32, 4  # patches along a side: as wanted, at most, and a divisor of
 _NAME = "imixer_laptop_32"
@@ -124,10 +125,13 @@ class _Length:
 
 def _choose_steps(config: TrainConfig, length: _Length, time: StepTime | None) -> tuple[TrainConfig, list[str]]:
     passes, why = length.passes, ""
-    if time is not None:
-        allowed = max(1, int(config.minutes * 60 / length.seconds_of_pass(config, time)))
+    if time is not None and (late := length.seconds(config, time) > config.minutes * 60):
+        enough = -(-_ENOUGH_STEPS // length.steps_per_pass)
+        allowed = max(enough, int(config.minutes * 60 / length.seconds_of_pass(config, time)))
         if allowed < passes:
-            passes, why = allowed, f", instead of {passes:,}, to stay within minutes {config.minutes:g}"
+            passes, why = allowed, f", instead of {passes:,}"
+            late = replace(length, passes=passes).seconds(config, time) > config.minutes * 60
+        why += f"; {'this will take longer than' if late else 'to stay within'} minutes {config.minutes:g}"
     steps = passes * length.steps_per_pass
     return replace(config, steps=steps), [f"steps {steps:,}, by which each image is seen {passes:,} times{why}"]
 
@@ -149,7 +153,7 @@ def _choose_model(
                 in_chans=data.in_chans,
                 num_classes=len(data.class_names),
             )
-            time = measure_step(candidate, built, device)
+            time = measure_step(candidate, built, device, computing_clock(device))
         except InputError as error:  # of options that are given, and do not fit this one
             problem = problem or error
             continue

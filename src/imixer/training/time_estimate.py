@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -60,7 +60,9 @@ class StepTime:
         return images * self.image / FORWARDS_PER_STEP
 
 
-def measure_step(config: TrainConfig, built: BuiltModel, device: torch.device) -> StepTime | None:
+def measure_step(
+    config: TrainConfig, built: BuiltModel, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> StepTime | None:
     """Measure a few passes and one optimizer step on a copy of the model.
 
     The model and the states of all random generators stay as they are.
@@ -69,6 +71,7 @@ def measure_step(config: TrainConfig, built: BuiltModel, device: torch.device) -
         config: The configuration of the run.
         built: The model.
         device: The device that trains.
+        clock: Tells the seconds. Default: those of the wall.
 
     Returns:
         The times; None where a copy in one process does not tell: with several devices or `compile`, or where the model
@@ -78,7 +81,7 @@ def measure_step(config: TrainConfig, built: BuiltModel, device: torch.device) -
         return None
     try:
         with untouched_generators(device):
-            return _measure_model(config, built, device)
+            return _measure_model(config, built, device, clock)
     except (RuntimeError, ValueError):  # which training will meet too, and tell better
         return None
 
@@ -119,30 +122,48 @@ def estimate_time(
     return TimeEstimate(step, steps * step + epochs * seconds(held_out, measured.of_validation(held_out)))
 
 
-def _measure_model(config: TrainConfig, built: BuiltModel, device: torch.device) -> StepTime:
+def computing_clock(device: torch.device) -> Callable[[], float]:
+    """Return a clock of the seconds that a device computes; on a processor, other work does not count."""
+    if device.type != "cpu":
+        return time.perf_counter
+    return lambda: time.process_time() / torch.get_num_threads()
+
+
+def _measure_model(
+    config: TrainConfig, built: BuiltModel, device: torch.device, clock: Callable[[], float]
+) -> StepTime:
     model = deepcopy(built.model).to(device).train()
     optimizer = build_optimizer(model, config.optim)
     images = min(_FEWEST, config.micro_batch)
-    _pass(config, built, model, images, device)  # the first one is slow, and tells nothing
-    while (taken := _pass(config, built, model, images, device)) < _LONG_ENOUGH_S and images < config.micro_batch:
+    _pass(config, built, model, images, device, clock)  # the first one is slow, and tells nothing
+    while (
+        taken := _pass(config, built, model, images, device, clock)
+    ) < _LONG_ENOUGH_S and images < config.micro_batch:
         images = min(4 * images, config.micro_batch)
     optimizer.step()
-    began = time.perf_counter()
+    began = clock()
     optimizer.step()
     wait_for(device)
-    return StepTime(taken / images, time.perf_counter() - began)
+    return StepTime(taken / images, clock() - began)
 
 
-def _pass(config: TrainConfig, built: BuiltModel, model: nn.Module, count: int, device: torch.device) -> float:
+def _pass(
+    config: TrainConfig,
+    built: BuiltModel,
+    model: nn.Module,
+    count: int,
+    device: torch.device,
+    clock: Callable[[], float],
+) -> float:
     images = torch.randn(count, *built.input_size, device=device)
     targets: Tensor = torch.arange(count, device=device) % built.args["num_classes"]
     wait_for(device)
-    began = time.perf_counter()
+    began = clock()
     with autocast(config.precision, device):
         loss = training_loss(model(images), targets, config.smoothing)
     loss.backward()
     wait_for(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _measure_loading(training: Any) -> float:
