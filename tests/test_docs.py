@@ -364,7 +364,7 @@ def test_a_walk_takes_at_most_ten_steps():
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("page", ["quickstart", "own_data"])
+@pytest.mark.parametrize("page", ["quickstart", "own_data", "photos"])
 def test_a_guide_works_as_written(page, tmp_path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     text = (ROOT / f"docs/{page}.md").read_text()

@@ -226,7 +226,7 @@ def test_where_no_data_are_named_the_recipe_is_digits(tmp_path):
     assert configured("--config", str(file)) == replace(configured(), smoothing=0.2)
 
 
-@pytest.mark.parametrize("data", ["digits", "photos", "cifar10"])
+@pytest.mark.parametrize("data", ["photos", "cifar10"])
 def test_other_data_do_not_inherit_what_suits_the_digits(tmp_path, data):
     general = TrainConfig(data=DataConfig(name=data))
     assert configured("--data.name", data) == configured(f"--data.name={data}") == general

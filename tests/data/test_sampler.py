@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,3 +58,34 @@ def test_a_batch_larger_than_the_data_set_is_refused():
 def test_seeds_are_mixed_not_added():
     assert len({mixed_seed(seed, epoch) for seed in range(30) for epoch in range(30)}) == 900
     assert mixed_seed(1, 2) != mixed_seed(2, 1)
+
+
+def test_a_last_batch_that_is_filled_leaves_no_image_out_and_takes_none_from_elsewhere():
+    order = BatchOrder(103, 10, seed=0, fill=True)
+    batches = list(order.epoch(4))
+    assert len(order) == len(batches) == 11
+    assert sorted(set(torch.cat(batches).tolist())) == list(range(103))
+    assert torch.equal(batches[-1], order.permutation(4)[-10:])
+    shards = [BatchOrder(103, 10, seed=0, shard=BatchShard(rank, 2), fill=True) for rank in range(2)]
+    halves = [list(shard.epoch(4)) for shard in shards]
+    for number, batch in enumerate(batches):
+        assert torch.equal(batch, torch.cat([half[number] for half in halves]))
+
+
+def test_filling_changes_nothing_where_batches_come_out_even():
+    plain, filled = BatchOrder(100, 10, seed=0), BatchOrder(100, 10, seed=0, fill=True)
+    assert all(torch.equal(*pair) for pair in zip(plain.epoch(1), filled.epoch(1), strict=True))
+
+
+def test_balanced_sampling_draws_each_class_equally_often_and_each_image_of_a_class_in_turn():
+    labels = np.array([0] * 80 + [1] * 15 + [2] * 5)
+    order = BatchOrder(100, 10, seed=3, labels=labels)
+    drawn = torch.cat(list(order.epoch(0))).numpy()
+    counts = np.bincount(labels[drawn], minlength=3)
+    assert len(drawn) == 100 and counts.max() - counts.min() <= 1
+    times = np.bincount(drawn, minlength=100)
+    for label in range(3):
+        of_class = times[labels == label]
+        assert of_class.max() - of_class.min() <= 1
+    assert not np.array_equal(drawn, torch.cat(list(order.epoch(1))).numpy())
+    assert np.array_equal(drawn, torch.cat(list(order.epoch(0))).numpy())

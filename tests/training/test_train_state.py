@@ -6,7 +6,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from imixer.training.run.config import OptimConfig, TrainConfig
-from imixer.training.train_state import TrainState, WeightEMA, training_loss
+from imixer.training.train_state import TrainState, WeightEMA, inverse_class_sizes, training_loss
 
 
 def batch(classes=4):
@@ -43,3 +43,13 @@ def test_the_average_counts_steps_from_1_over_epochs(train_quick, tmp_path, monk
     monkeypatch.setattr(WeightEMA, "update", lambda self, model, step: told.append(step))
     train_quick(tmp_path / "run", "--ema", "0.9", "--data.batch_size", "512")
     assert told == [1, 2, 3, 4]
+
+
+def test_weights_of_classes_weigh_the_loss_of_their_images():
+    logits, labels = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 2])
+    weights = inverse_class_sizes(labels.numpy(), 3)
+    torch.testing.assert_close(weights, torch.tensor([6 / 9, 1.0, 2.0]))
+    each = torch.stack([training_loss(logits[i : i + 1], labels[i : i + 1], 0.1) for i in range(6)])
+    torch.testing.assert_close(training_loss(logits, labels, 0.1, weights), (weights[labels] * each).mean())
+    mixed = torch.eye(3)[labels]
+    torch.testing.assert_close(training_loss(logits, mixed, 0.1, weights), training_loss(logits, labels, 0.0, weights))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, LabelledImages, StreamedImages, check_channels
+from imixer.data.order import build_order
 from imixer.data.prefetch import Prefetcher
 from imixer.data.randomness import mixed_seed, seed_globally
 from imixer.data.sampler import BatchOrder, BatchShard
@@ -282,7 +283,7 @@ def build_training(
     flips = alternating_flips(config, len(data.train), seed)
     drawn = config if flips is None else replace(config, flip="random", hflip=0.0)
     transform: Any = train_transform(drawn, input_size, data.mean, data.std)
-    order = BatchOrder(len(data.train), config.batch_size, seed, shard, data.windows)
+    order = build_order(data, config, seed, shard)
     mixup = build_mixup(config, order.micro_batch_size, num_classes, smoothing)
     erasing = None
     if mixup is not None and config.random_erasing and config.erase == "after_mixing":

@@ -37,7 +37,14 @@ class DataConfig:
         batch_size: Images per optimizer step, over all devices.
         pipeline: `timm` decodes and augments image by image, in loader processes; `device` keeps all images as bytes in
             the memory of the device that trains and augments whole batches there, for images of one size.
+        last_batch: What becomes of the images that fill no whole batch at the end of an epoch: `drop` leaves them out,
+            other ones in each epoch; `fill` takes the last batch from the epoch's last images, so that some of the
+            batch before are in it again and none is left out.
+        balance: What is done about classes of unequal size: `sampling` draws each class equally often, `loss` weights
+            each image's loss by the inverse of its class's size, `none` leaves them as they are.
         workers: Loader processes per device. 0 loads in the training process.
+        keep_decoded: Decode the images once and keep them in memory, no larger than the crops can use: for photos,
+            whose decoding takes longer than a training step. Pipeline `timm` only.
         skip_bad: Count and skip unreadable images instead of stopping at the first.
         check: Which image files of a folder to test before training: `full` decodes each, `header` reads the header of
             each, `off` none, `auto` is `full` up to 20,000 files and `header` above. Images of shards: only by `full`.
@@ -74,7 +81,10 @@ class DataConfig:
     image_size: ImageSize | None = None
     batch_size: int = 64
     pipeline: Literal["timm", "device"] = "timm"
+    last_batch: Literal["drop", "fill"] = "drop"
+    balance: Literal["none", "sampling", "loss"] = "none"
     workers: int = 0
+    keep_decoded: bool = False
     skip_bad: bool = False
     check: Literal["auto", "full", "header", "off"] = "auto"
     value_range: tuple[float, float] | None = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from imixer.data.sampler import Windows
@@ -81,6 +83,22 @@ class ImageData:
     windows: Windows | None = None
     fingerprint: str = ""
     origin: tuple[str, str] = ("", "")
+
+
+def training_labels(data: ImageData, what: str) -> NDArray[np.int64]:
+    """Return the label of each training image (images,).
+
+    Args:
+        data: The data set.
+        what: What needs them, in messages.
+
+    Raises:
+        InputError: If the data set tells them only image by image.
+    """
+    labels = getattr(data.train, "labels", None)
+    if labels is None:
+        raise InputError(f"{what}, and {data.name} does not tell its labels at once; use a folder or parquet files")
+    return np.asarray(labels, dtype=np.int64)
 
 
 def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:

@@ -97,7 +97,7 @@ class BatchOrder:
 
     Choose it over torch's `DistributedSampler` where a run must give the same batches on any number of devices, and
     must resume in the middle of an epoch. Step k takes the k-th `batch_size` images of the epoch's order. Each process
-    takes its shard of them. Images that fill no whole batch sit the epoch out.
+    takes its shard of them. Images that fill no whole batch sit the epoch out, unless the last batch is filled.
 
     Args:
         count: Number of images.
@@ -105,6 +105,9 @@ class BatchOrder:
         seed: Training seed, 0 or more.
         shard: The images of each batch that are this process's.
         windows: The groups that the images are fetched in. Default: any image may follow any other.
+        fill: Whether images that fill no whole batch get one, which takes the last `batch_size` images of the epoch's
+            order. Some of the batch before are then taken twice.
+        labels: Labels (images,) of classes to draw equally often, see `balanced_order`. Default: each image once.
 
     Attributes:
         micro_batch_size: Images per micro-batch.
@@ -120,6 +123,8 @@ class BatchOrder:
         seed: int,
         shard: BatchShard = BatchShard(),
         windows: Windows | None = None,
+        fill: bool = False,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         if batch_size > count:
             raise InputError(
@@ -130,11 +135,13 @@ class BatchOrder:
         self.seed = seed
         self.shard = shard
         self.windows = windows
+        self.fill = fill
+        self.labels = labels
         self.micro_batch_size = batch_size // (shard.world_size * shard.accumulate)
 
     def __len__(self) -> int:
         """Count the micro-batches of this process per epoch."""
-        return self.count // self.batch_size * self.shard.accumulate
+        return steps_per_epoch(self.count, self.batch_size, self.fill) * self.shard.accumulate
 
     def permutation(self, epoch: int) -> Tensor:
         """Draw the order of all images in an epoch (count,).
@@ -142,6 +149,8 @@ class BatchOrder:
         Args:
             epoch: Number of the epoch, from 0.
         """
+        if self.labels is not None:
+            return balanced_order(self.labels, self.seed, epoch)
         if self.windows is not None:
             return self.windows.order(self.seed, epoch)
         return epoch_order(self.count, self.seed, epoch)
@@ -156,10 +165,47 @@ class BatchOrder:
         order = self.permutation(epoch)
         for number in range(start, len(self)):
             step, micro_batch = divmod(number, self.shard.accumulate)
-            first = (
-                step * self.batch_size + (self.shard.rank * self.shard.accumulate + micro_batch) * self.micro_batch_size
-            )
+            first = min(step * self.batch_size, self.count - self.batch_size)
+            first += (self.shard.rank * self.shard.accumulate + micro_batch) * self.micro_batch_size
             yield order[first : first + self.micro_batch_size]
+
+
+def steps_per_epoch(count: int, batch_size: int, fill: bool) -> int:
+    """Count the optimizer steps of an epoch.
+
+    Args:
+        count: Number of images.
+        batch_size: Images per optimizer step.
+        fill: Whether images that fill no whole batch get one.
+    """
+    return -(-count // batch_size) if fill else count // batch_size
+
+
+def balanced_order(labels: NDArray[np.int64], seed: int, epoch: int) -> Tensor:
+    """Draw an order of as many images as there are, in which each class comes equally often.
+
+    Images of a class come in turn, in a fresh order each time round: those of large classes once or not at all, those
+    of small classes several times.
+
+    Args:
+        labels: Label of each image (images,).
+        seed: Training seed, 0 or more.
+        epoch: Number of the epoch, from 0.
+
+    Returns:
+        Image numbers (images,), which depend on labels, seed and epoch only.
+    """
+    generator = torch.Generator().manual_seed(mixed_seed(seed, epoch))
+    classes = [torch.from_numpy(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    quota, more = divmod(len(labels), len(classes))
+    extra = set(torch.randperm(len(classes), generator=generator)[:more].tolist())  # so that none always gets it
+    drawn = []
+    for number, images in enumerate(classes):
+        wanted = quota + (number in extra)
+        rounds = [images[torch.randperm(len(images), generator=generator)] for _ in range(-(-wanted // len(images)))]
+        drawn += [part[: max(0, wanted - place * len(images))] for place, part in enumerate(rounds)]
+    order = torch.cat(drawn)
+    return order[torch.randperm(len(order), generator=generator)]
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:

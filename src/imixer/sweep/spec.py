@@ -21,8 +21,6 @@ from imixer.recipes import load_recipe
 from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import (
-    DEFAULT_RECIPE,
-    OTHER_THAN_DEFAULT,
     build_config,
     merge_settings,
     parse,
@@ -40,6 +38,7 @@ _OTHERWISE = {
 }
 _LONGEST_NAME = 150
 _MOST_TRIALS = 10_000
+_NO_RECIPE = {"data", "data.name", "model.from_mixer", "model.checkpoint"}  # where one is set
 
 
 def read_sweep(path: str) -> Sweep:
@@ -64,7 +63,7 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
 
     The fields of a specification are all optional. Settings are dotted (`model.n_iter`) or nested.
 
-    - `recipe`: name of a recipe to start from. Default: as for `imixer train`, `digits` where no data are named.
+    - `recipe`: name of a recipe to start from. Default: `digits` where no data are named, none otherwise.
     - `config`: file to start from, as for `imixer train --config`. It wins over the recipe.
     - `set`: settings of all cells. They win over both.
     - `cases`: settings of cells, by name of the cell. They win over `set`.
@@ -96,8 +95,8 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
         if both := settings.keys() & grid:
             raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
     named = {field for settings in (base, fixed, grid, *cases.values()) for field in settings}
-    if spec.get("recipe") is None and not named & OTHER_THAN_DEFAULT:  # as `imixer train` does
-        base = merge_settings(_flat(load_recipe(DEFAULT_RECIPE), "the file"), base)
+    if spec.get("recipe") is None and not named & _NO_RECIPE:
+        base = merge_settings(_flat(load_recipe("digits"), "the file"), base)
     base = {field: value for field, value in merge_settings(base, fixed).items() if field not in grid}
     name, seeds, case_seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1)), _case_seeds(spec, cases)
     cells = tuple(_cells(base, grid, cases, seeds, case_seeds))
@@ -252,6 +251,11 @@ def _config(settings: dict[str, Any], seeds: list[int], cell: str) -> TrainConfi
             replace(config, seed=seed)  # refuses what is impossible
     except InputError as error:
         raise InputError(f"cell {cell}: {error}") from error
+    if config.choose:
+        raise InputError(
+            f"choose is {', '.join(config.choose)}, as in the recipe photos, by which trials may differ in what they "
+            "choose; start from the config.yaml of a finished run, which has what was chosen, or pass choose: []"
+        )
     return config
 
 

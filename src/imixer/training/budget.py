@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from timm.optim import get_optimizer_info
 from timm.optim.muon import DEFAULT_NS_STEPS, Muon
@@ -44,6 +44,21 @@ class Duration:
     steps: int
     epochs: int
     summary: str
+
+
+def for_steps(config: TrainConfig, steps: int, steps_per_epoch: int) -> TrainConfig:
+    """Return the configuration with as many epochs as a number of steps takes, and a warm-up that ends within them.
+
+    Args:
+        config: The configuration of the run.
+        steps: Optimizer steps of the run.
+        steps_per_epoch: Optimizer steps per epoch.
+    """
+    epochs = -(-steps // steps_per_epoch)
+    warmup = config.schedule.warmup_epochs
+    if config.schedule.warmup_share is None and warmup >= epochs:
+        warmup = epochs - 1
+    return replace(config, epochs=epochs, schedule=replace(config.schedule, warmup_epochs=warmup))
 
 
 def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Duration:

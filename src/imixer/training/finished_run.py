@@ -13,7 +13,8 @@ from PIL.Image import Image
 from torch import nn
 
 from imixer.data.image_data import ImageData, check_channels
-from imixer.data.sources.open import is_named, open_dataset, relocated
+from imixer.data.names import is_named
+from imixer.data.sources.open import open_dataset, relocated
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names

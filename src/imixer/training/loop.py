@@ -72,6 +72,7 @@ class Loop:
         progress: The display of each step.
         data_fingerprint: A description of the data that each checkpoint keeps, and a resumed run must meet.
         steps: Optimizer steps of the whole run. Default: those of all its epochs.
+        class_weights: Weight of the images of each class in the loss (num_classes,). Default: all alike.
 
     Attributes:
         train_state: The model with its optimizer.
@@ -93,6 +94,7 @@ class Loop:
         progress: TrainingProgress,
         data_fingerprint: dict[str, Any],
         steps: int | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.fabric, self.config, self.run, self.built = fabric, config, run, built
         self.training, self.held_out, self.scores = training, held_out, scores.to(fabric.device)
@@ -101,7 +103,7 @@ class Loop:
         self.epochs = config.epochs + config.schedule.cooldown_epochs
         self.steps_per_epoch = len(training) // config.accumulate
         self.steps = steps or self.epochs * self.steps_per_epoch
-        self.train_state = TrainState(fabric, config, built.model, self.steps_per_epoch, steps)
+        self.train_state = TrainState(fabric, config, built.model, self.steps_per_epoch, steps, class_weights)
         self.step = 0
         self.rows: list[Row] = []
         self._losses = torch.zeros(2, device=fabric.device)  # sum and number, in this epoch so far, of finite ones
@@ -282,7 +284,8 @@ class Loop:
 
     def _handle_non_finite(self, step: int) -> None:
         """Dump a step that is not finite, then stop or go on as `config.non_finite` says."""
-        dump = dump_step(self.built, self.config, step, self.train_state.lr, self.fabric.global_rank)
+        weights = self.train_state.class_weights
+        dump = dump_step(self.built, self.config, step, self.train_state.lr, self.fabric.global_rank, weights)
         here = dump.locate(self.train_state.module, self._micro_batches)
         by_rank = self._all_gather((self.fabric.global_rank, here))
         rank, place = next((pair for pair in by_rank if pair[1]), by_rank[0])

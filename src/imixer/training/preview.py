@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imixer.data.image_data import ImageData
+from imixer.data.sampler import steps_per_epoch
 from imixer.escaping import few_names, middle_cut, printable
 from imixer.progress import clock
 from imixer.training.finetune import describe_parameters
@@ -31,6 +33,7 @@ def show_preview(
     console: Console | None = None,
     steps: int | None = None,
     estimate: TimeEstimate | None = None,
+    choices: Sequence[str] = (),
 ) -> None:
     """Show where the images come from, what was decided on them, what is left out, and what training will cost.
 
@@ -41,16 +44,22 @@ def show_preview(
         console: The console to print on. Default: stderr.
         steps: Optimizer steps of the run, if the last epoch is not a whole one.
         estimate: The time that training will take, if it was measured.
+        choices: The settings that were chosen for these data and this device, a sentence each.
     """
     grid = Table.grid(padding=(0, 2))
-    for title, text in _lines(data, config, built, steps, estimate):
+    for title, text in _lines(data, config, built, steps, estimate, choices):
         grid.add_row(title, Text(printable(text)))  # no markup: names come from outside
     console = console or Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 160)
     console.print(Panel(grid, title="about to train", title_align="left", expand=False))
 
 
 def _lines(
-    data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None, estimate: TimeEstimate | None
+    data: ImageData,
+    config: TrainConfig,
+    built: BuiltModel,
+    steps: int | None,
+    estimate: TimeEstimate | None,
+    choices: Sequence[str],
 ) -> list[tuple[str, str]]:
     classes, (channels, height, width) = len(data.class_names), built.input_size
     lines = [("data", f"{middle_cut(data.name, 80)}, {classes} classes: {few_names(data.class_names)}")]
@@ -66,7 +75,8 @@ def _lines(
     colours = "gray" if channels == 1 else "RGB"
     lines.append(("images", f"{stored}, seen by the model as {height}x{width} {colours}"))
     lines += [("", middle_cut(note, 160)) for note in data.notes]
-    lines.append(("batches", _batches(len(data.train), config.data.batch_size)))
+    lines += [("chosen" if number == 0 else "", each) for number, each in enumerate(choices)]
+    lines.append(("batches", _batches(len(data.train), config)))
     lines.append(("model", f"{built.name}, {describe_parameters(built.model, config.finetune)}"))
     lines.append(("cost", _cost(data, config, built, steps)))
     if estimate is not None:
@@ -89,10 +99,13 @@ def _count(items: Any, classes: int) -> str:
     return f"{images} of {of} classes, {each} each"
 
 
-def _batches(images: int, batch_size: int) -> str:
-    batches, left = divmod(images, batch_size)
-    text = f"{batches:,} of {batch_size:,} images per epoch"
-    if left:
+def _batches(images: int, config: TrainConfig) -> str:
+    batch_size, fill = config.data.batch_size, config.data.last_batch == "fill"
+    left = images % batch_size
+    text = f"{steps_per_epoch(images, batch_size, fill):,} of {batch_size:,} images per epoch"
+    if left and fill and config.data.balance != "sampling":
+        text += f"; the last one takes {batch_size - left:,} images of the one before again"
+    elif left and not fill:
         text += f"; the other {left:,} of the {images:,} fill no batch and sit the epoch out, other ones each time"
     return text
 
@@ -108,7 +121,8 @@ def _cost(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | 
             f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(one * passes * images)} for the training "
             f"(x {passes} x {images:,} images)"
         )
-    seen = len(data.train) // config.data.batch_size * config.data.batch_size
+    batch_size = config.data.batch_size
+    seen = steps_per_epoch(len(data.train), batch_size, config.data.last_batch == "fill") * batch_size
     epochs = config.epochs + config.schedule.cooldown_epochs
     total = one * passes * seen * epochs
     return (

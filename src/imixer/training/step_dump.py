@@ -34,6 +34,7 @@ class StepDump:
         smoothing: The label smoothing.
         name: The name of the model in timm.
         args: The keyword arguments of `timm.create_model`.
+        class_weights: The weight of each class in the loss; None if all weigh alike.
     """
 
     step: int
@@ -44,6 +45,7 @@ class StepDump:
     smoothing: float
     name: str
     args: dict[str, Any]
+    class_weights: list[float] | None = None
 
     def locate(self, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> str | None:
         """Locate the first number in the step that is not finite.
@@ -65,7 +67,8 @@ class StepDump:
         return None
 
     def _loss(self, targets: Tensor, logits: Tensor) -> Tensor:
-        return training_loss(logits.float(), targets, self.smoothing)
+        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
+        return training_loss(logits.float(), targets, self.smoothing, weights)
 
     def write(self, path: Path, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> None:
         """Write the step to a file, with weights and images.
@@ -81,7 +84,9 @@ class StepDump:
             torch.save(asdict(self) | data, temporary)
 
 
-def dump_step(built: BuiltModel, config: TrainConfig, step: int, lr: float, rank: int) -> StepDump:
+def dump_step(
+    built: BuiltModel, config: TrainConfig, step: int, lr: float, rank: int, class_weights: Tensor | None = None
+) -> StepDump:
     """Describe a step of a run.
 
     Args:
@@ -90,8 +95,10 @@ def dump_step(built: BuiltModel, config: TrainConfig, step: int, lr: float, rank
         step: The number of the step, from 0.
         lr: The learning rate.
         rank: This process.
+        class_weights: Weight of the images of each class in the loss (num_classes,). Default: all alike.
     """
-    return StepDump(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args)
+    weights = None if class_weights is None else class_weights.tolist()
+    return StepDump(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args, weights)
 
 
 def replay(path: str) -> tuple[StepDump, str]:

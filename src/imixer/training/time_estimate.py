@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -39,10 +39,57 @@ class TimeEstimate:
     total: float
 
 
+@dataclass(frozen=True)
+class StepTime:
+    """The time of an optimizer step in its parts, without the loading of images.
+
+    Args:
+        image: Seconds of forward and backward, per image.
+        optimizer: Seconds of the optimizer, per step.
+    """
+
+    image: float
+    optimizer: float
+
+    def of_step(self, images: int) -> float:
+        """Return the seconds of a step on so many images."""
+        return images * self.image + self.optimizer
+
+    def of_validation(self, images: int) -> float:
+        """Return the seconds of a forward pass of so many images."""
+        return images * self.image / FORWARDS_PER_STEP
+
+
+def measure_step(
+    config: TrainConfig, built: BuiltModel, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> StepTime | None:
+    """Measure a few passes and one optimizer step on a copy of the model.
+
+    The model and the states of all random generators stay as they are.
+
+    Args:
+        config: The configuration of the run.
+        built: The model.
+        device: The device that trains.
+        clock: Tells the seconds. Default: those of the wall.
+
+    Returns:
+        The times; None where a copy in one process does not tell: with several devices or `compile`, or where the model
+        does not run on few images.
+    """
+    if config.compile or config.devices * config.num_nodes > 1:
+        return None
+    try:
+        with untouched_generators(device):
+            return _measure_model(config, built, device, clock)
+    except (RuntimeError, ValueError):  # which training will meet too, and tell better
+        return None
+
+
 def estimate_time(
     config: TrainConfig, built: BuiltModel, training: Any, device: torch.device, *, steps: int, held_out: int
 ) -> TimeEstimate | None:
-    """Measure a few passes and one optimizer step on a copy of the model, and the loading of a few images.
+    """Estimate the time of a training, by what `measure_step` measures and by the loading of a few images.
 
     The model and the states of all random generators stay as they are.
 
@@ -55,52 +102,68 @@ def estimate_time(
         held_out: Held-out images.
 
     Returns:
-        The estimate; None where a copy in one process does not tell: with several devices or `compile`, or where the
-        model does not run on few images.
+        The estimate; None where `measure_step` measures nothing.
     """
-    if config.compile or config.devices * config.num_nodes > 1:
+    measured = measure_step(config, built, device)
+    if measured is None:
         return None
     try:
-        with _untouched_generators(device):
-            image, optimizer = _measure_model(config, built, device)
+        with untouched_generators(device):
             loading = _measure_loading(training)
-    except (RuntimeError, ValueError):  # which training will meet too, and tell better
+    except (RuntimeError, ValueError):
         return None
     workers = config.data.workers
 
     def seconds(images: int, compute: float) -> float:
         return max(images * loading / workers, compute) if workers else images * loading + compute
 
-    step = seconds(config.data.batch_size, config.data.batch_size * image + optimizer)
+    step = seconds(config.data.batch_size, measured.of_step(config.data.batch_size))
     epochs = config.epochs + config.schedule.cooldown_epochs
-    return TimeEstimate(step, steps * step + epochs * seconds(held_out, held_out * image / FORWARDS_PER_STEP))
+    return TimeEstimate(step, steps * step + epochs * seconds(held_out, measured.of_validation(held_out)))
 
 
-def _measure_model(config: TrainConfig, built: BuiltModel, device: torch.device) -> tuple[float, float]:
-    """Measure the seconds per image of forward and backward, and those of the optimizer."""
+def computing_clock(device: torch.device) -> Callable[[], float]:
+    """Return a clock of the seconds that a device computes; on a processor, other work does not count."""
+    if device.type != "cpu":
+        return time.perf_counter
+    return lambda: time.process_time() / torch.get_num_threads()
+
+
+def _measure_model(
+    config: TrainConfig, built: BuiltModel, device: torch.device, clock: Callable[[], float]
+) -> StepTime:
     model = deepcopy(built.model).to(device).train()
     optimizer = build_optimizer(model, config.optim)
     images = min(_FEWEST, config.micro_batch)
-    _pass(config, built, model, images, device)  # the first one is slow, and tells nothing
-    while (taken := _pass(config, built, model, images, device)) < _LONG_ENOUGH_S and images < config.micro_batch:
+    _pass(config, built, model, images, device, clock)  # the first one is slow, and tells nothing
+    while (
+        taken := _pass(config, built, model, images, device, clock)
+    ) < _LONG_ENOUGH_S and images < config.micro_batch:
         images = min(4 * images, config.micro_batch)
     optimizer.step()
-    began = time.perf_counter()
+    began = clock()
     optimizer.step()
     wait_for(device)
-    return taken / images, time.perf_counter() - began
+    return StepTime(taken / images, clock() - began)
 
 
-def _pass(config: TrainConfig, built: BuiltModel, model: nn.Module, count: int, device: torch.device) -> float:
+def _pass(
+    config: TrainConfig,
+    built: BuiltModel,
+    model: nn.Module,
+    count: int,
+    device: torch.device,
+    clock: Callable[[], float],
+) -> float:
     images = torch.randn(count, *built.input_size, device=device)
     targets: Tensor = torch.arange(count, device=device) % built.args["num_classes"]
     wait_for(device)
-    began = time.perf_counter()
+    began = clock()
     with autocast(config.precision, device):
         loss = training_loss(model(images), targets, config.smoothing)
     loss.backward()
     wait_for(device)
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def _measure_loading(training: Any) -> float:
@@ -115,7 +178,7 @@ def _measure_loading(training: Any) -> float:
 
 
 @contextmanager
-def _untouched_generators(device: torch.device) -> Iterator[None]:
+def untouched_generators(device: torch.device) -> Iterator[None]:
     """Restore the states of the generators of random, numpy and torch at the end."""
     ours, numpys = random.getstate(), np.random.get_state()
     try:

@@ -21,7 +21,8 @@ from lightning.fabric.utilities.seed import seed_everything
 
 from imixer.data.batches import build_batches, worker_message
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData
+from imixer.data.image_data import ImageData, training_labels
+from imixer.data.kept import keep_images
 from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
@@ -29,7 +30,8 @@ from imixer.models.probe import implicit_layers
 from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
 from imixer.training.allocator import keep_freed_memory
-from imixer.training.budget import duration
+from imixer.training.budget import duration, for_steps
+from imixer.training.choices import choose_settings
 from imixer.training.devices import (
     batch_shard,
     build_fabric,
@@ -62,6 +64,7 @@ from imixer.training.run.resume_rules import check_changes
 from imixer.training.stop_signals import Interrupted
 from imixer.training.third_party_warnings import silence
 from imixer.training.time_estimate import estimate_time
+from imixer.training.train_state import inverse_class_sizes
 from imixer.training.validation import ValidationMetrics
 from imixer.training.whitening import whiten_stem
 from imixer.writing import json_text, write_text
@@ -176,6 +179,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.deterministic = True  # of a convolution's gradient; all else repeats by itself
     data = open_dataset(config.data)
+    choices: tuple[str, ...] = ()
+    if config.choose and not begun:
+        config, choices = _by_first(fabric, lambda: choose_settings(config, data, fabric.device))
     seed_everything(config.seed, workers=True, verbose=False)
     built = build_model(
         config.model,
@@ -190,6 +196,12 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     # a batch larger than the data is refused below
     require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
+    if config.data.keep_decoded:
+        data = keep_images(data, config.data, built.input_size)
+    class_weights = None
+    if config.data.balance == "loss":
+        labels = training_labels(data, "data.balance is loss")
+        class_weights = inverse_class_sizes(labels, len(data.class_names))
     training, held_out = build_batches(
         data,
         config.data,
@@ -200,16 +212,18 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         shard=batch_shard(fabric, config),
         held_out_batch=config.micro_batch,
     )
-    steps = None
+    steps = config.steps
     if config.budget is not None:
         lasts = duration(config, built, len(training) // config.accumulate)
         config, steps = replace(config, epochs=lasts.epochs), lasts.steps
         if fabric.is_global_zero:
             _log.info(lasts.summary)
+    elif steps is not None:
+        config = for_steps(config, steps, len(training) // config.accumulate)
     if fabric.is_global_zero:
         all_steps = steps or (config.epochs + config.schedule.cooldown_epochs) * (len(training) // config.accumulate)
         estimate = estimate_time(config, built, training, fabric.device, steps=all_steps, held_out=len(data.val))
-        show_preview(data, config, built, steps=steps, estimate=estimate)
+        show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
     report_run(run.path)
     with _locked(fabric, run):
@@ -240,6 +254,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             TrainingProgress(fabric.is_global_zero),
             data_fingerprint=_data_fingerprint(data),
             steps=steps,
+            class_weights=class_weights,
         )
         if state is not None:
             _load(loop, state)

@@ -19,6 +19,7 @@ from imixer.data.device.rand_augment import KNOWN, OperationParams, RandAugment
 from imixer.data.device.resident import REMEDY, ResidentImages, load_resident
 from imixer.data.device.transfer import BufferPool, chunks, to_device
 from imixer.data.image_data import ImageData, check_channels
+from imixer.data.order import build_order
 from imixer.data.randomness import mixed_seed
 from imixer.data.sampler import BatchOrder, BatchShard
 from imixer.data.transforms import AlternatingFlips, alternating_flips, build_mixup, train_transform
@@ -241,7 +242,7 @@ def build_resident(
         lacking = f"lacks {', '.join(sorted(unknown))} of" if unknown else "has rand-... only, not"
         raise InputError(f"data.pipeline device {lacking} data.auto_augment {config.auto_augment!r}; {REMEDY}")
     erasing = next((step for step in steps if isinstance(step, random_erasing.RandomErasing)), None)
-    order = BatchOrder(len(data.train), config.batch_size, seed, shard)
+    order = build_order(data, config, seed, shard)
     mixup = build_mixup(config, order.micro_batch_size, num_classes, smoothing)
     train, val = load_resident(data, device)
     source, target = (train.images.shape[2], train.images.shape[3]), input_size[1:]

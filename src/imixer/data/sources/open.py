@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
+from imixer.data.names import DIGITS, TIMM_PREFIXES, TORCHVISION, is_named, timm_prefix
 from imixer.data.sources.decoding import error_reason, special_file
 from imixer.data.sources.digits import open_digits
 from imixer.data.sources.folder import open_folder
@@ -16,12 +17,12 @@ from imixer.data.sources.parquet import open_parquet
 from imixer.data.sources.shard_files import PARQUET, TAR, find_shards, parquet_files
 from imixer.data.sources.storage import RemotePath, is_remote, list_files, local_path
 from imixer.data.sources.tar import open_tar
-from imixer.data.sources.timm_sets import PREFIXES, open_timm, timm_prefix
-from imixer.data.sources.torchvision_sets import SETS, open_torchvision
+from imixer.data.sources.timm_sets import open_timm
+from imixer.data.sources.torchvision_sets import open_torchvision
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut
 
-_NAMED = ("digits", *SETS)
+_NAMED = (DIGITS, *TORCHVISION)
 
 
 def open_dataset(config: DataConfig) -> ImageData:
@@ -40,20 +41,15 @@ def open_dataset(config: DataConfig) -> ImageData:
         InputError: If the name is unknown, or the data cannot be used. The message says what to do.
     """
     name = config.name
-    if name == "digits":
+    if name == DIGITS:
         return open_digits(config)
-    if name in SETS:
+    if name in TORCHVISION:
         return open_torchvision(name, config)
     if timm_prefix(name):
         return open_timm(name, config)
     if is_remote(name):
         return _open_remote(name, config)
     return _open_path(expand_user(local_path(name)), config)
-
-
-def is_named(name: str) -> bool:
-    """Return whether a data set is built in or known to torchvision or timm, and not a folder."""
-    return name in _NAMED or timm_prefix(name) is not None
 
 
 def relocated(config: DataConfig, path: str) -> DataConfig:
@@ -70,7 +66,7 @@ def relocated(config: DataConfig, path: str) -> DataConfig:
     if is_remote(path):
         return replace(config, name=path)
     folder = expand_user(local_path(path))
-    in_root = config.name != "digits" and is_named(config.name)
+    in_root = config.name != DIGITS and is_named(config.name)
     if in_root and not (os.path.isdir(folder) and parquet_files(folder)):
         return replace(config, root=path)
     return replace(config, name=path)
@@ -113,5 +109,5 @@ def _open_path(path: Path, config: DataConfig) -> ImageData:
     hint = did_you_mean(name.lower(), _NAMED, count=1) or ";"
     raise InputError(
         f"data.name: unknown data set {middle_cut(name, 80)!r}{hint} Known: {', '.join(_NAMED)}, a folder, "
-        f"or a name of timm's that starts with {'/, '.join(PREFIXES)}/"
+        f"or a name of timm's that starts with {'/, '.join(TIMM_PREFIXES)}/"
     )

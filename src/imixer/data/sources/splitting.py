@@ -108,7 +108,8 @@ def stratified_split(
     if counts.min() < 2:
         lonely = class_names[int(present[counts.argmin()])]
         raise InputError(
-            f"class {lonely!r} of {what} has 1 image; holding some out for validation takes 2 or more per class"
+            f"class {lonely!r} of {what} has 1 image; holding some out for validation takes 2 or more per class; "
+            "add images, or remove its folder"
         )
     held_out = math.ceil(fraction * len(labels))
     kept = len(labels) - held_out

@@ -8,6 +8,7 @@ from timm.data import create_dataset
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, LabelledImage
+from imixer.data.names import timm_prefix
 from imixer.data.sources.decoding import UnreadableImage, decode_bytes, error_reason
 from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.statistics import usable_statistics
@@ -15,7 +16,6 @@ from imixer.data.sources.wrapped import WrappedDataset, read_item
 from imixer.errors import InputError
 from imixer.extras import require_extra
 
-PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 _STREAMS = ("hfids", "tfds", "wds")
 _VAL_SPLITS = ("validation", "test")
 
@@ -38,12 +38,6 @@ class _ReaderItems:
             return decode_bytes(encoded), label
         except UnreadableImage as error:
             raise InputError(f"cannot read image {index} of {self.name}: {error}; fetch the data set again") from None
-
-
-def timm_prefix(name: str) -> str | None:
-    """Return the prefix of a data set name in lower case, when timm knows it."""
-    prefix, slash, _ = name.partition("/")
-    return prefix.lower() if slash and prefix.lower() in PREFIXES else None
 
 
 def open_timm(name: str, config: DataConfig) -> ImageData:

@@ -11,6 +11,7 @@ from imixer.errors import InputError
 from imixer.inverse_options import optional_options
 
 FinetunePart = Literal["head", "last", "all"]
+Choosable = Literal["model", "batch_size", "steps", "loading"]
 
 # More is a slip of the finger: it would take years, or all memory, before anything is seen to be wrong.
 _MOST: dict[str, int] = {
@@ -26,6 +27,7 @@ _MOST: dict[str, int] = {
 }
 _MOST_EVALUATIONS = 1_000_000
 _MOST_EPOCHS = 1_000_000
+_MOST_STEPS = 1_000_000_000
 
 
 # mypy cannot know fields that are made when this is read; they are those of `InverseOptions`, or None.
@@ -272,8 +274,14 @@ class TrainConfig:
             iterations. On the command line, and in a file for `--config`, it brings a learning rate, batch size and
             epochs for a few hundred images, over which all other settings win; `--print_config` shows them.
         epochs: Passes over the training data.
+        steps: Optimizer steps to train for, instead of `epochs`. The last epoch may be a part of one. A warm-up in
+            epochs that would outlast the run is shortened to it.
         budget: Multiply-adds to train for, instead of `epochs`: `0.5P`, `20T` (1 P = 1e15, 1 T = 1e12). It sets the
             number of steps, at 3 times the forward per image. The last epoch may be a part of one.
+        choose: What to choose before training, for the images and this device: the `model` with its image size, the
+            `batch_size`, the `steps`, and how images are loaded (`loading`). Each choice is said, and written into the
+            run's configuration. On the command line and in files, what other options set is not chosen.
+        minutes: Minutes of computing within which to train, where the model or the steps are chosen.
         smoothing: Label smoothing of the training loss.
         seed: Seed of weights, order and augmentation. On a CPU the same seed gives the same numbers, bit for bit, with
             the same version, processor and number of threads.
@@ -303,6 +311,9 @@ class TrainConfig:
     finetune: FinetunePart | None = None
     epochs: int = 40
     budget: str | None = None
+    steps: int | None = None
+    choose: list[Choosable] = field(default_factory=list)
+    minutes: float = 5.0
     smoothing: float = 0.1
     seed: int = 0
     out: str | None = None
@@ -361,11 +372,15 @@ class TrainConfig:
             )
         if self.budget is not None:
             parse_budget(self.budget)
-            if self.schedule.cooldown_epochs:
-                raise InputError(
-                    f"schedule.cooldown_epochs is {self.schedule.cooldown_epochs}, and budget {self.budget} says how "
-                    "long to train; leave one of them out"
-                )
+        if self.steps is not None and not 1 <= self.steps <= _MOST_STEPS:
+            raise InputError(f"steps is {self.steps}; give 1 or more, at most {_MOST_STEPS:,}")
+        lengths = [f"{name} {value}" for name in ("budget", "steps") if (value := getattr(self, name)) is not None]
+        if self.schedule.cooldown_epochs:
+            lengths.append(f"schedule.cooldown_epochs {self.schedule.cooldown_epochs}")
+        if len(lengths) > 1:
+            raise InputError(f"{' and '.join(lengths)} each say how long to train; leave all but one of them out")
+        if not 0 < self.minutes < math.inf:
+            raise InputError(f"minutes is {self.minutes}; give minutes above 0")
         if self.schedule.warmup_share is None and self.schedule.warmup_epochs >= self.epochs:
             raise InputError(
                 f"schedule.warmup_epochs is {self.schedule.warmup_epochs} but epochs is {self.epochs}; "

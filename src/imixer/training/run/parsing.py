@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import UnionType
@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from imixer.data.config import DataConfig
+from imixer.data.names import is_photo_folder
 from imixer.errors import InputError, did_you_mean
 from imixer.reading_yaml import read_yaml
 from imixer.recipes import finetune_settings, load_recipe
@@ -35,9 +36,19 @@ _GROUPS: dict[str, Any] = {
     "schedule": ScheduleConfig,
     "checkpoints": CheckpointConfig,
 }
-DEFAULT_RECIPE = "digits"  # where no data are named
-OTHER_THAN_DEFAULT = {"data", "data.name", "model.from_mixer", "model.checkpoint"}  # where one is named
-_RIVALS = {"epochs": "budget", "schedule.warmup_epochs": "schedule.warmup_share"}  # of two, the second one is taken
+_STARTS = ("model.checkpoint", "model.from_mixer")
+_CHOSEN_BY_HAND: dict[str, tuple[str, ...]] = {  # by what `choose` may name, the settings that leave nothing to choose
+    "model": ("model.name", "model.pretrained", *_STARTS),
+    "batch_size": ("data.batch_size",),
+    "steps": ("steps", "epochs", "budget"),
+    "loading": ("data.workers", "data.keep_decoded", "data.pipeline"),
+}
+_RIVALS = {  # by setting, those that would be taken in its place
+    "epochs": ("budget", "steps"),
+    "budget": ("steps",),
+    "steps": ("budget",),
+    "schedule.warmup_epochs": ("schedule.warmup_share",),
+}
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -50,14 +61,15 @@ def train_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
         usage="%(prog)s [--resume RUN] [--recipe NAME] [--config FILE] [--SETTING VALUE ...]",
-        description=f"Train a model. Where no data are named: the built-in handwritten digits, by the recipe "
-        f"{DEFAULT_RECIPE}, which wins over the defaults below.",
+        description="Train a model. Where no data are named: the built-in handwritten digits, by the recipe digits. "
+        "Where a folder of photos is named, and nothing is said of the model: by the recipe photos. Both win over the "
+        "defaults below.",
     )
     parser.add_argument(
         "--recipe",
         metavar="NAME",
-        help="Recipe to start from; `imixer recipes` lists them. "
-        f"Default: {DEFAULT_RECIPE} where no data are named, none otherwise.",
+        help="Recipe to start from; `imixer recipes` lists them. Default: digits for the digits, photos for a folder "
+        "of class folders where no model is named, none otherwise.",
     )
     parser.add_argument(
         "--config", action=ActionConfigFile, metavar="FILE", help="YAML file, applied over the recipe. Flags win."
@@ -78,8 +90,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     jsonargparse applies options from left to right, so that all other flags win over files, wherever they stand.
     `--config` wins over the settings that `finetune` brings, on the command line or in a file; these win over
     `--recipe`, which wins over `--resume`. Files are read here, since jsonargparse would keep the last of two equal
-    keys, and write out any aliases. Where neither a run, nor a recipe, nor data, nor weights to start from are named,
-    the recipe is `DEFAULT_RECIPE`.
+    keys, and write out any aliases. Where neither a run nor a recipe is named, `default_recipe` tells the recipe.
 
     Args:
         argv: The words after `imixer train`.
@@ -106,15 +117,18 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     resumed = [_read_settings(open_begun(path).config) for path in taken["--resume"]]
     recipes = [load_recipe(name) for name in taken["--recipe"]]
     files = [_read_settings(Path(file)) for file in taken["--config"]]
-    named = {name for settings in [*map(flatten, files), flags] for name in settings} & OTHER_THAN_DEFAULT
-    if not (resumed or recipes or named):
-        recipes = [load_recipe(DEFAULT_RECIPE)]
+    given = _given([*map(flatten, files), flags])
+    if not (resumed or recipes) and (recipe := default_recipe(given)):
+        recipes = [load_recipe(recipe)]
     part = None if resumed else _finetuned(files, flags)  # of a run, the configuration has all that was brought
     brought = [finetune_settings(part)] if part else []
     configs = resumed + recipes + brought + files
     for setting in [] if resumed else _overruled(recipes + brought + files, flags):  # every change is looked at
         group, _, field = setting.partition(".")
         configs.append({group: {field: None} if field else None})
+    choosing = next((each["choose"] for each in reversed(recipes + files) if each.get("choose")), None)
+    if choosing:
+        configs.append({"choose": left_to_choose(choosing, given | _given(map(flatten, brought)))})
     first = [word for config in configs for word in ("--config", yaml.safe_dump(config, sort_keys=False))]
     return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
 
@@ -123,14 +137,49 @@ def merge_settings(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any
     """Merge settings by dotted name, of which those of `over` win.
 
     A setting of `over` also wins over the one in `under` that says the same thing in another way and would be taken
-    instead: `epochs` over `budget`, `schedule.warmup_epochs` over `schedule.warmup_share`.
+    instead: `epochs` over `budget` and `steps`, `schedule.warmup_epochs` over `schedule.warmup_share`.
 
     Args:
         under: Settings, such as those of a recipe.
         over: Settings, such as those of the command line.
     """
-    gone = {rival: None for name, rival in _RIVALS.items() if over.get(name) is not None and under.get(rival)}
+    pairs = [(name, rival) for name, rivals in _RIVALS.items() for rival in rivals]
+    gone = {rival: None for name, rival in pairs if over.get(name) is not None and under.get(rival)}
     return under | gone | over
+
+
+def default_recipe(settings: Mapping[str, Any]) -> str | None:
+    """Return the recipe that is meant where none is named.
+
+    Args:
+        settings: The settings that are given, by dotted name.
+
+    Returns:
+        `digits` for the digits, which are meant where no data are named; `photos` for a folder of class folders, unless
+        a model is named. None for other data, and for weights to start from.
+    """
+    if any(name in settings for name in _STARTS):
+        return None
+    data = settings.get("data.name") or ("digits" if "data" not in settings else None)
+    if data == "digits":
+        return "digits"
+    named = any(name in settings for name in _CHOSEN_BY_HAND["model"])
+    return "photos" if isinstance(data, str) and not named and is_photo_folder(data) else None
+
+
+def left_to_choose(choosing: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return what of `choose` is left to choose, beside settings that are given.
+
+    Args:
+        choosing: What is to be chosen.
+        settings: The settings that are given, by dotted name.
+    """
+    return [each for each in choosing if not any(name in settings for name in _CHOSEN_BY_HAND.get(each, ()))]
+
+
+def _given(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge settings that files and flags give, without those that say nothing."""
+    return {name: value for layer in layers for name, value in layer.items() if value is not None}
 
 
 def _flags(words: Sequence[str]) -> dict[str, str | None]:
@@ -149,7 +198,8 @@ def _overruled(configs: Sequence[dict[str, Any]], flags: dict[str, str | None]) 
     settings: dict[str, Any] = {}
     for over in [*map(flatten, configs), flags]:
         settings = merge_settings(settings, over)
-    return [rival for rival in _RIVALS.values() if rival in settings and settings[rival] is None]
+    rivals = {rival for each in _RIVALS.values() for rival in each}
+    return sorted(rival for rival in rivals if rival in settings and settings[rival] is None)
 
 
 def _finetuned(files: Sequence[dict[str, Any]], flags: dict[str, str | None]) -> FinetunePart | None:

@@ -1,0 +1,32 @@
+"""The names of data sets that are built in or known to other libraries. Free of torch."""
+
+from __future__ import annotations
+
+import os
+
+DIGITS = "digits"
+TORCHVISION = ("cifar10", "cifar100", "stanford_cars", "food101", "imagenet")
+TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+
+
+def timm_prefix(name: str) -> str | None:
+    """Return the prefix of a data set name in lower case, when timm knows it."""
+    prefix, slash, _ = name.partition("/")
+    return prefix.lower() if slash and prefix.lower() in TIMM_PREFIXES else None
+
+
+def is_named(name: str) -> bool:
+    """Return whether a data set is built in or known to torchvision or timm, and not a folder."""
+    return name in (DIGITS, *TORCHVISION) or timm_prefix(name) is not None
+
+
+def is_photo_folder(name: str) -> bool:
+    """Return whether a name means a folder of class folders: one that is there and holds no shards.
+
+    Args:
+        name: The name of a data set, as in `DataConfig`.
+    """
+    path = os.path.expanduser(name)
+    if is_named(name) or not os.path.isdir(path):
+        return False
+    return not any(file.lower().endswith((".parquet", ".tar")) for _, _, files in os.walk(path) for file in files)
