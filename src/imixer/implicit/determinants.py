@@ -59,6 +59,35 @@ def residual_log_det(
     return total if torch.is_grad_enabled() else total.detach()
 
 
+def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor] = ()) -> Tensor:
+    """Compute log|det(1 - dF/dx)| per sample, from the whole Jacobian. Differentiable.
+
+    Choose it for few numbers a sample, N: it takes N products with the Jacobian and N^3 operations.
+
+    Args:
+        F: A map that treats samples apart.
+        x: Points (B, ...).
+        tensors: What F depends on besides x.
+
+    Returns:
+        Log-determinants (B,); minus infinity where 1 - dF/dx is singular.
+
+    Raises:
+        ValueError: If x is not real, or F does not lead back to its shape.
+    """
+    check_points(x)
+    with torch.enable_grad():
+        at, fx = evaluated(F, x, tensors)
+        rows = fx.flatten(1)
+        columns = [
+            torch.autograd.grad(rows[:, i].sum(), at, create_graph=True, materialize_grads=True)[0].flatten(1)
+            for i in range(rows.shape[1])
+        ]
+        one = torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
+        total: Tensor = torch.linalg.slogdet(one - torch.stack(columns, 1)).logabsdet
+    return total if torch.is_grad_enabled() else total.detach()
+
+
 def inverse_log_det(
     F: Callable[..., Tensor],
     x: Tensor,
@@ -91,6 +120,17 @@ def inverse_log_det(
     return -residual_log_det(F, x, tensors, terms=terms, roulette=roulette, probes=probes, generator=generator)
 
 
+def check_points(x: Tensor) -> None:
+    """Refuse what is no points (B, ...).
+
+    Raises:
+        ValueError: If x is not real or has no samples.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        what = x.dtype if isinstance(x, Tensor) and x.dim() else "no tensor with an axis of samples"
+        raise ValueError(f"x is {what}; give real points (B, ...), such as x.float()")
+
+
 def evaluated(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return x, or a copy that can be differentiated by, and F of it.
 
@@ -111,9 +151,7 @@ def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | Non
     Raises:
         ValueError: If there is none, those given do not fit x, or x is not real or has no samples.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
-        what = x.dtype if isinstance(x, Tensor) and x.dim() else "no tensor with an axis of samples"
-        raise ValueError(f"x is {what}; give real points (B, ...), such as x.float()")
+    check_points(x)
     if isinstance(probes, Tensor):
         if probes.shape[1:] != x.shape or len(probes) < 1:
             raise ValueError(f"probes are {tuple(probes.shape)} and x {tuple(x.shape)}; give 1 or more of its shape")

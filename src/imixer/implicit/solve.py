@@ -101,9 +101,7 @@ def _given(tensors: Any, name: str) -> tuple[Tensor, ...]:
     """
     given = (tensors,) if isinstance(tensors, Tensor) else tensors
     if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ValueError(
-            f"{name}: tensors is {type(given).__name__}; give a tensor or a tuple of tensors"
-        )
+        raise ValueError(f"{name}: tensors is {type(given).__name__}; give a tensor or a tuple of tensors")
     for i, tensor in enumerate(given):
         if not isinstance(tensor, (Tensor, torch.fx.Proxy)):
             raise ValueError(
