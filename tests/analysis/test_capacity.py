@@ -57,7 +57,7 @@ def test_the_table_and_the_figure_show_what_was_measured():
     assert capacity_table(CAPACITIES).rows[0] == ("order 2", "12", "3.0 +- 0.5", "3.3", "0.91")
     left, right = draw_capacity(CAPACITIES).axes
     theory = {line.get_label(): list(line.get_ydata()) for axes in (left, right) for line in axes.lines}
-    assert theory["order 2, theory"] == [3.3, 6.6] and theory["2^(N/2), proven"] == [16.0, 32.0]
+    assert theory["order 2, theory"] == [3.3, 6.6] and theory["2^(N/2), large N"] == [16.0, 32.0]
     assert [axes.get_yscale() for axes in (left, right)] == ["log", "log"]
 
 

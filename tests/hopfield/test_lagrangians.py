@@ -35,6 +35,7 @@ from imixer.hopfield.lagrangians import (
     lagrangian,
     register,
 )
+from imixer.hopfield.lagrangians.masked import Masked
 
 N = 4
 NAMES = sorted(LAGRANGIANS)

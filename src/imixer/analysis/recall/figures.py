@@ -139,7 +139,7 @@ def draw_capacity(capacities: Sequence[Capacity]) -> Figure:
             x, [c.mean for c in line], [c.std for c in line],
             color=color, marker=marker, ls="none", ms=6, capsize=2, elinewidth=0.8, label=name,
         )  # fmt: skip
-        theory = "2^(N/2), proven" if name == "exponential" else f"{name}, theory"
+        theory = "2^(N/2), large N" if name == "exponential" else f"{name}, theory"
         axes.plot(x, [c.theory for c in line], color=color, ls="--", lw=1.3, label=theory)
     left.set_xscale("log")
     for axes in (left, right):
