@@ -4,6 +4,7 @@ Free of torch, so that the command line and `--help` can have them too.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 else:  # a command line and a file know names only
     Solver, Gradient = SolverName, GradientName
 
+PENALTIES = ("jacobian_penalty", "trajectory_penalty", "correction_penalty")
 FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
 
 
@@ -88,10 +90,15 @@ class InverseOptions(SolverOptions):
         detach_sigma: Keep the gradient from going through the norm, so that a matrix can come below its ceiling again.
         inner_drop_rate: Dropout inside F, after both activations of every iteration, as in Algorithm 2. One mask is
             drawn per forward, so that all iterations apply one map.
+        jacobian_penalty: Weight of the squared norm of dF/dx at the solution in the training loss, which makes F
+            flatter there.
+        trajectory_penalty: Weight of the squared steps of the iteration in the training loss, which makes it shorter.
+        correction_penalty: Weight of the squared distances of early iterates from the solution in the training loss.
 
     Raises:
-        ValueError: If num_layers is below 2, n_iter is negative, inner_drop_rate is not from 0, below 1, legacy is
-            asked of a depth or a dropout that was never published, or `SolverOptions` refuses the others.
+        ValueError: If num_layers is below 2, n_iter is negative, inner_drop_rate is not from 0, below 1, a penalty is
+            negative or not finite, or asked of norm=batch or legacy, legacy is asked of a depth or a dropout that was
+            never published, or `SolverOptions` refuses the others.
 
     Source: paper section 4.1, Algorithms 1 and 2; the published code for `legacy` and what is the default.
     """
@@ -106,6 +113,9 @@ class InverseOptions(SolverOptions):
     scaling: Literal["soft", "hard"] = "soft"
     detach_sigma: bool = False
     inner_drop_rate: float = 0.0
+    jacobian_penalty: float = 0.0
+    trajectory_penalty: float = 0.0
+    correction_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +131,13 @@ class InverseOptions(SolverOptions):
             )
         if not 0 <= self.inner_drop_rate < 1:
             raise ValueError(f"inner_drop_rate is {self.inner_drop_rate}; give a probability from 0, below 1")
+        for name in PENALTIES:
+            weight = getattr(self, name)
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} is {weight}; give a weight in the loss, 0 or more")
+            if weight and (self.legacy or self.norm == "batch"):
+                other = "legacy is set" if self.legacy else "norm is batch"
+                raise ValueError(f"{name} is {weight}, which applies F more often, and {other}; leave one out")
 
 
 OPTIONS = tuple(name for cls in (InverseOptions, SolverOptions) for name in cls.__annotations__)

@@ -213,6 +213,9 @@ def test_a_query_that_does_not_come_to_rest_is_told(capsys, elsewhere):
         ("--compare photos", ["compare", "leave out images"]),
         ("--compare --out photos", ["photos exists"]),
         ("--compare --seed -1", ["seed is -1"]),
+        ("--capacity --patterns 5", ["capacity", "leave out patterns"]),
+        ("--capacity --compare", ["compare", "leave out capacity"]),
+        ("--capacity --seed -1", ["seed is -1"]),
     ],
 )
 def test_bad_input(capsys, elsewhere, photos, words, parts):

@@ -35,6 +35,7 @@ from imixer.hopfield.lagrangians import (
     lagrangian,
     register,
 )
+from imixer.hopfield.lagrangians.masked import Masked
 
 N = 4
 NAMES = sorted(LAGRANGIANS)
@@ -705,3 +706,21 @@ def test_repr_names_the_options_and_copies_are_equal(made):
     assert str(getattr(made, "axis", "")) in repr(made)
     x = states()
     torch.testing.assert_close(copy.deepcopy(made).activation(x), made.activation(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: FromDensity(3, 3), "the density is int; give a function"),
+        (
+            lambda: FromDensity(lambda x: x @ torch.ones(4), 3),
+            r"the density fails on 256 samples of shape \(3,\): .*; let it",
+        ),
+        (lambda: Masked(Softmax(), torch.zeros(5, dtype=torch.bool)), "the mask leaves no neuron that takes part; let"),
+        (lambda: Masked(Softmax(), torch.tensor([[True], [False]])), "the mask leaves no neuron"),
+        (lambda: Softmax(None), "beta is None; give a number above 0"),
+    ],
+)
+def test_what_is_no_lagrangian_is_refused_in_a_sentence(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

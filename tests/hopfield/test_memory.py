@@ -600,3 +600,18 @@ def test_bad_queries(query, options, parts):
         AssociativeMemory(signs(3)).retrieve(query, **options)
     for part in parts:
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda memory, x: memory.retrieve(x, among=[True] * 3), "among is of list; give booleans"),
+        (lambda memory, x: memory.retrieve(x, known=[True] * 8), "known is of list; give booleans"),
+        (lambda memory, x: memory.retrieve(x[:0]), r"the query is \(0, 8\); give a tensor of one or more, \(B, 8\)"),
+        (lambda memory, x: AssociativeMemory(x, "modern", beta="1"), "beta is '1'; give a number above 0"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_a_sentence(call, said):
+    patterns = torch.randn(3, 8)
+    with pytest.raises(ValueError, match=said):
+        call(AssociativeMemory(patterns, "modern"), patterns)

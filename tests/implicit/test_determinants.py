@@ -98,8 +98,21 @@ def test_a_corrections_gradient_is_that_of_one_step_from_each_iterate():
         (lambda: jacobian_penalty(F, x, (W,), probes=SIGNS[:, :1]), r"probes are \(8, 1, 3\) and x \(2, 3\); give"),
         (lambda: iterates(F, x, (W,), steps=0), "steps is 0; give 1 or more"),
         (lambda: fixed_point_correction(F, x, (W,), [x], torch.sum, decay=0), "decay is 0; give a weight"),
+        (lambda: fixed_point_correction(F, x, (W,), [], torch.sum), "path has no states; give one or more"),
+        (
+            lambda: fixed_point_correction(F, x, (W,), [x], torch.abs),
+            r"the loss of a state has shape \(2, 3\); give one",
+        ),
+        (lambda: trajectory_cost([x]), "path has 1 states; give two or more"),
+        (lambda: residual_log_det(lambda x: x[:, :2], x), r"F leads from \(2, 3\) to \(2, 2\); let it give back"),
+        (lambda: jacobian_penalty(lambda x: (x,), x), r"F leads from \(2, 3\) to tuple; let it give back what x is"),
+        (lambda: residual_log_det(F, torch.ones(2, 3, dtype=torch.long), (W,)), "x is torch.int64; give real points"),
     ],
 )
 def test_bad_options_are_refused_with_the_remedy(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_a_constant_f_changes_no_density():
+    assert torch.equal(residual_log_det(lambda x: torch.ones_like(x), x), torch.zeros(2, dtype=torch.float64))

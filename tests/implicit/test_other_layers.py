@@ -99,7 +99,7 @@ class _Weights(torch.nn.Module):
     [
         (lambda: SpectralConv2d(2, 2, 4, (8, 8)), "kernel_size is 4, which has no middle; give an odd one"),
         (lambda: SpectralConv2d(2, 2, 5, (4, 8)), r"size is \(4, 8\), less than the kernel's \(5, 5\); give a larger"),
-        (lambda: SpectralConv2d(2, 2, 3, (8, 8), padding_mode="reflect"), "padding_mode is 'reflect'; choose circular"),
+        (lambda: SpectralConv2d(2, 2, 3, (8, 8), padding_mode="mirror"), "padding_mode is 'mirror'; choose circular"),
         (lambda: SpectralConv2d(2, 2, 3, (8, 8), coeff=0), "coeff is 0; the spectral norm ceiling must be above 0"),
         (
             lambda: SpectralConv2d(2, 2, 3, (8, 8))(torch.ones(1, 2, 4, 8)),

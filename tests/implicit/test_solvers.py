@@ -298,3 +298,16 @@ def test_a_sample_that_has_converged_stays_though_its_gap_grows_within_rounding(
     solution = made(rtol=1e-9, atol=tolerance)(f, torch.zeros(2, 2))
     assert len(seen) > 2 and all(torch.equal(x[0], seen[0][0]) for x in seen)
     assert solution.converged.tolist() == [True, True] and not solution.relapsed.any()
+
+
+@pytest.mark.parametrize("made", TO_TOLERANCE.values(), ids=TO_TOLERANCE)
+@torch.no_grad()
+def test_what_grows_until_its_square_overflows_has_not_converged(made):
+    """Then ||f(x)|| is infinite in float32, and any gap is small beside it."""
+    found = made(lambda x: 1e25 * (x + 1), torch.ones(2, 3))
+    assert not found.converged.any()
+
+
+def test_plain_steps_of_no_contraction_are_refused_though_the_state_overflows():
+    with pytest.raises(NotConvergedError, match=r"2 of 2 samples are not finite from step .*F is no contraction"):
+        solve(lambda x: 2 * x, torch.ones(2, 3), solver=Picard())

@@ -175,3 +175,27 @@ h, c = randn(4, 2), randn(4, 3)
 def test_what_cannot_be_a_state_is_said_in_a_sentence(F, z, said, gradient):
     with pytest.raises(ValueError, match=said):
         solve(F, z, gradient=gradient, name="blocks.3")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda x: (0.1 * x,), r"solve: F leads from Tensor to \(Tensor\); let it give back what z is"),
+        (lambda x: None, "solve: F leads from Tensor to NoneType; let it give back what z is"),
+        (lambda x: {"x": x}, r"solve: F leads from Tensor to {'x': Tensor}; let it"),
+        (lambda x: x[:2], r"solve: F leads from shape \(3, 4\) to \(2, 4\); let it give back what z is"),
+        (3, "solve: F is int; give a function"),
+    ],
+)
+def test_an_f_that_leads_elsewhere_is_refused_in_a_sentence(given, said):
+    with pytest.raises(ValueError, match=said):
+        solve(given, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(0.1, "tensors is float; give a tensor"), (None, "tensors is NoneType"), ((0.1,), r"tensors\[0\] is float; give")],
+)
+def test_what_f_depends_on_is_tensors(given, said):
+    with pytest.raises(ValueError, match=said):
+        solve(lambda x, a: a * x, torch.ones(3, 4), given)

@@ -52,18 +52,29 @@ def build() -> ArgumentParser:
         action="store_true",
         help="Measure all kinds instead, against load and noise (about half a minute). Takes --seed and --out only.",
     )
+    parser.add_argument(
+        "--capacity",
+        action="store_true",
+        help="Measure instead how many random patterns memories of order 2, 3, 4 and exponential ones hold, against "
+        "theory (a few minutes). Takes --seed and --out only.",
+    )
     return parser
 
 
 def run(args: Namespace) -> None:
     """Recall, write and print."""
     given = {name: value for name, value in args.as_dict().items() if value not in (None, [])}
-    comparing = given.pop("compare")
-    superfluous = [name for name in given if name not in ("seed", "out")]
-    if comparing and superfluous:
-        raise InputError(f"compare has a protocol of its own; leave out {', '.join(superfluous)}")
-    announce_loading("the images")
-    if comparing:
+    studies = [name for name in ("compare", "capacity") if given.pop(name)]
+    superfluous = [*studies[1:], *(name for name in given if name not in ("seed", "out"))]
+    if studies and superfluous:
+        raise InputError(f"{studies[0]} has a protocol of its own; leave out {', '.join(superfluous)}")
+    announce_loading("the patterns" if studies == ["capacity"] else "the images")
+    if studies == ["capacity"]:
+        from imixer.analysis.recall.run import recall_capacity
+        from imixer.analysis.recall.tables import show_capacity
+
+        show_capacity(*recall_capacity(**given), new_console())
+    elif studies:
         from imixer.analysis.recall.run import compare_memories
         from imixer.analysis.recall.tables import show_memory_study
 

@@ -386,8 +386,8 @@ class AssociativeMemory(nn.Module):
                 hidden.register_buffer("field", -weight.flatten(2).square().sum(2) / 2)
         if among is not None:
             K = hidden.shape[0]
-            if among.dtype != torch.bool:
-                raise ValueError(f"among is of {among.dtype}; give booleans, true where a pattern may be retrieved")
+            if not isinstance(among, Tensor) or among.dtype != torch.bool:
+                raise ValueError(f"among is of {_kind_of(among)}; give booleans, true where a pattern may be retrieved")
             if among.shape not in ((K,), (batch, K)):
                 raise ValueError(f"among has shape {tuple(among.shape)}; give ({K},) or ({batch}, {K})")
             if not among.any(-1).all():
@@ -437,6 +437,11 @@ class AssociativeMemory(nn.Module):
 
     def _start(self, query: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Bring the query and the mask into the shape of the visible layer."""
+        if not isinstance(query, Tensor) or 0 in query.shape:
+            what = tuple(query.shape) if isinstance(query, Tensor) else type(query).__name__
+            raise ValueError(
+                f"the query is {what}; give a tensor of one or more, (B, {', '.join(map(str, self.shape))})"
+            )
         if query.shape[1:] != self.shape or query.dim() == len(self.shape):
             raise ValueError(
                 f"the query has shape {tuple(query.shape)}; give (B, {', '.join(map(str, self.shape))}), with an axis "
@@ -450,8 +455,8 @@ class AssociativeMemory(nn.Module):
         x = self.to_visible(query.to(self._synapses()[0].weight))
         if known is None:
             return x, None
-        if known.dtype != torch.bool:
-            raise ValueError(f"known is of {known.dtype}; give booleans, true where a pixel is known")
+        if not isinstance(known, Tensor) or known.dtype != torch.bool:
+            raise ValueError(f"known is of {_kind_of(known)}; give booleans, true where a pixel is known")
         if known.shape not in (query.shape, query.shape[1:]):
             raise ValueError(f"known has shape {tuple(known.shape)}; give {tuple(self.shape)} or {tuple(query.shape)}")
         if known.all():
@@ -474,6 +479,10 @@ class _OwnPatterns(BilinearSynapse):
 
     def down(self, g_b: Tensor) -> Tensor:
         return torch.einsum("bkn,bk->bn", self.weight, g_b).unflatten(1, self._shape)
+
+
+def _kind_of(mask: object) -> str:
+    return str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
 
 
 def binarised(images: Tensor) -> Tensor:

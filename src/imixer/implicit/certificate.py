@@ -1,5 +1,6 @@
 """Is F a contraction? Whatever the input, by its matrices; and at given inputs, by its Jacobian."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,47 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from imixer.implicit.ceiling import nested_bounds
 from imixer.implicit.contraction import Contraction
-from imixer.implicit.folding import fold
-from imixer.implicit.nest import fixed_point, jacobian_norms, levels
-from imixer.implicit.spectral import NormalizedLinear, exact_sigma
-from imixer.implicit.transposed import TransposedLinear
+from imixer.implicit.lipschitz import lipschitz_bound, stated_bound
+from imixer.implicit.nest import fixed_point, jacobian_norms, levels, map_norms, settle
+from imixer.implicit.worst_case import WorstCase, worst_case
 from imixer.verdict import Verdict
 
-
-@dataclass(frozen=True)
-class WorstCase:
-    """What the matrices of F^2, ..., F^(L-1) allow, for any input. Each sequence has one entry per level.
-
-    Attributes:
-        sigmas: Spectral norms of W1 and W2 as they multiply in evaluation, after normalisation: exact, by SVD in
-            float64. Of a wrapped layer, the norm of what it does, wrapper included; infinity if it is not affine.
-        estimates: The norms that the layers themselves know. Power iteration sees them from below, `row_norm` from
-            above. None if nothing holds the matrices.
-        coeff: Ceiling c that the estimates are held at; None if nothing holds them.
-        lipschitz: Lipschitz constants l_2, ..., l_L of the hidden layers' activations.
-        bounds: Bounds of the Lipschitz constants, of F as the matrices stand.
-        computed_bounds: The bounds with room for rounding. A matrix product with n summands, in a dtype of machine
-            epsilon e, is the exact product with a matrix whose norm may be larger by a factor 1 + n e.
-    """
-
-    sigmas: tuple[tuple[float, float], ...]
-    estimates: tuple[tuple[float, float], ...] | None
-    coeff: float | None
-    lipschitz: tuple[float, ...]
-    bounds: tuple[float, ...]
-    computed_bounds: tuple[float, ...]
-
-    @property
-    def bound(self) -> float:
-        """Bound of F = F^2. Below 1 it implies that all inverses inside exist too."""
-        return self.bounds[0]
-
-    @property
-    def proves(self) -> bool:
-        """Whether F is a contraction also as the model computes it: whether the bound with rounding is below 1."""
-        return self.computed_bounds[0] < 1
+__all__ = ["Certificate", "OnData", "WorstCase", "certify", "iterations_needed", "on_data", "worst_case"]
 
 
 @dataclass(frozen=True)
@@ -104,61 +71,74 @@ class Certificate:
 
 
 def certify(
-    F: Contraction, lipschitz: Sequence[float], z: Tensor, *, tol: float = 1e-3, max_steps: int = 200
+    F: nn.Module,
+    lipschitz: Sequence[float] | None = None,
+    z: Tensor | None = None,
+    *,
+    tensors: Tensor | Sequence[Tensor] = (),
+    tol: float = 1e-3,
+    max_steps: int = 200,
 ) -> Certificate:
-    """Examine one contraction by its matrices and at given inputs.
+    """Examine one contraction by its matrices, or by the bound that it states, and at given inputs.
+
+    Choose it for an F of your own: `certify(F, z=z)`. What a module that is no `Contraction` states, in a method
+    `lipschitz_bound()`, is taken at its word; see `imixer.implicit.lipschitz_bound` for what is known besides.
 
     Args:
-        F: The contraction, in evaluation mode. It is left as it is.
-        lipschitz: Lipschitz constants l_2, ..., l_L of the activations; infinity where unknown.
-        z: Inputs (..., D).
+        F: A `Contraction`, or any module from x to its like, in evaluation mode. It is left as it is.
+        lipschitz: Lipschitz constants l_2, ..., l_L of a `Contraction`'s activations; infinity where unknown. Default:
+            those of torch's activations, and what others state.
+        z: Inputs: (..., D) of a `Contraction`; samples along the first axis of other modules.
+        tensors: What another module takes besides x.
         tol: Tolerance of the power iteration, see `jacobian_norms`.
         max_steps: Its largest number of steps.
 
     Returns:
-        The certificate, whose `verdict` is the summary.
+        The certificate, whose `verdict` is the summary. Of another module than a `Contraction` it has one level.
 
     Raises:
-        ValueError: If lipschitz has not one entry per activation, a matrix is not finite, tol is not positive or
-            max_steps below 1.
+        ValueError: If z is missing, lipschitz has not one entry per activation or is given for another module, a matrix
+            is not finite, F does not lead from z to its like, tol is not positive or max_steps below 1.
     """
-    return Certificate(worst_case(F, lipschitz), on_data(F, z, tol=tol, max_steps=max_steps))
+    if not isinstance(F, nn.Module):
+        raise ValueError(f"F is {type(F).__name__}; give a module that states its bound by a method lipschitz_bound()")
+    if not isinstance(z, Tensor) or isinstance(lipschitz, Tensor):
+        raise ValueError("z is missing; give inputs as certify(F, z=z), or certify(F, lipschitz, z)")
+    if not z.is_floating_point() or z.dim() < 1:
+        raise ValueError(f"z is {z.dtype} of shape {tuple(z.shape)}; give real inputs (B, ...), such as z.float()")
+    if isinstance(F, Contraction):
+        if lipschitz is None:
+            acts = [F.act, *(level.act_hidden for level in levels(F))]
+            lipschitz = [lipschitz_bound(act) for act in acts]
+        return Certificate(worst_case(F, lipschitz), on_data(F, z, tol=tol, max_steps=max_steps))
+    if lipschitz is not None:
+        raise ValueError(
+            f"lipschitz is given, and {type(F).__name__} is no Contraction; let its lipschitz_bound() state a bound"
+        )
+    bound, unstated = stated_bound(F)
+    # As many summands as a sample has numbers: no layer here has more.
+    rounded = bound * (1 + z[0].numel() * torch.finfo(z.dtype).eps)
+    worst = WorstCase((), None, None, (), (bound,), (rounded,), unstated)
+    given = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    return Certificate(worst, _module_on_data(F, z, given, tol, max_steps))
 
 
-@torch.no_grad()
-def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
-    """Bound the Lipschitz constant of F by its matrices and activations.
+def _module_on_data(F: nn.Module, z: Tensor, tensors: tuple[Tensor, ...], tol: float, max_steps: int) -> OnData:
+    """Solve x = z + F(x, *tensors) and measure the Jacobians there, in float64."""
+    exact, points = copy.deepcopy(F).double().eval(), z.detach().double()
+    others = [t.detach().double() if t.is_floating_point() else t for t in tensors]
 
-    Lip(F^A) <= sigma(W1) sigma(W2) l_A l_(A+1) / (1 - Lip(F^(A+1))). BatchNorm, in evaluation, belongs to its matrix.
+    def f(x: Tensor) -> Tensor:
+        fx: Tensor = exact(x, *others)
+        if not isinstance(fx, Tensor) or fx.shape != x.shape:
+            what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__
+            raise ValueError(f"F leads from {tuple(x.shape)} to {what}; let it give back what z is")
+        return fx
 
-    Args:
-        F: The contraction. It is left as it is.
-        lipschitz: Lipschitz constants l_2, ..., l_L of the activations; infinity where unknown.
-
-    Raises:
-        ValueError: If their number is not that of the activations, or a matrix is not finite.
-
-    Source: Behrmann et al., arXiv 1811.00995, section 2; paper (38)-(41) for the nest; its bound is ours.
-    """
-    nest = levels(F)
-    if len(lipschitz) != len(nest) + 1:
-        raise ValueError(f"lipschitz has {len(lipschitz)} entries; this contraction has {len(nest) + 1} activations")
-    folded = levels(fold(F))
-    _require_finite(folded)
-    sigmas = [(_sigma(plain.fc1), _sigma(plain.fc2)) for plain in folded]
-    gains = [s1 * s2 * lipschitz[A] * lipschitz[A + 1] for A, (s1, s2) in enumerate(sigmas)]
-    rounded = [gain * _rounding(F.fc1) * _rounding(F.fc2) for gain, F in zip(gains, folded, strict=True)]
-    estimates = [_estimates(level) for level in nest]
-    known = tuple(pair for pair in estimates if pair is not None)
-    held = len(known) == len(nest)
-    return WorstCase(
-        sigmas=tuple(sigmas),
-        estimates=known if held else None,
-        coeff=nest[0].fc1.coeff if held and isinstance(nest[0].fc1, NormalizedLinear) else None,
-        lipschitz=tuple(lipschitz),
-        bounds=tuple(nested_bounds(gains)),
-        computed_bounds=tuple(nested_bounds(rounded)),
-    )
+    with torch.no_grad():
+        x, converged, approaching, _ = settle(lambda x: points + f(x), points)
+    norms, settled = map_norms(f, x, tol=tol, max_steps=max_steps)
+    return OnData(x, converged, approaching, norms[None], settled[None])
 
 
 def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 200) -> OnData:
@@ -214,28 +194,3 @@ def iterations_needed(rate: float, error: float) -> float:
         return 1
     # Without the slack, rounding would ask for one iteration more where rate^n is error exactly.
     return math.ceil(math.log(error) / math.log(rate) * (1 - 1e-12))
-
-
-def _sigma(layer: nn.Module) -> float:
-    return float(exact_sigma(layer.weight.double())) if type(layer) is nn.Linear else math.inf
-
-
-def _require_finite(folded: Sequence[Contraction]) -> None:
-    for A, level in enumerate(folded, 2):
-        for name, layer in (("W1", level.fc1), ("W2", level.fc2)):
-            if not all(p.isfinite().all() for p in layer.parameters()):
-                raise ValueError(f"{name} of F^{A} is not finite as it multiplies; no bound is to be had of it")
-
-
-def _rounding(layer: nn.Module) -> float:
-    """Get the factor by which a matrix may be larger for its products being rounded, with a summand per input."""
-    if type(layer) is not nn.Linear:
-        return math.inf
-    return 1 + layer.in_features * torch.finfo(layer.weight.dtype).eps
-
-
-def _estimates(level: Contraction) -> tuple[float, float] | None:
-    fc2 = level.fc1 if isinstance(level.fc2, TransposedLinear) else level.fc2  # tied: the same matrix
-    if not isinstance(level.fc1, NormalizedLinear) or not isinstance(fc2, NormalizedLinear):
-        return None
-    return float(level.fc1.normalized_sigma()), float(fc2.normalized_sigma())

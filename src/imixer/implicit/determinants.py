@@ -36,7 +36,8 @@ def residual_log_det(
         Estimates (B,).
 
     Raises:
-        ValueError: If terms or probes are below 1, or roulette is not from 0, below 1.
+        ValueError: If terms or probes are below 1, roulette is not from 0, below 1, x is not real, or F does not lead
+            back to its shape.
 
     Source: Behrmann et al., arXiv 1811.00995, section 3; Chen et al., arXiv 1906.02735, theorem 1.
     """
@@ -47,8 +48,7 @@ def residual_log_det(
     while roulette and float(torch.rand((), generator=generator)) < roulette:
         more += 1
     with torch.enable_grad():
-        at = x if x.requires_grad else x.detach().requires_grad_()
-        fx = F(at, *tensors)
+        at, fx = evaluated(F, x, tensors)
         total = x.new_zeros(len(x))
         for v in signs:
             product = v
@@ -56,6 +56,35 @@ def residual_log_det(
                 product = torch.autograd.grad(fx, at, product, create_graph=True, materialize_grads=True)[0]
                 weight = roulette ** -(k - terms) if k > terms else 1.0
                 total = total - weight / (k * len(signs)) * (product * v).flatten(1).sum(1)
+    return total if torch.is_grad_enabled() else total.detach()
+
+
+def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor] = ()) -> Tensor:
+    """Compute log|det(1 - dF/dx)| per sample, from the whole Jacobian. Differentiable.
+
+    Choose it for few numbers a sample, N: it takes N products with the Jacobian and N^3 operations.
+
+    Args:
+        F: A map that treats samples apart.
+        x: Points (B, ...).
+        tensors: What F depends on besides x.
+
+    Returns:
+        Log-determinants (B,); minus infinity where 1 - dF/dx is singular.
+
+    Raises:
+        ValueError: If x is not real, or F does not lead back to its shape.
+    """
+    check_points(x)
+    with torch.enable_grad():
+        at, fx = evaluated(F, x, tensors)
+        rows = fx.flatten(1)
+        columns = [
+            torch.autograd.grad(rows[:, i].sum(), at, create_graph=True, materialize_grads=True)[0].flatten(1)
+            for i in range(rows.shape[1])
+        ]
+        one = torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
+        total: Tensor = torch.linalg.slogdet(one - torch.stack(columns, 1)).logabsdet
     return total if torch.is_grad_enabled() else total.detach()
 
 
@@ -91,12 +120,38 @@ def inverse_log_det(
     return -residual_log_det(F, x, tensors, terms=terms, roulette=roulette, probes=probes, generator=generator)
 
 
+def check_points(x: Tensor) -> None:
+    """Refuse what is no points (B, ...).
+
+    Raises:
+        ValueError: If x is not real or has no samples.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        what = x.dtype if isinstance(x, Tensor) and x.dim() else "no tensor with an axis of samples"
+        raise ValueError(f"x is {what}; give real points (B, ...), such as x.float()")
+
+
+def evaluated(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return x, or a copy that can be differentiated by, and F of it.
+
+    Raises:
+        ValueError: If F does not lead from x to a tensor of its shape.
+    """
+    at = x if x.requires_grad else x.detach().requires_grad_()
+    fx = F(at, *tensors)
+    if not isinstance(fx, Tensor) or fx.shape != x.shape:
+        what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__
+        raise ValueError(f"F leads from {tuple(x.shape)} to {what}; let it give back what x is")
+    return at, fx if fx.requires_grad else fx + 0 * at  # constant
+
+
 def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | None) -> Tensor:
     """Draw random signs (P, B, ...) for points x (B, ...), or return those that are given.
 
     Raises:
-        ValueError: If there is none, or those given do not fit x.
+        ValueError: If there is none, those given do not fit x, or x is not real or has no samples.
     """
+    check_points(x)
     if isinstance(probes, Tensor):
         if probes.shape[1:] != x.shape or len(probes) < 1:
             raise ValueError(f"probes are {tuple(probes.shape)} and x {tuple(x.shape)}; give 1 or more of its shape")

@@ -17,7 +17,7 @@ class MonotoneContraction(nn.Module):
         margin: m.
 
     Raises:
-        ValueError: If margin is not positive.
+        ValueError: If a size is below 1, or margin is not positive.
 
     Source: Winston & Kolter, arXiv 2006.08591, theorem 1 and section 4, by forward-backward splitting.
     """
@@ -31,6 +31,8 @@ class MonotoneContraction(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if min(features, in_features) < 1:
+            raise ValueError(f"features and in_features are {features} and {in_features}; give 1 or more of each")
         if not margin > 0:
             raise ValueError(f"margin is {margin}; give a strong monotonicity above 0")
         self.margin = margin

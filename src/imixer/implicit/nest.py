@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
-from imixer.implicit.solution import Solution, choose
+from imixer.implicit.solution import Solution, choose, finite_samples
 from imixer.implicit.solvers import Anderson, Map, Picard, Solver
 
 CONVERGED = Picard(rtol=1e-13, atol=0.0, max_steps=1000)
@@ -74,23 +74,33 @@ def fixed_point(F: Contraction, z: Tensor, solver: Solver = CONVERGED) -> FixedP
     for level in nest[:-1]:
         start.append(_up(level, start[-1]))
     sweep = _sweep(z, widths, ups, downs)
-    solution = solver(sweep, torch.cat(start, 1))
+    x, converged, approaching, evaluations = settle(sweep, torch.cat(start, 1), solver)
+    return FixedPoint(tuple(x.split(widths, 1)), converged, approaching, evaluations)
+
+
+def settle(f: Map, start: Tensor, solver: Solver = CONVERGED) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Solve x = f(x) from a start (R, ...), in the way of `fixed_point`.
+
+    Returns:
+        x, whether it is found and whether it was being approached, (R,), and the evaluations.
+    """
+    solution = solver(f, start)
     x, evaluations, converged = solution.value, solution.n_evaluations, ~solution.failed()
     approaching = _approaching(solution)
     if solver is CONVERGED and bool((approaching & ~converged).any()):
-        hurried = _HURRIED(sweep, x)
+        hurried = _HURRIED(f, x)
         better = ~converged & ~hurried.failed()
         x, converged = choose(better, hurried.value, x), converged | better
         evaluations += hurried.n_evaluations
-    return FixedPoint(tuple(x.split(widths, 1)), converged, approaching, evaluations)
+    return x, converged, approaching, evaluations
 
 
 def _approaching(solution: Solution) -> Tensor:
     """Tell which residuals fell over the second half of the steps, (R,)."""
     if solution.residuals is None:
-        return solution.value.isfinite().all(1)
+        return finite_samples(solution.value)
     last, middle = solution.residuals[-1], solution.residuals[len(solution.residuals) // 2]
-    return (last < middle) & solution.value.isfinite().all(1)
+    return (last < middle) & finite_samples(solution.value)
 
 
 def _sweep(z: Tensor, widths: list[int], ups: Sequence[Map], downs: Sequence[Map]) -> Map:
@@ -136,8 +146,7 @@ def jacobian_norms(
     Raises:
         ValueError: If tol is not positive or max_steps below 1.
     """
-    if not tol > 0 or max_steps < 1:
-        raise ValueError(f"tol and max_steps are {tol} and {max_steps}; give a positive tolerance and 1 or more steps")
+    _check(tol, max_steps)
     nest = levels(_frozen(F, states[0]))
     norms = torch.full((len(nest), len(states[0])), torch.inf, dtype=states[0].dtype, device=states[0].device)
     settled = torch.ones_like(norms, dtype=torch.bool)
@@ -145,19 +154,52 @@ def jacobian_norms(
     for A in reversed(range(len(nest))):
         if bool(defined.any()):
             there = tuple(state[defined] for state in states[A:])
-            norms[A, defined], settled[A, defined] = _power_iteration(nest[A:], there, tol, max_steps)
+            norms[A, defined], settled[A, defined] = _power_iteration(
+                partial(_Linearised, nest[A:]), there, tol, max_steps
+            )
         defined &= norms[A] < 1
     return norms, settled
 
 
+def map_norms(F: Map, x: Tensor, *, tol: float = 1e-3, max_steps: int = 200) -> tuple[Tensor, Tensor]:
+    """Measure the norm of dF/dx at points x (R, ...) as `jacobian_norms` does, F being any map that treats them apart.
+
+    Returns:
+        Largest singular values (R,), and whether they have settled, (R,).
+
+    Raises:
+        ValueError: If tol is not positive or max_steps below 1.
+    """
+    _check(tol, max_steps)
+    shape = x.shape[1:]
+
+    def flat(rows: Tensor) -> Tensor:
+        return F(rows.reshape(-1, *shape)).reshape(len(rows), -1)
+
+    def linearised(states: tuple[Tensor, ...]) -> "_Derivative":
+        return _Derivative(flat, states[0])
+
+    # F may hold inputs per sample, so that all points stay together.
+    return _power_iteration(linearised, (x.reshape(len(x), -1),), tol, max_steps, narrow=False)
+
+
+def _check(tol: float, max_steps: int) -> None:
+    if not tol > 0 or max_steps < 1:
+        raise ValueError(f"tol and max_steps are {tol} and {max_steps}; give a positive tolerance and 1 or more steps")
+
+
 def _power_iteration(
-    nest: list[Contraction], states: tuple[Tensor, ...], tol: float, max_steps: int
+    linearised: Callable[[tuple[Tensor, ...]], "_Linearised | _Derivative"],
+    states: tuple[Tensor, ...],
+    tol: float,
+    max_steps: int,
+    narrow: bool = True,
 ) -> tuple[Tensor, Tensor]:
     x = states[0]
     u = _unit(torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x))
     best = x.new_zeros(len(x))
     settled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    J, going = _Linearised(nest, states), torch.arange(len(x), device=x.device)
+    J, going = linearised(states), torch.arange(len(x), device=x.device)
     for _ in range(max_steps):
         w = J.apply(u)
         s = torch.linalg.vector_norm(w, dim=1)
@@ -169,9 +211,9 @@ def _power_iteration(
         ends = settled[going] | ~s.isfinite()
         if bool(ends.all()):
             break
-        if ends.sum() > len(ends) // 2:  # go on with the others only
+        if narrow and ends.sum() > len(ends) // 2:  # go on with the others only
             u, going = u[~ends], going[~ends]
-            J = _Linearised(nest, tuple(state[going] for state in states))
+            J = linearised(tuple(state[going] for state in states))
     return best, settled
 
 
@@ -209,6 +251,8 @@ class _Linearised:
 
 class _Derivative:
     """Of f at x, applied to a vector or, transposed, to a covector."""
+
+    solved = True  # there is no inverse in it
 
     def __init__(self, f: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._f, self._x = f, x

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from imixer.implicit.solution import Policy, Solution
 from imixer.implicit.solvers import Map, Solver
+from imixer.implicit.states import outline
 
 # F(x, *tensors): all that F depends on and that needs a gradient is among the tensors.
 ContractionMap = Callable[..., Tensor]
@@ -32,8 +33,12 @@ class Problem:
         def f(x: Tensor) -> Tensor:
             version = _version(x)
             fx = self.F(x, *tensors)
+            if not isinstance(fx, (Tensor, torch.fx.Proxy)):
+                raise ValueError(f"{self.name}: F leads from Tensor to {outline(fx)}; let it give back what z is")
             if fx.shape != z.shape:
-                raise ValueError(f"{self.name}: F leads from shape {tuple(z.shape)} to {tuple(fx.shape)}")
+                raise ValueError(
+                    f"{self.name}: F leads from shape {tuple(z.shape)} to {tuple(fx.shape)}; let it give back what z is"
+                )
             if fx.device != z.device:
                 raise ValueError(f"{self.name}: F leads from {z.device} to {fx.device}; let it stay on one device")
             if _version(x) != version:

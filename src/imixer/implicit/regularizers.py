@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from imixer.implicit.determinants import rademacher
+from imixer.implicit.determinants import evaluated, rademacher
 
 
 def jacobian_penalty(
@@ -32,14 +32,13 @@ def jacobian_penalty(
         Penalties (B,).
 
     Raises:
-        ValueError: If there is no probe.
+        ValueError: If there is no probe, x is not real, or F does not lead back to its shape.
 
     Source: Bai, Koltun & Kolter, arXiv 2106.14342, section 3.
     """
     signs = rademacher(x, probes, generator)
     with torch.enable_grad():
-        at = x if x.requires_grad else x.detach().requires_grad_()
-        fx = F(at, *tensors)
+        at, fx = evaluated(F, x, tensors)
         total = x.new_zeros(len(x))
         for v in signs:
             product = torch.autograd.grad(fx, at, v, create_graph=True, materialize_grads=True)[0]
@@ -81,8 +80,13 @@ def trajectory_cost(path: Sequence[Tensor]) -> Tensor:
     Returns:
         Costs (B,).
 
+    Raises:
+        ValueError: If there is no step.
+
     Source: Finlay et al., arXiv 2002.02798, section 4, for ordinary differential equations; here of steps.
     """
+    if len(path) < 2:
+        raise ValueError(f"path has {len(path)} states; give two or more, such as iterates(F, z, tensors, steps=2)")
     return torch.stack([_mean_square(after - before) for before, after in pairwise(path)]).sum(0)
 
 
@@ -105,20 +109,24 @@ def fixed_point_correction(
         z: (B, ...).
         tensors: What F depends on besides x.
         path: Intermediate iterates, the last one last.
-        loss: The loss of a state.
+        loss: The loss of a state, one number.
         decay: Weight of an iterate relative to the next, in (0, 1].
 
     Returns:
         The sum of decay^(K - k) loss(z + F(x_k)) over the K iterates.
 
     Raises:
-        ValueError: If decay is not in (0, 1].
+        ValueError: If decay is not in (0, 1], the path is empty, or the loss is not one number.
 
     Source: Bai et al., arXiv 2204.08442, section 3.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}; give a weight above 0 and at most 1")
+    if not path:
+        raise ValueError("path has no states; give one or more, such as iterates(F, z, tensors, steps=2)")
     losses = [decay ** (len(path) - k) * loss(z + F(x.detach(), *tensors)) for k, x in enumerate(path, 1)]
+    if losses[0].dim() > 0:
+        raise ValueError(f"the loss of a state has shape {tuple(losses[0].shape)}; give one number, such as its mean")
     return torch.stack(losses).sum()
 
 

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,19 +66,22 @@ def solve(
         NotConvergedError: If it fails, with the policy `raise`; in the backward pass, if that of an implicit gradient
             fails.
         RuntimeError: In the backward pass, if a second derivative is asked of an adjoint of fixed iterations.
-        ValueError: If on_failure is none of the three, there is no solver or gradient of that name, z holds something
-            else than tensors, with an axis of samples and not of integers, the start differs from z in structure, shape
-            or dtype, F changes the structure, shape, dtype or device, or its argument in place, early_exit is asked
-            where gradients are recorded or F does not treat samples apart, `CheckpointedUnroll` is asked of a solver
-            with a tolerance, or F depends on a tensor that needs a gradient and is not among `tensors` (for `Implicit`
-            and `CheckpointedUnroll`; mostly found in the backward pass).
+        ValueError: If F cannot be called, on_failure is none of the three, there is no solver or gradient of that name,
+            the tensors hold something else, z holds something else than tensors with an axis of samples and not of
+            integers, the start differs from z in structure, shape or dtype, F changes the structure, shape, dtype or
+            device, or its argument in place, early_exit is asked where gradients are recorded or F does not treat
+            samples apart, `CheckpointedUnroll` is asked of a solver with a tolerance, or F depends on a tensor that
+            needs a gradient and is not among `tensors` (for `Implicit` and `CheckpointedUnroll`; mostly found in the
+            backward pass).
     """
     if on_failure not in POLICIES:
         raise ValueError(f"{name}: on_failure is {on_failure!r}; choose {', '.join(POLICIES)}")
     if early_exit and torch.is_grad_enabled():
         raise ValueError(f"{name}: early_exit is for inference; call it under torch.no_grad()")
     solver, gradient = chosen(solver, gradient)
-    given = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
+    if not callable(F):
+        raise ValueError(f"{name}: F is {type(F).__name__}; give a function of x and the tensors, solve(F, z, tensors)")
+    given = _given(tensors, name)
     layout = StateLayout(z, name)
     layout.check()
     if start is not None:
@@ -87,6 +91,23 @@ def solve(
     solution = _solve(problem, gradient, layout.pack(z), given, early_exit)
     value: StateT = layout.unpack(solution.value)
     return solution.with_value(value)
+
+
+def _given(tensors: Any, name: str) -> tuple[Tensor, ...]:
+    """Return what F depends on as a tuple.
+
+    Raises:
+        ValueError: If something is no tensor.
+    """
+    given = (tensors,) if isinstance(tensors, Tensor) else tensors
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ValueError(f"{name}: tensors is {type(given).__name__}; give a tensor or a tuple of tensors")
+    for i, tensor in enumerate(given):
+        if not isinstance(tensor, (Tensor, torch.fx.Proxy)):
+            raise ValueError(
+                f"{name}: tensors[{i}] is {type(tensor).__name__}; give a tensor, and let F close over what is none"
+            )
+    return tuple(given)
 
 
 def _solve(

@@ -113,7 +113,7 @@ class ToTolerance:
             gap, size = _gap(x, fx)
             residuals.append(_relative(gap, size))
             near = self.atol + rtol * size
-            finite = gap.isfinite()
+            finite = gap.isfinite() & size.isfinite()  # nor is a state whose square overflows
             relapsed = relapsed | (done & ~(gap <= LOOSENED * near))
             done = done | (finite & (gap <= near))
             # Who has converged or is broken sees no gap, and without a gap no method moves.
@@ -294,7 +294,7 @@ def _gap(x: Tensor, fx: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _relative(gap: Tensor, size: Tensor) -> Tensor:
-    return gap / torch.where(size == 0, 1, size)
+    return torch.where(size.isfinite(), gap / torch.where(size == 0, 1, size), torch.nan)
 
 
 def _rows(x: Tensor) -> Tensor:

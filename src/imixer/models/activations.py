@@ -9,7 +9,7 @@ from timm.layers import get_act_layer
 from timm.layers.activations import GELUTanh
 from torch import Tensor, nn
 
-GELU_SLOPE = (1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi)  # its largest, at sqrt(2): 1.1289...
+from imixer.implicit.lipschitz import GELU_SLOPE, GELU_TANH_SLOPE, activation_slope
 
 
 class GELU1Lip(nn.Module):
@@ -18,6 +18,10 @@ class GELU1Lip(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute GELU(x) / 1.1289..., of the shape of x."""
         return fn.gelu(x) / GELU_SLOPE
+
+    def lipschitz_bound(self) -> float:
+        """Return 1."""
+        return 1.0
 
 
 ActLayer = str | Callable[[], nn.Module] | None
@@ -34,19 +38,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softmax": partial(nn.Softmax, dim=-1),
     "softplus": nn.Softplus,
     "tanh": nn.Tanh,
-}
-
-_LIPSCHITZ: dict[type[nn.Module], float] = {
-    nn.GELU: GELU_SLOPE,
-    GELU1Lip: 1.0,
-    GELUTanh: 1.1289930686587718,  # at 1.4185
-    nn.Identity: 1.0,
-    nn.ReLU: 1.0,
-    nn.Sigmoid: 0.25,
-    nn.SiLU: 1.099839320128867,  # (1 + u) / 2 at 2 u, where u tanh(u) = 1
-    nn.Softmax: 0.5,
-    nn.Softplus: 1.0,
-    nn.Tanh: 1.0,
 }
 
 
@@ -72,12 +63,12 @@ def lipschitz_constant(act: nn.Module) -> float:
     """Return the largest slope of an activation, in absolute value; of softmax, the largest norm of its Jacobian.
 
     Raises:
-        ValueError: If it is none of ours.
+        ValueError: If it is not known and the module does not state it in a method `lipschitz_bound()`.
     """
-    kind = GELUTanh if getattr(act, "approximate", "none") == "tanh" else type(act)
-    if kind not in _LIPSCHITZ:
-        raise ValueError(f"the largest slope of {kind.__name__} is not known here")
-    return _LIPSCHITZ[kind]
+    slope = GELU_TANH_SLOPE if isinstance(act, GELUTanh) else activation_slope(act)
+    if slope is None:
+        raise ValueError(f"the largest slope of {type(act).__name__} is not known here")
+    return slope
 
 
 def slope_or_infinity(act: nn.Module) -> float:

@@ -142,6 +142,19 @@ class IMixer(Mixer):
         self._advance()
         return super().forward_intermediates(*args, **kwargs)
 
+    def penalty(self) -> Tensor | None:
+        """Return what the last training forward adds to the loss, a scalar, and forget it.
+
+        Call it once after each forward pass of a loop of your own: `loss = loss + model.penalty()`. `imixer train` does
+        it.
+
+        Returns:
+            The sum over the blocks of the options `jacobian_penalty`, `trajectory_penalty` and `correction_penalty`;
+            None if all are 0, or nothing was computed since.
+        """
+        given = [part for part in (imlp.penalties.take() for imlp in self._imlps()) if part is not None]
+        return torch.stack(given).sum() if given else None
+
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the model a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
         if isinstance(self.head, nn.Identity):  # timm 1.0.23 asks the old head for its device

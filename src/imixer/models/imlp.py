@@ -18,6 +18,7 @@ from imixer.implicit.transposed import refuse_wrapped
 from imixer.inverse_options import InverseOptions, shows_options
 from imixer.models.activations import ActLayers, activation, lipschitz_constant
 from imixer.models.inversion import Inversion
+from imixer.models.penalties import Penalties
 
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ class IMLP(nn.Module):
         contraction: F, or None if L = 2.
         inversion: The `Inversion`, how the outermost inverse is found. May be replaced on a trained module.
         name: What messages call this module.
+        penalties: The `imixer.models.penalties.Penalties` of the options `jacobian_penalty`, `trajectory_penalty` and
+            `correction_penalty`.
 
     Raises:
         TypeError: If there is no such option.
@@ -83,6 +86,7 @@ class IMLP(nn.Module):
         self.legacy = chosen.legacy
         self.tied = chosen.tied
         self.inversion = Inversion.of(chosen)
+        self.penalties = Penalties(chosen)
         self.fc_in = nn.Linear(in_features, features, **dd)
         self.contraction = _contraction(features, acts, chosen, dd)
         self.act = acts[0]()
@@ -104,6 +108,12 @@ class IMLP(nn.Module):
         """Compute x = (1 - F)^-1 z, (..., D_S): Algorithm 1 without its first and last line."""
         weights = F.weights()  # normalised once, whatever n
         masks = F.masks(z)  # dropout, one map for all iterations
+        x = self._solved(F, z, weights, masks)
+        if self.training and self.penalties.wanted and not isinstance(z, torch.fx.Proxy):
+            self.penalties.record(lambda x, *w: F(x, list(w), self.n_iter, masks), z, x, weights, self.n_iter)
+        return x
+
+    def _solved(self, F: Contraction, z: Tensor, weights: list[Tensor], masks: list[Tensor] | None) -> Tensor:
         if not self.inversion.unrolled:
             return self.inversion(F, z, weights, self.n_iter, self.name, masks)
         x = z

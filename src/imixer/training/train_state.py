@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from imixer.data.randomness import seed_globally
 from imixer.implicit import SpectralLinear
+from imixer.models.imixer import IMixer
 from imixer.training.finetune import frozen_batch_norms
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
@@ -129,8 +130,8 @@ class TrainState:
             step: The number of the step, from 0.
 
         Returns:
-            This process's mean loss, a scalar; and whether the step must be skipped because the gradient is not
-            finite.
+            This process's mean loss, a scalar, without penalties; and whether the step must be skipped because the
+            gradient is not finite.
         """
         seed_globally(STEP_STREAM, self.config.seed, step, self.fabric.global_rank)
         self.model.train()
@@ -140,7 +141,8 @@ class TrainState:
         for number, (images, targets) in enumerate(micro_batches, 1):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(micro_batches)):
                 loss = self.loss(self.model(images), targets) / len(micro_batches)
-                self.fabric.backward(loss)
+                penalty = self._penalty()
+                self.fabric.backward(loss if penalty is None else loss + penalty / len(micro_batches))
             total += loss.detach()
         self.fabric.strategy.precision.unscale_gradients(self._optimizer)
         parameters = [p for p in self.module.parameters() if p.grad is not None]
@@ -148,6 +150,10 @@ class TrainState:
         if limit := self.config.optim.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return total, self.guard.should_skip(norm)
+
+    def _penalty(self) -> Tensor | None:
+        """Return what the options of an iMixer add to the loss of the last forward pass; None if nothing."""
+        return self.module.penalty() if isinstance(self.module, IMixer) else None
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the training loss, a scalar in nats; see `training_loss`."""

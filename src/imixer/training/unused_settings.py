@@ -14,6 +14,7 @@ from imixer.training.run.config import TrainConfig
 _SHAPES_THE_NORM = ("coeff", "n_power_iterations", "sigma", "scaling", "detach_sigma")
 _INVERTS = (
     *("n_iter", "hidden_ratio", "norm", *_SHAPES_THE_NORM, "inner_drop_rate", "legacy"),
+    *("jacobian_penalty", "trajectory_penalty", "correction_penalty"),
     *("solver", "gradient", "tolerance", "max_steps", "gradient_terms", "on_failure"),
 )
 

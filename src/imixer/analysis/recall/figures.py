@@ -11,6 +11,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFor
 from torch import Tensor
 
 from imixer.analysis.plotting import style_axes
+from imixer.analysis.recall.capacity import Capacity
 from imixer.analysis.recall.measure import Recall
 from imixer.analysis.recall.study import LOOK_UP, RecallShare
 from imixer.escaping import for_figure
@@ -121,3 +122,33 @@ def _style_condition(axes: Axes, first: RecallShare) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
     style_axes(axes)
+
+
+def draw_capacity(capacities: Sequence[Capacity]) -> Figure:
+    """Draw how many patterns memories hold against their length: measured with error bars, theory as a line.
+
+    Energies of an order have the left panel, both axes logarithmic; the exponential one has the right.
+    """
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, (color, marker, _) in zip(dict.fromkeys(c.memory for c in capacities), _STYLES, strict=False):
+        line = [capacity for capacity in capacities if capacity.memory == name]
+        axes = right if name == "exponential" else left
+        x = [capacity.length for capacity in line]
+        axes.errorbar(
+            x, [c.mean for c in line], [c.std for c in line],
+            color=color, marker=marker, ls="none", ms=6, capsize=2, elinewidth=0.8, label=name,
+        )  # fmt: skip
+        theory = "2^(N/2), large N" if name == "exponential" else f"{name}, theory"
+        axes.plot(x, [c.theory for c in line], color=color, ls="--", lw=1.3, label=theory)
+    left.set_xscale("log")
+    for axes in (left, right):
+        axes.set_yscale("log")
+        axes.set(xlabel="signs of a pattern, N", ylabel="patterns stored")
+        lengths = sorted({c.length for c in capacities if (c.memory == "exponential") == (axes is right)})
+        axes.xaxis.set_major_locator(FixedLocator(lengths))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        style_axes(axes)
+        legend_below(axes, 2)
+    return figure

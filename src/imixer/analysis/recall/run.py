@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import torch
 
-from imixer.analysis.recall.figures import draw_memory_study, draw_recall
+from imixer.analysis.recall.capacity import Capacity, measure_capacity
+from imixer.analysis.recall.figures import draw_capacity, draw_memory_study, draw_recall
 from imixer.analysis.recall.images import add_noise, digit_patterns, image_patterns, known_half
 from imixer.analysis.recall.measure import Recall, retrieve
 from imixer.analysis.recall.study import RecallShare, measure_memories
-from imixer.analysis.recall.tables import write_memory_study, write_recall
+from imixer.analysis.recall.tables import write_capacity, write_memory_study, write_recall
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised
 from imixer.hopfield.memory_kinds import BINARY, Kind
@@ -129,3 +130,24 @@ def compare_memories(*, out: str | None = None, **options: Any) -> tuple[list[Re
     write_memory_study(shares, folder)
     drawn(folder / "recall.png", lambda path: save_figure(draw_memory_study(shares), path, dpi=110))
     return shares, folder
+
+
+def recall_capacity(*, out: str | None = None, **options: Any) -> tuple[list[Capacity], Path]:
+    """Measure how many patterns dense memories hold; write `recall.png`, `recall.md`, `recall.csv` and `recall.json`.
+
+    Args:
+        out: Folder to make. Default: the next free `runs/recall-capacity-<number>`.
+        **options: Options of `measure_capacity`.
+
+    Returns:
+        What was measured, and the folder.
+
+    Raises:
+        InputError: If `out` exists, or seed or draws is out of range.
+    """
+    check_out(out)
+    capacities = measure_capacity(**options)
+    folder = create_run(out, "recall", "capacity").path
+    write_capacity(capacities, folder)
+    drawn(folder / "recall.png", lambda path: save_figure(draw_capacity(capacities), path))
+    return capacities, folder

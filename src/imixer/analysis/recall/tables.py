@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from imixer.analysis.recall.capacity import BIT_ERROR, Capacity
 from imixer.analysis.recall.measure import RETRIEVED, Recall, share_with_error
 from imixer.analysis.recall.study import LOOK_UP, SETS, RecallShare
 from imixer.analysis.statistics import spread
@@ -186,4 +187,49 @@ def show_memory_study(shares: Sequence[RecallShare], folder: Path, console: Cons
     rose = [share for share in shares if not share.energy_decreases]
     where = "".join(f"; {share.memory}, {share.patterns}, {share.varied} {share.x:g}" for share in rose)
     console.print(f"the energy rose in {len(rose)} of {len(shares)} cells{where}")
+    _print_files(folder, ("png", "md", "csv", "json"), console)
+
+
+# Capacity
+
+
+def write_capacity(capacities: Sequence[Capacity], folder: Path) -> None:
+    """Write `recall.csv` and `recall.json`, a row per memory and length, and `recall.md`.
+
+    Args:
+        capacities: What `measure_capacity` returned.
+        folder: Folder to write into.
+    """
+    rows = [asdict(capacity) for capacity in capacities]
+    shown = {"mean": ".1f", "std": ".1f", "theory": ".1f"}
+    write_csv(
+        folder / "recall.csv",
+        [{key: format(value, shown[key]) if key in shown else value for key, value in row.items()} for row in rows],
+    )
+    write_json(folder / "recall.json", rows)
+    write_text(folder / "recall.md", markdown(capacity_table(capacities)))
+
+
+def capacity_table(capacities: Sequence[Capacity]) -> Grid:
+    """List the patterns stored, and those of theory, a row per memory and length."""
+    rows = tuple(
+        (c.memory, str(c.length), plus_minus(c.mean, c.std, 1), f"{c.theory:,.1f}", f"{c.mean / c.theory:.2f}")
+        for c in capacities
+    )
+    return Grid(("energy", "N", "patterns stored", "theory", "stored / theory"), rows, 1)
+
+
+def show_capacity(capacities: Sequence[Capacity], folder: Path, console: Console) -> None:
+    """Print the table, what counts as stored, and the files.
+
+    Args:
+        capacities: What `measure_capacity` returned.
+        folder: Folder that they were written into.
+        console: Console to print on.
+    """
+    console.print(on_screen(capacity_table(capacities), ""))
+    console.print(
+        f"patterns of random signs of which {BIT_ERROR:.2%} of the bits lie in no minimum, mean +- std over "
+        f"{capacities[0].draws} draws; theory of `exponential`: 2^(N/2), up to which no bit is wrong"
+    )
     _print_files(folder, ("png", "md", "csv", "json"), console)

@@ -128,8 +128,8 @@ class FromDensity(Lagrangian):
         largest_curvature: Largest one.
 
     Raises:
-        ValueError: If the function returns anything but one number a sample, lets samples depend on each other, or is
-            not finite.
+        ValueError: If the function cannot be called or fails, returns anything but one number a sample, lets samples
+            depend on each other, or is not finite.
 
     Source: the curvatures are those of Krylov spaces (Lanczos 1950).
     """
@@ -178,7 +178,17 @@ class FromDensity(Lagrangian):
         like = next(self.parameters(), x)
         self._rounding = max(1e-9, 1e3 * torch.finfo(like.dtype).eps)
         x, direction = (each.to(like).unflatten(1, self.shape) for each in (x, direction))
-        value = self.function(x)
+        if not callable(self.function):
+            raise ValueError(
+                f"the density is {type(self.function).__name__}; give a function of the states (B, *shape)"
+            )
+        try:
+            value = self.function(x)
+        except (RuntimeError, TypeError, IndexError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"the density fails on {len(x)} samples of shape {self.shape}: {said}; let it take (B, *shape)"
+            ) from error
         if not isinstance(value, Tensor) or value.shape != (len(x),):
             what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(

@@ -17,7 +17,8 @@ class Masked(Lagrangian):
         mask: True for neurons that take part; it broadcasts to x.
 
     Raises:
-        ValueError: If the Lagrangian couples its neurons in another way, or the mask is not of booleans.
+        ValueError: If the Lagrangian couples its neurons in another way, or the mask is not of booleans or leaves
+            nothing.
     """
 
     mask: Tensor
@@ -28,6 +29,9 @@ class Masked(Lagrangian):
             raise ValueError(f"{type(inner).__name__} couples its neurons, so that none of them can be left out")
         if mask.dtype != torch.bool:
             raise ValueError(f"the mask is of {mask.dtype}; give booleans, true for neurons that take part")
+        together = isinstance(inner, Attentive) and inner.axis == (-1,) and mask.dim() > 0
+        if not (mask.any(-1).all() if together else mask.any()):
+            raise ValueError("the mask leaves no neuron that takes part; let it be true for one or more")
         self.inner = inner
         self.elementwise = inner.elementwise
         self.zero_mode = inner.zero_mode

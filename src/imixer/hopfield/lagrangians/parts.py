@@ -66,8 +66,10 @@ def inverse_temperature(beta: float | Tensor) -> float | Tensor:
     """Return inverse temperatures as a float, or as a tensor of floats without gradient.
 
     Raises:
-        ValueError: If one is not positive and finite.
+        ValueError: If one is no number, or not positive and finite.
     """
+    if not isinstance(beta, (Tensor, int, float)):
+        raise ValueError(f"beta is {beta!r}; give a number above 0, or a tensor of such")
     values = beta.detach() if isinstance(beta, Tensor) else torch.tensor(float(beta), dtype=torch.float64)
     wrong = values[~(values.isfinite() & (values > 0))]
     if values.numel() == 0 or len(wrong):

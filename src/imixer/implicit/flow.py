@@ -1,0 +1,125 @@
+"""Residual flows: 1 - F as an invertible transform, and how it changes densities."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imixer.implicit.contraction import Contraction
+from imixer.implicit.determinants import exact_log_det, residual_log_det
+from imixer.implicit.gradients import Implicit
+from imixer.implicit.solve import solve
+from imixer.implicit.solvers import Anderson, ToTolerance
+
+DEFAULT_INVERSE = Anderson(rtol=1e-5, atol=1e-6)
+
+
+class ResidualFlow(nn.Module):
+    """z = x - F(x), its inverse x = (1 - F)^-1 z, and the log-determinants of both.
+
+    Choose it to make a density, or an invertible layer, of a contraction: `ResidualFlow(block.mlp_tokens.contraction)`
+    is that of an iMixer's block, whose x is what the block computes of z = G(v). Everything is differentiable: the way
+    back by the implicit function theorem, the determinants as `residual_log_det` is.
+
+    Args:
+        F: A `Contraction`, or any module from x (B, ...) to its like. If it has a method `weights()`, these are
+            computed once per call and handed on, as `F(x, *weights)`.
+        exact: Compute determinants from the whole Jacobian, of N x N for N numbers a sample. Choose it for small N.
+        terms: Terms of the series otherwise, see `residual_log_det`.
+        roulette: Probability that one more is taken.
+        probes: Random vectors.
+        n_iter: Iterations of inverses inside a nested `Contraction`.
+        solver: How x is found.
+
+    Raises:
+        ValueError: If an option of the series is impossible, the solver has no tolerance, or F is no module.
+
+    Source: Behrmann et al., arXiv 1811.00995; Chen et al., arXiv 1906.02735; (1 - F)^-1 is paper (24).
+    """
+
+    def __init__(
+        self,
+        F: nn.Module,
+        *,
+        exact: bool = False,
+        terms: int = 10,
+        roulette: float = 0.5,
+        probes: int = 1,
+        n_iter: int = 16,
+        solver: ToTolerance = DEFAULT_INVERSE,
+    ) -> None:
+        super().__init__()
+        if not isinstance(F, nn.Module):
+            raise ValueError(f"F is {type(F).__name__}; give a module from x to its like")
+        if terms < 1 or probes < 1 or not 0 <= roulette < 1:
+            raise ValueError(
+                f"terms, probes and roulette are {terms}, {probes} and {roulette}; give 1 or more, 1 or more, and a "
+                "probability below 1"
+            )
+        if not isinstance(solver, ToTolerance):
+            raise ValueError(f"solver is {solver!r}, which has no tolerance; choose Anderson, Broyden or Picard")
+        self.F, self.exact, self.n_iter, self.solver = F, exact, n_iter, solver
+        self.series: dict[str, Any] = {"terms": terms, "roulette": roulette, "probes": probes}
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute z = x - F(x).
+
+        Args:
+            x: Points (B, ...).
+
+        Returns:
+            z (B, ...), and log|det dz/dx| (B,).
+        """
+        F, weights = self._map()
+        return x - F(x, *weights), self._log_det(F, x, weights)
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve x = z + F(x).
+
+        Args:
+            z: Points (B, ...).
+
+        Returns:
+            x (B, ...), and log|det dx/dz| (B,).
+
+        Raises:
+            NotConvergedError: If the inverse is not found.
+        """
+        F, weights = self._map()
+        x = solve(F, z, weights, solver=self.solver, gradient=Implicit(self.solver), name="ResidualFlow").value
+        return x, -self._log_det(F, x, weights)
+
+    def log_prob(self, x: Tensor, base: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Compute the log-density of x, whose z has a known one.
+
+        Args:
+            x: Points (B, ...).
+            base: The log-density (B,) of z (B, ...). Default: that of independent standard normal numbers.
+
+        Returns:
+            Log-densities (B,); unbiased estimates unless the determinants are exact.
+        """
+        z, log_det = self(x)
+        return log_det + (_standard_normal(z) if base is None else base(z))
+
+    def _map(self) -> tuple[Callable[..., Tensor], Sequence[Tensor]]:
+        F: Any = self.F
+        if isinstance(F, Contraction):
+            return lambda x, *w: F(x, list(w), self.n_iter), F.weights()
+        return F, F.weights() if callable(getattr(F, "weights", None)) else ()
+
+    def _log_det(self, F: Callable[..., Tensor], x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        return exact_log_det(F, x, weights) if self.exact else residual_log_det(F, x, weights, **self.series)
+
+    def extra_repr(self) -> str:
+        """Show the options in a printed module."""
+        if self.exact:
+            return "exact=True"
+        return ", ".join(f"{name}={value}" for name, value in self.series.items())
+
+
+def _standard_normal(z: Tensor) -> Tensor:
+    normal = torch.distributions.Normal(torch.zeros((), dtype=z.dtype, device=z.device), 1.0)
+    density: Tensor = normal.log_prob(z).flatten(1).sum(1)
+    return density

@@ -1,0 +1,119 @@
+"""Lipschitz constants of modules: what they state themselves, what is known of torch's, and what composition makes."""
+
+import math
+
+import torch
+from torch import nn
+
+from imixer.implicit.contraction import Contraction
+from imixer.implicit.nest import levels
+from imixer.implicit.spectral import NormalizedLinear, exact_sigma
+from imixer.implicit.transposed import owns_weight
+from imixer.implicit.worst_case import worst_case
+
+GELU_SLOPE = (1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi)  # its largest, at sqrt(2): 1.1289...
+GELU_TANH_SLOPE = 1.1289930686587718  # at 1.4185
+
+# Each with respect to the Euclidean norm of a sample, and as it is in evaluation.
+_SLOPES: dict[type[nn.Module], float] = {
+    nn.Dropout: 1.0,
+    nn.Flatten: 1.0,
+    nn.GELU: GELU_SLOPE,
+    nn.Hardtanh: 1.0,
+    nn.Identity: 1.0,
+    nn.LogSigmoid: 1.0,
+    nn.ReLU: 1.0,
+    nn.ReLU6: 1.0,
+    nn.Sigmoid: 0.25,
+    nn.SiLU: 1.099839320128867,  # (1 + u) / 2 at 2 u, where u tanh(u) = 1
+    nn.Softmax: 0.5,
+    nn.Softplus: 1.0,
+    nn.Softsign: 1.0,
+    nn.Tanh: 1.0,
+    nn.Unflatten: 1.0,
+}
+
+
+def activation_slope(act: nn.Module) -> float | None:
+    """Return the Lipschitz constant of one of torch's activations, or what the module states; None if not known."""
+    stated = _stated(act)
+    if stated is not None:
+        return stated
+    if isinstance(act, nn.GELU) and act.approximate == "tanh":
+        return GELU_TANH_SLOPE
+    if type(act) is nn.LeakyReLU:
+        return max(1.0, abs(act.negative_slope))
+    if type(act) is nn.ELU:
+        return max(1.0, abs(act.alpha))
+    return _SLOPES.get(type(act))
+
+
+def lipschitz_bound(module: nn.Module) -> float:
+    """Bound the Lipschitz constant of a module in evaluation, in the Euclidean norm of a sample.
+
+    Choose it to look at one layer; `certify` says whether an F is a contraction. A module states its own by a method
+    `lipschitz_bound()` that returns a number, which is taken at its word. `nn.Sequential` multiplies. Known besides are
+    linear layers, by SVD, torch's elementwise activations, and `Contraction`.
+
+    Args:
+        module: The module.
+
+    Returns:
+        The bound; infinity if some part states none.
+
+    Raises:
+        ValueError: If a method returns anything but a number of 0 or more.
+    """
+    return _bound(module, "F", [])
+
+
+def stated_bound(module: nn.Module) -> tuple[float, tuple[str, ...]]:
+    """Return `lipschitz_bound`, and the parts that state none, each as `name (type)`."""
+    unstated: list[str] = []
+    return _bound(module, "F", unstated), tuple(unstated)
+
+
+@torch.no_grad()
+def _bound(module: nn.Module, name: str, unstated: list[str]) -> float:
+    if type(module) is nn.Sequential:
+        parts = [_bound(part, f"{name}[{i}]", unstated) for i, part in enumerate(module)]
+        return math.inf if math.inf in parts else math.prod(parts)
+    slope = activation_slope(module)
+    if slope is not None:
+        return slope
+    if isinstance(module, NormalizedLinear) and owns_weight(module):
+        return float(exact_sigma(_in_evaluation(module).double()))
+    if type(module) is nn.Linear and owns_weight(module):
+        return float(exact_sigma(module.weight.double()))
+    if isinstance(module, Contraction):
+        acts = [module.act, *(level.act_hidden for level in levels(module))]
+        slopes = [_bound(act, f"{name}, activation {i}", unstated) for i, act in enumerate(acts, 2)]
+        return worst_case(module, slopes).bound
+    unstated.append(f"{name} ({type(module).__name__})")
+    return math.inf
+
+
+def _in_evaluation(layer: NormalizedLinear) -> torch.Tensor:
+    training = layer.training
+    try:
+        return layer.eval().normalized_weight()
+    finally:
+        layer.train(training)
+
+
+def _stated(module: nn.Module) -> float | None:
+    """Return what a module says of itself, if it does."""
+    method = getattr(module, "lipschitz_bound", None)
+    if not callable(method):
+        return None
+    bound = method()
+    try:
+        value = float(bound)
+    except (TypeError, ValueError, RuntimeError):
+        value = math.nan
+    if not value >= 0:
+        raise ValueError(
+            f"{type(module).__name__}.lipschitz_bound() returns {bound!r}; return a number of 0 or more, infinity if "
+            "there is no bound"
+        )
+    return value

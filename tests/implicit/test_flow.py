@@ -1,0 +1,107 @@
+"""1 - F as an invertible transform, against exact determinants and integrals."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import imixer  # noqa: F401
+from imixer.implicit import Anderson, Contraction, FixedIterations, ResidualFlow, exact_log_det
+
+
+def contraction(width=3, **options):
+    torch.manual_seed(0)
+    F = Contraction(width, 5, nn.Tanh, coeff=0.7, **options).double().eval()
+    with torch.no_grad():
+        F.fc1.weight.mul_(4)
+        F.fc2.weight.mul_(4)
+    F.fc1.warm_up()
+    F.fc2.warm_up()
+    return F
+
+
+def jacobians(f, x):
+    return torch.stack([torch.autograd.functional.jacobian(lambda s: f(s[None])[0].flatten(), each) for each in x])
+
+
+TIGHT = Anderson(rtol=1e-12, atol=1e-12)
+
+
+def test_there_and_back_is_the_identity_and_determinants_are_those_of_the_jacobians():
+    flow = ResidualFlow(contraction(), exact=True, solver=TIGHT)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    z, there = flow(x)
+    again, back = flow.inverse(z)
+    torch.testing.assert_close(again, x)
+    torch.testing.assert_close(back, -there)
+    torch.testing.assert_close(there, torch.linalg.slogdet(jacobians(lambda s: flow(s)[0], x)).logabsdet)
+    expected = torch.linalg.slogdet(jacobians(lambda s: flow.inverse(s)[0], z.detach())).logabsdet
+    torch.testing.assert_close(back, expected)
+
+
+def test_estimates_are_unbiased():
+    F = contraction()
+    x = torch.randn(2, 3, dtype=torch.float64)
+    exact = exact_log_det(lambda x, *w: F(x, list(w)), x, F.weights()).detach()
+    torch.manual_seed(0)
+    flow = ResidualFlow(F, terms=3, probes=1)
+    draws = torch.stack([flow(x)[1].detach() for _ in range(1500)])
+    assert ((draws.mean(0) - exact).abs() < 4 * draws.std(0) / 1500**0.5).all()
+
+
+def test_a_density_integrates_to_one():
+    flow = ResidualFlow(contraction(1), exact=True)
+    x = torch.linspace(-9, 9, 2001, dtype=torch.float64)[:, None]
+    assert torch.trapezoid(flow.log_prob(x).exp().detach(), x[:, 0]).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_flow_is_trained_by_its_likelihood_in_both_directions():
+    flow = ResidualFlow(contraction(), exact=True)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    (-flow.log_prob(x).mean()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters())
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    sample, log_det = flow.inverse(z)
+    (sample.sum() + log_det.sum()).backward()
+    assert z.grad.isfinite().all()
+
+
+def test_a_block_of_an_imixer_is_a_flow():
+    torch.manual_seed(0)
+    model = timm.create_model("imixer_n2_8", num_classes=10, embed_dim=8, coeff="auto").eval()
+    imlp = model.blocks[0].mlp_tokens
+    z = imlp.fc_in(torch.randn(2, 4, imlp.fc_in.in_features)).detach()  # G(v)
+    flow = ResidualFlow(imlp.contraction, exact=True)
+    x, log_det = flow.inverse(z)
+    imlp.n_iter = 60
+    torch.testing.assert_close(imlp._inverse(imlp.contraction, z), x, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(flow(x)[0], z, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(flow(x)[1], -log_det, rtol=1e-3, atol=1e-3)
+
+
+def test_any_module_can_be_a_flow_and_nests_too():
+    class Halved(nn.Module):
+        def forward(self, x):
+            return 0.5 * x
+
+    x = torch.randn(2, 3, dtype=torch.float64)
+    log_det = ResidualFlow(Halved(), exact=True)(x)[1]
+    torch.testing.assert_close(log_det, torch.full((2,), 3 * torch.tensor(0.5).log().item()).double())
+    torch.manual_seed(0)
+    nest = Contraction(3, [4, 5], nn.Tanh, coeff=0.5).double().eval()
+    flow = ResidualFlow(nest, exact=True, n_iter=40, solver=TIGHT)
+    torch.testing.assert_close(flow(flow.inverse(x)[0])[0], x)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"terms": 0}, "terms, probes and roulette are 0, 1 and 0.5; give"),
+        ({"roulette": 1.0}, "terms, probes and roulette are 10, 1 and 1.0; give"),
+        ({"solver": FixedIterations(2)}, "which has no tolerance; choose Anderson"),
+        ({"F": torch.sin}, "F is builtin_function_or_method; give a module"),
+    ],
+)
+def test_impossible_flows_are_refused_with_the_remedy(options, said):
+    with pytest.raises(ValueError, match=said):
+        ResidualFlow(**{"F": contraction()} | options)

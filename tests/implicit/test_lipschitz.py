@@ -1,0 +1,197 @@
+"""Bounds that modules state, what they compose to, and their certificates, against Jacobians and dense matrices."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from imixer.implicit import (
+    Contraction,
+    L2Attention,
+    MonotoneContraction,
+    OrthogonalLinear,
+    SpectralConv2d,
+    SpectralLinear,
+    certify,
+    convolution_sigma,
+    lipschitz_bound,
+    solve,
+)
+from imixer.implicit.attention import _inverse_phi
+
+
+def jacobian_norm(F, x):
+    """Of one sample x (1, ...), by the whole Jacobian."""
+    rows = torch.autograd.functional.jacobian(lambda x: F(x).flatten(), x)
+    return torch.linalg.matrix_norm(rows.flatten(1), 2).item()
+
+
+class Stated(nn.Module):
+    def __init__(self, slope, said):
+        super().__init__()
+        self.slope, self.said = slope, said
+
+    def forward(self, x):
+        return self.slope * x.sin()
+
+    def lipschitz_bound(self):
+        return self.said
+
+
+def test_a_sequence_multiplies_what_its_parts_state():
+    torch.manual_seed(0)
+    F = nn.Sequential(
+        nn.Tanh(), SpectralLinear(4, 8, coeff=0.5), nn.Sigmoid(), OrthogonalLinear(8, 4, coeff=0.9), Stated(0.5, 0.5)
+    ).double()
+    W = F[1].eval().normalized_weight()
+    assert lipschitz_bound(F) == pytest.approx(torch.linalg.matrix_norm(W, 2).item() * 0.25 * 0.9 * 0.5, rel=1e-6)
+    assert lipschitz_bound(nn.Sequential(nn.Linear(3, 3), nn.GELU(), nn.LayerNorm(3))) == math.inf
+    assert lipschitz_bound(nn.LeakyReLU(2.0)) == 2 and lipschitz_bound(nn.ELU(0.5)) == 1
+
+
+def test_any_module_that_states_its_bound_is_certified():
+    z = torch.randn(5, 3)
+    certificate = certify(Stated(0.7, 0.7), z=z)
+    x = certificate.data.x
+    torch.testing.assert_close(x, z.double() + 0.7 * x.sin())
+    torch.testing.assert_close(certificate.data.norms[0], 0.7 * x.cos().abs().amax(1), rtol=1e-3, atol=0)
+    assert certificate.verdict == "guaranteed" and certificate.worst.bound == 0.7 and certificate.data.holds
+
+
+def test_a_module_that_states_none_is_observed_and_named():
+    F = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3, elementwise_affine=False), Stated(0.1, 0.1))
+    certificate = certify(F, z=torch.randn(4, 3))
+    assert certificate.worst.bound == math.inf and certificate.worst.unstated == ("F[1] (LayerNorm)",)
+    assert certificate.verdict in ("observed", "violated")
+    assert certify(Stated(3.0, math.inf), z=torch.randn(4, 3)).verdict == "violated"
+
+
+def test_a_contractions_activations_state_their_own_slopes():
+    torch.manual_seed(0)
+    F, z = Contraction(6, 8, nn.Tanh).eval(), torch.randn(4, 6)
+    assert certify(F, z=z).worst == certify(F, [1.0, 1.0], z).worst
+    assert lipschitz_bound(nn.Sequential(F, nn.Sigmoid())) == pytest.approx(0.25 * certify(F, z=z).worst.bound)
+
+
+def test_inputs_per_sample_stay_with_their_samples():
+    torch.manual_seed(0)
+    F, u = MonotoneContraction(4, 2).double(), torch.randn(5, 2).double()
+    certificate = certify(F, z=torch.zeros(5, 4), tensors=[u, *(w.detach() for w in F.weights())])
+    x = certificate.data.x
+    assert certificate.verdict == "guaranteed" and certificate.data.converged.all()
+    torch.testing.assert_close(x, F(x, u, *F.weights()).detach())
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda z: certify(Stated(0.5, 0.5), z), r"z is missing; give inputs as certify\(F, z=z\)"),
+        (lambda z: certify(Stated(0.5, 0.5)), "z is missing"),
+        (lambda z: certify(Stated(0.5, 0.5), [1.0], z), "lipschitz is given, and Stated is no Contraction"),
+        (lambda z: certify(Stated(0.5, -1.0), z=z), r"Stated.lipschitz_bound\(\) returns -1.0; return a number of 0"),
+        (lambda z: certify(Stated(0.5, "x"), z=z), r"Stated.lipschitz_bound\(\) returns 'x'; return"),
+        (lambda z: certify(torch.sin, z=z), "F is builtin_function_or_method; give a module"),
+        (lambda z: certify(nn.Linear(3, 2), z=z), r"F leads from \(4, 3\) to \(4, 2\); let it give back"),
+        (lambda z: certify(Stated(0.5, 0.5), z=z.long()), "z is torch.int64 .*; give real inputs"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused_in_a_sentence(call, said):
+    with pytest.raises(ValueError, match=said):
+        call(torch.randn(4, 3))
+
+
+# Attention
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_no_jacobian_of_l2_attention_exceeds_its_bound(scale):
+    torch.manual_seed(0)
+    F = L2Attention(4, 2, tokens=5, coeff=1e9).double()
+    for _ in range(5):
+        x = scale * torch.randn(1, 5, 4, dtype=torch.float64)
+        assert jacobian_norm(F, x) <= F.lipschitz_bound()
+    held = L2Attention(4, 2, tokens=5, coeff=0.7).double()
+    assert held.lipschitz_bound() == 0.7
+    assert jacobian_norm(held, torch.zeros(1, 5, 4).double()) <= 0.7
+
+
+def test_l2_attention_is_the_papers_written_out():
+    torch.manual_seed(0)
+    F, x = L2Attention(6, 2, tokens=4, coeff=1e9).double(), torch.randn(2, 4, 6, dtype=torch.float64)
+    heads = []
+    for Q, V in zip(F.query, F.value, strict=True):
+        P = (-(torch.cdist(x @ Q.T, x @ Q.T) ** 2) / 3**0.5).softmax(-1)
+        heads.append(P @ x @ (Q.T @ Q / 3**0.5) @ V.T)
+    torch.testing.assert_close(F(x), torch.cat(heads, -1) @ F.out.T)
+    for y in (0.5, 1.0, 15.0, 4095.0):
+        c = _inverse_phi(y)
+        assert c * math.exp(c + 1) == pytest.approx(y)
+    assert _inverse_phi(0) == 0
+
+
+def test_l2_attention_is_solved_for_and_certified():
+    torch.manual_seed(0)
+    F, z = L2Attention(4, 2, tokens=3).double(), torch.randn(2, 3, 4, dtype=torch.float64)
+    x = solve(F, z, F.weights(), solver="anderson", gradient="implicit").value
+    x.square().sum().backward()
+    assert F.query.grad.isfinite().all() and certify(F, z=z).verdict == "guaranteed"
+    with pytest.raises(ValueError, match=r"x is \(2, 4, 4\); give \(B, N, D\) with at most 3 tokens"):
+        F(torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match="features, num_heads and tokens are 4, 3 and 3; give"):
+        L2Attention(4, 3, 3)
+
+
+# Convolutions
+
+
+def dense(layer, size, channels):
+    x = torch.eye(channels * size[0] * size[1], dtype=torch.float64).view(-1, channels, *size)
+    return (layer(x) - layer.bias[:, None, None]).flatten(1)
+
+
+@pytest.mark.parametrize("padding_mode", ["circular", "zeros", "reflect", "replicate"])
+def test_power_iteration_finds_the_norm_of_a_convolution_and_the_bound_is_above(padding_mode):
+    torch.manual_seed(0)
+    size = (5, 6)
+    free = SpectralConv2d(2, 3, 3, size, padding_mode=padding_mode, coeff=1e9, sigma="power").double()
+    for _ in range(20):
+        free.warm_up()
+    exact = torch.linalg.matrix_norm(dense(free, size, 2), 2).item()
+    assert float(free.sigma()) == pytest.approx(exact, rel=1e-4)
+    bound = float(convolution_sigma(free.weight, size, padding_mode))
+    assert exact * (1 - 1e-12) <= bound < 2.5 * exact
+    if padding_mode == "circular":
+        assert bound == pytest.approx(exact)
+    held = SpectralConv2d(2, 3, 3, size, padding_mode=padding_mode, coeff=0.1, sigma="power").double().eval()
+    norm = torch.linalg.matrix_norm(dense(held, size, 2), 2).item()
+    assert norm == pytest.approx(0.1, rel=1e-2) and norm <= held.lipschitz_bound() * (1 + 1e-12)
+    fourier = SpectralConv2d(2, 3, 3, size, padding_mode=padding_mode, coeff=0.1).double()
+    assert torch.linalg.matrix_norm(dense(fourier, size, 2), 2).item() <= 0.1 + 1e-9
+
+
+def test_training_moves_a_convolutions_power_iteration_and_gradients_go_through():
+    torch.manual_seed(0)
+    layer = SpectralConv2d(2, 2, 3, (4, 4), padding_mode="reflect", coeff=0.1, sigma="power")
+    before = layer.v.clone()
+    with torch.no_grad():
+        layer.weight.normal_()
+    layer(torch.randn(1, 2, 4, 4)).sum().backward()
+    assert not torch.equal(layer.v, before) and layer.weight.grad.isfinite().all()
+    kept = layer.eval().v.clone()
+    layer(torch.randn(1, 2, 4, 4))
+    assert torch.equal(layer.v, kept) and "v" in layer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"padding_mode": "mirror"}, "padding_mode is 'mirror'; choose circular, zeros, reflect, replicate"),
+        ({"size": 4}, "size is 4; give the height and the width"),
+        ({"sigma": "exact"}, "sigma is 'exact'; choose fourier or power"),
+        ({"in_channels": 0}, "in_channels, out_channels and n_power_iterations are 0, 1 and 8; give"),
+    ],
+)
+def test_an_impossible_convolution_is_refused_with_the_remedy(options, said):
+    with pytest.raises(ValueError, match=said):
+        SpectralConv2d(**{"in_channels": 1, "out_channels": 1, "kernel_size": 3, "size": (4, 4)} | options)
