@@ -28,6 +28,7 @@ from imixer.data.config import DataConfig
 from imixer.data.device import build_resident
 from imixer.data.image_data import ImageData
 from imixer.data.sampler import BatchShard
+from imixer.training.timing import wait_for
 
 SOURCE, CLASSES, STEP_TARGET, SPEED_TARGET = 32, 10, 0.05, 5.0
 
@@ -87,13 +88,8 @@ def images_per_second(batches: Iterator[tuple[Tensor, Tensor]], seconds: float) 
     while count == 0 or time.perf_counter() - start < seconds:
         images, _ = next(batches)
         count += len(images)
-    wait(images)
+    wait_for(images.device)
     return count / (time.perf_counter() - start)
-
-
-def wait(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
 
 
 def step_share(size: int, batch: int, repeats: int, device: torch.device) -> float:
@@ -103,7 +99,7 @@ def step_share(size: int, batch: int, repeats: int, device: torch.device) -> flo
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def seconds(source: Callable[[], tuple[Tensor, Tensor]], steps: int = 20) -> float:
-        torch.cuda.synchronize()
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(steps):
             images, targets = source()
@@ -112,7 +108,7 @@ def step_share(size: int, batch: int, repeats: int, device: torch.device) -> flo
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
+        wait_for(device)
         return (time.perf_counter() - start) / steps
 
     kept = next(batches)

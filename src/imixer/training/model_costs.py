@@ -20,8 +20,8 @@ from imixer.tables import Grid, on_screen
 from imixer.training.devices import device_name
 from imixer.training.finished_run import choose_device
 from imixer.training.model import build_model, forward_cost
-from imixer.training.precision import wait_for
 from imixer.training.run.config import ModelConfig
+from imixer.training.timing import wait_for
 from imixer.weights import packaged_config, packaged_models
 
 _CLASSES = 1000
