@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "sweep": {"training", "data", "recipes", *BASE},
     "analysis": {"training", "models", "data", "implicit", "hopfield", *BASE},
     "cli": {"experiments", "analysis", "sweep", "training", "recipes", "weights", *BASE},
+    "gpu_check": {"cli", "experiments", "sweep", "training", "models", "data", "implicit", *BASE},
     "experiments": {"analysis", "sweep", "training", "models", "data", "recipes", "implicit", "hopfield", *BASE},
 }
 
