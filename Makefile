@@ -10,7 +10,11 @@ TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
 # The environment of the lowest versions that pyproject.toml declares, for Python 3.10 or later
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-slow test-elsewhere test-lowest lint docs clean
+# How long the check of a GPU may take, and where CIFAR-10 lies
+MINUTES ?= 8
+DATA ?= data
+
+.PHONY: demo gpu test test-slow test-elsewhere test-lowest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	rm -rf $(RUN)
@@ -30,6 +34,13 @@ test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which
 
 test-lowest: $(LOWEST)/.installed  ## the tests of the core with the lowest versions that are declared
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core.py
+
+gpu: $(VENV)/.installed-test  ## on a GPU: check, measure and train within minutes, then the tests marked cuda and the benchmarks
+	-$(BIN)/python -m imixer.gpu_check --minutes $(MINUTES) $(if $(wildcard $(DATA)),--data_dir $(DATA))
+	-$(BIN)/python -m pytest -m cuda
+	-$(BIN)/python benchmarks/step.py --pairs laptop s16_224 --batches 512 --modes train
+	-$(BIN)/python benchmarks/train.py --batch 512
+	-$(BIN)/python benchmarks/data.py --batch 512 --step
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ from imixer.data.config import DataConfig
 from imixer.data.device import build_resident
 from imixer.data.sampler import BatchShard
 from imixer.gpu_check.noise import noise_data
-from imixer.training.timing import wait_for
+from imixer.timing import wait_for
 
 SOURCE, CLASSES, STEP_TARGET, SPEED_TARGET = 32, 10, 0.05, 5.0
 

@@ -31,10 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imixer.models
 from imixer.implicit import fold
+from imixer.timing import milliseconds
+from imixer.timing import peak_memory as peak_memory_of
 from imixer.training.allocator import keep_freed_memory
 from imixer.training.run.environment import environment
-from imixer.training.timing import milliseconds
-from imixer.training.timing import peak_memory as peak_memory_of
 
 IMIXER, MIXER = "iMixer", "Mixer"
 _PYRAMID: dict[str, Any] = dict(

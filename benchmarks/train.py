@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import imixer.models
 from imixer.implicit import fold
-from imixer.training.timing import milliseconds, peak_memory
+from imixer.timing import milliseconds, peak_memory
 
 MODELS = {
     "iMixer": ("imixer_{}_224", {}),

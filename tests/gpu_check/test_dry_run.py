@@ -12,8 +12,8 @@ import torch
 from imixer.gpu_check.__main__ import main
 from imixer.gpu_check.checks import PROMISES, promises_on
 from imixer.gpu_check.journal import Bench, Journal
+from imixer.gpu_check.part_list import PARTS, Part
 from imixer.gpu_check.part_process import run_parts
-from imixer.gpu_check.parts import PARTS, Part
 from imixer.gpu_check.promise import Place, at_most, relative_error
 from imixer.gpu_check.results_page import draw_page
 
@@ -187,7 +187,7 @@ def test_what_the_server_of_processes_imports_asks_for_no_device():
         "def refuse(*a, **k): raise SystemExit('asked for a device')\n"
         "for name in ('is_available', 'device_count', 'init', '_lazy_init'): setattr(torch.cuda, name, refuse)\n"
         "import importlib, imixer.training.train, imixer.experiments.reproduce\n"
-        "from imixer.gpu_check.parts import PARTS\n"
+        "from imixer.gpu_check.part_list import PARTS\n"
         "for part in PARTS: importlib.import_module(part.path)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(words: Sequence[str]) -> int:
     from jsonargparse import ArgumentParser
 
-    from imixer.gpu_check.parts import PARTS
+    from imixer.gpu_check.part_list import PARTS
     from imixer.training.run.parsing import parse
 
     names = [part.name for part in PARTS]
@@ -75,8 +75,8 @@ def _run(
     import torch
 
     from imixer.gpu_check.journal import Bench, Journal
+    from imixer.gpu_check.part_list import PARTS, Part
     from imixer.gpu_check.part_process import run_parts
-    from imixer.gpu_check.parts import PARTS, Part
     from imixer.gpu_check.results_page import draw_page
     from imixer.writing import write_text
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from imixer.gpu_check.journal import Bench
+from imixer.timing import milliseconds
 from imixer.training.devices import device_name
 from imixer.training.run.environment import environment
-from imixer.training.timing import milliseconds
 
 WIDTH, TINY_WIDTH = 8192, 64
 _REPEATS = 3

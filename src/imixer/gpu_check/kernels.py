@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from imixer.gpu_check.journal import Bench
 from imixer.gpu_check.speed import CASES, CLASSES, TINY_CASES, Case, config_of, step_of
-from imixer.training.timing import wait_for
+from imixer.timing import wait_for
 
 _LARGEST = 10
 _STEPS = 3

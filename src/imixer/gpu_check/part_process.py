@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from imixer.gpu_check.journal import Bench
-from imixer.gpu_check.parts import PARTS, Part
+from imixer.gpu_check.part_list import PARTS, Part
 from imixer.notices import notices_on_stderr
 
 _POLL_S = 0.5

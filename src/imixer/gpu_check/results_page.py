@@ -7,7 +7,7 @@ from typing import Any
 
 from imixer.escaping import for_markdown
 from imixer.gpu_check.journal import Record
-from imixer.gpu_check.parts import PARTS
+from imixer.gpu_check.part_list import PARTS
 from imixer.tables import Grid, markdown
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from imixer.gpu_check.hardware import TINY_WIDTH, WIDTH, product_flops
 from imixer.gpu_check.journal import Bench
 from imixer.gpu_check.training_promises import train_config
+from imixer.timing import milliseconds, peak_memory
 from imixer.training.devices import build_fabric
 from imixer.training.model import FORWARDS_PER_STEP, build_model, forward_cost
 from imixer.training.run.config import TrainConfig
-from imixer.training.timing import milliseconds, peak_memory
 from imixer.training.train_state import TrainState
 
 TABLE = "Training steps, forward to optimizer, in bf16"

@@ -14,7 +14,7 @@ from imixer.data.sampler import BatchShard
 from imixer.gpu_check.journal import Bench
 from imixer.gpu_check.noise import noise_data
 from imixer.gpu_check.speed import CASES, CLASSES, TINY_CASES, Case, config_of, step_of
-from imixer.training.timing import milliseconds
+from imixer.timing import milliseconds
 
 _IMAGES = 4096
 _TURNS = 3

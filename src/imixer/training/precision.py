@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imixer.training.timing import wait_for
+from imixer.timing import wait_for
 
 _ROWS, _WIDTH, _HIDDEN = 4096, 128, 512  # a channel mixing of 64 small images
 _REPEATS = 5

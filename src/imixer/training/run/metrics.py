@@ -12,8 +12,8 @@ import torch
 from lightning.fabric.loggers import Logger
 
 from imixer.reading import read_rows
+from imixer.timing import wait_for
 from imixer.training.run.directory import RunDirectory
-from imixer.training.timing import wait_for
 from imixer.writing import csv_text, write_csv
 
 Row = dict[str, Any]  # of an epoch
