@@ -13,7 +13,7 @@ PAGE = SOURCE.parents[1] / "docs" / "gpu.md"
 CHECK = "gpu_check"  # which is itself what tries
 ASKS = re.compile(
     r"torch\.cuda\b|\bis_cuda\b|\.type [!=]= \"(cuda|cpu)\"|\.type in \(|nccl|non_blocking|pin_memory|"
-    r"cudnn|set_float32_matmul|get_device_module|fused=fused|channels_last\)|fork_rng\(devices=\["
+    r"cudnn|set_float32_matmul|get_device_module|fused=fused|channels_last\)"
 )
 
 pytestmark = pytest.mark.skipif(not PAGE.exists(), reason="needs a checkout")
