@@ -12,7 +12,11 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 CORE := -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core.py
 
-.PHONY: demo test test-slow test-elsewhere test-remote test-lowest test-newest lint docs clean
+# How long the check of a GPU may take, and where CIFAR-10 lies
+MINUTES ?= 8
+DATA ?= data
+
+.PHONY: demo gpu test test-slow test-elsewhere test-remote test-lowest test-newest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	rm -rf $(RUN)
@@ -39,6 +43,13 @@ test-lowest: $(LOWEST)/.installed  ## the tests of the core with the lowest vers
 
 test-newest: $(NEWEST)/.installed  ## the same tests with the newest versions
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(CORE)
+
+gpu: $(VENV)/.installed-test  ## on a GPU: check, measure and train within minutes, then the tests marked cuda and the benchmarks
+	-$(BIN)/python -m imixer.gpu_check --minutes $(MINUTES) $(if $(wildcard $(DATA)),--data_dir $(DATA))
+	-$(BIN)/python -m pytest -m cuda
+	-$(BIN)/python benchmarks/step.py --pairs laptop s16_224 --batches 512 --modes train
+	-$(BIN)/python benchmarks/train.py --batch 512
+	-$(BIN)/python benchmarks/data.py --batch 512 --step
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -17,7 +17,6 @@ from pathlib import Path
 import PIL
 import timm
 import torch
-from PIL import Image
 from rich.console import Console
 from step import cpu_name, show
 from torch import Tensor, nn
@@ -26,25 +25,11 @@ import imixer.models  # noqa: F401
 from imixer.data.batches import build_training
 from imixer.data.config import DataConfig
 from imixer.data.device import build_resident
-from imixer.data.image_data import ImageData
 from imixer.data.sampler import BatchShard
+from imixer.gpu_check.noise import noise_data
+from imixer.timing import wait_for
 
 SOURCE, CLASSES, STEP_TARGET, SPEED_TARGET = 32, 10, 0.05, 5.0
-
-
-class RandomImages:
-    """Colour images of smooth noise, the same each time."""
-
-    def __init__(self, count: int) -> None:
-        coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        images = nn.functional.interpolate(coarse, SOURCE, mode="bicubic").clamp(0, 1).mul(255).byte()
-        self.images = images.permute(0, 2, 3, 1).numpy()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.images[index]), index % CLASSES
 
 
 def paper(batch: int) -> DataConfig:
@@ -64,9 +49,7 @@ def pipelines(
     size: int, batch: int, device: torch.device
 ) -> dict[str, Callable[[int], Iterator[tuple[Tensor, Tensor]]]]:
     """By name, what gives the batches of an epoch."""
-    names = tuple(map(str, range(CLASSES)))
-    items = RandomImages(max(2048, 2 * batch))
-    data = ImageData("noise", items, RandomImages(1), names, 3, (SOURCE, SOURCE), (0.5,) * 3, (0.25,) * 3)
+    data = noise_data(max(2048, 2 * batch), 1, (SOURCE, SOURCE), CLASSES)
     common = {"num_classes": CLASSES, "smoothing": 0.1, "seed": 0, "device": device, "shard": BatchShard()}
     shape = (3, size, size)
     return {
@@ -87,13 +70,8 @@ def images_per_second(batches: Iterator[tuple[Tensor, Tensor]], seconds: float) 
     while count == 0 or time.perf_counter() - start < seconds:
         images, _ = next(batches)
         count += len(images)
-    wait(images)
+    wait_for(images.device)
     return count / (time.perf_counter() - start)
-
-
-def wait(tensor: Tensor) -> None:
-    if tensor.is_cuda:
-        torch.cuda.synchronize()
 
 
 def step_share(size: int, batch: int, repeats: int, device: torch.device) -> float:
@@ -103,7 +81,7 @@ def step_share(size: int, batch: int, repeats: int, device: torch.device) -> flo
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def seconds(source: Callable[[], tuple[Tensor, Tensor]], steps: int = 20) -> float:
-        torch.cuda.synchronize()
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(steps):
             images, targets = source()
@@ -112,7 +90,7 @@ def step_share(size: int, batch: int, repeats: int, device: torch.device) -> flo
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
+        wait_for(device)
         return (time.perf_counter() - start) / steps
 
     kept = next(batches)

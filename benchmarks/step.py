@@ -11,14 +11,13 @@ that a step needs, above the imports. Freed memory is kept for the next step, as
 """
 
 import argparse
-import platform
 import re
 import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imixer.models
 from imixer.implicit import fold
+from imixer.timing import milliseconds
+from imixer.timing import peak_memory as peak_memory_of
 from imixer.training.allocator import keep_freed_memory
+from imixer.training.run.environment import environment
 
 IMIXER, MIXER = "iMixer", "Mixer"
 _PYRAMID: dict[str, Any] = dict(
@@ -64,7 +66,7 @@ def create(pair: str, which: str) -> nn.Module:
 def peak(dtype: torch.dtype, device: str) -> float:
     """Multiply-adds a second of a product of two square matrices, the best of some."""
     a, b = (torch.randn(PEAK_WIDTH, PEAK_WIDTH, device=device, dtype=dtype) for _ in range(2))
-    return PEAK_WIDTH**3 / min(milliseconds(lambda x: x @ b, a) for _ in range(5)) * 1e3
+    return PEAK_WIDTH**3 / min(milliseconds(lambda: a @ b, a.device) for _ in range(5)) * 1e3
 
 
 def multiply_adds(model: nn.Module, x: Tensor) -> int:
@@ -113,29 +115,12 @@ def build(
     return (training_step if mode == "train" else inference)(model, forward, dtype)
 
 
-def milliseconds(step: Callable[[Tensor], object], x: Tensor) -> float:
-    """Of one call, long enough repeated for the clock."""
-    synchronise = torch.cuda.synchronize if x.is_cuda else (lambda: None)
-    synchronise()
-    calls, start = 0, time.perf_counter()
-    while calls == 0 or time.perf_counter() - start < 0.3:
-        step(x)
-        calls += 1
-        if x.is_cuda and calls % 10:
-            continue
-        synchronise()
-    synchronise()
-    return (time.perf_counter() - start) / calls * 1e3
-
-
 def peak_memory(device: str, pair: str, which: str, mode: str, compiled: bool, dtype: torch.dtype, batch: int) -> float:
     """MiB that a step needs at its highest, above the imports: in a process of its own on the CPU."""
     if device == "cuda":
         step, x = build(pair, which, mode, compiled, dtype, device), images(pair, batch, device)
         step(x)
-        torch.cuda.reset_peak_memory_stats()
-        step(x)
-        return torch.cuda.max_memory_allocated() / 2**20
+        return (peak_memory_of(partial(step, x), x.device) or 0) / 2**20
     command = [
         sys.executable,
         __file__,
@@ -223,7 +208,7 @@ def main() -> None:
             times: dict[str, list[float]] = {name: [] for name in steps}
             for _ in range(args.repeats):
                 for name, step in steps.items():
-                    times[name].append(milliseconds(step, x))
+                    times[name].append(milliseconds(partial(step, x), x.device))
             ratios = [a / b for a, b in zip(times[IMIXER], times[MIXER], strict=True)]
             ratio = statistics.median(ratios)
             memory = [peak_memory(args.device, pair, which, mode, compiled, dtype, batch) for which in steps]
@@ -254,9 +239,7 @@ def show(title: str, header: list[str], rows: list[list[str]], width: int, markd
 
 
 def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":")[1].strip() if names else platform.processor()
+    return str(environment()["cpu"])
 
 
 if __name__ == "__main__":

@@ -25,11 +25,12 @@ from pathlib import Path
 import timm
 import torch
 from rich.console import Console
-from step import cpu_name, milliseconds, multiply_adds, resident_peak, show
+from step import cpu_name, multiply_adds, resident_peak, show
 from torch import Tensor, nn
 
 import imixer.models
 from imixer.implicit import fold
+from imixer.timing import milliseconds, peak_memory
 
 MODELS = {
     "iMixer": ("imixer_{}_224", {}),
@@ -83,9 +84,7 @@ def warm_and_measure_memory(make: Callable[[], Step], x: Tensor) -> tuple[Step, 
     step = make()
     for _ in range(2):
         step(x)
-    torch.cuda.reset_peak_memory_stats()
-    step(x)
-    return step, (torch.cuda.max_memory_allocated() - before) / 2**20
+    return step, ((peak_memory(partial(step, x), x.device) or 0) - before) / 2**20
 
 
 def resident_memory(model: str, size: str, compiled: bool, batch: int) -> float:
@@ -111,7 +110,7 @@ def peak_flops(device: str) -> tuple[float, str]:
                 return peak, "data sheet"
     n = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    best = min(milliseconds(lambda b: torch.mm(a, b), b) for _ in range(5))
+    best = min(milliseconds(lambda: torch.mm(a, b), b.device) for _ in range(5))
     return 2 * n**3 / best * 1e3, f"the best of five products of {n}x{n} matrices"
 
 
@@ -139,7 +138,7 @@ def measure(steps: dict[Key, Step], repeats: int, x: Tensor, console: Console) -
     for repeat in range(repeats):
         console.print(f"measuring {repeat + 1}/{repeats} ...", highlight=False)
         for key, step in steps.items():
-            times[key].append(milliseconds(step, x))
+            times[key].append(milliseconds(partial(step, x), x.device))
     return times
 
 

@@ -19,6 +19,7 @@ CORE_BASE = {
     "inverse_options",
     "notices",
     "reading",
+    "timing",
     "verdict",
     "writing",
 }  # what every package but the theory may use
@@ -31,7 +32,7 @@ BASE = CORE_BASE | {
 }  # of those, what needs the extra `train`
 MAY_IMPORT = {
     "hopfield": {"errors", "extras", "verdict"},
-    "implicit": {"errors", "verdict"},
+    "implicit": {"errors", "timing", "verdict"},
     "weights": CORE_BASE,
     "models": {"implicit", "weights", *CORE_BASE},
     "data": BASE,
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "sweep": {"training", "data", "recipes", *BASE},
     "analysis": {"training", "models", "data", "implicit", "hopfield", *BASE},
     "cli": {"experiments", "analysis", "sweep", "training", "recipes", "weights", *BASE},
+    "gpu_check": {"cli", "experiments", "sweep", "training", "models", "data", "implicit", *BASE},
     "experiments": {"analysis", "sweep", "training", "models", "data", "recipes", "implicit", "hopfield", *BASE},
 }
 
@@ -69,7 +71,11 @@ THIRD_PARTY = {
     "weights": set(),
     "models": {"torch", "timm", "safetensors"},
 }
-THEIRS = {"hugging_face.py"}  # imported after Transformers, if anybody imports that
+THEIRS = {  # what single files need besides
+    "hugging_face.py": {"transformers"},  # imported after Transformers, if anybody imports that
+    "timing.py": {"torch"},
+    "fused_kernels.py": {"triton"},  # imported where there is Triton, which comes with torch for GPUs
+}
 CORE = [(package, file) for package in THIRD_PARTY for file in sorted((SOURCE / package).rglob("*.py"))]
 CORE += [("", SOURCE / f"{name}.py") for name in sorted({"__init__", "registration", "timm", *CORE_BASE})]
 
@@ -90,7 +96,7 @@ def needed(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize(("package", "file"), CORE, ids=lambda value: value.name if isinstance(value, Path) else value)
 def test_the_core_needs_torch_timm_and_little_else(package, file):
-    theirs = {"transformers"} if file.name in THEIRS else set()
+    theirs = THEIRS.get(file.name, set())
     assert needed(ast.parse(file.read_text())) <= THIRD_PARTY.get(package, set()) | theirs
 
 
@@ -130,6 +136,7 @@ SHARED_CLASSES = {
 MIRRORS = ("cli", "analysis/views")
 # Names that files of two rooms share on purpose: the room says of what.
 SHARED_FILES = {
+    "__main__.py",  # of the command, and of the check of a GPU
     "batches.py",  # on the host, and on the device
     "checkpoints.py",  # published weights, and the states of a run
     "config.py",  # of the data, and of a run

@@ -10,12 +10,3 @@ def pytest_collection_modifyitems(items):
         if "tests/cuda/" in item.path.as_posix():
             item.add_marker(pytest.mark.cuda)
             item.add_marker(missing)
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    """Float32 products without TF32, as the CPU makes them."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before

@@ -17,7 +17,7 @@ from imixer.models import IMLP
 from imixer.models.inversion import Inversion
 from imixer.models.probe import require_implicit_layers
 from imixer.progress import with_progress
-from imixer.training.precision import wait_for
+from imixer.timing import wait_for
 
 NUMBERS = tuple(range(9))
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)

@@ -290,7 +290,7 @@ def build_training(
         erasing = transform.transforms.pop()  # timm erases last
         erasing.device = device
     images = TrainingImages(data.train, transform, seed, flips)
-    return TrainingBatches(images, order, mixup, device, erasing, **_loading(config, seed))
+    return TrainingBatches(images, order, mixup, device, erasing, **_loading(config, seed, device))
 
 
 def build_held_out(
@@ -339,14 +339,16 @@ def batches_in_order(
         batch_size: Images per batch.
         shard: The images that are this process's.
     """
-    return HeldOutBatches(HeldOutImages(items, transform, shard), device, batch_size=batch_size, **_loading(config, 0))
+    return HeldOutBatches(
+        HeldOutImages(items, transform, shard), device, batch_size=batch_size, **_loading(config, 0, device)
+    )
 
 
-def _loading(config: DataConfig, seed: int) -> dict[str, Any]:
+def _loading(config: DataConfig, seed: int, device: torch.device) -> dict[str, Any]:
     return {
         "num_workers": config.workers,
         "persistent_workers": config.workers > 0,
-        "pin_memory": torch.cuda.is_available(),
+        "pin_memory": device.type == "cuda",  # it would wake a GPU that trains nothing
         # of its own, so that starting a loader leaves the global one untouched
         "generator": torch.Generator().manual_seed(seed),
     }

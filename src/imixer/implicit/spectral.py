@@ -400,7 +400,7 @@ def _power_iteration(weight: Tensor, v: Tensor, steps: int, restart: bool = Fals
     start = v.to(W.dtype)
     with _full_precision(W.device):
         if restart:
-            row = W[W.abs().amax(1).argmax()]
+            row = W.index_select(0, W.abs().amax(1).argmax(0, keepdim=True))[0]  # no number is asked for
             scale = _binade(row)
             seen = torch.linalg.vector_norm(torch.mv(W, start) / scale)
             kept = (seen >= 1e-6 * torch.linalg.vector_norm(row / scale)) & seen.isfinite()

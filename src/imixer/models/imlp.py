@@ -10,9 +10,11 @@ import torch
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from imixer.implicit import Contraction, SpectralLinear, TransposedLinear, ceiling
+from imixer.implicit import Contraction, OrthogonalLinear, SpectralLinear, TransposedLinear, ceiling
 from imixer.implicit.contraction import parametrizations_once
 from imixer.implicit.folding import plain_transpose
+from imixer.implicit.func_transforms import transformed
+from imixer.implicit.fused import may_fuse, token_mixing
 from imixer.implicit.low_rank import weight_with_lora
 from imixer.implicit.transposed import refuse_wrapped
 from imixer.inverse_options import InverseOptions, shows_options
@@ -97,12 +99,34 @@ class IMLP(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """Mix v (..., S) -> (..., S)."""
+        if may_fuse(v) and (mixed := self._fused(v)) is not None:
+            return mixed
         z = self.fc_in(v)  # G(v)
         x = z
         if self.contraction is not None:
             with parametrizations_once(self.contraction):
                 x = self._inverse(self.contraction, z)
         return self.H(x)
+
+    def _fused(self, v: Tensor) -> Tensor | None:
+        """Mix v in one kernel; None where the kernel does not compute this, or is no faster."""
+        F = self.contraction
+        if F is None or F.inner is not None or self.legacy or not self.inversion.unrolled or transformed():
+            return None
+        layers = (self.fc_in, F.fc1, F.fc2, self.fc_out)
+        if any(type(each) not in (nn.Linear, SpectralLinear, OrthogonalLinear) or each.bias is None for each in layers):
+            return None  # tied couplings too
+        if any(type(act) is not nn.GELU or act.approximate != "none" for act in (self.act, F.act, F.act_hidden)):
+            return None
+        if self.training and max(self.drop1.p, self.drop2.p, F.drop_rate) > 0:
+            return None
+        if not isinstance(F.bn1, nn.Identity) or any(_is_watched(module) for module in self.modules()):
+            return None
+        with parametrizations_once(F):
+            W1, W2, b1, b2 = F.weights()
+        way_in, way_out = self.fc_in, cast(nn.Linear, self.fc_out)
+        weights = [way_in.weight, way_in.bias, W1, b1, W2, b2, way_out.weight, way_out.bias]
+        return token_mixing(v, weights, self.n_iter)
 
     def _inverse(self, F: Contraction, z: Tensor) -> Tensor:
         """Compute x = (1 - F)^-1 z, (..., D_S): Algorithm 1 without its first and last line."""
@@ -143,6 +167,12 @@ class IMLP(nn.Module):
         for layer in self.modules():
             if isinstance(layer, SpectralLinear):
                 layer.warm_up()
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Tell whether hooks wait for calls of a module, which a kernel does not make."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _contraction(

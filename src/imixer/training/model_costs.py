@@ -17,10 +17,10 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError, did_you_mean
 from imixer.progress import with_progress
 from imixer.tables import Grid, on_screen
+from imixer.timing import wait_for
 from imixer.training.devices import device_name
 from imixer.training.finished_run import choose_device
 from imixer.training.model import build_model, forward_cost
-from imixer.training.precision import wait_for
 from imixer.training.run.config import ModelConfig
 from imixer.weights import packaged_config, packaged_models
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imixer.timing import wait_for
+
 _ROWS, _WIDTH, _HIDDEN = 4096, 128, 512  # a channel mixing of 64 small images
 _REPEATS = 5
 _GAIN = 1.2  # bfloat16 must be that many times as fast, or its rounding is for nothing
@@ -100,13 +102,3 @@ def _best_ms(work: Callable[[], None], device: torch.device) -> float:
         wait_for(device)
         best = min(best, time.perf_counter() - began)
     return best * 1e3
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has done its work, so that a clock tells how long that took.
-
-    Args:
-        device: The device. A CPU does its work at once.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

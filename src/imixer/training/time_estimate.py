@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from imixer.data.batches import TrainingBatches
+from imixer.timing import wait_for
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel
 from imixer.training.optimizer import build_optimizer
-from imixer.training.precision import autocast, wait_for
+from imixer.training.precision import autocast
 from imixer.training.run.config import TrainConfig
 from imixer.training.train_state import training_loss
 

@@ -55,7 +55,8 @@ def load_resident(data: ImageData, device: torch.device) -> tuple[ResidentImages
 def free_memory(device: torch.device) -> int:
     """Measure the bytes that can still be taken on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # of an earlier run, for us
+        return torch.cuda.mem_get_info(device)[0] + kept
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         return next(int(line.split()[1]) * 1024 for line in meminfo.read_text().splitlines() if "MemAvailable" in line)

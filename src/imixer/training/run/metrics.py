@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.loggers import Logger
 
 from imixer.reading import read_rows
+from imixer.timing import wait_for
 from imixer.training.run.directory import RunDirectory
 from imixer.writing import csv_text, write_csv
 
@@ -68,8 +69,7 @@ class MetricsWriter:
 
     def end_training(self, device: torch.device) -> None:
         """Stop the clock of an epoch's training, once the device has done its work."""
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        wait_for(device)
         self.images_per_s = round(self._images / (time.perf_counter() - self._began), 1)
 
     def write(self, row: Row, blocks: list[dict[str, float]]) -> None:

@@ -1,0 +1,132 @@
+"""Check, measure and train on a GPU within minutes: `python -m imixer.gpu_check`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from imixer.errors import InputError, did_you_mean
+from imixer.escaping import one_line
+from imixer.extras import require_extra
+
+MINUTES = 8.0
+PAGE, JOURNAL = "gpu.md", "results.jsonl"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check.
+
+    Args:
+        argv: Words after `python -m imixer.gpu_check`. Default: those of the process.
+
+    Returns:
+        The exit code: 0 if all parts ended well or at their limits, 1 if something does not hold or failed, 2 if the
+        user can mend the error, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        require_extra("train", "python -m imixer.gpu_check")
+        return _check(words)
+    except InputError as error:
+        print(f"imixer: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("imixer: interrupted; what was measured is written", file=sys.stderr)
+        return 130
+    except SystemExit as error:  # --help
+        return error.code if isinstance(error.code, int) else 0
+
+
+def _check(words: Sequence[str]) -> int:
+    from jsonargparse import ArgumentParser
+
+    from imixer.gpu_check.part_list import PARTS
+    from imixer.training.run.parsing import parse
+
+    names = [part.name for part in PARTS]
+    parser = ArgumentParser(
+        prog="python -m imixer.gpu_check", exit_on_error=False, allow_abbrev=False, description=__doc__
+    )
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="Minutes that all parts together may take.")
+    parser.add_argument("--parts", nargs="+", metavar="PART", help=f"Parts to do: {', '.join(names)}. Default: all.")
+    parser.add_argument("--out", metavar="DIR", help="Folder to make. Default: the next free gpu_check-<number>.")
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="Folder with CIFAR-10, as for `imixer reproduce`. Default: data."
+    )
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Do all on the CPU, with tiny sizes.")
+    args = parse(parser, words)
+    if not 0 < args.minutes < 24 * 60:
+        raise InputError(f"minutes is {args.minutes:g}; give more than 0, and less than a day")
+    for name in args.parts or ():
+        if name not in names:
+            raise InputError(f"no part {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}")
+    if args.data_dir is not None and not Path(args.data_dir).is_dir():
+        raise InputError(f"data_dir is {args.data_dir}, which is no folder; give the one with the data sets")
+    return _run(words, args.minutes, args.parts or names, args.out, args.data_dir, args.dry_run)
+
+
+def _run(
+    words: Sequence[str], minutes: float, names: Sequence[str], out: str | None, data_dir: str | None, dry_run: bool
+) -> int:
+    import torch
+
+    from imixer.gpu_check.journal import Bench, Journal
+    from imixer.gpu_check.part_list import PARTS, Part
+    from imixer.gpu_check.part_process import run_parts
+    from imixer.gpu_check.results_page import draw_page
+    from imixer.writing import write_text
+
+    if not dry_run and not torch.cuda.is_available():
+        raise InputError("torch sees no CUDA device here; add --dry_run to try the script itself on the CPU")
+    folder = _make_folder(out)
+    device = torch.device("cpu" if dry_run else "cuda")
+    journal = Journal(folder / JOURNAL)
+    journal.append(
+        {
+            "begun": {
+                "command": shlex.join(["python", "-m", "imixer.gpu_check", *words]),
+                "date": time.strftime("%Y-%m-%d"),
+                "dry_run": dry_run,
+            }
+        }
+    )
+
+    def bench(part: Part, deadline: float) -> Bench:
+        own = folder / part.name
+        own.mkdir()
+        return Bench(part.name, device, dry_run, own.absolute(), data_dir, journal, deadline)
+
+    def draw() -> None:
+        write_text(folder / PAGE, draw_page(journal.records()))
+
+    print(f"{minutes:g} minutes; results as they come: {folder / PAGE}, {journal.path}", flush=True)
+    run_parts([part for part in PARTS if part.name in names], bench, minutes, draw)
+    records = journal.records()
+    bad = [record for record in records if str(record.get("ended", "")).startswith("failed")]
+    bad += [record for record in records if record.get("row", {}).get("holds") is False]
+    for record in bad:
+        said = record.get("ended") or record["row"].get("promise")
+        print(f"{record['part']}: {one_line(str(said))}")
+    return int(bool(bad))
+
+
+def _make_folder(out: str | None) -> Path:
+    """Make the folder of the results, which must not exist."""
+    candidates = [Path(out)] if out is not None else (Path(f"gpu_check-{number}") for number in count(1))
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise InputError(f"out: {folder} cannot be made, {error.strerror}") from error
+        return folder
+    raise InputError(f"out: {out} exists; give a folder that does not, and nothing is overwritten")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Write down results as they come, so that whatever is cut off has left its numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imixer.writing import json_text
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """A file of JSON lines that several processes append to.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, record: Record) -> None:
+        """Append a record as one line, which is on its way to the disk when this returns."""
+        line = json_text(record, non_finite="null", indent=None, default=str) + "\n"
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def records(self) -> list[Record]:
+        """Read all records. A last line that was cut off is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line]
+
+
+@dataclass
+class Bench:
+    """What a part of the check has to work with: a device, a time limit, and a journal.
+
+    Args:
+        part: Name of the part.
+        device: The device to check.
+        tiny: Whether this is the dry run, with sizes that a CPU can do.
+        folder: Folder for whatever the part writes.
+        data_dir: Folder of the data sets; None for the default.
+        journal: Where results go.
+        deadline: When the part is to end, on the clock of `time.monotonic`.
+        clock: That clock.
+    """
+
+    part: str
+    device: torch.device
+    tiny: bool
+    folder: Path
+    data_dir: str | None
+    journal: Journal
+    deadline: float
+    clock: Callable[[], float] = field(default=time.monotonic)
+
+    @property
+    def left(self) -> float:
+        """The seconds that are left for this part."""
+        return self.deadline - self.clock()
+
+    def row(self, table: str, **cells: Any) -> None:
+        """Write down a row of a table of the page.
+
+        Args:
+            table: Title of the table.
+            **cells: Its cells, by title of the column, with `_` for blanks.
+        """
+        self.journal.append({"part": self.part, "table": table, "row": cells})
+
+    def note(self, text: str) -> None:
+        """Write down a sentence for the page."""
+        self.journal.append({"part": self.part, "note": text})
+
+    def page(self, text: str) -> None:
+        """Write down a page that stands in this part as it is, in the place of an earlier one.
+
+        Args:
+            text: Markdown, whose headings are left out.
+        """
+        body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+        self.journal.append({"part": self.part, "page": body.strip("\n")})
+
+    def skipped(self, what: str) -> bool:
+        """Return whether no time is left, and write down what is left out if so."""
+        if self.left > 0:
+            return False
+        self.note(f"No time was left for {what}.")
+        return True

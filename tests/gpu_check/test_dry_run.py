@@ -1,0 +1,199 @@
+"""The GPU check does all its parts on a CPU, and what is cut off has left its numbers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from imixer.gpu_check.__main__ import main
+from imixer.gpu_check.checks import PROMISES, promises_on
+from imixer.gpu_check.journal import Bench, Journal
+from imixer.gpu_check.part_list import PARTS, Part
+from imixer.gpu_check.part_process import run_parts
+from imixer.gpu_check.promise import Place, at_most, relative_error
+from imixer.gpu_check.results_page import draw_page
+
+SLOW_HERE = [each for each in promises_on("cpu", slow=True) if each.slow]
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory):
+    """The folder of a dry run, with what it printed and its exit code."""
+    folder = tmp_path_factory.mktemp("gpu") / "out"
+    command = [sys.executable, "-m", "imixer.gpu_check", "--dry-run", "--minutes", "60", "--out", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return folder, done
+
+
+def test_every_part_of_the_dry_run_finishes(dry_run):
+    folder, done = dry_run
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = Journal(folder / "results.jsonl").records()
+    assert [(r["part"], r["ended"]) for r in records if "ended" in r] == [(part.name, "finished") for part in PARTS]
+
+
+def test_the_page_has_every_part_and_the_comparison_of_its_trainings(dry_run):
+    page = (dry_run[0] / "gpu.md").read_text()
+    assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == [part.title for part in PARTS]
+    for said in ("Each row is compared to the first row", "share waiting", "MFU percent", "calls a step", "| TF32 |"):
+        assert said in page
+    assert str(dry_run[0]) not in page.replace(f"--out {dry_run[0]}", "")
+
+
+def test_every_promise_that_a_cpu_can_try_is_tried(dry_run):
+    records = Journal(dry_run[0] / "results.jsonl").records()
+    tried = {r["row"]["promise"]: r["row"]["holds"] for r in records if r.get("table") == "Promises"}
+    assert tried == {each.name: True for each in promises_on("cpu", slow=False)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("promise", SLOW_HERE, ids=lambda promise: promise.name)
+def test_what_takes_longer_holds_on_a_cpu_too(promise, tmp_path):
+    promise.attempt(Place(torch.device("cpu"), tmp_path))
+
+
+def test_no_two_promises_have_one_name():
+    assert len({each.name for each in PROMISES}) == len(PROMISES)
+
+
+def test_what_is_expected_to_be_zero_proves_nothing():
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        relative_error(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(AssertionError):
+        at_most(float("nan"), 1.0)
+    assert relative_error([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 0.0])]) == pytest.approx(4 / 3)
+
+
+def bench(folder, part="hardware"):
+    return Bench(
+        part, torch.device("cpu"), True, folder, None, Journal(folder / "results.jsonl"), time.monotonic() + 60
+    )
+
+
+def test_a_part_that_is_cut_off_or_dies_leaves_its_numbers_and_spoils_no_other(tmp_path, monkeypatch):
+    drawn = []
+    parts = [Part(name, name, 1, f"tests_{name}") for name in ("hangs", "dies", "raises", "works")]
+    monkeypatch.setattr("imixer.gpu_check.part_process.PARTS", parts)
+    monkeypatch.setattr("imixer.gpu_check.part_process.processes", lambda: FORK)
+    monkeypatch.setattr(Part, "load", lambda self: BEHAVIOURS[self.name])
+
+    def make(part, deadline):
+        (tmp_path / part.name).mkdir()
+        made = bench(tmp_path / part.name, part.name)
+        made.journal = Journal(tmp_path / "results.jsonl")
+        return made
+
+    run_parts(parts, make, 0.5, lambda: drawn.append(1))
+    records = Journal(tmp_path / "results.jsonl").records()
+    ended = {r["part"]: r["ended"] for r in records if "ended" in r}
+    assert ended == {
+        "hangs": "cut off",
+        "dies": "failed: its process ended with exit code 7",
+        "raises": "failed: ValueError: of this part",
+        "works": "finished",
+    }
+    assert {r["part"] for r in records if "note" in r} == set(BEHAVIOURS)
+    assert len(drawn) >= len(parts)
+
+
+def hang(bench):
+    bench.note("begun")
+    while True:
+        time.sleep(0.1)
+
+
+def die(bench):
+    bench.note("begun")
+    os._exit(7)
+
+
+def fail(bench):
+    bench.note("begun")
+    raise ValueError("of this part")
+
+
+BEHAVIOURS = {"hangs": hang, "dies": die, "raises": fail, "works": lambda bench: bench.note("done")}
+
+
+class Fork:
+    """What starts processes that know this test."""
+
+    def Process(self, **options):
+        import multiprocessing
+
+        return multiprocessing.get_context("fork").Process(**options)
+
+
+FORK = Fork()
+
+
+def test_the_page_says_how_far_each_part_came():
+    records = [
+        {"begun": {"command": "c", "date": "d", "dry_run": False}},
+        {"part": "hardware", "table": "Versions", "row": {"what": "device", "value": "A | B"}},
+        {"part": "hardware", "ended": "finished", "seconds": 3.4},
+        {"part": "speed", "begins": 0},
+        {"part": "speed", "table": "T", "row": {"model": "m", "images_per_s": 12345.6, "memory_MiB": None}},
+        {"part": "speed", "table": "T", "row": {"model": "n", "images_per_s": 0.01234}},
+    ]
+    lines = draw_page(records).splitlines()
+    assert lines[0] == r"# Minutes on A \| B"
+    assert "| Versions, device, peaks | finished | 3 |" in lines
+    assert "| Training steps | cut off |  |" in lines and "| Waiting for data | not begun |  |" in lines
+    at = lines.index("| model | images per s | memory MiB |")
+    assert lines[at + 1 : at + 4] == ["|---|---:|---:|", "| m | 12,346 |  |", "| n | 0.0123 |  |"]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    journal = Journal(tmp_path / "results.jsonl")
+    journal.append({"part": "a", "row": {"x": float("nan")}})
+    with journal.path.open("a") as file:
+        file.write('{"part": "b", "ro')
+    assert journal.records() == [{"part": "a", "row": {"x": None}}]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "0"], "minutes is 0"),
+        (["--minutes", "nan"], "minutes is 'nan'"),
+        (["--parts", "sped"], "no part 'sped'; did you mean speed"),
+        (["--data_dir", "nowhere"], "data_dir is nowhere"),
+        (["--out", "."], "out: . exists"),
+        (["--what"], "--what"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(words, said, capsys, elsewhere):
+    assert main(["--dry-run", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("imixer: ") and said in error and error.count("\n") == 1
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_without_a_gpu_it_names_the_dry_run(capsys, elsewhere):
+    assert main([]) == 2
+    assert "--dry_run" in capsys.readouterr().err and list(elsewhere.iterdir()) == []
+
+
+def test_what_the_server_of_processes_imports_asks_for_no_device():
+    """A process that is forked after CUDA was asked for anything cannot use it."""
+    code = (
+        "import torch\n"
+        "def refuse(*a, **k): raise SystemExit('asked for a device')\n"
+        "for name in ('is_available', 'device_count', 'init', '_lazy_init'): setattr(torch.cuda, name, refuse)\n"
+        "import importlib, imixer.training.train, imixer.experiments.reproduce\n"
+        "from imixer.gpu_check.part_list import PARTS\n"
+        "for part in PARTS: importlib.import_module(part.path)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_results_are_lines_of_json_as_they_come(dry_run):
+    lines = (dry_run[0] / "results.jsonl").read_text().splitlines()
+    assert all(isinstance(json.loads(line), dict) for line in lines)
