@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 import imixer
 from imixer.cli import (
     analyze,
+    anomaly,
     evaluate,
     export,
     models,
@@ -47,6 +48,7 @@ _COMMANDS: dict[str, Command] = {
     "predict": predict.COMMAND,
     "analyze": analyze.COMMAND,
     "recall": recall.COMMAND,
+    "anomaly": anomaly.COMMAND,
     "report": report.COMMAND,
     "export": export.COMMAND,
     "push": push.COMMAND,
