@@ -100,6 +100,25 @@ def test_a_defect_of_a_single_pixel_survives_scaling_down(tmp_path):
     assert samples.masks[3].sum() == 1
 
 
+@pytest.mark.parametrize("mode", ["1", "RGBA", "I;16", "F", "P"])
+def test_a_mask_may_be_stored_in_any_way(tmp_path, mode):
+    """White or 1 on black, or opaque on transparent."""
+    benchmark(tmp_path)
+    marked = np.zeros((12, 20), bool)
+    marked[3:7, 4:9] = True
+    image = {
+        "1": lambda: Image.fromarray(marked),
+        "RGBA": lambda: Image.fromarray(np.where(marked, 255, 0).astype(np.uint8)[..., None].repeat(4, 2)),
+        "I;16": lambda: Image.fromarray(marked.astype(np.uint16)),
+        "F": lambda: Image.fromarray(marked.astype(np.float32)),
+        "P": lambda: Image.fromarray(marked.astype(np.uint8) * 255).convert("P"),
+    }[mode]()
+    (tmp_path / "ground_truth/square/0_mask.png").unlink()
+    image.save(tmp_path / f"ground_truth/square/0_mask.{'tiff' if mode == 'F' else 'png'}")
+    samples = open_defect_folder(tmp_path, 1, (12, 20))
+    assert np.array_equal(samples.masks[3].numpy(), marked)
+
+
 def test_unreadable_images_are_counted_if_that_is_asked_for(tmp_path):
     benchmark(tmp_path)
     (tmp_path / "train/good/0.png").write_bytes(b"no image")

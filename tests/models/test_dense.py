@@ -207,10 +207,8 @@ def test_torchvisions_detection_takes_an_imixer_as_its_backbone():
     ("name", "layers"), [("imixer_t4_32", ["blocks.3", "blocks.7"]), ("imixer_laptop_32.cifar10", [0, 1])], ids=str
 )
 def test_anomalibs_patchcore_takes_an_imixer_as_its_backbone(name, layers):
-    pytest.importorskip("anomalib")
-    from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-
-    model = PatchcoreModel(backbone=name, layers=layers, pre_trained="." in name, num_neighbors=3).train()
+    patchcore = pytest.importorskip("anomalib.models.image.patchcore.torch_model")
+    model = patchcore.PatchcoreModel(backbone=name, layers=layers, pre_trained="." in name, num_neighbors=3).train()
     images = torch.rand(4, 3, 64, 48)
     model(images)
     model.subsample_embedding(0.02)
@@ -221,10 +219,8 @@ def test_anomalibs_patchcore_takes_an_imixer_as_its_backbone(name, layers):
 
 @pytest.mark.filterwarnings("ignore")
 def test_anomalibs_padim_takes_an_imixer_as_its_backbone():
-    pytest.importorskip("anomalib")
-    from anomalib.models.image.padim.torch_model import PadimModel
-
-    model = PadimModel(backbone="imixer_t4_32", layers=["blocks.3", "blocks.7"], pre_trained=False, n_features=8)
+    padim = pytest.importorskip("anomalib.models.image.padim.torch_model")
+    model = padim.PadimModel(backbone="imixer_t4_32", layers=["blocks.3", "blocks.7"], pre_trained=False, n_features=8)
     images = torch.rand(12, 3, 32, 48)
     model.train()(images)
     model.fit()

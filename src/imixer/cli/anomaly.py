@@ -54,7 +54,7 @@ def build() -> ArgumentParser:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="Compare all scores instead, each even digit being normal in turn, over five seeds (a quarter hour).",
+        help="Compare all scores instead, each even digit being normal in turn, over five seeds (several minutes).",
     )
     add_checkpoint(parser)
     add_device(parser)

@@ -68,8 +68,9 @@ class NormalFeatures:
         seed: Seed of the draw.
 
     Attributes:
-        memory: The Hopfield memory, of kind `modern`, which compares by distance. Its inverse temperature beta is
-            2 over the mean squared distance of stored vectors to their nearest neighbour.
+        memory: The Hopfield memory, of kind `modern`, which compares by distance. Its inverse temperature is such that
+            at a stored vector all others together weigh e^-5 if they are as far as the nearest one is on average:
+            beta = 2 (5 + log K) / mean squared distance to the nearest neighbour.
         stored: The vectors that it stores, standardised, (K, D).
 
     Source: Ramsauer et al., arXiv 2008.02217, for the memory; Roth et al., Towards total recall in industrial anomaly
@@ -108,7 +109,7 @@ class NormalFeatures:
 
 
 def _beta(stored: Tensor) -> float:
-    """Return the inverse temperature at which neighbours in the memory just overlap."""
+    """Return the inverse temperature at which stored vectors do not merge, by their mean distance to the nearest."""
     if len(stored) < 2:
         return 1.0
     nearest = []
@@ -117,7 +118,7 @@ def _beta(stored: Tensor) -> float:
         distances[torch.arange(len(distances)), torch.arange(start, start + len(distances))] = math.inf
         nearest.append(distances.amin(1))
     square = float(torch.cat(nearest).square().mean())
-    return 2 / square if square > 0 else 1.0
+    return 2 * (5 + math.log(len(stored))) / square if square > 0 else 1.0
 
 
 def energy_deviations(normal: Tensor) -> Callable[[Tensor], Tensor]:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from imixer.data.sources.decoding import PixelFormat
 from imixer.data.sources.image_files import expand_user, images_under, load_image, subfolders
 from imixer.errors import InputError
 
 GOOD = "good"
 OTHER_CLASS = "other digit"
+_MASK = PixelFormat(value_range=(0.0, 255.0), background=0)  # 1 of 65,535 is not black, and what is transparent is
 _ENOUGH = 0.01  # share of an image that a made defect changes
 _VISIBLE = 0.1  # change of a pixel, black to white being 1, that counts as changed
 _TRIES = 100
@@ -142,7 +144,7 @@ def _read(
     for file, mask_file in pairs:
         try:
             image = load_image(file, in_chans)
-            stored = None if mask_file is None else load_image(mask_file, 1)
+            stored = None if mask_file is None else load_image(mask_file, 1, _MASK)
         except InputError as error:
             if not skip_bad:
                 raise InputError(f"{error}, or pass --skip_bad") from None
