@@ -62,7 +62,7 @@ def test_intermediates_stand_on_their_own_grids(name, options):
     _, tokens = model.forward_intermediates(x, output_fmt="NLC")
     torch.testing.assert_close(final, model.forward_features(x))
     for i, (image, flat) in enumerate(zip(maps, tokens, strict=True)):
-        assert image.shape == (2, model.feature_info[i]["num_chs"], *grid_of(model, i))
+        assert image.shape == (2, model.feature_info[i]["num_chs"], *grid_of(model, model.levels[i]))
         assert image.shape[-1] * model.feature_info[i]["reduction"] == 32
         assert torch.equal(image.flatten(2).transpose(1, 2), flat)
     features = create(name, options, features_only=True, out_indices=(0, 2)).eval()

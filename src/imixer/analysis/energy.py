@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor
 
-from imixer.analysis.bridge import model_networks
+from imixer.analysis.bridge import block_networks, model_networks
 from imixer.hopfield import AdiabaticUpdate, LinearSynapse
+from imixer.models.mixer import Merge
 from imixer.verdict import Verdict
 
 
@@ -84,6 +87,37 @@ def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
             energies.append(_measure(i, mixing, update, v, moved))
             v = moved
     return energies
+
+
+def token_energies(model: MlpMixer) -> Callable[[Tensor], Tensor]:
+    """Build the networks of a mixer's token mixing, to compute their energies from images.
+
+    Choose it over `energy_along_depth` where many images are measured, or the model has stages: what merges tokens
+    between two of them is passed over.
+
+    Args:
+        model: An iMixer, or timm's MLP-Mixer, in evaluation mode.
+
+    Returns:
+        A function from images (B, in_chans, H, W), normalised as the model expects, to the energies (B, blocks) per
+        neuron at each block's input, hidden neurons at rest.
+
+    Raises:
+        ValueError: If a block is not a Hopfield network of a known kind.
+    """
+    blocks: list[Any] = list(model.blocks)
+    updates = [None if isinstance(block, Merge) else block_networks(block).tokens for block in blocks]
+
+    @torch.no_grad()
+    def measure(images: Tensor) -> Tensor:
+        v, energies = model.stem(images), []
+        for block, update in zip(blocks, updates, strict=True):
+            if update is not None:
+                energies.append(_energy(update, v)[0])
+            v = block(v)
+        return torch.stack(energies, 1)
+
+    return measure
 
 
 def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved: Tensor) -> MixingEnergy:

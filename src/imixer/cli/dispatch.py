@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 import imixer
 from imixer.cli import (
     analyze,
+    anomaly,
     evaluate,
     explore,
     export,
@@ -49,6 +50,7 @@ _COMMANDS: dict[str, Command] = {
     "analyze": analyze.COMMAND,
     "recall": recall.COMMAND,
     "explore": explore.COMMAND,
+    "anomaly": anomaly.COMMAND,
     "report": report.COMMAND,
     "export": export.COMMAND,
     "push": push.COMMAND,

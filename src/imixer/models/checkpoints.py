@@ -40,37 +40,47 @@ def rename_published(state: MutableMapping[str, Tensor]) -> None:
 
 
 def resample_tokens(
-    state: MutableMapping[str, Tensor], target: Grid, likely_source: Grid | None = None, *, within: str = ""
+    state: MutableMapping[str, Tensor],
+    target: Grid,
+    likely_source: Grid | None = None,
+    *,
+    source: Grid | None = None,
+    within: str = "",
 ) -> None:
     """Bring every token mixing weight to another token grid, in place. Equal token counts are left alone.
 
     A row of `fc_in.weight` and a column of `fc_out.weight` are images over the token grid, and are resampled as such
     (bicubic, antialiased). `fc_in` sums over tokens, so it is divided by the factor by which their number grows. With
     tied couplings `fc_in` leads back too. It is then divided by the root of that factor, so that both ways together
-    keep their scale. The matrices of the contraction do not touch tokens.
+    keep their scale. The matrices of the contraction do not touch tokens. An MLP-Mixer's `fc1` and `fc2` are treated
+    as `fc_in` and `fc_out`. Gradients flow.
 
     Args:
         state: State dict with our names.
         target: Token grid (height, width) of the model to load into.
         likely_source: Grid the weights may come from. Used if it has as many tokens as they do; otherwise they are
             taken to come from a square.
+        source: Grid that all weights come from. Choose it where the grid is known: as many tokens of another shape
+            are then resampled too.
         within: Beginning of the names to look at, such as `blocks.3.` for one block. Default: all.
 
     Raises:
         ValueError: If the source is neither `likely_source` nor square.
     """
-    for name in [key for key in state if key.startswith(within) and key.endswith(".mlp_tokens.fc_in.weight")]:
-        block = name.removesuffix("fc_in.weight")
+    ways = {"mlp_tokens.fc_in.weight": "fc_out", "mlp_tokens.fc1.weight": "fc2"}
+    for name in [key for key in state if key.startswith(within) and key.endswith(tuple(ways))]:
+        block, entry = name[: name.rindex("mlp_tokens.")] + "mlp_tokens.", name[name.rindex("mlp_tokens.") :]
         tokens = state[name].shape[1]
-        if tokens == target[0] * target[1]:
+        if source == target or (source is None and tokens == target[0] * target[1]):
             continue
-        source = _grid(tokens, likely_source)
-        out = block + "fc_out.weight"
+        origin = source or _grid(tokens, likely_source)
+        back = block + ways[entry]
+        out = back + ".weight"
         shrink = tokens / (target[0] * target[1])
-        state[name] = _resample(state[name], source, target) * (shrink if out in state else math.sqrt(shrink))
+        state[name] = _resample(state[name], origin, target) * (shrink if out in state else math.sqrt(shrink))
         if out in state:
-            state[out] = _resample(state[out].T, source, target).T.contiguous()
-        state[block + "fc_out.bias"] = _resample(state[block + "fc_out.bias"][None], source, target)[0]
+            state[out] = _resample(state[out].T, origin, target).T.contiguous()
+        state[back + ".bias"] = _resample(state[back + ".bias"][None], origin, target)[0]
 
 
 def _grid(tokens: int, likely: Grid | None) -> Grid:

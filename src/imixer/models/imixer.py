@@ -198,6 +198,7 @@ class IMixer(Mixer):
     def __prepare_scriptable__(self) -> MlpMixer:
         # TorchScript is for inference: it gets the folded model, as the plain class whose forward it understands, with
         # every iMLP traced: n iterations are a fixed graph.
+        self.require_one_size()
         folded = fold(self)
         if self.solver == "fixed":
             folded.gradient = "unroll"

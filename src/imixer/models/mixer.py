@@ -3,15 +3,21 @@
 S: tokens, C: channels (`embed_dim`).
 """
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from timm.layers import PatchEmbed, to_2tuple
 from timm.models._features import feature_take_indices
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
+from imixer.models.checkpoints import resample_tokens
 from imixer.models.stems import Size, StemName, build_stem
 
 Grid = tuple[int, int]
@@ -42,9 +48,11 @@ class Merge(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6, device=device, dtype=dtype)
         self.conv = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, device=device, dtype=dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Merge tokens (B, S, dim) -> (B, S / 4, out_dim)."""
-        x = self.norm(x).transpose(1, 2).reshape(-1, self.dim, self.height, self.width)
+    def forward(self, x: Tensor, height: int = 0, width: int = 0) -> Tensor:
+        """Merge tokens (B, S, dim) -> (B, S / 4, out_dim), of another grid (height, width) if one is given."""
+        if height == 0:  # no `or`, which is a truth value to TorchScript
+            height, width = self.height, self.width
+        x = self.norm(x).transpose(1, 2).reshape(-1, self.dim, height, width)
         return self.conv(x).flatten(2).transpose(1, 2)
 
 
@@ -61,10 +69,13 @@ class Mixer(MlpMixer):
         tokens_dim: Width D_S of the token mixing, or a sequence with one for each stage. Default: `mlp_ratio`.
         mlp_ratio: Widths of the token and channel mixing over C.
         zero_init: Start the last layer of each MLP at zero, so that every block begins as the identity.
+        dynamic_img_size: Take images of any size. They are padded below and to the right by repeating the border, up to
+            whole tokens in every stage, and the token mixing is resampled to their grid, with gradients.
         kwargs: Arguments of timm's `MlpMixer`.
 
     Attributes:
         grids: Token grid (height, width) after each module of `blocks`.
+        levels: Modules of `blocks` that indices of features stand for: every block, or the last of each stage.
 
     Raises:
         ValueError: If the stem refuses its arguments, sequences differ in length, or a stage's grid cannot be halved.
@@ -83,9 +94,12 @@ class Mixer(MlpMixer):
         stem_width: int | None = None,
         tokens_dim: int | Sequence[int] | None = None,
         zero_init: bool = False,
+        dynamic_img_size: bool = False,
         **kwargs: Any,
     ) -> None:
         blocks, dims, widths = _stages(num_blocks, embed_dim, tokens_dim)
+        if dynamic_img_size:
+            img_size = _whole(to_2tuple(img_size), [side << (len(dims) - 1) for side in to_2tuple(patch_size)])
         common: dict[str, Any] = dict(img_size=img_size, in_chans=in_chans, patch_size=patch_size, **kwargs)
         single = len(dims) == 1
         ratios = [_ratio(dim, width, mlp_ratio) for dim, width in zip(dims, widths, strict=True)]
@@ -97,7 +111,11 @@ class Mixer(MlpMixer):
                 stem, img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=dims[0],
                 width=stem_width, norm_layer=norm_layer, **dd,
             )  # fmt: skip
+        self.dynamic_img_size = False
+        if dynamic_img_size:
+            self.take_any_size()
         self.grids: list[Grid] = [self.stem.grid_size] * len(self.blocks)
+        self.levels = list(range(len(self.blocks)))
         if not single:
             self._build_stages(blocks, dims, ratios, kwargs, dd)
         if stem != "patch" or not single:
@@ -128,10 +146,19 @@ class Mixer(MlpMixer):
             # a Mixer whose image is the grid has the blocks of this stage
             like: Any = dict(img_size=grid, patch_size=1, in_chans=1, num_blocks=count, embed_dim=dim, mlp_ratio=ratio)
             modules += MlpMixer(**(kwargs | like | {"num_classes": 0})).blocks
-            for i in range(len(self.feature_info), len(modules)):
-                self.feature_info.append(dict(module=f"blocks.{i}", num_chs=dim, reduction=reduction))
-                self.grids.append(grid)
+            self.grids += [grid] * (len(modules) - len(self.grids))
+            if modules:
+                last = len(modules) - 1
+                self.feature_info.append(dict(module=f"blocks.{last}", num_chs=dim, reduction=reduction))
+        self.levels = [int(str(info["module"]).removeprefix("blocks.")) for info in self.feature_info]
         self.blocks = nn.Sequential(*modules)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""
+        if not self.dynamic_img_size:
+            return super().forward_features(x)
+        tokens, _ = self._tokens(x, len(self.blocks))[-1]
+        return self.norm(tokens)
 
     def forward_intermediates(
         self,
@@ -142,21 +169,88 @@ class Mixer(MlpMixer):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the features after the chosen modules of `blocks`, and the last, as timm's does.
+        """Return the features at the chosen `levels`, in the order of the indices, and the last, as timm's does.
 
         Raises:
-            ValueError: If `norm` is asked of stages of different widths.
+            ValueError: If `norm` is asked of stages of different widths, or the format is unknown.
         """
         if norm and len({info["num_chs"] for info in self.feature_info}) > 1:
             raise ValueError("norm is true, but the last norm does not fit the features of earlier stages")
-        if output_fmt != "NCHW":
-            return super().forward_intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
-        result: Any = super().forward_intermediates(x, indices, norm, stop_early, "NLC", intermediates_only)
-        taken, _ = feature_take_indices(len(self.blocks), indices)
-        taps = result if intermediates_only else result[1]
-        maps = [y.transpose(1, 2).unflatten(2, self.grids[i]) for i, y in zip(taken, taps, strict=True)]
-        maps = [y.contiguous() for y in maps]
-        return maps if intermediates_only else (result[0], maps)
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}; choose NCHW or NLC")
+        taken, furthest = feature_take_indices(len(self.levels), indices)
+        after = self._tokens(x, self.levels[furthest] + 1 if stop_early else len(self.blocks))
+        maps = []
+        for tokens, grid in (after[self.levels[level] + 1] for level in taken):
+            y = self.norm(tokens) if norm else tokens
+            maps.append(y if output_fmt == "NLC" else y.transpose(1, 2).unflatten(2, grid).contiguous())
+        return maps if intermediates_only else (self.norm(after[-1][0]), maps)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Remove what the features at the chosen `levels` do not need, and return these levels, as timm's does."""
+        taken, furthest = feature_take_indices(len(self.levels), indices)
+        self.levels = self.levels[: furthest + 1]
+        super().prune_intermediate_layers([self.levels[-1]], prune_norm, prune_head)
+        return taken
+
+    def _tokens(self, x: Tensor, depth: int) -> list[tuple[Tensor, Grid]]:
+        """Return the tokens (B, S, C), and their grid, after the stem and each of the first modules of `blocks`."""
+        own: Grid = self.stem.grid_size
+        grid = own
+        if self.dynamic_img_size:
+            height, width = x.shape[-2:]
+            shrink = own[0] // self.grids[-1][0] if self.grids else 1
+            tall, wide = _whole((height, width), [side * shrink for side in self.stem.patch_size])
+            if (tall, wide) != (height, width):
+                x = F.pad(x, (0, wide - width, 0, tall - height), mode="replicate")
+            grid = tall // self.stem.patch_size[0], wide // self.stem.patch_size[1]
+        x = self.stem(x)
+        after = [(x, grid)]
+        for block, place in zip(self.blocks[:depth], self.grids, strict=False):
+            before, shrink = grid, own[0] // place[0]
+            grid = after[0][1][0] // shrink, after[0][1][1] // shrink
+            if isinstance(block, Merge):
+                step: Any = partial(block, height=before[0], width=before[1])
+            elif grid == place:
+                step = block
+            else:
+                step = partial(_call_resampled, block, place, grid)
+            resumed = self.grad_checkpointing and torch.is_grad_enabled()
+            x = checkpoint(step, x, use_reentrant=False) if resumed else step(x)
+            after.append((x, grid))
+        return after
+
+    def take_any_size(self) -> None:
+        """Take images of any size from now on, as `dynamic_img_size` does."""
+        self.dynamic_img_size = True
+        self.stem.strict_img_size = False
+
+    def require_one_size(self) -> None:
+        """Raise ValueError if the model takes images of any size, as TorchScript cannot."""
+        if self.dynamic_img_size:
+            raise ValueError("dynamic_img_size is true, and TorchScript takes one size; build the model without it")
+
+    def __prepare_scriptable__(self) -> MlpMixer:
+        # timm's own forward is what TorchScript understands
+        self.require_one_size()
+        scriptable: Any = copy.copy(self)
+        scriptable.__class__ = MlpMixer
+        return scriptable
+
+
+def _call_resampled(block: nn.Module, source: Grid, target: Grid, x: Tensor) -> Tensor:
+    """Apply a block to tokens of another grid, its token mixing resampled from its own."""
+    weights: dict[str, Tensor] = dict(block.named_parameters())
+    resample_tokens(weights, target, source=source)
+    return functional_call(block, weights, (x,))
+
+
+def _whole(size: Sequence[int], unit: Sequence[int]) -> Grid:
+    """Round a size (height, width) up to whole multiples."""
+    height, width = (-(-side // part) * part for side, part in zip(size, unit, strict=True))
+    return height, width
 
 
 def grid_of(model: nn.Module, block: int) -> Grid:

@@ -189,9 +189,10 @@ class ConvStem(PatchEmbed):
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""
-        _, _, height, width = x.shape
-        _assert(height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]}).")
-        _assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")
+        if self.strict_img_size:
+            _, _, height, width = x.shape
+            _assert(height == self.img_size[0], f"Input height ({height}) doesn't match model ({self.img_size[0]}).")
+            _assert(width == self.img_size[1], f"Input width ({width}) doesn't match model ({self.img_size[1]}).")
         x = self.layers(self.proj(x))
         return self.norm(x.flatten(2).transpose(1, 2))
 

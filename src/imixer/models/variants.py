@@ -14,6 +14,7 @@ from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cf
 from timm.models.mlp_mixer import MlpMixer
 
 from imixer.errors import InputError
+from imixer.models.dense import DenseFeatures
 from imixer.models.from_mixer import MixerStart, read_mixer, start_from_mixer
 from imixer.models.imixer import IMixer
 from imixer.models.mixer import Mixer
@@ -112,7 +113,12 @@ def _create(
         weights = Path(cfg["file"]) / "model.safetensors"
         if weights.exists():  # timm 1.0.23 would read it as a pickle, but reads it well as a file
             given["pretrained_cfg"] = cfg | {"source": "", "file": str(weights)}
-    feature_cfg = dict(out_indices=given.pop("out_indices", 3), feature_cls="getter")
+    if given.get("features_only") and given.get("feature_cls", "getter") in ("getter", DenseFeatures):
+        given["feature_cls"] = DenseFeatures
+        given.setdefault("dynamic_img_size", True)
+        feature_cfg = dict(out_indices=given.pop("out_indices", None), out_strides=given.pop("out_strides", None))
+    else:
+        feature_cfg = dict(out_indices=given.pop("out_indices", 3), feature_cls="getter")
     model: Any = build_model_with_cfg(cls, variant, pretrained, feature_cfg=feature_cfg, **given)
     if packaged:
         model._model_args = packaged  # timm writes them down where it saves the model for elsewhere

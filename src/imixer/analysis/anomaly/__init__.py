@@ -1,0 +1,1 @@
+"""Tell images that are not like normal ones, and where, from normal images alone."""
