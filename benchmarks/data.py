@@ -34,6 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import timm
 import torch
+from PIL import Image
 from rich.console import Console
 from step import cpu_name, show
 from torch import Tensor, nn
