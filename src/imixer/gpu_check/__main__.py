@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -103,6 +104,8 @@ def _run(
     def draw() -> None:
         write_text(folder / PAGE, draw_page(journal.records()))
 
+    if dry_run:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
     print(f"{minutes:g} minutes; results as they come: {folder / PAGE}, {journal.path}", flush=True)
     run_parts([part for part in PARTS if part.name in names], bench, minutes, draw)
     records = journal.records()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from importlib.util import find_spec
 
@@ -21,6 +20,7 @@ SHAPES = {
     "S/16, hidden ratio 2": (512, 512, 196, 256, 512, 2),
 }
 TINY_SHAPES = {"tiny, odd": (2, 5, 7, 9, 20, 2)}
+TABLE = "Fused token mixing against products one by one"
 BOUND = {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float64: 1e-12}  # float32 may be TF32 there
 _CHECKED = 4  # samples to look at in float64
 
@@ -69,8 +69,6 @@ def run(bench: Bench) -> None:
     if find_spec("triton") is None:
         bench.note("Triton is not installed here.")
         return
-    if bench.device.type == "cpu":
-        os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
     dtypes = (torch.float64, torch.bfloat16) if bench.tiny else (torch.bfloat16, torch.float32)
     torch.set_float32_matmul_precision("high")
     for name, shape in (TINY_SHAPES if bench.tiny else SHAPES).items():
@@ -81,7 +79,8 @@ def run(bench: Bench) -> None:
                 _compare(bench, name, shape, dtype)
             except Exception as error:  # of one shape, such as too little shared memory
                 traceback.print_exc()
-                bench.note(f"{name}, {dtype}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                bench.row(TABLE, shape=name, type=str(dtype).removeprefix("torch."), holds=False, why_not=why)
     bench.note(
         "B samples, C channels, S tokens, widths D and H, n iterations. Off is the largest relative distance of a "
         "value or a gradient from float64. The kernel is chosen nowhere until this device's name is in "
@@ -98,7 +97,7 @@ def _compare(bench: Bench, name: str, shape: tuple[int, int, int, int, int, int]
         for what, measure in (("fused", fused_ms), ("stepwise", step_by_step_ms))
     }
     bench.row(
-        "Fused token mixing against products one by one",
+        TABLE,
         shape=name,
         B_C_S_D_H_n=" ".join(map(str, shape)),
         type=str(dtype).removeprefix("torch."),

@@ -149,3 +149,5 @@ def run(bench: Bench) -> None:
         except Exception as error:  # one that does not fit spoils no other
             traceback.print_exc()
             bench.note(f"{case.model} at {case.images}: {type(error).__name__}: {str(error)[:200]}")
+            if bench.tiny:
+                raise
