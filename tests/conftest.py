@@ -19,7 +19,18 @@ settings.register_profile(
 settings.load_profile("anywhere")
 
 QUICK = [
-    *("--data.name", "digits", "--epochs", "2", "--schedule.warmup_epochs", "1"),
+    *(
+        "--recipe",
+        "smoke",
+        "--data.pipeline",
+        "timm",
+        "--optim.lr",
+        "2e-3",
+        "--epochs",
+        "2",
+        "--schedule.warmup_epochs",
+        "1",
+    ),
     *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
 DRAWN_AFTER_TRAINING = "imixer.training.train.drawn"

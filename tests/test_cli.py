@@ -20,7 +20,18 @@ from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig,
 from imixer.training.run.parsing import expand_config_flags, load_config, save_config, train_parser
 
 QUICK = [
-    *("--data.name", "digits", "--epochs", "2", "--schedule.warmup_epochs", "1"),
+    *(
+        "--recipe",
+        "smoke",
+        "--data.pipeline",
+        "timm",
+        "--optim.lr",
+        "2e-3",
+        "--epochs",
+        "2",
+        "--schedule.warmup_epochs",
+        "1",
+    ),
     *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
 

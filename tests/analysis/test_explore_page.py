@@ -34,11 +34,11 @@ class Served:
     def stop(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.communicate(timeout=120)
+        return self.process.communicate()
 
     def ask(self, path, method="GET", body=None, **headers):
         """Ask without a library that would tidy the path or the headers."""
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=120)
+        connection = http.client.HTTPConnection(urlsplit(self.url).netloc)
         connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
         return response.status, response.read()

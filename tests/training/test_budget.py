@@ -13,7 +13,18 @@ from imixer.training.budget import duration, optimizer_cost
 from imixer.training.model import build_model, forward_cost
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
 
-TINY = ["--data.name", "digits", "--model.num_blocks", "1", "--model.embed_dim", "16"]
+TINY = [
+    "--recipe",
+    "smoke",
+    "--data.pipeline",
+    "timm",
+    "--optim.lr",
+    "2e-3",
+    "--model.num_blocks",
+    "1",
+    "--model.embed_dim",
+    "16",
+]
 
 
 def built(**model):
@@ -77,7 +88,10 @@ def test_a_budget_below_one_epoch_is_refused_with_what_an_epoch_takes(tmp_path, 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"schedule": ScheduleConfig(cooldown_epochs=2)}, "cooldown_epochs is 2, and budget 1T"),
+        (
+            {"schedule": ScheduleConfig(cooldown_epochs=2)},
+            r"budget 1T and schedule\.cooldown_epochs 2 each say how long",
+        ),
         ({"schedule": ScheduleConfig(warmup_epochs=50), "epochs": 20}, "warmup_epochs is 50"),
     ],
 )

@@ -17,7 +17,18 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
 TINY = [
-    *("--data.name", "digits", "--epochs", "2", "--schedule.warmup_epochs", "1"),
+    *(
+        "--recipe",
+        "smoke",
+        "--data.pipeline",
+        "timm",
+        "--optim.lr",
+        "2e-3",
+        "--epochs",
+        "2",
+        "--schedule.warmup_epochs",
+        "1",
+    ),
     *("--model.num_blocks", "2", "--model.embed_dim", "16"),
 ]
 

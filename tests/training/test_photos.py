@@ -19,7 +19,7 @@ from imixer.data.sources.torchvision_sets import SETS
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.training import choices
-from imixer.training.choices import choose_settings
+from imixer.training.photo_settings import choose_settings
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, load_config, parse, train_parser
 from imixer.training.time_estimate import StepTime

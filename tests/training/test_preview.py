@@ -140,7 +140,7 @@ def test_training_shows_it_first_and_reads_all_images_alike(tmp_path, capsys):
                 image.save(tmp_path / "scans" / part / name / f"{number}.tif")
     out = tmp_path / "run"
     quick = ["--epochs", "1", "--schedule.warmup_epochs", "0", "--schedule.cooldown_epochs", "0", "--logger", "csv"]
-    tiny = ["--model.num_blocks", "1", "--model.embed_dim", "16"]
+    tiny = ["--model.name", "imixer_t2_8", "--model.num_blocks", "1", "--model.embed_dim", "16"]
     assert main(["train", "--data.name", str(tmp_path / "scans"), "--out", str(out), *quick, *tiny]) == 0
     said = capsys.readouterr().err
     assert said.index("about to train") < said.index("epoch 1/1")

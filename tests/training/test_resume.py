@@ -23,7 +23,18 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 # everything that has a state: an average, mixing, dropout, stochastic depth, augmentation, momentum, a part of a batch
 EVERYTHING = [
-    *("--ema", "0.98", "--data.mixup", "0.8", "--data.cutmix", "1", "--data.random_erasing", "0.3"),
+    *(
+        "--model.name",
+        "imixer_t2_8",
+        "--ema",
+        "0.98",
+        "--data.mixup",
+        "0.8",
+        "--data.cutmix",
+        "1",
+        "--data.random_erasing",
+        "0.3",
+    ),
     *("--model.drop_rate", "0.1", "--model.drop_path_rate", "0.1", "--model.num_blocks", "2"),
     *("--model.embed_dim", "16", "--data.batch_size", "8", "--data.image_size", "8"),
     *("--accumulate", "2", "--schedule.warmup_epochs", "1", "--optim.clip_grad", "1"),

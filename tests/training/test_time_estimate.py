@@ -16,7 +16,7 @@ from imixer.training import time_estimate
 from imixer.training.model import build_model
 from imixer.training.preview import show_preview
 from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
-from imixer.training.time_estimate import TimeEstimate, estimate_time
+from imixer.training.time_estimate import StepTime, TimeEstimate, estimate_time
 
 CPU = torch.device("cpu")
 DATA = DataConfig(batch_size=16)
@@ -57,7 +57,7 @@ def test_neither_the_model_nor_any_generator_is_touched():
 )
 def test_steps_loading_and_validation_are_added_up(monkeypatch, workers, step, validation):
     """An image takes 1 s to load, and 3 s to compute, 1 s of it forward; the optimizer takes 4 s."""
-    monkeypatch.setattr(time_estimate, "_measure_model", lambda *_: (3.0, 4.0))
+    monkeypatch.setattr(time_estimate, "_measure_model", lambda *_: StepTime(image=3.0, optimizer=4.0))
     monkeypatch.setattr(time_estimate, "_measure_loading", lambda _: 1.0)
     config = TrainConfig(
         data=DataConfig(batch_size=16, workers=workers), model=MODEL, epochs=4, schedule=CONFIG.schedule

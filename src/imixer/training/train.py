@@ -31,7 +31,7 @@ from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
 from imixer.training.allocator import keep_freed_memory
 from imixer.training.budget import duration, for_steps
-from imixer.training.choices import choose_settings
+from imixer.training.photo_settings import choose_settings
 from imixer.training.devices import (
     batch_shard,
     build_fabric,

@@ -18,7 +18,7 @@ from imixer.data.sources.image_files import EXTENSIONS
 from imixer.data.sources.storage import RemotePath, file_version, read_file
 from imixer.errors import InputError
 from imixer.escaping import few_names, middle_cut
-from imixer.writing import write_text
+from imixer.writing import json_text, write_text
 
 LABEL_FIELDS = ("label", "cls", "class", "class_id", "class_name", "labels", "fine_label")  # of json, by rank
 _FORM = 1  # of the file that an index is kept in, another one whenever it is written otherwise
@@ -73,7 +73,7 @@ def load_index(file: PurePath, folder: Path | None) -> TarIndex:
         with FileLock(kept.with_suffix(".lock")):  # one process builds it, the others wait
             if (index := _kept(kept, version)) is None:
                 index = _build(file, version)
-                write_text(kept, json.dumps({"form": _FORM} | asdict(index)))
+                write_text(kept, json_text({"form": _FORM} | asdict(index), indent=None))
             return index
     except OSError as error:
         raise InputError(
@@ -234,7 +234,7 @@ def _of_json(file: PurePath, sample: _Sample, field: str) -> Label:
     if isinstance(label, int) or (isinstance(label, str) and label.strip()):
         return label
     raise InputError(
-        f"{file}: {_shown(sample.key)}.json has {middle_cut(json.dumps(label), 40)} as {field}, which is no class; "
+        f"{file}: {_shown(sample.key)}.json has {middle_cut(repr(label), 40)} as {field}, which is no class; "
         "write a number or a text"
     )
 
