@@ -18,7 +18,7 @@ from imixer.data.sources.folder import open_folder
 from imixer.data.sources.torchvision_sets import SETS
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
-from imixer.training import choices
+from imixer.training import photo_settings
 from imixer.training.photo_settings import choose_settings
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, load_config, parse, train_parser
@@ -54,12 +54,12 @@ def memory_data(images, side=40, classes=3, channels=1):
 @pytest.fixture
 def fast(monkeypatch):
     """A device on which every model takes no time."""
-    monkeypatch.setattr(choices, "measure_step", lambda *_: StepTime(1e-6, 1e-6))
+    monkeypatch.setattr(photo_settings, "measure_step", lambda *_: StepTime(1e-6, 1e-6))
 
 
 @pytest.fixture
 def slow(monkeypatch):
-    monkeypatch.setattr(choices, "measure_step", lambda *_: StepTime(1.0, 0.0))
+    monkeypatch.setattr(photo_settings, "measure_step", lambda *_: StepTime(1.0, 0.0))
 
 
 RECIPE = ("--recipe", "photos")
@@ -235,7 +235,7 @@ def test_held_out_images_that_are_kept_look_as_if_they_were_read_anew(tmp_path):
 
 
 def test_images_that_do_not_fit_into_memory_are_not_kept(monkeypatch, fast):
-    monkeypatch.setattr(choices, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(photo_settings, "free_memory", lambda device: 1000)
     assert not choose_settings(configured(*RECIPE), memory_data(20), CPU)[0].data.keep_decoded
 
 

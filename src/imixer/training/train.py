@@ -31,7 +31,6 @@ from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
 from imixer.training.allocator import keep_freed_memory
 from imixer.training.budget import duration, for_steps
-from imixer.training.photo_settings import choose_settings
 from imixer.training.devices import (
     batch_shard,
     build_fabric,
@@ -48,6 +47,7 @@ from imixer.training.loop import Loop
 from imixer.training.model import BuiltModel, build_model, require_memory_for_batch
 from imixer.training.model_directory import save_model
 from imixer.training.optimizer import build_optimizer
+from imixer.training.photo_settings import choose_settings
 from imixer.training.preview import show_preview
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State

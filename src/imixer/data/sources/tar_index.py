@@ -233,9 +233,9 @@ def _of_json(file: PurePath, sample: _Sample, field: str) -> Label:
         return int(label)
     if isinstance(label, int) or (isinstance(label, str) and label.strip()):
         return label
+    shown = middle_cut(json_text(label, indent=None, non_finite="null").strip(), 40)
     raise InputError(
-        f"{file}: {_shown(sample.key)}.json has {middle_cut(repr(label), 40)} as {field}, which is no class; "
-        "write a number or a text"
+        f"{file}: {_shown(sample.key)}.json has {shown} as {field}, which is no class; write a number or a text"
     )
 
 
