@@ -20,7 +20,7 @@ QUICK = [
     *("--data.name", "digits", "--epochs", "2", "--schedule.warmup_epochs", "1"),
     *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
-DRAWN_AFTER_TRAINING = "imixer.training.train.drawn"
+DRAWN_AFTER_TRAINING = "imixer.training.tasks.classification.drawn"
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from imixer.training.run.config import OptimConfig, TrainConfig
-from imixer.training.train_state import TrainState, WeightEMA, training_loss
+from imixer.training.tasks.losses import ClassificationLoss
+from imixer.training.train_state import TrainState, WeightEMA
 
 
 def batch(classes=4):
@@ -18,9 +19,9 @@ def test_labels_are_smoothed_unless_mixing_has_made_them_probabilities():
     logits, labels = batch()
     log_p = logits.log_softmax(1)
     smoothed = -(0.9 * log_p[torch.arange(6), labels] + 0.1 * log_p.mean(1)).mean()
-    torch.testing.assert_close(training_loss(logits, labels, 0.1), smoothed)
+    torch.testing.assert_close(ClassificationLoss(0.1)(logits, labels), smoothed)
     mixed = torch.rand(6, 4).softmax(1)
-    torch.testing.assert_close(training_loss(logits, mixed, 0.1), -(mixed * log_p).sum(1).mean())
+    torch.testing.assert_close(ClassificationLoss(0.1)(logits, mixed), -(mixed * log_p).sum(1).mean())
 
 
 @pytest.mark.parametrize("limit", [None, 0.01, 1e3])
@@ -31,7 +32,7 @@ def test_a_gradient_longer_than_the_limit_is_cut_to_it(limit):
     model = nn.Linear(4, 4)
     state = TrainState(fabric, TrainConfig(optim=OptimConfig(clip_grad=limit)), model, steps_per_epoch=5)
     loss, skipped = state.gradient([batch()], 0)
-    free = torch.autograd.grad(training_loss(model(batch()[0]), batch()[1], state.config.smoothing), model.parameters())
+    free = torch.autograd.grad(state.loss(model(batch()[0]), batch()[1]), model.parameters())
     scale = min(1.0, (limit or 1e9) / torch.cat([g.flatten() for g in free]).norm().item())
     for parameter, gradient in zip(model.parameters(), free, strict=True):
         torch.testing.assert_close(parameter.grad, scale * gradient, rtol=1e-4, atol=1e-9)

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from imixer.data.image_data import ImageData
+from imixer.data.image_data import ImageSet
 from imixer.escaping import few_names, middle_cut, printable
 from imixer.progress import clock
 from imixer.training.finetune import describe_parameters
@@ -25,7 +25,7 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 def show_preview(
-    data: ImageData,
+    data: ImageSet,
     config: TrainConfig,
     built: BuiltModel,
     console: Console | None = None,
@@ -50,7 +50,7 @@ def show_preview(
 
 
 def _lines(
-    data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None, estimate: TimeEstimate | None
+    data: ImageSet, config: TrainConfig, built: BuiltModel, steps: int | None, estimate: TimeEstimate | None
 ) -> list[tuple[str, str]]:
     classes, (channels, height, width) = len(data.class_names), built.input_size
     lines = [("data", f"{middle_cut(data.name, 80)}, {classes} classes: {few_names(data.class_names)}")]
@@ -67,13 +67,17 @@ def _lines(
     lines.append(("images", f"{stored}, seen by the model as {height}x{width} {colours}"))
     lines += [("", middle_cut(note, 160)) for note in data.notes]
     lines.append(("batches", _batches(len(data.train), config.data.batch_size)))
-    lines.append(("model", f"{built.name}, {describe_parameters(built.model, config.finetune)}"))
+    lines.append(("model", f"{built.title}{_head(built)}, {describe_parameters(built.model, config.finetune)}"))
     lines.append(("cost", _cost(data, config, built, steps)))
     if estimate is not None:
         step = f"{estimate.step * 1e3:,.3g} ms a step, measured just now"
         lines.append(("time", f"about {clock(estimate.total)} for the training, at {step}"))
     lines += [("no effect", middle_cut(each, 160)) for each in unused_settings(config)]
     return lines
+
+
+def _head(built: BuiltModel) -> str:
+    return f" with a {built.args['head']} head" if "backbone" in built.args else ""
 
 
 def _count(items: Any, classes: int) -> str:
@@ -97,7 +101,7 @@ def _batches(images: int, batch_size: int) -> str:
     return text
 
 
-def _cost(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None) -> str:
+def _cost(data: ImageSet, config: TrainConfig, built: BuiltModel, steps: int | None) -> str:
     cost = forward_cost(built)
     if cost is None:
         return "not known beforehand: iterations depend on the images"

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from imixer.data.batches import TrainingBatches
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel
 from imixer.training.optimizer import build_optimizer
 from imixer.training.precision import autocast, wait_for
 from imixer.training.run.config import TrainConfig
-from imixer.training.train_state import training_loss
+from imixer.training.tasks.losses import Loss
 
 _FIRST_IMAGES = 8  # to load
 _FEWEST = 2  # images of a pass: more would keep the user of a large model waiting
@@ -40,7 +40,14 @@ class TimeEstimate:
 
 
 def estimate_time(
-    config: TrainConfig, built: BuiltModel, training: Any, device: torch.device, *, steps: int, held_out: int
+    config: TrainConfig,
+    built: BuiltModel,
+    loss: Loss,
+    training: Any,
+    device: torch.device,
+    *,
+    steps: int,
+    held_out: int,
 ) -> TimeEstimate | None:
     """Measure a few passes and one optimizer step on a copy of the model, and the loading of a few images.
 
@@ -49,6 +56,7 @@ def estimate_time(
     Args:
         config: The configuration of the run, with as many epochs as it will have.
         built: The model.
+        loss: The training loss.
         training: The training batches.
         device: The device that trains.
         steps: Optimizer steps of the run.
@@ -62,7 +70,7 @@ def estimate_time(
         return None
     try:
         with _untouched_generators(device):
-            image, optimizer = _measure_model(config, built, device)
+            image, optimizer = _measure_model(config, built, loss, device)
             loading = _measure_loading(training)
     except (RuntimeError, ValueError):  # which training will meet too, and tell better
         return None
@@ -76,13 +84,13 @@ def estimate_time(
     return TimeEstimate(step, steps * step + epochs * seconds(held_out, held_out * image / FORWARDS_PER_STEP))
 
 
-def _measure_model(config: TrainConfig, built: BuiltModel, device: torch.device) -> tuple[float, float]:
+def _measure_model(config: TrainConfig, built: BuiltModel, loss: Loss, device: torch.device) -> tuple[float, float]:
     """Measure the seconds per image of forward and backward, and those of the optimizer."""
     model = deepcopy(built.model).to(device).train()
     optimizer = build_optimizer(model, config.optim)
     images = min(_FEWEST, config.micro_batch)
-    _pass(config, built, model, images, device)  # the first one is slow, and tells nothing
-    while (taken := _pass(config, built, model, images, device)) < _LONG_ENOUGH_S and images < config.micro_batch:
+    _pass(config, built, loss, model, images, device)  # the first one is slow, and tells nothing
+    while (taken := _pass(config, built, loss, model, images, device)) < _LONG_ENOUGH_S and images < config.micro_batch:
         images = min(4 * images, config.micro_batch)
     optimizer.step()
     began = time.perf_counter()
@@ -91,14 +99,16 @@ def _measure_model(config: TrainConfig, built: BuiltModel, device: torch.device)
     return taken / images, time.perf_counter() - began
 
 
-def _pass(config: TrainConfig, built: BuiltModel, model: nn.Module, count: int, device: torch.device) -> float:
+def _pass(
+    config: TrainConfig, built: BuiltModel, loss: Loss, model: nn.Module, count: int, device: torch.device
+) -> float:
     images = torch.randn(count, *built.input_size, device=device)
-    targets: Tensor = torch.arange(count, device=device) % built.args["num_classes"]
+    targets = loss.example_targets(images, built.args["num_classes"])
     wait_for(device)
     began = time.perf_counter()
     with autocast(config.precision, device):
-        loss = training_loss(model(images), targets, config.smoothing)
-    loss.backward()
+        value = loss(model(images), targets)
+    value.backward()
     wait_for(device)
     return time.perf_counter() - began
 

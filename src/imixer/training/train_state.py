@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
 from timm.utils import ModelEmaV3
@@ -20,23 +19,10 @@ from imixer.training.finetune import frozen_batch_norms
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import TrainConfig
+from imixer.training.tasks.losses import ClassificationLoss, Loss
 
 MicroBatch = tuple[Tensor, Tensor]  # images and targets of one forward pass
 STEP_STREAM = 1  # keeps the randomness of steps apart from that of orders and images, which mix two or three numbers
-
-
-def training_loss(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-    """Compute the cross entropy in nats.
-
-    Args:
-        logits: (B, num_classes).
-        targets: Class numbers (B,), or mixed classes (B, num_classes), which are smoothed already.
-        smoothing: Label smoothing of class numbers.
-
-    Returns:
-        The mean over the batch, a scalar.
-    """
-    return F.cross_entropy(logits, targets, label_smoothing=0.0 if targets.is_floating_point() else smoothing)
 
 
 class TrainState:
@@ -48,15 +34,17 @@ class TrainState:
     Args:
         fabric: Lightning's Fabric, launched.
         config: The run's configuration.
-        model: The model, from images (B, in_chans, H, W) to logits (B, num_classes).
+        model: The model, from images (B, in_chans, H, W) to logits.
         steps_per_epoch: Optimizer steps per epoch.
         steps: Optimizer steps of the whole run. Default: those of whole epochs.
+        loss: The training loss. Default: that of classes of images, with the configuration's smoothing.
 
     Attributes:
         model: The model as Fabric wrapped it, for forward and backward.
         module: The same model, not wrapped.
         ema: The exponential moving average of its weights; None without `config.ema`.
         optimizer: The optimizer as Fabric wrapped it.
+        criterion: The training loss.
         guard: The guard that finds steps whose gradient is not finite.
     """
 
@@ -67,8 +55,10 @@ class TrainState:
         model: nn.Module,
         steps_per_epoch: int,
         steps: int | None = None,
+        loss: Loss | None = None,
     ) -> None:
         self.fabric, self.config = fabric, config
+        self.criterion: Loss = loss or ClassificationLoss(config.smoothing)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         if config.grad_checkpointing:
@@ -124,8 +114,8 @@ class TrainState:
         return total, self.guard.should_skip(norm)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Compute the training loss, a scalar in nats; see `training_loss`."""
-        return training_loss(logits, targets, self.config.smoothing)
+        """Compute the training loss, a scalar in nats, by `criterion`."""
+        return self.criterion(logits, targets)
 
     def optimizer_step(self, step: int) -> None:
         """Take an optimizer step along the gradient computed, and update schedule and average.
@@ -154,7 +144,7 @@ class TrainState:
         DDP wrapper is bypassed, so that a process with more batches than another does not wait for it.
 
         Returns:
-            A function from images (B, in_chans, H, W) to logits (B, num_classes).
+            A function from images (B, in_chans, H, W) to logits.
         """
         if self._sharded:
             self.model.eval()

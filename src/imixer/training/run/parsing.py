@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from imixer.data.config import DataConfig
+from imixer.data.config import DataConfig, MaskConfig
 from imixer.errors import InputError, did_you_mean
 from imixer.reading_yaml import read_yaml
 from imixer.recipes import finetune_settings, load_recipe
@@ -23,9 +23,11 @@ from imixer.training.run.config import (
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
+    SegmentConfig,
+    TaskName,
     TrainConfig,
 )
-from imixer.training.run.directory import open_begun
+from imixer.training.run.directory import RunDirectory, open_begun
 from imixer.writing import write_text
 
 _GROUPS: dict[str, Any] = {
@@ -33,9 +35,12 @@ _GROUPS: dict[str, Any] = {
     "model": ModelConfig,
     "optim": OptimConfig,
     "schedule": ScheduleConfig,
+    "masks": MaskConfig,
+    "segment": SegmentConfig,
     "checkpoints": CheckpointConfig,
 }
 DEFAULT_RECIPE = "digits"  # where no data are named
+_DEFAULT_RECIPES = {"segment": "scenes"}  # of another task
 OTHER_THAN_DEFAULT = {"data", "data.name", "model.from_mixer", "model.checkpoint"}  # where one is named
 _RIVALS = {"epochs": "budget", "schedule.warmup_epochs": "schedule.warmup_share"}  # of two, the second one is taken
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -108,7 +113,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     files = [_read_settings(Path(file)) for file in taken["--config"]]
     named = {name for settings in [*map(flatten, files), flags] for name in settings} & OTHER_THAN_DEFAULT
     if not (resumed or recipes or named):
-        recipes = [load_recipe(DEFAULT_RECIPE)]
+        recipes = [load_recipe(_DEFAULT_RECIPES.get(_task(files, flags), DEFAULT_RECIPE))]
     part = None if resumed else _finetuned(files, flags)  # of a run, the configuration has all that was brought
     brought = [finetune_settings(part)] if part else []
     configs = resumed + recipes + brought + files
@@ -156,6 +161,12 @@ def _finetuned(files: Sequence[dict[str, Any]], flags: dict[str, str | None]) ->
     """Return what `finetune` is, if it is one of its choices: that of the command line, or of the last file with it."""
     chosen = [settings["finetune"] for settings in [*files, flags] if "finetune" in settings]
     return next((part for part in get_args(FinetunePart) if part in chosen[-1:]), None)
+
+
+def _task(files: Sequence[dict[str, Any]], flags: dict[str, str | None]) -> str:
+    """Return the task that is named: that of the command line, or of the last file with it; empty if none is."""
+    chosen = [settings["task"] for settings in [*files, flags] if "task" in settings]
+    return str(chosen[-1]) if chosen else ""
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
@@ -220,6 +231,16 @@ def load_config(path: Path) -> TrainConfig:
         return build_config(parse(train_parser(), ["--config", settings]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def task_of(path: str) -> TaskName:
+    """Return the task of a run; `classify` where there is none, which is said when it is opened.
+
+    Args:
+        path: The directory of the run.
+    """
+    file = RunDirectory(Path(path)).config
+    return load_config(file).task if file.is_file() else "classify"
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
