@@ -33,7 +33,7 @@ QUICK = [
     ),
     *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
-DRAWN_AFTER_TRAINING = "imixer.training.train.drawn"
+DRAWN_AFTER_TRAINING = "imixer.training.tasks.classification.drawn"
 
 
 @pytest.fixture(autouse=True)

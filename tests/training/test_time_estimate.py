@@ -16,6 +16,7 @@ from imixer.training import time_estimate
 from imixer.training.model import build_model
 from imixer.training.preview import show_preview
 from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
+from imixer.training.tasks.losses import ClassificationLoss
 from imixer.training.time_estimate import StepTime, TimeEstimate, estimate_time
 
 CPU = torch.device("cpu")
@@ -31,7 +32,7 @@ def estimated(config=CONFIG):
         data, config.data, built.input_size, smoothing=0.1, seed=0, device=CPU, shard=BatchShard(), held_out_batch=16
     )
     before = {name: value.clone() for name, value in built.model.state_dict().items()}
-    estimate = estimate_time(config, built, batches, CPU, steps=100, held_out=360)
+    estimate = estimate_time(config, built, ClassificationLoss(), batches, CPU, steps=100, held_out=360)
     return estimate, built, before
 
 

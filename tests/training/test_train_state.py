@@ -6,7 +6,9 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from imixer.training.run.config import OptimConfig, TrainConfig
-from imixer.training.train_state import TrainState, WeightEMA, inverse_class_sizes, training_loss
+from imixer.training.tasks.classification import inverse_class_sizes
+from imixer.training.tasks.losses import ClassificationLoss
+from imixer.training.train_state import TrainState, WeightEMA
 
 
 def batch(classes=4):
@@ -18,9 +20,9 @@ def test_labels_are_smoothed_unless_mixing_has_made_them_probabilities():
     logits, labels = batch()
     log_p = logits.log_softmax(1)
     smoothed = -(0.9 * log_p[torch.arange(6), labels] + 0.1 * log_p.mean(1)).mean()
-    torch.testing.assert_close(training_loss(logits, labels, 0.1), smoothed)
+    torch.testing.assert_close(ClassificationLoss(0.1)(logits, labels), smoothed)
     mixed = torch.rand(6, 4).softmax(1)
-    torch.testing.assert_close(training_loss(logits, mixed, 0.1), -(mixed * log_p).sum(1).mean())
+    torch.testing.assert_close(ClassificationLoss(0.1)(logits, mixed), -(mixed * log_p).sum(1).mean())
 
 
 @pytest.mark.parametrize("limit", [None, 0.01, 1e3])
@@ -31,7 +33,7 @@ def test_a_gradient_longer_than_the_limit_is_cut_to_it(limit):
     model = nn.Linear(4, 4)
     state = TrainState(fabric, TrainConfig(optim=OptimConfig(clip_grad=limit)), model, steps_per_epoch=5)
     loss, skipped = state.gradient([batch()], 0)
-    free = torch.autograd.grad(training_loss(model(batch()[0]), batch()[1], state.config.smoothing), model.parameters())
+    free = torch.autograd.grad(state.loss(model(batch()[0]), batch()[1]), model.parameters())
     scale = min(1.0, (limit or 1e9) / torch.cat([g.flatten() for g in free]).norm().item())
     for parameter, gradient in zip(model.parameters(), free, strict=True):
         torch.testing.assert_close(parameter.grad, scale * gradient, rtol=1e-4, atol=1e-9)
@@ -48,8 +50,9 @@ def test_the_average_counts_steps_from_1_over_epochs(train_quick, tmp_path, monk
 def test_weights_of_classes_weigh_the_loss_of_their_images():
     logits, labels = torch.randn(6, 3), torch.tensor([0, 0, 0, 1, 1, 2])
     weights = inverse_class_sizes(labels.numpy(), 3)
-    torch.testing.assert_close(weights, torch.tensor([6 / 9, 1.0, 2.0]))
-    each = torch.stack([training_loss(logits[i : i + 1], labels[i : i + 1], 0.1) for i in range(6)])
-    torch.testing.assert_close(training_loss(logits, labels, 0.1, weights), (weights[labels] * each).mean())
-    mixed = torch.eye(3)[labels]
-    torch.testing.assert_close(training_loss(logits, mixed, 0.1, weights), training_loss(logits, labels, 0.0, weights))
+    assert weights == pytest.approx((6 / 9, 1.0, 2.0))
+    alike, weighted = ClassificationLoss(0.1), ClassificationLoss(0.1, weights)
+    each = torch.stack([alike(logits[i : i + 1], labels[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(weighted(logits, labels), (torch.tensor(weights)[labels] * each).mean())
+    unsmoothed = ClassificationLoss(0.0, weights)
+    torch.testing.assert_close(weighted(logits, torch.eye(3)[labels]), unsmoothed(logits, labels))

@@ -12,6 +12,7 @@ from imixer.cli.analysis_options import add_options, options_of_analysis
 from imixer.cli.command import Command, chosen_run, run_parser
 from imixer.cli.terminal import announce_loading, new_console
 from imixer.errors import InputError
+from imixer.training.run.parsing import task_of
 
 
 def build() -> ArgumentParser:
@@ -48,6 +49,9 @@ def run(args: Namespace) -> None:
     from imixer.training.evaluate import evaluate
     from imixer.training.result_tables import report_evaluation
 
+    if task_of(path) == "segment":
+        _evaluate_masks(args, path)
+        return
     chosen = [(analysis, wanted[name]) for name, analysis in ROBUSTNESS_EVALUATIONS.items() if getattr(args, name)]
     for analysis, options in chosen:  # before anything is computed
         if analysis.check is not None:
@@ -60,6 +64,19 @@ def run(args: Namespace) -> None:
         measurement, files = analyze(analysis, path, **weights, **options)
         analysis.show(measurement, console)
         console.print(f"written: {', '.join(map(str, files))}")
+
+
+def _evaluate_masks(args: Namespace, path: str) -> None:
+    """Evaluate a segmentation, write and print."""
+    from imixer.training.evaluate_masks import evaluate_masks
+    from imixer.training.finished_run import load_run
+    from imixer.training.mask_tables import report_mask_evaluation
+
+    for name in ("test", *ROBUSTNESS_EVALUATIONS):
+        if getattr(args, name):
+            raise InputError(f"{name} is given, and {path} is a segmentation, which has none; leave it out")
+    run = load_run(path, args.device, args.checkpoint)
+    report_mask_evaluation(*evaluate_masks(run, args.data, args.batch_size or 0), new_console())
 
 
 def _options(args: Namespace, analysis: Analysis[Any]) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, chosen_run, run_parser
 from imixer.cli.terminal import announce_loading, new_console
+from imixer.errors import InputError
 from imixer.training.run.directory import RunDirectory
+from imixer.training.run.parsing import task_of
 
 
 def build() -> ArgumentParser:
@@ -30,6 +32,9 @@ def run(args: Namespace) -> None:
     from imixer.training.predict import predict
     from imixer.training.result_tables import report_predictions
 
+    if task_of(path) == "segment":
+        _predict_masks(args, path, images)
+        return
     predictions, picture = predict(
         path,
         images,
@@ -41,6 +46,21 @@ def run(args: Namespace) -> None:
         csv_file=args.csv,
     )
     report_predictions(predictions, picture, new_console())
+
+
+def _predict_masks(args: Namespace, path: str, images: list[str]) -> None:
+    """Predict masks, write and print."""
+    from imixer.training.finished_run import load_run
+    from imixer.training.mask_tables import report_mask_predictions
+    from imixer.training.predict_masks import predict_masks
+
+    for name in ("n_iter", "csv"):
+        if getattr(args, name) is not None:
+            raise InputError(f"{name} is given, and {path} is a segmentation, which has none; leave it out")
+    if images and args.data is not None:
+        raise InputError(f"data is {args.data}, which is not looked at where images are given; leave one out")
+    run = load_run(path, args.device, args.checkpoint)
+    report_mask_predictions(*predict_masks(run, images, args.data), new_console())
 
 
 def _chosen(args: Namespace) -> tuple[str, list[str]]:

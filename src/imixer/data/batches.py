@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -80,6 +80,17 @@ def build_batches(
         build_training(data, config, input_size, **mixing, **common),
         build_held_out(data, config, input_size, batch_size=held_out_batch, **common),
     )
+
+
+class AugmentedImages(Protocol):
+    """Augmented items, indexed by (number, epoch), with what they are made of."""
+
+    items: Any
+    seed: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: tuple[int, int], /) -> tuple[Tensor, Any]: ...
 
 
 class TrainingImages(Dataset["tuple[Tensor, int]"]):
@@ -168,7 +179,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        images: TrainingImages,
+        images: AugmentedImages,
         order: BatchOrder,
         mixup: Any,
         device: torch.device,
@@ -180,7 +191,7 @@ class TrainingBatches:
         self.device = device
         self.images = images
         self._sampler = _EpochSampler(order)
-        self._loader = DataLoader(images, batch_sampler=self._sampler, **loading)
+        self._loader = DataLoader(cast(Any, images), batch_sampler=self._sampler, **loading)
 
     def __len__(self) -> int:
         """Count the micro-batches of this process per epoch."""
@@ -239,7 +250,7 @@ class HeldOutBatches:
         loading: Further arguments of the `DataLoader`.
     """
 
-    def __init__(self, images: HeldOutImages, device: torch.device, **loading: Any) -> None:
+    def __init__(self, images: Dataset[Any], device: torch.device, **loading: Any) -> None:
         self.device = device
         self._loader = DataLoader(images, **loading)
 
@@ -290,7 +301,7 @@ def build_training(
         erasing = transform.transforms.pop()  # timm erases last
         erasing.device = device
     images = TrainingImages(data.train, transform, seed, flips)
-    return TrainingBatches(images, order, mixup, device, erasing, **_loading(config, seed, device))
+    return TrainingBatches(images, order, mixup, device, erasing, **loading_options(config, seed, device))
 
 
 def build_held_out(
@@ -340,11 +351,12 @@ def batches_in_order(
         shard: The images that are this process's.
     """
     return HeldOutBatches(
-        HeldOutImages(items, transform, shard), device, batch_size=batch_size, **_loading(config, 0, device)
+        HeldOutImages(items, transform, shard), device, batch_size=batch_size, **loading_options(config, 0, device)
     )
 
 
-def _loading(config: DataConfig, seed: int, device: torch.device) -> dict[str, Any]:
+def loading_options(config: DataConfig, seed: int, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of a `DataLoader` for a number of workers, with a generator of its own."""
     return {
         "num_workers": config.workers,
         "persistent_workers": config.workers > 0,

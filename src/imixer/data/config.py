@@ -13,6 +13,7 @@ SMALLEST_CROP = 0.1  # share of the side; images are resized to the input size o
 _MOST_WORKERS = 256  # processes, more than any one machine feeds a device with
 
 ImageSize = int | tuple[int, int]
+_MOST_CLASSES = 255  # of pixels: masks are bytes, one of which is what is ignored
 
 
 @dataclass
@@ -142,3 +143,65 @@ class DataConfig:
         sizes = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
         if not all(1 <= side <= LARGEST_SIDE for side in sizes):
             raise InputError(f"data.image_size is {self.image_size}; give 1 pixel or more, at most {LARGEST_SIDE:,}")
+
+
+@dataclass
+class MaskConfig:
+    """Masks of segmentation: what their values mean, and how image and mask are cut to the model's input.
+
+    Args:
+        classes: Names of the classes, in the order of their indices. Default: the names of `palette`, a file
+            `classes.txt` beside the images with a name a line, or as many as the largest index of the training masks
+            takes.
+        palette: Colour of each class in masks that store colours, such as `{road: "#804080"}`, in the order of the
+            classes. Default: masks store indices.
+        ignore_index: Index, or in coloured masks every colour of no class, that counts for nothing. null: each must
+            be a class.
+        fit: `resize` scales each image to the model's input; `window` keeps its pixels, trains on random pieces and
+            slides a window over the whole for validation and prediction.
+        overlap: Share of a window that the next one shares.
+        jitter: Largest relative change of brightness, contrast and saturation of training images. 0: none.
+    """
+
+    classes: list[str] | None = None
+    palette: dict[str, str] | None = None
+    ignore_index: int | None = 255
+    fit: Literal["resize", "window"] = "resize"
+    overlap: float = 0.5
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and not 2 <= len(set(self.classes)) == len(self.classes) <= _MOST_CLASSES:
+            raise InputError(f"masks.classes has {len(self.classes)} names; give 2 to {_MOST_CLASSES}, each once")
+        if self.classes is not None and self.palette is not None:
+            raise InputError("masks.classes and masks.palette are both given; the palette names the classes, leave one")
+        if self.palette is not None:
+            if not 2 <= len(self.palette) <= _MOST_CLASSES:
+                raise InputError(f"masks.palette has {len(self.palette)} colours; give 2 to {_MOST_CLASSES}")
+            colours = [parse_colour(name, text) for name, text in self.palette.items()]
+            if len(set(colours)) < len(colours):
+                raise InputError("masks.palette gives two classes one colour; give each its own")
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= 65_535:
+            raise InputError(f"masks.ignore_index is {self.ignore_index}; give an index from 0, or null")
+        if not 0 <= self.overlap < 1:
+            raise InputError(f"masks.overlap is {self.overlap}; give a share from 0, below 1")
+        if not 0 <= self.jitter < 1:
+            raise InputError(f"masks.jitter is {self.jitter}; give a share from 0, below 1")
+
+
+def parse_colour(name: str, text: str) -> tuple[int, int, int]:
+    """Convert a colour such as `#804080` to (red, green, blue).
+
+    Args:
+        name: The class, for the message.
+        text: The colour.
+
+    Raises:
+        InputError: If it is no such colour.
+    """
+    digits = str(text).removeprefix("#")
+    try:
+        red, green, blue = bytes.fromhex(digits)
+    except ValueError:
+        raise InputError(f"masks.palette gives {name!r} the colour {text!r}; write it as '#804080'") from None
+    return red, green, blue

@@ -1,9 +1,9 @@
-"""The form that every data set takes: two lists of labelled images, and what building loaders takes to know."""
+"""The form that every data set takes: two lists of images and targets, and what building loaders takes to know."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ class SizedDataset(Protocol[_T_co]):
 
 LabelledImage: TypeAlias = "tuple[Image.Image, int]"
 LabelledImages: TypeAlias = "SizedDataset[LabelledImage]"
+IGNORED = 255  # the class of pixels that count for nothing
+MaskedImage: TypeAlias = "tuple[Image.Image, NDArray[np.uint8]]"
+MaskedImages: TypeAlias = "SizedDataset[MaskedImage]"
 
 
 @runtime_checkable
@@ -40,14 +43,14 @@ class StreamedImages(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """A data set with a training split and a validation split, before any transform.
+class ImageSet:
+    """A data set of any task with a training split and a validation split, before any transform.
 
-    Choose it to train on a data set that `open_dataset` does not know: build one, and give it to `build_batches`.
+    Choose `ImageData` for classes of images and `MaskedData` for classes of pixels, which say what a target is.
 
     Args:
         name: Short name, usable in a folder name.
-        train: Training items, each an image of mode `L` or `RGB` and its label, from 0.
+        train: Training items, each an image of mode `L` or `RGB` and its target.
         val: Held-out items, likewise.
         class_names: Name of each label.
         in_chans: 1 when images come in mode `L`, 3 when in `RGB`.
@@ -67,8 +70,8 @@ class ImageData:
     """
 
     name: str
-    train: LabelledImages
-    val: LabelledImages
+    train: SizedDataset[tuple[Image.Image, Any]]
+    val: SizedDataset[tuple[Image.Image, Any]]
     class_names: tuple[str, ...]
     in_chans: int
     native_size: tuple[int, int] | None
@@ -101,7 +104,39 @@ def training_labels(data: ImageData, what: str) -> NDArray[np.int64]:
     return np.asarray(labels, dtype=np.int64)
 
 
-def check_channels(data: ImageData, input_size: tuple[int, int, int]) -> None:
+@dataclass(frozen=True)
+class ImageData(ImageSet):
+    """A data set of images with one class each.
+
+    Choose it to train on a data set that `open_dataset` does not know: build one, and give it to `build_batches`. The
+    target of an item is its label, from 0. Takes the arguments of `ImageSet`.
+    """
+
+    train: LabelledImages
+    val: LabelledImages
+
+
+@dataclass(frozen=True)
+class MaskedData(ImageSet):
+    """A data set of images with a class for each pixel.
+
+    Choose it for segmentation. The target of an item is its mask, uint8 (height, width) of the image's size: classes
+    from 0, and `IGNORED`. Takes the arguments of `ImageSet`, and the following.
+
+    Args:
+        pixels: Pixels of each class in the training masks.
+        palette: Colour (red, green, blue) of each class, to draw it with.
+        smallest: Name of the smallest image, and its (height, width). None: all have `native_size`.
+    """
+
+    train: MaskedImages
+    val: MaskedImages
+    pixels: tuple[int, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    smallest: tuple[str, int, int] | None = None
+
+
+def check_channels(data: ImageSet, input_size: tuple[int, int, int]) -> None:
     """Check that a model takes images with as many channels as a data set has.
 
     Args:

@@ -164,6 +164,8 @@ def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None)
 
 def _for_export(model: nn.Module) -> nn.Module:
     """Copy the model, folded, with fixed iterations for inverses."""
+    if getattr(model, "solver", "fixed") != "fixed" and not isinstance(model, IMixer):
+        raise InputError("the inverses of a segmentation are solved to a tolerance; train it with model.solver fixed")
     folded: Any = fold(model)
     if not isinstance(folded, IMixer) or folded.solver == "fixed":
         return folded
@@ -191,10 +193,13 @@ def _solved(model: nn.Module) -> nn.Module:
 def example_images(model: nn.Module, batch_size: int) -> Tensor:
     """Draw images (batch_size, in_chans, H, W) of the size the model takes, from a fixed seed."""
     cfg: Any = model.pretrained_cfg
-    first_conv: Any = model.get_submodule(cfg["first_conv"])
+    channels = cfg["input_size"][0]
+    if cfg["first_conv"]:  # which a model with a backbone leaves to that
+        first_conv: Any = model.get_submodule(cfg["first_conv"])
+        channels = first_conv.in_channels
     size = getattr(getattr(model, "stem", None), "img_size", None) or cfg["input_size"][-2:]
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch_size, first_conv.in_channels, *size, generator=generator)
+    return torch.randn(batch_size, channels, *size, generator=generator)
 
 
 def _batches(model: nn.Module, batch_size: int | None) -> list[Tensor]:

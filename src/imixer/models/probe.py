@@ -46,6 +46,8 @@ class BlockActivations:
 
 def implicit_layers(model: nn.Module) -> list[tuple[int, IMLP]]:
     """List the iMLPs of a model that have an inverse, each with the number of its block. None in other models."""
+    backbone = getattr(model, "backbone", None)  # of a model with a head of its own
+    model = getattr(backbone, "model", model)
     blocks = enumerate(model.blocks if isinstance(model, MlpMixer) else ())
     mixers = [(i, getattr(block, "mlp_tokens", None)) for i, block in blocks]
     return [(i, mlp) for i, mlp in mixers if isinstance(mlp, IMLP) and mlp.contraction is not None]

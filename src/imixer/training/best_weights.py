@@ -11,6 +11,7 @@ from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
 from imixer.training.run.checkpoints import Checkpoints
 from imixer.training.run.directory import RunDirectory
+from imixer.training.run.result import best_by
 
 WhichWeights = Literal["last", "best"]
 _log = logging.getLogger(__name__)
@@ -34,14 +35,16 @@ def load_best_weights(model: nn.Module, run: RunDirectory) -> None:
         weights = state["model"] if state["ema"] is None else state["ema"]
         model.load_state_dict(weights)
         row = state["rows"][-1]
-        epoch, accuracy = int(row["epoch"]), float(row["val_acc"])
+        metric = best_by(row)
+        epoch, score = int(row["epoch"]), float(row[metric])
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"the checkpoint of the best epoch in {run.checkpoints} does not fit the model "
             f"({middle_cut(one_line(error), 120)}); take the weights of the last epoch with `--checkpoint last`"
         ) from error
     _log.info(
-        "the weights are those of epoch %d, the best: %.2f%% of the held-out images, on which it was chosen",
+        "the weights are those of epoch %d, the best: %.2f%% %s the held-out images, on which it was chosen",
         epoch,
-        100 * accuracy,
+        100 * score,
+        "mIoU on" if metric == "val_miou" else "of",
     )

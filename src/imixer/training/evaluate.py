@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imixer.data.batches import HeldOutBatches, batches_in_order, worker_message
-from imixer.data.image_data import LabelledImages
+from imixer.data.image_data import LabelledImages, SizedDataset
 from imixer.data.sources.folder import open_test_folder
 from imixer.errors import InputError
 from imixer.escaping import printable
@@ -87,7 +87,7 @@ class Evaluation:
 
     def write(self, file: Path) -> None:
         """Write the scores as JSON, rounded to six decimals, which is more than the number of images can tell."""
-        write_text(file, json_text(_rounded(asdict(self))))
+        write_text(file, json_text(rounded(asdict(self))))
 
 
 @dataclass(frozen=True)
@@ -246,6 +246,15 @@ def _evaluate(run: FinishedRun, images: _LabelledSet, batch_size: int) -> _Outco
     return _Outcome(scores, logits, targets)
 
 
+def held_out_files(outputs: RunDirectory) -> EvaluationFiles:
+    """Name the files of an evaluation on held-out images.
+
+    Args:
+        outputs: The directory they go into.
+    """
+    return _files(outputs, is_test=False)
+
+
 def _files(outputs: RunDirectory, is_test: bool) -> EvaluationFiles:
     if is_test:
         return EvaluationFiles(
@@ -264,8 +273,8 @@ def _files(outputs: RunDirectory, is_test: bool) -> EvaluationFiles:
     )
 
 
-def image_names(items: LabelledImages, kind: str) -> list[str]:
-    """Name labelled images: by their files where they have some, by their places elsewhere, such as `held-out 12`.
+def image_names(items: SizedDataset[Any], kind: str) -> list[str]:
+    """Name images: by their files where they have some, by their places elsewhere, such as `held-out 12`.
 
     Args:
         items: The images.
@@ -335,10 +344,10 @@ def _per_class(predicted: Tensor, targets: Tensor, names: Sequence[str]) -> list
     ]
 
 
-def _rounded(scores: Any) -> Any:
+def rounded(scores: Any) -> Any:
     """Round all numbers to six decimals."""
     if isinstance(scores, dict):
-        return {name: _rounded(value) for name, value in scores.items()}
+        return {name: rounded(value) for name, value in scores.items()}
     if isinstance(scores, list):
-        return [_rounded(value) for value in scores]
+        return [rounded(value) for value in scores]
     return round(scores, 6) if isinstance(scores, float) else scores

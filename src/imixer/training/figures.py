@@ -15,7 +15,7 @@ from PIL import Image
 
 from imixer.escaping import for_figure
 from imixer.plotting import BLUE, GRAY, GREEN, ORANGE, legend_below, save_figure
-from imixer.training.run.result import best_row
+from imixer.training.run.result import best_by, best_row
 
 _MANY_CLASSES = 30
 _LONGEST_NAME = 28  # characters of a class on an axis
@@ -36,11 +36,17 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
     losses.plot(epochs, [row["train_loss"] for row in rows], color=ORANGE, ls="--", marker=marker, label="training")
     losses.plot(epochs, [row["val_loss"] for row in rows], color=BLUE, marker=marker, label="validation")
     losses.set(ylabel="cross entropy (nats)", title="Loss (training: with smoothing and mixing)")
-    accuracies.plot(epochs, [row["val_acc"] for row in rows], color=BLUE, marker=marker, label="top-1")
+    metric = best_by(rows[-1])
+    name, label = ("Accuracy", "top-1") if metric == "val_acc" else ("mIoU", "mIoU")
+    accuracies.plot(epochs, [row[metric] for row in rows], color=BLUE, marker=marker, label=label)
+    if metric != "val_acc":
+        pixels = [row["val_acc"] for row in rows]
+        accuracies.plot(epochs, pixels, color=GREEN, ls=":", marker=marker, label="accuracy of pixels")
     if "val_acc_top5" in rows[0]:
         top5 = [row["val_acc_top5"] for row in rows]
         accuracies.plot(epochs, top5, color=GREEN, ls=":", marker=marker, label="top-5")
-    accuracies.set(ylabel="validation accuracy", title=f"Accuracy, {rows[-1]['val_acc']:.2%} at the end{_best(rows)}")
+    accuracies.set(ylabel=f"validation {name if name == 'mIoU' else 'accuracy'}")
+    accuracies.set(title=f"{name}, {rows[-1][metric]:.2%} at the end{_best(rows)}")
     accuracies.yaxis.set_major_formatter(PercentFormatter(1.0))
     rates.plot(epochs, [row["lr"] for row in rows], color=BLUE, marker=marker)
     rates.set(ylabel="learning rate", title="Learning rate at the epoch's end")
@@ -56,11 +62,11 @@ def draw_learning_curves(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _best(rows: Sequence[dict[str, Any]]) -> str:
     best = best_row(rows)
-    return "" if best["epoch"] == rows[-1]["epoch"] else f"\nbest {best['val_acc']:.2%} after epoch {best['epoch']}"
+    return "" if best["epoch"] == rows[-1]["epoch"] else f"\nbest {best[best_by(best)]:.2%} after epoch {best['epoch']}"
 
 
 def draw_confusion_matrix(
-    counts: np.ndarray, class_names: Sequence[str], path: Path, title: str = "Held-out images"
+    counts: np.ndarray, class_names: Sequence[str], path: Path, title: str = "Held-out images", unit: str = "images"
 ) -> None:
     """Draw a confusion matrix: the share of each true class as colour, the count of images as a number.
 
@@ -69,6 +75,7 @@ def draw_confusion_matrix(
         class_names: The names of the classes in the order of the rows.
         path: The PNG to write.
         title: The name of the images.
+        unit: What is counted.
     """
     n = len(class_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -78,14 +85,15 @@ def draw_confusion_matrix(
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", format=PercentFormatter(1.0), shrink=0.8)
-    axes.set(xlabel="predicted class", ylabel="true class", title=f"{for_figure(title, 40)}, {counts.sum():,} images")
+    axes.set(xlabel="predicted class", ylabel="true class", title=f"{for_figure(title, 40)}, {counts.sum():,} {unit}")
     if n <= _MANY_CLASSES:
         names = [for_figure(name, _LONGEST_NAME) for name in class_names]
         axes.set_xticks(range(n), names, rotation=90 if max(map(len, names)) > 3 else 0)
         axes.set_yticks(range(n), names)
         for row, column in zip(*np.nonzero(counts), strict=True):
             color = "black" if shares[row, column] > 0.5 else "white"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+            many = f"{shares[row, column]:.0%}" if unit == "pixels" else str(counts[row, column])
+            axes.text(column, row, many, ha="center", va="center", color=color, fontsize=8)
     save_figure(figure, path, dpi=120)
 
 

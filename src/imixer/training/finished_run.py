@@ -6,15 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL.Image import Image
 from torch import nn
 
-from imixer.data.image_data import ImageData, check_channels
+from imixer.data.config import DataConfig
+from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channels
 from imixer.data.names import is_named
+from imixer.data.sources.masks import coding_of, default_palette
 from imixer.data.sources.open import open_dataset, relocated
+from imixer.data.sources.open_masked import open_masked
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
@@ -28,6 +31,8 @@ from imixer.training.run.parsing import load_config
 from imixer.training.run.result import read_result
 from imixer.training.third_party_warnings import silence
 from imixer.weights import is_packaged
+
+_DataT = TypeVar("_DataT", bound=ImageSet)
 
 
 @dataclass(frozen=True)
@@ -164,14 +169,46 @@ class FinishedRun:
             data_path: The place where the data lie now. Default: where they lay in training.
 
         Raises:
-            InputError: If the data are not there, or have other classes or channels.
+            InputError: If the data are not there, or have other classes or channels, or the run is a segmentation.
         """
+        if self.config.task != "classify":
+            raise InputError(
+                f"{self.name} is a segmentation, and this is for runs with a class for each image; `imixer evaluate` "
+                "and `imixer predict` take it"
+            )
+        return self._as_in_training(open_dataset(self._data_config(data_path)))
+
+    def masked_data(self, data_path: str | None = None) -> MaskedData:
+        """Open the images and masks of a segmentation's run, to be normalised as in training.
+
+        Args:
+            data_path: The place where the data lie now. Default: where they lay in training.
+
+        Raises:
+            InputError: If the data are not there, or have other classes or channels, or the run is no segmentation.
+        """
+        if self.config.task != "segment":
+            raise InputError(f"{self.name} is no segmentation: it was trained without masks")
+        masks = self.config.masks
+        if masks.palette is None and self.config.data.name != "scenes":
+            masks = replace(masks, classes=list(self.class_names))
+        return self._as_in_training(open_masked(self._data_config(data_path), masks))
+
+    @property
+    def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """The colour of each class of a segmentation, (red, green, blue)."""
+        return coding_of(self.config.masks).palette or default_palette(len(self.class_names))
+
+    def _data_config(self, data_path: str | None) -> DataConfig:
         config = self.config.data
-        if self.packaged and data_path is None and config.name != "digits":
+        if self.packaged and data_path is None and config.name not in ("digits", "scenes"):
             raise InputError(f"{self.name} comes without its images, {config.name}; say with --data where they lie")
         if data_path is not None:
             config = relocated(config, data_path)
-        data = open_dataset(config)
+        return config
+
+    def _as_in_training(self, data: _DataT) -> _DataT:
+        """Check that data are of the run's classes and channels, and normalise them as in training."""
         if tuple(data.class_names) != self.class_names:
             raise InputError(
                 f"the data have the classes {few_names(data.class_names)}, but {self.name} was trained on "

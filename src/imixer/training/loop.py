@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
 
@@ -27,10 +28,12 @@ from imixer.training.run.checkpoints import Checkpoints, State
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.metrics import MetricsWriter, Row
+from imixer.training.run.result import best_by
 from imixer.training.step_dump import dump_step
 from imixer.training.stop_signals import Interrupted, StopRequest, stop_on_signals
+from imixer.training.tasks.losses import Loss
+from imixer.training.tasks.task import Validation
 from imixer.training.train_state import MicroBatch, TrainState
-from imixer.training.validation import ValidationMetrics
 
 _MONITORED = 64  # images on which convergence is watched
 _UNSAVED_S = 60
@@ -67,12 +70,12 @@ class Loop:
         built: The model.
         training: The training data.
         held_out: The data to validate on.
+        loss: The training loss.
         scores: The metrics to validate by.
         metrics: The writer of each epoch's metrics.
         progress: The display of each step.
         data_fingerprint: A description of the data that each checkpoint keeps, and a resumed run must meet.
         steps: Optimizer steps of the whole run. Default: those of all its epochs.
-        class_weights: Weight of the images of each class in the loss (num_classes,). Default: all alike.
 
     Attributes:
         train_state: The model with its optimizer.
@@ -89,12 +92,12 @@ class Loop:
         built: BuiltModel,
         training: Batches,
         held_out: HeldOut,
-        scores: ValidationMetrics,
+        loss: Loss,
+        scores: Validation,
         metrics: MetricsWriter,
         progress: TrainingProgress,
         data_fingerprint: dict[str, Any],
         steps: int | None = None,
-        class_weights: Tensor | None = None,
     ) -> None:
         self.fabric, self.config, self.run, self.built = fabric, config, run, built
         self.training, self.held_out, self.scores = training, held_out, scores.to(fabric.device)
@@ -103,7 +106,7 @@ class Loop:
         self.epochs = config.epochs + config.schedule.cooldown_epochs
         self.steps_per_epoch = len(training) // config.accumulate
         self.steps = steps or self.epochs * self.steps_per_epoch
-        self.train_state = TrainState(fabric, config, built.model, self.steps_per_epoch, steps, class_weights)
+        self.train_state = TrainState(fabric, config, built.model, self.steps_per_epoch, steps, loss)
         self.step = 0
         self.rows: list[Row] = []
         self._losses = torch.zeros(2, device=fabric.device)  # sum and number, in this epoch so far, of finite ones
@@ -180,7 +183,8 @@ class Loop:
             "images_per_s": self.metrics.images_per_s,
             "seconds": round(self.seconds, 2),
         }
-        best = all(scores["val_acc"] > before["val_acc"] for before in self.rows)
+        metric = best_by(row)
+        best = all(row[metric] > before[metric] for before in self.rows)
         self.rows.append(row)
         self._losses.zero_()
         if self.fabric.is_global_zero:
@@ -204,7 +208,9 @@ class Loop:
     def _monitor_images(self) -> Tensor:
         """The held-out images on which convergence is measured, the same after every epoch."""
         images, _ = next(iter(self.held_out))
-        return images[:_MONITORED].clone()
+        images, size = images[:_MONITORED].clone(), self.built.input_size[1:]
+        # of images that are larger and seen by windows, all at once
+        return images if images.shape[-2:] == size else F.interpolate(images, size=size, mode="bilinear")
 
     def _asked(self, request: StopRequest) -> int:
         """Return the signal by which any process was asked to stop, 0 for none."""
@@ -256,7 +262,8 @@ class Loop:
                 fit.
         """
         rows, numbers = state["rows"], (int, float)
-        epochs = all(isinstance(row, dict) and {"epoch", "step", "val_acc", "val_loss"} <= row.keys() for row in rows)
+        needed = {"epoch", "step", "val_loss", self.scores.best_by}
+        epochs = all(isinstance(row, dict) and needed <= row.keys() for row in rows)
         if not epochs or not all(isinstance(value, numbers) for row in rows for value in row.values()):
             raise ValueError("rows are no epochs")
         if not isinstance(state["seconds"], numbers):
@@ -284,8 +291,9 @@ class Loop:
 
     def _handle_non_finite(self, step: int) -> None:
         """Dump a step that is not finite, then stop or go on as `config.non_finite` says."""
-        weights = self.train_state.class_weights
-        dump = dump_step(self.built, self.config, step, self.train_state.lr, self.fabric.global_rank, weights)
+        dump = dump_step(
+            self.built, self.config, self.train_state.criterion, step, self.train_state.lr, self.fabric.global_rank
+        )
         here = dump.locate(self.train_state.module, self._micro_batches)
         by_rank = self._all_gather((self.fabric.global_rank, here))
         rank, place = next((pair for pair in by_rank if pair[1]), by_rank[0])

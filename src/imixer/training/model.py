@@ -50,6 +50,11 @@ class BuiltModel:
     input_size: tuple[int, int, int]
     preparation: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """The name to call it by: that of the backbone, if it has a head of its own."""
+        return str(self.args.get("backbone", self.name))
+
 
 def default_name(size: Size | None) -> str:
     """Choose the iMixer for images of a size.

@@ -18,6 +18,7 @@ from imixer.errors import InputError
 from imixer.progress import announce, clock
 from imixer.training.model import BuiltModel, build_model
 from imixer.training.run.config import ModelConfig, TrainConfig
+from imixer.training.tasks.losses import ClassificationLoss
 from imixer.training.time_estimate import StepTime, computing_clock, measure_step, untouched_generators
 
 _SAMPLE = 16  # images whose sizes are looked at
@@ -153,7 +154,7 @@ def _choose_model(
                 in_chans=data.in_chans,
                 num_classes=len(data.class_names),
             )
-            time = measure_step(candidate, built, device, computing_clock(device))
+            time = measure_step(candidate, built, ClassificationLoss(), device, computing_clock(device))
         except InputError as error:  # of options that are given, and do not fit this one
             problem = problem or error
             continue

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from imixer.data.image_data import ImageData
+from imixer.data.image_data import ImageSet
 from imixer.data.sampler import steps_per_epoch
 from imixer.escaping import few_names, middle_cut, printable
 from imixer.progress import clock
@@ -27,7 +27,7 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 def show_preview(
-    data: ImageData,
+    data: ImageSet,
     config: TrainConfig,
     built: BuiltModel,
     console: Console | None = None,
@@ -54,7 +54,7 @@ def show_preview(
 
 
 def _lines(
-    data: ImageData,
+    data: ImageSet,
     config: TrainConfig,
     built: BuiltModel,
     steps: int | None,
@@ -77,13 +77,17 @@ def _lines(
     lines += [("", middle_cut(note, 160)) for note in data.notes]
     lines += [("chosen" if number == 0 else "", each) for number, each in enumerate(choices)]
     lines.append(("batches", _batches(len(data.train), config)))
-    lines.append(("model", f"{built.name}, {describe_parameters(built.model, config.finetune)}"))
+    lines.append(("model", f"{built.title}{_head(built)}, {describe_parameters(built.model, config.finetune)}"))
     lines.append(("cost", _cost(data, config, built, steps)))
     if estimate is not None:
         step = f"{estimate.step * 1e3:,.3g} ms a step, measured just now"
         lines.append(("time", f"about {clock(estimate.total)} for the training, at {step}"))
     lines += [("no effect", middle_cut(each, 160)) for each in unused_settings(config)]
     return lines
+
+
+def _head(built: BuiltModel) -> str:
+    return f" with a {built.args['head']} head" if "backbone" in built.args else ""
 
 
 def _count(items: Any, classes: int) -> str:
@@ -110,7 +114,7 @@ def _batches(images: int, config: TrainConfig) -> str:
     return text
 
 
-def _cost(data: ImageData, config: TrainConfig, built: BuiltModel, steps: int | None) -> str:
+def _cost(data: ImageSet, config: TrainConfig, built: BuiltModel, steps: int | None) -> str:
     cost = forward_cost(built)
     if cost is None:
         return "not known beforehand: iterations depend on the images"

@@ -11,11 +11,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from torch import Tensor
 
 from imixer.progress import clock
+from imixer.training.run.result import best_by
 
 _FIRST_LINE_S = 2.0  # of steps, to estimate by
 _BETWEEN_LINES_S = 30.0
 _REFRESH_S = 0.25  # reading the loss waits for the accelerator, so not at every step
 _SMOOTHING = 0.95
+_SHORT = {"val_acc": "acc", "val_miou": "mIoU"}
 
 
 class TrainingProgress:
@@ -117,7 +119,8 @@ class TrainingProgress:
         Args:
             row: The metrics, as in `metrics.csv`.
         """
-        self._accuracy = f"  val acc {row['val_acc']:.1%}"
+        metric = best_by(row)
+        self._accuracy = f"  val {_SHORT[metric]} {row[metric]:.1%}"
         if self._bar is not None or not self._shown:
             return
         done = row["step"]

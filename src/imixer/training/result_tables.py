@@ -13,7 +13,7 @@ from rich.text import Text
 
 from imixer.training.evaluate import Evaluation, EvaluationFiles
 from imixer.training.predict import SHOWN, Prediction
-from imixer.training.run.result import TrainingResult
+from imixer.training.run.result import TrainingResult, best_by
 
 _MANY_CLASSES = 20
 
@@ -29,8 +29,12 @@ def report_training(result: TrainingResult, wall_s: float, console: Console) -> 
     last, run = result.last, result.run
     grid = Table.grid(padding=(0, 2))
     top5 = f", top-5 {last['val_acc_top5']:.2%}" if "val_acc_top5" in last else ""
-    accuracy = Text.assemble((f"{last['val_acc']:.2%}", "bold"), f" of {result.held_out:,} held-out images{top5}")
-    grid.add_row("accuracy", accuracy)
+    if "val_miou" in last:
+        pixels = f" on {result.held_out:,} held-out images, {last['val_acc']:.2%} of their pixels"
+        grid.add_row("mIoU", Text.assemble((f"{last['val_miou']:.2%}", "bold"), pixels))
+    else:
+        accuracy = Text.assemble((f"{last['val_acc']:.2%}", "bold"), f" of {result.held_out:,} held-out images{top5}")
+        grid.add_row("accuracy", accuracy)
     if result.best is not None:
         grid.add_row("best epoch", _best_epoch(result.best, last))
     grid.add_row("model", f"{result.model}, {result.parameters:,} parameters, on {result.data}")
@@ -51,7 +55,7 @@ def _best_epoch(best: Mapping[str, Any], last: Mapping[str, Any]) -> str:
     """Name the best epoch beside the last, whose weights are the model."""
     if best["epoch"] == last["epoch"]:
         return f"{best['epoch']}, the last"
-    return f"{best['epoch']} of {last['epoch']}, with {best['val_acc']:.2%}; --checkpoint best takes its weights"
+    return f"{best['epoch']} of {last['epoch']}, with {best[best_by(best)]:.2%}; --checkpoint best takes its weights"
 
 
 def report_evaluation(result: Evaluation, files: EvaluationFiles, console: Console) -> None:

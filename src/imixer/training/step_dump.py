@@ -17,7 +17,8 @@ from imixer.errors import InputError
 from imixer.training.model import BuiltModel
 from imixer.training.precision import autocast
 from imixer.training.run.config import TrainConfig
-from imixer.training.train_state import STEP_STREAM, MicroBatch, training_loss
+from imixer.training.tasks.losses import Loss, build_loss, loss_settings
+from imixer.training.train_state import STEP_STREAM, MicroBatch
 from imixer.writing import replacing
 
 
@@ -31,10 +32,9 @@ class StepDump:
         rank: The process that computed it.
         seed: The run's seed.
         precision: The arithmetic, as in `TrainConfig`.
-        smoothing: The label smoothing.
+        loss: The task and the numbers of its loss, see `loss_settings`.
         name: The name of the model in timm.
         args: The keyword arguments of `timm.create_model`.
-        class_weights: The weight of each class in the loss; None if all weigh alike.
     """
 
     step: int
@@ -42,10 +42,9 @@ class StepDump:
     rank: int
     seed: int
     precision: str
-    smoothing: float
+    loss: dict[str, Any]
     name: str
     args: dict[str, Any]
-    class_weights: list[float] | None = None
 
     def locate(self, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> str | None:
         """Locate the first number in the step that is not finite.
@@ -67,8 +66,7 @@ class StepDump:
         return None
 
     def _loss(self, targets: Tensor, logits: Tensor) -> Tensor:
-        weights = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
-        return training_loss(logits.float(), targets, self.smoothing, weights)
+        return build_loss(self.loss)(logits.float(), targets)
 
     def write(self, path: Path, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> None:
         """Write the step to a file, with weights and images.
@@ -84,21 +82,18 @@ class StepDump:
             torch.save(asdict(self) | data, temporary)
 
 
-def dump_step(
-    built: BuiltModel, config: TrainConfig, step: int, lr: float, rank: int, class_weights: Tensor | None = None
-) -> StepDump:
+def dump_step(built: BuiltModel, config: TrainConfig, loss: Loss, step: int, lr: float, rank: int) -> StepDump:
     """Describe a step of a run.
 
     Args:
         built: The model.
         config: The run's configuration.
+        loss: The training loss.
         step: The number of the step, from 0.
         lr: The learning rate.
         rank: This process.
-        class_weights: Weight of the images of each class in the loss (num_classes,). Default: all alike.
     """
-    weights = None if class_weights is None else class_weights.tolist()
-    return StepDump(step, lr, rank, config.seed, config.precision, config.smoothing, built.name, built.args, weights)
+    return StepDump(step, lr, rank, config.seed, config.precision, loss_settings(loss), built.name, built.args)
 
 
 def replay(path: str) -> tuple[StepDump, str]:

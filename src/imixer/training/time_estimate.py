@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from imixer.data.batches import TrainingBatches
 from imixer.timing import wait_for
@@ -20,7 +20,7 @@ from imixer.training.model import FORWARDS_PER_STEP, BuiltModel
 from imixer.training.optimizer import build_optimizer
 from imixer.training.precision import autocast
 from imixer.training.run.config import TrainConfig
-from imixer.training.train_state import training_loss
+from imixer.training.tasks.losses import Loss
 
 _FIRST_IMAGES = 8  # to load
 _FEWEST = 2  # images of a pass: more would keep the user of a large model waiting
@@ -62,7 +62,11 @@ class StepTime:
 
 
 def measure_step(
-    config: TrainConfig, built: BuiltModel, device: torch.device, clock: Callable[[], float] = time.perf_counter
+    config: TrainConfig,
+    built: BuiltModel,
+    loss: Loss,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> StepTime | None:
     """Measure a few passes and one optimizer step on a copy of the model.
 
@@ -71,6 +75,7 @@ def measure_step(
     Args:
         config: The configuration of the run.
         built: The model.
+        loss: The training loss.
         device: The device that trains.
         clock: Tells the seconds. Default: those of the wall.
 
@@ -82,13 +87,20 @@ def measure_step(
         return None
     try:
         with untouched_generators(device):
-            return _measure_model(config, built, device, clock)
+            return _measure_model(config, built, loss, device, clock)
     except (RuntimeError, ValueError):  # which training will meet too, and tell better
         return None
 
 
 def estimate_time(
-    config: TrainConfig, built: BuiltModel, training: Any, device: torch.device, *, steps: int, held_out: int
+    config: TrainConfig,
+    built: BuiltModel,
+    loss: Loss,
+    training: Any,
+    device: torch.device,
+    *,
+    steps: int,
+    held_out: int,
 ) -> TimeEstimate | None:
     """Estimate the time of a training, by what `measure_step` measures and by the loading of a few images.
 
@@ -97,6 +109,7 @@ def estimate_time(
     Args:
         config: The configuration of the run, with as many epochs as it will have.
         built: The model.
+        loss: The training loss.
         training: The training batches.
         device: The device that trains.
         steps: Optimizer steps of the run.
@@ -105,7 +118,7 @@ def estimate_time(
     Returns:
         The estimate; None where `measure_step` measures nothing.
     """
-    measured = measure_step(config, built, device)
+    measured = measure_step(config, built, loss, device)
     if measured is None:
         return None
     try:
@@ -131,14 +144,14 @@ def computing_clock(device: torch.device) -> Callable[[], float]:
 
 
 def _measure_model(
-    config: TrainConfig, built: BuiltModel, device: torch.device, clock: Callable[[], float]
+    config: TrainConfig, built: BuiltModel, loss: Loss, device: torch.device, clock: Callable[[], float]
 ) -> StepTime:
     model = deepcopy(built.model).to(device).train()
     optimizer = build_optimizer(model, config.optim)
     images = min(_FEWEST, config.micro_batch)
-    _pass(config, built, model, images, device, clock)  # the first one is slow, and tells nothing
+    _pass(config, built, loss, model, images, device, clock)  # the first one is slow, and tells nothing
     while (
-        taken := _pass(config, built, model, images, device, clock)
+        taken := _pass(config, built, loss, model, images, device, clock)
     ) < _LONG_ENOUGH_S and images < config.micro_batch:
         images = min(4 * images, config.micro_batch)
     optimizer.step()
@@ -151,18 +164,19 @@ def _measure_model(
 def _pass(
     config: TrainConfig,
     built: BuiltModel,
+    loss: Loss,
     model: nn.Module,
     count: int,
     device: torch.device,
     clock: Callable[[], float],
 ) -> float:
     images = torch.randn(count, *built.input_size, device=device)
-    targets: Tensor = torch.arange(count, device=device) % built.args["num_classes"]
+    targets = loss.example_targets(images, built.args["num_classes"])
     wait_for(device)
     began = clock()
     with autocast(config.precision, device):
-        loss = training_loss(model(images), targets, config.smoothing)
-    loss.backward()
+        value = loss(model(images), targets)
+    value.backward()
     wait_for(device)
     return clock() - began
 

@@ -19,15 +19,12 @@ from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 from lightning.fabric.utilities.seed import seed_everything
 
-from imixer.data.batches import build_batches, worker_message
+from imixer.data.batches import worker_message
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, training_labels
-from imixer.data.kept import keep_images
-from imixer.data.sources.open import open_dataset
+from imixer.data.image_data import ImageData, ImageSet
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
 from imixer.models.probe import implicit_layers
-from imixer.plotting import drawn
 from imixer.reading import read_json, read_rows
 from imixer.training.allocator import keep_freed_memory
 from imixer.training.budget import duration, for_steps
@@ -40,11 +37,10 @@ from imixer.training.devices import (
     resolve_precision,
     started_by_launcher,
 )
-from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
 from imixer.training.finetune import count_parameters, freeze
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
-from imixer.training.model import BuiltModel, build_model, require_memory_for_batch
+from imixer.training.model import BuiltModel, require_memory_for_batch
 from imixer.training.model_directory import save_model
 from imixer.training.optimizer import build_optimizer
 from imixer.training.photo_settings import choose_settings
@@ -52,7 +48,6 @@ from imixer.training.preview import show_preview
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State
 from imixer.training.run.config import TrainConfig
-from imixer.training.run.confusion import write_confusion
 from imixer.training.run.damage import damage, model_damage
 from imixer.training.run.directory import RunDirectory, check_out, create_run, open_begun
 from imixer.training.run.environment import environment, environment_changes
@@ -62,10 +57,10 @@ from imixer.training.run.parsing import load_config, save_config
 from imixer.training.run.result import TrainingResult, best_row, read_result
 from imixer.training.run.resume_rules import check_changes
 from imixer.training.stop_signals import Interrupted
+from imixer.training.tasks.registry import find_task
+from imixer.training.tasks.task import Task
 from imixer.training.third_party_warnings import silence
 from imixer.training.time_estimate import estimate_time
-from imixer.training.train_state import inverse_class_sizes
-from imixer.training.validation import ValidationMetrics
 from imixer.training.whitening import whiten_stem
 from imixer.writing import json_text, write_text
 
@@ -151,7 +146,7 @@ def resolve_defaults(
     from_mixer = config.model.from_mixer
     if from_mixer and os.path.exists(from_mixer):
         from_mixer = str(Path(from_mixer).absolute())
-    model = replace(config.model, name=built.name, checkpoint=checkpoint, from_mixer=from_mixer)
+    model = replace(config.model, name=built.title, checkpoint=checkpoint, from_mixer=from_mixer)
     return replace(config, data=data, model=model, out=None)
 
 
@@ -178,40 +173,26 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     if fabric.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.deterministic = True  # of a convolution's gradient; all else repeats by itself
-    data = open_dataset(config.data)
+    task = find_task(config.task)
+    data = task.open(config)
     choices: tuple[str, ...] = ()
     if config.choose and not begun:
-        config, choices = _by_first(fabric, lambda: choose_settings(config, data, fabric.device))
+        if not isinstance(data, ImageData):
+            raise InputError(f"choose is {config.choose}, which knows of classes of images, not of masks; leave it out")
+        images = data
+        config, choices = _by_first(fabric, lambda: choose_settings(config, images, fabric.device))
     seed_everything(config.seed, workers=True, verbose=False)
-    built = build_model(
-        config.model,
-        config.data,
-        native_size=data.native_size,
-        in_chans=data.in_chans,
-        num_classes=len(data.class_names),
-    )
+    built = task.build_model(config, data)
     data = _prepared_alike(data, built)
     if config.finetune is not None:
-        freeze(built.model, config.finetune, built.name)
+        freeze(built.model, config.finetune, built.title)
     # a batch larger than the data is refused below
     require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
-    if config.data.keep_decoded:
-        data = keep_images(data, config.data, built.input_size)
-    class_weights = None
-    if config.data.balance == "loss":
-        labels = training_labels(data, "data.balance is loss")
-        class_weights = inverse_class_sizes(labels, len(data.class_names))
-    training, held_out = build_batches(
-        data,
-        config.data,
-        built.input_size,
-        smoothing=config.smoothing,
-        seed=config.seed,
-        device=fabric.device,
-        shard=batch_shard(fabric, config),
-        held_out_batch=config.micro_batch,
+    training, held_out = task.build_batches(
+        data, config, built.input_size, device=fabric.device, shard=batch_shard(fabric, config)
     )
+    loss = task.loss(data, config)
     steps = config.steps
     if config.budget is not None:
         lasts = duration(config, built, len(training) // config.accumulate)
@@ -222,9 +203,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         config = for_steps(config, steps, len(training) // config.accumulate)
     if fabric.is_global_zero:
         all_steps = steps or (config.epochs + config.schedule.cooldown_epochs) * (len(training) // config.accumulate)
-        estimate = estimate_time(config, built, training, fabric.device, steps=all_steps, held_out=len(data.val))
+        estimate = estimate_time(config, built, loss, training, fabric.device, steps=all_steps, held_out=len(data.val))
         show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices)
-    run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.name))
+    run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.title))
     report_run(run.path)
     with _locked(fabric, run):
         state = _latest(fabric, run) if begun else None
@@ -249,22 +230,22 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             built,
             training,
             held_out,
-            ValidationMetrics(len(data.class_names)),
+            loss,
+            task.validation(data, config, built.input_size),
             metrics,
             TrainingProgress(fabric.is_global_zero),
             data_fingerprint=_data_fingerprint(data),
             steps=steps,
-            class_weights=class_weights,
         )
         if state is not None:
             _load(loop, state)
         if begun and fabric.is_global_zero:
             metrics.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
         _fit(loop, new=begun is None)
-        return _finish(loop, config, data, device_name(fabric.device))
+        return _finish(loop, task, config, data, device_name(fabric.device))
 
 
-def _prepared_alike(data: ImageData, built: BuiltModel) -> ImageData:
+def _prepared_alike(data: ImageSet, built: BuiltModel) -> ImageSet:
     """Normalise images as they were for the weights that the model starts from, if these say how."""
     mean, std = (built.preparation.get(name) for name in ("mean", "std"))
     if not mean or not std or not len(mean) == len(std) == data.in_chans:
@@ -336,7 +317,7 @@ def _fit(loop: Loop, *, new: bool) -> None:
         loop.metrics.close()
 
 
-def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> TrainingResult:
+def _finish(loop: Loop, task: Task, config: TrainConfig, data: ImageSet, device: str) -> TrainingResult:
     """Write the result, the model and the figures of a run that is trained."""
     run, built = loop.run, loop.built
     result = TrainingResult(
@@ -346,7 +327,7 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
         seconds=round(loop.seconds, 2),
         epochs=len(loop.rows),
         parameters=count_parameters(built.model, config.finetune),
-        model=built.name,
+        model=built.title,
         data=data.name,
         held_out=len(data.val),
         skipped=data.skipped,
@@ -356,8 +337,8 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
     if loop.fabric.is_global_zero:
         result.write()
         assert loop.scores.confusion is not None  # set by the last validation
-        counts = loop.scores.confusion.numpy()
-        write_confusion(counts.tolist(), data.class_names, run.confusion_counts)
+        counts = loop.scores.confusion
+        task.write_numbers(run, counts, data)
         _set_aside_damaged_model(run)
         save_model(  # after all numbers: it is what makes a run finished
             built,
@@ -369,8 +350,7 @@ def _finish(loop: Loop, config: TrainConfig, data: ImageData, device: str) -> Tr
             crop_pct=config.data.crop_pct,
             interpolation="bicubic" if config.data.interpolation == "random" else config.data.interpolation,
         )
-        drawn(run.learning_curves, lambda path: draw_learning_curves(loop.rows, path))
-        drawn(run.confusion_matrix, lambda path: draw_confusion_matrix(counts, data.class_names, path))
+        task.draw(run, loop.rows, counts, data)
     loop.fabric.barrier()
     return result
 
@@ -382,7 +362,7 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
         _log.warning(f"{run.model} was damaged and is now {aside}")
 
 
-def _data_fingerprint(data: ImageData) -> dict[str, Any]:
+def _data_fingerprint(data: ImageSet) -> dict[str, Any]:
     """Describe the data, in what must not change between a run's sessions."""
     streamed = {"origin": list(data.origin), "stored images": data.fingerprint} if data.fingerprint else {}
     return streamed | {
@@ -392,7 +372,7 @@ def _data_fingerprint(data: ImageData) -> dict[str, Any]:
     }
 
 
-def _check_data(state: State, data: ImageData, run: RunDirectory) -> None:
+def _check_data(state: State, data: ImageSet, run: RunDirectory) -> None:
     """Check that the data are those of a checkpoint."""
     fingerprint = state.get("data_fingerprint")
     if not isinstance(fingerprint, dict) or any(

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
-from numpy.typing import NDArray
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
@@ -23,44 +20,10 @@ from imixer.training.finetune import frozen_batch_norms
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import TrainConfig
+from imixer.training.tasks.losses import ClassificationLoss, Loss
 
 MicroBatch = tuple[Tensor, Tensor]  # images and targets of one forward pass
 STEP_STREAM = 1  # keeps the randomness of steps apart from that of orders and images, which mix two or three numbers
-
-
-def training_loss(logits: Tensor, targets: Tensor, smoothing: float, class_weights: Tensor | None = None) -> Tensor:
-    """Compute the cross entropy in nats.
-
-    Args:
-        logits: (B, num_classes).
-        targets: Class numbers (B,), or mixed classes (B, num_classes), which are smoothed already.
-        smoothing: Label smoothing of class numbers.
-        class_weights: Weight of the images of each class (num_classes,). Default: all alike.
-
-    Returns:
-        The mean over the batch, a scalar. With weights, the mean of the weighted losses of the images.
-    """
-    mixed = targets.is_floating_point()
-    smoothing = 0.0 if mixed else smoothing
-    if class_weights is None:
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-    losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-    weights = targets.to(losses.dtype) @ class_weights.to(losses.dtype) if mixed else class_weights[targets]
-    return (weights * losses).mean()
-
-
-def inverse_class_sizes(labels: NDArray[np.int64], classes: int) -> Tensor:
-    """Compute a weight for each class in inverse proportion to its images, with a mean of 1 over the images.
-
-    Args:
-        labels: Label of each image (images,).
-        classes: Number of classes, each of which has images.
-
-    Returns:
-        Weights (classes,).
-    """
-    counts = np.bincount(labels, minlength=classes)
-    return torch.from_numpy(len(labels) / (classes * counts)).float()
 
 
 class TrainState:
@@ -72,16 +35,17 @@ class TrainState:
     Args:
         fabric: Lightning's Fabric, launched.
         config: The run's configuration.
-        model: The model, from images (B, in_chans, H, W) to logits (B, num_classes).
+        model: The model, from images (B, in_chans, H, W) to logits.
         steps_per_epoch: Optimizer steps per epoch.
         steps: Optimizer steps of the whole run. Default: those of whole epochs.
-        class_weights: Weight of the images of each class in the loss (num_classes,). Default: all alike.
+        loss: The training loss. Default: that of classes of images, with the configuration's smoothing.
 
     Attributes:
         model: The model as Fabric wrapped it, for forward and backward.
         module: The same model, not wrapped.
         ema: The exponential moving average of its weights; None without `config.ema`.
         optimizer: The optimizer as Fabric wrapped it.
+        criterion: The training loss.
         guard: The guard that finds steps whose gradient is not finite.
     """
 
@@ -92,10 +56,10 @@ class TrainState:
         model: nn.Module,
         steps_per_epoch: int,
         steps: int | None = None,
-        class_weights: Tensor | None = None,
+        loss: Loss | None = None,
     ) -> None:
         self.fabric, self.config = fabric, config
-        self.class_weights = None if class_weights is None else class_weights.to(fabric.device)
+        self.criterion: Loss = loss or ClassificationLoss(config.smoothing)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         if config.grad_checkpointing:
@@ -156,8 +120,8 @@ class TrainState:
         return self.module.penalty() if isinstance(self.module, IMixer) else None
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Compute the training loss, a scalar in nats; see `training_loss`."""
-        return training_loss(logits, targets, self.config.smoothing, self.class_weights)
+        """Compute the training loss, a scalar in nats, by `criterion`."""
+        return self.criterion(logits, targets)
 
     def optimizer_step(self, step: int) -> None:
         """Take an optimizer step along the gradient computed, and update schedule and average.
@@ -186,7 +150,7 @@ class TrainState:
         DDP wrapper is bypassed, so that a process with more batches than another does not wait for it.
 
         Returns:
-            A function from images (B, in_chans, H, W) to logits (B, num_classes).
+            A function from images (B, in_chans, H, W) to logits.
         """
         if self._sharded:
             self.model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,12 @@ class ValidationMetrics(nn.Module):
         num_classes: The number of classes. Above five, the top-5 accuracy is computed too.
 
     Attributes:
+        best_by: The metric by which an epoch is the best.
         confusion: The counts of true (row) against predicted (column) class at the last validation, int64
             (num_classes, num_classes); None before the first.
     """
+
+    best_by: ClassVar[str] = "val_acc"
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

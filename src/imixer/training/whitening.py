@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from imixer.data.image_data import ImageData
+from imixer.data.image_data import ImageSet
 from imixer.data.transforms import eval_transform
 from imixer.models.stems import Whitening, patch_covariance
 from imixer.training.run.config import TrainConfig
@@ -17,7 +17,7 @@ _SAMPLE = 2000  # images; a patch has 12 pixels and an image hundreds of patches
 _CHUNK = 100
 
 
-def whiten_stem(model: nn.Module, config: TrainConfig, data: ImageData, input_size: tuple[int, int, int]) -> bool:
+def whiten_stem(model: nn.Module, config: TrainConfig, data: ImageSet, input_size: tuple[int, int, int]) -> bool:
     """Compute the filters of a whitened stem from a sample of the training images, which is always the same.
 
     Weights that were loaded bring their own filters, which are left alone.

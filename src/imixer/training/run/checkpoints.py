@@ -15,6 +15,7 @@ import torch
 
 from imixer.errors import InputError
 from imixer.reading import parse_json, read_text
+from imixer.training.run.result import best_by, best_row
 from imixer.writing import json_text, replacing, write_text
 
 State = dict[str, Any]  # what a checkpoint holds
@@ -263,8 +264,8 @@ def _knows_its_step(state: State) -> bool:
 
 def _best_step(state: State) -> int | None:
     """Return the step after the best epoch that a state knows of."""
-    rows = [row for row in state["rows"] if isinstance(row, dict) and {"val_acc", "step"} <= row.keys()]
-    return max(rows, key=lambda row: row["val_acc"])["step"] if rows else None
+    rows = [row for row in state["rows"] if isinstance(row, dict) and {best_by(row), "step"} <= row.keys()]
+    return best_row(rows)["step"] if rows else None
 
 
 def _problem(path: Path, entry: CheckpointInfo) -> str | None:

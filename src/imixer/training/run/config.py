@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from imixer.data.config import DataConfig
+from imixer.data.config import DataConfig, MaskConfig
 from imixer.errors import InputError
 from imixer.inverse_options import optional_options
 
 FinetunePart = Literal["head", "last", "all"]
 Choosable = Literal["model", "batch_size", "steps", "loading"]
+TaskName = Literal["classify", "segment"]
 
 # More is a slip of the finger: it would take years, or all memory, before anything is seen to be wrong.
 _MOST: dict[str, int] = {
@@ -238,6 +239,35 @@ class ScheduleConfig:
 
 
 @dataclass
+class SegmentConfig:
+    """The head that classifies pixels, and its loss.
+
+    Args:
+        head: `linear` reads the last features of the backbone, `multilevel` adds those of up to four depths.
+        head_dim: Channels in which `multilevel` adds its levels. Default: those of the first of them.
+        levels: Features to read, as timm's `out_indices`. Default: the last of each reduction, or up to four evenly
+            spread over the depth.
+        dice: Weight of the Dice loss beside the cross entropy. 0: cross entropy alone.
+        class_weights: Weight of each class in the cross entropy; `balanced` takes the inverse square root of its share
+            of the training pixels. Default: all alike.
+    """
+
+    head: Literal["linear", "multilevel"] = "multilevel"
+    head_dim: int | None = None
+    levels: list[int] | None = None
+    dice: float = 1.0
+    class_weights: Literal["balanced"] | list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.head_dim is not None and not 1 <= self.head_dim <= _MOST["embed_dim"]:
+            raise InputError(f"segment.head_dim is {self.head_dim}; give 1 or more, at most {_MOST['embed_dim']:,}")
+        if not 0 <= self.dice < math.inf:
+            raise InputError(f"segment.dice is {self.dice}; give 0 or more")
+        if isinstance(self.class_weights, list) and not all(0 <= weight < math.inf for weight in self.class_weights):
+            raise InputError(f"segment.class_weights is {self.class_weights}; give numbers from 0")
+
+
+@dataclass
 class CheckpointConfig:
     """What is kept for `imixer train --resume`. The state of the best epoch is always kept besides.
 
@@ -265,10 +295,13 @@ class TrainConfig:
     """One training run.
 
     Args:
+        task: What is told of an image: `classify` one class for the whole, `segment` one for each pixel.
         data: What to train on.
-        model: What to train.
+        model: What to train. For `segment`, the backbone.
         optim: How to step.
         schedule: How the learning rate moves.
+        masks: What masks mean, for `segment`.
+        segment: Head and loss, for `segment`.
         finetune: What of a model that starts from weights is trained: its `head`, the classifier, alone; its `last`
             block with the norm after it and the head; or `all`. What is frozen has neither weight decay nor power
             iterations. On the command line, and in a file for `--config`, it brings a learning rate, batch size and
@@ -304,10 +337,13 @@ class TrainConfig:
         logger: Where the numbers of an epoch go besides `metrics.csv`: `csv` is nowhere.
     """
 
+    task: TaskName = "classify"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
     finetune: FinetunePart | None = None
     epochs: int = 40
     budget: str | None = None

@@ -158,6 +158,11 @@ class RunDirectory:
         return self.path / "prediction.png"
 
     @property
+    def mask_predictions(self) -> Path:
+        """The folder of masks that `imixer predict` writes for a segmentation."""
+        return self.path / "predictions"
+
+    @property
     def analysis(self) -> Path:
         """The folder of `imixer analyze`, with a table and a figure for each measurement."""
         return self.path / "analysis"

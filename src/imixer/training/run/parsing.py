@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from imixer.data.config import DataConfig
+from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.names import is_photo_folder
 from imixer.errors import InputError, did_you_mean
 from imixer.reading_yaml import read_yaml
@@ -24,9 +24,11 @@ from imixer.training.run.config import (
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
+    SegmentConfig,
+    TaskName,
     TrainConfig,
 )
-from imixer.training.run.directory import open_begun
+from imixer.training.run.directory import RunDirectory, open_begun
 from imixer.writing import write_text
 
 _GROUPS: dict[str, Any] = {
@@ -34,6 +36,8 @@ _GROUPS: dict[str, Any] = {
     "model": ModelConfig,
     "optim": OptimConfig,
     "schedule": ScheduleConfig,
+    "masks": MaskConfig,
+    "segment": SegmentConfig,
     "checkpoints": CheckpointConfig,
 }
 _STARTS = ("model.checkpoint", "model.from_mixer")
@@ -155,11 +159,14 @@ def default_recipe(settings: Mapping[str, Any]) -> str | None:
         settings: The settings that are given, by dotted name.
 
     Returns:
-        `digits` for the digits, which are meant where no data are named; `photos` for a folder of class folders, unless
-        a model is named. None for other data, and for weights to start from.
+        `digits` for the digits, which are meant where no data are named, and `scenes` in their place for segmentation;
+        `photos` for a folder of class folders, unless a model is named. None for other data, and for weights to start
+        from.
     """
     if any(name in settings for name in _STARTS):
         return None
+    if settings.get("task") == "segment":
+        return None if {"data", "data.name"} & settings.keys() else "scenes"
     data = settings.get("data.name") or ("digits" if "data" not in settings else None)
     if data == "digits":
         return "digits"
@@ -270,6 +277,16 @@ def load_config(path: Path) -> TrainConfig:
         return build_config(parse(train_parser(), ["--config", settings]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def task_of(path: str) -> TaskName:
+    """Return the task of a run; `classify` where there is none, which is said when it is opened.
+
+    Args:
+        path: The directory of the run.
+    """
+    file = RunDirectory(Path(path)).config
+    return load_config(file).task if file.is_file() else "classify"
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

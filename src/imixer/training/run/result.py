@@ -49,13 +49,23 @@ class TrainingResult:
         write_text(self.run.result, json_text(written, non_finite="null"))
 
 
+def best_by(row: Mapping[str, Any]) -> str:
+    """Name the metric that decides which epoch is the best: mIoU where there are masks, else accuracy.
+
+    Args:
+        row: The metrics of an epoch.
+    """
+    return "val_miou" if "val_miou" in row else "val_acc"
+
+
 def best_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the metrics of the best epoch: the first with the highest accuracy on the held-out images.
+    """Return the metrics of the best epoch: the first with the highest value of `best_by` on the held-out images.
 
     Args:
         rows: The metrics of each epoch, at least one.
     """
-    return dict(max(rows, key=lambda row: row["val_acc"]))
+    best: Mapping[str, Any] = max(rows, key=lambda row: row[best_by(row)])
+    return dict(best)
 
 
 def read_result(run: RunDirectory) -> TrainingResult:

@@ -1,0 +1,78 @@
+"""Compute the logits of every pixel of images of any size, with the model of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from imixer.data.image_data import MaskedData
+from imixer.data.masked_batches import JointTransform, joint_transform
+from imixer.training.finished_run import FinishedRun
+from imixer.training.finite_checks import require_finite_logits
+from imixer.training.segmentation_metrics import sliding_logits
+
+
+class MaskPredictor:
+    """A predictor of the classes of pixels, at the size that images have.
+
+    With `masks.fit: resize` an image is scaled to the model's input, and its logits back; with `window` windows slide
+    over it.
+
+    Args:
+        run: The finished run of a segmentation.
+    """
+
+    def __init__(self, run: FinishedRun) -> None:
+        self.run = run
+        cfg = run.pretrained_cfg
+        empty: Any = MaskedData(
+            "", [], [], run.class_names, run.input_size[0], None, tuple(cfg["mean"]), tuple(cfg["std"])
+        )
+        self._prepare: JointTransform = joint_transform(
+            empty, run.config.data, run.config.masks, run.input_size, train=False
+        )
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """Compute the logits of images.
+
+        Args:
+            images: Images of the run's mode, `L` or `RGB`, of any sizes.
+
+        Returns:
+            Of each image (num_classes, height, width), float32, on the CPU.
+
+        Raises:
+            InputError: If a logit is not finite.
+        """
+        tensors = [self._prepare(image, np.zeros((image.height, image.width), np.uint8))[0] for image in images]
+        same = len({tensor.shape for tensor in tensors}) == 1
+        batches = [torch.stack(tensors)] if same else [tensor[None] for tensor in tensors]
+        computed: list[Tensor] = []
+        for batch in batches:
+            batch = batch.to(self.run.device)
+            window = self.run.input_size[1:]
+            found = sliding_logits(self.run.model, batch, window, self.run.config.masks.overlap)
+            if tuple(batch.shape[-2:]) == tuple(window):
+                require_finite_logits(self.run.model, batch, found, self.run.name)
+            computed += list(found)
+        return [_to_size(each, image).cpu() for each, image in zip(computed, images, strict=True)]
+
+    def classes(self, images: Sequence[Image.Image]) -> list[NDArray[np.uint8]]:
+        """Predict the class of each pixel of images, uint8 (height, width) each."""
+        return [each.argmax(0).to(torch.uint8).numpy() for each in self.logits(images)]
+
+
+def _to_size(logits: Tensor, image: Image.Image) -> Tensor:
+    """Scale logits (num_classes, H, W) to the size of an image."""
+    size = (image.height, image.width)
+    if tuple(logits.shape[-2:]) == size:
+        return logits
+    return F.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]

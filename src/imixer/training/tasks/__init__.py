@@ -1,0 +1,1 @@
+"""What is particular to classification and to segmentation; the loop is one."""

@@ -1,0 +1,314 @@
+"""A segmentation trains, resumes bit for bit, is evaluated at its images' size, and refuses masks that do not fit."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from imixer.cli import main
+from imixer.data.config import DataConfig, MaskConfig
+from imixer.data.image_data import IGNORED
+from imixer.data.sources.open_masked import open_masked
+from imixer.data.sources.scenes import CLASSES, open_scenes
+from imixer.errors import InputError
+from imixer.training.finished_run import load_run
+from imixer.training.mask_logits import MaskPredictor
+from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
+from imixer.training.run.result import best_row
+from imixer.training.segmentation_metrics import SegmentationMetrics, sliding_logits, window_starts
+from imixer.training.tasks.losses import SegmentationLoss, build_loss, loss_settings
+from imixer.training.tasks.registry import find_task
+
+SMALL = [
+    *("--task", "segment", "--data.image_size", "16", "--data.batch_size", "4", "--model.name", "imixer_t4_32"),
+    *("--model.num_blocks", "2", "--model.embed_dim", "16", "--schedule.warmup_epochs", "1", "--precision", "32"),
+    *("--logger", "csv", "--epochs", "2"),
+]
+
+
+def save(path, pixels, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8), mode).save(path)
+
+
+def squares(root, images=10, size=(24, 20), classes=3):
+    """Squares of the colour of their class, on noise."""
+    draw = np.random.default_rng(0)
+    for number in range(images):
+        pixels, mask = draw.integers(0, 60, (*size, 3)), np.zeros(size)
+        top, left = draw.integers(0, min(size) - 8, 2)
+        kind = number % (classes - 1) + 1
+        pixels[top : top + 8, left : left + 8, kind] = 230
+        mask[top : top + 8, left : left + 8] = kind
+        save(root / "images" / f"{number}.png", pixels)
+        save(root / "masks" / f"{number}.png", mask)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(monkeypatch):
+    monkeypatch.setattr("imixer.training.tasks.segmentation.drawn", lambda path, draw: True)
+
+
+def test_a_scene_is_the_same_for_a_seed_and_held_out_scenes_show_other_digits():
+    data, again = open_scenes(DataConfig()), open_scenes(DataConfig())
+    assert data.class_names == CLASSES and (len(data.train), len(data.val)) == (4000, 500)
+    image, mask = data.val[3]
+    assert np.array_equal(mask, again.val[3][1]) and np.array_equal(np.asarray(image), np.asarray(again.val[3][0]))
+    assert not np.array_equal(mask, open_scenes(DataConfig(split_seed=1)).val[3][1])
+    assert image.size == mask.shape[::-1] == (32, 32) and len(np.unique(data.train.masks)) == 11
+
+
+def test_no_data_named_means_the_scenes_for_segmentation_and_the_digits_otherwise():
+    def configured(*words):
+        return build_config(parse(train_parser(), expand_config_flags(words)))
+
+    assert (configured("--task", "segment").data.name, configured("--task=segment").data.name) == ("scenes", "scenes")
+    assert configured().data.name == "digits"
+
+
+def test_the_loss_is_cross_entropy_and_dice_of_the_pixels_that_count():
+    logits, targets = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    targets[0, :2] = IGNORED
+    known = targets != IGNORED
+    flat, truth = logits.movedim(1, -1)[known], targets[known]
+    entropy = torch.nn.functional.cross_entropy(flat, truth)
+    torch.testing.assert_close(SegmentationLoss(dice=0)(logits, targets), entropy)
+    chances, hot = flat.softmax(1), torch.eye(3)[truth]
+    dice = 1 - ((2 * (chances * hot).sum(0) + 1) / (chances.sum(0) + hot.sum(0) + 1)).mean()
+    torch.testing.assert_close(SegmentationLoss(dice=0.5)(logits, targets), entropy + 0.5 * dice)
+    weights = (1.0, 2.0, 0.5)
+    weighted = torch.nn.functional.cross_entropy(flat, truth, torch.tensor(weights))
+    torch.testing.assert_close(SegmentationLoss(dice=0, weights=weights)(logits, targets), weighted)
+    for loss in (SegmentationLoss(0.1, 0.5, weights), SegmentationLoss()):
+        assert build_loss(json.loads(json.dumps(loss_settings(loss)))) == loss
+
+
+def test_mean_iou_is_over_the_classes_that_are_there_and_leaves_out_what_is_ignored():
+    truth = torch.tensor([[[0, 0, 1, 1], [IGNORED, 0, 1, 1]]])
+    predicted = torch.tensor([[[0, 1, 1, 1], [2, 0, 1, 0]]])
+    metrics = SegmentationMetrics(4, (2, 4))
+    logits = 10 * torch.nn.functional.one_hot(predicted, 4).movedim(-1, 1).float()
+    scores = metrics.score(lambda images: logits, [(torch.zeros(1, 3, 2, 4), truth)])
+    assert scores["val_miou"] == pytest.approx((2 / 4 + 3 / 5) / 2) and scores["val_acc"] == pytest.approx(5 / 7)
+    assert metrics.iou.isnan().tolist() == [False, False, True, True]
+    assert (
+        best_row([{"epoch": 1, "val_acc": 0.9, "val_miou": 0.2}, {"epoch": 2, "val_acc": 0.8, "val_miou": 0.3}])[
+            "epoch"
+        ]
+        == 2
+    )
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("side", [8, 9, 16, 21, 40])
+def test_windows_cover_an_image_of_any_size_and_share_what_they_should(side, overlap):
+    starts = window_starts(side, 8, overlap)
+    covered = {pixel for start in starts for pixel in range(start, start + 8)}
+    assert covered == set(range(max(side, 8)))
+    assert all(b - a <= 8 * (1 - overlap) for a, b in itertools.pairwise(starts))
+
+
+def test_sliding_a_map_of_pixels_over_an_image_gives_the_map_of_the_whole():
+    weight = torch.randn(5, 3, 1, 1)
+    for size in ((8, 8), (13, 21), (5, 8), (5, 30)):
+        images = torch.randn(2, 3, *size)
+        expected = torch.nn.functional.conv2d(images, weight)
+        got = sliding_logits(lambda x: torch.nn.functional.conv2d(x, weight), images, (8, 8), 0.5)
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("head", ["linear", "multilevel"])
+@pytest.mark.parametrize(
+    ("backbone", "args"),
+    [
+        ("imixer_t4_32", {"num_blocks": 2, "embed_dim": 16}),
+        ("imixer_laptop_32", {"embed_dim": [8, 16, 24], "tokens_dim": [8, 8, 8], "num_blocks": [1, 1, 1]}),
+        ("resnet10t", {}),
+        ("vit_tiny_patch16_224", {"depth": 2}),
+    ],
+)
+def test_a_head_gives_logits_of_every_pixel_on_any_backbone_of_timm(head, backbone, args):
+    size = {} if backbone == "resnet10t" else {"img_size": 32}
+    model = timm.create_model("segmenter", backbone=backbone, backbone_args=args, head=head, num_classes=5, **size)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5, 32, 32)
+    assert len(model.norms) == (1 if head == "linear" else len(model.levels))
+
+
+@pytest.mark.parametrize("fit", ["resize", "window"])
+def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_its_images(fit, tmp_path, capsys):
+    root, run = squares(tmp_path / "data"), tmp_path / "run"
+    assert main(["train", "--data.name", str(root), "--out", str(run), "--masks.fit", fit, *SMALL]) == 0
+    assert main(["evaluate", str(run)]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    scores = json.loads((run / "evaluation.json").read_text())
+    last = json.loads((run / "result.json").read_text())["last"]
+    if fit == "window":  # where training validates at full size too
+        assert scores["miou"] == pytest.approx(last["val_miou"], abs=1e-5)
+    assert sum(each["pixels"] for each in scores["per_class"]) == 2 * 24 * 20
+    worst_first = [float(line.split(",")[1]) for line in (run / "predictions.csv").read_text().splitlines()[1:]]
+    assert worst_first == sorted(worst_first)
+    assert main(["predict", str(run), str(root / "images" / "0.png")]) == 0
+    mask = Image.open(run / "predictions" / "0.png")
+    assert mask.mode == "P" and mask.size == (20, 24) and np.asarray(mask).max() < 3
+    with Image.open(root / "images" / "0.png") as image:
+        assert np.array_equal(np.asarray(mask), MaskPredictor(load_run(str(run))).classes([image.convert("RGB")])[0])
+    assert (run / "predictions" / "0_overlay.png").is_file()
+
+
+def test_an_exported_segmentation_computes_the_logits_of_pixels(tmp_path):
+    pytest.importorskip("onnxruntime")
+    root, run = squares(tmp_path / "data"), tmp_path / "run"
+    assert main(["train", "--data.name", str(root), "--out", str(run), *SMALL]) == 0
+    assert main(["export", str(run)]) == 0
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(run / "model.onnx"), providers=["CPUExecutionProvider"])
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        expected = load_run(str(run)).model(images)
+    got = torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stopped_segmentation_ends_as_one_that_was_not_bit_for_bit(tmp_path, monkeypatch):
+    from imixer.training.loop import Loop
+
+    root = squares(tmp_path / "data")
+    flags = ["--data.name", str(root), "--data.hflip", "0.5", "--masks.jitter", "0.3", "--ema", "0.9", *SMALL]
+    assert main(["train", "--out", str(tmp_path / "whole"), *flags]) == 0
+    take = Loop._take_step
+
+    def stop(self, micro_batches):
+        if self.step == 3:
+            raise RuntimeError("killed")
+        take(self, micro_batches)
+
+    monkeypatch.setattr(Loop, "_take_step", stop)
+    with pytest.raises(RuntimeError, match="killed"):
+        main(["train", "--out", str(tmp_path / "cut"), "--checkpoints.every_steps", "1", *flags])
+    monkeypatch.setattr(Loop, "_take_step", take)
+    assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
+    one, other = (load_run(str(tmp_path / name)).model.state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    a, b = (json.loads((tmp_path / name / "result.json").read_text())["last"] for name in ("whole", "cut"))
+    assert {k: v for k, v in a.items() if k.startswith("val")} == {k: v for k, v in b.items() if k.startswith("val")}
+
+
+def test_colours_are_classes_by_a_palette_and_other_colours_are_ignored(tmp_path):
+    root = squares(tmp_path)
+    colours = np.array([[0, 0, 0], [128, 64, 128], [255, 255, 255]])
+    for file in (root / "masks").iterdir():
+        indices = np.asarray(Image.open(file))
+        coloured = colours[indices]
+        coloured[0, 0] = (1, 2, 3)
+        save(file, coloured)
+    masks = MaskConfig(palette={"ground": "#000000", "road": "#804080", "sky": "#ffffff"})
+    data = open_masked(DataConfig(name=str(root)), masks)
+    _, mask = data.train[0]
+    assert data.class_names == ("ground", "road", "sky") and mask[0, 0] == IGNORED and mask.max() == IGNORED
+    assert data.palette == ((0, 0, 0), (128, 64, 128), (255, 255, 255))
+
+
+def other_size(root):
+    save(root / "masks" / "3.png", np.zeros((10, 10)))
+    return "3.png: its mask has 10x10 pixels, and it has 24x20"
+
+
+def outside(root):
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    save(root / "masks" / "3.png", np.full((24, 20), 7))
+    return "3.png: its mask has the value 7, and classes are 0 to 2, and 255 is ignored"
+
+
+def missing(root):
+    (root / "masks" / "3.png").unlink()
+    return "3.png has no mask 3.png in"
+
+
+def coloured(root):
+    pixels = np.zeros((24, 20, 3))
+    pixels[3:, 4:, 0] = 128
+    save(root / "masks" / "3.png", pixels)
+    return "3.png: its mask stores colours, and nothing says which class each is; pass --masks.palette"
+
+
+def no_image(root):
+    (root / "masks" / "3.png").write_bytes(b"not a picture")
+    return "3.png: its mask 3.png: not an image that Pillow can read"
+
+
+def tiny(root):
+    save(root / "images" / "3.png", np.arange(12).reshape(2, 2, 3))
+    save(root / "masks" / "3.png", np.zeros((2, 2)))
+    return "3.png: it has 2x2 pixels, less than the model's patch of 4x4"
+
+
+@pytest.mark.parametrize("spoil", [other_size, outside, missing, coloured, no_image, tiny])
+def test_a_pair_that_does_not_fit_is_one_line_and_skip_bad_counts_it(spoil, tmp_path, capsys):
+    root = squares(tmp_path / "data")
+    message = spoil(root)
+    out = ["--out", str(tmp_path / "run"), "--data.name", str(root)]
+    assert main(["train", *out, *SMALL]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1] and said[-1].startswith("imixer: ") and not (tmp_path / "run").exists()
+    assert main(["train", *out, "--data.skip_bad", "true", *SMALL]) == 0
+    assert "skipped" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["skipped"] == ["images/3.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.mixup", "0.8"], "data.mixup is 0.8, and task segment"),
+        (["--data.pipeline", "device"], "data.pipeline is device"),
+        (["--segment.class_weights", "[1, 2]"], "segment.class_weights has 2 numbers, and data 3 classes"),
+        (["--segment.levels", "[9]"], "gives no features to segment by at segment.levels [9]"),
+        (["--masks.classes", "[a]"], "masks.classes has 1 names"),
+        (["--masks.palette", "{a: red, b: '#000000'}"], "masks.palette gives 'a' the colour 'red'"),
+        (["--masks.overlap", "1"], "masks.overlap is 1"),
+    ],
+)
+def test_a_setting_that_masks_do_not_allow_is_one_line(flags, message, tmp_path, capsys):
+    root = squares(tmp_path / "data")
+    assert main(["train", "--out", str(tmp_path / "run"), "--data.name", str(root), *SMALL, *flags]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_binary_masks_of_0_and_255_are_told_how_to_be_two_classes(tmp_path):
+    root = squares(tmp_path)
+    for file in (root / "masks").iterdir():
+        save(file, 255 * (np.asarray(Image.open(file)) > 0))
+    with pytest.raises(InputError, match=r"only one class; .* 255, which is ignored, pass --masks.palette"):
+        open_masked(DataConfig(name=str(root)), MaskConfig())
+    palette = {"background": "#000000", "object": "#ffffff"}
+    assert open_masked(DataConfig(name=str(root)), MaskConfig(palette=palette)).class_names == ("background", "object")
+
+
+def test_splits_inside_images_and_masks_or_around_them_are_found(tmp_path):
+    for layout in ("images/training masks/training images/validation masks/validation", "train val"):
+        root = tmp_path / layout[:3]
+        squares(tmp_path / "one", 4)
+        for part in layout.split():
+            if "/" in part:
+                (root / part).parent.mkdir(parents=True, exist_ok=True)
+                (root / part).symlink_to(tmp_path / "one" / part.split("/")[0])
+            else:
+                root.mkdir(exist_ok=True)
+                (root / part).symlink_to(tmp_path / "one")
+        data = open_masked(DataConfig(name=str(root)), MaskConfig())
+        assert (len(data.train), len(data.val), data.split) == (4, 4, "val")
+
+
+def test_analyses_of_classes_of_images_refuse_a_segmentation_in_one_line(tmp_path, capsys):
+    root, run = squares(tmp_path / "data"), tmp_path / "run"
+    assert main(["train", "--data.name", str(root), "--out", str(run), *SMALL]) == 0
+    capsys.readouterr()
+    assert main(["analyze", "features", str(run)]) == 2
+    assert "is a segmentation" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["evaluate", str(run), "--corruptions"]) == 2
+    assert find_task("segment") is not find_task("classify")
