@@ -72,6 +72,12 @@ def test_the_configuration_is_whole(run):
     assert load_config(run / "config.yaml").model.embed_dim == 16
 
 
+def test_a_folder_with_the_name_of_the_data_is_not_taken_for_them(train_quick, elsewhere):
+    (elsewhere / "digits").mkdir()
+    run = train_quick(elsewhere / "run", "--epochs", "1", "--schedule.warmup_epochs", "0")
+    assert load_config(run / "config.yaml").data.name == "digits"
+
+
 def test_the_environment_is_named(run):
     environment = json.loads((run / "environment.json").read_text())
     assert environment["torch"] == torch.__version__

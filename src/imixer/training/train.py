@@ -22,6 +22,7 @@ from lightning.fabric.utilities.seed import seed_everything
 from imixer.data.batches import worker_message
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, ImageSet
+from imixer.data.names import is_named
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
 from imixer.models.probe import implicit_layers
@@ -135,7 +136,7 @@ def resolve_defaults(
     absolute: dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("name", "root")
-        if (value := getattr(config.data, field)) and os.path.isdir(value)
+        if (value := getattr(config.data, field)) and os.path.isdir(value) and not (field == "name" and is_named(value))
     }
     _, height, width = built.input_size
     size = height if height == width else (height, width)
