@@ -21,11 +21,7 @@ settings.load_profile("anywhere")
 QUICK = [
     *(
         "--recipe",
-        "smoke",
-        "--data.pipeline",
-        "timm",
-        "--optim.lr",
-        "2e-3",
+        "digits_general",
         "--epochs",
         "2",
         "--schedule.warmup_epochs",

@@ -22,11 +22,7 @@ from imixer.training.run.parsing import expand_config_flags, load_config, save_c
 QUICK = [
     *(
         "--recipe",
-        "smoke",
-        "--data.pipeline",
-        "timm",
-        "--optim.lr",
-        "2e-3",
+        "digits_general",
         "--epochs",
         "2",
         "--schedule.warmup_epochs",
@@ -97,7 +93,7 @@ def default_train(*flags):
         ("--data.name nowhere", ["nowhere"]),
         ("--data.auto_augment wild", ["data.auto_augment", "wild"]),
         ("--data.mixup 0.5 --data.batch_size 33", ["data.batch_size is 33", "even"]),
-        ("--data.image_size 9", ["2x2", "9x9"]),
+        ("--data.image_size 9", ["4x4", "9x9"]),
         ("--model.patch_size 3", ["3x3", "8x8"]),
         ("--model.name imixer_t2_9", ["no model 'imixer_t2_9'; did you mean imixer_t2_8"]),
         ("--model.name mixer_t2_8 --model.n_iter 3", ["mixer_t2_8", "model.n_iter"]),

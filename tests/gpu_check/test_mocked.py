@@ -6,7 +6,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import imixer.models  # noqa: F401
-from imixer.data.batches import _loading
+from imixer.data.batches import loading_options
 from imixer.data.config import DataConfig
 from imixer.data.device.resident import free_memory
 from imixer.implicit import Picard
@@ -26,7 +26,7 @@ def test_memory_that_torch_keeps_of_an_earlier_run_counts_as_free(monkeypatch):
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
 def test_memory_is_pinned_for_a_gpu_that_trains_and_for_no_other(device, pinned, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert _loading(DataConfig(), 0, torch.device(device))["pin_memory"] is pinned
+    assert loading_options(DataConfig(), 0, torch.device(device))["pin_memory"] is pinned
 
 
 def test_a_gpu_is_waited_for_before_its_memory_is_read(monkeypatch):

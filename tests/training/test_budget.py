@@ -15,11 +15,7 @@ from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig,
 
 TINY = [
     "--recipe",
-    "smoke",
-    "--data.pipeline",
-    "timm",
-    "--optim.lr",
-    "2e-3",
+    "digits_general",
     "--model.num_blocks",
     "1",
     "--model.embed_dim",

@@ -22,7 +22,7 @@ from imixer.training.run.config import TrainConfig
 SCRIPT = Path(__file__).with_name("two_processes.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 TINY = [
-    *("--recipe", "smoke", "--data.pipeline", "timm", "--optim.lr", "2e-3", "--schedule.warmup_epochs", "1"),
+    *("--recipe", "digits_general", "--schedule.warmup_epochs", "1"),
     *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
 

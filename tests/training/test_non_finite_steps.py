@@ -19,11 +19,7 @@ INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
 TINY = [
     *(
         "--recipe",
-        "smoke",
-        "--data.pipeline",
-        "timm",
-        "--optim.lr",
-        "2e-3",
+        "digits_general",
         "--epochs",
         "2",
         "--schedule.warmup_epochs",

@@ -12,9 +12,10 @@ from PIL import Image
 
 from imixer.cli import main
 from imixer.plotting import drawn
-from imixer.training import figures, train
+from imixer.training import figures
 from imixer.training.finished_run import load_run
 from imixer.training.run.confusion import read_confusion, write_confusion
+from imixer.training.tasks import classification
 
 HOSTILE = [
     r"$\foo$",
@@ -143,7 +144,7 @@ def test_the_model_is_written_before_anything_is_drawn(monkeypatch, train_quick,
     def look(path, draw):
         there.append({name for name in ("model", "result.json", "confusion_matrix.csv") if (out / name).exists()})
 
-    monkeypatch.setattr(train, "drawn", look)
+    monkeypatch.setattr(classification, "drawn", look)
     train_quick(out, pictures=True)
     assert there == [{"model", "result.json", "confusion_matrix.csv"}] * 2
 

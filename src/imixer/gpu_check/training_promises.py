@@ -38,7 +38,7 @@ from imixer.training.run.parsing import build_config, expand_config_flags, parse
 from imixer.training.train_state import TrainState
 
 TINY = [
-    *("--data.name", "digits", "--model.num_blocks", "2", "--model.embed_dim", "32"),
+    *("--recipe", "digits_general", "--model.num_blocks", "2", "--model.embed_dim", "32"),
     *("--schedule.warmup_epochs", "1", "--logger", "csv", "--data.pipeline", "device", "--precision", "32"),
 ]
 POLICY = "rand-m9-mstd0.5-inc1"

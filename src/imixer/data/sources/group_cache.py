@@ -108,7 +108,10 @@ class GroupCache:
                 part = file.with_name(f"{group}-{os.getpid()}-{threading.get_ident()}{_PART}")
                 with self._reserved(part, stored_size(len(images), sum(len(each or b"") for each in images))) as stream:
                     _write_images(stream, images)
-                    os.replace(part, file)
+                    with FileLock(
+                        self.folder / "place.lock", poll_interval=_POLL_S
+                    ):  # else a count may miss both names
+                        os.replace(part, file)
                 return images
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -297,7 +297,7 @@ class TrainConfig:
     Args:
         task: What is told of an image: `classify` one class for the whole, `segment` one for each pixel.
         data: What to train on.
-        model: What to train. For `segment`, the backbone.
+        model: What to train.
         optim: How to step.
         schedule: How the learning rate moves.
         masks: What masks mean, for `segment`.
