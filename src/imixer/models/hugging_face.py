@@ -16,6 +16,7 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPr
 from imixer.models.imixer import IMixer
 
 _PREFIX = "timm_model."
+_STEP = "_load_pretrained_model"  # of Transformers, that is adapted
 
 
 def adapt_loading() -> None:
@@ -23,7 +24,7 @@ def adapt_loading() -> None:
 
     Where Transformers has no such step any more, nothing is changed: it then names the tensors that do not fit.
     """
-    original = getattr(TimmWrapperPreTrainedModel, "_load_pretrained_model", None)
+    original = getattr(TimmWrapperPreTrainedModel, _STEP, None)
     if (
         original is None
         or not {"model", "state_dict", "checkpoint_files"} <= inspect.signature(original).parameters.keys()
@@ -41,7 +42,7 @@ def adapt_loading() -> None:
             given["state_dict"] = given["state_dict"] if adapted is None else adapted
         return original(*call.args, **call.kwargs)
 
-    TimmWrapperPreTrainedModel._load_pretrained_model = staticmethod(load)
+    setattr(TimmWrapperPreTrainedModel, _STEP, staticmethod(load))
 
 
 def _adapted(
