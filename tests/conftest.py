@@ -19,14 +19,7 @@ settings.register_profile(
 settings.load_profile("anywhere")
 
 QUICK = [
-    *(
-        "--recipe",
-        "digits_general",
-        "--epochs",
-        "2",
-        "--schedule.warmup_epochs",
-        "1",
-    ),
+    *("--recipe", "digits_general", "--epochs", "2", "--schedule.warmup_epochs", "1"),
     *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
 DRAWN_AFTER_TRAINING = "imixer.training.tasks.classification.drawn"

@@ -20,14 +20,7 @@ from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig,
 from imixer.training.run.parsing import expand_config_flags, load_config, save_config, train_parser
 
 QUICK = [
-    *(
-        "--recipe",
-        "digits_general",
-        "--epochs",
-        "2",
-        "--schedule.warmup_epochs",
-        "1",
-    ),
+    *("--recipe", "digits_general", "--epochs", "2", "--schedule.warmup_epochs", "1"),
     *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
 

@@ -14,12 +14,8 @@ from imixer.training.model import build_model, forward_cost
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
 
 TINY = [
-    "--recipe",
-    "digits_general",
-    "--model.num_blocks",
-    "1",
-    "--model.embed_dim",
-    "16",
+    *("--recipe", "digits_general"),
+    *("--model.num_blocks", "1", "--model.embed_dim", "16"),
 ]
 
 

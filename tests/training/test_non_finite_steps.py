@@ -17,14 +17,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 INF, NAN = torch.tensor(math.inf), torch.tensor(math.nan)
 TINY = [
-    *(
-        "--recipe",
-        "digits_general",
-        "--epochs",
-        "2",
-        "--schedule.warmup_epochs",
-        "1",
-    ),
+    *("--recipe", "digits_general", "--epochs", "2", "--schedule.warmup_epochs", "1"),
     *("--model.num_blocks", "2", "--model.embed_dim", "16"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 DIGITS = "digits"
 TORCHVISION = ("cifar10", "cifar100", "stanford_cars", "food101", "imagenet")
@@ -26,7 +27,12 @@ def is_photo_folder(name: str) -> bool:
     Args:
         name: The name of a data set, as in `DataConfig`.
     """
+    from imixer.data.sources.shard_files import shard_suffix  # Pillow takes a while to import
+
     path = os.path.expanduser(name)
     if is_named(name) or not os.path.isdir(path):
         return False
-    return not any(file.lower().endswith((".parquet", ".tar")) for _, _, files in os.walk(path) for file in files)
+    try:
+        return shard_suffix(Path(path)) is None
+    except OSError:  # which opening it tells
+        return False

@@ -7,6 +7,8 @@ import random
 import numpy as np
 import torch
 
+from imixer.errors import InputError
+
 
 def mixed_seed(*numbers: int) -> int:
     """Derive one seed below 2**32 from several numbers, such as training seed and epoch.
@@ -14,6 +16,19 @@ def mixed_seed(*numbers: int) -> int:
     They are hashed. If they were added, epoch 1 of seed 0 would be the same as epoch 0 of seed 1.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def check_seed(seed: int) -> None:
+    """Check that a seed is one to draw by.
+
+    Args:
+        seed: The seed.
+
+    Raises:
+        InputError: If it is negative or 2**62 or more.
+    """
+    if not 0 <= seed < 2**62:
+        raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
 
 
 def seed_globally(*numbers: int, devices: bool = True) -> None:

@@ -17,13 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.data.config import DataConfig
+from imixer.data.image_data import ImageSet
 from imixer.errors import InputError, did_you_mean
 from imixer.implicit import fold
 from imixer.models.variants import packaged_args
 from imixer.progress import announce
 from imixer.training.devices import is_first_process
 from imixer.training.initial_weights import FROM_DATA, find_start, normalisation
-from imixer.training.run.config import ModelConfig
+from imixer.training.run.config import ModelConfig, TrainConfig
 
 Size = tuple[int, int]
 _FLOAT = 4  # bytes
@@ -111,6 +112,25 @@ def build_model(
         _log.info(report)
     preparation = normalisation(cast(Any, model).pretrained_cfg) if config.pretrained else start.preparation
     return BuiltModel(model, name, args, (in_chans, *size), preparation)
+
+
+def build_model_for(config: TrainConfig, data: ImageSet) -> BuiltModel:
+    """Build the model that a configuration names, for a data set: `build_model` with the numbers of the images.
+
+    Args:
+        config: The run's configuration.
+        data: The data set.
+
+    Raises:
+        InputError: As of `build_model`.
+    """
+    return build_model(
+        config.model,
+        config.data,
+        native_size=data.native_size,
+        in_chans=data.in_chans,
+        num_classes=len(data.class_names),
+    )
 
 
 def require_memory_for_batch(input_size: tuple[int, int, int], images: int) -> None:

@@ -16,7 +16,7 @@ from imixer.data.kept import kept_bytes, sample_numbers
 from imixer.data.sampler import steps_per_epoch
 from imixer.errors import InputError
 from imixer.progress import announce, clock
-from imixer.training.model import BuiltModel, build_model
+from imixer.training.model import BuiltModel, build_model_for
 from imixer.training.run.config import ModelConfig, TrainConfig
 from imixer.training.tasks.losses import ClassificationLoss
 from imixer.training.time_estimate import StepTime, computing_clock, measure_step, untouched_generators
@@ -147,13 +147,7 @@ def _choose_model(
     announce("timing models on this device")
     for candidate in _candidates(config, len(data.train), shorter):
         try:
-            built = build_model(
-                candidate.model,
-                candidate.data,
-                native_size=data.native_size,
-                in_chans=data.in_chans,
-                num_classes=len(data.class_names),
-            )
+            built = build_model_for(candidate, data)
             time = measure_step(candidate, built, ClassificationLoss(), device, computing_clock(device))
         except InputError as error:  # of options that are given, and do not fit this one
             problem = problem or error

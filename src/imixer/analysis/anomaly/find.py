@@ -14,6 +14,7 @@ from imixer.analysis.anomaly.detect import (
 from imixer.analysis.anomaly.heat_maps import write_anomalies
 from imixer.analysis.anomaly.samples import digit_samples, open_defect_folder
 from imixer.analysis.images import pixels_of
+from imixer.data.randomness import check_seed
 from imixer.errors import InputError
 from imixer.progress import announce
 from imixer.training.finished_run import FinishedRun, WhichWeights, load_run
@@ -69,8 +70,7 @@ def find_anomalies(
         raise InputError(f"normal is {normal}, which is about the digits, and {folder} is given; leave out one of them")
     if size is not None and not 1 <= size <= _LARGEST:
         raise InputError(f"size is {size}; give pixels a side, 1 to {_LARGEST:,}")
-    if not 0 <= seed < 2**62:
-        raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
+    check_seed(seed)
     check_out(out)
     finished = load_run(run, device, checkpoint)
     in_chans, height, width = finished.input_size

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imixer.errors import InputError
+from imixer.analysis.recall.study import check_draws
 from imixer.hopfield.memory import AssociativeMemory
 from imixer.hopfield.memory_kinds import Kind
 from imixer.progress import announce
@@ -85,10 +85,7 @@ def measure_capacity(*, seed: int = 0, draws: int = 3, lengths: tuple[int, ...] 
     Raises:
         InputError: If draws is below 1, or seed is negative or 2**62 or more.
     """
-    if draws < 1:
-        raise InputError(f"draws is {draws}; give 1 or more")
-    if not 0 <= seed < 2**62:
-        raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
+    check_draws(draws, seed)
     measured = []
     for name, memory in MEMORIES.items():
         for N in lengths or memory.lengths:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from imixer.analysis.recall.images import MASKS, add_noise, digit_patterns, known_half
 from imixer.analysis.recall.measure import retrieve
+from imixer.data.randomness import check_seed
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised
 from imixer.hopfield.memory_kinds import Kind
@@ -71,6 +72,21 @@ class RecallShare:
     energy_decreases: bool
 
 
+def check_draws(draws: int, seed: int) -> None:
+    """Check the number of draws, and the seed of the first.
+
+    Args:
+        draws: Number of draws.
+        seed: Seed of the first draw.
+
+    Raises:
+        InputError: If draws is below 1, or seed is negative or 2**62 or more.
+    """
+    if draws < 1:
+        raise InputError(f"draws is {draws}; give 1 or more")
+    check_seed(seed)
+
+
 def measure_memories(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...] = LOADS) -> list[RecallShare]:
     """Measure the share of queries that each kind of memory retrieves.
 
@@ -86,10 +102,7 @@ def measure_memories(*, seed: int = 0, draws: int = DRAWS, loads: tuple[int, ...
     Raises:
         InputError: If draws is below 1, or seed is negative or 2**62 or more.
     """
-    if draws < 1:
-        raise InputError(f"draws is {draws}; give 1 or more")
-    if not 0 <= seed < 2**62:
-        raise InputError(f"seed is {seed}; give 0 or more, below 2**62")
+    check_draws(draws, seed)
     measured: dict[tuple[str, str, str, float, str, str], list[tuple[float, bool]]] = {}
     units = [(name, draw, load) for name in SETS for draw in range(draws) for load in loads]
     for name, draw, load in _with_progress(units):

@@ -12,9 +12,9 @@ from imixer.data.names import DIGITS, TIMM_PREFIXES, TORCHVISION, is_named, timm
 from imixer.data.sources.decoding import error_reason, special_file
 from imixer.data.sources.digits import open_digits
 from imixer.data.sources.folder import open_folder
-from imixer.data.sources.image_files import contains_image, expand_user
+from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.parquet import open_parquet
-from imixer.data.sources.shard_files import PARQUET, TAR, find_shards, parquet_files
+from imixer.data.sources.shard_files import PARQUET, TAR, find_shards, parquet_files, shard_suffix
 from imixer.data.sources.storage import RemotePath, is_remote, list_files, local_path
 from imixer.data.sources.tar import open_tar
 from imixer.data.sources.timm_sets import open_timm
@@ -96,10 +96,11 @@ def _open_path(path: Path, config: DataConfig) -> ImageData:
     name = config.name
     if os.path.isdir(path) and name:  # Path's own fails on names that are too long
         try:
-            if (shards := find_shards(path, PARQUET)) is not None:
-                return open_parquet(path, shards, config)
-            tars = None if contains_image(path) else find_shards(path, TAR)
-            return open_folder(path, config) if tars is None else open_tar(path, tars, config)
+            suffix = shard_suffix(path)
+            shards = None if suffix is None else find_shards(path, suffix)
+            if shards is None:
+                return open_folder(path, config)
+            return open_parquet(path, shards, config) if suffix == PARQUET else open_tar(path, shards, config)
         except OSError as error:
             raise InputError(f"data.name: cannot read folder {path}: {error_reason(error)}") from error
     if os.path.exists(path) and name:

@@ -49,6 +49,28 @@ def _direct_files(root: Path, suffix: str) -> list[Path]:
     return []
 
 
+def shard_suffix(root: Path) -> str | None:
+    """Tell how the data of a folder are stored: parquet goes before images, and images go before tar.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        `.parquet` or `.tar`; None where there are no shards, but class folders if anything.
+
+    Raises:
+        InputError: If there are several sets of shards.
+    """
+    if _files_on_disk(root, PARQUET):
+        return PARQUET
+    return None if contains_image(root) or not _files_on_disk(root, TAR) else TAR
+
+
+def _files_on_disk(root: Path, suffix: str) -> Sequence[PurePath]:
+    """List the shards directly in a folder or in its `data` folder, else the only set of them in subfolders."""
+    return _direct_files(root, suffix) or _files_in_subfolders(root, suffix)
+
+
 def find_shards(root: PurePath, suffix: str, listing: Sequence[PurePath] | None = None) -> ShardFiles | None:
     """Find the shards of each split, told by words in their names, or else in those of their folders.
 
@@ -67,11 +89,7 @@ def find_shards(root: PurePath, suffix: str, listing: Sequence[PurePath] | None 
         InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
             is no training split.
     """
-    files: Sequence[PurePath]
-    if listing is not None:
-        files = _files_of_listing(root, suffix, listing)
-    else:
-        files = _direct_files(Path(root), suffix) or _files_in_subfolders(Path(root), suffix)
+    files = _files_on_disk(Path(root), suffix) if listing is None else _files_of_listing(root, suffix, listing)
     if not files:
         return None
     parts: dict[str, dict[str, list[PurePath]]] = {}
@@ -111,13 +129,15 @@ def _unused_of_listing(root: PurePath, listing: Sequence[PurePath], used: set[Pu
 
 def _files_in_subfolders(root: Path, suffix: str) -> list[PurePath]:
     """List the shards in subfolders, if there is one set of them and there are no images."""
+    if contains_image(root):  # asked first, since it stops at the first one
+        return []
     files: list[PurePath] = [
         Path(folder, name)
         for folder, names in visible_folders(root)
         for name in names
         if name.endswith(suffix) and not name.startswith(".")
     ]
-    return [] if not files or contains_image(root) else _single_set(root, suffix, files)
+    return _single_set(root, suffix, files)
 
 
 def _single_set(root: PurePath, suffix: str, files: Sequence[PurePath]) -> list[PurePath]:

@@ -17,7 +17,7 @@ from imixer.data.sampler import BatchShard
 from imixer.data.sources.open import open_dataset
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
-from imixer.training.model import BuiltModel, build_model
+from imixer.training.model import BuiltModel, build_model_for
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.confusion import write_confusion
 from imixer.training.run.directory import RunDirectory
@@ -36,14 +36,8 @@ class Classification:
         return open_dataset(config.data)
 
     def build_model(self, config: TrainConfig, data: ImageSet) -> BuiltModel:
-        """Build a timm model with one logit per class, see `imixer.training.model.build_model`."""
-        return build_model(
-            config.model,
-            config.data,
-            native_size=data.native_size,
-            in_chans=data.in_chans,
-            num_classes=len(data.class_names),
-        )
+        """Build a timm model with one logit per class, see `imixer.training.model.build_model_for`."""
+        return build_model_for(config, data)
 
     def build_batches(
         self,

@@ -17,7 +17,7 @@ from imixer.data.sources.open_masked import open_masked
 from imixer.errors import InputError
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
-from imixer.training.model import BuiltModel, build_model
+from imixer.training.model import BuiltModel, build_model_for
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.confusion import write_confusion
 from imixer.training.run.directory import RunDirectory
@@ -44,13 +44,7 @@ class Segmentation:
             InputError: If the backbone cannot be built, has no features of the levels asked for, or an image is smaller
                 than one of its patches.
         """
-        plain = build_model(
-            config.model,
-            config.data,
-            native_size=data.native_size,
-            in_chans=data.in_chans,
-            num_classes=len(data.class_names),
-        )
+        plain = build_model_for(config, data)
         _require_larger_than_a_patch(plain, cast(MaskedData, data))
         args: dict[str, Any] = {
             "backbone": plain.name,
