@@ -12,7 +12,7 @@ from imixer.training.allocator import keep_freed_memory
 {call}
 def step():
     blocks = [torch.ones(2**20 * k) for k in (2, 5, 1, 7, 3, 6)]  # 4 to 28 MiB
-for _ in range(3):
+for _ in range(20):  # until the heap has found its shape, which takes up to a dozen
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
