@@ -12,6 +12,7 @@ from imixer.errors import InputError
 from imixer.training.budget import duration, optimizer_cost
 from imixer.training.model import build_model, forward_cost
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
+from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 
 TINY = [
     *("--recipe", "digits_general"),
@@ -110,3 +111,26 @@ def test_a_run_ends_at_its_budget_in_the_middle_of_an_epoch_with_the_rate_at_zer
     assert int(rows[-1]["step"]) == steps
     assert float(rows[-1]["lr"]) == 0.0 and float(rows[-2]["lr"]) > 0
     assert f"epochs: {len(rows)}\nbudget: 0.0007T" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--budget", "1T", "--epochs=3"], "--epochs is 3 and --budget is 1T"),
+        (["--steps=5", "--epochs", "3"], "--epochs is 3 and --steps is 5"),
+        (["--steps", "5", "--budget", "1T"], "--budget is 1T and --steps is 5"),
+        (
+            ["--schedule.warmup_epochs", "1", "--schedule.warmup_share", "0.1"],
+            "--schedule.warmup_epochs is 1 and --schedule.warmup_share is 0.1",
+        ),
+    ],
+)
+def test_flags_that_say_the_duration_twice_are_refused_and_none_is_taken_in_silence(flags, named):
+    with pytest.raises(InputError, match=f"{re.escape(named)}.*leave one of them out"):
+        expand_config_flags(["--data.name", "digits", *flags])
+
+
+def test_a_flag_wins_over_the_same_thing_in_a_runs_own_configuration_where_all_is_spelled_out(tmp_path):
+    (tmp_path / "config.yaml").write_text("epochs: 3\nbudget: 1T\n")
+    words = expand_config_flags(["--config", str(tmp_path / "config.yaml"), "--epochs", "2"])
+    assert build_config(parse(train_parser(), words)).budget is None

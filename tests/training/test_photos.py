@@ -119,7 +119,7 @@ def test_steps_epochs_and_budget_replace_each_other():
     config = configured(*RECIPE, "--steps", "30")
     assert (config.steps, config.budget) == (30, None)
     assert configured("--recipe", "laptop/imixer_cifar10", "--steps", "9").budget is None
-    with pytest.raises(InputError, match="budget 1T and steps 3 each say how long"):
+    with pytest.raises(InputError, match="--budget is 1T and --steps is 3"):
         configured("--steps", "3", "--budget", "1T")
 
 

@@ -103,7 +103,8 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
         The words with configurations as YAML after `--config`. `--resume` is still among them.
 
     Raises:
-        InputError: If there is no such run, recipe or file, or a file is no configuration.
+        InputError: If there is no such run, recipe or file, a file is no configuration, or the words say the same thing
+            in two ways, such as `epochs` and `budget`.
     """
     taken: dict[str, list[str]] = {"--resume": [], "--recipe": [], "--config": []}
     rest, words = [], iter(argv)
@@ -121,6 +122,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     resumed = [_read_settings(open_begun(path).config) for path in taken["--resume"]]
     recipes = [load_recipe(name) for name in taken["--recipe"]]
     files = [_read_settings(Path(file)) for file in taken["--config"]]
+    _refuse_rivals(flags)  # a file may be a run's own configuration, which spells out every setting
     given = _given([*map(flatten, files), flags])
     if not (resumed or recipes) and (recipe := default_recipe(given)):
         recipes = [load_recipe(recipe)]
@@ -207,6 +209,17 @@ def _overruled(configs: Sequence[dict[str, Any]], flags: dict[str, str | None]) 
         settings = merge_settings(settings, over)
     rivals = {rival for each in _RIVALS.values() for rival in each}
     return sorted(rival for rival in rivals if rival in settings and settings[rival] is None)
+
+
+def _refuse_rivals(flags: Mapping[str, str | None]) -> None:
+    """Refuse flags of which one would be taken in another's place."""
+    for name, rivals in _RIVALS.items():
+        for rival in rivals:
+            if flags.get(name) is not None and flags.get(rival) is not None:
+                raise InputError(
+                    f"--{name} is {flags[name]} and --{rival} is {flags[rival]}, which say the same thing in two ways; "
+                    "leave one of them out"
+                )
 
 
 def _finetuned(files: Sequence[dict[str, Any]], flags: dict[str, str | None]) -> FinetunePart | None:
