@@ -1,11 +1,14 @@
 """The notebooks run as they are, from their first cell to their last."""
 
 import ast
+import importlib
 import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +62,32 @@ def test_its_first_code_installs_imixer_only_where_it_is_missing(name):
     assert "pip" in ast.unparse(guarded)
     assert first.count("subprocess.run") == 1
     assert not any("pip" in code for code in others)
+
+
+@pytest.mark.parametrize("name", PROMISED)
+@pytest.mark.parametrize(("in_checkout", "source"), [(True, ".."), (False, "imixer")])
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_hosted_notebook_takes_imixer_by_name_and_says_what_to_do_where_pip_cannot(
+    name, in_checkout, source, code, tmp_path, monkeypatch
+):
+    (tmp_path / "src/imixer" if in_checkout else tmp_path).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    first, *_ = ("".join(cell["source"]) for cell in cells_of(name) if cell["cell_type"] == "code")
+    asked = []
+
+    def run(command, **_):
+        asked.append(command)
+        return SimpleNamespace(returncode=code)
+
+    importing = SimpleNamespace(
+        util=SimpleNamespace(find_spec=lambda name: None), invalidate_caches=importlib.invalidate_caches
+    )
+    scope = {"importlib": importing, "subprocess": SimpleNamespace(run=run), "sys": sys, "Path": Path}
+    body = [node for node in ast.parse(first).body if isinstance(node, (ast.Assign, ast.If))]
+    with pytest.raises(SystemExit, match="give its path as PACKAGE") if code else nullcontext():
+        exec(compile(ast.Module(body, []), name, "exec"), scope)
+    assert [command[-3:] for command in asked] == [["install", "--quiet", source]]
 
 
 @pytest.mark.parametrize("name", PROMISED)

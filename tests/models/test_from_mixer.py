@@ -226,10 +226,15 @@ def test_weights_that_are_not_finite_damaged_files_and_empty_folders_are_refused
     state["head.bias"][0] = float("nan")
     save_file(state, tmp_path / "nan.safetensors")
     (tmp_path / "damaged.pth").write_bytes(b"nothing")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "nan.safetensors").read_bytes()[:-40])
+    (tmp_path / "text.pth").write_text("hello")
     (tmp_path / "empty").mkdir()
     for name, said in (
         ("nan.safetensors", "not finite"),
         ("damaged.pth", "cannot be read|not a file of plain"),
+        ("cut.safetensors", "cannot be read as weights .*cut short: fetch or copy it again"),
+        ("text.pth", "cannot be read as weights; it is damaged"),
+        ("missing.pth", "no file .*missing.pth; correct the path"),
         ("empty", "config.json"),
     ):
         with pytest.raises(InputError, match=said) as error:

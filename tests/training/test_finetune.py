@@ -19,8 +19,9 @@ from imixer.training.finetune import describe_parameters, freeze
 from imixer.training.model import build_model
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
-from imixer.training.run.parsing import build_config, expand_config_flags, flatten, parse, train_parser
+from imixer.training.run.parsing import build_config, expand_config_flags, flatten, load_config, parse, train_parser
 from imixer.training.train_state import TrainState
+from imixer.weights import find_packaged
 
 SIZES = {"num_blocks": 2, "embed_dim": 16, "num_classes": 5, "in_chans": 1}
 
@@ -164,6 +165,11 @@ def test_the_flag_brings_its_settings_under_all_others(part, tmp_path):
         ("--model.from_mixer {run}", "give model.name, such as imixer_s16_224, with model.num_blocks 1"),
         ("--model.from_mixer {run} --model.name imixer_t2_8", "give model.num_blocks 1 and model.embed_dim 16"),
         ("--model.checkpoint .", "is a folder; name a file in it"),
+        ("--model.checkpoint nothing.pt", "no file nothing.pt; correct the path"),
+        (
+            "--model.checkpoint imixer_n2_8.digit",
+            "packaged model 'imixer_n2_8.digit'; did you mean imixer_n2_8.digits?",
+        ),
         ("--optim.layer_decay 0", "optim.layer_decay is 0.0"),
         ("--optim.contraction_lr_scale 0", "optim.contraction_lr_scale is 0.0"),
     ],
@@ -185,6 +191,22 @@ def test_a_run_brings_its_sizes_and_its_preparation_of_images(mixer_run):
     assert len(built.preparation["mean"]) == 1
     theirs = weights(mixer_run)
     assert torch.equal(built.model.stem.proj.weight, theirs["stem.proj.weight"])
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_packaged_model_is_fine_tuned_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    flags = ["--model.checkpoint", "imixer_n2_8.digits", "--finetune", "head", "--data.batch_size", "256"]
+    assert main(["train", "--epochs", "1", "--out", str(run), *flags]) == 0
+    packaged, after = weights(find_packaged("imixer_n2_8.digits")), weights(run)
+    changed = {name for name, value in after.items() if not torch.equal(value, packaged[name].to(value.dtype))}
+    assert changed == {"head.weight", "head.bias"}
+    config = load_config(run / "config.yaml")
+    assert (config.model.name, config.model.checkpoint) == ("imixer_n2_8", "imixer_n2_8.digits")
+    (run / "model" / "model.safetensors").unlink()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert all(torch.equal(after[name], value) for name, value in weights(run).items())
 
 
 def test_an_imixer_run_starts_from_a_mixer_run_and_resumes(mixer_run, tmp_path, train_quick, capsys):

@@ -397,6 +397,13 @@ def test_a_bucket_without_credentials_is_one_line_with_what_to_do(bucket, tmp_pa
         (f"s3://key:{SECRET}@pets/data", "give credentials where"),
         ("nothing://pets", "no protocol that fsspec knows"),
         ("memory://nothing", "nothing is at memory://nothing; correct the URL"),
+        ("memory://", "memory:// names no place; give one, such as memory://NAME/FOLDER"),
+        ("s3:/bucket/pets", "write s3://bucket/pets for a URL"),
+        ("s3:bucket/pets", "write s3://bucket/pets for a URL"),
+        ("s3//bucket/pets", "write s3://bucket/pets for a URL"),
+        ("S3://bucket/pets", "write s3://bucket/pets for a URL"),
+        ("hf:datasets/user/pets", "write hf://datasets/user/pets for a URL"),
+        ("hf://dataset/user/pets", "no such URL: "),
         ("memory://pets-{0..9}.tar", "give the folder's URL, without a pattern"),
     ],
 )

@@ -73,9 +73,10 @@ def test_where_a_copy_does_not_tell_there_is_no_estimate():
     assert estimated(TrainConfig(data=DATA, model=MODEL, devices=2))[0] is None
 
 
-def test_the_panel_tells_the_time():
+@pytest.mark.parametrize(("seconds", "said"), [(0.0224, "22.4 ms"), (0.99996, "1.00 s"), (1.0649, "1.06 s")])
+def test_the_panel_tells_the_time(seconds, said):
     data = open_digits(DATA)
     built = build_model(MODEL, DATA, native_size=(8, 8), in_chans=1, num_classes=10)
     stream = io.StringIO()
-    show_preview(data, CONFIG, built, Console(file=stream, width=200), estimate=TimeEstimate(0.0224, 75.0))
-    assert "time      about 1:15 for the training, at 22.4 ms a step, measured just now" in stream.getvalue()
+    show_preview(data, CONFIG, built, Console(file=stream, width=200), estimate=TimeEstimate(seconds, 75.0))
+    assert f"time      about 1:15 for the training, at {said} a step, measured just now" in stream.getvalue()

@@ -219,7 +219,9 @@ def _of_directory(path: Path, source: str, option: str) -> MixerWeights:
             mixer = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # json, safetensors, torch and timm each raise their own
         said = " ".join(str(error).split())[:200]
-        raise InputError(f"{option}: {folder} holds no model that can be read: {said}") from error
+        raise InputError(
+            f"{option}: {folder} holds no model that can be read ({said}); fetch or copy it again"
+        ) from error
     return _of_model(mixer, source, option)
 
 

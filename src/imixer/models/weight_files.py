@@ -118,7 +118,7 @@ def _read(path: Path, option: str) -> Any:
     if path.is_dir():
         raise InputError(f"{option}: {path} is a folder; name a file in it, or a finished run")
     if not path.is_file():
-        raise InputError(f"{option}: no file {path}")
+        raise InputError(f"{option}: no file {path}; correct the path")
     stand_ins: list[Any] = [(_Record, name) for name in (*_RECORDS, *_ARRAYS)]
     stand_ins += [(OrderedDict, name) for name in _MAPPINGS] + [(_mapping, "collections.defaultdict")]
     try:
@@ -136,7 +136,11 @@ def _read(path: Path, option: str) -> Any:
             "save the state dict alone, best as safetensors"
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds on a damaged file
-        raise InputError(f"{option}: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        said = " ".join(str(error).split())[:200]
+        why = f" ({said})" if " " in said else ""  # some say no more than the byte that they stumbled over
+        raise InputError(
+            f"{option}: {path} cannot be read as weights{why}; it is damaged or cut short: fetch or copy it again"
+        ) from error
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -5,6 +5,7 @@ Nothing in a file is executed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,12 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from imixer.errors import InputError
+from imixer.errors import InputError, did_you_mean
 from imixer.models import IMixer, MixerWeights, read_mixer, start_from_mixer
 from imixer.models.from_mixer import matching_variant
 from imixer.models.weight_files import model_folder, read_weights
 from imixer.reading import read_json
 from imixer.training.run.config import ModelConfig
+from imixer.weights import packaged_models
 
 FROM_DATA = {"img_size", "in_chans", "num_classes"}
 
@@ -106,8 +108,8 @@ def find_start(config: ModelConfig) -> Start:
         config: The configuration of the model.
 
     Raises:
-        InputError: If the directory holds no model, or the Mixer cannot be read or has sizes that no iMixer has by
-            name.
+        InputError: If a name is close to that of a packaged model, the directory holds no model, or the Mixer cannot
+            be read or has sizes that no iMixer has by name.
     """
     if config.from_mixer:
         mixer = read_mixer(config.from_mixer, "model.from_mixer")
@@ -121,7 +123,7 @@ def find_start(config: ModelConfig) -> Start:
         return Start(name, preparation=mixer.preparation, mixer=mixer)
     if not config.checkpoint:
         return Start()
-    path = Path(config.checkpoint)
+    path = _named_place(config.checkpoint)
     folder = model_folder(path)
     if not (folder / "config.json").is_file():
         return Start(path=config.checkpoint, key=config.checkpoint_key)
@@ -129,6 +131,17 @@ def find_start(config: ModelConfig) -> Start:
     args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
     preparation = normalisation(packed.get("pretrained_cfg", {}))
     return Start(packed["architecture"], args, preparation, str(folder / "model.safetensors"), config.checkpoint_key)
+
+
+def _named_place(name: str) -> Path:
+    """Return the path that a name is, or the folder of the packaged model that is called so."""
+    path = Path(name)
+    if os.path.exists(path) or path.name != name:
+        return path
+    packaged = packaged_models()
+    if meant := did_you_mean(name, packaged) if name not in packaged else "":
+        raise InputError(f"model.checkpoint: there is no file, run or packaged model {name!r}{meant}")
+    return packaged.get(name, path)
 
 
 def normalisation(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _lines(
     lines.append(("model", f"{built.title}{_head(built)}, {describe_parameters(built.model, config.finetune)}"))
     lines.append(("cost", _cost(data, config, built, steps)))
     if estimate is not None:
-        step = f"{estimate.step * 1e3:,.3g} ms a step, measured just now"
+        step = f"{_step_time(estimate.step)} a step, measured just now"
         lines.append(("time", f"about {clock(estimate.total)} for the training, at {step}"))
     lines += [("no effect", middle_cut(each, 160)) for each in unused_settings(config)]
     return lines
@@ -133,6 +133,10 @@ def _cost(data: ImageSet, config: TrainConfig, built: BuiltModel, steps: int | N
         f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(total)} for the training "
         f"(x {passes} x {seen:,} images x {epochs} {'epoch' if epochs == 1 else 'epochs'})"
     )
+
+
+def _step_time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
 
 
 def _with_unit(number: float) -> str:

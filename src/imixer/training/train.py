@@ -143,11 +143,12 @@ def resolve_defaults(
     data: DataConfig = replace(
         config.data, image_size=size, value_range=value_range, streaming=streaming or config.data.streaming, **absolute
     )
-    checkpoint = config.model.checkpoint and str(Path(config.model.checkpoint).absolute())
-    from_mixer = config.model.from_mixer
-    if from_mixer and os.path.exists(from_mixer):
-        from_mixer = str(Path(from_mixer).absolute())
-    model = replace(config.model, name=built.title, checkpoint=checkpoint, from_mixer=from_mixer)
+    starts: dict[str, Any] = {
+        field: str(Path(value).absolute())
+        for field in ("checkpoint", "from_mixer")
+        if (value := getattr(config.model, field)) and os.path.exists(value)  # else the name of a model
+    }
+    model = replace(config.model, name=built.title, **starts)
     return replace(config, data=data, model=model, out=None)
 
 

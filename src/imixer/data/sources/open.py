@@ -15,7 +15,7 @@ from imixer.data.sources.folder import open_folder
 from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.parquet import open_parquet
 from imixer.data.sources.shard_files import PARQUET, TAR, find_shards, parquet_files, shard_suffix
-from imixer.data.sources.storage import RemotePath, is_remote, list_files, local_path
+from imixer.data.sources.storage import RemotePath, is_remote, list_files, local_path, missing_folder
 from imixer.data.sources.tar import open_tar
 from imixer.data.sources.timm_sets import open_timm
 from imixer.data.sources.torchvision_sets import open_torchvision
@@ -106,7 +106,7 @@ def _open_path(path: Path, config: DataConfig) -> ImageData:
     if os.path.exists(path) and name:
         raise InputError(f"data.name: {path} is {special_file(path) or 'a file'}; give the folder it lies in")
     if os.sep in name or "/" in name or name.startswith((".", "~")):
-        raise InputError(f"data.name: no such folder {middle_cut(str(path), 80)}; create it or correct the path")
+        raise InputError(missing_folder(name, path))
     hint = did_you_mean(name.lower(), _NAMED, count=1) or ";"
     raise InputError(
         f"data.name: unknown data set {middle_cut(name, 80)!r}{hint} Known: {', '.join(_NAMED)}, a folder, "

@@ -9,6 +9,7 @@ from imixer.data.image_data import MaskedData
 from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.mask_folder import open_mask_folder
 from imixer.data.sources.scenes import open_scenes
+from imixer.data.sources.storage import is_remote, local_path, missing_folder
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut
 
@@ -32,11 +33,15 @@ def open_masked(config: DataConfig, masks: MaskConfig, smallest_side: int = 1) -
     name = config.name
     if name == "scenes":
         return open_scenes(config)
-    path = expand_user(name)
+    path = expand_user(local_path(name))
     if name and os.path.isdir(path):
         return open_mask_folder(path, config, masks, smallest_side)
+    if is_remote(name):
+        raise InputError(
+            f"data.name: {middle_cut(name, 80)} is a URL; copy the images and masks here, and give the folder"
+        )
     if os.sep in name or name.startswith((".", "~")):
-        raise InputError(f"data.name: no such folder {middle_cut(str(path), 80)}; create it or correct the path")
+        raise InputError(missing_folder(name, path))
     hint = did_you_mean(name.lower(), _NAMED, count=1) or ";"
     raise InputError(
         f"data.name: {middle_cut(name, 80)!r} is no data set with masks{hint} Known: {', '.join(_NAMED)}, and a folder "

@@ -75,7 +75,9 @@ def require_two_classes(labels: NDArray[np.int64], class_names: Sequence[str], w
     present = np.unique(labels)
     if len(present) < 2:
         only = f"only the class {class_names[int(present[0])]!r}" if len(present) else "no labelled images"
-        raise InputError(f"{what} has {only}; classification needs two classes or more")
+        raise InputError(
+            f"{what} has {only}; classification needs two classes or more; add a folder, or labels, of another"
+        )
 
 
 def held_out_share(config: DataConfig) -> str:

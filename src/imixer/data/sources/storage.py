@@ -21,6 +21,8 @@ _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectory
 _VERSIONS = ("ETag", "etag", "generation", "blob_id", "md5Hash", "mtime", "LastModified", "Last-Modified", "created")
 _SIGNED = re.compile(r"\?\S+|//[^/\s@]+@")  # where URLs carry what is secret
 _HERE = "file://"
+_PROTOCOLS = ("s3", "gs", "gcs", "hf", "https", "http", "file", "az", "abfs")
+_NEARLY = re.compile(rf"({'|'.join(_PROTOCOLS)})(?::/*|//+)(?=[^/])(.+)", re.IGNORECASE)
 
 
 class RemotePath(PurePosixPath):
@@ -35,6 +37,18 @@ def is_remote(name: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+://", name) is not None and not name.startswith(_HERE)
 
 
+def missing_folder(name: str, path: str | os.PathLike[str]) -> str:
+    """Say that a folder is not there, and what to do; for a URL that is nearly one, the URL.
+
+    Args:
+        name: What was given.
+        path: The path that it stands for.
+    """
+    nearly = _NEARLY.fullmatch(name)
+    remedy = f"write {nearly[1].lower()}://{nearly[2]} for a URL" if nearly else "create it or correct the path"
+    return f"data.name: no such folder {middle_cut(str(path), 80)}; {middle_cut(remedy, 120)}"
+
+
 def local_path(name: str) -> str:
     """Return the path that a name is, or that a URL such as `file:///data/pets` stands for."""
     return unquote(name.removeprefix(_HERE)) if name.startswith(_HERE) else name
@@ -46,6 +60,8 @@ def list_files(root: RemotePath) -> list[RemotePath]:
     Raises:
         InputError: If it cannot be listed, or nothing is there.
     """
+    if str(root).endswith(":"):
+        raise InputError(f"data.name: {root}// names no place; give one, such as {root}//NAME/FOLDER")
 
     def find() -> list[str]:
         file_system, path = _file_system(root)
@@ -217,6 +233,8 @@ def _explain(file: RemotePath, error: BaseException) -> str:
         return f"{shown}: a library for {protocol}:// is not installed; pip install 'imixer[remote]'"
     if isinstance(error, ValueError) and "rotocol" in reason:
         return f"data.name: {protocol}:// is no protocol that fsspec knows; use s3, gs, hf or https"
+    if isinstance(error, ValueError) and "Decode" not in kind:  # what a server answers may be no JSON
+        return f"data.name: {shown} is no such URL: {reason}; correct it"
     forbidden = isinstance(error, PermissionError) or getattr(error, "status", None) in (401, 403)
     if forbidden or "Credential" in kind or "Gated" in kind:
         return (

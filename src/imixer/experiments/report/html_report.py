@@ -65,7 +65,8 @@ def write_report(paths: Sequence[str], out: str | None = None) -> Path:
     reproduced = _named([(path, experiments) for path, experiments in by_path if experiments])
     others = [path for path, experiments in by_path if not experiments]
     runs = find_runs(others) if others else []
-    announce(f"drawing {len(reproduced) + len(runs):,} runs, tables and figures")
+    count = len(reproduced) + len(runs)
+    announce(f"drawing tables and figures of {count:,} {'run' if count == 1 else 'runs'}")
     file = Path(out) if out else Path(paths[0]) / "report.html"
     if file.is_dir():
         raise InputError(f"out: {file} is a folder; give the name of a file")

@@ -230,7 +230,9 @@ def open_begun(path: str) -> RunDirectory:
     if not run.path.is_dir():
         raise InputError(f"no run at {path}; `imixer train --out {path}` makes one")
     if not run.config.is_file():
-        raise InputError(f"{path} is no run: it has no {run.config.name}")
+        raise InputError(
+            f"{path} is no run: it has no {run.config.name}; give a folder that `imixer train` has written to"
+        )
     return run
 
 
