@@ -15,7 +15,7 @@ from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import drawing_from, random_state
 from imixer.implicit.solution import POLICIES, Policy, Solution, StateT, choose, spoil_gradient_of
 from imixer.implicit.solvers import FixedIterations, Solver, epsilon
-from imixer.implicit.states import StateLayout
+from imixer.implicit.states import layout_of
 
 DEFAULT_SOLVER = FixedIterations()
 DEFAULT_GRADIENT = Unroll()
@@ -82,8 +82,7 @@ def solve(
     if not callable(F):
         raise ValueError(f"{name}: F is {type(F).__name__}; give a function of x and the tensors, solve(F, z, tensors)")
     given = _given(tensors, name)
-    layout = StateLayout(z, name)
-    layout.check()
+    layout = layout_of(z, name)
     if start is not None:
         remedy = "start from a state like z, such as the value of an earlier solution"
         start = layout.matched(start, "start is", remedy, samples_too=True)
