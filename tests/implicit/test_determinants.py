@@ -7,7 +7,7 @@ import torch
 from problems import leaf, randn
 from torch.autograd import gradcheck
 
-from imixer.implicit import Broyden, inverse_log_det, residual_log_det, solve
+from imixer.implicit import Broyden, exact_log_det, inverse_log_det, residual_log_det, solve
 from imixer.implicit.regularizers import fixed_point_correction, iterates, jacobian_penalty, trajectory_cost
 
 W, x = 0.25 * randn(3, 3, seed=1), randn(2, 3)
@@ -112,6 +112,38 @@ def test_a_corrections_gradient_is_that_of_one_step_from_each_iterate():
 def test_bad_options_are_refused_with_the_remedy(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("lip", [0.5, 0.99])
+def test_close_to_contraction_one_the_exact_determinant_is_still_that_of_the_jacobian(dims, lip):
+    Q = torch.linalg.qr(randn(dims, dims))[0]
+    points = 0.1 * randn(4, dims)
+    J = torch.stack([torch.func.jacrev(lambda x: lip * (x @ Q).sin())(each) for each in points])
+    expected = torch.linalg.slogdet(torch.eye(dims) - J).logabsdet
+    torch.testing.assert_close(exact_log_det(lambda x, Q: lip * (x @ Q).sin(), points, Q), expected)
+
+
+def test_states_of_one_number_have_a_density_too():
+    x = randn(5)
+    expected = (1 - 0.5 * x.cos()).log()
+    torch.testing.assert_close(exact_log_det(lambda x: 0.5 * x.sin(), x), expected)
+    torch.testing.assert_close(residual_log_det(lambda x: 0.5 * x.sin(), x, terms=60, roulette=0), expected)
+    torch.testing.assert_close(jacobian_penalty(lambda x: 0.5 * x.sin(), x), (0.5 * x.cos()) ** 2)
+    torch.testing.assert_close(trajectory_cost(iterates(lambda x: 0.5 * x, x, steps=1)), (0.5 * x) ** 2)
+
+
+def test_one_tensor_alone_needs_no_tuple():
+    for each in (
+        lambda W: exact_log_det(F, x, W),
+        lambda W: residual_log_det(F, x, W, roulette=0, probes=SIGNS),
+        lambda W: jacobian_penalty(F, x, W, probes=SIGNS),
+        lambda W: trajectory_cost(iterates(F, x, W, steps=2)),
+        lambda W: fixed_point_correction(F, x, W, [x], torch.sum),
+    ):
+        torch.testing.assert_close(each(W), each((W,)))
+    with pytest.raises(ValueError, match=r"tensors\[0\] is float; give a tensor"):
+        exact_log_det(F, x, [0.5])
 
 
 def test_a_constant_f_changes_no_density():

@@ -27,7 +27,7 @@ class L2Attention(nn.Module):
         ValueError: If a size is below 1, the heads do not divide the features, or coeff is not positive.
 
     Source: Kim, Papamakarios & Mnih, arXiv 2006.04710, theorem 3.2: sqrt(N / Y) (4 phi^-1(N - 1) + 1) times the norms
-    of the matrices, with phi(x) = x e^(x + 1), and section 5 for the division.
+    of the matrices, with phi(x) = x e^(x + 1), and section 4 for the division.
     """
 
     def __init__(

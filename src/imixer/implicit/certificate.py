@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.lipschitz import lipschitz_bound, stated_bound
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels, map_norms, settle
+from imixer.implicit.states import as_tuple
 from imixer.implicit.worst_case import WorstCase, worst_case
 from imixer.verdict import Verdict
 
@@ -119,8 +120,7 @@ def certify(
     # As many summands as a sample has numbers: no layer here has more.
     rounded = bound * (1 + z[0].numel() * torch.finfo(z.dtype).eps)
     worst = WorstCase((), None, None, (), (bound,), (rounded,), unstated)
-    given = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-    return Certificate(worst, _module_on_data(F, z, given, tol, max_steps))
+    return Certificate(worst, _module_on_data(F, z, as_tuple(tensors), tol, max_steps))
 
 
 def _module_on_data(F: nn.Module, z: Tensor, tensors: tuple[Tensor, ...], tol: float, max_steps: int) -> OnData:

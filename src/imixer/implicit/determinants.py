@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imixer.implicit.states import as_tuple, per_sample
+
 
 def residual_log_det(
     F: Callable[..., Tensor],
     x: Tensor,
-    tensors: Sequence[Tensor] = (),
+    tensors: Tensor | Sequence[Tensor] = (),
     *,
     terms: int = 10,
     roulette: float = 0.5,
@@ -25,7 +27,7 @@ def residual_log_det(
     Args:
         F: A contraction that treats samples apart.
         x: Points (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
         terms: Terms that are always taken.
         roulette: Probability p that one more is taken, each time, from 0, below 1. 0 cuts the series off, off by up to
             N Lip^(terms + 1) / ((terms + 1) (1 - Lip)) for N numbers a sample. Its variance is finite above Lip^2.
@@ -55,11 +57,11 @@ def residual_log_det(
             for k in range(1, terms + more + 1):
                 product = torch.autograd.grad(fx, at, product, create_graph=True, materialize_grads=True)[0]
                 weight = roulette ** -(k - terms) if k > terms else 1.0
-                total = total - weight / (k * len(signs)) * (product * v).flatten(1).sum(1)
+                total = total - weight / (k * len(signs)) * per_sample(product * v).sum(1)
     return total if torch.is_grad_enabled() else total.detach()
 
 
-def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor] = ()) -> Tensor:
+def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor] = ()) -> Tensor:
     """Compute log|det(1 - dF/dx)| per sample, from the whole Jacobian. Differentiable.
 
     Choose it for few numbers a sample, N: it takes N products with the Jacobian and N^3 operations.
@@ -67,7 +69,7 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]
     Args:
         F: A map that treats samples apart.
         x: Points (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
 
     Returns:
         Log-determinants (B,); minus infinity where 1 - dF/dx is singular.
@@ -78,9 +80,9 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]
     check_points(x)
     with torch.enable_grad():
         at, fx = evaluated(F, x, tensors)
-        rows = fx.flatten(1)
+        rows = per_sample(fx)
         columns = [
-            torch.autograd.grad(rows[:, i].sum(), at, create_graph=True, materialize_grads=True)[0].flatten(1)
+            per_sample(torch.autograd.grad(rows[:, i].sum(), at, create_graph=True, materialize_grads=True)[0])
             for i in range(rows.shape[1])
         ]
         one = torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
@@ -91,7 +93,7 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]
 def inverse_log_det(
     F: Callable[..., Tensor],
     x: Tensor,
-    tensors: Sequence[Tensor] = (),
+    tensors: Tensor | Sequence[Tensor] = (),
     *,
     terms: int = 10,
     roulette: float = 0.5,
@@ -105,7 +107,7 @@ def inverse_log_det(
     Args:
         F: A contraction that treats samples apart.
         x: Solutions of x = z + F(x), (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
         terms: Terms that are always taken.
         roulette: Probability that one more is taken.
         probes: Random vectors, or these themselves, (P, B, ...).
@@ -131,14 +133,14 @@ def check_points(x: Tensor) -> None:
         raise ValueError(f"x is {what}; give real points (B, ...), such as x.float()")
 
 
-def evaluated(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def evaluated(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return x, or a copy that can be differentiated by, and F of it.
 
     Raises:
-        ValueError: If F does not lead from x to a tensor of its shape.
+        ValueError: If F does not lead from x to a tensor of its shape, or what it depends on is no tensor.
     """
     at = x if x.requires_grad else x.detach().requires_grad_()
-    fx = F(at, *tensors)
+    fx = F(at, *as_tuple(tensors))
     if not isinstance(fx, Tensor) or fx.shape != x.shape:
         what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__
         raise ValueError(f"F leads from {tuple(x.shape)} to {what}; let it give back what x is")

@@ -90,7 +90,8 @@ class StateLayout:
                 raise ValueError(f"{self.name}: {what} {leaf.device}{_at(path)}, and z is on {wanted.device}; move it")
             if torch.promote_types(leaf.dtype, wanted.dtype) != wanted.dtype:
                 raise ValueError(
-                    f"{self.name}: {what} {_name(leaf.dtype)}{_at(path)}, and z is {_name(wanted.dtype)}; convert one of them"
+                    f"{self.name}: {what} {_name(leaf.dtype)}{_at(path)}, and z is {_name(wanted.dtype)}; convert one "
+                    "of them"
                 )
         pieces = iter(given)
 
@@ -143,6 +144,28 @@ def layout_of(z: Any, name: str) -> StateLayout:
                 f"{name}: {first} is on {leader.device} and {path} on {leaf.device}; move them to one device"
             )
     return StateLayout(_map(lambda leaf: _Part(tuple(leaf.shape), leaf.dtype, leaf.device), z), name)
+
+
+def as_tuple(tensors: Any, name: str = "tensors") -> tuple[Tensor, ...]:
+    """Return what F depends on besides x, one tensor or several, as a tuple.
+
+    Raises:
+        ValueError: If something is no tensor.
+    """
+    given = (tensors,) if isinstance(tensors, Tensor) else tensors
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ValueError(f"{name} is {type(given).__name__}; give a tensor or a tuple of tensors")
+    for i, tensor in enumerate(given):
+        if not isinstance(tensor, (Tensor, torch.fx.Proxy)):
+            raise ValueError(
+                f"{name}[{i}] is {type(tensor).__name__}; give a tensor, and let F close over what is none"
+            )
+    return tuple(given)
+
+
+def per_sample(x: Tensor) -> Tensor:
+    """Flatten real states (B, ...) or (B,) to (B, N)."""
+    return x.flatten(1) if x.dim() > 1 else x[:, None]
 
 
 def outline(state: Any) -> str:
@@ -201,8 +224,7 @@ def _map(f: Callable[[Any], Any], state: Any) -> Any:
 
 
 def _rows(leaf: Tensor) -> Tensor:
-    real = torch.view_as_real(leaf) if leaf.is_complex() else leaf
-    return real.flatten(1) if real.dim() > 1 else real[:, None]
+    return per_sample(torch.view_as_real(leaf) if leaf.is_complex() else leaf)
 
 
 def _restore(rows: Tensor, part: _Part) -> Tensor:

@@ -1,6 +1,8 @@
 """What several Lagrangians share: an inverse temperature, and axes counted from the end."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +83,19 @@ def inverse_temperature(beta: float | Tensor) -> float | Tensor:
     if not isinstance(beta, Tensor):
         return float(beta)
     return values.clone() if values.is_floating_point() else values.to(torch.get_default_dtype())
+
+
+def layer_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a layer as a tuple.
+
+    Raises:
+        ValueError: If it is no size, or one is below 1.
+    """
+    sizes: Any = (shape,) if isinstance(shape, int) else shape
+    whole = isinstance(sizes, Sequence) and all(isinstance(size, int) for size in sizes)
+    if not whole or not sizes or min(sizes) < 1:
+        raise ValueError(f"shape is {sizes}; give one or more sizes of 1 or more")
+    return tuple(sizes)
 
 
 def positive(name: str, value: float) -> float:
