@@ -133,6 +133,38 @@ def test_states_of_one_number_have_a_density_too():
     torch.testing.assert_close(trajectory_cost(iterates(lambda x: 0.5 * x, x, steps=1)), (0.5 * x) ** 2)
 
 
+def test_determinants_and_penalties_go_through_the_transforms_of_torch_func():
+    def dense(x, W):
+        return torch.linalg.slogdet(torch.eye(3) - torch.func.jacrev(lambda x: F(x, W))(x)).logabsdet
+
+    of_sample = [
+        (lambda x, W: exact_log_det(F, x[None], W)[0], dense),
+        (lambda x, W: residual_log_det(F, x[None], W, terms=120, roulette=0, probes=SIGNS[:, :1])[0], dense),
+        (
+            lambda x, W: jacobian_penalty(F, x[None], W, probes=SIGNS[:, :1])[0],
+            lambda x, W: torch.func.jacrev(lambda x: F(x, W))(x).square().sum() / 3,
+        ),
+    ]
+    for found, expected in of_sample:
+        for transform in (
+            lambda f: torch.func.vmap(torch.func.grad(f, argnums=(0, 1)), in_dims=(0, None))(x, W),
+            lambda f: torch.func.jacfwd(f, argnums=1)(x[0], W),
+            lambda f: torch.func.hessian(f)(x[0], W),
+        ):
+            torch.testing.assert_close(transform(found), transform(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_coins_are_tossed_once_for_all_that_is_mapped_over():
+    def estimate(x):
+        return residual_log_det(F, x[None], W, terms=2, roulette=0.9, probes=SIGNS[:, :1])[0]
+
+    torch.manual_seed(3)
+    mapped = torch.func.vmap(estimate)(x)
+    torch.manual_seed(3)
+    one_by_one = estimate(x[0])
+    torch.testing.assert_close(mapped[0], one_by_one)
+
+
 def test_one_tensor_alone_needs_no_tuple():
     for each in (
         lambda W: exact_log_det(F, x, W),

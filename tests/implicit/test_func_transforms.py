@@ -109,6 +109,12 @@ def test_the_series_of_the_gradient_is_cut_off_there_too_and_is_the_last(terms):
         hessian(loss)(W)
 
 
+@pytest.mark.parametrize("gradient", [Implicit(), CheckpointedUnroll()], ids=repr)
+def test_dual_numbers_outside_torch_func_are_refused_with_the_remedy(gradient):
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="dual numbers do not go through"):
+        solve(F, z, torch.autograd.forward_ad.make_dual(W, W), gradient=gradient)
+
+
 def test_what_f_depends_on_must_be_handed_over():
     with pytest.raises(ValueError, match="not among its arguments; let F take it"):
         grad(lambda W: solve(lambda x: F(x, W), z, solver="anderson", gradient="implicit").value.sum())(W)

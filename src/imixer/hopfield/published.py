@@ -40,7 +40,7 @@ def energy_transformer(
     Raises:
         ValueError: If a size is below 1, or an argument of LayerNorm impossible.
 
-    Source: Hoover et al., arXiv 2302.07253, equations 3-6.
+    Source: Hoover et al., arXiv 2302.07253.
     """
     delta = torch.nn.Parameter(torch.zeros(features) if shift is None else shift.detach().clone())
     layer = Neurons((tokens, features), LayerNorm(eps=eps, gain=gain, shift=delta), decay=0.0)

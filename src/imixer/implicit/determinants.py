@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imixer.implicit.func_transforms import drawn_by_the_host, transformed
 from imixer.implicit.states import as_tuple, per_sample
 
 
@@ -47,15 +48,15 @@ def residual_log_det(
         raise ValueError(f"terms and roulette are {terms} and {roulette}; give 1 or more and a probability below 1")
     signs = rademacher(x, probes, generator)
     more = 0
-    while roulette and float(torch.rand((), generator=generator)) < roulette:
+    while roulette and drawn_by_the_host(generator) < roulette:
         more += 1
     with torch.enable_grad():
-        at, fx = evaluated(F, x, tensors)
+        _, pull = linearized(F, x, tensors)
         total = x.new_zeros(len(x))
         for v in signs:
             product = v
             for k in range(1, terms + more + 1):
-                product = torch.autograd.grad(fx, at, product, create_graph=True, materialize_grads=True)[0]
+                product = pull(product)
                 weight = roulette ** -(k - terms) if k > terms else 1.0
                 total = total - weight / (k * len(signs)) * per_sample(product * v).sum(1)
     return total if torch.is_grad_enabled() else total.detach()
@@ -79,14 +80,10 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequenc
     """
     check_points(x)
     with torch.enable_grad():
-        at, fx = evaluated(F, x, tensors)
-        rows = per_sample(fx)
-        columns = [
-            per_sample(torch.autograd.grad(rows[:, i].sum(), at, create_graph=True, materialize_grads=True)[0])
-            for i in range(rows.shape[1])
-        ]
-        one = torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
-        total: Tensor = torch.linalg.slogdet(one - torch.stack(columns, 1)).logabsdet
+        fx, pull = linearized(F, x, tensors)
+        one = torch.eye(per_sample(fx).shape[1], dtype=x.dtype, device=x.device)
+        rows = [per_sample(pull(unit.expand(len(x), -1).reshape(x.shape))) for unit in one]
+        total: Tensor = torch.linalg.slogdet(one - torch.stack(rows, 1)).logabsdet
     return total if torch.is_grad_enabled() else total.detach()
 
 
@@ -128,23 +125,36 @@ def check_points(x: Tensor) -> None:
     Raises:
         ValueError: If x is not real or has no samples.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
-        what = x.dtype if isinstance(x, Tensor) and x.dim() else "no tensor with an axis of samples"
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x is {type(x).__name__}; give one tensor of points (B, ...)")
+    if not x.is_floating_point() or x.dim() == 0:
+        what = x.dtype if x.dim() else "no tensor with an axis of samples"
         raise ValueError(f"x is {what}; give real points (B, ...), such as x.float()")
 
 
-def evaluated(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return x, or a copy that can be differentiated by, and F of it.
+def linearized(
+    F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return F(x), and the function from g (B, ...) to g^T dF/dx, which can be differentiated.
 
     Raises:
         ValueError: If F does not lead from x to a tensor of its shape, or what it depends on is no tensor.
     """
+    given = as_tuple(tensors)
+    if transformed():
+        fx, pull = torch.func.vjp(lambda x: F(x, *given), x)
+        return _alike(fx, x), lambda g: pull(g)[0]
     at = x if x.requires_grad else x.detach().requires_grad_()
-    fx = F(at, *as_tuple(tensors))
+    fx = _alike(F(at, *given), x)
+    fx = fx if fx.requires_grad else fx + 0 * at  # constant
+    return fx, lambda g: torch.autograd.grad(fx, at, g, create_graph=True, materialize_grads=True)[0]
+
+
+def _alike(fx: object, x: Tensor) -> Tensor:
     if not isinstance(fx, Tensor) or fx.shape != x.shape:
         what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__
         raise ValueError(f"F leads from {tuple(x.shape)} to {what}; let it give back what x is")
-    return at, fx if fx.requires_grad else fx + 0 * at  # constant
+    return fx
 
 
 def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | None) -> Tensor:

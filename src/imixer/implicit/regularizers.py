@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from imixer.implicit.determinants import evaluated, rademacher
+from imixer.implicit.determinants import linearized, rademacher
 from imixer.implicit.states import as_tuple, per_sample
 
 
@@ -39,11 +39,10 @@ def jacobian_penalty(
     """
     signs = rademacher(x, probes, generator)
     with torch.enable_grad():
-        at, fx = evaluated(F, x, tensors)
+        _, pull = linearized(F, x, tensors)
         total = x.new_zeros(len(x))
         for v in signs:
-            product = torch.autograd.grad(fx, at, v, create_graph=True, materialize_grads=True)[0]
-            total = total + _mean_square(product) / len(signs)
+            total = total + _mean_square(pull(v)) / len(signs)
     return total if torch.is_grad_enabled() else total.detach()
 
 
@@ -124,7 +123,7 @@ def fixed_point_correction(
     Raises:
         ValueError: If decay is not in (0, 1], the path is empty, or the loss is not one number.
 
-    Source: Bai et al., arXiv 2204.08442, section 3.
+    Source: Bai et al., arXiv 2204.08442.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}; give a weight above 0 and at most 1")
