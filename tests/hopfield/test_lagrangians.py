@@ -725,6 +725,7 @@ def test_repr_names_the_options_and_copies_are_equal(made):
         ),
         (lambda: Masked(Softmax(), torch.zeros(5, dtype=torch.bool)), "the mask leaves no neuron that takes part; let"),
         (lambda: Masked(Softmax(), torch.tensor([[True], [False]])), "the mask leaves no neuron"),
+        (lambda: Masked(Softmax(), [True, False]), "the mask is of list; give booleans"),
         (lambda: Softmax(None), "beta is None; give a number above 0"),
     ],
 )

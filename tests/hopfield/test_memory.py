@@ -290,6 +290,24 @@ def test_values_are_read_as_by_attention():
     torch.testing.assert_close(memory(x, 2, values=values).flatten(1), twice)
 
 
+@pytest.mark.parametrize("kind", ["classical", "polynomial", "exponential", "modern"])
+def test_memories_of_their_own_may_be_mapped_over(kind):
+    memory = AssociativeMemory(signs(3, 16), kind)
+    own, queries = torch.stack([signs(4, 16, seed=s) for s in (5, 6)]), signs(2, 16, seed=7)
+    found = torch.func.vmap(lambda xi, x: memory(x[None], 2, patterns=xi[None])[0])(own, queries)
+    torch.testing.assert_close(found, memory(queries, 2, patterns=own))
+    masked = torch.func.vmap(lambda x, allowed: memory(x[None], among=allowed)[0])
+    allowed = torch.tensor([[True, False, True], [False, True, True]])
+    torch.testing.assert_close(masked(queries, allowed), memory(queries, among=allowed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_numbers_are_compared_in_wide_ones(dtype):
+    xi = signs(3, 16).to(dtype)
+    memory = AssociativeMemory(xi, "modern")
+    assert torch.equal(memory.retrieve(xi).nearest, torch.arange(3)) and memory(xi).dtype == dtype
+
+
 def test_a_value_may_be_one_number():
     keys, x = torch.randn(7, 5).double(), torch.randn(4, 5).double()
     memory = AssociativeMemory(keys, "modern", beta=0.7)
@@ -641,6 +659,7 @@ def test_bad_queries(query, options, parts):
         (lambda memory, x: memory(x, patterns=[x]), "patterns is list; give a tensor, the patterns of each query"),
         (lambda memory, x: memory(x, values=[1.0, 2.0, 3.0]), "values are of list; give floating numbers"),
         (lambda memory, x: memory(x, values=torch.arange(3)), r"values are of torch.int64; .* one_hot\(labels\)"),
+        (lambda memory, x: memory(x, -1), "steps is -1; give 0 or more"),
         (lambda memory, x: memory(x, values=torch.ones(4)), r"values has shape \(4,\); give one per pattern, \(3, "),
         (lambda memory, x: AssociativeMemory(1j * x), "the patterns are complex; give real numbers"),
         (lambda memory, x: memory.retrieve(x[:0]), r"the query is \(0, 8\); give a tensor of one or more, \(B, 8\)"),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from imixer.hopfield.adiabatic import AdiabaticUpdate
 from imixer.hopfield.lagrangians.masked import Masked
+from imixer.hopfield.lagrangians.parts import at_least_float32, holds
 from imixer.hopfield.memory_kinds import BINARY, Kind, build, from_patches, to_patches
 from imixer.hopfield.network import HopfieldNetwork, State
 from imixer.hopfield.pictures import animate
@@ -209,6 +210,8 @@ class AssociativeMemory(nn.Module):
         Raises:
             ValueError: If an argument does not fit.
         """
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; give 0 or more")
         if values is not None:
             return self._values(query, steps, known, among, patterns, values)
         memory = self._special(among, patterns, query)
@@ -414,7 +417,7 @@ class AssociativeMemory(nn.Module):
                 raise ValueError(f"among is of {_kind_of(among)}; give booleans, true where a pattern may be retrieved")
             if among.shape not in ((K,), (batch, K)):
                 raise ValueError(f"among has shape {tuple(among.shape)}; give ({K},) or ({batch}, {K})")
-            if not among.any(-1).all():
+            if not holds(among.any(-1)):
                 which = "the queries" if among.dim() == 1 else f"query {int((~among.any(1)).int().argmax())}"
                 raise ValueError(f"among leaves {which} no pattern to retrieve; allow one or more")
             hidden.lagrangian = Masked(hidden.lagrangian, among)
@@ -435,9 +438,9 @@ class AssociativeMemory(nn.Module):
                 f"patterns has shape {tuple(patterns.shape)}; give ({batch}, K, {', '.join(map(str, self.shape))}), "
                 "the patterns of each query"
             )
-        if patterns.shape[1] == 0 or not patterns.isfinite().all():
+        if patterns.shape[1] == 0 or not holds(patterns.isfinite()):
             raise ValueError("patterns are none or not finite; give one or more of finite numbers per query")
-        if self.kind in BINARY and not (patterns.abs() == 1).all():
+        if self.kind in BINARY and not holds(patterns.abs() == 1):
             raise ValueError(
                 f"{self.kind} stores patterns of -1 and +1, and patterns has others; give binarised(patterns)"
             )
@@ -475,7 +478,7 @@ class AssociativeMemory(nn.Module):
             )
         if query.is_complex():
             raise ValueError("the query is complex; give real numbers, such as query.real")
-        if not query.isfinite().all():
+        if not holds(query.isfinite()):
             raise ValueError(
                 f"{int((~query.isfinite()).sum())} values of the query are not finite; give 0 where pixels are unknown "
                 "and, as known, a mask of the others"
@@ -491,7 +494,7 @@ class AssociativeMemory(nn.Module):
             raise ValueError(f"known is of {_kind_of(known)}; give booleans, true where a pixel is known")
         if known.shape not in (query.shape, query.shape[1:]):
             raise ValueError(f"known has shape {tuple(known.shape)}; give {tuple(self.shape)} or {tuple(query.shape)}")
-        if known.all():
+        if not holds(~known.all()):
             raise ValueError(
                 "known holds every pixel, which leaves nothing to retrieve; leave it out, or free some pixels"
             )
@@ -543,6 +546,7 @@ def _own_overlaps(images: Tensor, patterns: Tensor, among: Tensor | None) -> Ten
 
 def _distances(x: Tensor, xi: Tensor) -> Tensor:
     """Compute distances (B, K) of points (B, N) to those of (B, K, N), or (1, K, N) for all."""
+    x, xi = at_least_float32(x), at_least_float32(xi)
     return torch.cdist(x, xi[0]) if len(xi) == 1 else torch.cdist(x[:, None], xi)[:, 0]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Entmax, Exponential, RectifiedPower, Softmax, Tanh
-from imixer.hopfield.lagrangians.parts import inverse_temperature, positive
+from imixer.hopfield.lagrangians.parts import at_least_float32, inverse_temperature, positive
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse
@@ -189,6 +189,7 @@ def _separating_beta(xi: Tensor) -> float:
     In units of 1 / mean |xi|^2 it is 100, or more if the two most similar patterns need it for all others together to
     weigh e^-5 at a pattern: (5 + log K) / (1 - cosine). Ramsauer et al., arXiv 2008.02217, theorem 5, have the form.
     """
+    xi = at_least_float32(xi)
     unit = _mean_square(xi.square().sum(1))
     rows = nn.functional.normalize(xi, dim=1)
     largest = -1.0

@@ -57,7 +57,8 @@ def convolution_sigma(
     torus = size if padding_mode == "circular" else tuple(n + k - 1 for n, k in zip(size, reach, strict=True))
     wide = at_least_float32(kernel)
     spread = wide.new_zeros(*kernel.shape[:2], *reach)
-    spread[(..., *[slice(None, None, dilation)] * axes)] = wide
+    pixels: tuple[Any, ...] = (..., *([slice(None, None, dilation)] * axes))
+    spread[pixels] = wide
     symbols = torch.fft.rfftn(spread, s=torus, dim=tuple(range(2, 2 + axes)))
     blocks = symbols.flatten(2).movedim(2, 0).unflatten(1, (groups, -1))  # (frequencies, G, O / G, I / G)
     return torch.linalg.matrix_norm(blocks, ord=2).amax() * _padding_norm(size, _margins(reach), padding_mode)

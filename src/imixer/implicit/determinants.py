@@ -1,6 +1,7 @@
 """log|det(1 - dF/dx)|, by which densities change under x = (1 - F)^-1 z and back."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,8 +143,8 @@ def linearized(
     """
     given = as_tuple(tensors)
     if transformed():
-        fx, pull = torch.func.vjp(lambda x: F(x, *given), x)
-        return _alike(fx, x), lambda g: pull(g)[0]
+        both: Any = torch.func.vjp(lambda x: F(x, *given), x)
+        return _alike(both[0], x), lambda g: both[1](g)[0]
     at = x if x.requires_grad else x.detach().requires_grad_()
     fx = _alike(F(at, *given), x)
     fx = fx if fx.requires_grad else fx + 0 * at  # constant

@@ -196,8 +196,8 @@ class FromDensity(Lagrangian):
                 "return one number a sample, as x.flatten(1).sum(1) does"
             )
         if not value.is_floating_point() or not value.requires_grad:
-            what = f"of {value.dtype}" if not value.is_floating_point() else "cut off from the states"
-            raise ValueError(f"the density is {what}; compute real numbers from the states, by torch operations")
+            flaw = f"of {value.dtype}" if not value.is_floating_point() else "cut off from the states"
+            raise ValueError(f"the density is {flaw}; compute real numbers from the states, by torch operations")
         value = value.detach()
         if not torch.allclose(self.function(x[::7]), value[::7], rtol=self._rounding, atol=1e-6, equal_nan=True):
             raise ValueError("the density of a sample depends on the others; sum over the layer's axes alone")
