@@ -427,8 +427,9 @@ def test_too_many_steps_end_in_a_sentence_that_names_the_stiff_method():
     message = r"40 steps lead to time .* of 1; time constants reach from 1e-05 to 1: give method='bdf'.* max_steps"
     with torch.no_grad(), pytest.raises(RuntimeError, match=message):
         integrate(network, start, 1.0, max_steps=40)
-    with pytest.raises(RuntimeError, match="larger max_steps"):
+    with pytest.raises(RuntimeError, match="larger max_steps") as stiff:
         integrate(network, start, 1.0, method="bdf", max_steps=3)
+    assert "method=" not in str(stiff.value)
 
 
 def test_clamped_neurons_stay_in_stiff_flows():

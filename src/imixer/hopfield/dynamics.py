@@ -165,7 +165,7 @@ def integrate(
     masks = {name: mask.expand_as(start[name]) for name, mask in (held or {}).items()}
 
     bar_shown = _progress_bar() if progress else nullcontext()
-    flow = _Flow(network, start, masks, t_end, max_steps)
+    flow = _Flow(network, start, masks, t_end, max_steps, method)
     x0 = flow.pack(start)
     stop = _Stop(flow, start, event, until_steady, t_end)
     if kept_times is None:
@@ -377,13 +377,19 @@ class _Flow(nn.Module):
     """The velocity of all layers as one vector (B, N), as torchdiffeq wants it."""
 
     def __init__(
-        self, network: HopfieldNetwork, start: State, held: Mapping[str, Tensor], t_end: float, max_steps: int
+        self,
+        network: HopfieldNetwork,
+        start: State,
+        held: Mapping[str, Tensor],
+        t_end: float,
+        max_steps: int,
+        method: str,
     ) -> None:
         super().__init__()
         self.network = network
         self.n_evaluations = 0
         self.n_steps = 0
-        self._t_end, self._max_steps = t_end, max_steps
+        self._t_end, self._max_steps, self._method = t_end, max_steps, method
         self.report: Callable[[float], None] = lambda t: None
         self._shapes = {name: network.layer(name).shape for name in start}
         name, x = next(iter(start.items()))
@@ -407,9 +413,10 @@ class _Flow(nn.Module):
         if self.n_steps > self._max_steps:
             taus = [self.network.layer(name).tau for name in self._shapes]
             stiff = f"; time constants reach from {min(taus):g} to {max(taus):g}" if max(taus) > 10 * min(taus) else ""
+            other = "" if self._method in STIFF else "method='bdf', which stiff flows need, "
             raise RuntimeError(
-                f"{self._max_steps} steps lead to time {self._seen[0]:.4g} of {self._t_end:g}{stiff}: give "
-                "method='bdf', which stiff flows need, a larger max_steps, or looser tolerances"
+                f"{self._max_steps} steps lead to time {self._seen[0]:.4g} of {self._t_end:g}{stiff}: give {other}"
+                "a larger max_steps, or looser tolerances"
             )
 
     def saw(self, t: float, x: Tensor) -> None:
