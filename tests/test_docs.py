@@ -60,7 +60,8 @@ def test_the_page_of_ones_own_leads_from_ten_lines_to_a_trained_model():
     scope: dict = {}
     for sample in samples:
         exec(sample, scope)
-    assert scope["certificate"].verdict == scope["verdict"].verdict == "guaranteed"
+    assert scope["own"].verdict == scope["certificate"].verdict == scope["verdict"].verdict == "guaranteed"
+    assert 0 < scope["own"].data.norms.max() <= scope["own"].worst.bound < 1
     assert scope["verdict"].bounded == "known"
     assert scope["accuracy"] > 0.9
     assert scope["F"].lipschitz_bound() <= 0.9 + 1e-5

@@ -55,7 +55,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 def test_every_block_is_the_adiabatic_update_of_its_networks(kwargs):
     model = perturbed("imixer_t2_8", **kwargs)
     v = torch.randn(2, model.stem.num_patches, model.embed_dim)
-    for block, networks in zip(model.blocks, model_networks(model), strict=True):
+    for block, networks in zip(model.blocks, model_networks(model).values(), strict=True):
         close(networks(v), block(v))
         v = block(v)
 
@@ -72,7 +72,7 @@ def test_a_block_that_solves_to_a_tolerance_is_its_networks_to_that_tolerance(so
 def test_timms_own_mixer_is_a_network_of_two_layers():
     model = perturbed("mixer_t2_8")
     v = torch.randn(2, model.stem.num_patches, model.embed_dim)
-    for block, networks in zip(model.blocks, model_networks(model), strict=True):
+    for block, networks in zip(model.blocks, model_networks(model).values(), strict=True):
         assert networks.tokens.depth == networks.channels.depth == 2
         close(networks(v), block(v))
 

@@ -30,7 +30,7 @@ def test_energy_is_that_of_the_networks_with_their_hidden_layers_at_rest():
     images = torch.randn(3, 3, 8, 8)
     found = energy_along_depth(model, images)
     v = model.stem(images)
-    for i, networks in enumerate(model_networks(model)):
+    for i, networks in model_networks(model).items():
         for mixing, update in zip(("tokens", "channels"), (networks.tokens, networks.channels), strict=True):
             state = dict(zip(("x1", "x2"), (v, *update.hidden(v)), strict=True))
             measured = next(m for m in found if (m.block, m.mixing) == (i, mixing))

@@ -68,7 +68,7 @@ def test_the_scores_are_what_they_say():
     torch.testing.assert_close(found["max_softmax"], logits.softmax(1).amax(1))
     torch.testing.assert_close(found["logsumexp"], logits.exp().sum(1).log())
     v, energies = model.stem(IMAGES).detach(), []
-    for networks in model_networks(model):
+    for networks in model_networks(model).values():
         update = networks.tokens
         state = dict(zip(update.layers, (v, *update.hidden(v)), strict=True))
         energies.append(update.network.energy(state, symmetrised=True).double() / v[0].numel())

@@ -4,8 +4,10 @@ import pytest
 import timm
 import torch
 
-from imixer.analysis.bridge import model_networks
+from imixer.analysis.bridge import block_networks, model_networks
+from imixer.analysis.energy import energy_along_depth
 from imixer.analysis.features import features_at
+from imixer.analysis.ood.scores import SCORES, ood_scores
 from imixer.analysis.weights import token_mixing
 from imixer.training.monitor import convergence
 
@@ -31,6 +33,28 @@ def test_convergence_is_watched_by_the_numbers_of_the_blocks(pyramid):
     assert [row["block"] for row in convergence(pyramid, torch.randn(2, 3, 32, 32))] == [0, 2, 3]
 
 
-def test_what_merges_tokens_is_no_network_and_is_named(pyramid):
-    with pytest.raises(ValueError, match="block 1: it merges tokens"):
-        model_networks(pyramid)
+def test_what_merges_tokens_has_no_network_and_the_energies_are_those_of_each_stages_neurons(pyramid):
+    assert list(model_networks(pyramid)) == [0, 2, 3]
+    with pytest.raises(ValueError, match="it merges tokens between two stages"):
+        block_networks(pyramid.blocks[1])
+    images = torch.randn(2, 3, 32, 32)
+    steps = energy_along_depth(pyramid, images)
+    assert [(step.block, step.mixing) for step in steps] == [(i, m) for i in (0, 2, 3) for m in ("tokens", "channels")]
+    v = pyramid.stem(images)
+    for i, block in enumerate(pyramid.blocks):
+        if i == 1:
+            v = block(v)
+            continue
+        networks = block_networks(block)
+        assert networks.tokens.network.layer("x1").shape == tuple(v.shape[1:])
+        for mixing, update in (("tokens", networks.tokens), ("channels", networks.channels)):
+            state = dict(zip(update.layers, (v, *update.hidden(v)), strict=True))
+            energy = update.network.energy(state, symmetrised=True) / v[0].numel()
+            found = next(step for step in steps if (step.block, step.mixing) == (i, mixing))
+            torch.testing.assert_close(found.before, energy)
+            v = update(v)
+        torch.testing.assert_close(v, pyramid.blocks[: i + 1](pyramid.stem(images)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_pyramid_has_all_scores_of_foreign_images(pyramid):
+    assert set(ood_scores(pyramid, torch.randn(2, 3, 32, 32))) == set(SCORES)

@@ -257,8 +257,8 @@ def mixings():
 
 def test_the_table_of_energies(mixings):
     header, rows = cells(energy.table(mixings))
-    assert header == ["block", "mixing", "asymmetry of the couplings", "energy before", "after", "change", "untrained",
-                      "falls for", "descent"]  # fmt: skip
+    assert header == ["block", "mixing", "asymmetry of the couplings", "energy before", "after", "change",
+                      "change untrained", "falls for", "descent"]  # fmt: skip
     assert rows == [
         ("0", "tokens", "x1-x2 0.10  x2-x3 0.30", "5 +- 1.4", "1.5 +- 0.71", "-3.5 +- 0.71", "-0.5 +- 0", "100%",
          "guaranteed"),

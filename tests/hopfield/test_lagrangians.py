@@ -515,7 +515,9 @@ def test_entmax_goes_to_softmax_and_is_exactly_sparse_above():
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 2.5, math.nan])
 def test_an_alpha_without_a_sparse_distribution_is_refused(alpha):
-    with pytest.raises(ValueError, match=rf"alpha is {alpha}; give more than 1 \(softmax\) and 2"):
+    with pytest.raises(
+        ValueError, match=rf"alpha is {alpha}; give more than 1, up to 2 \(sparsemax\), or take Softmax"
+    ):
         Entmax(alpha)
 
 
@@ -711,6 +713,11 @@ def test_repr_names_the_options_and_copies_are_equal(made):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
+        (lambda: FromDensity(lambda x: x.sum(1).long(), 3), "the density is of torch.int64; compute real numbers"),
+        (lambda: FromDensity(lambda x: 1j * x.sum(1), 3), "the density is of torch.complex128; compute real numbers"),
+        (lambda: FromDensity(lambda x: x.detach().sum(1), 3), "the density is cut off from the states; compute"),
+        (lambda: FromDensity(lambda x: x.sum(1), None), "shape is None; give one or more sizes"),
+        (lambda: FromDensity(lambda x: x.sum(1), 2.5), "shape is 2.5; give one or more sizes"),
         (lambda: FromDensity(3, 3), "the density is int; give a function"),
         (
             lambda: FromDensity(lambda x: x @ torch.ones(4), 3),
@@ -718,6 +725,7 @@ def test_repr_names_the_options_and_copies_are_equal(made):
         ),
         (lambda: Masked(Softmax(), torch.zeros(5, dtype=torch.bool)), "the mask leaves no neuron that takes part; let"),
         (lambda: Masked(Softmax(), torch.tensor([[True], [False]])), "the mask leaves no neuron"),
+        (lambda: Masked(Softmax(), [True, False]), "the mask is of list; give booleans"),
         (lambda: Softmax(None), "beta is None; give a number above 0"),
     ],
 )

@@ -192,6 +192,16 @@ def test_storkeys_rule_is_his_formula_lifted_until_no_eigenvalue_is_negative(cou
     torch.testing.assert_close(A.T @ A, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_pattern_stored_twice_is_not_unlearnt_by_storkeys_rule(sign):
+    xi = signs(3, 40)
+    once = AssociativeMemory(xi, "classical", rule="storkey").network.synapse("visible-hidden").weight
+    memory = AssociativeMemory(torch.cat([xi[:1], sign * xi]), "classical", rule="storkey")
+    A = memory.network.synapse("visible-hidden").weight
+    torch.testing.assert_close(A.T @ A, once.T @ once)
+    assert memory.retrieve(sign * xi).overlap.min() > 0.99
+
+
 def test_the_pseudo_inverse_projects_on_the_patterns():
     xi = torch.cat([signs(20), signs(1)])  # one of them twice
     memory = AssociativeMemory(xi, "classical", rule="pseudo_inverse")
@@ -278,6 +288,31 @@ def test_values_are_read_as_by_attention():
     torch.testing.assert_close(memory(x, among=mask, values=values).flatten(1), masked)
     twice = attention(attention(x, keys, keys, scale=0.7), keys, flat, scale=0.7)
     torch.testing.assert_close(memory(x, 2, values=values).flatten(1), twice)
+
+
+@pytest.mark.parametrize("kind", ["classical", "polynomial", "exponential", "modern"])
+def test_memories_of_their_own_may_be_mapped_over(kind):
+    memory = AssociativeMemory(signs(3, 16), kind)
+    own, queries = torch.stack([signs(4, 16, seed=s) for s in (5, 6)]), signs(2, 16, seed=7)
+    found = torch.func.vmap(lambda xi, x: memory(x[None], 2, patterns=xi[None])[0])(own, queries)
+    torch.testing.assert_close(found, memory(queries, 2, patterns=own))
+    masked = torch.func.vmap(lambda x, allowed: memory(x[None], among=allowed)[0])
+    allowed = torch.tensor([[True, False, True], [False, True, True]])
+    torch.testing.assert_close(masked(queries, allowed), memory(queries, among=allowed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_numbers_are_compared_in_wide_ones(dtype):
+    xi = signs(3, 16).to(dtype)
+    memory = AssociativeMemory(xi, "modern")
+    assert torch.equal(memory.retrieve(xi).nearest, torch.arange(3)) and memory(xi).dtype == dtype
+
+
+def test_a_value_may_be_one_number():
+    keys, x = torch.randn(7, 5).double(), torch.randn(4, 5).double()
+    memory = AssociativeMemory(keys, "modern", beta=0.7)
+    values = torch.arange(7.0).double()
+    torch.testing.assert_close(memory(x, values=values), memory(x, values=values[:, None])[:, 0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -529,6 +564,18 @@ def test_a_vanished_state_overlaps_with_nothing():
     assert torch.equal(still.retrieved, torch.zeros(1, 4))
 
 
+def test_a_retrieval_fits_a_line():
+    xi = signs(3, 40)
+    assert repr(AssociativeMemory(xi).retrieve(xi)) == (
+        "Retrieval(3 of 3 queries at rest after 1 steps, 0 between patterns, overlap 1.00)"
+    )
+
+
+def test_a_pseudo_inverse_that_is_too_full_is_not_advised_to_become_one():
+    with pytest.warns(UserWarning, match="no retrieval; store fewer patterns, or choose another kind"):
+        AssociativeMemory(signs(20, 10), "classical", rule="pseudo_inverse").retrieve(signs(2, 10, seed=3))
+
+
 # Bad input
 
 
@@ -607,6 +654,14 @@ def test_bad_queries(query, options, parts):
     [
         (lambda memory, x: memory.retrieve(x, among=[True] * 3), "among is of list; give booleans"),
         (lambda memory, x: memory.retrieve(x, known=[True] * 8), "known is of list; give booleans"),
+        (lambda memory, x: memory.retrieve(None), r"the query is NoneType; give a tensor of one or more, \(B, 8\)"),
+        (lambda memory, x: memory(1j * x), "the query is complex; give real numbers"),
+        (lambda memory, x: memory(x, patterns=[x]), "patterns is list; give a tensor, the patterns of each query"),
+        (lambda memory, x: memory(x, values=[1.0, 2.0, 3.0]), "values are of list; give floating numbers"),
+        (lambda memory, x: memory(x, values=torch.arange(3)), r"values are of torch.int64; .* one_hot\(labels\)"),
+        (lambda memory, x: memory(x, -1), "steps is -1; give 0 or more"),
+        (lambda memory, x: memory(x, values=torch.ones(4)), r"values has shape \(4,\); give one per pattern, \(3, "),
+        (lambda memory, x: AssociativeMemory(1j * x), "the patterns are complex; give real numbers"),
         (lambda memory, x: memory.retrieve(x[:0]), r"the query is \(0, 8\); give a tensor of one or more, \(B, 8\)"),
         (lambda memory, x: AssociativeMemory(x, "modern", beta="1"), "beta is '1'; give a number above 0"),
     ],

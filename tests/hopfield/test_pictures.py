@@ -1,5 +1,7 @@
 """Figures of trajectories, descents and retrievals show the numbers they are made of."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +28,26 @@ def test_a_trajectory_draws_its_neurons_in_time_and_clamped_ones_dashed(way):
         assert list(line.get_xdata()) == trajectory.times.tolist()
         assert list(line.get_ydata()) == trajectory.states["x1"][:, 1, i].tolist()
     assert list(x2.lines[-1].get_ydata()) == trajectory.states["x2"][:, 1, -1].tolist()
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_any_batch_can_be_drawn(batch):
+    network = chain([3, 4], ["tanh", "relu"])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        path = integrate(network, network.initial_state(x1=torch.randn(*batch, 3)), 1.0, frames=4)
+    last = math.prod(batch) - 1
+    drawn = path.plot(sample=last).axes[0].lines
+    expected = path.states["x1"].reshape(4, -1, 3)[:, last]
+    assert [list(line.get_ydata()) for line in drawn] == [expected[:, i].tolist() for i in range(3)]
+    with pytest.raises(ValueError, match=f"sample is {last + 1}, and there are {last + 1}; give 0 to {last}"):
+        path.plot(sample=last + 1)
+
+
+def test_a_trajectory_fits_a_line(way):
+    shown = repr(way[1])
+    assert shown.startswith("Trajectory(5 frames to time 1, residual ") and "x2 (5, 2, 20)" in shown
+    assert "\n" not in shown
 
 
 def test_a_descent_draws_its_energy_under_its_verdict(way):
@@ -56,6 +78,18 @@ def test_a_retrieval_is_saved_as_an_animation_of_its_frames(shape, tmp_path):
         retrieval.animate(tmp_path / "way.mp4")
     with pytest.raises(ValueError, match="frames_per_second is 0; give a positive"):
         retrieval.animate(tmp_path / "way.gif", 0)
+
+
+@pytest.mark.parametrize("name", ["missing/way.gif", "folder.gif"])
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_drawn(name, tmp_path):
+    (tmp_path / "folder.gif").mkdir()
+    (tmp_path / "folder.svg").mkdir()
+    retrieval = AssociativeMemory(torch.randn(3, 16)).retrieve(torch.randn(2, 16))
+    with pytest.raises(ValueError, match=r"\.gif cannot be written: .*; give a path in a folder of yours"):
+        retrieval.animate(tmp_path / name)
+    with pytest.raises(ValueError, match=r"\.svg cannot be written: .*; give a path in a folder of yours"):
+        chain([3, 4], ["tanh", "relu"]).draw().save((tmp_path / name).with_suffix(".svg"))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder.gif", "folder.svg"]
 
 
 def test_a_network_draws_itself_in_a_terminal():

@@ -97,3 +97,8 @@ def test_an_association_of_hflayers_is_a_modern_memory_per_query_and_head(more):
     answers = memory(split(query @ q.T).flatten(0, 2), more + 1, patterns=keys, among=among, values=values)
     out = answers.view(samples, heads, 3, width).movedim(2, 0).flatten(2) @ outward.T
     torch.testing.assert_close(out[[0, 2]], torch.tensor(REFERENCE[more], dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
+def test_a_shift_that_is_not_one_per_feature_is_refused():
+    with pytest.raises(ValueError, match=r"shift is \(3,\); give one number per feature, \(4,\)"):
+        energy_transformer(2, 4, num_heads=1, head_features=2, shift=torch.zeros(3))

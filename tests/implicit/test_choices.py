@@ -43,6 +43,8 @@ def test_an_expansive_map_by_name_has_its_gradient():
         (dict(gradient="implict"), "gradient is 'implict'; choose unroll, .*; did you mean implicit"),
         (dict(solver=Anderson), r"solver is the class Anderson; make an object of it, Anderson\(\)"),
         (dict(gradient=Implicit), r"gradient is the class Implicit; make an object of it, Implicit\(\)"),
+        (dict(solver=Implicit()), "solver is Implicit, a gradient; give it as gradient="),
+        (dict(gradient=Anderson()), "gradient is Anderson, a solver; give it as solver="),
         (dict(solver=3), "solver is 3; give an object of imixer.implicit, or one of fixed"),
         (dict(gradient=None), "gradient is None; give an object of imixer.implicit, or one of unroll"),
     ],

@@ -7,7 +7,7 @@ import torch
 from problems import leaf, randn
 from torch.autograd import gradcheck
 
-from imixer.implicit import Broyden, inverse_log_det, residual_log_det, solve
+from imixer.implicit import Broyden, exact_log_det, inverse_log_det, residual_log_det, solve
 from imixer.implicit.regularizers import fixed_point_correction, iterates, jacobian_penalty, trajectory_cost
 
 W, x = 0.25 * randn(3, 3, seed=1), randn(2, 3)
@@ -112,6 +112,70 @@ def test_a_corrections_gradient_is_that_of_one_step_from_each_iterate():
 def test_bad_options_are_refused_with_the_remedy(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+@pytest.mark.parametrize("lip", [0.5, 0.99])
+def test_close_to_contraction_one_the_exact_determinant_is_still_that_of_the_jacobian(dims, lip):
+    Q = torch.linalg.qr(randn(dims, dims))[0]
+    points = 0.1 * randn(4, dims)
+    J = torch.stack([torch.func.jacrev(lambda x: lip * (x @ Q).sin())(each) for each in points])
+    expected = torch.linalg.slogdet(torch.eye(dims) - J).logabsdet
+    torch.testing.assert_close(exact_log_det(lambda x, Q: lip * (x @ Q).sin(), points, Q), expected)
+
+
+def test_states_of_one_number_have_a_density_too():
+    x = randn(5)
+    expected = (1 - 0.5 * x.cos()).log()
+    torch.testing.assert_close(exact_log_det(lambda x: 0.5 * x.sin(), x), expected)
+    torch.testing.assert_close(residual_log_det(lambda x: 0.5 * x.sin(), x, terms=60, roulette=0), expected)
+    torch.testing.assert_close(jacobian_penalty(lambda x: 0.5 * x.sin(), x), (0.5 * x.cos()) ** 2)
+    torch.testing.assert_close(trajectory_cost(iterates(lambda x: 0.5 * x, x, steps=1)), (0.5 * x) ** 2)
+
+
+def test_determinants_and_penalties_go_through_the_transforms_of_torch_func():
+    def dense(x, W):
+        return torch.linalg.slogdet(torch.eye(3) - torch.func.jacrev(lambda x: F(x, W))(x)).logabsdet
+
+    of_sample = [
+        (lambda x, W: exact_log_det(F, x[None], W)[0], dense),
+        (lambda x, W: residual_log_det(F, x[None], W, terms=120, roulette=0, probes=SIGNS[:, :1])[0], dense),
+        (
+            lambda x, W: jacobian_penalty(F, x[None], W, probes=SIGNS[:, :1])[0],
+            lambda x, W: torch.func.jacrev(lambda x: F(x, W))(x).square().sum() / 3,
+        ),
+    ]
+    for found, expected in of_sample:
+        for transform in (
+            lambda f: torch.func.vmap(torch.func.grad(f, argnums=(0, 1)), in_dims=(0, None))(x, W),
+            lambda f: torch.func.jacfwd(f, argnums=1)(x[0], W),
+            lambda f: torch.func.hessian(f)(x[0], W),
+        ):
+            torch.testing.assert_close(transform(found), transform(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_coins_are_tossed_once_for_all_that_is_mapped_over():
+    def estimate(x):
+        return residual_log_det(F, x[None], W, terms=2, roulette=0.9, probes=SIGNS[:, :1])[0]
+
+    torch.manual_seed(3)
+    mapped = torch.func.vmap(estimate)(x)
+    torch.manual_seed(3)
+    one_by_one = estimate(x[0])
+    torch.testing.assert_close(mapped[0], one_by_one)
+
+
+def test_one_tensor_alone_needs_no_tuple():
+    for each in (
+        lambda W: exact_log_det(F, x, W),
+        lambda W: residual_log_det(F, x, W, roulette=0, probes=SIGNS),
+        lambda W: jacobian_penalty(F, x, W, probes=SIGNS),
+        lambda W: trajectory_cost(iterates(F, x, W, steps=2)),
+        lambda W: fixed_point_correction(F, x, W, [x], torch.sum),
+    ):
+        torch.testing.assert_close(each(W), each((W,)))
+    with pytest.raises(ValueError, match=r"tensors\[0\] is float; give a tensor"):
+        exact_log_det(F, x, [0.5])
 
 
 def test_a_constant_f_changes_no_density():

@@ -57,6 +57,46 @@ def test_every_transform_of_every_gradient(way, name):
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
+def as_dict(z):
+    return {"v": z, "h": 2 * z}
+
+
+def as_complex(z):
+    return (torch.complex(z, z.flip(1)),)
+
+
+def apart(x, W):
+    """F of either structure."""
+    if isinstance(x, dict):
+        return {"v": (x["h"] @ W).sin(), "h": (x["v"] @ W.T).tanh()}
+    return (torch.complex((x[0].real @ W).tanh(), x[0].imag.sin() / 2),)
+
+
+def parts(x):
+    return torch.cat([x["v"], x["h"]], 1) if isinstance(x, dict) else torch.view_as_real(x[0]).flatten(-2)
+
+
+@pytest.mark.parametrize("structure", [as_dict, as_complex])
+@pytest.mark.parametrize("way", ["fixed", "recompute", "implicit"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_of_structured_states(way, name, structure):
+    solver, gradient = WAYS[way]
+
+    def value(z, W):
+        return parts(solve(apart, structure(z), W, solver=solver, gradient=gradient).value)
+
+    def written_out(z, W):
+        first = x = structure(z)
+        for _ in range(40):
+            y = apart(x, W)
+            x = {key: first[key] + y[key] for key in x} if isinstance(x, dict) else (first[0] + y[0],)
+        return parts(x)
+
+    found = TRANSFORMS[name](value, lambda z, W: value(z, W).sin().sum())
+    expected = TRANSFORMS[name](written_out, lambda z, W: written_out(z, W).sin().sum())
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+
+
 @pytest.mark.parametrize("terms", [1, 3])
 def test_the_series_of_the_gradient_is_cut_off_there_too_and_is_the_last(terms):
     def loss(W):
@@ -67,6 +107,12 @@ def test_the_series_of_the_gradient_is_cut_off_there_too_and_is_the_last(terms):
     torch.testing.assert_close(grad(loss)(W), torch.autograd.grad(loss(leaf), leaf)[0])
     with pytest.raises(RuntimeError, match="no second derivative"):
         hessian(loss)(W)
+
+
+@pytest.mark.parametrize("gradient", [Implicit(), CheckpointedUnroll()], ids=repr)
+def test_dual_numbers_outside_torch_func_are_refused_with_the_remedy(gradient):
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="dual numbers do not go through"):
+        solve(F, z, torch.autograd.forward_ad.make_dual(W, W), gradient=gradient)
 
 
 def test_what_f_depends_on_must_be_handed_over():

@@ -93,7 +93,7 @@ def test_inputs_per_sample_stay_with_their_samples():
         (lambda z: certify(Stated(0.5, "x"), z=z), r"Stated.lipschitz_bound\(\) returns 'x'; return"),
         (lambda z: certify(torch.sin, z=z), "F is builtin_function_or_method; give a module"),
         (lambda z: certify(nn.Linear(3, 2), z=z), r"F leads from \(4, 3\) to \(4, 2\); let it give back"),
-        (lambda z: certify(Stated(0.5, 0.5), z=z.long()), "z is torch.int64 .*; give real inputs"),
+        (lambda z: certify(Stated(0.5, 0.5), z=z.long()), "z is torch.int64 .*; give one or more real inputs"),
     ],
 )
 def test_what_cannot_be_certified_is_refused_in_a_sentence(call, said):
@@ -195,3 +195,55 @@ def test_training_moves_a_convolutions_power_iteration_and_gradients_go_through(
 def test_an_impossible_convolution_is_refused_with_the_remedy(options, said):
     with pytest.raises(ValueError, match=said):
         SpectralConv2d(**{"in_channels": 1, "out_channels": 1, "kernel_size": 3, "size": (4, 4)} | options)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        nn.CELU(0.5),
+        nn.ELU(3.0),
+        nn.GELU(),
+        nn.Hardsigmoid(),
+        nn.Hardswish(),
+        nn.LeakyReLU(2.0),
+        nn.Mish(),
+        nn.PReLU(init=-2.0),
+        nn.RReLU(),
+        nn.SELU(),
+        nn.SiLU(),
+        nn.Softshrink(),
+        nn.Tanhshrink(),
+    ],
+    ids=repr,
+)
+def test_the_slopes_of_torchs_activations_are_those_of_their_chords(act):
+    x = torch.linspace(-12, 12, 240_001, dtype=torch.float64)[None]
+    with torch.no_grad():
+        steepest = float((act.double().eval()(x).diff() / x.diff()).abs().max())
+    assert steepest <= lipschitz_bound(act) * (1 + 1e-9) and lipschitz_bound(act) == pytest.approx(steepest, abs=1e-3)
+
+
+@pytest.mark.parametrize("grows", [2.0, 0.9])
+def test_a_stated_bound_that_a_jacobian_contradicts_is_refused(grows):
+    class Boasting(nn.Module):
+        def forward(self, x):
+            return grows * x
+
+        def lipschitz_bound(self):
+            return 0.5
+
+    with pytest.raises(ValueError, match=rf"bounded by 0.5 by .* Jacobian is {grows:g} at one .*; let lipschitz_bound"):
+        certify(nn.Sequential(Boasting()), z=torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("z", "said"),
+    [
+        (torch.zeros(0, 3), r"z is torch.float32 of shape \(0, 3\); give one or more real inputs"),
+        ({"a": torch.ones(2, 3)}, "z is dict; give inputs as"),
+        (None, "z is missing; give inputs as"),
+    ],
+)
+def test_impossible_inputs_of_a_certificate_are_refused(z, said):
+    with pytest.raises(ValueError, match=said):
+        certify(nn.Tanh(), z=z)

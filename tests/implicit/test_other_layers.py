@@ -5,7 +5,16 @@ import torch
 from problems import TIGHT, leaf, randn
 from torch.autograd import gradcheck
 
-from imixer.implicit import Anderson, Implicit, MonotoneContraction, SpectralConv2d, convolution_sigma, solve
+from imixer.implicit import (
+    Anderson,
+    Implicit,
+    MonotoneContraction,
+    SpectralConv1d,
+    SpectralConv2d,
+    SpectralConv3d,
+    convolution_sigma,
+    solve,
+)
 
 
 def dense(f, *shape):
@@ -27,6 +36,41 @@ def test_the_norm_of_a_convolution_is_that_of_its_matrix(size, out, into):
     zeros = torch.linalg.matrix_norm(dense(convolved("constant"), into, *size), 2)
     bound = convolution_sigma(kernel, size, "zeros")
     assert zeros <= bound < 2 * zeros
+
+
+SHAPES = {
+    "1d": (SpectralConv1d, 3, (6,), {}),
+    "1d, groups and dilation": (SpectralConv1d, 3, (7,), dict(groups=2, dilation=3)),
+    "2d, groups": (SpectralConv2d, 3, (4, 5), dict(groups=2)),
+    "2d, depthwise": (SpectralConv2d, 3, (4, 5), dict(groups=4)),
+    "2d, dilation": (SpectralConv2d, 3, (5, 6), dict(dilation=2)),
+    "2d, two kernel sizes": (SpectralConv2d, (1, 3), (3, 5), {}),
+    "3d": (SpectralConv3d, 3, (3, 3, 4), dict(groups=4)),
+}
+
+
+@pytest.mark.parametrize("mode", ["circular", "zeros", "reflect", "replicate"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_norm_of_every_kind_of_convolution_is_that_of_its_matrix(shape, mode):
+    kind, kernel, size, options = SHAPES[shape]
+    torch.manual_seed(0)
+    layer = kind(4, 4, kernel, size, padding_mode=mode, coeff=1e9, dtype=torch.float64, **options)
+    twin = getattr(torch.nn, kind.__name__.removeprefix("Spectral"))(
+        4, 4, kernel, padding="same", padding_mode=mode, dtype=torch.float64, **options
+    )
+    twin.load_state_dict(layer.state_dict())
+    x = randn(2, 4, *size)
+    torch.testing.assert_close(layer(x), twin(x))
+    exact = torch.linalg.matrix_norm(dense(lambda x: layer(x, bias=torch.zeros(4).double()), 4, *size), 2)
+    if mode == "circular":
+        torch.testing.assert_close(float(exact.detach()), layer.lipschitz_bound())
+    assert exact <= layer.lipschitz_bound() * (1 + 1e-12)
+    held = kind(4, 4, kernel, size, padding_mode=mode, coeff=0.1, sigma="power", dtype=torch.float64, **options).eval()
+    held.load_state_dict(layer.state_dict() | {"v": held.v})
+    held.warm_up()
+    held.warm_up()
+    norm = torch.linalg.matrix_norm(dense(lambda x: held(x, bias=torch.zeros(4).double()), 4, *size), 2)
+    assert 0.1 * (1 - 1e-9) <= float(norm.detach()) < 0.11  # from below, and groups have norms like each other
 
 
 @pytest.mark.parametrize("mode", ["circular", "zeros"])
@@ -105,6 +149,18 @@ class _Weights(torch.nn.Module):
             lambda: SpectralConv2d(2, 2, 3, (8, 8))(torch.ones(1, 2, 4, 8)),
             r"images are \(4, 8\), and the norm is known",
         ),
+        (
+            lambda: SpectralConv2d(2, 2, (3, 4), (8, 8)),
+            r"kernel_size is \(3, 4\), which has no middle; give an odd one",
+        ),
+        (lambda: SpectralConv2d(2, 2, 3.5, (8, 8)), "kernel_size is 3.5; give one odd number, or 2"),
+        (lambda: SpectralConv2d(2, 2, 3, (8, 8), dilation=4), r"less than the kernel's \(9, 9\); give a larger"),
+        (lambda: SpectralConv2d(2, 2, 3, (8, 8), dilation=0), "dilation and groups are 0 and 1, .*; give 1 or more"),
+        (lambda: SpectralConv2d(2, 4, 3, (8, 8), groups=4), "groups is 4, for 2 channels in and 4 out; give a divisor"),
+        (lambda: SpectralConv1d(2, 2, 3, (8, 8)), r"size is \(8, 8\); give the length of the sequences"),
+        (lambda: SpectralConv3d(2, 2, 3, (8, 8)), r"size is \(8, 8\); give 3 sizes, such as \(8, 8, 8\)"),
+        (lambda: convolution_sigma(torch.ones(2, 2), (8, 8)), r"the kernel is \(2, 2\); give \(O, I, \*k\)"),
+        (lambda: SpectralConv1d(2, 2, 3, 8)(torch.ones(2, 8)), "images are .*, and the norm is known for"),
         (lambda: MonotoneContraction(3, 2, margin=0), "margin is 0; give a strong monotonicity above 0"),
     ],
 )

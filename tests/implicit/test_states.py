@@ -1,6 +1,6 @@
 """States of any structure are solved as one, and what cannot be solved for is refused in a sentence."""
 
-from collections import namedtuple
+from collections import OrderedDict, namedtuple
 
 import numpy as np
 import pytest
@@ -46,6 +46,11 @@ def test_a_dict_is_solved_as_by_newtons_method(name):
     solution = solve(coupled, z, (A, B), solver=TO_TOLERANCE[name])
     torch.testing.assert_close(joined(solution.value), newton(z, A, B), rtol=1e-10, atol=1e-11)
     assert solution.value.keys() == z.keys() and solution.converged.shape == (4,)
+
+
+def test_a_solution_is_of_the_class_of_its_state():
+    z = OrderedDict(h=randn(4, 2), c=randn(4, 3))
+    assert type(solve(coupled, z, (A, B)).value) is OrderedDict
 
 
 @pytest.mark.parametrize("gradient", [Unroll(), Implicit(Anderson(**TIGHT)), CheckpointedUnroll()], ids=repr)

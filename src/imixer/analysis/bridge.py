@@ -93,16 +93,21 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
         )
 
 
-def model_networks(model: MlpMixer) -> list[BlockNetworks]:
-    """Build the networks of every block of a mixer, the first block first.
+def model_networks(model: MlpMixer) -> dict[int, BlockNetworks]:
+    """Build the networks of every block of a mixer, by the number of the block.
+
+    What merges tokens between two stages is no step of a network, and has no entry. Each stage has visible neurons of
+    its own, and so an energy of its own.
 
     Raises:
         ValueError: If `block_networks` refuses a block; the message says which.
     """
-    networks = []
+    networks = {}
     for i, block in enumerate(model.blocks):
+        if isinstance(block, Merge):
+            continue
         try:
-            networks.append(block_networks(cast(MixerBlock, block)))
+            networks[i] = block_networks(cast(MixerBlock, block))
         except ValueError as error:
             raise ValueError(f"block {i}: {error}") from error
     return networks

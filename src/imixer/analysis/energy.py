@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor
 
-from imixer.analysis.bridge import block_networks, model_networks
+from imixer.analysis.bridge import model_networks
 from imixer.hopfield import AdiabaticUpdate, LinearSynapse
-from imixer.models.mixer import Merge
 from imixer.verdict import Verdict
 
 
@@ -66,12 +64,15 @@ class MixingEnergy:
 def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
     """Measure the energy of every mixing step of a mixer, from block to block.
 
+    In a model of stages each block has the neurons of its own stage. What merges tokens between two has no energy, and
+    is passed over.
+
     Args:
         model: An iMixer, or timm's MLP-Mixer, in evaluation mode.
         images: (B, in_chans, H, W), normalised as the model expects.
 
     Returns:
-        Two entries per block: mixing of tokens, then of channels.
+        Two entries per block that mixes: mixing of tokens, then of channels.
 
     Raises:
         ValueError: If a block is not a Hopfield network of a known kind.
@@ -80,7 +81,12 @@ def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
     """
     energies = []
     v = model.stem(images)
-    for i, networks in enumerate(model_networks(model)):
+    blocks = model_networks(model)
+    for i, block in enumerate(model.blocks):
+        networks = blocks.get(i)
+        if networks is None:
+            v = block(v)
+            continue
         for mixing in ("tokens", "channels"):
             update: AdiabaticUpdate = getattr(networks, mixing)
             moved = networks.mix_tokens(v) if mixing == "tokens" else update(v)
@@ -92,8 +98,7 @@ def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
 def token_energies(model: MlpMixer) -> Callable[[Tensor], Tensor]:
     """Build the networks of a mixer's token mixing, to compute their energies from images.
 
-    Choose it over `energy_along_depth` where many images are measured, or the model has stages: what merges tokens
-    between two of them is passed over.
+    Choose it over `energy_along_depth` where many images are measured.
 
     Args:
         model: An iMixer, or timm's MLP-Mixer, in evaluation mode.
@@ -105,15 +110,14 @@ def token_energies(model: MlpMixer) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: If a block is not a Hopfield network of a known kind.
     """
-    blocks: list[Any] = list(model.blocks)
-    updates = [None if isinstance(block, Merge) else block_networks(block).tokens for block in blocks]
+    blocks = model_networks(model)
 
     @torch.no_grad()
     def measure(images: Tensor) -> Tensor:
         v, energies = model.stem(images), []
-        for block, update in zip(blocks, updates, strict=True):
-            if update is not None:
-                energies.append(_energy(update, v)[0])
+        for i, block in enumerate(model.blocks):
+            if i in blocks:
+                energies.append(_energy(blocks[i].tokens, v)[0])
             v = block(v)
         return torch.stack(energies, 1)
 

@@ -37,18 +37,39 @@ class Drawing:
         """Write the picture to a file.
 
         Raises:
-            ValueError: If the file's name does not end in .svg.
+            ValueError: If the file's name does not end in .svg, or it cannot be written.
         """
-        path = Path(path)
-        if path.suffix.lower() != ".svg":
-            raise ValueError(f"a drawing is SVG, and {path.name} does not end in .svg")
-        path.write_text(self.svg, encoding="utf-8")
+        checked_path(path, ".svg", "a drawing is SVG").write_text(self.svg, encoding="utf-8")
 
     def __str__(self) -> str:
         return self.svg
 
     def _repr_svg_(self) -> str:
         return self.svg
+
+
+def checked_path(path: str | PathLike[str], suffix: str, kind: str) -> Path:
+    """Return a path that a picture can be written to, before the picture is drawn.
+
+    Args:
+        path: The file. An existing one is left as it is.
+        suffix: What its name must end in.
+        kind: What to say if it does not, such as `a drawing is SVG`.
+
+    Raises:
+        ValueError: If the name ends in something else, or the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != suffix:
+        raise ValueError(f"{kind}, and {path.name} does not end in {suffix}")
+    there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; give a path in a folder of yours") from error
+    if not there:
+        path.unlink()
+    return path
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ ADVICE = "take a smaller step or look at the couplings"
 Event = Callable[[float, State], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trajectory:
     """A network's way through its states.
 
@@ -46,6 +46,7 @@ class Trajectory:
         atol: Absolute tolerance, likewise.
         event_time: When the event asked for came; None if it did not.
         n_steps: Steps of the solver.
+        batch: Shape of the batch, the axes of the states between that of time and those of the layer.
     """
 
     times: Tensor
@@ -58,6 +59,18 @@ class Trajectory:
     atol: float
     event_time: float | None = None
     n_steps: int = 0
+    batch: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        """Say in a line how it went."""
+        parts = [f"{len(self.times)} frames to time {float(self.times[-1]):.4g}", f"residual {self.residual:.3g}"]
+        if self.steady is not None:
+            parts.append("steady" if self.steady else "not steady")
+        if self.event_time is not None:
+            parts.append("stopped by the event")
+        parts.append(f"{self.n_evaluations} evaluations")
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in self.states.items())
+        return f"Trajectory({', '.join(parts)}, {shapes})"
 
     @property
     def final(self) -> State:
@@ -68,9 +81,12 @@ class Trajectory:
         """Draw the neurons of a sample in time, a panel per layer; clamped ones are dashed, of many a dozen is shown.
 
         Args:
-            sample: Which sample of the batch.
+            sample: Which sample of the batch, flattened if it has several axes.
+
+        Raises:
+            ValueError: If there is no such sample.
         """
-        return plot_states(self.times, self.states, self.held, sample)
+        return plot_states(self.times, self.states, self.held, self.batch, sample)
 
 
 def integrate(
@@ -119,7 +135,8 @@ def integrate(
         progress: Show a bar.
 
     Raises:
-        ValueError: If an argument is impossible or the start does not fit the network; with the name.
+        ValueError: If an argument is impossible, the start does not fit the network or the event is not finite; with
+            the name.
         MissingExtraError: If `progress` is asked for, and the package that draws it is not installed.
         FloatingPointError: If a state or a velocity stops being finite or a step becomes too small; with the layer and
             the time.
@@ -128,8 +145,16 @@ def integrate(
     Source: paper (32).
     """
     network.check(start)
-    kept_times = None if times is None else [float(t) for t in times]
+    kept_times = None if times is None else _as_list(times)
     t_end = _end(t_end, kept_times)
+    for name, tolerance in (("rtol", rtol), ("atol", atol)):
+        if tolerance is not None and not 0 < tolerance < math.inf:
+            raise ValueError(f"{name} is {tolerance}; give a tolerance above 0, such as 1e-6, or leave it out")
+    if event is not None and not callable(event):
+        raise ValueError(
+            f"event is {type(event).__name__}; give a function of time and state, such as one that returns "
+            "state['v'].amax() - 1"
+        )
     _check(network, start, t_end, frames, until_steady, method, step_size, held)
     _check_stops(kept_times, until_steady, event, method, max_steps, adjoint)
     dtype = next(iter(start.values())).dtype
@@ -140,7 +165,7 @@ def integrate(
     masks = {name: mask.expand_as(start[name]) for name, mask in (held or {}).items()}
 
     bar_shown = _progress_bar() if progress else nullcontext()
-    flow = _Flow(network, start, masks, t_end, max_steps)
+    flow = _Flow(network, start, masks, t_end, max_steps, method)
     x0 = flow.pack(start)
     stop = _Stop(flow, start, event, until_steady, t_end)
     if kept_times is None:
@@ -173,6 +198,7 @@ def integrate(
         atol=atol,
         event_time=float(grid[-1]) if happened else None,
         n_steps=flow.n_steps,
+        batch=flow.batch,
     )
 
 
@@ -249,6 +275,8 @@ def _stiff(
             on_step=on_step,
             stop=(lambda t, x: float(stop(t, x.view(batch)))) if stop.asked else None,
         )
+    except _EventError:
+        raise
     except (FloatingPointError, ValueError) as error:  # scipy's linear algebra refuses what is not finite
         raise FloatingPointError(f"{flow.last_seen()}: {str(error).rstrip('.')}; {ADVICE}") from error
     return torch.tensor(reached, dtype=x0.dtype, device=x0.device), path.view(len(reached), *batch)
@@ -291,6 +319,10 @@ def _until(
     return times, torch.stack([*(x for _, x in steps), path[-1]])
 
 
+class _EventError(ValueError):
+    """What the user's event gives cannot be followed."""
+
+
 class _Stop:
     """A number that is positive until the integration should stop: at rest, or at the user's event."""
 
@@ -314,7 +346,10 @@ class _Stop:
             if self._until_steady is not None:
                 left = self._flow.residual(x) - self._until_steady
             if self._event is not None:
-                left = torch.minimum(left, (self._sign * self._event(t, self._flow.unpack(x))).amin().to(x.dtype))
+                happening = self._event(t, self._flow.unpack(x))
+                if not happening.isfinite().all():
+                    raise _EventError(f"event is not finite at time {t:.4g}; give one that is finite everywhere")
+                left = torch.minimum(left, (self._sign * happening).amin().to(x.dtype))
         return left
 
 
@@ -342,17 +377,23 @@ class _Flow(nn.Module):
     """The velocity of all layers as one vector (B, N), as torchdiffeq wants it."""
 
     def __init__(
-        self, network: HopfieldNetwork, start: State, held: Mapping[str, Tensor], t_end: float, max_steps: int
+        self,
+        network: HopfieldNetwork,
+        start: State,
+        held: Mapping[str, Tensor],
+        t_end: float,
+        max_steps: int,
+        method: str,
     ) -> None:
         super().__init__()
         self.network = network
         self.n_evaluations = 0
         self.n_steps = 0
-        self._t_end, self._max_steps = t_end, max_steps
+        self._t_end, self._max_steps, self._method = t_end, max_steps, method
         self.report: Callable[[float], None] = lambda t: None
         self._shapes = {name: network.layer(name).shape for name in start}
         name, x = next(iter(start.items()))
-        self._batch = tuple(x.shape[: x.dim() - len(self._shapes[name])])
+        self.batch = tuple(x.shape[: x.dim() - len(self._shapes[name])])
         self._free = None
         if held:
             every = {n: ~held[n] if n in held else torch.ones_like(x, dtype=torch.bool) for n, x in start.items()}
@@ -372,9 +413,10 @@ class _Flow(nn.Module):
         if self.n_steps > self._max_steps:
             taus = [self.network.layer(name).tau for name in self._shapes]
             stiff = f"; time constants reach from {min(taus):g} to {max(taus):g}" if max(taus) > 10 * min(taus) else ""
+            other = "" if self._method in STIFF else "method='bdf', which stiff flows need, "
             raise RuntimeError(
-                f"{self._max_steps} steps lead to time {self._seen[0]:.4g} of {self._t_end:g}{stiff}: give "
-                "method='bdf', which stiff flows need, a larger max_steps, or looser tolerances"
+                f"{self._max_steps} steps lead to time {self._seen[0]:.4g} of {self._t_end:g}{stiff}: give {other}"
+                "a larger max_steps, or looser tolerances"
             )
 
     def saw(self, t: float, x: Tensor) -> None:
@@ -389,7 +431,7 @@ class _Flow(nn.Module):
 
     def pack(self, state: State) -> Tensor:
         """Pack layer name -> (..., *shape) into (..., N)."""
-        return torch.cat([state[n].flatten(len(self._batch)) for n in self._shapes], -1)
+        return torch.cat([state[n].flatten(len(self.batch)) for n in self._shapes], -1)
 
     def unpack(self, x: Tensor) -> State:
         sizes = [math.prod(shape) for shape in self._shapes.values()]
@@ -443,6 +485,12 @@ def _check(
             ) from error
         if mask.dtype != torch.bool:
             raise ValueError(f"layer {name}: the mask of held neurons is of {mask.dtype}; give booleans")
+
+
+def _as_list(times: Sequence[float] | Tensor) -> list[float]:
+    if isinstance(times, (int, float)) or (isinstance(times, Tensor) and times.dim() != 1):
+        raise ValueError(f"times is {times}; give a list of increasing ones, such as [0.0, 0.5, 1.0]")
+    return [float(t) for t in times]
 
 
 def _end(t_end: float | None, times: Sequence[float] | None) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from imixer.hopfield.adiabatic import AdiabaticUpdate
 from imixer.hopfield.lagrangians.masked import Masked
+from imixer.hopfield.lagrangians.parts import at_least_float32, holds
 from imixer.hopfield.memory_kinds import BINARY, Kind, build, from_patches, to_patches
 from imixer.hopfield.network import HopfieldNetwork, State
 from imixer.hopfield.pictures import animate
@@ -31,7 +32,7 @@ _REMEDIES: dict[Kind, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Retrieval:
     """The path of a memory from queries to patterns.
 
@@ -56,6 +57,15 @@ class Retrieval:
     tolerance: float
     merged: Tensor
 
+    def __repr__(self) -> str:
+        """Say in a line how it went."""
+        low, high = (f"{float(value):.2f}" for value in (self.overlap.min(), self.overlap.max()))
+        return (
+            f"Retrieval({int(self.converged.sum())} of {len(self.converged)} queries at rest after "
+            f"{int(self.steps.max())} steps, {int(self.merged.sum())} between patterns, overlap "
+            f"{low if low == high else f'{low} to {high}'})"
+        )
+
     @property
     def retrieved(self) -> Tensor:
         """Visible activations (B, *shape) where each query came to rest, whatever the rest of the batch still does."""
@@ -79,7 +89,7 @@ class Retrieval:
             frames_per_second: Steps shown in a second.
 
         Raises:
-            ValueError: If the file's name does not end in .gif, or the speed is not positive.
+            ValueError: If the file's name does not end in .gif, it cannot be written, or the speed is not positive.
         """
         animate(self.states, self.energies, path, frames_per_second)
 
@@ -193,16 +203,18 @@ class AssociativeMemory(nn.Module):
             known: Mask of the pixels that stay as they are, as in `retrieve`.
             among: Mask of the patterns to choose from, as in `retrieve`.
             patterns: A memory of its own for each query, as in `retrieve`.
-            values: What each pattern is the key to, (K, *value_shape), or (B, K, *value_shape) with `patterns`. They
-                are returned in place of the pattern, (B, *value_shape), weighted as `weights` says; the last step leads
-                to them. With `modern` and one step that is attention.
+            values: What each pattern is the key to, (K, *value_shape), or (B, K, *value_shape) with `patterns`, of any
+                width. They are returned in place of the pattern, (B, *value_shape), weighted as `weights` says; the
+                last step leads to them. With `modern` and one step that is attention.
 
         Raises:
             ValueError: If an argument does not fit.
         """
+        if steps < 0:
+            raise ValueError(f"steps is {steps}; give 0 or more")
         if values is not None:
             return self._values(query, steps, known, among, patterns, values)
-        memory = self._special(among, patterns, len(query))
+        memory = self._special(among, patterns, query)
         start, held = memory._start(query, known)
         x = start
         for _ in range(steps):
@@ -223,7 +235,7 @@ class AssociativeMemory(nn.Module):
         Raises:
             ValueError: If an argument does not fit, or the rule of a classical memory has no neuron per pattern.
         """
-        memory = self._special(among, patterns, len(query))
+        memory = self._special(among, patterns, query)
         if memory._stored is not None:
             raise ValueError(f"rule {self.options['rule']!r} has no neuron per pattern; give rule='hebbian'")
         state = memory._at_rest(memory._start(query, None)[0])
@@ -268,7 +280,7 @@ class AssociativeMemory(nn.Module):
             raise ValueError(f"steps is {steps}; give 0 or more")
         if not until >= 0:
             raise ValueError(f"until is {until}; give the change that counts as rest, 0 or more")
-        memory = self._special(among, patterns, len(query))
+        memory = self._special(among, patterns, query)
         start, held = memory._start(query, known)
         x, g = start, memory.read({"visible": start})
         states, components = [g], [memory._components(x)]
@@ -295,7 +307,7 @@ class AssociativeMemory(nn.Module):
         if merged.any():
             warnings.warn(
                 f"{int(merged.sum())} of {len(merged)} queries came to rest between patterns, such as query "
-                f"{int(merged.int().argmax())}, which is no retrieval; {_REMEDIES[self.kind]}",
+                f"{int(merged.int().argmax())}, which is no retrieval; {self._remedy}",
                 stacklevel=3,  # of no_grad's wrapper
             )
         return Retrieval(frames, parts.sum(1), count, resting, nearest, overlap, tolerance, merged)
@@ -328,6 +340,13 @@ class AssociativeMemory(nn.Module):
     def _synapses(self) -> list[LinearSynapse]:
         return [cast(LinearSynapse, self.network.synapse(name)) for name in self.network.synapses]
 
+    @property
+    def _remedy(self) -> str:
+        """What to do where patterns merge."""
+        if self.options.get("rule") == "pseudo_inverse":
+            return "store fewer patterns, or choose another kind"
+        return _REMEDIES[self.kind]
+
     def _components(self, x: Tensor) -> Tensor:
         return torch.stack(list(self.network.energies(self._at_rest(x)).values()))
 
@@ -353,21 +372,29 @@ class AssociativeMemory(nn.Module):
     ) -> Tensor:
         if steps < 1:
             raise ValueError(f"steps is {steps}; values are what the last step leads to, give 1 or more")
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise ValueError(
+                f"values are of {_kind_of(values)}; give floating numbers, which are averaged, such as "
+                "one_hot(labels).float() for labels"
+            )
         keys = self.patterns[None] if patterns is None else patterns
         lead = keys.shape[1:2] if patterns is None else keys.shape[:2]
-        if values.shape[: len(lead)] != lead or values.dim() == len(lead):
+        if values.shape[: len(lead)] != lead:
             raise ValueError(
                 f"values has shape {tuple(values.shape)}; give one per pattern, "
                 f"({', '.join(map(str, lead))}, *value_shape)"
             )
+        self._check_query(query)
         x = self(query, steps - 1, known, among=among, patterns=patterns) if steps > 1 else query
         weights = self.weights(x, among=among, patterns=patterns)
         return torch.einsum("bk,k...->b..." if patterns is None else "bk,bk...->b...", weights, values.to(weights))
 
-    def _special(self, among: Tensor | None, patterns: Tensor | None, batch: int) -> "AssociativeMemory":
+    def _special(self, among: Tensor | None, patterns: Tensor | None, query: Tensor) -> "AssociativeMemory":
         """Return this memory, or one with the same parameters that is restricted, or has patterns per query."""
+        self._check_query(query)
         if among is None and patterns is None:
             return self
+        batch = len(query)
         if self._stored is not None:
             raise ValueError(
                 f"rule {self.options['rule']!r} mixes all patterns in its couplings, so that among and patterns cannot "
@@ -390,7 +417,7 @@ class AssociativeMemory(nn.Module):
                 raise ValueError(f"among is of {_kind_of(among)}; give booleans, true where a pattern may be retrieved")
             if among.shape not in ((K,), (batch, K)):
                 raise ValueError(f"among has shape {tuple(among.shape)}; give ({K},) or ({batch}, {K})")
-            if not among.any(-1).all():
+            if not holds(among.any(-1)):
                 which = "the queries" if among.dim() == 1 else f"query {int((~among.any(1)).int().argmax())}"
                 raise ValueError(f"among leaves {which} no pattern to retrieve; allow one or more")
             hidden.lagrangian = Masked(hidden.lagrangian, among)
@@ -404,14 +431,16 @@ class AssociativeMemory(nn.Module):
             )
         if isinstance(self.options.get("beta"), Tensor):
             raise ValueError("beta is one per pattern, but each query has patterns of its own; give one number")
+        if not isinstance(patterns, Tensor):
+            raise ValueError(f"patterns is {_kind_of(patterns)}; give a tensor, the patterns of each query")
         if patterns.dim() != len(self.shape) + 2 or patterns.shape[0] != batch or patterns.shape[2:] != self.shape:
             raise ValueError(
                 f"patterns has shape {tuple(patterns.shape)}; give ({batch}, K, {', '.join(map(str, self.shape))}), "
                 "the patterns of each query"
             )
-        if patterns.shape[1] == 0 or not patterns.isfinite().all():
+        if patterns.shape[1] == 0 or not holds(patterns.isfinite()):
             raise ValueError("patterns are none or not finite; give one or more of finite numbers per query")
-        if self.kind in BINARY and not (patterns.abs() == 1).all():
+        if self.kind in BINARY and not holds(patterns.abs() == 1):
             raise ValueError(
                 f"{self.kind} stores patterns of -1 and +1, and patterns has others; give binarised(patterns)"
             )
@@ -435,8 +464,8 @@ class AssociativeMemory(nn.Module):
     def _at_rest(self, x: Tensor) -> State:
         return dict(zip(self.update.layers, [x, *self.update.hidden(x)], strict=True))
 
-    def _start(self, query: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Bring the query and the mask into the shape of the visible layer."""
+    def _check_query(self, query: Tensor) -> None:
+        """Refuse what is no query (B, *shape) of finite real numbers."""
         if not isinstance(query, Tensor) or 0 in query.shape:
             what = tuple(query.shape) if isinstance(query, Tensor) else type(query).__name__
             raise ValueError(
@@ -447,11 +476,17 @@ class AssociativeMemory(nn.Module):
                 f"the query has shape {tuple(query.shape)}; give (B, {', '.join(map(str, self.shape))}), with an axis "
                 "of queries in front as query[None] adds one"
             )
-        if not query.isfinite().all():
+        if query.is_complex():
+            raise ValueError("the query is complex; give real numbers, such as query.real")
+        if not holds(query.isfinite()):
             raise ValueError(
                 f"{int((~query.isfinite()).sum())} values of the query are not finite; give 0 where pixels are unknown "
                 "and, as known, a mask of the others"
             )
+
+    def _start(self, query: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Bring the query and the mask into the shape of the visible layer."""
+        self._check_query(query)
         x = self.to_visible(query.to(self._synapses()[0].weight))
         if known is None:
             return x, None
@@ -459,7 +494,7 @@ class AssociativeMemory(nn.Module):
             raise ValueError(f"known is of {_kind_of(known)}; give booleans, true where a pixel is known")
         if known.shape not in (query.shape, query.shape[1:]):
             raise ValueError(f"known has shape {tuple(known.shape)}; give {tuple(self.shape)} or {tuple(query.shape)}")
-        if known.all():
+        if not holds(~known.all()):
             raise ValueError(
                 "known holds every pixel, which leaves nothing to retrieve; leave it out, or free some pixels"
             )
@@ -511,6 +546,7 @@ def _own_overlaps(images: Tensor, patterns: Tensor, among: Tensor | None) -> Ten
 
 def _distances(x: Tensor, xi: Tensor) -> Tensor:
     """Compute distances (B, K) of points (B, N) to those of (B, K, N), or (1, K, N) for all."""
+    x, xi = at_least_float32(x), at_least_float32(xi)
     return torch.cdist(x, xi[0]) if len(xi) == 1 else torch.cdist(x[:, None], xi)[:, 0]
 
 
@@ -521,6 +557,8 @@ def _check(patterns: Tensor) -> Tensor:
         raise ValueError(
             f"patterns has shape {tuple(patterns.shape)}; give (K, *shape), one or more patterns along the first axis"
         )
-    if patterns.is_complex() or not patterns.isfinite().all():
+    if patterns.is_complex():
+        raise ValueError("the patterns are complex; give real numbers, such as patterns.real")
+    if not patterns.isfinite().all():
         raise ValueError(f"{int((~patterns.isfinite()).sum())} values of the patterns are not finite; give numbers")
     return patterns.detach() if patterns.is_floating_point() else patterns.to(torch.get_default_dtype())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Entmax, Exponential, RectifiedPower, Softmax, Tanh
-from imixer.hopfield.lagrangians.parts import inverse_temperature, positive
+from imixer.hopfield.lagrangians.parts import at_least_float32, inverse_temperature, positive
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse
@@ -102,13 +102,16 @@ def _storkey(xi: Tensor) -> Tensor:
     """Return A of A^T A = W - its smallest eigenvalue, for Storkey's W of the patterns (K, N), without its diagonal.
 
     The smallest eigenvalue becomes a coupling of every neuron with itself, as it does in the Hebbian memory: a step of
-    all neurons at once then never raises the energy.
+    all neurons at once then never raises the energy. A copy of a pattern, or of its negative, is left out: stored
+    once more, the rule would take away most of what it had stored.
 
     Source: Storkey 1997.
     """
     N = xi.shape[1]
     W = xi.new_zeros(N, N)
-    for pattern in xi:
+    for i, pattern in enumerate(xi):
+        if ((xi[:i] * pattern).sum(1).abs() == N).any():
+            continue
         others = W @ pattern - W.diagonal() * pattern
         local = others[:, None] - W * pattern  # what i receives from all but i and j
         local.diagonal().copy_(others)
@@ -184,8 +187,9 @@ def _separating_beta(xi: Tensor) -> float:
     """Return an inverse temperature at which the patterns (K, N) do not merge: from the largest cosine of two.
 
     In units of 1 / mean |xi|^2 it is 100, or more if the two most similar patterns need it for all others together to
-    weigh e^-5 at a pattern: (5 + log K) / (1 - cosine). Ramsauer et al., arXiv 2008.02217, theorem 3, have the form.
+    weigh e^-5 at a pattern: (5 + log K) / (1 - cosine). Ramsauer et al., arXiv 2008.02217, theorem 5, have the form.
     """
+    xi = at_least_float32(xi)
     unit = _mean_square(xi.square().sum(1))
     rows = nn.functional.normalize(xi, dim=1)
     largest = -1.0

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import lagrangian as named
+from imixer.hopfield.lagrangians.parts import layer_shape
 
 
 class Neurons(nn.Module):
@@ -35,12 +36,10 @@ class Neurons(nn.Module):
         field: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.shape: tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = layer_shape(shape)
         self.lagrangian = named(lagrangian)
         self.tau = float(tau)
         self.decay = float(decay)
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"shape is {self.shape}; give one or more sizes of 1 or more")
         if not (self.tau > 0 and math.isfinite(self.tau)):
             raise ValueError(f"tau is {tau}; a time constant must be positive and finite")
         if not (self.decay >= 0 and math.isfinite(self.decay)):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from imixer.extras import require_extra
-from imixer.hopfield.drawing import BLUE, INK, ORANGE
+from imixer.hopfield.drawing import BLUE, INK, ORANGE, checked_path
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,22 +20,32 @@ if TYPE_CHECKING:
 MOST_LINES = 12  # neurons or samples of which a figure draws a line each
 
 
-def plot_states(times: Tensor, states: Mapping[str, Tensor], held: Mapping[str, Tensor], sample: int = 0) -> Figure:
+def plot_states(
+    times: Tensor, states: Mapping[str, Tensor], held: Mapping[str, Tensor], batch: Sequence[int], sample: int = 0
+) -> Figure:
     """Draw neurons in time, a panel per layer; clamped ones are dashed.
 
     Args:
         times: (T,).
-        states: Layer name -> x (T, B, ...), or (T, ...) without a batch.
-        held: Layer name -> mask of clamped neurons, (B, ...).
-        sample: Which sample of the batch.
+        states: Layer name -> x (T, *batch, ...).
+        held: Layer name -> mask of clamped neurons, (*batch, ...).
+        batch: Shape of the batch; empty if there is none.
+        sample: Which sample of the flattened batch.
+
+    Raises:
+        ValueError: If there is no such sample.
     """
+    count = math.prod(batch)
+    if not 0 <= sample < count:
+        raise ValueError(f"sample is {sample}, and there are {count}; give 0 to {count - 1}")
     require_extra("train", "a figure")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6 * len(states), 3.2), layout="constrained")
     for axes, (name, x) in zip(figure.subplots(1, len(states), squeeze=False)[0], states.items(), strict=True):
-        lines = x.detach()[:, sample].flatten(1)
-        clamped = held[name][sample].flatten() if name in held else torch.zeros(lines.shape[1], dtype=torch.bool)
+        lines = x.detach().reshape(len(times), count, -1)[:, sample]
+        free = torch.zeros(lines.shape[1], dtype=torch.bool)
+        clamped = held[name].reshape(count, -1)[sample] if name in held else free
         shown = torch.linspace(0, lines.shape[1] - 1, min(MOST_LINES, lines.shape[1])).round().long().unique()
         for i in shown.tolist():
             axes.plot(times.tolist(), lines[:, i].tolist(), ls="--" if clamped[i] else "-", lw=1.2)
@@ -81,16 +91,14 @@ def animate(frames: Tensor, energies: Tensor, path: str | PathLike[str], frames_
         frames_per_second: Speed.
 
     Raises:
-        ValueError: If the file's name does not end in .gif, or the speed is not positive.
+        ValueError: If the file's name does not end in .gif, it cannot be written, or the speed is not positive.
     """
     require_extra("train", "an animation")
     from matplotlib.animation import FuncAnimation, PillowWriter
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    path = Path(path)
-    if path.suffix.lower() != ".gif":
-        raise ValueError(f"an animation is a GIF, and {path.name} does not end in .gif")
+    path = checked_path(path, ".gif", "an animation is a GIF")
     if not frames_per_second > 0:
         raise ValueError(f"frames_per_second is {frames_per_second}; give a positive number")
     pictures = frames.detach()[:, :MOST_LINES].float().cpu()

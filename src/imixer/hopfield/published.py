@@ -38,10 +38,12 @@ def energy_transformer(
         eps: Added to the variance.
 
     Raises:
-        ValueError: If a size is below 1, or an argument of LayerNorm impossible.
+        ValueError: If a size is below 1, shift is not one number per feature, or an argument of LayerNorm impossible.
 
-    Source: Hoover et al., arXiv 2302.07253, equations 3-6.
+    Source: Hoover et al., arXiv 2302.07253.
     """
+    if shift is not None and shift.shape != (features,):
+        raise ValueError(f"shift is {tuple(shift.shape)}; give one number per feature, ({features},)")
     delta = torch.nn.Parameter(torch.zeros(features) if shift is None else shift.detach().clone())
     layer = Neurons((tokens, features), LayerNorm(eps=eps, gain=gain, shift=delta), decay=0.0)
     attention = AttentionSynapse(features, num_heads, head_features)

@@ -275,7 +275,7 @@ class ConvSynapse(BilinearSynapse):
     Raises:
         ValueError: If a size is below 1, or padding negative.
 
-    Source: Krotov, arXiv 2107.06446, section 4.
+    Source: Krotov, arXiv 2107.06446.
     """
 
     def __init__(
@@ -427,7 +427,7 @@ class AttentionSynapse(Synapse):
     Raises:
         ValueError: If a size is below 1, beta not positive, or its number not that of the heads.
 
-    Source: Hoover et al., arXiv 2302.07253, equation 4.
+    Source: Hoover et al., arXiv 2302.07253, the energy of attention.
     """
 
     def __init__(

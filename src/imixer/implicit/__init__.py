@@ -4,7 +4,7 @@ from imixer.implicit.attention import L2Attention
 from imixer.implicit.ceiling import ceiling, contraction_bound
 from imixer.implicit.certificate import Certificate, certify
 from imixer.implicit.contraction import Contraction
-from imixer.implicit.convolution import SpectralConv2d, convolution_sigma
+from imixer.implicit.convolution import SpectralConv1d, SpectralConv2d, SpectralConv3d, convolution_sigma
 from imixer.implicit.determinants import exact_log_det, inverse_log_det, residual_log_det
 from imixer.implicit.flow import ResidualFlow
 from imixer.implicit.folding import fold
@@ -34,7 +34,9 @@ __all__ = [
     "Picard",
     "ResidualFlow",
     "Solution",
+    "SpectralConv1d",
     "SpectralConv2d",
+    "SpectralConv3d",
     "SpectralLinear",
     "TransposedLinear",
     "Unroll",

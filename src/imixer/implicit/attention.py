@@ -27,7 +27,7 @@ class L2Attention(nn.Module):
         ValueError: If a size is below 1, the heads do not divide the features, or coeff is not positive.
 
     Source: Kim, Papamakarios & Mnih, arXiv 2006.04710, theorem 3.2: sqrt(N / Y) (4 phi^-1(N - 1) + 1) times the norms
-    of the matrices, with phi(x) = x e^(x + 1), and section 5 for the division.
+    of the matrices, with phi(x) = x e^(x + 1), and section 4 for the division.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class L2Attention(nn.Module):
     def sigma(self) -> Tensor:
         """Bound the Lipschitz constant before the division, by the matrices and the number of tokens."""
         Q, V, W = (at_least_float32(weight) for weight in (self.query, self.value, self.out))
+        # A_h scales as the square of Q_h, and so must the bound: where tokens lie far apart, each attends to itself.
         norms = torch.linalg.matrix_norm(Q, 2) ** 2 * torch.linalg.matrix_norm(V, 2)
         spread = math.sqrt(self.tokens / Q.shape[1]) * (4 * _inverse_phi(self.tokens - 1) + 1)
         return spread * torch.linalg.vector_norm(norms) * torch.linalg.matrix_norm(W, 2)

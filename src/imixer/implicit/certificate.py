@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.lipschitz import lipschitz_bound, stated_bound
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels, map_norms, settle
+from imixer.implicit.states import as_tuple
 from imixer.implicit.worst_case import WorstCase, worst_case
 from imixer.verdict import Verdict
+
+ROUNDING = 1e-4  # of a bound that a module computes in its own precision
 
 __all__ = ["Certificate", "OnData", "WorstCase", "certify", "iterations_needed", "on_data", "worst_case"]
 
@@ -82,7 +85,8 @@ def certify(
     """Examine one contraction by its matrices, or by the bound that it states, and at given inputs.
 
     Choose it for an F of your own: `certify(F, z=z)`. What a module that is no `Contraction` states, in a method
-    `lipschitz_bound()`, is taken at its word; see `imixer.implicit.lipschitz_bound` for what is known besides.
+    `lipschitz_bound()`, is taken at its word unless a Jacobian contradicts it; see `imixer.implicit.lipschitz_bound`
+    for what is known besides.
 
     Args:
         F: A `Contraction`, or any module from x to its like, in evaluation mode. It is left as it is.
@@ -98,14 +102,18 @@ def certify(
 
     Raises:
         ValueError: If z is missing, lipschitz has not one entry per activation or is given for another module, a matrix
-            is not finite, F does not lead from z to its like, tol is not positive or max_steps below 1.
+            is not finite, F does not lead from z to its like, a Jacobian is steeper than the bound that F states, tol
+            is not positive or max_steps below 1.
     """
     if not isinstance(F, nn.Module):
         raise ValueError(f"F is {type(F).__name__}; give a module that states its bound by a method lipschitz_bound()")
     if not isinstance(z, Tensor) or isinstance(lipschitz, Tensor):
-        raise ValueError("z is missing; give inputs as certify(F, z=z), or certify(F, lipschitz, z)")
-    if not z.is_floating_point() or z.dim() < 1:
-        raise ValueError(f"z is {z.dtype} of shape {tuple(z.shape)}; give real inputs (B, ...), such as z.float()")
+        what = "missing" if z is None else type(z).__name__
+        raise ValueError(f"z is {what}; give inputs as certify(F, z=z), or certify(F, lipschitz, z)")
+    if not z.is_floating_point() or z.dim() < 1 or z.numel() == 0:
+        raise ValueError(
+            f"z is {z.dtype} of shape {tuple(z.shape)}; give one or more real inputs (B, ...), such as z.float()"
+        )
     if isinstance(F, Contraction):
         if lipschitz is None:
             acts = [F.act, *(level.act_hidden for level in levels(F))]
@@ -119,8 +127,14 @@ def certify(
     # As many summands as a sample has numbers: no layer here has more.
     rounded = bound * (1 + z[0].numel() * torch.finfo(z.dtype).eps)
     worst = WorstCase((), None, None, (), (bound,), (rounded,), unstated)
-    given = (tensors,) if isinstance(tensors, Tensor) else tuple(tensors)
-    return Certificate(worst, _module_on_data(F, z, given, tol, max_steps))
+    data = _module_on_data(F, z, as_tuple(tensors), tol, max_steps)
+    steepest = float(data.norms.nan_to_num(nan=0.0).max())
+    if steepest > bound * (1 + ROUNDING):
+        raise ValueError(
+            f"{type(F).__name__} is bounded by {bound:.4g} by what it or its parts state, and the norm of its Jacobian "
+            f"is {steepest:.4g} at one of the solutions; let lipschitz_bound() return a bound that holds"
+        )
+    return Certificate(worst, data)
 
 
 def _module_on_data(F: nn.Module, z: Tensor, tensors: tuple[Tensor, ...], tol: float, max_steps: int) -> OnData:

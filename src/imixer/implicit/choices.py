@@ -71,6 +71,9 @@ def chosen(solver: Solver | str, gradient: Gradient | str) -> tuple[Solver, Grad
     for what, choice, known in (("solver", solver, SOLVERS), ("gradient", gradient, GRADIENTS)):
         if isinstance(choice, type):
             raise ValueError(f"{what} is the class {choice.__name__}; make an object of it, {choice.__name__}()")
+        if isinstance(choice, Gradient if what == "solver" else Solver):
+            other = "gradient" if what == "solver" else "solver"
+            raise ValueError(f"{what} is {type(choice).__name__}, a {other}; give it as {other}=")
         if not callable(choice):
             raise ValueError(f"{what} is {choice!r}; give an object of imixer.implicit, or one of {', '.join(known)}")
     return solver, gradient

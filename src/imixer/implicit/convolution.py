@@ -1,6 +1,8 @@
-"""Convolutions whose spectral norm is held at a ceiling. O, I: channels out and in; H, W: height and width."""
+"""Convolutions whose spectral norm is held at a ceiling. O, I: channels out and in; G: groups; k: kernel sizes."""
 
-from typing import Literal, get_args
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as fn
@@ -13,7 +15,14 @@ ConvolutionSigma = Literal["fourier", "power"]
 WARM_UP_STEPS = 64
 
 
-def convolution_sigma(kernel: Tensor, size: tuple[int, int], padding_mode: Padding = "circular") -> Tensor:
+def convolution_sigma(
+    kernel: Tensor,
+    size: int | Sequence[int],
+    padding_mode: Padding = "circular",
+    *,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
     """Compute the spectral norm of a convolution that keeps the size of its input. Differentiable.
 
     With circular padding it is exact: the Fourier transform makes the operator block diagonal, a matrix (O, I) per
@@ -21,84 +30,87 @@ def convolution_sigma(kernel: Tensor, size: tuple[int, int], padding_mode: Paddi
     `reflect` and `replicate` are a padding, whose norm is the root of the most copies of one pixel, before such a part.
 
     Args:
-        kernel: (O, I, h, w), of stride, dilation and groups 1.
-        size: (H, W) of the input.
+        kernel: (O, I / G, *k), of stride 1, along as many axes as `size` has.
+        size: Sizes of the input, such as (H, W).
         padding_mode: How the input is continued.
+        dilation: Distance between the kernel's pixels.
+        groups: Groups G of channels that do not see each other.
 
     Raises:
-        ValueError: If the image is smaller than the kernel, no two sizes are given, or the padding is another.
+        ValueError: If the image is smaller than the kernel, the sizes are not one per axis of the kernel, the padding
+            is another, dilation is below 1, or groups do not divide the channels out.
 
     Source: Sedghi, Gupta & Long, arXiv 1805.10408, theorem 6; the bound is ours.
     """
-    h, w = kernel.shape[2:]
-    _check(size, padding_mode)
-    if size[0] < h or size[1] < w:
-        raise ValueError(f"size is {tuple(size)}, less than the kernel's {(h, w)}; give a larger image")
-    torus = size if padding_mode == "circular" else (size[0] + h - 1, size[1] + w - 1)
-    symbols = torch.fft.rfft2(at_least_float32(kernel), s=torus)
-    sigma = torch.linalg.matrix_norm(symbols.permute(2, 3, 0, 1), ord=2).amax()
-    return sigma * _padding_norm(size, (h // 2, w // 2), padding_mode)
+    axes = kernel.dim() - 2
+    if axes < 1:
+        raise ValueError(f"the kernel is {tuple(kernel.shape)}; give (O, I, *k), with the sizes of the kernel last")
+    size = _checked(size, padding_mode, axes)
+    if dilation < 1 or groups < 1 or kernel.shape[0] % groups:
+        raise ValueError(
+            f"dilation and groups are {dilation} and {groups}, for {kernel.shape[0]} channels out; give 1 or more of "
+            "each, and a number of groups that divides the channels"
+        )
+    reach = tuple(dilation * (k - 1) + 1 for k in kernel.shape[2:])
+    if any(n < k for n, k in zip(size, reach, strict=True)):
+        raise ValueError(f"size is {size}, less than the kernel's {reach}; give a larger image")
+    torus = size if padding_mode == "circular" else tuple(n + k - 1 for n, k in zip(size, reach, strict=True))
+    wide = at_least_float32(kernel)
+    spread = wide.new_zeros(*kernel.shape[:2], *reach)
+    pixels: tuple[Any, ...] = (..., *([slice(None, None, dilation)] * axes))
+    spread[pixels] = wide
+    symbols = torch.fft.rfftn(spread, s=torus, dim=tuple(range(2, 2 + axes)))
+    blocks = symbols.flatten(2).movedim(2, 0).unflatten(1, (groups, -1))  # (frequencies, G, O / G, I / G)
+    return torch.linalg.matrix_norm(blocks, ord=2).amax() * _padding_norm(size, _margins(reach), padding_mode)
 
 
-def _check(size: object, padding_mode: str) -> None:
+def _checked(size: int | Sequence[int], padding_mode: str, axes: int) -> tuple[int, ...]:
+    """Return the size of images as a tuple."""
     if padding_mode not in get_args(Padding):
         raise ValueError(f"padding_mode is {padding_mode!r}; choose {', '.join(get_args(Padding))}")
-    if not isinstance(size, (tuple, list)) or len(size) != 2 or not all(isinstance(n, int) and n > 0 for n in size):
-        raise ValueError(f"size is {size!r}; give the height and the width of the images, such as (32, 32)")
+    sizes: Any = (size,) if isinstance(size, int) and axes == 1 else size
+    whole = isinstance(sizes, (tuple, list)) and all(isinstance(n, int) and n > 0 for n in sizes)
+    if not whole or len(sizes) != axes:
+        wanted = {1: "the length of the sequences, such as (100,)", 2: "the height and the width, such as (32, 32)"}
+        raise ValueError(f"size is {size!r}; give {wanted.get(axes, f'{axes} sizes, such as {(8,) * axes}')}")
+    return tuple(sizes)
 
 
-def _pad(x: Tensor, margins: tuple[int, int], padding_mode: Padding) -> Tensor:
-    """Continue images (B, I, H, W) by rows above and below, and columns on both sides."""
+def _margins(reach: Sequence[int]) -> tuple[int, ...]:
+    return tuple(k // 2 for k in reach)
+
+
+def _pad(x: Tensor, margins: Sequence[int], padding_mode: Padding) -> Tensor:
+    """Continue images (B, I, *size) on both sides of every axis."""
     mode = "constant" if padding_mode == "zeros" else padding_mode
-    return fn.pad(x, [margins[1]] * 2 + [margins[0]] * 2, mode=mode)
+    return fn.pad(x, [m for margin in reversed(margins) for m in (margin, margin)], mode=mode)
 
 
-def _padding_norm(size: tuple[int, int], margins: tuple[int, int], padding_mode: Padding) -> float:
+def _padding_norm(size: Sequence[int], margins: Sequence[int], padding_mode: Padding) -> float:
     """Return the norm of a padding that repeats pixels; 1 for those that the Fourier transform knows."""
     if padding_mode in ("circular", "zeros"):
         return 1.0
-    numbers = torch.arange(size[0] * size[1], dtype=torch.float64).view(1, 1, *size)
+    numbers = torch.arange(math.prod(size), dtype=torch.float64).view(1, 1, *size)
     copies = _pad(numbers, margins, padding_mode).long().flatten().bincount()
     return float(copies.max()) ** 0.5
 
 
-class SpectralConv2d(nn.Module):
-    """Convolution of images of one size, whose spectral norm has a ceiling.
+class _SpectralConv(nn.Module):
+    """What convolutions along one, two or three axes share."""
 
-    Choose it to build an F of images. What multiplies is the kernel K / max(1, sigma / coeff). With sigma by
-    `convolution_sigma` the ceiling holds to rounding; where that is a bound, the norm ends below it, by a third or so.
-    Power iteration on the operator comes as near as one likes, but from below, as in `SpectralLinear`.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: Height and width of the kernel, odd.
-        size: Height and width of the images.
-        padding_mode: `circular`, for which the norm is exact, or `zeros`, `reflect` or `replicate`, for which it is
-            bounded.
-        coeff: Ceiling c of the spectral norm.
-        detach_sigma: Keep the gradient from going through sigma, so that a kernel can come below its ceiling again.
-        sigma: `fourier`, by `convolution_sigma`, or `power`, by power iteration on the operator.
-        n_power_iterations: Power iterations per training forward, starting from the last image.
-
-    Attributes:
-        v: The power iteration's image, (I, H, W); None with `fourier`.
-
-    Raises:
-        ValueError: If coeff is not positive, a number of channels or iterations is impossible, the kernel is even,
-            sigma is unknown, or `convolution_sigma` refuses the size or padding.
-    """
-
+    axes: ClassVar[int]
     v: Tensor | None
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
-        size: tuple[int, int],
+        kernel_size: int | Sequence[int],
+        size: int | Sequence[int],
         *,
         padding_mode: Padding = "circular",
+        dilation: int = 1,
+        groups: int = 1,
         coeff: float = 0.9,
         detach_sigma: bool = False,
         sigma: ConvolutionSigma = "fourier",
@@ -109,24 +121,34 @@ class SpectralConv2d(nn.Module):
         super().__init__()
         if not coeff > 0:
             raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
-        if kernel_size % 2 == 0 or kernel_size < 1:
+        kernel: Any = (kernel_size,) * self.axes if isinstance(kernel_size, int) else kernel_size
+        if not isinstance(kernel, (tuple, list)) or len(kernel) != self.axes or any(k != int(k) for k in kernel):
+            raise ValueError(f"kernel_size is {kernel_size}; give one odd number, or {self.axes}")
+        if any(k % 2 == 0 or k < 1 for k in kernel):
             raise ValueError(f"kernel_size is {kernel_size}, which has no middle; give an odd one")
         if min(in_channels, out_channels) < 1 or n_power_iterations < 0:
             raise ValueError(
                 f"in_channels, out_channels and n_power_iterations are {in_channels}, {out_channels} and "
                 f"{n_power_iterations}; give 1, 1, 0 or more"
             )
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups is {groups}, for {in_channels} channels in and {out_channels} out; give a divisor of both"
+            )
         if sigma not in get_args(ConvolutionSigma):
             raise ValueError(f"sigma is {sigma!r}; choose {' or '.join(get_args(ConvolutionSigma))}")
-        _check(size, padding_mode)
-        made = nn.Conv2d(in_channels, out_channels, kernel_size, device=device, dtype=dtype)
-        assert made.bias is not None
-        self.weight, self.bias = made.weight, made.bias
-        self.size, self.padding_mode, self.coeff, self.detach_sigma = size, padding_mode, coeff, detach_sigma
+        self.size = _checked(size, padding_mode, self.axes)
+        made = getattr(nn, f"Conv{self.axes}d")(
+            in_channels, out_channels, tuple(kernel), groups=groups, device=device, dtype=dtype
+        )
+        self.weight: nn.Parameter = made.weight
+        self.bias: nn.Parameter = made.bias
+        self.padding_mode: Padding = padding_mode
+        self.dilation, self.groups, self.coeff, self.detach_sigma = dilation, groups, coeff, detach_sigma
         self.n_power_iterations = n_power_iterations
         with torch.no_grad():
-            convolution_sigma(self.weight, self.size, self.padding_mode)
-        start = torch.randn(in_channels, *size, generator=torch.Generator().manual_seed(0))
+            self._fourier_sigma()
+        start = torch.randn(in_channels, *self.size, generator=torch.Generator().manual_seed(0))
         self.register_buffer("v", start.to(self.weight.device) if sigma == "power" else None)
         self.warm_up()
 
@@ -138,9 +160,12 @@ class SpectralConv2d(nn.Module):
     def sigma(self) -> Tensor:
         """Return the norm of the operator before normalisation: exact, or its bound, or an estimate from below."""
         if self.v is None:
-            return convolution_sigma(self.weight, self.size, self.padding_mode)
+            return self._fourier_sigma()
         v = self.v.to(at_least_float32(self.weight).dtype, copy=True)  # the backward may come after the next forward
         return torch.linalg.vector_norm(self._apply_kernel(v)) / torch.linalg.vector_norm(v)
+
+    def _fourier_sigma(self) -> Tensor:
+        return convolution_sigma(self.weight, self.size, self.padding_mode, dilation=self.dilation, groups=self.groups)
 
     @torch.no_grad()
     def _iterate(self, steps: int) -> None:
@@ -158,16 +183,19 @@ class SpectralConv2d(nn.Module):
         self.v.copy_(v)
 
     def _apply_kernel(self, v: Tensor) -> Tensor:
-        """Apply the operator before normalisation to an image (I, H, W)."""
+        """Apply the operator before normalisation to an image (I, *size)."""
         kernel = at_least_float32(self.weight.detach() if not torch.is_grad_enabled() else self.weight)
-        return fn.conv2d(_pad(v[None], self._margins, self.padding_mode), kernel)[0]
+        return self._convolved(v[None], kernel, None)[0]
 
-    @property
-    def _margins(self) -> tuple[int, int]:
-        return self.weight.shape[-2] // 2, self.weight.shape[-1] // 2
+    def _convolved(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+        reach = [self.dilation * (k - 1) + 1 for k in kernel.shape[2:]]
+        padded = _pad(x, _margins(reach), self.padding_mode)
+        convolve: Any = (fn.conv1d, fn.conv2d, fn.conv3d)[self.axes - 1]
+        y: Tensor = convolve(padded, kernel, bias, dilation=self.dilation, groups=self.groups)
+        return y
 
     def normalized_weight(self) -> Tensor:
-        """Return the kernel that multiplies, (O, I, h, w). In training it advances the power iteration first."""
+        """Return the kernel that multiplies, (O, I / G, *k). In training it advances the power iteration first."""
         if self.training:
             self._iterate(self.n_power_iterations)
         sigma = self.sigma()
@@ -176,7 +204,7 @@ class SpectralConv2d(nn.Module):
 
     def lipschitz_bound(self) -> float:
         """Return the spectral norm that the layer has, or a bound of it: power iteration, from below, is none."""
-        bound = float(convolution_sigma(self.weight, self.size, self.padding_mode).detach())
+        bound = float(self._fourier_sigma().detach())
         if self.v is None:
             return min(bound, self.coeff)
         return bound / max(1.0, float(self.sigma().detach()) / self.coeff)
@@ -185,28 +213,78 @@ class SpectralConv2d(nn.Module):
         """Convolve images.
 
         Args:
-            x: (B, I, H, W).
+            x: (B, I, *size).
             weight: What `normalized_weight()` gave. Default: normalise now.
             bias: Bias (O,) to add. Default: the layer's own.
 
         Returns:
-            (B, O, H, W).
+            (B, O, *size).
 
         Raises:
             ValueError: If the images have another size, for which nothing is known.
         """
-        if tuple(x.shape[-2:]) != tuple(self.size):
-            raise ValueError(
-                f"images are {tuple(x.shape[-2:])}, and the norm is known for {tuple(self.size)}; set size"
-            )
-        padded = _pad(x, self._margins, self.padding_mode)
-        kernel = self.normalized_weight() if weight is None else weight
-        return fn.conv2d(padded, kernel, self.bias if bias is None else bias)
+        if x.dim() != self.axes + 2 or tuple(x.shape[2:]) != self.size:
+            raise ValueError(f"images are {tuple(x.shape[2:])}, and the norm is known for {self.size}; set size")
+        return self._convolved(
+            x, self.normalized_weight() if weight is None else weight, self.bias if bias is None else bias
+        )
 
     def extra_repr(self) -> str:
         """Show the options in a printed module."""
         d_out, d_in, *kernel = self.weight.shape
         return (
-            f"{d_in}, {d_out}, kernel_size={tuple(kernel)}, size={self.size}, padding_mode={self.padding_mode}, "
-            f"coeff={self.coeff}, sigma={'fourier' if self.v is None else 'power'}"
+            f"{d_in * self.groups}, {d_out}, kernel_size={tuple(kernel)}, size={self.size}, "
+            f"padding_mode={self.padding_mode}, dilation={self.dilation}, groups={self.groups}, coeff={self.coeff}, "
+            f"sigma={'fourier' if self.v is None else 'power'}"
         )
+
+
+class SpectralConv2d(_SpectralConv):
+    """Convolution of images of one size, whose spectral norm has a ceiling.
+
+    Choose it to build an F of images. What multiplies is the kernel K / max(1, sigma / coeff). With sigma by
+    `convolution_sigma` the ceiling holds to rounding; where that is a bound, the norm ends below it, by a third or so.
+    Power iteration on the operator comes as near as one likes, but from below, as in `SpectralLinear`. Its stride is 1,
+    since F leads from a state to its like.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Height and width of the kernel, odd; one number for both.
+        size: Height and width of the images.
+        padding_mode: `circular`, for which the norm is exact, or `zeros`, `reflect` or `replicate`, for which it is
+            bounded.
+        dilation: Distance between the kernel's pixels.
+        groups: Groups of channels that do not see each other.
+        coeff: Ceiling c of the spectral norm.
+        detach_sigma: Keep the gradient from going through sigma, so that a kernel can come below its ceiling again.
+        sigma: `fourier`, by `convolution_sigma`, or `power`, by power iteration on the operator.
+        n_power_iterations: Power iterations per training forward, starting from the last image.
+
+    Attributes:
+        v: The power iteration's image, (I, H, W); None with `fourier`.
+
+    Raises:
+        ValueError: If coeff is not positive, a number of channels, groups or iterations is impossible, the kernel is
+            even, sigma is unknown, or `convolution_sigma` refuses the size, dilation or padding.
+    """
+
+    axes = 2
+
+
+class SpectralConv1d(_SpectralConv):
+    """Convolution of sequences (B, I, length), otherwise as `SpectralConv2d`.
+
+    Choose it to build an F of sequences.
+    """
+
+    axes = 1
+
+
+class SpectralConv3d(_SpectralConv):
+    """Convolution of volumes (B, I, depth, height, width), otherwise as `SpectralConv2d`.
+
+    Choose it to build an F of volumes or films.
+    """
+
+    axes = 3

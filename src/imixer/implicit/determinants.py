@@ -1,15 +1,19 @@
 """log|det(1 - dF/dx)|, by which densities change under x = (1 - F)^-1 z and back."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from imixer.implicit.func_transforms import drawn_by_the_host, transformed
+from imixer.implicit.states import as_tuple, per_sample
 
 
 def residual_log_det(
     F: Callable[..., Tensor],
     x: Tensor,
-    tensors: Sequence[Tensor] = (),
+    tensors: Tensor | Sequence[Tensor] = (),
     *,
     terms: int = 10,
     roulette: float = 0.5,
@@ -25,7 +29,7 @@ def residual_log_det(
     Args:
         F: A contraction that treats samples apart.
         x: Points (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
         terms: Terms that are always taken.
         roulette: Probability p that one more is taken, each time, from 0, below 1. 0 cuts the series off, off by up to
             N Lip^(terms + 1) / ((terms + 1) (1 - Lip)) for N numbers a sample. Its variance is finite above Lip^2.
@@ -45,21 +49,21 @@ def residual_log_det(
         raise ValueError(f"terms and roulette are {terms} and {roulette}; give 1 or more and a probability below 1")
     signs = rademacher(x, probes, generator)
     more = 0
-    while roulette and float(torch.rand((), generator=generator)) < roulette:
+    while roulette and drawn_by_the_host(generator) < roulette:
         more += 1
     with torch.enable_grad():
-        at, fx = evaluated(F, x, tensors)
+        _, pull = linearized(F, x, tensors)
         total = x.new_zeros(len(x))
         for v in signs:
             product = v
             for k in range(1, terms + more + 1):
-                product = torch.autograd.grad(fx, at, product, create_graph=True, materialize_grads=True)[0]
+                product = pull(product)
                 weight = roulette ** -(k - terms) if k > terms else 1.0
-                total = total - weight / (k * len(signs)) * (product * v).flatten(1).sum(1)
+                total = total - weight / (k * len(signs)) * per_sample(product * v).sum(1)
     return total if torch.is_grad_enabled() else total.detach()
 
 
-def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor] = ()) -> Tensor:
+def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor] = ()) -> Tensor:
     """Compute log|det(1 - dF/dx)| per sample, from the whole Jacobian. Differentiable.
 
     Choose it for few numbers a sample, N: it takes N products with the Jacobian and N^3 operations.
@@ -67,7 +71,7 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]
     Args:
         F: A map that treats samples apart.
         x: Points (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
 
     Returns:
         Log-determinants (B,); minus infinity where 1 - dF/dx is singular.
@@ -77,21 +81,17 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]
     """
     check_points(x)
     with torch.enable_grad():
-        at, fx = evaluated(F, x, tensors)
-        rows = fx.flatten(1)
-        columns = [
-            torch.autograd.grad(rows[:, i].sum(), at, create_graph=True, materialize_grads=True)[0].flatten(1)
-            for i in range(rows.shape[1])
-        ]
-        one = torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
-        total: Tensor = torch.linalg.slogdet(one - torch.stack(columns, 1)).logabsdet
+        fx, pull = linearized(F, x, tensors)
+        one = torch.eye(per_sample(fx).shape[1], dtype=x.dtype, device=x.device)
+        rows = [per_sample(pull(unit.expand(len(x), -1).reshape(x.shape))) for unit in one]
+        total: Tensor = torch.linalg.slogdet(one - torch.stack(rows, 1)).logabsdet
     return total if torch.is_grad_enabled() else total.detach()
 
 
 def inverse_log_det(
     F: Callable[..., Tensor],
     x: Tensor,
-    tensors: Sequence[Tensor] = (),
+    tensors: Tensor | Sequence[Tensor] = (),
     *,
     terms: int = 10,
     roulette: float = 0.5,
@@ -105,7 +105,7 @@ def inverse_log_det(
     Args:
         F: A contraction that treats samples apart.
         x: Solutions of x = z + F(x), (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
         terms: Terms that are always taken.
         roulette: Probability that one more is taken.
         probes: Random vectors, or these themselves, (P, B, ...).
@@ -126,23 +126,36 @@ def check_points(x: Tensor) -> None:
     Raises:
         ValueError: If x is not real or has no samples.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
-        what = x.dtype if isinstance(x, Tensor) and x.dim() else "no tensor with an axis of samples"
+    if not isinstance(x, Tensor):
+        raise ValueError(f"x is {type(x).__name__}; give one tensor of points (B, ...)")
+    if not x.is_floating_point() or x.dim() == 0:
+        what = x.dtype if x.dim() else "no tensor with an axis of samples"
         raise ValueError(f"x is {what}; give real points (B, ...), such as x.float()")
 
 
-def evaluated(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return x, or a copy that can be differentiated by, and F of it.
+def linearized(
+    F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return F(x), and the function from g (B, ...) to g^T dF/dx, which can be differentiated.
 
     Raises:
-        ValueError: If F does not lead from x to a tensor of its shape.
+        ValueError: If F does not lead from x to a tensor of its shape, or what it depends on is no tensor.
     """
+    given = as_tuple(tensors)
+    if transformed():
+        both: Any = torch.func.vjp(lambda x: F(x, *given), x)
+        return _alike(both[0], x), lambda g: both[1](g)[0]
     at = x if x.requires_grad else x.detach().requires_grad_()
-    fx = F(at, *tensors)
+    fx = _alike(F(at, *given), x)
+    fx = fx if fx.requires_grad else fx + 0 * at  # constant
+    return fx, lambda g: torch.autograd.grad(fx, at, g, create_graph=True, materialize_grads=True)[0]
+
+
+def _alike(fx: object, x: Tensor) -> Tensor:
     if not isinstance(fx, Tensor) or fx.shape != x.shape:
         what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__
         raise ValueError(f"F leads from {tuple(x.shape)} to {what}; let it give back what x is")
-    return at, fx if fx.requires_grad else fx + 0 * at  # constant
+    return fx
 
 
 def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | None) -> Tensor:

@@ -11,6 +11,7 @@ from imixer.implicit.determinants import exact_log_det, residual_log_det
 from imixer.implicit.gradients import Implicit
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, ToTolerance
+from imixer.implicit.states import per_sample
 
 DEFAULT_INVERSE = Anderson(rtol=1e-5, atol=1e-6)
 
@@ -121,5 +122,5 @@ class ResidualFlow(nn.Module):
 
 def _standard_normal(z: Tensor) -> Tensor:
     normal = torch.distributions.Normal(torch.zeros((), dtype=z.dtype, device=z.device), 1.0)
-    density: Tensor = normal.log_prob(z).flatten(1).sum(1)
+    density: Tensor = per_sample(normal.log_prob(z)).sum(1)
     return density

@@ -25,6 +25,12 @@ def physical(x: Tensor) -> Tensor:
     return x.detach()
 
 
+def drawn_by_the_host(generator: torch.Generator | None) -> float:
+    """Draw a number from 0 to 1 on the CPU, one for all that is mapped over."""
+    with torch._C._DisableFuncTorch():
+        return float(torch.rand((), generator=generator))
+
+
 def every(mask: Tensor) -> bool:
     """Tell whether a mask holds throughout, in all that is mapped over."""
     return bool(physical(mask).all())

@@ -143,7 +143,15 @@ def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[
     return solution.value.clone() if solution.value is z or solution.value is problem.start else solution.value
 
 
-class _ImplicitFunction(torch.autograd.Function):
+class _BackwardOnly(torch.autograd.Function):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(
+            "dual numbers do not go through Implicit or CheckpointedUnroll; take torch.func.jvp, or the gradient Unroll"
+        )
+
+
+class _ImplicitFunction(_BackwardOnly):
     @staticmethod
     def forward(
         ctx: Any, problem: Problem, adjoint: Solver, start: Tensor | None, z: Tensor, *tensors: Tensor
@@ -160,10 +168,8 @@ class _ImplicitFunction(torch.autograd.Function):
         if create_graph and isinstance(ctx.option, FixedIterations):
             raise RuntimeError(refusal(p.name))
         with torch.autocast(**ctx.autocast), torch.enable_grad():
-            # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
-            broken = ~finite_samples(x.detach())
             needed = x.requires_grad
-            x, g = choose(broken, torch.zeros_like(x), x), spoilt(g, broken)
+            x, g = _without_broken(x, g)
             x, *inputs = _cut([x, *tensors], create_graph)
             x = x.requires_grad_(needed)
             fx = p.F(x, *inputs)
@@ -222,7 +228,7 @@ def _check_adjoint(problem: Problem, solution: Solution, g: Tensor) -> None:
             solution.report(failed, problem.policy, problem.name)
 
 
-class _CheckpointedUnrollFunction(torch.autograd.Function):
+class _CheckpointedUnrollFunction(_BackwardOnly):
     @staticmethod
     def forward(
         ctx: Any, problem: Problem, checkpoints: int, start: Tensor | None, z: Tensor, *tensors: Tensor
@@ -257,10 +263,8 @@ class _CheckpointedUnrollFunction(torch.autograd.Function):
             def back(at: _Iterate) -> None:
                 """Go back through one step from x: g, the gradient of the next, becomes that of x."""
                 nonlocal g
-                # A sample that is not finite would spoil the tensors' gradient also where the loss leaves it out.
-                broken = ~finite_samples(at.x)
-                g = spoilt(g, broken)
-                x = choose(broken, torch.zeros_like(at.x), at.x).detach().requires_grad_()
+                x, g = _without_broken(at.x, g)
+                x = x.detach().requires_grad_()
                 with torch.enable_grad(), drawing_from(at.random, x):
                     fx = p.F(x, *leaves)
                     _refuse_hidden_tensors(fx, [x, *leaves])
@@ -272,6 +276,17 @@ class _CheckpointedUnrollFunction(torch.autograd.Function):
 
             _reverse(_Iterate(z if start is None else start, ctx.first), n_iter, ctx.option, advance, back)
             return None, None, *_from_start(start, [g, *sums])
+
+
+def _without_broken(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x and its gradient g, with 0 and NaN for samples that are not finite.
+
+    One would spoil the tensors' gradient also where the loss leaves it out.
+    """
+    broken = ~finite_samples(x.detach())
+    if x.device.type == "cpu" and not broken.any():  # where looking is free, it saves two copies
+        return x, g
+    return choose(broken, torch.zeros_like(x), x), spoilt(g, broken)
 
 
 def _from_start(start: Tensor | None, gradients: list[Tensor | None]) -> list[Tensor | None]:

@@ -16,20 +16,33 @@ GELU_TANH_SLOPE = 1.1289930686587718  # at 1.4185
 
 # Each with respect to the Euclidean norm of a sample, and as it is in evaluation.
 _SLOPES: dict[type[nn.Module], float] = {
+    nn.AlphaDropout: 1.0,
+    nn.CELU: 1.0,
     nn.Dropout: 1.0,
+    nn.Dropout1d: 1.0,
+    nn.Dropout2d: 1.0,
+    nn.Dropout3d: 1.0,
+    nn.FeatureAlphaDropout: 1.0,
     nn.Flatten: 1.0,
     nn.GELU: GELU_SLOPE,
+    nn.Hardsigmoid: 1 / 6,
+    nn.Hardswish: 1.5,
     nn.Hardtanh: 1.0,
     nn.Identity: 1.0,
     nn.LogSigmoid: 1.0,
+    nn.Mish: 1.0884981613,  # at 1.4906, rounded up
     nn.ReLU: 1.0,
     nn.ReLU6: 1.0,
+    nn.SELU: 1.7580993408473766,  # below 0
     nn.Sigmoid: 0.25,
     nn.SiLU: 1.099839320128867,  # (1 + u) / 2 at 2 u, where u tanh(u) = 1
     nn.Softmax: 0.5,
+    nn.Softmin: 0.5,
     nn.Softplus: 1.0,
+    nn.Softshrink: 1.0,
     nn.Softsign: 1.0,
     nn.Tanh: 1.0,
+    nn.Tanhshrink: 1.0,
     nn.Unflatten: 1.0,
 }
 
@@ -43,6 +56,10 @@ def activation_slope(act: nn.Module) -> float | None:
         return GELU_TANH_SLOPE
     if type(act) is nn.LeakyReLU:
         return max(1.0, abs(act.negative_slope))
+    if type(act) is nn.PReLU:
+        return max(1.0, float(act.weight.detach().abs().max()))
+    if type(act) is nn.RReLU:
+        return max(1.0, abs(act.lower + act.upper) / 2)
     if type(act) is nn.ELU:
         return max(1.0, abs(act.alpha))
     return _SLOPES.get(type(act))

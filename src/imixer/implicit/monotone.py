@@ -19,7 +19,7 @@ class MonotoneContraction(nn.Module):
     Raises:
         ValueError: If a size is below 1, or margin is not positive.
 
-    Source: Winston & Kolter, arXiv 2006.08591, theorem 1 and section 4, by forward-backward splitting.
+    Source: Winston & Kolter, arXiv 2006.08591, theorem 1, by forward-backward splitting.
     """
 
     def __init__(

@@ -6,13 +6,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from imixer.implicit.determinants import evaluated, rademacher
+from imixer.implicit.determinants import linearized, rademacher
+from imixer.implicit.states import as_tuple, per_sample
 
 
 def jacobian_penalty(
     F: Callable[..., Tensor],
     x: Tensor,
-    tensors: Sequence[Tensor] = (),
+    tensors: Tensor | Sequence[Tensor] = (),
     *,
     probes: int | Tensor = 1,
     generator: torch.Generator | None = None,
@@ -24,7 +25,7 @@ def jacobian_penalty(
     Args:
         F: The contraction.
         x: Solutions, (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
         probes: Random vectors of signs, or these themselves, (P, B, ...).
         generator: Where they are drawn from, on the CPU. Default: torch's global one.
 
@@ -34,27 +35,31 @@ def jacobian_penalty(
     Raises:
         ValueError: If there is no probe, x is not real, or F does not lead back to its shape.
 
-    Source: Bai, Koltun & Kolter, arXiv 2106.14342, section 3.
+    Source: Bai, Koltun & Kolter, arXiv 2106.14342, section 4.
     """
     signs = rademacher(x, probes, generator)
     with torch.enable_grad():
-        at, fx = evaluated(F, x, tensors)
+        _, pull = linearized(F, x, tensors)
         total = x.new_zeros(len(x))
         for v in signs:
-            product = torch.autograd.grad(fx, at, v, create_graph=True, materialize_grads=True)[0]
-            total = total + _mean_square(product) / len(signs)
+            total = total + _mean_square(pull(v)) / len(signs)
     return total if torch.is_grad_enabled() else total.detach()
 
 
 def iterates(
-    F: Callable[..., Tensor], z: Tensor, tensors: Sequence[Tensor] = (), *, steps: int, start: Tensor | None = None
+    F: Callable[..., Tensor],
+    z: Tensor,
+    tensors: Tensor | Sequence[Tensor] = (),
+    *,
+    steps: int,
+    start: Tensor | None = None,
 ) -> list[Tensor]:
     """Return x_0, ..., x_steps of x <- z + F(x), with a graph through all of them.
 
     Args:
         F: The contraction.
         z: (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
         steps: Steps, 1 or more.
         start: x_0. Default: z.
 
@@ -63,9 +68,9 @@ def iterates(
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; give 1 or more")
-    path = [z if start is None else start]
+    path, given = [z if start is None else start], as_tuple(tensors)
     for _ in range(steps):
-        path.append(z + F(path[-1], *tensors))
+        path.append(z + F(path[-1], *given))
     return path
 
 
@@ -83,7 +88,7 @@ def trajectory_cost(path: Sequence[Tensor]) -> Tensor:
     Raises:
         ValueError: If there is no step.
 
-    Source: Finlay et al., arXiv 2002.02798, section 4, for ordinary differential equations; here of steps.
+    Source: Finlay et al., arXiv 2002.02798, for ordinary differential equations; here of steps.
     """
     if len(path) < 2:
         raise ValueError(f"path has {len(path)} states; give two or more, such as iterates(F, z, tensors, steps=2)")
@@ -93,7 +98,7 @@ def trajectory_cost(path: Sequence[Tensor]) -> Tensor:
 def fixed_point_correction(
     F: Callable[..., Tensor],
     z: Tensor,
-    tensors: Sequence[Tensor],
+    tensors: Tensor | Sequence[Tensor],
     path: Sequence[Tensor],
     loss: Callable[[Tensor], Tensor],
     *,
@@ -107,7 +112,7 @@ def fixed_point_correction(
     Args:
         F: The contraction.
         z: (B, ...).
-        tensors: What F depends on besides x.
+        tensors: What F depends on besides x. One alone needs no tuple.
         path: Intermediate iterates, the last one last.
         loss: The loss of a state, one number.
         decay: Weight of an iterate relative to the next, in (0, 1].
@@ -118,17 +123,18 @@ def fixed_point_correction(
     Raises:
         ValueError: If decay is not in (0, 1], the path is empty, or the loss is not one number.
 
-    Source: Bai et al., arXiv 2204.08442, section 3.
+    Source: Bai et al., arXiv 2204.08442.
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay is {decay}; give a weight above 0 and at most 1")
     if not path:
         raise ValueError("path has no states; give one or more, such as iterates(F, z, tensors, steps=2)")
-    losses = [decay ** (len(path) - k) * loss(z + F(x.detach(), *tensors)) for k, x in enumerate(path, 1)]
+    given = as_tuple(tensors)
+    losses = [decay ** (len(path) - k) * loss(z + F(x.detach(), *given)) for k, x in enumerate(path, 1)]
     if losses[0].dim() > 0:
         raise ValueError(f"the loss of a state has shape {tuple(losses[0].shape)}; give one number, such as its mean")
     return torch.stack(losses).sum()
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    return x.flatten(1).square().mean(1)
+    return per_sample(x).square().mean(1)

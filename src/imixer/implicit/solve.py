@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import drawing_from, random_state
 from imixer.implicit.solution import POLICIES, Policy, Solution, StateT, choose, spoil_gradient_of
 from imixer.implicit.solvers import FixedIterations, Solver, epsilon
-from imixer.implicit.states import StateLayout
+from imixer.implicit.states import as_tuple, layout_of
 
 DEFAULT_SOLVER = FixedIterations()
 DEFAULT_GRADIENT = Unroll()
@@ -81,9 +80,8 @@ def solve(
     solver, gradient = chosen(solver, gradient)
     if not callable(F):
         raise ValueError(f"{name}: F is {type(F).__name__}; give a function of x and the tensors, solve(F, z, tensors)")
-    given = _given(tensors, name)
-    layout = StateLayout(z, name)
-    layout.check()
+    given = as_tuple(tensors, f"{name}: tensors")
+    layout = layout_of(z, name)
     if start is not None:
         remedy = "start from a state like z, such as the value of an earlier solution"
         start = layout.matched(start, "start is", remedy, samples_too=True)
@@ -91,23 +89,6 @@ def solve(
     solution = _solve(problem, gradient, layout.pack(z), given, early_exit)
     value: StateT = layout.unpack(solution.value)
     return solution.with_value(value)
-
-
-def _given(tensors: Any, name: str) -> tuple[Tensor, ...]:
-    """Return what F depends on as a tuple.
-
-    Raises:
-        ValueError: If something is no tensor.
-    """
-    given = (tensors,) if isinstance(tensors, Tensor) else tensors
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise ValueError(f"{name}: tensors is {type(given).__name__}; give a tensor or a tuple of tensors")
-    for i, tensor in enumerate(given):
-        if not isinstance(tensor, (Tensor, torch.fx.Proxy)):
-            raise ValueError(
-                f"{name}: tensors[{i}] is {type(tensor).__name__}; give a tensor, and let F close over what is none"
-            )
-    return tuple(given)
 
 
 def _solve(

@@ -323,7 +323,7 @@ class OrthogonalLinear(NormalizedLinear):
     Raises:
         ValueError: If coeff is not positive.
 
-    Source: Trockman & Kolter, arXiv 2104.07167, section 3 and appendix on semi-orthogonal layers.
+    Source: Trockman & Kolter, arXiv 2104.07167, and its appendix on semi-orthogonal layers.
     """
 
     def sigma(self) -> Tensor:

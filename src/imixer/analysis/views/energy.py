@@ -69,10 +69,10 @@ def _mixing_numbers(mixing: MixingEnergy) -> dict[str, Any]:
 
 
 def table(energies: Sequence[MixingEnergy]) -> Table:
-    """Make the table of the screen, a row per mixing step; `untrained` is the change before any training."""
+    """Make the table of the screen, a row per mixing step, with the change before any training beside it."""
     images = len(energies[0].before)
     made = Table(title=f"Energy per neuron, mean +- std over {images} held-out images", title_justify="left")
-    numeric = ("energy before", "after", "change", "untrained", "falls for")
+    numeric = ("energy before", "after", "change", "change untrained", "falls for")
     for name in ("block", "mixing", "asymmetry of the couplings", *numeric, "descent"):
         made.add_column(name, justify="right" if name in numeric else "left")
     for mixing in energies:

@@ -118,7 +118,9 @@ class Entmax(Attentive):
     ) -> None:
         super().__init__(beta, axis, learnable=learnable)
         if not 1 < alpha <= 2:
-            raise ValueError(f"alpha is {alpha}; give more than 1 (softmax) and 2 (sparsemax) at most")
+            raise ValueError(
+                f"alpha is {alpha}; give more than 1, up to 2 (sparsemax), or take Softmax, which is the limit at 1"
+            )
         self.alpha = float(alpha)
 
     def density(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from imixer.hopfield.lagrangian import Lagrangian
+from imixer.hopfield.lagrangians.parts import layer_shape
 
 REACH = 10.0
 SPACING = 0.005
@@ -128,8 +129,8 @@ class FromDensity(Lagrangian):
         largest_curvature: Largest one.
 
     Raises:
-        ValueError: If the function cannot be called or fails, returns anything but one number a sample, lets samples
-            depend on each other, or is not finite.
+        ValueError: If the function cannot be called or fails, returns anything but one real number a sample, or one
+            that has no gradient, lets samples depend on each other, or is not finite.
 
     Source: the curvatures are those of Krylov spaces (Lanczos 1950).
     """
@@ -140,9 +141,7 @@ class FromDensity(Lagrangian):
     def __init__(self, function: Callable[[Tensor], Tensor], shape: int | Sequence[int]) -> None:
         super().__init__()
         self.function = function
-        self.shape: tuple[int, ...] = (shape,) if isinstance(shape, int) else tuple(shape)
-        if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"shape is {self.shape}; give one or more sizes of 1 or more")
+        self.shape = layer_shape(shape)
         self.axis = tuple(range(-len(self.shape), 0))
         self.smallest_curvature, self.largest_curvature = self._measure()
 
@@ -183,7 +182,8 @@ class FromDensity(Lagrangian):
                 f"the density is {type(self.function).__name__}; give a function of the states (B, *shape)"
             )
         try:
-            value = self.function(x)
+            with torch.enable_grad():
+                value = self.function(x.detach().requires_grad_())
         except (RuntimeError, TypeError, IndexError) as error:
             said = " ".join(str(error).split())[:200]
             raise ValueError(
@@ -195,6 +195,10 @@ class FromDensity(Lagrangian):
                 f"the density of {len(x)} samples of shape {self.shape} is {what}; "
                 "return one number a sample, as x.flatten(1).sum(1) does"
             )
+        if not value.is_floating_point() or not value.requires_grad:
+            flaw = f"of {value.dtype}" if not value.is_floating_point() else "cut off from the states"
+            raise ValueError(f"the density is {flaw}; compute real numbers from the states, by torch operations")
+        value = value.detach()
         if not torch.allclose(self.function(x[::7]), value[::7], rtol=self._rounding, atol=1e-6, equal_nan=True):
             raise ValueError("the density of a sample depends on the others; sum over the layer's axes alone")
         if not value.isfinite().all() or not self.activation(x).isfinite().all():

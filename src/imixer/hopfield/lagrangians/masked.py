@@ -5,6 +5,7 @@ from torch import Tensor
 
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians.coupled import Attentive
+from imixer.hopfield.lagrangians.parts import holds
 
 
 class Masked(Lagrangian):
@@ -27,10 +28,11 @@ class Masked(Lagrangian):
         super().__init__()
         if not inner.elementwise and not isinstance(inner, Attentive):
             raise ValueError(f"{type(inner).__name__} couples its neurons, so that none of them can be left out")
-        if mask.dtype != torch.bool:
-            raise ValueError(f"the mask is of {mask.dtype}; give booleans, true for neurons that take part")
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"the mask is of {kind}; give booleans, true for neurons that take part")
         together = isinstance(inner, Attentive) and inner.axis == (-1,) and mask.dim() > 0
-        if not (mask.any(-1).all() if together else mask.any()):
+        if not holds(mask.any(-1) if together else mask.any()):
             raise ValueError("the mask leaves no neuron that takes part; let it be true for one or more")
         self.inner = inner
         self.elementwise = inner.elementwise

@@ -1,6 +1,8 @@
 """What several Lagrangians share: an inverse temperature, and axes counted from the end."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +85,19 @@ def inverse_temperature(beta: float | Tensor) -> float | Tensor:
     return values.clone() if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 
+def layer_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a layer as a tuple.
+
+    Raises:
+        ValueError: If it is no size, or one is below 1.
+    """
+    sizes: Any = (shape,) if isinstance(shape, int) else shape
+    whole = isinstance(sizes, Sequence) and all(isinstance(size, int) for size in sizes)
+    if not whole or not sizes or min(sizes) < 1:
+        raise ValueError(f"shape is {sizes}; give one or more sizes of 1 or more")
+    return tuple(sizes)
+
+
 def positive(name: str, value: float) -> float:
     """Return `value` as a float.
 
@@ -108,6 +123,11 @@ def from_the_end(axis: int | tuple[int, ...]) -> tuple[int, ...]:
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis is {axis}; name each axis once")
     return axes
+
+
+def holds(mask: Tensor) -> bool:
+    """Tell whether a mask holds throughout; inside transforms of `torch.func`, where nobody may look, it counts so."""
+    return bool(torch._C._are_functorch_transforms_active()) or bool(mask.all())
 
 
 def at_least_float32(x: Tensor) -> Tensor:
