@@ -8,6 +8,7 @@ from imixer.experiments.experiment import Experiment
 from imixer.experiments.laptop import LAPTOP, LAPTOP_PIECES
 from imixer.experiments.normalisations import NORMALISATIONS
 from imixer.experiments.paper_figures import FIGURES
+from imixer.experiments.robustness import ROBUSTNESS
 from imixer.experiments.table1 import TABLE_1
 from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         CEILING,
         NORMALISATIONS,
         LEGACY,
+        ROBUSTNESS,
         LAPTOP,
         LAPTOP_PIECES,
     )

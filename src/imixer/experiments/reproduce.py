@@ -19,6 +19,7 @@ from imixer.experiments.figure_output import draw_figure
 from imixer.experiments.index_page import write_index
 from imixer.experiments.registry import experiments_at
 from imixer.experiments.reuse import ReuseFinishedRuns
+from imixer.experiments.robustness_output import write_robustness
 from imixer.experiments.scales import DATA_SETS, Scale
 from imixer.experiments.table4 import TABLE_4
 from imixer.experiments.table_output import write_tables
@@ -95,6 +96,8 @@ def reproduce(
         results.append(_measured(plan, scale, trials, margin, folder))
         if plan.experiment.figure:
             draw_figure(results[-1], console, image)
+        elif plan.experiment.measured == "robustness":
+            write_robustness(results[-1], console)
         else:
             write_tables(results[-1], console)
         if interruption:
