@@ -11,7 +11,7 @@ from imixer.experiments.paper import PaperAccuracy
 from imixer.experiments.scales import Scale
 
 FigureKind = Literal["first block", "norms", "cosines", "features"]
-Measured = Literal["robustness"]
+Measured = Literal["robustness", "anomalies"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Experiment:
         name: Name on the command line.
         title: Title of its page.
         baseline: Baseline of its rows, in words.
-        rows: Gives its rows at a scale.
+        rows: Gives its rows at a scale. It has none if it trains nothing.
         figure: Figure to draw of the trained runs. Default: none; a table of all rows is written instead.
         measured: What its page compares of the trained runs, instead of their accuracy. Default: their accuracy.
         margin: Points of accuracy within which a difference counts as none. It is chosen before the trials.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from imixer.experiments.ablations import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
+from imixer.experiments.anomalies import ANOMALY
 from imixer.experiments.ceilings import CEILING
 from imixer.experiments.experiment import Experiment
 from imixer.experiments.laptop import LAPTOP, LAPTOP_PIECES
@@ -31,6 +32,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         NORMALISATIONS,
         LEGACY,
         ROBUSTNESS,
+        ANOMALY,
         LAPTOP,
         LAPTOP_PIECES,
     )

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError, did_you_mean
+from imixer.experiments.anomaly_study import write_detectors
 from imixer.experiments.complexity import model_complexity
 from imixer.experiments.data_sets import DatasetLocation, locate_dataset
 from imixer.experiments.experiment import Experiment, Row
@@ -98,6 +99,8 @@ def reproduce(
             draw_figure(results[-1], console, image)
         elif plan.experiment.measured == "robustness":
             write_robustness(results[-1], console)
+        elif plan.experiment.measured == "anomalies":
+            write_detectors(results[-1], console)
         else:
             write_tables(results[-1], console)
         if interruption:
@@ -126,8 +129,9 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
             f"data is {data!r}{did_you_mean(data, DATA_SETS)}; give one of {known}; the folder they lie in is "
             "--data_dir"
         )
-    if all(experiment is TABLE_4 for experiment in experiments):
-        raise InputError(f"data is {data}, and {TABLE_4.name} has data sets of its own; leave it out")
+    if all(experiment is TABLE_4 or experiment.measured == "anomalies" for experiment in experiments):
+        names = " and ".join(experiment.name for experiment in experiments)
+        raise InputError(f"data is {data}, and {names} has data sets of its own; leave it out")
     return replace(scale, data=data)
 
 
@@ -146,7 +150,7 @@ def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, 
     rows = {experiment.name: experiment.rows(scale) for experiment in experiments}
     used = dict.fromkeys(row.data for each in rows.values() for row in each)
     data = {name: _find(name, scale, folder) for name in used}
-    if all(each.missing for each in data.values()):
+    if data and all(each.missing for each in data.values()):
         raise InputError("; ".join(each.missing for each in data.values()))
     plans = []
     for experiment in experiments:
