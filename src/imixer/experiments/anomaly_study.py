@@ -204,7 +204,9 @@ def describe_detectors(comparisons: Sequence[DetectorComparison]) -> list[str]:
             "equivalent": f"equivalent within {judgement.margin:g} to",
         }[judgement.verdict]
         difference = f"{judgement.comparison.difference:+.2f} points"
-        sentences.append(f"{what}: the memory's energy is {said} {other} ({difference}, p {p_words(judgement.p)})")
+        less = ", by less than the margin" if judgement.within and judgement.verdict != "equivalent" else ""
+        p = p_words(judgement.p)
+        sentences.append(f"{what}: the memory's energy is {said} {other} ({difference}, p {p}){less}")
     if undecided:
         sentences.append(f"Undecided against: {'; '.join(undecided)}")
     return sentences
