@@ -297,6 +297,28 @@ def test_the_study_reads_what_it_has_measured(tmp_path):
     assert measure_detectors(run, tmp_path, **options)[0].values == {"image": {0: 25.0}}
 
 
+def test_the_study_is_an_experiment_whose_page_a_report_shows(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr("imixer.experiments.anomaly_study.CLASSES", (3,))
+    monkeypatch.setattr("imixer.experiments.anomaly_study.DEFAULT_MODEL", "imixer_n2_8.digits")
+    assert main(["reproduce", "anomaly", "--scale", "digits", "--trials", "1"]) == 0
+    assert "1 seed, each the mean over the ten" in capsys.readouterr().out
+    folder = elsewhere / "reproduced/digits"
+    assert "| model | memory energy |" in (folder / "anomaly.md").read_text()
+    assert main(["report", "reproduced/digits"]) == 0
+    assert "Finding anomalies by a memory" in (folder / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["reproduce", "anomaly", "--scale", "digits", "--data", "cifar10"]) == 2
+    assert "anomaly has data sets of its own" in capsys.readouterr().err
+
+
+def test_a_network_of_convolutions_gives_features_at_any_size():
+    model = timm.create_model("resnet10t", num_classes=2).eval()
+    ones = torch.full((3, 1, 1), 0.5)
+    source = model_features(model, mean=ones, std=ones, size=(64, 48))
+    maps = source.maps(torch.rand(2, 3, 64, 48))
+    assert maps.shape[0] == 2 and maps.shape[-2] > maps.shape[-1] and source.energies is None
+
+
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 SMALL = ["--model.name", "imixer_n2_8.digits", "--model.pretrained", "true", "--anomaly.memory", "50"]

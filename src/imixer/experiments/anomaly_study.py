@@ -146,7 +146,7 @@ def write_detectors(result: ExperimentResult, console: Console) -> None:
     """
     name, title = result.experiment.name, result.experiment.title
     run = str(find_packaged(DEFAULT_MODEL))
-    trials = measure_detectors(run, result.folder / "runs" / name, seeds=range(result.trials))
+    trials = measure_detectors(run, result.folder / "runs" / name, seeds=range(result.trials), classes=CLASSES)
     comparisons = judge_detectors(trials, result.margin)
     tables = [("Scores", trials_grid(trials)), ("Differences", comparison_grid(comparisons))]
     sentences = describe_detectors(comparisons)

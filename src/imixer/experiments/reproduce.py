@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from imixer.analysis.robustness.corruptions import require_corruptions
 from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError, did_you_mean
 from imixer.experiments.anomaly_study import write_detectors
@@ -77,6 +78,7 @@ def reproduce(
         The result of each experiment.
 
     Raises:
+        MissingExtraError: If what corrupts images is needed, and not installed.
         InputError: If a number is impossible, the data set is unknown, all data are missing, the folder holds
             something else, or the image cannot be read or is not used.
         KeyboardInterrupt: When interrupted. The experiment at hand is written first, as far as it has come.
@@ -86,6 +88,8 @@ def reproduce(
     if margin is not None and not 0 < margin < math.inf:
         raise InputError(f"margin is {margin:g}; give a number of points above 0")
     _check_image(image, experiments)
+    if any(experiment.measured == "robustness" for experiment in experiments):
+        require_corruptions()
     name = scale.name if data in (None, scale.data) else f"{scale.name}-{data}"
     command = _command(experiments, scale, trials, data, margin)
     if data is not None:

@@ -92,7 +92,7 @@ def model_features(
     fits = tuple(own) == size
     if isinstance(model, Mixer):
         model.take_any_size()
-    elif not fits:
+    elif not fits and cfg.get("fixed_input_size", True):
         raise InputError(f"size is {size[0]} x {size[1]}, and a {type(model).__name__} is for {own[0]} x {own[1]}")
     take: Any = model.forward_intermediates
 

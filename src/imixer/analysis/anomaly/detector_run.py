@@ -250,7 +250,7 @@ def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
         in_chans=channels,
         num_classes=1,
     )
-    device = choose_device("cpu" if config.accelerator == "cpu" else "auto")
+    device = choose_device({"cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}.get(config.accelerator, "auto"))
     model = built.model.eval().to(device)
     size = _sides(config.data.image_size, built.input_size[1:])
     patch = _patch_side(model) if options.features == "model" else 1
