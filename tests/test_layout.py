@@ -38,11 +38,14 @@ MAY_IMPORT = {
     "data": BASE,
     "recipes": BASE,
     "training": {"models", "data", "recipes", "weights", "implicit", *BASE},
-    "sweep": {"training", "data", "recipes", *BASE},
+    "sweep": {"analysis", "training", "data", "recipes", *BASE},  # analysis: detectors of anomalies are trials, too
     "analysis": {"training", "models", "data", "implicit", "hopfield", *BASE},
     "cli": {"experiments", "analysis", "sweep", "training", "recipes", "weights", *BASE},
     "gpu_check": {"cli", "experiments", "sweep", "training", "models", "data", "implicit", *BASE},
-    "experiments": {"analysis", "sweep", "training", "models", "data", "recipes", "implicit", "hopfield", *BASE},
+    "experiments": {
+        *{"analysis", "sweep", "training", "models", "data", "recipes", "weights", "implicit", "hopfield"},
+        *BASE,
+    },
 }
 
 

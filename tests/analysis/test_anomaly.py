@@ -1,6 +1,8 @@
 """Anomalies: the images, every score by hand, the measures beside other libraries, and what a user sees."""
 
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,17 @@ from imixer.analysis.anomaly.samples import GOOD, OTHER_CLASS, digit_samples, op
 from imixer.analysis.energy import energy_along_depth, token_energies
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.experiments.anomaly_study import DetectorTrials, comparison_grid, judge_detectors, trials_grid
+from imixer.experiments.anomaly_study import (
+    DetectorTrials,
+    comparison_grid,
+    describe_detectors,
+    judge_detectors,
+    measure_detectors,
+    trials_grid,
+)
 from imixer.reading import read_json
+from imixer.weights import find_packaged
+from imixer.writing import write_json
 
 
 @pytest.fixture
@@ -123,10 +134,14 @@ def test_unreadable_images_are_counted_if_that_is_asked_for(tmp_path):
     benchmark(tmp_path)
     (tmp_path / "train/good/0.png").write_bytes(b"no image")
     (tmp_path / "ground_truth/square/1_mask.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"0\.png.*--skip_bad"):
+    with pytest.raises(InputError, match=r"0\.png.*--data\.skip_bad"):
         open_defect_folder(tmp_path, 1, (12, 20))
     samples = open_defect_folder(tmp_path, 1, (12, 20), skip_bad=True)
-    assert samples.skipped == 2 and len(samples.normal) == 5 and len(samples.test) == 5
+    assert (
+        samples.skipped == ("train/good/0.png", "test/square/1.png")
+        and len(samples.normal) == 5
+        and len(samples.test) == 5
+    )
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -266,22 +281,192 @@ def test_the_study_judges_the_energy_against_each_other_score_by_seed():
     ]
     assert comparison_grid(comparisons).rows[0][1:4] == ("nearest neighbours", "image AUROC", "-5.02")
     assert trials_grid(made).rows[0][:3] == ("model", "memory energy", "90.8 +- 0.8")
+    worse, alike = describe_detectors(comparisons)
+    assert "is worse than nearest neighbours (-5.02 points" in worse and "equivalent within 1 to retrieval" in alike
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+def test_the_study_reads_what_it_has_measured(tmp_path):
+    run = str(find_packaged("imixer_n2_8.digits"))
+    options = dict(memory=50, seeds=(0,), classes=(3,))
+    (first, *_) = measure_detectors(run, tmp_path, **options)
+    assert first.source == "model" and set(first.values) == {"image", "other", "defects", "pixel", "pro", "f1"}
+    file = tmp_path / "model-3-seed-0.json"
+    stored = read_json(file, ["memory_energy"])
+    assert first.values["image"] == {0: pytest.approx(100 * stored["memory_energy"]["image"])}
+    write_json(file, {"memory_energy": {"image": 0.25}})
+    assert measure_detectors(run, tmp_path, **options)[0].values == {"image": {0: 25.0}}
 
 
-def test_the_command_writes_numbers_and_heat_maps(elsewhere, capsys):
+def test_the_study_is_an_experiment_whose_page_a_report_shows(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr("imixer.experiments.anomaly_study.CLASSES", (3,))
+    monkeypatch.setattr("imixer.experiments.anomaly_study.DEFAULT_MODEL", "imixer_n2_8.digits")
+    assert main(["reproduce", "anomaly", "--scale", "digits", "--trials", "1"]) == 0
+    assert "1 seed, each the mean over the ten" in capsys.readouterr().out
+    folder = elsewhere / "reproduced/digits"
+    assert "| model | memory energy |" in (folder / "anomaly.md").read_text()
+    assert main(["report", "reproduced/digits"]) == 0
+    assert "Finding anomalies by a memory" in (folder / "report.html").read_text()
+    capsys.readouterr()
+    assert main(["reproduce", "anomaly", "--scale", "digits", "--data", "cifar10"]) == 2
+    assert "anomaly has data sets of its own" in capsys.readouterr().err
+
+
+def test_a_network_of_convolutions_gives_features_at_any_size():
+    model = timm.create_model("resnet10t", num_classes=2).eval()
+    ones = torch.full((3, 1, 1), 0.5)
+    source = model_features(model, mean=ones, std=ones, size=(64, 48))
+    maps = source.maps(torch.rand(2, 3, 64, 48))
+    assert maps.shape[0] == 2 and maps.shape[-2] > maps.shape[-1] and source.energies is None
+
+
+# --- the commands -----------------------------------------------------------------------------------------------------
+
+SMALL = ["--model.name", "imixer_n2_8.digits", "--model.pretrained", "true", "--anomaly.memory", "50"]
+
+
+@pytest.fixture
+def detector(elsewhere, capsys):
+    """A run that has learned from a folder, and what was said."""
     benchmark(elsewhere / "parts")
-    words = ["anomaly", "parts", "--model", "imixer_n2_8.digits", "--memory", "50", "--size", "16", "--out", "found"]
-    assert main(words) == 0
-    text = capsys.readouterr().out
+    words = ["--data.name", "parts", "--data.image_size", "16", "--out", "found"]
+    assert main(["train", "--task", "anomaly", *SMALL, *words]) == 0
+    return elsewhere / "found", capsys.readouterr().out
+
+
+def test_training_writes_a_run_with_numbers_and_heat_maps_the_least_normal_first(detector):
+    run, text = detector
     assert "nearest neighbours" in text and "learned from 6 normal images (50 vectors stored)" in text
-    numbers = read_json(elsewhere / "found/anomaly.json", ["scores", "images", "beta"])
+    numbers = read_json(run / "anomaly.json", ["scores", "images", "beta"])
     assert numbers["images"] == {"good": 3, "square": 3} and "knn" in numbers["scores"]
-    with Image.open(elsewhere / "found/heat_maps/square/003.png") as image:
+    with Image.open(next((run / "heat_maps/square").glob("003_*.png"))) as image:
         assert image.size == (16, 16) and image.mode == "L"
-    assert (elsewhere / "found/heat_maps.png").is_file() and (elsewhere / "found/anomaly.csv").is_file()
+    assert (run / "heat_maps.png").is_file()
+    rows = [line.split(",") for line in (run / "anomaly.csv").read_text().splitlines()[1:]]
+    squares = sorted((row for row in rows if row[1] == "square"), key=lambda row: -float(row[2]))
+    expected = [f"{place}_{row[0].split('/')[1]}" for place, row in zip(("001", "002", "003"), squares, strict=True)]
+    assert sorted(file.name for file in (run / "heat_maps/square").iterdir()) == expected
+
+
+def test_the_run_is_one_like_others(detector, capsys):
+    """It is listed, shown and reported, and is not made a second time."""
+    run, _ = detector
+    quality = read_json(run / "anomaly.json", ["scores"])["scores"]["memory_energy"]
+    last = read_json(run / "result.json", ["last"])["last"]
+    assert last["val_auroc"] == pytest.approx(quality["image_auroc"]) and last["val_loss"] == pytest.approx(
+        1 - quality["image_auroc"]
+    )
+    for words, part in (
+        (["runs", "."], f"{quality['image_auroc']:.2%} AUROC"),
+        (["show", "found"], "AUROC"),
+        (["train", "--resume", "found"], "found is finished"),
+        (["report", "found"], "written"),
+    ):
+        assert main(words) == 0
+        assert part in capsys.readouterr().out
+    page = (run / "report.html").read_text()
+    assert "How well each score tells anomalies" in page and "Least normal images" in page
+
+
+@pytest.mark.parametrize("flags", [[], ["--anomaly"]])
+def test_evaluation_finds_by_what_was_learned_what_training_found(detector, capsys, flags):
+    run, _ = detector
+    before = read_json(run / "anomaly.json", ["scores"])["scores"]
+    (run / "anomaly.json").unlink()
+    assert main(["evaluate", "found", *flags]) == 0
+    after = read_json(run / "anomaly.json", ["scores", "normal_images"])
+    assert after["normal_images"] is None  # nothing was learned again
+    for score, quality in before.items():
+        again = after["scores"][score]
+        assert again.pop("by_kind") == pytest.approx(quality.pop("by_kind")) and again == pytest.approx(quality), score
+
+
+def test_evaluation_judges_a_folder_without_images_to_learn_from(detector, elsewhere, capsys):
+    other = benchmark(elsewhere / "others", good=5)
+    shutil.rmtree(other / "train")
+    assert main(["evaluate", "found", "--data", "others"]) == 0
+    assert "judged on 5 good and 3 defective images" in capsys.readouterr().out
+
+
+def test_prediction_tells_images_of_which_nothing_is_known(detector, elsewhere, capsys):
+    images = [str(elsewhere / "parts/test/good/0.png"), str(elsewhere / "parts/test/square/0.png")]
+    assert main(["predict", "found", *images, "--csv", "told.csv"]) == 0
+    said = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[1] for row in said if row and row[0].endswith(".png")] == ["anomaly", "normal"]
+    assert (elsewhere / "found/prediction.png").is_file()
+    assert (elsewhere / "told.csv").read_text().splitlines()[0] == "image,score,anomalous"
+    assert main(["predict", "found"]) == 2
+    assert "imixer evaluate found" in capsys.readouterr().err
+
+
+def test_any_run_is_judged_by_its_features(elsewhere, capsys):
+    """Of another task, it learns first; its directory gets the numbers."""
+    assert main(["evaluate", "--model", "imixer_n2_8.digits", "--anomaly"]) == 0
+    assert "learned from 110 normal images" in capsys.readouterr().out
+    assert (elsewhere / "imixer_n2_8.digits/anomaly.json").is_file()
+
+
+def test_a_sweep_trains_detectors_and_compares_them(elsewhere, capsys):
+    (elsewhere / "sweep.yaml").write_text(
+        "set: {task: anomaly, model.name: imixer_n2_8.digits, model.pretrained: true, anomaly.memory: 50}\n"
+        "grid: {anomaly.normal: [0, 1]}\n"
+    )
+    assert main(["sweep", "sweep.yaml", "--out", "made"]) == 0
+    for normal in (0, 1):
+        result = read_json(elsewhere / f"made/normal={normal}/seed-0/result.json", ["data"])
+        assert result["data"] == f"digit-{normal}"
+    rows = (elsewhere / "made/results.csv").read_text().splitlines()
+    assert len(rows) == 3 and all("finished" in row for row in rows[1:])
+
+
+def test_random_weights_and_other_scores_and_seeds_can_be_asked_for(elsewhere, capsys):
+    words = ["--model.name", "imixer_n2_8", "--anomaly.memory", "20", "--anomaly.score", "knn"]
+    for seed, out in (("0", "one"), ("0", "again"), ("1", "other")):
+        assert main(["train", "--task", "anomaly", *words, "--seed", seed, "--out", out]) == 0
+    one, again, other = ((elsewhere / name / "anomaly.csv").read_text() for name in ("one", "again", "other"))
+    assert one == again != other
+    last = read_json(elsewhere / "one/result.json", ["last"])["last"]
+    quality = read_json(elsewhere / "one/anomaly.json", ["scores"])["scores"]["knn"]
+    assert last["val_auroc"] == pytest.approx(quality["image_auroc"])
+
+
+def test_a_run_lends_its_features_to_a_detector(detector, elsewhere, capsys):
+    words = ["--model.checkpoint", "found", "--data.name", "parts", "--out", "second"]
+    assert main(["train", "--task", "anomaly", *words]) == 0
+    assert read_json(elsewhere / "second/result.json", ["model"])["model"] == "imixer_n2_8"
+
+
+def test_what_has_no_effect_is_said(elsewhere, capsys):
+    assert main(["train", "--task", "anomaly", *SMALL, "--optim.lr", "0.5", "--epochs", "9", "--out", "found"]) == 0
+    assert "no effect, as no step is taken: optim.lr, epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["export"], ["push", "who/what"], ["analyze", "features"], ["evaluate"]])
+def test_commands_on_classes_refuse_a_detector_in_a_line(detector, capsys, command):
+    name, *rest = command
+    rest += ["--corruptions"] if name == "evaluate" else []
+    place = ["features", "found"] if name == "analyze" else ["found", *rest]
+    assert main([name, *place]) == 2
+    (line,) = (text for text in capsys.readouterr().err.splitlines() if text.startswith("imixer: "))
+    assert "anomalies" in line
+
+
+@pytest.mark.parametrize("spoil_file", ["removed", "cut"])
+def test_a_damaged_memory_is_refused_in_a_line(detector, capsys, spoil_file):
+    file = detector[0] / "normal.safetensors"
+    file.unlink() if spoil_file == "removed" else file.write_bytes(file.read_bytes()[:100])
+    assert main(["evaluate", "found"]) == 2
+    assert "normal.safetensors is missing or damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_interrupted_run_is_finished_by_resume(detector, capsys):
+    run, _ = detector
+    (run / "model/model.safetensors").unlink()
+    (run / "result.json").unlink()
+    assert main(["train", "--resume", "found"]) == 0
+    assert read_json(run / "result.json", ["epochs"])["epochs"] == 1
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def spoil(root, what):
@@ -296,61 +481,137 @@ def spoil(root, what):
         (root / "test/good").rename(root / "test_good")
     elif what == "no test":
         (root / "test").rename(root / "judge")
+    elif what == "a second good":
+        (root / "test/square").rename(root / "test/Good")
+    elif what == "a loose image":
+        Image.new("L", (20, 12)).save(root / "test/7.png")
     elif what == "a small image":
         Image.new("L", (3, 1)).save(root / "test/square/1.png")
+    elif what == "a small normal image":
+        Image.new("L", (20, 1)).save(root / "train/good/1.png")
     elif what == "a mask of another size":
         Image.new("L", (5, 6), 255).save(root / "ground_truth/square/1_mask.png")
     elif what == "a mask missing":
         (root / "ground_truth/square/1_mask.png").unlink()
+    elif what == "a mask of another image":
+        (root / "ground_truth/square/1_mask.png").rename(root / "ground_truth/square/9_mask.png")
+        (root / "test/square/1.png").unlink()
+    elif what == "masks of another defect":
+        shutil.copytree(root / "ground_truth/square", root / "ground_truth/hole")
+    elif what == "a mask of a good image":
+        (root / "ground_truth/good").mkdir()
+        Image.new("L", (20, 12), 255).save(root / "ground_truth/good/1_mask.png")
     elif what == "an empty mask":
         Image.new("L", (20, 12)).save(root / "ground_truth/square/1_mask.png")
     elif what == "a broken image":
         (root / "test/good/1.png").write_bytes(b"?")
+    elif what == "a broken mask":
+        (root / "ground_truth/square/1_mask.png").write_bytes(b"?")
 
 
-@pytest.mark.parametrize(
-    ("what", "parts"),
-    [
-        ("no normal images", ["train/good", "no images"]),
-        ("no folder", ["train/good"]),
-        ("no defects", ["no defects"]),
-        ("no good", ["test/good"]),
-        ("no test", ["no folder test"]),
-        ("a small image", ["1.png", "3 x 1", "patch of 2 x 2"]),
-        ("a mask of another size", ["1_mask.png", "5 x 6", "20 x 12"]),
-        ("a mask missing", ["1.png", "no mask", "1_mask.png"]),
-        ("an empty mask", ["1_mask.png", "marks no pixel"]),
-        ("a broken image", ["1.png", "--skip_bad"]),
-    ],
-)
+FOLDERS = [
+    ("no normal images", ["train/good", "no images"]),
+    ("no folder", ["train/good"]),
+    ("no defects", ["no defects"]),
+    ("no good", ["test/good"]),
+    ("no test", ["no folder test"]),
+    ("a second good", ["test/Good", "call it good"]),
+    ("a loose image", ["test/7.png", "no folder"]),
+]
+FILES = [
+    ("a small image", ["1.png", "3 x 1", "patch of 2 x 2"]),
+    ("a small normal image", ["train/good/1.png", "20 x 1", "patch of 2 x 2"]),
+    ("a mask of another size", ["1_mask.png", "5 x 6", "20 x 12"]),
+    ("a mask missing", ["1.png", "no mask", "1_mask.png"]),
+    ("a mask of another image", ["9_mask.png", "the mask of no image"]),
+    ("masks of another defect", ["hole", "the mask of no image"]),
+    ("a mask of a good image", ["ground_truth/good/1_mask.png", "marks a defect in a good image"]),
+    ("an empty mask", ["1_mask.png", "marks no pixel"]),
+    ("a broken image", ["1.png", "not an image"]),
+    ("a broken mask", ["1_mask.png", "not an image"]),
+]
+
+
+@pytest.mark.parametrize(("what", "parts"), [*FOLDERS, *FILES])
 def test_bad_folders_are_refused_in_a_line(elsewhere, capsys, what, parts):
     spoil(benchmark(elsewhere / "parts"), what)
-    refused(capsys, ["parts", "--model", "imixer_n2_8.digits"], parts)
+    more = ["--data.skip_bad"] if (what, parts) in FILES else []
+    refused(capsys, ["--data.name", "parts", *SMALL], [*parts, *more])
+
+
+@pytest.mark.parametrize("what", [what for what, _ in FILES])
+def test_single_bad_files_are_counted_if_that_is_asked_for(tmp_path, what):
+    spoil(benchmark(tmp_path), what)
+    samples = open_defect_folder(tmp_path, 1, (12, 20), smallest=2, skip_bad=True)
+    assert len(samples.skipped) == (3 if what == "masks of another defect" else 1)
+    assert {GOOD, "square"} == set(samples.kinds)
+
+
+def test_blank_masks_of_good_images_are_no_contradiction(tmp_path):
+    benchmark(tmp_path)
+    (tmp_path / "ground_truth/good").mkdir()
+    Image.new("L", (20, 12)).save(tmp_path / "ground_truth/good/1_mask.png")
+    assert open_defect_folder(tmp_path, 1, (12, 20)).skipped == ()
+
+
+@pytest.mark.parametrize("features", ["model", "pixels"])
+@pytest.mark.parametrize("what", ["one", "the same", "black"])
+def test_normal_images_may_be_one_or_all_alike(elsewhere, capsys, what, features):
+    """A covariance that cannot be inverted, and distances of zero."""
+    root = benchmark(elsewhere / "parts")
+    for file in sorted((root / "train/good").iterdir())[1:]:
+        if what == "one":
+            file.unlink()
+        elif what == "the same":
+            shutil.copy(root / "train/good/0.png", file)
+    if what == "black":
+        for file in (root / "train/good").iterdir():
+            Image.new("L", (20, 12)).save(file)
+    words = ["--data.name", "parts", "--anomaly.features", features, "--out", "found"]
+    assert main(["train", "--task", "anomaly", *SMALL, *words]) == 0
+    table = np.loadtxt(elsewhere / "found/anomaly.csv", delimiter=",", skiprows=1, usecols=range(2, 6))
+    assert np.isfinite(table).all()
+
+
+def test_gray_and_coloured_images_and_images_of_16_bits_stand_side_by_side(tmp_path):
+    benchmark(tmp_path)
+    coloured = Image.open(tmp_path / "train/good/0.png").convert("RGB")
+    coloured.save(tmp_path / "train/good/0.png")
+    deep = np.asarray(coloured.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(tmp_path / "train/good/1.png")
+    for channels in (1, 3):
+        normal = open_defect_folder(tmp_path, channels, (12, 20)).normal
+        assert normal.shape == (6, channels, 12, 20) and (normal[0] - normal[1]).abs().max() < 0.02
 
 
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["nowhere"], ["nowhere", "train/good"]),
-        (["--normal", "10"], ["normal is 10"]),
-        (["--normal", "0", "nowhere"], ["normal is 0", "nowhere"]),
-        (["--memory", "0"], ["memory is 0"]),
-        (["--neighbours", "-1"], ["neighbours is -1"]),
-        (["--features", "pixel"], ["features is 'pixel'"]),
-        (["--levels", "9"], ["levels is 9"]),
-        (["--size", "0"], ["size is 0"]),
+        (["--data.name", "nowhere"], ["nowhere", "train/good"]),
+        (["--data.name", "cifar10"], ["cifar10", "no defects"]),
+        (["--anomaly.normal", "10"], ["anomaly.normal is 10"]),
+        (["--anomaly.normal", "0", "--data.name", "nowhere"], ["anomaly.normal is 0", "nowhere"]),
+        (["--anomaly.memory", "0"], ["anomaly.memory is 0"]),
+        (["--anomaly.neighbours", "-1"], ["anomaly.neighbours is -1"]),
+        (["--anomaly.features", "pixel"], ["anomaly.features is 'pixel'"]),
+        (["--anomaly.score", "distance"], ["anomaly.score is 'distance'", "memory_energy"]),
+        (["--anomaly.score", "block_energy", "--data.image_size", "16"], ["anomaly.score is block_energy"]),
+        (["--anomaly.levels", "[9]"], ["levels is 9"]),
+        (["--anomaly.levels", "[]"], ["anomaly.levels is empty"]),
+        (["--data.image_size", "0"], ["data.image_size is 0"]),
         (["--seed", "-1"], ["seed is -1"]),
-        (["--compare", "--normal", "0"], ["compare", "normal"]),
-        (["--run", "nowhere"], ["nowhere"]),
+        (["--devices", "2"], ["devices is 2"]),
+        (["--choose", "[steps]"], ["choose is"]),
+        (["--model.checkpoint", "nowhere"], ["nowhere"]),
     ],
 )
 def test_bad_options_are_refused_in_a_line(elsewhere, capsys, words, parts):
-    model = [] if "--run" in words else ["--model", "imixer_n2_8.digits"]
-    refused(capsys, [*words, *model], parts)
+    refused(capsys, [*words, *([] if "--model.checkpoint" in words else SMALL[:4])], parts)
 
 
 def refused(capsys, words, parts):
-    assert main(["anomaly", *words]) == 2
+    assert main(["train", "--task", "anomaly", "--out", "refused", *words]) == 2
     captured = capsys.readouterr()
     (line,) = (text for text in captured.err.splitlines() if text.startswith("imixer: "))
     assert captured.out == "" and all(part in line for part in parts), line
+    assert not Path("refused").exists()

@@ -17,7 +17,8 @@ from imixer.sweep.spec import build_sweep
 from imixer.training.run.config import ModelConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 
-EVERYWHERE = [(each.name, scale) for scale in SCALES for each in experiments_at(scale)]
+TRAINED = [name for name in EXPERIMENTS if name != "anomaly"]  # which has no rows
+EVERYWHERE = [(each.name, scale) for scale in SCALES for each in experiments_at(scale) if each.name in TRAINED]
 
 
 @cache
@@ -54,7 +55,7 @@ def test_every_row_is_a_valid_configuration_with_a_baseline(name, scale):
     assert len({tuple(row.labels.values()) for row in rows(name, scale)}) == len(names)
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_row_is_a_model_that_can_be_built(name):
     for config in configs(name, smallest_scale(name)).values():
         found = model_complexity(config, 3, 10)

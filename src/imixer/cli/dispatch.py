@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser
 import imixer
 from imixer.cli import (
     analyze,
-    anomaly,
     evaluate,
     explore,
     export,
@@ -50,7 +49,6 @@ _COMMANDS: dict[str, Command] = {
     "analyze": analyze.COMMAND,
     "recall": recall.COMMAND,
     "explore": explore.COMMAND,
-    "anomaly": anomaly.COMMAND,
     "report": report.COMMAND,
     "export": export.COMMAND,
     "push": push.COMMAND,

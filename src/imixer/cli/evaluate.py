@@ -25,6 +25,13 @@ def build() -> ArgumentParser:
         help="Evaluate on all images of this folder of class folders instead, and write RUN/test_evaluation.json.",
     )
     parser.add_argument("--batch_size", type=int | None, help="Images per step. Default: that of training.")
+    parser.add_argument(
+        "--anomaly",
+        action="store_true",
+        help="Find anomalies instead, and write RUN/anomaly.json and heat maps: in --data FOLDER with test/good and "
+        "test/DEFECT, or among digits. A run of task anomaly does so in any case; of another its features are judged, "
+        "which learn from train/good first.",
+    )
     for name, analysis in ROBUSTNESS_EVALUATIONS.items():
         summary = f"Also measure {analysis.summary}, and write RUN/{name}.json."
         parser.add_argument(f"--{name}", action="store_true", help=summary)
@@ -49,7 +56,11 @@ def run(args: Namespace) -> None:
     from imixer.training.evaluate import evaluate
     from imixer.training.result_tables import report_evaluation
 
-    if task_of(path) == "segment":
+    task = task_of(path)
+    if args.anomaly or task == "anomaly":
+        _evaluate_detector(args, path)
+        return
+    if task == "segment":
         _evaluate_masks(args, path)
         return
     chosen = [(analysis, wanted[name]) for name, analysis in ROBUSTNESS_EVALUATIONS.items() if getattr(args, name)]
@@ -64,6 +75,20 @@ def run(args: Namespace) -> None:
         measurement, files = analyze(analysis, path, **weights, **options)
         analysis.show(measurement, console)
         console.print(f"written: {', '.join(map(str, files))}")
+
+
+def _evaluate_detector(args: Namespace, path: str) -> None:
+    """Find anomalies, write and print."""
+    from imixer.analysis.anomaly.detector_run import evaluate_detector
+    from imixer.analysis.anomaly.heat_maps import show_anomalies
+    from imixer.training.finished_run import load_run
+
+    for name in ("test", *ROBUSTNESS_EVALUATIONS):
+        if getattr(args, name):
+            raise InputError(f"{name} is given, which is about classes and not about anomalies; leave it out")
+    run = load_run(path, args.device, args.checkpoint)
+    outcome = evaluate_detector(run, args.data, args.batch_size)
+    show_anomalies(outcome.scores, outcome.score, outcome.files, new_console())
 
 
 def _evaluate_masks(args: Namespace, path: str) -> None:

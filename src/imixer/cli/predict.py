@@ -32,7 +32,11 @@ def run(args: Namespace) -> None:
     from imixer.training.predict import predict
     from imixer.training.result_tables import report_predictions
 
-    if task_of(path) == "segment":
+    task = task_of(path)
+    if task == "anomaly":
+        _judge_files(args, path, images)
+        return
+    if task == "segment":
         _predict_masks(args, path, images)
         return
     predictions, picture = predict(
@@ -46,6 +50,19 @@ def run(args: Namespace) -> None:
         csv_file=args.csv,
     )
     report_predictions(predictions, picture, new_console())
+
+
+def _judge_files(args: Namespace, path: str, images: list[str]) -> None:
+    """Judge images by a detector of anomalies, write and print."""
+    from imixer.analysis.anomaly.detector_run import judge_files
+    from imixer.analysis.anomaly.heat_maps import show_judged
+    from imixer.training.finished_run import load_run
+
+    for name in ("n_iter", "data"):
+        if getattr(args, name) is not None:
+            raise InputError(f"{name} is given, and {path} is a detector of anomalies, which has none; leave it out")
+    judged, picture = judge_files(load_run(path, args.device, args.checkpoint), images, args.csv)
+    show_judged([(each.image, each.score, each.anomalous) for each in judged], picture, new_console())
 
 
 def _predict_masks(args: Namespace, path: str, images: list[str]) -> None:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
 from rich.console import Console
 
-from imixer.analysis.anomaly.detect import AnomalyScores, detect_anomalies
+from imixer.analysis.anomaly.detect import detect_anomalies
 from imixer.analysis.anomaly.detection_quality import DetectionQuality
+from imixer.analysis.anomaly.detector_run import DEFAULT_MODEL, features_of
 from imixer.analysis.anomaly.detectors import DETECTORS
-from imixer.analysis.anomaly.find import features_of
 from imixer.analysis.anomaly.samples import OTHER_CLASS, digit_samples
-from imixer.errors import InputError
+from imixer.escaping import for_markdown
+from imixer.experiments.anomalies import MARGIN
 from imixer.experiments.comparison import Judgement, compare_means, judge
+from imixer.experiments.experiment_result import ExperimentResult
+from imixer.experiments.sentences import p_words, verdict_legend
+from imixer.experiments.table_output import bullets, machine
 from imixer.progress import with_progress
+from imixer.reading import read_json
 from imixer.tables import Grid, markdown, on_screen, plus_minus
-from imixer.training.finished_run import WhichWeights, load_run
-from imixer.training.run.directory import check_out, create_run
+from imixer.training.finished_run import load_run
+from imixer.training.run.environment import environment
+from imixer.weights import find_packaged
 from imixer.writing import write_json, write_text
 
 SEEDS = (0, 1, 2, 3, 4)
-CLASSES = (0, 2, 4, 6, 8)
+CLASSES = tuple(range(10))
 SOURCES = ("model", "pixels")
-MARGIN = 1.0  # points of AUROC that count as no difference, chosen before the trials
 REFERENCE = "memory_energy"
 
 _MEASURES = {
@@ -71,75 +76,140 @@ class DetectorComparison:
     judgement: Judgement
 
 
-def compare_detectors(
+def measure_detectors(
     run: str,
+    folder: Path,
     *,
     memory: int = 1000,
     neighbours: int = 3,
-    out: str | None = None,
-    device: str = "auto",
-    checkpoint: WhichWeights = "last",
     seeds: Sequence[int] = SEEDS,
     classes: Sequence[int] = CLASSES,
-) -> tuple[list[DetectorTrials], list[DetectorComparison], Path]:
-    """Measure all scores on the digits, compare the memory's energy with each other, and write the tables.
+) -> list[DetectorTrials]:
+    """Measure all scores on the digits, each being normal in turn.
 
     A seed decides which digits are learned from, the defects, and which vectors are stored. Its value is the mean over
-    the classes, each being normal in turn.
+    the classes. What the folder has already is read.
 
     Args:
         run: Directory of a run or of a packaged model, whose features are compared.
+        folder: Folder for the numbers of each seed, class and source, which may hold an earlier start.
         memory: Largest number of feature vectors to store.
         neighbours: Number of nearest neighbours.
-        out: Folder to make. Default: the next free `runs/anomaly-study-<number>`.
-        device: `cpu`, `cuda` or `auto`.
-        checkpoint: Whose weights to take.
         seeds: The seeds.
         classes: The digits that are normal in turn.
 
-    Returns:
-        What was measured, the comparisons, and the folder.
-
     Raises:
-        InputError: If the run or an option is impossible.
+        InputError: If the run is not there, or the numbers in the folder are damaged.
     """
-    check_out(out)
-    if memory < 1 or neighbours < 1:
-        raise InputError(f"memory is {memory} and neighbours is {neighbours}; give 1 or more of each")
-    finished = load_run(run, device, checkpoint)
+    finished = load_run(run)
     in_chans, height, width = finished.input_size
     size = (height, width)
     sources = {name: features_of(finished, name, size) for name in SOURCES}
+    folder.mkdir(parents=True, exist_ok=True)
     units = [(seed, normal, source) for seed in seeds for normal in classes for source in SOURCES]
 
-    def measured() -> Iterator[list[tuple[int, str, AnomalyScores]]]:
+    def measured() -> Iterator[list[tuple[int, str, dict[str, dict[str, float]]]]]:
         for seed, normal, source in units:
-            samples = digit_samples(in_chans, size, normal=normal, seed=seed)
-            scores = detect_anomalies(
-                samples, sources[source], memory=memory, neighbours=neighbours, seed=seed, device=finished.device
-            )
-            yield [(seed, source, scores)]
+            file = folder / f"{source}-{normal}-seed-{seed}.json"
+            if not file.is_file():
+                samples = digit_samples(in_chans, size, normal=normal, seed=seed)
+                scores = detect_anomalies(
+                    samples, sources[source], memory=memory, neighbours=neighbours, seed=seed, device=finished.device
+                )
+                write_json(file, {name: _measures(quality) for name, quality in scores.quality.items()})
+            yield [(seed, source, read_json(file, ["memory_energy"]))]
 
     parts: dict[tuple[str, str, str, int], list[float]] = {}
-    for seed, source, scores in with_progress(measured(), len(units), "finding anomalies"):
-        for score, quality in scores.quality.items():
-            for measure, value in _measures(quality).items():
+    for seed, source, by_score in with_progress(measured(), len(units), "finding anomalies"):
+        for score, values in by_score.items():
+            for measure, value in values.items():
                 parts.setdefault((source, score, measure, seed), []).append(100 * value)
     trials = []
     for source, score in dict.fromkeys((source, score) for source, score, _, _ in parts):
         of_score: dict[str, dict[int, float]] = {}
-        for (own, name, measure, seed), values in parts.items():
+        for (own, name, measure, seed), shares in parts.items():
             if (own, name) == (source, score):
-                of_score.setdefault(measure, {})[seed] = fmean(values)
+                of_score.setdefault(measure, {})[seed] = fmean(shares)
         trials.append(DetectorTrials(source, score, of_score))
-    comparisons = judge_detectors(trials)
-    folder = create_run(out, "anomaly", "study").path
-    settings = dict(model=finished.name, memory=memory, neighbours=neighbours, margin=MARGIN, classes=list(classes))
-    rows = [{"source": each.source, "score": each.score, **each.values} for each in trials]
-    write_json(folder / "anomaly.json", {**settings, "trials": rows})
-    tables = "\n".join(markdown(grid) for grid in (trials_grid(trials), comparison_grid(comparisons)))
-    write_text(folder / "anomaly.md", tables)
-    return trials, comparisons, folder
+    return trials
+
+
+def write_detectors(result: ExperimentResult, console: Console) -> None:
+    """Measure the scores of anomalies, compare them, write `<experiment>.md` and `.json`, and print them.
+
+    Args:
+        result: The experiment, with the folder to write into.
+        console: Where to print.
+
+    Raises:
+        InputError: If the packaged model is missing, or earlier numbers are damaged.
+    """
+    name, title = result.experiment.name, result.experiment.title
+    run = str(find_packaged(DEFAULT_MODEL))
+    trials = measure_detectors(run, result.folder / "runs" / name, seeds=range(result.trials), classes=CLASSES)
+    comparisons = judge_detectors(trials, result.margin)
+    tables = [("Scores", trials_grid(trials)), ("Differences", comparison_grid(comparisons))]
+    sentences = describe_detectors(comparisons)
+    tests = sum(each.judgement.p is not None for each in comparisons)
+    seeds = "1 seed" if result.trials == 1 else f"{result.trials} seeds"
+    said = (
+        f"Digits, each of the ten normal in turn; {seeds}, each the mean over the ten; features: of the packaged "
+        f"{DEFAULT_MODEL}, which never saw a digit, or squares of pixels"
+    )
+    notes = [
+        "in per cent, mean +- standard deviation over the seeds; defects: mean of cut, blot and shift",
+        "differences: memory energy minus the other score on the same features, in points, paired by seed",
+        verdict_legend(tests, result.margin),
+        f"ran on: {machine(environment())}",
+    ]
+    shown = {
+        "tables": [{"caption": caption, **asdict(grid)} for caption, grid in tables],
+        "sentences": sentences,
+        "notes": notes,
+    }
+    facts = {
+        "experiment": name,
+        "title": title,
+        "conditions": said,
+        "margin": result.margin,
+        "classes": list(CLASSES),
+        "trials": [asdict(each) for each in trials],
+        "shown": shown,
+    }
+    files = [result.folder / f"{name}.{suffix}" for suffix in ("md", "json")]
+    body = [f"## {caption}\n\n{markdown(grid)}" for caption, grid in tables]
+    page = [f"# {title}", f"{for_markdown(said)}.", bullets(sentences), *body, bullets(notes)]
+    write_text(files[0], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
+    write_json(files[1], facts)
+    for caption, grid in tables:
+        console.print(on_screen(grid, title if caption == "Scores" else caption))
+    for note in [*sentences, said, *notes]:
+        console.print(note, markup=False, soft_wrap=True)
+    console.print(f"written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+
+
+def describe_detectors(comparisons: Sequence[DetectorComparison]) -> list[str]:
+    """Describe what the comparisons decide, in a sentence each, and what they leave open, in one."""
+    sentences, undecided = [], []
+    for each in comparisons:
+        judgement = each.judgement
+        what = f"{_MEASURES[each.measure]}, features of {each.source}"
+        other = DETECTORS[each.score].label
+        if judgement.verdict == "undecided":
+            undecided.append(f"{other} ({what})")
+            continue
+        said = {
+            "larger": "better than",
+            "smaller": "worse than",
+            "equivalent": f"equivalent within {judgement.margin:g} to",
+        }[judgement.verdict]
+        difference = f"{judgement.comparison.difference:+.2f} points"
+        less = ", by less than the margin" if judgement.within and judgement.verdict != "equivalent" else ""
+        p = p_words(judgement.p)
+        sentences.append(f"{what}: the memory's energy is {said} {other} ({difference}, p {p}){less}")
+    if undecided:
+        sentences.append(f"Undecided against: {'; '.join(undecided)}")
+    return sentences
 
 
 def _measures(quality: DetectionQuality) -> dict[str, float]:
@@ -155,10 +225,14 @@ def _measures(quality: DetectionQuality) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def judge_detectors(trials: Sequence[DetectorTrials]) -> list[DetectorComparison]:
+def judge_detectors(trials: Sequence[DetectorTrials], margin: float = MARGIN) -> list[DetectorComparison]:
     """Compare the energy of the memory with every other score on the same features, by seed, all judged together.
 
     What is compared: the AUROC of images, and of pixels where a score has maps.
+
+    Args:
+        trials: What was measured.
+        margin: Points of AUROC that count as no difference.
     """
     by_key = {(each.source, each.score): each.values for each in trials}
     pairs = []
@@ -171,7 +245,7 @@ def judge_detectors(trials: Sequence[DetectorTrials]) -> list[DetectorComparison
                 difference = compare_means(own, each.values[measure])
                 if difference is not None:
                     pairs.append((each, measure, difference))
-    judgements = judge([(difference, MARGIN) for _, _, difference in pairs])
+    judgements = judge([(difference, margin) for _, _, difference in pairs])
     return [
         DetectorComparison(each.source, each.score, measure, judgement)
         for (each, measure, _), judgement in zip(pairs, judgements, strict=True)
@@ -207,27 +281,9 @@ def comparison_grid(comparisons: Sequence[DetectorComparison]) -> Grid:
                 _MEASURES[each.measure],
                 f"{judgement.comparison.difference:+.2f}",
                 "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}",
-                "-" if judgement.p is None else f"{judgement.p:.2g}",
+                "-" if judgement.p is None else p_words(judgement.p),
                 judgement.verdict,
             )
         )
     header = ("features", "memory energy minus", "measure", "points", "95 % interval", "p, corrected", "verdict")
     return Grid(header, tuple(rows), 3)
-
-
-def show_detectors(
-    trials: Sequence[DetectorTrials], comparisons: Sequence[DetectorComparison], folder: Path, console: Console
-) -> None:
-    """Print both tables and the files.
-
-    Args:
-        trials: What was measured.
-        comparisons: What was compared.
-        folder: Folder that they were written into.
-        console: Console to print on.
-    """
-    console.print(on_screen(trials_grid(trials), ""))
-    console.print()
-    console.print(on_screen(comparison_grid(comparisons), ""))
-    console.print(f"in per cent; equivalent: within {MARGIN:g} point; p after Holm's correction for {len(comparisons)}")
-    console.print(f"written: {folder / 'anomaly.json'}, {folder / 'anomaly.md'}", soft_wrap=True)

@@ -11,6 +11,7 @@ from imixer.experiments.paper import PaperAccuracy
 from imixer.experiments.scales import Scale
 
 FigureKind = Literal["first block", "norms", "cosines", "features"]
+Measured = Literal["robustness", "anomalies"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Experiment:
         name: Name on the command line.
         title: Title of its page.
         baseline: Baseline of its rows, in words.
-        rows: Gives its rows at a scale.
+        rows: Gives its rows at a scale. It has none if it trains nothing.
         figure: Figure to draw of the trained runs. Default: none; a table of all rows is written instead.
+        measured: What its page compares of the trained runs, instead of their accuracy. Default: their accuracy.
         margin: Points of accuracy within which a difference counts as none. It is chosen before the trials.
         notes: Sentences on what the paper leaves open, or on what is done otherwise here.
         show_contraction: Whether to measure the contraction of the trained blocks of every row.
@@ -58,8 +60,14 @@ class Experiment:
     baseline: str
     rows: Callable[[Scale], list[Row]]
     figure: FigureKind | None = None
+    measured: Measured | None = None
     margin: float = MARGIN
     notes: tuple[str, ...] = ()
     show_contraction: bool = False
     show_time: bool = False
     scale: str | None = None
+
+    @property
+    def tabulated(self) -> bool:
+        """Whether its page is the table of accuracies that all such experiments have."""
+        return self.figure is None and self.measured is None

@@ -26,7 +26,7 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     Returns:
         The file.
     """
-    tabulated = [each for each in page if not each.experiment.figure]
+    tabulated = [each for each in page if each.experiment.tabulated]
     judgements = judge_page(tabulated)
     scale = page[0].scale
     machines = dict.fromkeys(machine(environment) for each in page for environment in each.environments)
@@ -49,7 +49,7 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     }
     for each in page:
         shown = presented.get(each.experiment.name)
-        parts.append(_figure(each) if shown is None else section(shown))
+        parts.append(_own_page(each) if shown is None else section(shown))
     if presented:
         legend = dict.fromkeys(line for shown in presented.values() for line in shown.legend)
         parts.append(f"## How to read the tables\n\n{bullets(list(legend))}")
@@ -58,13 +58,13 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     return file
 
 
-def _figure(result: ExperimentResult) -> str:
-    """Write a figure as a section: its own page if it has one, else the picture."""
+def _own_page(result: ExperimentResult) -> str:
+    """Write an experiment with a page of its own, or with a picture only, as a section."""
     title = for_markdown(result.experiment.title)
     picture = result.folder / f"{result.experiment.name}.png"
     own = picture.with_suffix(".md")
-    if not picture.is_file():
-        return f"## {title}\n\nNot drawn: no trial is finished.\n"
-    if own.is_file():
+    if own.is_file() and (picture.is_file() or not result.experiment.figure):
         return re.sub(r"^#", "##", own.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if not picture.is_file():
+        return f"## {title}\n\nNot {'drawn' if result.experiment.figure else 'measured'}: no trial is finished.\n"
     return f"## {title}\n\n![{title}]({picture.name})\n"

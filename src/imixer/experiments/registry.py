@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from imixer.experiments.ablations import ACTIVATIONS, DEPTH, GUARANTEE, LEGACY, SOLVER, TIED
+from imixer.experiments.anomalies import ANOMALY
 from imixer.experiments.ceilings import CEILING
 from imixer.experiments.experiment import Experiment
 from imixer.experiments.laptop import LAPTOP, LAPTOP_PIECES
 from imixer.experiments.normalisations import NORMALISATIONS
 from imixer.experiments.paper_figures import FIGURES
+from imixer.experiments.robustness import ROBUSTNESS
 from imixer.experiments.table1 import TABLE_1
 from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3
@@ -29,6 +31,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         CEILING,
         NORMALISATIONS,
         LEGACY,
+        ROBUSTNESS,
+        ANOMALY,
         LAPTOP,
         LAPTOP_PIECES,
     )

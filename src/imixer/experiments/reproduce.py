@@ -9,8 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from imixer.analysis.robustness.corruptions import require_corruptions
 from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError, did_you_mean
+from imixer.experiments.anomaly_study import write_detectors
 from imixer.experiments.complexity import model_complexity
 from imixer.experiments.data_sets import DatasetLocation, locate_dataset
 from imixer.experiments.experiment import Experiment, Row
@@ -19,6 +21,7 @@ from imixer.experiments.figure_output import draw_figure
 from imixer.experiments.index_page import write_index
 from imixer.experiments.registry import experiments_at
 from imixer.experiments.reuse import ReuseFinishedRuns
+from imixer.experiments.robustness_output import write_robustness
 from imixer.experiments.scales import DATA_SETS, Scale
 from imixer.experiments.table4 import TABLE_4
 from imixer.experiments.table_output import write_tables
@@ -75,6 +78,7 @@ def reproduce(
         The result of each experiment.
 
     Raises:
+        MissingExtraError: If what corrupts images is needed, and not installed.
         InputError: If a number is impossible, the data set is unknown, all data are missing, the folder holds
             something else, or the image cannot be read or is not used.
         KeyboardInterrupt: When interrupted. The experiment at hand is written first, as far as it has come.
@@ -84,6 +88,8 @@ def reproduce(
     if margin is not None and not 0 < margin < math.inf:
         raise InputError(f"margin is {margin:g}; give a number of points above 0")
     _check_image(image, experiments)
+    if any(experiment.measured == "robustness" for experiment in experiments):
+        require_corruptions()
     name = scale.name if data in (None, scale.data) else f"{scale.name}-{data}"
     command = _command(experiments, scale, trials, data, margin)
     if data is not None:
@@ -95,6 +101,10 @@ def reproduce(
         results.append(_measured(plan, scale, trials, margin, folder))
         if plan.experiment.figure:
             draw_figure(results[-1], console, image)
+        elif plan.experiment.measured == "robustness":
+            write_robustness(results[-1], console)
+        elif plan.experiment.measured == "anomalies":
+            write_detectors(results[-1], console)
         else:
             write_tables(results[-1], console)
         if interruption:
@@ -123,8 +133,9 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
             f"data is {data!r}{did_you_mean(data, DATA_SETS)}; give one of {known}; the folder they lie in is "
             "--data_dir"
         )
-    if all(experiment is TABLE_4 for experiment in experiments):
-        raise InputError(f"data is {data}, and {TABLE_4.name} has data sets of its own; leave it out")
+    if all(experiment is TABLE_4 or experiment.measured == "anomalies" for experiment in experiments):
+        names = " and ".join(experiment.name for experiment in experiments)
+        raise InputError(f"data is {data}, and {names} has data sets of its own; leave it out")
     return replace(scale, data=data)
 
 
@@ -143,7 +154,7 @@ def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, 
     rows = {experiment.name: experiment.rows(scale) for experiment in experiments}
     used = dict.fromkeys(row.data for each in rows.values() for row in each)
     data = {name: _find(name, scale, folder) for name in used}
-    if all(each.missing for each in data.values()):
+    if data and all(each.missing for each in data.values()):
         raise InputError("; ".join(each.missing for each in data.values()))
     plans = []
     for experiment in experiments:

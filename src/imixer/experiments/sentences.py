@@ -92,6 +92,21 @@ def verdict_words(judgement: Judgement) -> str:
     return judgement.verdict
 
 
+def verdict_legend(tests: int, margin: float) -> str:
+    """Explain the columns p and verdict of a table.
+
+    Args:
+        tests: Number of tests on the page.
+        margin: Points within which a difference counts as none.
+    """
+    return (
+        f"p: corrected by Holm for the {tests} tests on this page; the intervals are not. verdict: larger or smaller "
+        f"where p is at most {1 - CONFIDENCE:.2g}; equivalent where the interval lies inside +-{margin:g} points, a "
+        "margin named before the trials, and Holm's correction of that test leaves it so; undecided else, which shows "
+        "nothing"
+    )
+
+
 def interval_words(judgement: Judgement) -> str:
     """Write the confidence interval of a difference, or nothing if there is none."""
     interval = judgement.comparison.interval

@@ -20,6 +20,7 @@ from imixer.experiments.sentences import (
     p_words,
     paper_difference,
     summarise,
+    verdict_legend,
     verdict_words,
 )
 from imixer.experiments.trained_contraction import IMAGES
@@ -71,7 +72,7 @@ def present(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
         tables,
         [f"Each row is compared to {result.experiment.baseline}"] * bool(judgements) + list(result.experiment.notes),
         _legend(result, judgements, tests),
-        _remarks(result),
+        remarks(result),
     )
 
 
@@ -134,8 +135,8 @@ def conditions(result: ExperimentResult) -> str:
 
 def section(page: Presentation) -> str:
     """Write an experiment as a section of a Markdown page, without the remarks that the page makes once for all."""
-    remarks = [remark for remark in page.remarks if not remark.startswith(_RAN_ON)]
-    return f"## {page.title}\n\n{for_markdown(page.conditions)}.\n\n{_body(page, notes=page.notes + remarks)}"
+    kept = [remark for remark in page.remarks if not remark.startswith(_RAN_ON)]
+    return f"## {page.title}\n\n{for_markdown(page.conditions)}.\n\n{_body(page, notes=page.notes + kept)}"
 
 
 def bullets(lines: Sequence[str]) -> str:
@@ -273,10 +274,7 @@ def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
             "difference: of the means, in points; paper: of the paper's means. detectable: the smallest that such "
             f"trials find with {POWER:.0%} power, at the spread observed and the level of the correction's first step",
             *_tests(kinds),
-            f"p: corrected by Holm for the {tests} tests on this page; the intervals are not. verdict: larger "
-            f"or smaller where p is at most {1 - CONFIDENCE:.2g}; equivalent where the interval lies inside "
-            f"+-{result.margin:g} points, a margin named before the trials, and Holm's correction of that test leaves "
-            "it so; undecided else, which shows nothing",
+            verdict_legend(tests, result.margin),
         ]
     return [
         *legend,
@@ -294,7 +292,7 @@ def _tests(tests: Collection[str]) -> list[str]:
     return [text for test, text in words.items() if test in tests]
 
 
-def _remarks(result: ExperimentResult) -> list[str]:
+def remarks(result: ExperimentResult) -> list[str]:
     """Say what is missing and why, and on what hardware the trials ran."""
     missing = [f"not run: {data.name}: {data.missing}" for data in result.data.values() if data.missing]
     failed = [f"failed: {run.path}: {run.outcome.error}" for run in result.failed]

@@ -22,6 +22,7 @@ from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import (
     build_config,
+    default_recipe,
     merge_settings,
     parse,
     train_parser,
@@ -95,8 +96,8 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
         if both := settings.keys() & grid:
             raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
     named = {field for settings in (base, fixed, grid, *cases.values()) for field in settings}
-    if spec.get("recipe") is None and not named & _NO_RECIPE:
-        base = merge_settings(_flat(load_recipe("digits"), "the file"), base)
+    if spec.get("recipe") is None and not named & _NO_RECIPE and (recipe := default_recipe(base | fixed)):
+        base = merge_settings(_flat(load_recipe(recipe), "the file"), base)
     base = {field: value for field, value in merge_settings(base, fixed).items() if field not in grid}
     name, seeds, case_seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1)), _case_seeds(spec, cases)
     cells = tuple(_cells(base, grid, cases, seeds, case_seeds))

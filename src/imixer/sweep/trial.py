@@ -29,7 +29,9 @@ def run_trial(trial: Trial, folder: Path) -> None:
     """
     from imixer.training.train import resume, train
 
-    run = folder / trial.name
+    run, detects = folder / trial.name, trial.cell.config.task == "anomaly"
+    if detects:
+        from imixer.analysis.anomaly.detector_run import resume_detector, train_detector
     with (
         log_file(run).open("a", buffering=1, encoding="utf-8") as file,
         redirect_stdout(file),
@@ -39,11 +41,11 @@ def run_trial(trial: Trial, folder: Path) -> None:
         print(f"process {os.getpid()} on {platform.node()}")
         try:
             if RunDirectory(run).config.is_file():
-                resume(str(run))
+                resume_detector(str(run)) if detects else resume(str(run))
             else:
                 if run.exists():  # lost before there was anything
                     rmtree(run)
-                train(trial.config(folder))
+                train_detector(trial.config(folder)) if detects else train(trial.config(folder))
         except InputError as error:
             record_failure(run, str(error))
         except Exception as error:  # whatever it is, the other trials go on

@@ -74,6 +74,7 @@ def export(
     if format != "package" and quantize is None and data is not None:
         raise InputError(f"data is {data}, of which format {format} has no use; leave it out")
     run = load_run(path, "cpu", checkpoint)
+    run.require_known_to_others()
     file = Path(out) if out else run.outputs.path / _default_name(run, format, quantize)
     if file.exists() or file.is_symlink():
         raise InputError(f"out: {file} exists, and nothing is overwritten; give another name or remove it")

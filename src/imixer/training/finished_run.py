@@ -172,11 +172,24 @@ class FinishedRun:
             InputError: If the data are not there, or have other classes or channels, or the run is a segmentation.
         """
         if self.config.task != "classify":
+            kind = {"segment": "a segmentation", "anomaly": "a detector of anomalies"}[self.config.task]
             raise InputError(
-                f"{self.name} is a segmentation, and this is for runs with a class for each image; `imixer evaluate` "
+                f"{self.name} is {kind}, and this is for runs with a class for each image; `imixer evaluate` "
                 "and `imixer predict` take it"
             )
         return self._as_in_training(open_dataset(self._data_config(data_path)))
+
+    def require_known_to_others(self) -> None:
+        """Check that what the run has learned is all in its model, which other programs can compute.
+
+        Raises:
+            InputError: If the run detects anomalies, by features of normal images that it keeps beside the model.
+        """
+        if self.config.task == "anomaly":
+            raise InputError(
+                f"{self.name} is a detector of anomalies, whose features of normal images are no part of its model; "
+                "`imixer predict` judges images by it, and a copy of its folder does so elsewhere"
+            )
 
     def masked_data(self, data_path: str | None = None) -> MaskedData:
         """Open the images and masks of a segmentation's run, to be normalised as in training.

@@ -84,6 +84,7 @@ def push(
     if repo_id.count("/") != 1:
         raise InputError(f"{repo_id!r} does not say whose it is; give user/name")
     run = load_run(path, "cpu", checkpoint)
+    run.require_known_to_others()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
         write_hub_folder(run, folder, repo_id)

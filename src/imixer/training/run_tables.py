@@ -11,6 +11,7 @@ from rich.text import Text
 
 from imixer.tables import Grid, on_screen
 from imixer.training.run.directory import short_names
+from imixer.training.run.result import METRIC_NAMES, best_by
 from imixer.training.run.summary import RunSummary, evaluations
 
 _HEADER = ("run", "state", "data", "model", "accuracy", "best epoch", "epochs", "date")
@@ -62,8 +63,12 @@ def show_run(run: RunSummary, console: Console) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("state", run.state + (f": {run.problem}" if run.problem else ""))
     if run.last:
-        at = f"after epoch {run.last['epoch']:.0f}"
-        grid.add_row("accuracy", Text.assemble((_accuracy(run.last), "bold"), f" of the held-out images {at}"))
+        metric, at = best_by(run.last), f"after epoch {run.last['epoch']:.0f}"
+        of = "of" if metric == "val_acc" else "on"
+        grid.add_row(
+            METRIC_NAMES[metric],
+            Text.assemble((f"{run.last[metric]:.2%}", "bold"), f" {of} the held-out images {at}"),
+        )
         grid.add_row("loss", f"{run.last['val_loss']:.4f}")
     if run.best:
         grid.add_row("best epoch", f"{_accuracy(run.best)} after epoch {run.best['epoch']:.0f}")
@@ -86,7 +91,11 @@ def show_run(run: RunSummary, console: Console) -> None:
 
 
 def _accuracy(row: Mapping[str, float] | None) -> str:
-    return f"{row['val_acc']:.2%}" if row else "-"
+    """Write what decides which epoch is the best, and its name if it is no accuracy."""
+    if not row:
+        return "-"
+    metric = best_by(row)
+    return f"{row[metric]:.2%}" + (f" {METRIC_NAMES[metric]}" if metric != "val_acc" else "")
 
 
 def _epochs(run: RunSummary) -> str:

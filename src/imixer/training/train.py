@@ -85,6 +85,11 @@ def train(config: TrainConfig) -> TrainingResult:
         InputError: If something in the configuration or the data is wrong, or training diverges.
         Interrupted: On SIGTERM or Ctrl-C, after the step at hand is finished and saved.
     """
+    if config.task == "anomaly":
+        raise InputError(
+            "task is anomaly, which takes no steps; `imixer train` and "
+            "imixer.analysis.anomaly.detector_run.train_detector take it"
+        )
     config = resolve_devices(config)
     check_out(config.out)
     return _start(config, None)

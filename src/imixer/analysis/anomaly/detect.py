@@ -12,7 +12,7 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
 from imixer.analysis.anomaly.detection_quality import DetectionQuality, detection_quality
-from imixer.analysis.anomaly.detectors import BY_POSITION, NormalFeatures, energy_deviations
+from imixer.analysis.anomaly.detectors import BY_POSITION, EnergyDeviations, NormalFeatures, energy_deviations
 from imixer.analysis.anomaly.samples import GOOD, AnomalySamples
 from imixer.analysis.energy import token_energies
 from imixer.errors import InputError
@@ -92,7 +92,7 @@ def model_features(
     fits = tuple(own) == size
     if isinstance(model, Mixer):
         model.take_any_size()
-    elif not fits:
+    elif not fits and cfg.get("fixed_input_size", True):
         raise InputError(f"size is {size[0]} x {size[1]}, and a {type(model).__name__} is for {own[0]} x {own[1]}")
     take: Any = model.forward_intermediates
 
@@ -139,7 +139,19 @@ def pixel_features(in_chans: int, size: tuple[int, int]) -> FeatureSource:
     return FeatureSource(maps, None, in_chans)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class LearnedNormal:
+    """Hold what is known of normal images. `learn_normal` makes it, and `judge_images` takes it.
+
+    Args:
+        features: What is known of their features.
+        energies: What is known of their energies in the blocks, if the model has any.
+    """
+
+    features: NormalFeatures
+    energies: EnergyDeviations | None = None
+
+
 def detect_anomalies(
     samples: AnomalySamples,
     features: FeatureSource,
@@ -151,8 +163,6 @@ def detect_anomalies(
     device: torch.device | str = "cpu",
 ) -> AnomalyScores:
     """Learn from the normal images, score the others by every detector, and measure how well each does.
-
-    The score of an image is that of its least normal position. Scores between positions are interpolated.
 
     Args:
         samples: The images.
@@ -166,35 +176,110 @@ def detect_anomalies(
     Raises:
         InputError: If memory, neighbours or batch_size is below 1, or features are not finite.
     """
+    options: dict[str, Any] = dict(batch_size=batch_size, device=device)
+    learned = learn_normal(samples.normal, features, memory=memory, neighbours=neighbours, seed=seed, **options)
+    return judge_images(samples, features, learned, **options)
+
+
+@torch.no_grad()
+def learn_normal(
+    images: Tensor,
+    features: FeatureSource,
+    *,
+    memory: int = 2000,
+    neighbours: int = 3,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> LearnedNormal:
+    """Learn from normal images (N, in_chans, H, W), pixels from 0 to 1. For the rest see `detect_anomalies`.
+
+    Raises:
+        InputError: If memory, neighbours or batch_size is below 1, or features are not finite.
+    """
     for name, value in {"memory": memory, "neighbours": neighbours, "batch_size": batch_size}.items():
         if value < 1:
             raise InputError(f"{name} is {value}; give 1 or more")
+    maps = _require_finite(_every(images, features.maps, "features of normal images", batch_size, device))
+    learned = NormalFeatures(_rows(maps), memory=memory, neighbours=neighbours, seed=seed)
+    if features.energies is None:
+        return LearnedNormal(learned)
+    energies = _require_finite(_every(images, features.energies, "energies of normal images", batch_size, device))
+    return LearnedNormal(learned, energy_deviations(energies))
 
-    def every(images: Tensor, what: Callable[[Tensor], Tensor], title: str) -> Tensor:
-        batches = images.split(batch_size)
-        chunks = ([what(batch.to(device)).cpu()] for batch in batches)
-        return torch.cat(list(with_progress(chunks, len(batches), title)))
 
-    def require_finite(values: Tensor) -> Tensor:
-        if not values.isfinite().all():
-            raise InputError("the model's features are not finite on these images; take another model or checkpoint")
-        return values
+@torch.no_grad()
+def judge_images(
+    samples: AnomalySamples,
+    features: FeatureSource,
+    learned: LearnedNormal,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> AnomalyScores:
+    """Score images by every detector, and measure how well each does. For the rest see `detect_anomalies`.
 
-    normal = require_finite(every(samples.normal, features.maps, "features of normal images"))
-    learned = NormalFeatures(_rows(normal), memory=memory, neighbours=neighbours, seed=seed)
-    test = require_finite(every(samples.test, features.maps, "features of images to judge"))
-    by_position = learned.scores(_rows(test))
-    grid, size = test.shape[-2:], samples.test.shape[-2:]
-    images, maps = {}, {}
+    The score of an image is that of its least normal position. Scores between positions are interpolated.
+
+    Args:
+        samples: The images, of which those to learn from are not looked at.
+        features: What is compared.
+        learned: What is known of normal images.
+        batch_size: Images at once.
+        device: Where the model is.
+
+    Raises:
+        InputError: If features are not finite.
+    """
+    images, maps = score_images(samples.test, features, learned, batch_size=batch_size, device=device)
+    quality = {name: _quality(samples, values, maps.get(name)) for name, values in images.items()}
+    beta = float(learned.features.memory.options["beta"])
+    return AnomalyScores(samples, images, maps, quality, len(learned.features.stored), beta)
+
+
+@torch.no_grad()
+def score_images(
+    images: Tensor,
+    features: FeatureSource,
+    learned: LearnedNormal,
+    *,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Score images (M, in_chans, H, W) of which nothing is known.
+
+    Returns:
+        Scores of images (M,) by name in `DETECTORS`, and of pixels (M, H, W) by name in `BY_POSITION`.
+
+    Raises:
+        InputError: If features are not finite.
+    """
+    test = _require_finite(_every(images, features.maps, "features of images to judge", batch_size, device))
+    by_position = learned.features.scores(_rows(test))
+    grid, size = test.shape[-2:], images.shape[-2:]
+    whole, maps = {}, {}
     for name in BY_POSITION:
         positions = by_position[name].view(len(test), 1, *grid)
-        images[name] = positions.flatten(1).amax(1)
+        whole[name] = positions.flatten(1).amax(1)
         maps[name] = F.interpolate(positions, size, mode="bilinear", align_corners=False)[:, 0]
-    if features.energies is not None:
-        score = energy_deviations(every(samples.normal, features.energies, "energies of normal images"))
-        images["block_energy"] = score(every(samples.test, features.energies, "energies of images to judge"))
-    quality = {name: _quality(samples, values, maps.get(name)) for name, values in images.items()}
-    return AnomalyScores(samples, images, maps, quality, len(learned.stored), float(learned.memory.options["beta"]))
+    if features.energies is not None and learned.energies is not None:
+        energies = _every(images, features.energies, "energies of images to judge", batch_size, device)
+        whole["block_energy"] = learned.energies(energies)
+    return whole, maps
+
+
+def _every(
+    images: Tensor, what: Callable[[Tensor], Tensor], title: str, batch_size: int, device: torch.device | str
+) -> Tensor:
+    batches = images.split(batch_size)
+    chunks = ([what(batch.to(device)).cpu()] for batch in batches)
+    return torch.cat(list(with_progress(chunks, len(batches), title)))
+
+
+def _require_finite(values: Tensor) -> Tensor:
+    if not values.isfinite().all():
+        raise InputError("the model's features are not finite on these images; take another model or checkpoint")
+    return values
 
 
 def _rows(maps: Tensor) -> Tensor:

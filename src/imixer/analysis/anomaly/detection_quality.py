@@ -43,11 +43,22 @@ def auroc(scores: Floats, positive: Booleans) -> float:
 
 def best_f1(scores: Floats, positive: Booleans) -> float:
     """Return the largest harmonic mean of precision and recall over all thresholds."""
+    return float(_f1_curve(scores, positive)[0].max())
+
+
+def best_threshold(scores: Floats, positive: Booleans) -> float:
+    """Return the threshold of the largest F1: what scores as much or more counts as an anomaly."""
+    f1, thresholds = _f1_curve(scores, positive)
+    return float(thresholds[f1.argmax()])
+
+
+def _f1_curve(scores: Floats, positive: Booleans) -> tuple[Floats, Floats]:
+    """Compute the F1 at each threshold."""
     from sklearn.metrics import precision_recall_curve
 
-    precision, recall, _ = precision_recall_curve(positive, scores)
+    precision, recall, thresholds = precision_recall_curve(positive, scores)
     total = precision + recall
-    return float((2 * precision * recall / np.where(total > 0, total, 1)).max())
+    return (2 * precision * recall / np.where(total > 0, total, 1))[:-1], thresholds
 
 
 def per_region_overlap(maps: Floats, masks: Booleans, limit: float = PRO_LIMIT) -> float:

@@ -6,7 +6,7 @@ K: vectors in the memory. D: features of a vector. B: vectors to score. Higher i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -79,16 +79,39 @@ class NormalFeatures:
     """
 
     def __init__(self, vectors: Tensor, *, memory: int = 2000, neighbours: int = 3, seed: int = 0) -> None:
-        self.mean = vectors.mean(0)
-        self.std = vectors.std(0, correction=0).clamp(min=1e-6)
-        standard = (vectors - self.mean) / self.std
+        mean, std = vectors.mean(0), vectors.std(0, correction=0)
+        std = torch.where(std > 1e-6, std, 1.0)  # what never varies keeps its unit
+        standard = (vectors - mean) / std
         order = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(seed))
-        self.stored = standard[order[:memory].to(vectors.device)]
-        self.neighbours = min(neighbours, len(self.stored))
-        self.memory = AssociativeMemory(self.stored, "modern", similarity="distance", beta=_beta(self.stored))
+        stored = standard[order[:memory].to(vectors.device)]
         covariance = (standard.T @ standard / len(standard)).double()
-        ridge = 1e-3 * covariance.diagonal().mean() * torch.eye(len(covariance), device=vectors.device)
-        self._whiten = torch.linalg.cholesky(torch.linalg.inv(covariance + ridge)).to(vectors)
+        # without a ridge, few or equal vectors have no inverse
+        ridge = 1e-3 * (float(covariance.diagonal().mean()) or 1.0) * torch.eye(len(covariance), device=vectors.device)
+        whiten = torch.linalg.cholesky(torch.linalg.inv(covariance + ridge)).to(vectors)
+        self._set(mean, std, stored, whiten, _beta(stored), neighbours)
+
+    def _set(self, mean: Tensor, std: Tensor, stored: Tensor, whiten: Tensor, beta: float, neighbours: int) -> None:
+        self.mean, self.std, self.stored, self._whiten = mean, std, stored, whiten
+        self.neighbours = min(neighbours, len(stored))
+        self.memory = AssociativeMemory(stored, "modern", similarity="distance", beta=beta)
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], *, neighbours: int = 3) -> NormalFeatures:
+        """Restore what was learned.
+
+        Args:
+            tensors: What `tensors` returned.
+            neighbours: Number k of nearest neighbours.
+        """
+        learned = cls.__new__(cls)
+        mean, std, stored, whiten = (tensors[name] for name in ("mean", "std", "stored", "whiten"))
+        learned._set(mean, std, stored, whiten, float(tensors["beta"]), neighbours)
+        return learned
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all that was learned, by name, for `from_tensors`."""
+        beta = torch.tensor(float(self.memory.options["beta"]), dtype=torch.float64)
+        return {"mean": self.mean, "std": self.std, "stored": self.stored, "whiten": self._whiten, "beta": beta}
 
     @torch.no_grad()
     def scores(self, vectors: Tensor) -> dict[str, Tensor]:
@@ -121,7 +144,26 @@ def _beta(stored: Tensor) -> float:
     return 2 * (5 + math.log(len(stored))) / square if square > 0 else 1.0
 
 
-def energy_deviations(normal: Tensor) -> Callable[[Tensor], Tensor]:
-    """Learn the energies of normal images (N, blocks), and return the score `block_energy`, (B, blocks) -> (B,)."""
-    mean, std = normal.mean(0), normal.std(0, correction=0).clamp(min=1e-12)
-    return lambda energies: ((energies - mean).abs() / std).mean(1)
+@dataclass(frozen=True)
+class EnergyDeviations:
+    """Score images by how far their energies are from those of normal images: `block_energy`.
+
+    Choose `energy_deviations` to learn them.
+
+    Args:
+        mean: Mean energy of normal images in each block (blocks,).
+        std: Standard deviation likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, energies: Tensor) -> Tensor:
+        """Compute the scores (B,) of energies (B, blocks)."""
+        return ((energies - self.mean).abs() / self.std).mean(1)
+
+
+def energy_deviations(normal: Tensor) -> EnergyDeviations:
+    """Learn the energies of normal images (N, blocks)."""
+    std = normal.std(0, correction=0)
+    return EnergyDeviations(normal.mean(0), torch.where(std > 1e-12, std, 1.0))

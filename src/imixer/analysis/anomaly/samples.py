@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from imixer.data.sources.decoding import PixelFormat
-from imixer.data.sources.image_files import expand_user, images_under, load_image, subfolders
+from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat
+from imixer.data.sources.image_files import expand_user, images_under, list_loose_files, load_image, subfolders
 from imixer.errors import InputError
 
 GOOD = "good"
@@ -36,7 +36,7 @@ class AnomalySamples:
         names: Name of each image to judge.
         masks: Pixels of the defect (M, H, W), nowhere true in good images; None if no pixels are known.
         masked: Whether the pixels of an image are known, (M,): all of a good one.
-        skipped: Number of unreadable images left out.
+        skipped: Images that were left out, each by its name.
     """
 
     name: str
@@ -46,7 +46,7 @@ class AnomalySamples:
     names: tuple[str, ...]
     masks: Tensor | None
     masked: Tensor
-    skipped: int = 0
+    skipped: tuple[str, ...] = ()
 
     @property
     def defective(self) -> Tensor:
@@ -58,7 +58,14 @@ class AnomalySamples:
 
 
 def open_defect_folder(
-    path: str | Path, in_chans: int, size: tuple[int, int], *, smallest: int = 1, skip_bad: bool = False
+    path: str | Path,
+    in_chans: int,
+    size: tuple[int, int],
+    *,
+    smallest: int = 1,
+    skip_bad: bool = False,
+    learn: bool = True,
+    pixels: PixelFormat = EIGHT_BITS,
 ) -> AnomalySamples:
     """Open `train/good`, `test/good`, `test/DEFECT`, and if it is there `ground_truth/DEFECT` with its masks.
 
@@ -70,103 +77,173 @@ def open_defect_folder(
         in_chans: Channels that images get, 1 or 3.
         size: Height and width in pixels that images get.
         smallest: Smallest side in pixels that an image may have: that of a patch.
-        skip_bad: Leave out images that cannot be read, or whose mask cannot, and count them.
+        skip_bad: Leave out what is wrong with single images and masks, and name it.
+        learn: Whether to open `train/good`. Otherwise there are no images to learn from.
+        pixels: How stored pixel values become bytes.
 
     Raises:
         InputError: If a folder is missing or empty, an image cannot be read or is smaller than a patch, or a mask is
-            missing, of another size than its image, or marks nothing.
+            missing, of another size than its image, of no image, or marks nothing; or a mask marks a defect in a good
+            image.
     """
     root = expand_user(path)
-    good = root / "train" / GOOD
-    if not good.is_dir():
-        there = "is no folder" if not root.is_dir() else "has no folder train/good"
-        raise InputError(f"{root} {there}; put normal images to learn from into {good}")
-    learn = images_under(good)
-    if not learn:
-        raise InputError(f"{good} holds no images; put normal images to learn from there")
-    test = root / "test"
-    if not test.is_dir():
-        raise InputError(f"{root} has no folder test; put images to judge into test/good and test/DEFECT")
-    kinds = [folder.name for folder in subfolders(test) if images_under(folder)]
-    if GOOD not in kinds:
-        raise InputError(f"{test / GOOD} holds no images; scores need normal images to compare defects with")
-    if len(kinds) == 1:
-        raise InputError(f"{test} has no defects, only {GOOD}; put images of each defect into a folder of its name")
-    truth = root / "ground_truth"
-    skipped: list[Path] = []
-    common = (in_chans, size, smallest, skip_bad, skipped)
-    normal = [image for _, image, _ in _read([(file, None) for file in learn], *common)]
-    if not normal:
-        raise InputError(f"{good} holds no image that can be read; mend them")
+    test, truth, bad = root / "test", root / "ground_truth", _BadFiles(skip_bad)
+    reading = (in_chans, size, smallest, pixels, bad)
+    normal = _normal_images(root, *reading) if learn else []
+    kinds = _kinds(test)
     images, masks, labels, names = [], [], [], []
-    for kind in kinds:
-        files = images_under(test / kind)
-        with_masks = kind != GOOD and truth.is_dir()
-        pairs = [(file, _mask_of(file, test, truth) if with_masks else None) for file in files]
-        for file, image, mask in _read(pairs, *common):
-            images.append(image)
-            masks.append(mask)
-            labels.append(kind)
-            names.append(file.relative_to(test).as_posix())
+    masks_by_image = _masks_by_image(kinds, test, truth, bad) if truth.is_dir() else {}
+    for kind, files in kinds.items():
+        for file in files:
+            if truth.is_dir() and kind != GOOD and file not in masks_by_image:
+                continue  # it has been left out
+            pair = _read(file, masks_by_image.get(file), *reading)
+            if pair is not None:
+                images.append(pair[0])
+                masks.append(pair[1])
+                labels.append(kind)
+                names.append(file.relative_to(test).as_posix())
     if not {GOOD} < set(labels):
-        raise InputError(f"{test} has no {GOOD} image or no defect that can be read; mend them")
+        raise InputError(f"{test} has no {GOOD} image or no defect that can be used; mend them")
     masked = torch.tensor([kind == GOOD or truth.is_dir() for kind in labels])
     blank = torch.zeros(size, dtype=torch.bool)
     stacked = torch.stack([blank if mask is None else mask for mask in masks]) if truth.is_dir() else None
     return AnomalySamples(
-        root.name, torch.stack(normal), torch.stack(images), tuple(labels), tuple(names), stacked, masked, len(skipped)
+        root.name,
+        torch.stack(normal) if normal else torch.zeros(0, in_chans, *size),
+        torch.stack(images),
+        tuple(labels),
+        tuple(names),
+        stacked,
+        masked,
+        tuple(file.relative_to(root).as_posix() for file in bad.skipped),
     )
 
 
-def _mask_of(file: Path, test: Path, truth: Path) -> Path:
-    """Find the mask of an image."""
-    folder = truth / file.relative_to(test).parent
+class _BadFiles:
+    """Refuse a bad file, or leave it out and note it."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip = skip
+        self.skipped: list[Path] = []
+
+    def leave_out(self, file: Path, problem: str) -> None:
+        """Note a file that is left out.
+
+        Raises:
+            InputError: If no file may be.
+        """
+        if not self.skip:
+            raise InputError(f"{problem}, or pass --data.skip_bad true")
+        self.skipped.append(file)
+
+
+def _normal_images(
+    root: Path, in_chans: int, size: tuple[int, int], smallest: int, pixels: PixelFormat, bad: _BadFiles
+) -> list[Tensor]:
+    """Read the images to learn from."""
+    good = root / "train" / GOOD
+    if not good.is_dir():
+        there = "is no folder" if not root.is_dir() else f"has no folder train/{GOOD}"
+        raise InputError(f"{root} {there}; put normal images to learn from into {good}")
+    files = images_under(good)
+    if not files:
+        raise InputError(f"{good} holds no images; put normal images to learn from there")
+    read = [_read(file, None, in_chans, size, smallest, pixels, bad) for file in files]
+    normal = [pair[0] for pair in read if pair is not None]
+    if not normal:
+        raise InputError(f"{good} holds no image that can be used; mend them")
+    return normal
+
+
+def _kinds(test: Path) -> dict[str, list[Path]]:
+    """List the images to judge by their kind."""
+    if not test.is_dir():
+        raise InputError(f"{test.parent} has no folder test; put images to judge into test/{GOOD} and test/DEFECT")
+    if loose := list_loose_files(test).images:
+        raise InputError(f"{loose[0]} lies in no folder that says what it is; put it into test/{GOOD} or test/DEFECT")
+    kinds = {folder.name: files for folder in subfolders(test) if (files := images_under(folder))}
+    if twins := [kind for kind in kinds if kind != GOOD and kind.strip().lower() == GOOD]:
+        raise InputError(f"{test / twins[0]} would be a defect called {twins[0]}; call it {GOOD}, or like its defect")
+    if GOOD not in kinds:
+        raise InputError(f"{test / GOOD} holds no images; scores need normal images to compare defects with")
+    if len(kinds) == 1:
+        raise InputError(f"{test} has no defects, only {GOOD}; put images of each defect into a folder of its name")
+    return kinds
+
+
+def _masks_by_image(kinds: dict[str, list[Path]], test: Path, truth: Path, bad: _BadFiles) -> dict[Path, Path]:
+    """Find the mask of each image with a defect."""
+    found: dict[Path, Path] = {}
+    for file in (file for kind, files in kinds.items() if kind != GOOD for file in files):
+        mask = _mask_of(file, truth / file.relative_to(test).parent)
+        if mask is None:
+            folder = truth / file.relative_to(test).parent
+            bad.leave_out(file, f"{file} has no mask; put {file.stem}_mask.png into {folder}, or remove {truth}")
+        else:
+            found[file] = mask
+    for mask in sorted(set(images_under(truth)) - set(found.values())):
+        kind = mask.relative_to(truth).parts[0]
+        if kind != GOOD:
+            bad.leave_out(mask, f"{mask} is the mask of no image in {test / kind}; remove it, or add its image")
+        elif _marks_something(mask):
+            bad.leave_out(mask, f"{mask} marks a defect in a {GOOD} image; move both to a folder of the defect's name")
+    return found
+
+
+def _mask_of(file: Path, folder: Path) -> Path | None:
+    """Find the mask of an image in a folder."""
     for stem in (f"{file.stem}_mask", file.stem):
         beside = sorted(folder.glob(f"{_literal(stem)}.*")) if folder.is_dir() else []
         if beside:
             return beside[0]
-    raise InputError(f"{file} has no mask; put {file.stem}_mask.png into {folder}, or remove {truth}")
+    return None
 
 
 def _literal(text: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)
 
 
+def _marks_something(file: Path) -> bool:
+    try:
+        return bool((np.asarray(load_image(file, 1, _MASK)) > 0).any())
+    except InputError:
+        return False  # of an image that needs no mask
+
+
 def _read(
-    pairs: Iterable[tuple[Path, Path | None]],
+    file: Path,
+    mask_file: Path | None,
     in_chans: int,
     size: tuple[int, int],
     smallest: int,
-    skip_bad: bool,
-    skipped: list[Path],
-) -> Iterator[tuple[Path, Tensor, Tensor | None]]:
-    """Read images and their masks. Those that cannot be read are added to `skipped`, if that is allowed."""
-    for file, mask_file in pairs:
-        try:
-            image = load_image(file, in_chans)
-            stored = None if mask_file is None else load_image(mask_file, 1, _MASK)
-        except InputError as error:
-            if not skip_bad:
-                raise InputError(f"{error}, or pass --skip_bad") from None
-            skipped.append(file)
-            continue
+    pixels: PixelFormat,
+    bad: _BadFiles,
+) -> tuple[Tensor, Tensor | None] | None:
+    """Read an image and its mask. None if it is left out."""
+    try:
+        image = load_image(file, in_chans, pixels)
         if min(image.size) < smallest:
             raise InputError(
                 f"{file} has {image.width} x {image.height} pixels, less than a patch of {smallest} x {smallest}; "
                 "remove it, or take a model with smaller patches"
             )
-        mask = None
-        if stored is not None and mask_file is not None:
-            if stored.size != image.size:
-                raise InputError(
-                    f"{mask_file} has {stored.width} x {stored.height} pixels, and its image {file.name} has "
-                    f"{image.width} x {image.height}; give a mask of that size"
-                )
-            mask = _to_mask(stored, size, mask_file)
-        yield file, _to_tensor(image, size), mask
+        if mask_file is None:
+            return to_tensor(image, size), None
+        stored = load_image(mask_file, 1, _MASK)
+        if stored.size != image.size:
+            raise InputError(
+                f"{mask_file} has {stored.width} x {stored.height} pixels, and its image {file.name} has "
+                f"{image.width} x {image.height}; give a mask of that size"
+            )
+        return to_tensor(image, size), _to_mask(stored, size, mask_file)
+    except InputError as error:
+        bad.leave_out(file, str(error))
+        return None
 
 
-def _to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:
+def to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """Scale an image of mode `L` or `RGB` to a height and width in pixels, without a crop, as (C, H, W) from 0 to 1."""
     height, width = size
     scaled = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
     pixels = torch.from_numpy(scaled.copy()).float().div(255)

@@ -24,6 +24,7 @@ from imixer.training.run.safetensors_file import first_non_finite_in
 
 _log = logging.getLogger(__name__)
 _METRICS = ("epoch", "step", "train_loss", "val_loss", "val_acc", "lr", "images_per_s", "seconds")
+_DETECTOR_METRICS = ("epoch", "val_loss", "val_acc", "val_auroc", "seconds")  # of a run that takes no steps
 _RUN_FILES = ("environment.json", "metrics.csv", "checkpoints", "model")  # of a run, one of which may be lost
 _MANY_CLASSES = 200  # of which a confusion matrix is a picture only
 
@@ -114,6 +115,7 @@ class ReportedRun:
         test_classes: The same of the test set, if there is one.
         iterations: What `imixer analyze convergence` measured in each block, if it did.
         energy: What `imixer analyze energy` measured at each mixing step, if it did.
+        anomalies: The quality of each score that tells anomalies, if the run is a detector or was evaluated as one.
         pictures: What `imixer train`, `predict` and `analyze` have drawn, without what is in the numbers above.
     """
 
@@ -130,6 +132,7 @@ class ReportedRun:
     test_classes: tuple[list[str], list[list[int]]] | None
     iterations: list[dict[str, Any]]
     energy: list[dict[str, Any]]
+    anomalies: dict[str, Any]
     pictures: list[RunPicture]
 
     @property
@@ -231,12 +234,13 @@ def _read(path: Path, name: str) -> ReportedRun:
             CONVERGENCE.name: iterations,
             ENERGY.name: energy,
         }
+        config = load_config(run.config)
         return ReportedRun(
             name=name,
             path=path,
-            settings=flatten(asdict(load_config(run.config))),
+            settings=flatten(asdict(config)),
             environment=_json(run.environment),
-            rows=_table(run.metrics, _METRICS),
+            rows=_table(run.metrics, _DETECTOR_METRICS if config.task == "anomaly" else _METRICS),
             convergence=_table(run.convergence, ("epoch", "block")),
             result=_json(run.result, ("data", "parameters", "device")),
             evaluation=_json(run.evaluation, ("top1", "images", "per_class")),
@@ -245,6 +249,7 @@ def _read(path: Path, name: str) -> ReportedRun:
             test_classes=test_classes,
             iterations=iterations,
             energy=energy,
+            anomalies=_json(run.path / "anomaly.json", ("scores",)).get("scores", {}),
             pictures=_pictures(run, charted=[name for name, numbers in charted.items() if numbers]),
         )
     except InputError:
@@ -274,13 +279,21 @@ def _energy(run: RunDirectory) -> list[dict[str, Any]]:
 
 def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[RunPicture]:
     """List the pictures of a run that no chart shows as well. Learning curves always are a chart."""
-    drawn = [run.worst_images, run.test_worst_images, run.confusion_matrix, run.test_confusion_matrix, run.prediction]
+    drawn = [
+        run.heat_maps,
+        run.worst_images,
+        run.test_worst_images,
+        run.confusion_matrix,
+        run.test_confusion_matrix,
+        run.prediction,
+    ]
     drawn += sorted(run.analysis.glob("*.png"))
     shown = [file for file in drawn if file.is_file() and file.stem not in charted]
     for file in [file for file in shown if not _is_png(file)]:
         _log.warning(f"{file} is no picture any more, and left out")
         shown.remove(file)
     titles = figure_titles() | {
+        run.heat_maps.stem: "Least normal images of each kind, and their heat maps",
         run.worst_images.stem: "Held-out images with the largest loss",
         run.test_worst_images.stem: "Images of the test set with the largest loss",
     }

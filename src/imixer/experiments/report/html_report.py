@@ -36,6 +36,13 @@ from imixer.progress import announce
 from imixer.training.run.directory import RunDirectory, short_names
 from imixer.writing import json_text, write_text
 
+_ANOMALY_MEASURES = {
+    "image_auroc": "image AUROC",
+    "image_f1": "image F1",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_f1": "pixel F1",
+    "pro": "PRO",
+}
 _MOST_RUNS = 40  # runs, of which each has its own figures
 _ITERATIONS = (
     "What each iteration of x = G(v) + F(x) changes, Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), and the cosine between "
@@ -97,6 +104,7 @@ def _sections(reproduced: list[ReportedExperiment], runs: list[ReportedRun]) -> 
         Section("Convergence", _convergence(runs)),
         Section("Energy", _energy(runs)),
         Section("Classes", _classes(runs)),
+        Section("Anomalies", _anomalies(runs)),
         Section("Pictures", _pictures(runs)),
         Section("Settings", _settings(runs)),
         Section("Environment", _environment(runs)),
@@ -172,6 +180,7 @@ def _summarised(run: ReportedRun) -> dict[str, str]:
     return {
         "run": run.name,
         "accuracy": f"{last['val_acc']:.2%}" if last else "-",
+        "AUROC": f"{last['val_auroc']:.2%}" if "val_auroc" in last else "-",
         "best epoch": f"{best['val_acc']:.2%} ({best['epoch']:.0f})" if best else "-",
         "test set": f"{test['top1']:.2%}" if test else "-",
         "loss": f"{last['val_loss']:.4f}" if last else "-",
@@ -179,7 +188,7 @@ def _summarised(run: ReportedRun) -> dict[str, str]:
         "model": str(run.settings["model.name"]),
         "data": str(run.result.get("data", run.settings["data.name"])),
         "parameters": f"{run.result['parameters']:,}" if run.finished else "-",
-        "images/s": f"{last['images_per_s']:,.0f}" if last else "-",
+        "images/s": f"{last['images_per_s']:,.0f}" if "images_per_s" in last else "-",
         "time": f"{last['seconds']:,.0f} s" if last else "-",
         "seed": str(run.settings["seed"]),
         "device": str(run.result.get("device", "-")),
@@ -187,7 +196,7 @@ def _summarised(run: ReportedRun) -> dict[str, str]:
 
 
 def _curves(runs: list[ReportedRun]) -> list[Item]:
-    begun = [run for run in runs if run.rows]
+    begun = [run for run in runs if run.rows and "train_loss" in run.rows[0]]  # others take no steps
     if not begun:
         return []
     return [Chart("Losses in nats, and accuracy on the held-out images", "curves", charts.learning_curves(begun))]
@@ -256,6 +265,25 @@ def _classes(runs: list[ReportedRun]) -> list[Item]:
                     own.append(Chart(caption, f"{kind}-{number}", charts.class_accuracies(scores["per_class"])))
         items += [Heading(run.name), *own] if own else []
     return items
+
+
+def _anomalies(runs: list[ReportedRun]) -> list[Item]:
+    items: list[Item] = []
+    for run in (run for run in runs[:_MOST_RUNS] if run.anomalies):
+        with _numbers_of(run.path / "anomaly.json"):
+            rows = [
+                [name.replace("_", " "), *(_per_cent(quality[measure]) for measure in _ANOMALY_MEASURES)]
+                for name, quality in run.anomalies.items()
+            ]
+        items += [
+            Heading(run.name),
+            HtmlTable("How well each score tells anomalies", ["score", *_ANOMALY_MEASURES.values()], rows, 1),
+        ]
+    return items
+
+
+def _per_cent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def _pictures(runs: list[ReportedRun]) -> list[Item]:

@@ -12,7 +12,8 @@ from imixer.inverse_options import optional_options
 
 FinetunePart = Literal["head", "last", "all"]
 Choosable = Literal["model", "batch_size", "steps", "loading"]
-TaskName = Literal["classify", "segment"]
+TaskName = Literal["classify", "segment", "anomaly"]
+AnomalyScore = Literal["memory_energy", "retrieval", "knn", "mahalanobis", "block_energy"]
 
 # More is a slip of the finger: it would take years, or all memory, before anything is seen to be wrong.
 _MOST: dict[str, int] = {
@@ -269,6 +270,39 @@ class SegmentConfig:
 
 
 @dataclass
+class AnomalyConfig:
+    """What is learned of normal images, and which score is the detector's own.
+
+    Args:
+        score: Score that the run is judged by, and whose heat maps are drawn; the others are measured beside it.
+            `memory_energy` and `retrieval` of a Hopfield memory of normal features, `knn`, `mahalanobis`, and
+            `block_energy`, which is of whole images.
+        features: `model`, or `pixels` to compare squares of pixels instead.
+        levels: Levels of the model to take features from: blocks, or stages. Default: at a third and at two thirds of
+            the depth.
+        memory: Most feature vectors to store.
+        neighbours: Number of nearest neighbours.
+        normal: Digit that is normal, for the digits. Default: 3.
+    """
+
+    score: AnomalyScore = "memory_energy"
+    features: Literal["model", "pixels"] = "model"
+    levels: list[int] | None = None
+    memory: int = 1000
+    neighbours: int = 3
+    normal: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "neighbours"):
+            if getattr(self, name) < 1:
+                raise InputError(f"anomaly.{name} is {getattr(self, name)}; give 1 or more")
+        if self.normal is not None and not 0 <= self.normal <= 9:
+            raise InputError(f"anomaly.normal is {self.normal}; give the digit that is normal, 0 to 9")
+        if self.levels is not None and not self.levels:
+            raise InputError("anomaly.levels is empty; give numbers of blocks or stages, or leave it out")
+
+
+@dataclass
 class CheckpointConfig:
     """What is kept for `imixer train --resume`. The state of the best epoch is always kept besides.
 
@@ -296,13 +330,15 @@ class TrainConfig:
     """One training run.
 
     Args:
-        task: What is told of an image: `classify` one class for the whole, `segment` one for each pixel.
+        task: What is told of an image: `classify` one class for the whole, `segment` one for each pixel, `anomaly`
+            whether it is like normal ones, and where not.
         data: What to train on.
         model: What to train.
         optim: How to step.
         schedule: How the learning rate moves.
         masks: What masks mean, for `segment`.
         segment: Head and loss, for `segment`.
+        anomaly: Features and scores, for `anomaly`.
         finetune: What of a model that starts from weights is trained: its `head`, the classifier, alone; its `last`
             block with the norm after it and the head; or `all`. What is frozen has neither weight decay nor power
             iterations. On the command line, and in a file for `--config`, it brings a learning rate, batch size and
@@ -345,6 +381,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
     finetune: FinetunePart | None = None
     epochs: int = 40
     budget: str | None = None

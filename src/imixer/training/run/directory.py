@@ -163,6 +163,16 @@ class RunDirectory:
         return self.path / "predictions"
 
     @property
+    def normal_features(self) -> Path:
+        """The features of normal images, for the detection of anomalies."""
+        return self.path / "normal.safetensors"
+
+    @property
+    def heat_maps(self) -> Path:
+        """The figure of the least normal images of each kind, with their heat maps."""
+        return self.path / "heat_maps.png"
+
+    @property
     def analysis(self) -> Path:
         """The folder of `imixer analyze`, with a table and a figure for each measurement."""
         return self.path / "analysis"

@@ -19,6 +19,7 @@ from imixer.errors import InputError, did_you_mean
 from imixer.reading_yaml import read_yaml
 from imixer.recipes import finetune_settings, load_recipe
 from imixer.training.run.config import (
+    AnomalyConfig,
     CheckpointConfig,
     FinetunePart,
     ModelConfig,
@@ -38,6 +39,7 @@ _GROUPS: dict[str, Any] = {
     "schedule": ScheduleConfig,
     "masks": MaskConfig,
     "segment": SegmentConfig,
+    "anomaly": AnomalyConfig,
     "checkpoints": CheckpointConfig,
 }
 _STARTS = ("model.checkpoint", "model.from_mixer")
@@ -162,10 +164,12 @@ def default_recipe(settings: Mapping[str, Any]) -> str | None:
 
     Returns:
         `digits` for the digits, which are meant where no data are named, and `scenes` in their place for segmentation;
-        `photos` for a folder of class folders, unless a model is named. None for other data, and for weights to start
-        from.
+        `photos` for a folder of class folders, unless a model is named. None for other data, for weights to start from,
+        and for the detection of anomalies, which takes no steps.
     """
     if any(name in settings for name in _STARTS):
+        return None
+    if settings.get("task") == "anomaly":
         return None
     if settings.get("task") == "segment":
         return None if {"data", "data.name"} & settings.keys() else "scenes"

@@ -49,13 +49,16 @@ class TrainingResult:
         write_text(self.run.result, json_text(written, non_finite="null"))
 
 
+METRIC_NAMES = {"val_miou": "mIoU", "val_auroc": "AUROC", "val_acc": "accuracy"}  # of those that decide
+
+
 def best_by(row: Mapping[str, Any]) -> str:
-    """Name the metric that decides which epoch is the best: mIoU where there are masks, else accuracy.
+    """Name the metric that decides which epoch is the best: that of the task, or else accuracy.
 
     Args:
         row: The metrics of an epoch.
     """
-    return "val_miou" if "val_miou" in row else "val_acc"
+    return next((name for name in METRIC_NAMES if name in row), "val_acc")
 
 
 def best_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
