@@ -225,7 +225,22 @@ def test_a_script_that_is_not_there_is_one_line_and_2():
     assert "no script nowhere.py" in done.stderr
 
 
+@pytest.fixture
+def local_ray():
+    """A Ray of this machine alone, without a dashboard."""
+    ray = pytest.importorskip("ray")
+    try:
+        ray.init("local", include_dashboard=False, num_cpus=2, object_store_memory=100 * 2**20, logging_level="ERROR")
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # after 30 s, which nothing sets
+            raise
+        pytest.skip("this machine is too busy for Ray to start")
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 def test_ray_train_takes_an_imixer(tmp_path):
     torch_of_ray = pytest.importorskip("ray.train.torch", exc_type=ImportError)  # Ray without its extra train
     train = pytest.importorskip("ray.train", exc_type=ImportError)

@@ -16,6 +16,7 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.recipes import finetune_settings
 from imixer.training.finetune import describe_parameters, freeze
+from imixer.training.initial_weights import load_weights
 from imixer.training.model import build_model
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
@@ -180,6 +181,13 @@ def test_what_cannot_be_fine_tuned_is_refused_in_one_line(words, said, mixer_run
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("imixer: ") and said in line
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_for_images_of_other_channels_are_refused_with_what_to_do():
+    model = timm.create_model("imixer_n2_8", in_chans=3, num_classes=10)
+    path = find_packaged("imixer_n2_8.digits") / "model" / "model.safetensors"
+    with pytest.raises(InputError, match=r"channels: 1, and the data's 3: convert them, or take other weights$"):
+        load_weights(model, str(path))
 
 
 def test_a_run_brings_its_sizes_and_its_preparation_of_images(mixer_run):

@@ -201,7 +201,13 @@ def _drop_other_classifier(model: Any, state: dict[str, Tensor]) -> list[str]:
 def _first_mismatch(message: str) -> str:
     """Quote the first parameter that torch names, with both shapes."""
     shapes = re.search(r"size mismatch for (\S+): .*?Size\((\[.*?\])\).*?Size\((\[.*?\])\)", message, re.DOTALL)
-    return f"{shapes[1]} is {shapes[2]} there and {shapes[3]} here" if shapes else " ".join(message.split())[:200]
+    if not shapes:
+        return " ".join(message.split())[:200]
+    said = f"{shapes[1]} is {shapes[2]} there and {shapes[3]} here"
+    there, here = (re.findall(r"\d+", size) for size in (shapes[2], shapes[3]))
+    if shapes[1].startswith("stem.") and len(there) == len(here) == 4 and there[1] != here[1]:
+        said += f"; its images have channels: {there[1]}, and the data's {here[1]}: convert them, or take other weights"
+    return said
 
 
 def _shape(state: dict[str, Tensor], key: str) -> str:
