@@ -189,6 +189,24 @@ def test_impossible_states_are_refused_by_name(given, named):
         chain([3, 4], ["relu", "relu"]).initial_state(**given)
 
 
+@pytest.mark.parametrize(
+    ("x", "kind"),
+    [([1.0], "list"), (torch.ones(2, dtype=torch.long), "torch.int64"), (torch.ones(2) * 1j, "torch.complex64")],
+)
+def test_a_state_of_other_numbers_is_refused(x, kind):
+    network = chain([2, 3], ["tanh", "relu"])
+    said = rf"layer x1: the state is of {kind}; give a tensor of real floating numbers"
+    with pytest.raises(ValueError, match=said):
+        network.initial_state(x1=x)
+    with pytest.raises(ValueError, match=said):
+        network.check({"x1": x, "x2": torch.zeros(3)})
+
+
+def test_a_state_that_is_no_dict_is_refused():
+    with pytest.raises(ValueError, match="the state is Tensor; give a dict, layer name -> tensor"):
+        chain([2, 3], ["tanh", "relu"]).check(torch.zeros(2))
+
+
 def test_a_state_that_lacks_a_layer_is_refused():
     with pytest.raises(ValueError, match="the state has layers x1; the network has x1, x2"):
         chain([3, 4], ["relu", "relu"]).check({"x1": torch.zeros(1, 3)})

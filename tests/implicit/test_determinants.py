@@ -103,6 +103,10 @@ def test_a_corrections_gradient_is_that_of_one_step_from_each_iterate():
             lambda: fixed_point_correction(F, x, (W,), [x], torch.abs),
             r"the loss of a state has shape \(2, 3\); give one",
         ),
+        (
+            lambda: fixed_point_correction(F, x, (W,), [x], lambda x: 3.0),
+            "the loss of a state is float; give one number",
+        ),
         (lambda: trajectory_cost([x]), "path has 1 states; give two or more"),
         (lambda: residual_log_det(lambda x: x[:, :2], x), r"F leads from \(2, 3\) to \(2, 2\); let it give back"),
         (lambda: jacobian_penalty(lambda x: (x,), x), r"F leads from \(2, 3\) to tuple; let it give back what x is"),

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import imixer  # noqa: F401
-from imixer.implicit import Anderson, Contraction, FixedIterations, ResidualFlow, exact_log_det
+from imixer.implicit import Anderson, Contraction, FixedIterations, ResidualFlow, SpectralLinear, exact_log_det
 
 
 def contraction(width=3, **options):
@@ -93,9 +93,42 @@ def test_any_module_can_be_a_flow_and_nests_too():
     torch.testing.assert_close(flow(flow.inverse(x)[0])[0], x)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_a_modules_own_parameters_get_their_gradients_on_the_way_back(training):
+    torch.manual_seed(0)
+    F = nn.Sequential(SpectralLinear(2, 4, sigma="exact"), nn.Tanh(), SpectralLinear(4, 2, sigma="exact")).double()
+    flow = ResidualFlow(F.train(training), exact=True, solver=TIGHT)
+    z = torch.randn(3, 2, dtype=torch.float64)
+
+    def loss():
+        x, log_det = flow.inverse(z)
+        return (x.sin().sum(1) + log_det).sum()
+
+    weight = F[0].weight
+    (found,) = torch.autograd.grad(loss(), weight)
+    with torch.no_grad():
+        for i, j in ((0, 0), (2, 1)):
+            weight[i, j] += 1e-6
+            above = loss()
+            weight[i, j] -= 2e-6
+            below = loss()
+            weight[i, j] += 1e-6
+            assert float(found[i, j]) == pytest.approx(float(above - below) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+def test_the_solver_goes_by_name_too_and_a_base_gives_one_number_a_sample():
+    x = torch.randn(3, 3, dtype=torch.float64)
+    flow = ResidualFlow(contraction(), exact=True, solver="broyden")
+    torch.testing.assert_close(flow.inverse(flow(x)[0])[0], x, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"base gives \(3, 3\); return one log-density a sample, \(3,\)"):
+        flow.log_prob(x, base=lambda z: z)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"solver": "andersen"}, "solver is 'andersen'; choose fixed, .* did you mean anderson"),
+        ({"solver": "fixed"}, "which has no tolerance; choose Anderson"),
         ({"terms": 0}, "terms, probes and roulette are 0, 1 and 0.5; give"),
         ({"roulette": 1.0}, "terms, probes and roulette are 10, 1 and 1.0; give"),
         ({"solver": FixedIterations(2)}, "which has no tolerance; choose Anderson"),

@@ -84,13 +84,14 @@ class HopfieldNetwork(nn.Module):
         """Return a state with the given layers (..., *shape); the others, of the same batch, at zero.
 
         Raises:
-            ValueError: If a layer is unknown, has another shape, or is not finite; with its name.
+            ValueError: If a layer is unknown, has another shape, or is not real and finite; with its name.
         """
         if not given:
             raise ValueError(f"give the state of at least one layer: {', '.join(self.neurons)}")
         for name, x in given.items():
             if name not in self.neurons:
                 raise ValueError(f"no layer {name!r}; the layers are {', '.join(self.neurons)}")
+            _require_numbers(name, x)
             shape = self.layer(name).shape
             if x.shape[x.dim() - len(shape) :] != shape:
                 raise ValueError(f"layer {name}: the state has shape {tuple(x.shape)}; it must end in {shape}")
@@ -102,15 +103,18 @@ class HopfieldNetwork(nn.Module):
         return state
 
     def check(self, state: State) -> None:
-        """Refuse a state that lacks a layer, has a wrong shape, unequal batches, or values that are not finite.
+        """Refuse a state that lacks a layer, has a wrong shape, unequal batches, or values not real and finite.
 
         Raises:
             ValueError: With the name of the layer.
         """
+        if not isinstance(state, Mapping):
+            raise ValueError(f"the state is {type(state).__name__}; give a dict, layer name -> tensor")
         if set(state) != set(self.neurons):
             raise ValueError(f"the state has layers {', '.join(state)}; the network has {', '.join(self.neurons)}")
         batches = {}
         for name, x in state.items():
+            _require_numbers(name, x)
             shape = self.layer(name).shape
             batches[name] = x.shape[: x.dim() - len(shape)]
             if x.shape != (*batches[name], *shape):
@@ -248,3 +252,9 @@ class HopfieldNetwork(nn.Module):
         batch = tuple(state[name].shape[: state[name].dim() - len(layer.shape)])
         count = math.prod(batch)
         return {name: g.reshape(count, *self.layer(name).shape) for name, g in self.activations(state).items()}, batch
+
+
+def _require_numbers(name: str, x: object) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"layer {name}: the state is of {kind}; give a tensor of real floating numbers")

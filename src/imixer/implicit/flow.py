@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from imixer.implicit.choices import named_solver
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.determinants import exact_log_det, residual_log_det
 from imixer.implicit.gradients import Implicit
@@ -25,13 +27,13 @@ class ResidualFlow(nn.Module):
 
     Args:
         F: A `Contraction`, or any module from x (B, ...) to its like. If it has a method `weights()`, these are
-            computed once per call and handed on, as `F(x, *weights)`.
+            computed once per call and handed on, as `F(x, *weights)`. Otherwise its parameters get the gradients.
         exact: Compute determinants from the whole Jacobian, of N x N for N numbers a sample. Choose it for small N.
         terms: Terms of the series otherwise, see `residual_log_det`.
         roulette: Probability that one more is taken.
         probes: Random vectors.
         n_iter: Iterations of inverses inside a nested `Contraction`.
-        solver: How x is found.
+        solver: How x is found: `Anderson`, `Broyden` or `Picard`, or one of these by name.
 
     Raises:
         ValueError: If an option of the series is impossible, the solver has no tolerance, or F is no module.
@@ -48,7 +50,7 @@ class ResidualFlow(nn.Module):
         roulette: float = 0.5,
         probes: int = 1,
         n_iter: int = 16,
-        solver: ToTolerance = DEFAULT_INVERSE,
+        solver: ToTolerance | str = DEFAULT_INVERSE,
     ) -> None:
         super().__init__()
         if not isinstance(F, nn.Module):
@@ -58,9 +60,10 @@ class ResidualFlow(nn.Module):
                 f"terms, probes and roulette are {terms}, {probes} and {roulette}; give 1 or more, 1 or more, and a "
                 "probability below 1"
             )
-        if not isinstance(solver, ToTolerance):
+        chosen = named_solver(solver) if isinstance(solver, str) else solver
+        if not isinstance(chosen, ToTolerance):
             raise ValueError(f"solver is {solver!r}, which has no tolerance; choose Anderson, Broyden or Picard")
-        self.F, self.exact, self.n_iter, self.solver = F, exact, n_iter, solver
+        self.F, self.exact, self.n_iter, self.solver = F, exact, n_iter, chosen
         self.series: dict[str, Any] = {"terms": terms, "roulette": roulette, "probes": probes}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,15 +103,24 @@ class ResidualFlow(nn.Module):
 
         Returns:
             Log-densities (B,); unbiased estimates unless the determinants are exact.
+
+        Raises:
+            ValueError: If base gives anything but one number a sample.
         """
         z, log_det = self(x)
-        return log_det + (_standard_normal(z) if base is None else base(z))
+        density = _standard_normal(z) if base is None else base(z)
+        if density.shape != log_det.shape:
+            raise ValueError(f"base gives {tuple(density.shape)}; return one log-density a sample, ({len(z)},)")
+        return log_det + density
 
     def _map(self) -> tuple[Callable[..., Tensor], Sequence[Tensor]]:
         F: Any = self.F
         if isinstance(F, Contraction):
             return lambda x, *w: F(x, list(w), self.n_iter), F.weights()
-        return F, F.weights() if callable(getattr(F, "weights", None)) else ()
+        if callable(getattr(F, "weights", None)):
+            return F, F.weights()
+        own = dict(F.named_parameters())
+        return lambda x, *w: functional_call(F, dict(zip(own, w, strict=True)), (x,)), list(own.values())
 
     def _log_det(self, F: Callable[..., Tensor], x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         return exact_log_det(F, x, weights) if self.exact else residual_log_det(F, x, weights, **self.series)

@@ -131,8 +131,10 @@ def fixed_point_correction(
         raise ValueError("path has no states; give one or more, such as iterates(F, z, tensors, steps=2)")
     given = as_tuple(tensors)
     losses = [decay ** (len(path) - k) * loss(z + F(x.detach(), *given)) for k, x in enumerate(path, 1)]
-    if losses[0].dim() > 0:
-        raise ValueError(f"the loss of a state has shape {tuple(losses[0].shape)}; give one number, such as its mean")
+    first: object = losses[0]
+    if not isinstance(first, Tensor) or first.dim() > 0:
+        what = f"has shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"is {type(first).__name__}"
+        raise ValueError(f"the loss of a state {what}; give one number, a tensor such as its mean")
     return torch.stack(losses).sum()
 
 
