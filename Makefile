@@ -16,7 +16,7 @@ CORE := -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core
 MINUTES ?= 8
 DATA ?= data
 
-.PHONY: demo gpu test test-slow test-elsewhere test-remote test-lowest test-newest lint docs clean
+.PHONY: demo gpu test test-slow test-elsewhere test-dense test-remote test-lowest test-newest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	rm -rf $(RUN)
@@ -33,6 +33,12 @@ test-slow: $(VENV)/.installed-test  ## the tests that take longer
 test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which the large ones are installed first
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[elsewhere]'
 	$(BIN)/python -m pytest tests/elsewhere
+
+# anomalib asks for an older jsonargparse than imixer has: it comes alone, with what its two models import
+test-dense: $(VENV)/.installed-test  ## the tests with heads for feature maps, whose libraries are installed first
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dense]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps anomalib einops freia kornia kornia-rs omegaconf pandas platformdirs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models/test_dense.py
 
 test-remote: $(VENV)/.installed-test  ## streamed images on an object server of its own, which is installed first
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[object-server]'

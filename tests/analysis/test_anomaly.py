@@ -387,6 +387,12 @@ def test_evaluation_judges_a_folder_without_images_to_learn_from(detector, elsew
     assert "judged on 5 good and 3 defective images" in capsys.readouterr().out
 
 
+def test_images_that_are_gone_are_named_with_the_remedy(detector, elsewhere, capsys):
+    shutil.rmtree(elsewhere / "parts")
+    assert main(["evaluate", "found"]) == 2
+    assert "parts is no folder; say with --data where" in capsys.readouterr().err
+
+
 def test_prediction_tells_images_of_which_nothing_is_known(detector, elsewhere, capsys):
     images = [str(elsewhere / "parts/test/good/0.png"), str(elsewhere / "parts/test/square/0.png")]
     assert main(["predict", "found", *images, "--csv", "told.csv"]) == 0

@@ -33,7 +33,7 @@ from imixer.analysis.images import pixels_of
 from imixer.data.config import DataConfig
 from imixer.data.names import DIGITS, is_named
 from imixer.data.sources.decoding import pixel_format
-from imixer.data.sources.image_files import find_images, load_image
+from imixer.data.sources.image_files import expand_user, find_images, load_image
 from imixer.errors import InputError
 from imixer.models.weight_files import model_folder
 from imixer.plotting import drawn, save_figure
@@ -137,6 +137,8 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
     config, own = run.config, run.config.task == "anomaly"
     options = config.anomaly if own else AnomalyConfig()
     name = data or (config.data.name if own else DIGITS)
+    if name != DIGITS and not expand_user(name).is_dir():
+        raise InputError(f"{name} is no folder; say with --data where the images to judge lie now")
     seen = replace(config.data if own else DataConfig(), name=name)
     size = _sides(config.data.image_size if own else None, run.input_size[1:])
     pixels = pixels_of(run)
