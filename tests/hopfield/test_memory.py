@@ -245,6 +245,13 @@ def test_the_default_beta_tells_the_most_similar_patterns_apart():
     assert apart.options["beta"] == pytest.approx(100 / 64)
 
 
+def test_the_default_beta_tells_patterns_apart_that_differ_by_a_thousandth():
+    torch.manual_seed(0)
+    xi = torch.randn(1, 50).double() + 1e-3 * torch.randn(3, 50).double()
+    found = AssociativeMemory(xi, "modern", similarity="distance").retrieve(xi)
+    assert found.nearest.tolist() == [0, 1, 2] and not found.merged.any()
+
+
 def test_copies_of_a_pattern_do_not_sharpen_a_memory():
     assert AssociativeMemory(torch.cat([signs(3), signs(3)]), "modern").options["beta"] == pytest.approx(100 / 64)
 

@@ -30,7 +30,7 @@ _HIDDEN_TAU = 0.1
 _LARGEST_EXPONENT = 60.0  # e^60 leaves float32 room for sums
 _MEANS_ITERATIONS = 20
 _MOST_COMPARED = 4096  # patterns whose cosines with all others are looked at
-_SMALLEST_GAP = 1e-4  # of a cosine to 1; float32 has no digits for a softmax that tells apart less
+_SMALLEST_GAP = {torch.float32: 1e-4, torch.float64: 1e-10}  # of a cosine to 1 that a softmax has the digits for
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _separating_beta(xi: Tensor) -> float:
     for i in torch.linspace(0, len(xi) - 1, min(len(xi), _MOST_COMPARED)).long().unique().split(256):
         cosines = rows[i] @ rows.T
         # A pattern with itself or its copy, which no inverse temperature tells apart.
-        cosines = cosines.masked_fill(cosines > 1 - _SMALLEST_GAP, -1.0)
+        cosines = cosines.masked_fill(cosines > 1 - _SMALLEST_GAP[xi.dtype], -1.0)
         largest = max(largest, float(cosines.max()))
     return max(100.0, (5 + math.log(len(xi))) / (1 - largest)) / unit
 
