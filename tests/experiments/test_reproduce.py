@@ -196,7 +196,7 @@ def test_an_interruption_presents_what_there_is(capsys, pretend, tiny):
 
 def test_all_is_every_experiment_and_trains_nothing_twice(capsys, pretend, tiny, monkeypatch):
     calls = pretend()
-    for name in [name for name in EXPERIMENTS if name.startswith(("fig", "laptop"))]:
+    for name in [name for name, each in EXPERIMENTS.items() if not each.tabulated or each.scale]:
         monkeypatch.delitem(EXPERIMENTS, name)  # these need a model, or another scale
     assert main(["reproduce", "all", "--trials", "1"]) == 0
     planned = sum(len(row["runs"]) for name in EXPERIMENTS for row in rows(name).values())
