@@ -123,6 +123,8 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
             f"data is {data!r}{did_you_mean(data, DATA_SETS)}; give one of {known}; the folder they lie in is "
             "--data_dir"
         )
+    if scale.only_own:
+        raise InputError(f"data is {data}, and the scale {scale.name} has {scale.data} of its own; leave it out")
     if all(experiment is TABLE_4 for experiment in experiments):
         raise InputError(f"data is {data}, and {TABLE_4.name} has data sets of its own; leave it out")
     return replace(scale, data=data)

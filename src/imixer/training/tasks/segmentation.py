@@ -46,28 +46,7 @@ class Segmentation:
         """
         plain = build_model_for(config, data)
         _require_larger_than_a_patch(plain, cast(MaskedData, data))
-        args: dict[str, Any] = {
-            "backbone": plain.name,
-            "backbone_args": {name: value for name, value in plain.args.items() if name not in _FROM_DATA},
-            "head": config.segment.head,
-            "head_dim": config.segment.head_dim,
-            "levels": config.segment.levels,
-            "num_classes": len(data.class_names),
-            "in_chans": data.in_chans,
-            "img_size": plain.args.get("img_size"),
-        }
-        args = {name: value for name, value in args.items() if value is not None}
-        try:
-            model = timm.create_model("segmenter", **args)
-        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            levels = f" at segment.levels {config.segment.levels}" if config.segment.levels else ""
-            raise InputError(
-                f"{plain.name} gives no features to segment by{levels} ({' '.join(str(error).split())[:120]}); give "
-                "another model.name, or leave segment.levels out"
-            ) from error
-        if config.model.sources:
-            _take_weights(model.get_submodule("backbone"), plain)
-        return replace(plain, model=model, name="segmenter", args=args)
+        return with_head(plain, config)
 
     def build_batches(
         self,
@@ -113,6 +92,38 @@ class Segmentation:
                 confusion.numpy(), data.class_names, path, title="Held-out masks", unit="pixels"
             ),
         )
+
+
+def with_head(plain: BuiltModel, config: TrainConfig) -> BuiltModel:
+    """Build the `Segmenter` that a configuration names on a model of timm, with the weights that this starts from.
+
+    Args:
+        plain: The model, built for as many classes as pixels have.
+        config: Gives the head, and whether the model starts from weights.
+
+    Raises:
+        InputError: If the model has no features of the levels asked for.
+    """
+    args: dict[str, Any] = {
+        "backbone": plain.name,
+        "backbone_args": {name: value for name, value in plain.args.items() if name not in _FROM_DATA},
+        "head": config.segment.head,
+        "head_dim": config.segment.head_dim,
+        "levels": config.segment.levels,
+        **{name: plain.args.get(name) for name in _FROM_DATA},
+    }
+    args = {name: value for name, value in args.items() if value is not None}
+    try:
+        model = timm.create_model("segmenter", **args)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        levels = f" at segment.levels {config.segment.levels}" if config.segment.levels else ""
+        raise InputError(
+            f"{plain.name} gives no features to segment by{levels} ({' '.join(str(error).split())[:120]}); give "
+            "another model.name, or leave segment.levels out"
+        ) from error
+    if config.model.sources:
+        _take_weights(model.get_submodule("backbone"), plain)
+    return replace(plain, model=model, name="segmenter", args=args)
 
 
 def class_weights(config: TrainConfig, data: MaskedData) -> tuple[float, ...] | None:
