@@ -76,8 +76,8 @@ def run(args: Namespace) -> int:
     for name in args.what:
         if name not in known:
             raise InputError(f"no experiment {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
-    own = {EXPERIMENTS[name].scale for name in args.what if name != "all"} - {None}
-    scale = args.scale or (own.pop() if len(own) == 1 and "all" not in args.what else "smoke")
+    own = {"smoke" if name == "all" else EXPERIMENTS[name].scale or "smoke" for name in args.what}
+    scale: str = args.scale or (own.pop() if len(own) == 1 else "smoke")
     for name in args.what:
         if name != "all" and EXPERIMENTS[name] not in experiments_at(scale):
             others = [other for other in SCALES if EXPERIMENTS[name] in experiments_at(other)]

@@ -6,6 +6,7 @@ B: images, H, W: height and width in pixels, C_l: channels at depth l.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class UNet(nn.Module):
         before = [in_chans, *widths[:-1]]
         self.num_classes, self.num_features, self.global_pool = num_classes, widths[0], global_pool
         self.down = nn.ModuleList(ConvPair(dim, width) for dim, width in zip(before, widths, strict=True))
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))[::-1]
+        pairs = reversed(list(pairwise(widths)))
         self.up = nn.ModuleList(ConvPair(fine + coarse, fine) for fine, coarse in pairs)
         places = [*(f"up.{i}" for i in reversed(range(len(self.up)))), f"down.{len(widths) - 1}"]
         self.feature_info = [
@@ -119,7 +120,7 @@ class UNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the decoder's maps of the indices, as timm's models do. Nothing can be left out: the finest is the last.
+        """Return the decoder's maps of the indices, as timm's models do. The finest is computed last: none is left out.
 
         Raises:
             ValueError: If the format is not NCHW.

@@ -17,7 +17,7 @@ from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channe
 from imixer.data.names import is_named
 from imixer.data.sources.masks import coding_of, default_palette
 from imixer.data.sources.open import open_dataset, relocated
-from imixer.data.sources.open_masked import open_masked
+from imixer.data.sources.open_masked import open_masked, relocated_masks
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
@@ -117,9 +117,9 @@ class FinishedRun:
         """Return the configuration without the places where the run and its files lay on the machine that trained."""
         data, model = self.config.data, self.config.model
         name, checkpoint, from_mixer = data.name, model.checkpoint, model.from_mixer
-        if not is_named(name):
+        if not is_named(name, self.config.task):
             folder = Path(name).name
-            name = folder if folder != "digits" else f"./{folder}"  # which is not the built-in data set
+            name = f"./{folder}" if is_named(folder, self.config.task) else folder  # which is not the built-in data set
         return replace(
             self.config,
             out=None,
@@ -190,7 +190,7 @@ class FinishedRun:
         if self.config.task != "segment":
             raise InputError(f"{self.name} is no segmentation: it was trained without masks")
         masks = self.config.masks
-        if masks.palette is None and self.config.data.name != "scenes":
+        if masks.palette is None and not is_named(self.config.data.name, "segment"):
             masks = replace(masks, classes=list(self.class_names))
         return self._as_in_training(open_masked(self._data_config(data_path), masks))
 
@@ -204,7 +204,8 @@ class FinishedRun:
         if self.packaged and data_path is None and config.name not in ("digits", "scenes"):
             raise InputError(f"{self.name} comes without its images, {config.name}; say with --data where they lie")
         if data_path is not None:
-            config = relocated(config, data_path)
+            move = relocated_masks if self.config.task == "segment" else relocated
+            config = move(config, data_path)
         return config
 
     def _as_in_training(self, data: _DataT) -> _DataT:

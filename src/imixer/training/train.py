@@ -136,7 +136,9 @@ def resolve_defaults(
     absolute: dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("name", "root")
-        if (value := getattr(config.data, field)) and os.path.isdir(value) and not (field == "name" and is_named(value))
+        if (value := getattr(config.data, field))
+        and os.path.isdir(value)
+        and not (field == "name" and is_named(value, config.task))
     }
     _, height, width = built.input_size
     size = height if height == width else (height, width)

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import MaskedData
+from imixer.data.names import MASKED, is_named
+from imixer.data.sources.decoding import error_reason, special_file
 from imixer.data.sources.image_files import expand_user
-from imixer.data.sources.mask_folder import open_mask_folder
+from imixer.data.sources.mask_folder import has_masks, open_mask_folder
+from imixer.data.sources.mask_parquet import open_mask_parquet
+from imixer.data.sources.mask_sets import open_mask_set
+from imixer.data.sources.masked_pairs import PatchSide
 from imixer.data.sources.scenes import open_scenes
+from imixer.data.sources.shard_files import PARQUET, find_shards, parquet_files
+from imixer.data.sources.storage import RemotePath, is_remote, list_files
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut
 
-_NAMED = ("scenes",)
+_SCENES = "scenes"
 
 
-def open_masked(config: DataConfig, masks: MaskConfig, smallest_side: int = 1) -> MaskedData:
+def open_masked(config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None) -> MaskedData:
     """Open the images with masks that `config.name` names.
+
+    A name that is known wins over a folder of that name; write `./scenes` for the folder.
 
     Args:
         config: The name, and how images are split and read.
         masks: What masks mean.
-        smallest_side: Pixels of a side below which an image is of no use, such as a patch of the model.
+        patch_side: From the size (height, width) that all images share, or None, to the side of a patch of the model
+            in pixels, below which an image is of no use.
 
     Returns:
         The data set, without transforms.
@@ -30,15 +41,52 @@ def open_masked(config: DataConfig, masks: MaskConfig, smallest_side: int = 1) -
         InputError: If the name is unknown, or the data cannot be used. The message says what to do.
     """
     name = config.name
-    if name == "scenes":
+    if name != _SCENES and (masks.image_column or masks.mask_column) and not _has_parquet(name):
+        raise InputError(
+            f"masks.{_column(masks)} is of parquet files, and {middle_cut(name, 80)} has none; leave it out"
+        )
+    if name == _SCENES:
         return open_scenes(config)
+    if name in MASKED:
+        return open_mask_set(name, config, masks, patch_side)
+    if is_remote(name):
+        shards = find_shards(RemotePath(name), PARQUET, list_files(RemotePath(name)))
+        if shards is None:
+            raise InputError(f"data.name: no parquet file is at {name}; correct the URL, or copy the images here")
+        return open_mask_parquet(RemotePath(name), shards, config, masks, patch_side)
     path = expand_user(name)
     if name and os.path.isdir(path):
-        return open_mask_folder(path, config, masks, smallest_side)
+        try:
+            if not has_masks(path) and (shards := find_shards(path, PARQUET)) is not None:
+                return open_mask_parquet(path, shards, config, masks, patch_side)
+            return open_mask_folder(path, config, masks, patch_side)
+        except OSError as error:
+            raise InputError(f"data.name: cannot read folder {path}: {error_reason(error)}") from error
+    if name and os.path.exists(path):
+        raise InputError(f"data.name: {path} is {special_file(path) or 'a file'}; give the folder it lies in")
     if os.sep in name or name.startswith((".", "~")):
         raise InputError(f"data.name: no such folder {middle_cut(str(path), 80)}; create it or correct the path")
-    hint = did_you_mean(name.lower(), _NAMED, count=1) or ";"
+    hint = did_you_mean(name.lower(), MASKED, count=1) or ";"
     raise InputError(
-        f"data.name: {middle_cut(name, 80)!r} is no data set with masks{hint} Known: {', '.join(_NAMED)}, and a folder "
-        "with images/ and masks/"
+        f"data.name: {middle_cut(name, 80)!r} is no data set with masks{hint} Known: {', '.join(MASKED)}, and a folder "
+        "with images/ and masks/ or with parquet files"
     )
+
+
+def relocated_masks(config: DataConfig, path: str) -> DataConfig:
+    """Return the settings for the same images and masks at another place.
+
+    Args:
+        config: The settings.
+        path: The place; of a data set that torchvision knows, its root.
+    """
+    in_root = config.name != _SCENES and is_named(config.name, "segment")
+    return replace(config, root=path) if in_root else replace(config, name=path)
+
+
+def _has_parquet(name: str) -> bool:
+    return is_remote(name) or (os.path.isdir(path := expand_user(name)) and bool(parquet_files(path)))
+
+
+def _column(masks: MaskConfig) -> str:
+    return "image_column" if masks.image_column else "mask_column"

@@ -17,7 +17,7 @@ from imixer.data.sources.open_masked import open_masked
 from imixer.errors import InputError
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
-from imixer.training.model import BuiltModel, build_model_for
+from imixer.training.model import BuiltModel, build_model_for, default_name
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.confusion import write_confusion
 from imixer.training.run.directory import RunDirectory
@@ -35,7 +35,7 @@ class Segmentation:
 
     def open(self, config: TrainConfig) -> MaskedData:
         """Open images with masks, see `open_masked`."""
-        return open_masked(config.data, config.masks, _patch_side(config))
+        return open_masked(config.data, config.masks, lambda native: _patch_side(config, native))
 
     def build_model(self, config: TrainConfig, data: ImageSet) -> BuiltModel:
         """Build a `Segmenter` on the timm model that the configuration names, with its weights to start from.
@@ -163,11 +163,15 @@ def _take_weights(backbone: nn.Module, plain: BuiltModel) -> None:
     backbone.load_state_dict(taken)
 
 
-def _patch_side(config: TrainConfig) -> int:
-    """Return the side in pixels of a patch of the model that a configuration names; 1 if it names none."""
-    name, options = config.model.name, config.model.overrides()
-    if name is None or not timm.is_model(name.partition(".")[0]):
+def _patch_side(config: TrainConfig, native: tuple[int, int] | None) -> int:
+    """Return the side in pixels of a patch of the model that a configuration means for images of a size."""
+    if config.model.checkpoint or config.model.from_mixer:
+        return 1  # which may name the model; images are looked at again when it is built
+    wanted = config.data.image_size
+    name = config.model.name or default_name((wanted, wanted) if isinstance(wanted, int) else wanted or native)
+    if not timm.is_model(name.partition(".")[0]):
         return 1
+    options = config.model.overrides()
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             info: Any = timm.create_model(name, **options).feature_info
