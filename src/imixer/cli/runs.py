@@ -25,20 +25,21 @@ def build() -> ArgumentParser:
         "--sort",
         choices=["name", "accuracy", "date"],
         default="name",
-        help="By name, or the highest `accuracy` or the latest `date` first.",
+        help="By name, or the highest `accuracy` (of a segmentation, mIoU) or the latest `date` first.",
     )
     return parser
 
 
 def run(args: Namespace) -> None:
     """Run the command."""
+    from imixer.training.run.result import best_by
     from imixer.training.run.summary import RunSummary, find_run_directories, summarize
     from imixer.training.run_tables import show_runs
 
     paths = find_run_directories(Path(args.folder))
     runs = list(with_progress(([summarize(path)] for path in paths), len(paths), "reading runs"))
     order: dict[str, Callable[[RunSummary], Any]] = {
-        "accuracy": lambda each: -each.last["val_acc"] if each.last else 1,
+        "accuracy": lambda each: -each.last[best_by(each.last)] if each.last else 1,
         "date": lambda each: -each.changed.timestamp(),
     }
     if args.sort in order:

@@ -26,6 +26,8 @@ class DataConfig:
             tar shards with `KEY.jpg` beside `KEY.cls` or `KEY.json`, the URL of such shards (`s3://`, `gs://`,
             `hf://datasets/...`, `https://`), `cifar10`, `cifar100`, `stanford_cars`, `food101`, `imagenet`
             (torchvision), or any other name that timm's `create_dataset` knows, such as `torch/mnist` or `hfds/mnist`.
+            With `task: segment`: `scenes` (built in), a folder of images and masks, a folder or URL of parquet shards
+            with a column of each, `voc`, `voc2007` to `voc2012` or `oxford_pets` (torchvision's, in `root`).
         root: Folder where a named data set lies or is downloaded to. Default: `data`.
         download: Download a named data set that is not in `root`.
         val_fraction: Share held out for validation when the data have no split of their own.

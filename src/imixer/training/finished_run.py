@@ -15,6 +15,8 @@ from torch import nn
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channels
 from imixer.data.names import is_named
+from imixer.data.sources.mask_sets import own_masks
+from imixer.data.sources.masked_pairs import StoredMasks
 from imixer.data.sources.masks import coding_of, default_palette
 from imixer.data.sources.open import open_dataset, relocated
 from imixer.data.sources.open_masked import open_masked, relocated_masks
@@ -178,21 +180,38 @@ class FinishedRun:
             )
         return self._as_in_training(open_dataset(self._data_config(data_path)))
 
-    def masked_data(self, data_path: str | None = None) -> MaskedData:
+    def masked_data(self, data_path: str | None = None, test: str | None = None) -> MaskedData:
         """Open the images and masks of a segmentation's run, to be normalised as in training.
 
         Args:
             data_path: The place where the data lie now. Default: where they lay in training.
+            test: A folder of other images with masks that mean the same, all of which are then held out.
 
         Raises:
             InputError: If the data are not there, or have other classes or channels, or the run is no segmentation.
         """
         if self.config.task != "segment":
             raise InputError(f"{self.name} is no segmentation: it was trained without masks")
-        masks = self.config.masks
-        if masks.palette is None and not is_named(self.config.data.name, "segment"):
-            masks = replace(masks, classes=list(self.class_names))
-        return self._as_in_training(open_masked(self._data_config(data_path), masks))
+        own, masks = is_named(self.config.data.name, "segment"), self.config.masks
+        if masks.palette is None and (not own or test is not None):
+            masks = replace(own_masks(self.config.data.name, masks), classes=list(self.class_names))
+        if test is None:
+            return self._as_in_training(open_masked(self._data_config(data_path), masks))
+        data = open_masked(replace(self.config.data, name=test, root=None), masks, whole=True)
+        if isinstance(data.val, StoredMasks):
+            data.val.in_chans = self.input_size[0]
+        return self._as_in_training(replace(data, name=test, in_chans=self.input_size[0]))
+
+    def image_set(self, data_path: str | None = None) -> ImageSet:
+        """Open the run's data, whatever its task, to be normalised as in training.
+
+        Args:
+            data_path: The place where the data lie now. Default: where they lay in training.
+
+        Raises:
+            InputError: If the data are not there, or have other classes or channels.
+        """
+        return self.masked_data(data_path) if self.config.task == "segment" else self.data(data_path)
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:

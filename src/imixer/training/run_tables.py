@@ -63,12 +63,18 @@ def show_run(run: RunSummary, console: Console) -> None:
     grid.add_row("state", run.state + (f": {run.problem}" if run.problem else ""))
     if run.last:
         at = f"after epoch {run.last['epoch']:.0f}"
-        grid.add_row("accuracy", Text.assemble((_accuracy(run.last), "bold"), f" of the held-out images {at}"))
+        if "val_miou" in run.last:
+            pixels = f" on the held-out images, {run.last['val_acc']:.2%} of their pixels, {at}"
+            grid.add_row("mIoU", Text.assemble((f"{run.last['val_miou']:.2%}", "bold"), pixels))
+        else:
+            grid.add_row("accuracy", Text.assemble((_accuracy(run.last), "bold"), f" of the held-out images {at}"))
         grid.add_row("loss", f"{run.last['val_loss']:.4f}")
     if run.best:
         grid.add_row("best epoch", f"{_accuracy(run.best)} after epoch {run.best['epoch']:.0f}")
     for file, scores in evaluations(run.run).items():
-        grid.add_row("evaluated", f"{scores['top1']:.2%} of {scores['images']:,} images of {scores['data']} ({file})")
+        of = f"{scores['images']:,} images of {scores['data']} ({file})"
+        score = f"mIoU {scores['miou']:.2%} on" if "miou" in scores else f"{scores['top1']:.2%} of"
+        grid.add_row("evaluated", f"{score} {of}")
     parameters = f", {run.parameters:,} parameters" if run.parameters is not None else ""
     grid.add_row("model", f"{run.model or '-'}{parameters}")
     grid.add_row("data", run.data or "-")
@@ -86,7 +92,10 @@ def show_run(run: RunSummary, console: Console) -> None:
 
 
 def _accuracy(row: Mapping[str, float] | None) -> str:
-    return f"{row['val_acc']:.2%}" if row else "-"
+    """Write the accuracy of an epoch, or the mIoU of a segmentation, which says so."""
+    if not row:
+        return "-"
+    return f"{row['val_miou']:.2%} mIoU" if "val_miou" in row else f"{row['val_acc']:.2%}"
 
 
 def _epochs(run: RunSummary) -> str:

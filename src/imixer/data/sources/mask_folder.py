@@ -10,7 +10,7 @@ from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import IGNORED, MaskedData
 from imixer.data.sources.image_files import images_under
 from imixer.data.sources.layout import subfolders
-from imixer.data.sources.masked_pairs import FilePair, Pairs, PatchSide, open_pairs
+from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
 from imixer.data.sources.masks import coding_of, given_classes
 from imixer.data.sources.splitting import split_role
 from imixer.errors import InputError
@@ -21,11 +21,9 @@ _IMAGES = ("images", "imgs", "image", "img", "jpegimages")
 _MASKS = ("masks", "mask", "annotations", "labels", "segmentationclass", "segmentations", "gt")
 _ENDINGS = ("", "_mask", "_gt", "_labels", "_label")  # of a mask's name after the image's
 
-Incomplete = list[tuple[str, str]]
-
 
 def open_mask_folder(
-    root: Path, config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None
+    root: Path, config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None, *, whole: bool = False
 ) -> MaskedData:
     """Open a folder of `images` and `masks`, or of splits that hold these, or of these with splits inside.
 
@@ -36,6 +34,7 @@ def open_mask_folder(
         config: How images are split and read, and whether unreadable ones are skipped.
         masks: What masks mean.
         patch_side: See `open_pairs`.
+        whole: See `open_pairs`.
 
     Raises:
         InputError: If there are no images or no masks, one is without the other, or `open_pairs` refuses a pair.
@@ -57,7 +56,7 @@ def open_mask_folder(
         class_names=names,
         incomplete=incomplete + incomplete_val,
     )
-    return open_pairs(pairs, coding_of(masks, len(names) if names else None), config, masks, patch_side)
+    return open_pairs(pairs, coding_of(masks, len(names) if names else None), config, masks, patch_side, whole=whole)
 
 
 def has_masks(root: Path) -> bool:
@@ -99,7 +98,7 @@ def _named(folder: Path, names: Sequence[str]) -> Path | None:
     return next((by_name[name] for name in names if name in by_name), None)
 
 
-def pair_files(images: Path, masks: Path, root: Path) -> tuple[list[FilePair], Incomplete]:
+def pair_files(images: Path, masks: Path, root: Path) -> tuple[list[FilePair], list[Incomplete]]:
     """Pair the images of a folder with the masks of another.
 
     Args:
@@ -114,11 +113,15 @@ def pair_files(images: Path, masks: Path, root: Path) -> tuple[list[FilePair], I
         InputError: If there are no images.
     """
     by_name: dict[str, Path] = {}
-    incomplete: Incomplete = []
+    incomplete: list[Incomplete] = []
+
+    def lacks(path: Path, what: str, reason: str) -> None:
+        incomplete.append(Incomplete(str(path.relative_to(root)), f"{what} {path}", reason))
+
     for path in images_under(masks):
         first = by_name.setdefault(path.relative_to(masks).with_suffix("").as_posix(), path)
         if first is not path:
-            incomplete.append((f"mask {path}", f"has the name of {first.name}"))
+            lacks(path, "mask", f"has the name of {first.name}")
     if not (there := images_under(images)):
         raise InputError(f"data.name: no images in folder {images}; add some")
     pairs, of_image = [], dict[str, Path]()
@@ -127,14 +130,15 @@ def pair_files(images: Path, masks: Path, root: Path) -> tuple[list[FilePair], I
         name = path.relative_to(images).with_suffix("").as_posix()
         key = next((name + ending for ending in _ENDINGS if name + ending in by_name), None)
         if key is None:
-            incomplete.append((f"image {path}", f"has no mask {path.stem}.png in {masks}"))
+            lacks(path, "image", f"has no mask {path.stem}.png in {masks}")
         elif key in of_image:
-            incomplete.append((f"image {path}", f"has the mask of {of_image[key].name}, {by_name[key].name}"))
+            lacks(path, "image", f"has the mask of {of_image[key].name}, {by_name[key].name}")
         else:
             of_image[key] = path
             unused.discard(key)
             pairs.append(FilePair(path, by_name[key], root))
-    incomplete += [(f"mask {by_name[name]}", f"has no image in {images}") for name in sorted(unused)]
+    for name in sorted(unused):
+        lacks(by_name[name], "mask", f"has no image in {images}")
     return pairs, incomplete
 
 

@@ -118,7 +118,13 @@ class _Reader:
 
 
 def open_mask_parquet(
-    root: PurePath, shards: ShardFiles, config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None
+    root: PurePath,
+    shards: ShardFiles,
+    config: DataConfig,
+    masks: MaskConfig,
+    patch_side: PatchSide | None = None,
+    *,
+    whole: bool = False,
 ) -> MaskedData:
     """Open images with masks in parquet shards, held in memory as encoded bytes.
 
@@ -128,6 +134,7 @@ def open_mask_parquet(
         config: How they are read and split.
         masks: What masks mean, and which columns they are.
         patch_side: See `open_pairs`.
+        whole: See `open_pairs`.
 
     Raises:
         InputError: If a file is unreadable or has no rows, its columns are not clear, or `open_pairs` refuses a pair.
@@ -155,4 +162,5 @@ def open_mask_parquet(
         config,
         masks,
         patch_side,
+        whole=whole,
     )

@@ -10,7 +10,7 @@ from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import MaskedData
 from imixer.data.names import OXFORD_PETS, VOC_YEARS
 from imixer.data.sources.image_files import expand_user
-from imixer.data.sources.masked_pairs import FilePair, Pairs, PatchSide, open_pairs
+from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
 from imixer.data.sources.masks import coding_of, given_classes
 from imixer.errors import InputError
 from imixer.reading import read_text
@@ -25,14 +25,17 @@ _PET_VALUES = (1, 2, 3)  # of a trimap
 _Files = Callable[[str], tuple[Path, Path]]
 
 
-def open_mask_set(name: str, config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None) -> MaskedData:
+def open_mask_set(
+    name: str, config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None, *, whole: bool = False
+) -> MaskedData:
     """Open a data set with masks that torchvision knows, with its own held-out split. Nothing is downloaded.
 
     Args:
-        name: A name in `MASK_SETS`.
+        name: A name in `MASKED`, but scenes.
         config: Gives `root`, the folder that torchvision was given.
         masks: What masks mean; classes and values are the data set's own.
         patch_side: See `open_pairs`.
+        whole: See `open_pairs`.
 
     Raises:
         InputError: If it is not in `config.root`, a file that its lists name is missing, a setting contradicts it, or
@@ -46,11 +49,22 @@ def open_mask_set(name: str, config: DataConfig, masks: MaskConfig, patch_side: 
         raise InputError(
             f"data.download is true, and {name} is not downloaded here; put torchvision's files into {root}"
         )
+    masks, opened = own_masks(name, masks), (config, patch_side, whole)
     if name == OXFORD_PETS:
-        masks = replace(masks, classes=list(PET_CLASSES), values=list(_PET_VALUES))
-        return _open(name, root, _pets(root), ("trainval", "test"), config, masks, patch_side)
-    masks = replace(masks, classes=list(VOC_CLASSES))
-    return _open(name, root, _voc(root, VOC_YEARS[name]), ("train", "val"), config, masks, patch_side)
+        return _open(name, root, _pets(root), ("trainval", "test"), masks, *opened)
+    return _open(name, root, _voc(root, VOC_YEARS[name]), ("train", "val"), masks, *opened)
+
+
+def own_masks(name: str, masks: MaskConfig) -> MaskConfig:
+    """Return the settings of masks with the classes and values of a data set.
+
+    Args:
+        name: A name in `MASKED`. Of one without classes of its own, the settings are returned as they are.
+        masks: The settings.
+    """
+    if name == OXFORD_PETS:
+        return replace(masks, classes=list(PET_CLASSES), values=list(_PET_VALUES))
+    return replace(masks, classes=list(VOC_CLASSES)) if name in VOC_YEARS else masks
 
 
 def _open(
@@ -58,9 +72,10 @@ def _open(
     root: Path,
     where: tuple[Path, Path, _Files],
     splits: tuple[str, str],
-    config: DataConfig,
     masks: MaskConfig,
+    config: DataConfig,
     patch_side: PatchSide | None,
+    whole: bool,
 ) -> MaskedData:
     folder, lists, files = where
     if not folder.is_dir():
@@ -69,14 +84,15 @@ def _open(
             "or pass --data.root with its folder"
         )
     parts: list[list[FilePair]] = []
-    incomplete: list[tuple[str, str]] = []
+    incomplete: list[Incomplete] = []
     for split in splits:
         pairs = []
         for item in _listed(lists / f"{split}.txt", name):
             image, mask = files(item)
             if absent := next((path for path in (image, mask) if not path.exists()), None):
                 what = "image" if absent is image else f"mask {absent.relative_to(folder)}"
-                incomplete.append((f"{image}", f"of {split}.txt has no {what}"))
+                name_below = str(image.relative_to(root))
+                incomplete.append(Incomplete(name_below, str(image), f"of {split}.txt has no {what}"))
             else:
                 pairs.append(FilePair(image, mask, root))
         parts.append(pairs)
@@ -96,6 +112,7 @@ def _open(
         config,
         masks,
         patch_side,
+        whole=whole,
     )
 
 

@@ -143,6 +143,21 @@ class RowPair:
 
 
 @dataclass(frozen=True)
+class Incomplete:
+    """An image without a mask, or a mask without an image.
+
+    Args:
+        name: Its name in lists, short.
+        place: What it is and where it lies, for messages.
+        reason: What it lacks, in words that follow the place.
+    """
+
+    name: str
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Pairs:
     """The pairs of a data set, and what is known about them before they are decoded.
 
@@ -154,7 +169,7 @@ class Pairs:
         sources: Where both come from, in words; the second is empty where `val` is None.
         split: The data set's own name for the split that `val` is.
         class_names: Names of the classes. None: numbers, as many as the largest index takes.
-        incomplete: Name and reason of each image that lacks a mask, or mask that lacks an image.
+        incomplete: Each image that lacks a mask, and each mask that lacks an image.
         notes: What was decided, a sentence each.
         left_out: Files and folders that are not used.
     """
@@ -166,7 +181,7 @@ class Pairs:
     sources: tuple[str, str]
     split: str | None = None
     class_names: tuple[str, ...] | None = None
-    incomplete: Sequence[tuple[str, str]] = ()
+    incomplete: Sequence[Incomplete] = ()
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -220,7 +235,13 @@ class _Counts:
 
 
 def open_pairs(
-    pairs: Pairs, coding: MaskCoding, config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None
+    pairs: Pairs,
+    coding: MaskCoding,
+    config: DataConfig,
+    masks: MaskConfig,
+    patch_side: PatchSide | None = None,
+    *,
+    whole: bool = False,
 ) -> MaskedData:
     """Decode all pairs of a data set once, leave out or refuse those that do not fit, and split the others.
 
@@ -231,18 +252,16 @@ def open_pairs(
         masks: Gives the index that is ignored, for messages.
         patch_side: From the size (height, width) that all images share, or None, to the side of a patch of the model
             in pixels, below which an image is of no use.
+        whole: Whether all pairs are a test set: both splits then hold all of them.
 
     Raises:
         InputError: If a pair is incomplete or unreadable, its sizes differ, a mask has a value of no class or no pixel
             that counts, an image is smaller than a patch, or there are fewer than two classes.
     """
-    bad: dict[str, str] = {}  # name by where it lies
-    for place, reason in pairs.incomplete:
-        if not config.skip_bad:
-            rest = len(pairs.incomplete) - 1
-            more = f" (and {rest} more like it)" if rest else ""
-            raise InputError(f"{place} {reason}{more}; mend or remove it, or pass --data.skip_bad true")
-        bad[place] = place
+    if pairs.incomplete and not config.skip_bad:
+        first, rest = pairs.incomplete[0], len(pairs.incomplete) - 1
+        more = f" (and {rest} more like it)" if rest else ""
+        raise InputError(f"{first.place} {first.reason}{more}; mend or remove it, or pass --data.skip_bad true")
     every = [*pairs.train, *(pairs.val or ())]
     counts, observer = _Counts(), MinMaxObserver()
 
@@ -267,7 +286,9 @@ def open_pairs(
     train, val = ([pair for pair in part if pair not in unfit] for part in (pairs.train, pairs.val or ()))
     if not train:
         raise InputError(f"data.name: no image with its mask in {pairs.place} can be used; look at the masks")
-    if pairs.val is None:
+    if whole:
+        train = val = [*train, *val]
+    elif pairs.val is None:
         train, val = _split(train, config)
     if not val:
         raise InputError(f"data.name: {pairs.place} leaves no image for validation; add some")
@@ -293,7 +314,7 @@ def open_pairs(
         native_size=next(iter(sizes.values())) if len(set(sizes.values())) == 1 else None,
         mean=statistics.mean,
         std=statistics.std,
-        skipped=(*bad.values(), *(pair.name for pair in unfit)),
+        skipped=(*(each.name for each in pairs.incomplete), *(pair.name for pair in unfit)),
         sources=(pairs.sources[0], pairs.sources[1] or f"{config.val_fraction:.0%} of them"),
         notes=(*pairs.notes, *statistics.notes),
         left_out=pairs.left_out,

@@ -15,7 +15,7 @@ from imixer.data.sources.mask_parquet import open_mask_parquet
 from imixer.data.sources.mask_sets import open_mask_set
 from imixer.data.sources.masked_pairs import PatchSide
 from imixer.data.sources.scenes import open_scenes
-from imixer.data.sources.shard_files import PARQUET, find_shards, parquet_files
+from imixer.data.sources.shard_files import PARQUET, find_shards
 from imixer.data.sources.storage import RemotePath, is_remote, list_files
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut
@@ -23,7 +23,9 @@ from imixer.escaping import middle_cut
 _SCENES = "scenes"
 
 
-def open_masked(config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None) -> MaskedData:
+def open_masked(
+    config: DataConfig, masks: MaskConfig, patch_side: PatchSide | None = None, *, whole: bool = False
+) -> MaskedData:
     """Open the images with masks that `config.name` names.
 
     A name that is known wins over a folder of that name; write `./scenes` for the folder.
@@ -33,6 +35,7 @@ def open_masked(config: DataConfig, masks: MaskConfig, patch_side: PatchSide | N
         masks: What masks mean.
         patch_side: From the size (height, width) that all images share, or None, to the side of a patch of the model
             in pixels, below which an image is of no use.
+        whole: Whether all images are a test set: both splits then hold all of them. Scenes are split as ever.
 
     Returns:
         The data set, without transforms.
@@ -41,25 +44,24 @@ def open_masked(config: DataConfig, masks: MaskConfig, patch_side: PatchSide | N
         InputError: If the name is unknown, or the data cannot be used. The message says what to do.
     """
     name = config.name
-    if name != _SCENES and (masks.image_column or masks.mask_column) and not _has_parquet(name):
-        raise InputError(
-            f"masks.{_column(masks)} is of parquet files, and {middle_cut(name, 80)} has none; leave it out"
-        )
     if name == _SCENES:
+        _refuse_columns(masks, name)
         return open_scenes(config)
     if name in MASKED:
-        return open_mask_set(name, config, masks, patch_side)
+        _refuse_columns(masks, name)
+        return open_mask_set(name, config, masks, patch_side, whole=whole)
     if is_remote(name):
         shards = find_shards(RemotePath(name), PARQUET, list_files(RemotePath(name)))
         if shards is None:
             raise InputError(f"data.name: no parquet file is at {name}; correct the URL, or copy the images here")
-        return open_mask_parquet(RemotePath(name), shards, config, masks, patch_side)
+        return open_mask_parquet(RemotePath(name), shards, config, masks, patch_side, whole=whole)
     path = expand_user(name)
     if name and os.path.isdir(path):
         try:
             if not has_masks(path) and (shards := find_shards(path, PARQUET)) is not None:
-                return open_mask_parquet(path, shards, config, masks, patch_side)
-            return open_mask_folder(path, config, masks, patch_side)
+                return open_mask_parquet(path, shards, config, masks, patch_side, whole=whole)
+            _refuse_columns(masks, name)
+            return open_mask_folder(path, config, masks, patch_side, whole=whole)
         except OSError as error:
             raise InputError(f"data.name: cannot read folder {path}: {error_reason(error)}") from error
     if name and os.path.exists(path):
@@ -84,9 +86,8 @@ def relocated_masks(config: DataConfig, path: str) -> DataConfig:
     return replace(config, root=path) if in_root else replace(config, name=path)
 
 
-def _has_parquet(name: str) -> bool:
-    return is_remote(name) or (os.path.isdir(path := expand_user(name)) and bool(parquet_files(path)))
-
-
-def _column(masks: MaskConfig) -> str:
-    return "image_column" if masks.image_column else "mask_column"
+def _refuse_columns(masks: MaskConfig, name: str) -> None:
+    """Refuse settings that are about parquet files, of data that are none."""
+    for option in ("image_column", "mask_column"):
+        if getattr(masks, option) is not None:
+            raise InputError(f"masks.{option} is of parquet files, and {middle_cut(name, 80)} has none; leave it out")
