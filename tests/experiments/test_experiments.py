@@ -18,6 +18,7 @@ from imixer.training.run.config import ModelConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 
 TRAINED = [name for name in EXPERIMENTS if name != "anomaly"]  # which has no rows
+WITH_TABLES = [name for name, scale in SCALES.items() if not scale.only_own]
 EVERYWHERE = [(each.name, scale) for scale in SCALES for each in experiments_at(scale) if each.name in TRAINED]
 
 
@@ -140,7 +141,7 @@ def test_the_ceilings_that_guarantee_are_as_the_table_says():
     assert words[2] == f"auto ({ceiling([1.0, 1.0]):.3g}), gelu / {GELU_SLOPE:.3f}"
 
 
-@pytest.mark.parametrize("scale", [scale for scale in SCALES if scale != "gpu"])  # whose models are the paper's
+@pytest.mark.parametrize("scale", [scale for scale in WITH_TABLES if scale != "gpu"])  # whose models are the paper's
 def test_the_matched_mixer_has_the_imixers_multiply_adds(scale):
     found = configs("table1", scale)
     for size in ("s", "b"):
@@ -179,14 +180,14 @@ def test_a_scale_knows_its_models_sizes(scale):
 
 def test_experiments_share_the_papers_imixer():
     """So that it is trained once."""
-    for scale in SCALES:
+    for scale in WITH_TABLES:
         default = configs("table1", scale)["imixer-s"]
         for name in TRAINED:
-            if name != "table4" and not name.startswith(("fig", "laptop")):
+            if name != "table4" and not name.startswith(("fig", "laptop", "segmentation")):
                 assert default in configs(name, scale).values(), (name, scale)
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", WITH_TABLES)
 def test_figures_3_5_and_6_take_their_models_from_table_2(scale):
     table = configs("table2", scale)
     expected = [table[f"h_r=2-n={n}"] for n in (1, 2, 4)]
@@ -196,7 +197,7 @@ def test_figures_3_5_and_6_take_their_models_from_table_2(scale):
         assert {row.data for row in rows(name, scale)} == {SCALES[scale].data}
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", WITH_TABLES)
 def test_figure_7_is_of_imagenet_where_the_scale_has_it(scale):
     ((name, config),) = configs("fig7", scale).items()
     assert name == "n=4" and config.model.n_iter == 4
@@ -299,3 +300,18 @@ def test_the_laptop_controls_have_the_recipes_budget_and_data():
         assert {key: value for key, value in row.settings.items() if not key.startswith("model.")} == {
             key: value for key, value in recipe.settings.items() if not key.startswith("model.")
         }
+
+
+def test_the_baselines_of_segmentation_have_the_recipes_multiply_adds():
+    found = configs("segmentation", "scenes")
+    costs = {name: model_complexity(config, 3, 11).multiply_adds for name, config in found.items()}
+    assert costs["mixer"] == costs["imixer"] and costs["unet"] == pytest.approx(costs["imixer"], rel=0.01)
+    assert {(config.task, config.epochs, config.precision) for config in found.values()} == {("segment", 12, "bf16")}
+    assert (found["unet"].segment.head, found["unet"].segment.levels) == ("linear", [0])
+
+
+def test_what_varies_the_inverse_of_a_segmentation_shares_weights_where_it_is_paired():
+    found = configs("segmentation_inverse", "scenes")
+    shapes = {name: model_complexity(config, 3, 11).seeded_parameters for name, config in found.items()}
+    paired = {name for name, shape in shapes.items() if shape == shapes["imixer"]}
+    assert paired == {"imixer", "n=0", "n=2", "n=4", "solved"} and len(found) == 10

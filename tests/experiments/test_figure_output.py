@@ -203,5 +203,19 @@ def test_names_may_be_several_and_twice(capsys, tiny, monkeypatch):
 
 
 def test_an_experiment_of_one_scale_is_refused_at_another(capsys):
-    assert main(["reproduce", "laptop_pieces"]) == 2
+    assert main(["reproduce", "laptop_pieces", "--scale", "smoke"]) == 2
     assert capsys.readouterr().err == "imixer: laptop_pieces has no scale smoke; give --scale laptop\n"
+    assert main(["reproduce", "table1", "--scale", "scenes"]) == 2
+    assert "table1 has no scale scenes; give --scale smoke or cpu" in capsys.readouterr().err
+
+
+def test_experiments_of_one_scale_take_it_where_none_is_named(capsys, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "imixer.experiments.reproduce.reproduce", lambda each, scale, *args, **more: seen.append(scale.name) or []
+    )
+    for words in (["segmentation", "segmentation_inverse"], ["laptop"], ["table1"], ["all"]):
+        assert main(["reproduce", *words]) == 0
+    assert seen == ["scenes", "laptop", "smoke", "smoke"]
+    assert main(["reproduce", "segmentation", "table1"]) == 2
+    assert "segmentation has no scale smoke; give --scale scenes" in capsys.readouterr().err

@@ -384,3 +384,28 @@ def test_several_experiments_make_a_page_that_is_corrected_for_all_of_them(prete
     assert alone["p_corrected"] == pytest.approx(4 * alone["p"])
     shown = re.search(r"\| relu \|.*?\| paired \| ([^|]*) \|", page)
     assert shown[1] == f"{5 * alone['p']:.3f}" != f"{4 * alone['p']:.3f}"
+
+
+def test_segmentations_are_compared_by_their_mean_iou_and_the_paper_has_no_column(capsys, monkeypatch):
+    def train(config):
+        run = Path(config.out)
+        run.mkdir()
+        miou = {"imixer": 0.8, "mixer": 0.7, "unet": 0.6}[run.parent.name] + config.seed / 100
+        lines = f"1,0.9,{miou + 0.05},1.5,2.5\n2,0.95,{miou},1.5,2.5\n"
+        (run / "metrics.csv").write_text(f"epoch,val_acc,val_miou,val_loss,seconds\n{lines}")
+        environment = {"run": "a", "python": "3", "torch": "2", "timm": "1", "imixer": "0", "commit": "abc"}
+        (run / "environment.json").write_text(json.dumps(environment | {"gpus": [], "cores": 2, "cpu": "some CPU"}))
+        (run / "model").mkdir()
+        (run / "model" / "model.safetensors").touch()
+
+    monkeypatch.setattr("imixer.training.train.train", train)
+    assert main(["reproduce", "segmentation", "--trials", "2"]) == 0
+    out = capsys.readouterr().out
+    found = rows("segmentation", Path("reproduced/scenes"))
+    assert found["mixer"]["last"]["mean"] == pytest.approx(70.5) and found["mixer"]["best"]["mean"] == pytest.approx(
+        75.5
+    )
+    assert found["mixer"]["comparison"]["difference"] == pytest.approx(-10)
+    assert found["unet"]["runs"][1]["miou"] == pytest.approx(61) and "top1" not in found["unet"]["runs"][1]
+    assert "last epoch, best epoch: mIoU on the held-out images" in out
+    assert "scenes (4,000 training and 500 held-out images)" in out and "paper %" not in out

@@ -245,7 +245,7 @@ def no_image(root):
 def tiny(root):
     save(root / "images" / "3.png", np.arange(12).reshape(2, 2, 3))
     save(root / "masks" / "3.png", np.zeros((2, 2)))
-    return "3.png: it has 2x2 pixels, less than the model's patch of 4x4"
+    return "3.png has 2x2 pixels, less than the model's patch of 4x4"
 
 
 @pytest.mark.parametrize("spoil", [other_size, outside, missing, coloured, no_image, tiny])
@@ -283,8 +283,9 @@ def test_binary_masks_of_0_and_255_are_told_how_to_be_two_classes(tmp_path):
     root = squares(tmp_path)
     for file in (root / "masks").iterdir():
         save(file, 255 * (np.asarray(Image.open(file)) > 0))
-    with pytest.raises(InputError, match=r"only one class; .* 255, which is ignored, pass --masks.palette"):
+    with pytest.raises(InputError, match=r"only one class; .* 255, which is ignored, pass --masks.values"):
         open_masked(DataConfig(name=str(root)), MaskConfig())
+    assert open_masked(DataConfig(name=str(root)), MaskConfig(values=[0, 255])).class_names == ("0", "255")
     palette = {"background": "#000000", "object": "#ffffff"}
     assert open_masked(DataConfig(name=str(root)), MaskConfig(palette=palette)).class_names == ("background", "object")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from imixer.data.masked_batches import joint_transform
 from imixer.errors import InputError
 from imixer.progress import with_progress
 from imixer.training.finished_run import FinishedRun
@@ -27,7 +28,12 @@ def held_out_images(finished: FinishedRun, count: int, data_path: str | None = N
         InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
             finite.
     """
-    return next(held_out_batches(finished, count, count, data_path))[0]
+    _check_count(count)
+    val = finished.image_set(data_path).val
+    places = evenly_spread(len(val), count)
+    images = torch.stack([finished.transform(val[place][0]) for place in places]).to(finished.device)
+    require_finite_outputs(finished.model, images, finished.name)
+    return images
 
 
 def random_images(finished: FinishedRun, count: int, seed: int, data_path: str | None = None) -> Tensor:
@@ -46,7 +52,7 @@ def random_images(finished: FinishedRun, count: int, seed: int, data_path: str |
     _check_count(count)
     if seed < 0:
         raise InputError(f"seed is {seed}; give 0 or more")
-    val = finished.data(data_path).val
+    val = finished.image_set(data_path).val
     places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))
     images = torch.stack([finished.transform(val[place][0]) for place in places[:count].tolist()]).to(finished.device)
     require_finite_outputs(finished.model, images, finished.name)
@@ -79,6 +85,36 @@ def held_out_batches(
         if start == 0:
             require_finite_outputs(finished.model, batch, finished.name)
         yield batch, torch.tensor(labels, device=finished.device)
+
+
+def held_out_masks(
+    finished: FinishedRun, count: int | None, batch_size: int, data_path: str | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Take held-out images of a segmentation, scaled to the model's input, and their masks (B, H, W), in batches.
+
+    Args:
+        finished: The run.
+        count: Number of images, evenly spread. Default: all.
+        batch_size: Images per batch.
+        data_path: Where the data lie now. Default: where they lay.
+
+    Raises:
+        InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
+            finite.
+    """
+    if count is not None:
+        _check_count(count)
+    data = finished.masked_data(data_path)
+    scaled = replace(finished.config.masks, fit="resize")
+    prepare = joint_transform(data, finished.config.data, scaled, finished.input_size, train=False)
+    places = evenly_spread(len(data.val), count)
+    starts = range(0, len(places), batch_size)
+    for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):
+        pairs = [prepare(*data.val[place]) for place in places[start : start + batch_size]]
+        images, masks = (torch.stack(each).to(finished.device) for each in zip(*pairs, strict=True))
+        if start == 0:
+            require_finite_outputs(finished.model, images, finished.name)
+        yield images, masks
 
 
 def evenly_spread(total: int, count: int | None) -> list[int]:

@@ -1,5 +1,6 @@
 """Measure what iterations are worth at test time: accuracy and latency of one trained model."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from imixer.data.image_data import IGNORED
 from imixer.implicit import Contraction
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Picard
@@ -50,12 +52,13 @@ class SettingResult:
 
     Attributes:
         setting: The setting.
-        correct: Whether each image is recognised, (images,).
-        same: Whether each image is classified as by the model as trained, (images,).
+        correct: Whether each image is recognised, (images,); of a segmentation, the share of its pixels that are.
+        same: Whether each image is classified as by the model as trained, (images,); likewise.
         change: ||logits - logits as trained|| / ||logits as trained||, (images,).
         evaluations: Evaluations of F for each image, (blocks, images).
         converged: Share of all pairs of block and image whose tolerance was met; None without a tolerance.
         latency: Milliseconds per image, one entry per repeat.
+        miou: Mean IoU of the classes that are there, over all pixels; None unless pixels are classified.
     """
 
     setting: Setting
@@ -65,15 +68,18 @@ class SettingResult:
     evaluations: Tensor
     converged: float | None
     latency: tuple[float, ...]
+    miou: float | None = None
 
     @property
     def accuracy(self) -> float:
-        """Share of the images that are recognised."""
+        """Share of the images that are recognised, or mean share of their pixels."""
         return float(self.correct.double().mean())
 
     @property
     def accuracy_error(self) -> float:
         """Standard error of the accuracy, by the number of images."""
+        if self.correct.is_floating_point():
+            return float(self.correct.std() / len(self.correct) ** 0.5) if len(self.correct) > 1 else math.nan
         return float((self.accuracy * (1 - self.accuracy) / len(self.correct)) ** 0.5)
 
     @property
@@ -170,7 +176,7 @@ def compare_iterations(
 
     Args:
         model: An iMixer in evaluation mode. It is left as it was.
-        batches: Images (B, in_chans, H, W) and labels (B,). The first batch is timed.
+        batches: Images (B, in_chans, H, W) and labels (B,) or masks (B, H, W). The first batch is timed.
         settings: The settings.
         repeats: Timings per setting, after one that does not count. Settings take turns, so that whatever else the
             machine does slows all alike.
@@ -226,13 +232,23 @@ def _run(
 ) -> dict[str, Any]:
     early = _apply(setting, imlps, before)
     logits = model(images).float()
-    answer = logits.argmax(1)
-    norm = torch.linalg.vector_norm
+    answer, trained = logits.argmax(1), reference.argmax(1)
+    counts = None
+    correct, same = answer == labels, answer == trained
+    if labels.ndim > 1:
+        known = labels != IGNORED
+        classes = logits.shape[1]
+        places = labels[known] * classes + answer[known]
+        counts = torch.bincount(places, minlength=classes**2).reshape(classes, classes)
+        correct = (correct & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+        same = same.flatten(1).double().mean(1)
+    norm, dims = torch.linalg.vector_norm, tuple(range(1, logits.ndim))
     fixed = torch.full((len(imlps), len(images)), imlps[0].n_iter, device=images.device)
     return {
-        "correct": answer == labels,
-        "same": answer == reference.argmax(1),
-        "change": norm(logits - reference, dim=1) / norm(reference, dim=1),
+        "correct": correct,
+        "same": same,
+        "counts": counts,
+        "change": norm(logits - reference, dim=dims) / norm(reference, dim=dims),
         "evaluations": fixed if early is None else torch.stack(early.counts),
         "met": None if early is None else torch.stack(early.met),
     }
@@ -250,7 +266,15 @@ def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[floa
         evaluations=join("evaluations"),
         converged=None if setting.tolerance is None else float(join("met").double().mean()),
         latency=tuple(latency),
+        miou=None if rows[0]["counts"] is None else _miou(sum(row["counts"] for row in rows)),
     )
+
+
+def _miou(counts: Tensor) -> float:
+    """Average the IoU of the classes that are there, from counts of true (row) against predicted (column) class."""
+    both = counts.sum(0) + counts.sum(1) - counts.diag()
+    there = both > 0
+    return float((counts.diag()[there].double() / both[there]).mean())
 
 
 def _time(

@@ -22,7 +22,8 @@ def build() -> ArgumentParser:
         "--test",
         metavar="FOLDER",
         type=str | None,
-        help="Evaluate on all images of this folder of class folders instead, and write RUN/test_evaluation.json.",
+        help="Evaluate on all images of this folder of class folders instead, of a segmentation of images and masks, "
+        "and write RUN/test_evaluation.json.",
     )
     parser.add_argument("--batch_size", type=int | None, help="Images per step. Default: that of training.")
     parser.add_argument(
@@ -97,11 +98,11 @@ def _evaluate_masks(args: Namespace, path: str) -> None:
     from imixer.training.finished_run import load_run
     from imixer.training.mask_tables import report_mask_evaluation
 
-    for name in ("test", *ROBUSTNESS_EVALUATIONS):
+    for name in ROBUSTNESS_EVALUATIONS:
         if getattr(args, name):
             raise InputError(f"{name} is given, and {path} is a segmentation, which has none; leave it out")
     run = load_run(path, args.device, args.checkpoint)
-    report_mask_evaluation(*evaluate_masks(run, args.data, args.batch_size or 0), new_console())
+    report_mask_evaluation(*evaluate_masks(run, args.data, args.batch_size or 0, args.test), new_console())
 
 
 def _options(args: Namespace, analysis: Analysis[Any]) -> dict[str, Any]:

@@ -22,7 +22,11 @@ def build() -> ArgumentParser:
     titles = "; ".join(f"`{name}`: {each.title}" for name, each in EXPERIMENTS.items())
     parser.add_argument("what", metavar="WHAT", nargs="+", type=str, help=f"One or several. {titles}; or `all`.")
     summaries = "; ".join(f"`{name}`: {scale.data}, {scale.summary}" for name, scale in SCALES.items())
-    parser.add_argument("--scale", choices=list(SCALES), default="smoke", help=f"How large. {summaries}.")
+    parser.add_argument(
+        "--scale",
+        choices=list(SCALES),
+        help=f"How large. {summaries}. Default: the only one that the experiments have, otherwise smoke.",
+    )
     parser.add_argument(
         "--out", metavar="DIR", type=str | None, help="Folder for what comes out. Default: reproduced/<scale>."
     )
@@ -72,16 +76,20 @@ def run(args: Namespace) -> int:
     for name in args.what:
         if name not in known:
             raise InputError(f"no experiment {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
-        if name != "all" and EXPERIMENTS[name].scale not in (None, args.scale):
-            raise InputError(f"{name} has no scale {args.scale}; give --scale {EXPERIMENTS[name].scale}")
+    own = {"smoke" if name == "all" else EXPERIMENTS[name].scale or "smoke" for name in args.what}
+    scale: str = args.scale or (own.pop() if len(own) == 1 else "smoke")
+    for name in args.what:
+        if name != "all" and EXPERIMENTS[name] not in experiments_at(scale):
+            others = [other for other in SCALES if EXPERIMENTS[name] in experiments_at(other)]
+            raise InputError(f"{name} has no scale {scale}; give --scale {' or '.join(others)}")
     executor = build_executor(args)
     announce_loading("the data")
     from imixer.experiments.reproduce import reproduce
 
     asked = [EXPERIMENTS[name] for name in dict.fromkeys(args.what) if name != "all"]
     results = reproduce(
-        experiments_at(args.scale) if "all" in args.what else asked,
-        SCALES[args.scale],
+        experiments_at(scale) if "all" in args.what else asked,
+        SCALES[scale],
         new_console(),
         out=args.out,
         trials=args.trials,

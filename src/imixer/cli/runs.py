@@ -25,7 +25,7 @@ def build() -> ArgumentParser:
         "--sort",
         choices=["name", "accuracy", "date"],
         default="name",
-        help="By name, or the highest `accuracy` or the latest `date` first.",
+        help="By name, or the highest `accuracy` (of a segmentation, mIoU) or the latest `date` first.",
     )
     return parser
 

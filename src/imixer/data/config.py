@@ -14,6 +14,7 @@ _MOST_WORKERS = 256  # processes, more than any one machine feeds a device with
 
 ImageSize = int | tuple[int, int]
 _MOST_CLASSES = 255  # of pixels: masks are bytes, one of which is what is ignored
+_LARGEST_INDEX = 65_535  # that masks store
 
 
 @dataclass
@@ -25,6 +26,8 @@ class DataConfig:
             tar shards with `KEY.jpg` beside `KEY.cls` or `KEY.json`, the URL of such shards (`s3://`, `gs://`,
             `hf://datasets/...`, `https://`), `cifar10`, `cifar100`, `stanford_cars`, `food101`, `imagenet`
             (torchvision), or any other name that timm's `create_dataset` knows, such as `torch/mnist` or `hfds/mnist`.
+            With `task: segment`: `scenes` (built in), a folder of images and masks, a folder or URL of parquet shards
+            with a column of each, `voc`, `voc2007` to `voc2012` or `oxford_pets` (torchvision's, in `root`).
         root: Folder where a named data set lies or is downloaded to. Default: `data`.
         download: Download a named data set that is not in `root`.
         val_fraction: Share held out for validation when the data have no split of their own.
@@ -155,6 +158,9 @@ class MaskConfig:
             takes.
         palette: Colour of each class in masks that store colours, such as `{road: "#804080"}`, in the order of the
             classes. Default: masks store indices.
+        values: Index that is stored for each class, in their order, such as `[0, 255]`. Default: 0, 1, 2, ...
+        image_column: Column of encoded images in parquet files. Default: by the usual names.
+        mask_column: Column of encoded masks in them, likewise.
         ignore_index: Index, or in coloured masks every colour of no class, that counts for nothing. null: each must
             be a class.
         fit: `resize` scales each image to the model's input; `window` keeps its pixels, trains on random pieces and
@@ -165,6 +171,9 @@ class MaskConfig:
 
     classes: list[str] | None = None
     palette: dict[str, str] | None = None
+    values: list[int] | None = None
+    image_column: str | None = None
+    mask_column: str | None = None
     ignore_index: int | None = 255
     fit: Literal["resize", "window"] = "resize"
     overlap: float = 0.5
@@ -181,12 +190,30 @@ class MaskConfig:
             colours = [parse_colour(name, text) for name, text in self.palette.items()]
             if len(set(colours)) < len(colours):
                 raise InputError("masks.palette gives two classes one colour; give each its own")
-        if self.ignore_index is not None and not 0 <= self.ignore_index <= 65_535:
+        if self.values is not None:
+            self._check_values(self.values)
+        if self.image_column is not None and self.image_column == self.mask_column:
+            raise InputError(f"masks.image_column and masks.mask_column are both {self.image_column}; give two columns")
+        if self.ignore_index is not None and not 0 <= self.ignore_index <= _LARGEST_INDEX:
             raise InputError(f"masks.ignore_index is {self.ignore_index}; give an index from 0, or null")
         if not 0 <= self.overlap < 1:
             raise InputError(f"masks.overlap is {self.overlap}; give a share from 0, below 1")
         if not 0 <= self.jitter < 1:
             raise InputError(f"masks.jitter is {self.jitter}; give a share from 0, below 1")
+
+    def _check_values(self, values: list[int]) -> None:
+        if not 2 <= len(set(values)) == len(values) <= _MOST_CLASSES or not all(
+            0 <= v <= _LARGEST_INDEX for v in values
+        ):
+            raise InputError(
+                f"masks.values is {values}; give the index of each class, 2 to {_MOST_CLASSES}, each once, from 0"
+            )
+        if self.palette is not None:
+            raise InputError("masks.values and masks.palette are both given; masks store indices or colours, leave one")
+        if self.classes is not None and len(self.classes) != len(values):
+            raise InputError(
+                f"masks.values has {len(values)} indices and masks.classes {len(self.classes)} names; give one for each"
+            )
 
 
 def parse_colour(name: str, text: str) -> tuple[int, int, int]:

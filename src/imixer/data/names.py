@@ -7,6 +7,9 @@ from pathlib import Path
 
 DIGITS = "digits"
 TORCHVISION = ("cifar10", "cifar100", "stanford_cars", "food101", "imagenet")
+VOC_YEARS = {"voc": "2012", **{f"voc{year}": f"{year}" for year in range(2007, 2013)}}
+OXFORD_PETS = "oxford_pets"
+MASKED = ("scenes", *VOC_YEARS, OXFORD_PETS)
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 
 
@@ -16,8 +19,15 @@ def timm_prefix(name: str) -> str | None:
     return prefix.lower() if slash and prefix.lower() in TIMM_PREFIXES else None
 
 
-def is_named(name: str) -> bool:
-    """Return whether a data set is built in or known to torchvision or timm, and not a folder."""
+def is_named(name: str, task: str = "classify") -> bool:
+    """Return whether a data set is built in or known to torchvision or timm, and not a folder.
+
+    Args:
+        name: The name, as in `DataConfig`.
+        task: What it is opened for: names of data sets with masks mean these for `segment` only, as the others do else.
+    """
+    if task == "segment":
+        return name in MASKED
     return name in (DIGITS, *TORCHVISION) or timm_prefix(name) is not None
 
 

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from imixer.training.model import build_model, forward_cost
 from imixer.training.run.config import TrainConfig
+from imixer.training.tasks.segmentation import with_head
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def model_complexity(config: TrainConfig, in_chans: int, num_classes: int) -> Mo
     Raises:
         InputError: If there is no such model.
     """
-    described = f"{config.model} {config.data}", in_chans, num_classes
+    described = f"{config.model} {config.data} {config.task} {config.segment}", in_chans, num_classes
     if described not in _COUNTED:
         _COUNTED[described] = _count(config, in_chans, num_classes)
     return _COUNTED[described]
@@ -52,6 +53,8 @@ _COUNTED: dict[tuple[str, int, int], ModelComplexity] = {}  # experiments have m
 def _count(config: TrainConfig, in_chans: int, num_classes: int) -> ModelComplexity:
     with torch.device("meta"):
         built = build_model(config.model, config.data, native_size=None, in_chans=in_chans, num_classes=num_classes)
+        if config.task == "segment":
+            built = with_head(built, config)
     parameters = sum(p.numel() for p in built.model.parameters() if p.requires_grad)
     cost = forward_cost(built)
     return ModelComplexity(parameters, cost.total if cost else None, _seeded_parameters(built.model))

@@ -52,7 +52,8 @@ class Experiment:
         notes: Sentences on what the paper leaves open, or on what is done otherwise here.
         show_contraction: Whether to measure the contraction of the trained blocks of every row.
         show_time: Whether to show the time of training.
-        scale: Name of the only scale that has it. Default: all have.
+        scale: Name of the only scale that has it. Default: all have that have the paper's experiments.
+        metric: What is compared, in words.
     """
 
     name: str
@@ -66,8 +67,9 @@ class Experiment:
     show_contraction: bool = False
     show_time: bool = False
     scale: str | None = None
+    metric: str = "top-1"
 
     @property
     def tabulated(self) -> bool:
-        """Whether its page is the table of accuracies that all such experiments have."""
+        """Whether its page is the table of scores that all such experiments have."""
         return self.figure is None and self.measured is None

@@ -79,16 +79,16 @@ class RowResult:
 
     @property
     def last(self) -> dict[int, float]:
-        """Top-1 in % after the last epoch, of each finished trial, by seed."""
-        return {run.seed: 100 * run.outcome.val_acc for run in self.finished if run.outcome.val_acc is not None}
+        """Top-1 or mIoU in % after the last epoch, of each finished trial, by seed."""
+        return {run.seed: 100 * run.outcome.score for run in self.finished if run.outcome.score is not None}
 
     @property
     def best(self) -> dict[int, float]:
-        """Top-1 in % after the best epoch, of each finished trial, by seed.
+        """Top-1 or mIoU in % after the best epoch, of each finished trial, by seed.
 
         It is optimistic: the epoch is chosen on the images that it is measured on.
         """
-        outcomes = {run.seed: run.outcome.best_val_acc for run in self.finished}
+        outcomes = {run.seed: run.outcome.best_score for run in self.finished}
         return {seed: 100 * accuracy for seed, accuracy in outcomes.items() if accuracy is not None}
 
     @property
@@ -139,7 +139,7 @@ class ExperimentResult:
 
     @property
     def comparisons(self) -> dict[str, MeanDifference]:
-        """Each row against its baseline, by name, in points of top-1 after the last epoch.
+        """Each row against its baseline, by name, in points of the metric after the last epoch.
 
         Rows that lack a trial, or whose baseline lacks one, are left out.
         """

@@ -35,10 +35,11 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
         for each, own in zip(tabulated, judgements, strict=True)
         for sentence in describe_decided(each, own)
     ]
+    metrics = " and ".join(dict.fromkeys(each.experiment.metric for each in tabulated))
     parts = [
         f"# The paper's tables and figures at the scale {scale.name}\n",
         f"`{command}`; {for_markdown('; '.join(machines) or 'nothing is finished')}.\n",
-        f"{for_markdown(summarise(judgements))}. What is decided, in points of top-1 after the last epoch:\n"
+        f"{for_markdown(summarise(judgements))}. What is decided, in points of {metrics} after the last epoch:\n"
         if said
         else f"{for_markdown(summarise(judgements))}.\n",
         bullets(said),

@@ -10,6 +10,8 @@ from imixer.experiments.laptop import LAPTOP, LAPTOP_PIECES
 from imixer.experiments.normalisations import NORMALISATIONS
 from imixer.experiments.paper_figures import FIGURES
 from imixer.experiments.robustness import ROBUSTNESS
+from imixer.experiments.scales import SCALES
+from imixer.experiments.segmentation import SEGMENTATION, SEGMENTATION_INVERSE
 from imixer.experiments.table1 import TABLE_1
 from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3
@@ -35,6 +37,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         ANOMALY,
         LAPTOP,
         LAPTOP_PIECES,
+        SEGMENTATION,
+        SEGMENTATION_INVERSE,
     )
 }
 
@@ -45,4 +49,5 @@ def experiments_at(scale: str) -> list[Experiment]:
     Args:
         scale: Name of the scale.
     """
-    return [experiment for experiment in EXPERIMENTS.values() if experiment.scale in (None, scale)]
+    found = (scale,) if SCALES[scale].only_own else (None, scale)
+    return [experiment for experiment in EXPERIMENTS.values() if experiment.scale in found]

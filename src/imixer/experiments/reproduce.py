@@ -133,6 +133,8 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
             f"data is {data!r}{did_you_mean(data, DATA_SETS)}; give one of {known}; the folder they lie in is "
             "--data_dir"
         )
+    if scale.only_own:
+        raise InputError(f"data is {data}, and the scale {scale.name} has {scale.data} of its own; leave it out")
     if all(experiment is TABLE_4 or experiment.measured == "anomalies" for experiment in experiments):
         names = " and ".join(experiment.name for experiment in experiments)
         raise InputError(f"data is {data}, and {names} has data sets of its own; leave it out")

@@ -32,6 +32,7 @@ class Scale:
         patch_size: Side of a patch, in pixels.
         embed_dim: Width C, by size.
         overrides: Settings that win over the recipe's, by dotted name.
+        only_own: Whether it has none but the experiments that name it.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Scale:
     patch_size: int
     embed_dim: dict[ModelSize, int]
     overrides: dict[str, Any]
+    only_own: bool = False
 
     def mixer(self, size: ModelSize = "S", data: str | None = None, mlp_ratio: float | None = None) -> dict[str, Any]:
         """Return the settings of an MLP-Mixer, by dotted name.
@@ -182,6 +184,20 @@ SCALES: dict[str, Scale] = {
             table4_data=_PAPERS_SETS,
             overrides={},
             **_PAPERS_MODELS,
+        ),
+        Scale(
+            name="scenes",
+            summary="a stem of convolutions, 4 blocks on 8x8 tokens, 96 channels",
+            trials=5,
+            data="scenes",
+            table4_data=(),
+            recipe="scenes",
+            variant="{model}_t4_32",
+            image_size=32,
+            patch_size=4,
+            embed_dim={"S": 96, "B": 96, "L": 96},
+            overrides={"logger": "csv"},
+            only_own=True,
         ),
     )
 }

@@ -29,6 +29,8 @@ from imixer.training.run.config import TrainConfig
 from imixer.writing import csv_text, json_text, write_text
 
 _RAN_ON = "ran on: "
+_METRIC_KEYS = {"top-1": "top1", "mIoU": "miou"}  # in JSON files
+_PAPERS_MEANS = "; paper: of the paper's means"
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _latex(page: Presentation, label: str) -> str:
 
 def _results(result: ExperimentResult) -> Grid:
     labels = tuple(result.rows[0].row.labels)
-    header = [*labels, "last epoch %", "best epoch %", "paper %", "trials"]
+    header = [*labels, "last epoch %", "best epoch %", *["paper %"] * _beside_paper(result), "trials"]
     if result.experiment.show_contraction:
         header += ["bound", "norm", "residual", "inverse"]
     header += ["time"] * result.experiment.show_time + ["parameters", "mult-adds"]
@@ -174,7 +176,7 @@ def _numbers(result: ExperimentResult, row_result: RowResult) -> list[str]:
     return [
         "not run" if row_result.config is None else _mean_and_std(row_result.last),
         "" if row_result.config is None else _mean_and_std(row_result.best),
-        plus_minus(paper.mean, paper.spread) if paper else "",
+        *[plus_minus(paper.mean, paper.spread) if paper else ""] * _beside_paper(result),
         _count(row_result),
         *(_contraction(row_result) if result.experiment.show_contraction else []),
         *([_time(result, row_result)] if result.experiment.show_time else []),
@@ -201,7 +203,8 @@ def _time(result: ExperimentResult, row_result: RowResult) -> str:
 def _differences(result: ExperimentResult, judgements: Mapping[str, Judgement]) -> Grid:
     labels = tuple(result.rows[0].row.labels)
     interval = f"{CONFIDENCE:.0%} interval"
-    header = (*labels, "difference", interval, "test", "p", "detectable", "paper", "verdict")
+    paper = ["paper"] * _beside_paper(result)
+    header = (*labels, "difference", interval, "test", "p", "detectable", *paper, "verdict")
     rows = tuple(
         (*row_result.row.labels.values(), *_difference(result, row_result, judgements.get(row_result.row.name)))
         for row_result in result.rows
@@ -212,16 +215,16 @@ def _differences(result: ExperimentResult, judgements: Mapping[str, Judgement]) 
 
 def _difference(result: ExperimentResult, row_result: RowResult, judgement: Judgement | None) -> list[str]:
     reported = paper_difference(result, row_result)
-    paper = "" if reported is None else f"{reported:+.2f}"
+    paper = ["" if reported is None else f"{reported:+.2f}"] * _beside_paper(result)
     if judgement is None:
-        return ["", "", "", "", "", paper, ""]
+        return ["", "", "", "", "", *paper, ""]
     return [
         f"{judgement.comparison.difference:+.2f}",
         interval_words(judgement),
         judgement.comparison.test,
         p_words(judgement.p),
         detectable_words(judgement.detectable),
-        paper,
+        *paper,
         verdict_words(judgement),
     ]
 
@@ -256,9 +259,10 @@ def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
     """Explain the columns, and the tests that the page has."""
     kinds = {judgement.comparison.test for judgement in judgements.values()}
     legend = [
-        "last epoch, best epoch: top-1 on the held-out images, mean +- standard deviation over the finished trials. "
-        "The best epoch is chosen on the same images: an optimistic figure. All comparisons are of the last",
-        f"paper: what it reports ({CONDITIONS})",
+        f"last epoch, best epoch: {result.experiment.metric} on the held-out images, mean +- standard deviation over "
+        "the finished trials. The best epoch is chosen on the same images: an optimistic figure. All comparisons are "
+        "of the last",
+        *[f"paper: what it reports ({CONDITIONS})"] * _beside_paper(result),
     ]
     if result.experiment.show_contraction:
         legend.append(
@@ -271,8 +275,9 @@ def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
         legend.append("time: of training, over the baseline's; trials that shared a machine with others blur it")
     if judgements:
         legend += [
-            "difference: of the means, in points; paper: of the paper's means. detectable: the smallest that such "
-            f"trials find with {POWER:.0%} power, at the spread observed and the level of the correction's first step",
+            f"difference: of the means, in points{_PAPERS_MEANS * _beside_paper(result)}. detectable: the "
+            f"smallest that such trials find with {POWER:.0%} power, at the spread observed and the level of the "
+            "correction's first step",
             *_tests(kinds),
             verdict_legend(tests, result.margin),
         ]
@@ -354,9 +359,9 @@ def _record(result: ExperimentResult, row_result: RowResult, judgement: Judgemen
                 "path": str(run.path),
                 "status": run.outcome.status,
                 "epoch": run.outcome.epoch,
-                "top1": None if run.outcome.val_acc is None else 100 * run.outcome.val_acc,
+                _METRIC_KEYS[result.experiment.metric]: _percent(run.outcome.score),
                 "best_epoch": run.outcome.best_epoch,
-                "best_top1": None if run.outcome.best_val_acc is None else 100 * run.outcome.best_val_acc,
+                f"best_{_METRIC_KEYS[result.experiment.metric]}": _percent(run.outcome.best_score),
                 "val_loss": run.outcome.val_loss,
                 "seconds": run.outcome.seconds,
                 "error": run.outcome.error,
@@ -400,6 +405,15 @@ def _comparison(judgement: Judgement) -> dict[str, Any]:
         judgement.within,
     )
     return dict(zip(_COMPARISON, values, strict=True))
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _beside_paper(result: ExperimentResult) -> bool:
+    """Tell whether the paper may have numbers to set beside: it has top-1 alone."""
+    return result.experiment.metric == "top-1"
 
 
 def _finite(value: Any) -> Any:

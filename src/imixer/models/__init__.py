@@ -1,6 +1,6 @@
 """iMLP, the mixer block, and the variants; importing this registers them with timm."""
 
-from imixer.models import segmenter, variants
+from imixer.models import segmenter, unet, variants
 from imixer.models.checkpoints import resample_tokens
 from imixer.models.from_mixer import MixerStart, MixerWeights, read_mixer, start_from_mixer
 from imixer.models.imixer import IMixer, IMixerBlock
@@ -20,5 +20,6 @@ __all__ = [
     "resample_tokens",
     "segmenter",
     "start_from_mixer",
+    "unet",
     "variants",
 ]

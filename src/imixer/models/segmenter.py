@@ -15,6 +15,7 @@ from timm.layers import LayerNorm2d
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+import imixer.models.unet
 import imixer.models.variants  # noqa: F401  (registers our models with timm)
 
 HeadName = Literal["linear", "multilevel"]

@@ -58,14 +58,14 @@ def report_sweep(results: SweepResults, console: Console) -> None:
         results: The outcomes of the sweep's trials.
         console: Where to print.
     """
-    table = Table("cell", "trials", "val acc", "val loss", box=None)
+    table = Table("cell", "trials", f"val {results.metric}", "val loss", box=None)
     for column in table.columns[1:]:
         column.justify = "right"
     for cell in results.sweep.cells:
-        accuracy, loss = results.mean(cell), results.mean(cell, "val_loss")
-        all_of_them = accuracy.trials == accuracy.planned
-        count = f"{accuracy.trials}" if all_of_them else f"{accuracy.trials} of {accuracy.planned}"
-        table.add_row(Text(cell.name), count, _mean_and_std(accuracy, 100, 2, " %"), _mean_and_std(loss, 1, 4, ""))
+        score, loss = results.mean(cell, "score"), results.mean(cell, "val_loss")
+        all_of_them = score.trials == score.planned
+        count = f"{score.trials}" if all_of_them else f"{score.trials} of {score.planned}"
+        table.add_row(Text(cell.name), count, _mean_and_std(score, 100, 2, " %"), _mean_and_std(loss, 1, 4, ""))
     console.print(table)
     console.print("mean +- standard deviation of the sample, over the finished trials")
     for trial in results.with_status("failed"):
@@ -91,7 +91,9 @@ class _LiveTable:
         outcomes = {trial: self.results[trial] for trial in self.results.sweep.trials}
         counts = Counter(outcome.status for outcome in outcomes.values())
         caption = ", ".join(f"{counts[status]} {status}" for status in _URGENCY if counts[status])
-        table = Table("cell", "seed", "status", "epoch", "val acc", "time", box=None, caption=caption)
+        table = Table(
+            "cell", "seed", "status", "epoch", f"val {self.results.metric}", "time", box=None, caption=caption
+        )
         for column in (table.columns[1], *table.columns[3:]):
             column.justify = "right"
         urgent = sorted(outcomes, key=lambda trial: _URGENCY.index(outcomes[trial].status))
@@ -103,7 +105,7 @@ class _LiveTable:
                     str(trial.seed),
                     outcome.status,
                     f"{outcome.epoch}/{trial.cell.epochs}",
-                    "" if outcome.val_acc is None else f"{outcome.val_acc:.2%}",
+                    "" if outcome.score is None else f"{outcome.score:.2%}",
                     _clock(outcome),
                 )
         return table
@@ -121,7 +123,7 @@ class _TrialLines:
         beginning = f"goes on after epoch {before}" if before else "begins"
         words = {
             "running": f"{beginning}, see {log_file(self.results.folder / trial.name)}",
-            "finished": f"finished, val acc {outcome.val_acc or 0:.2%}, {_clock(outcome)}",
+            "finished": f"finished, val {self.results.metric} {outcome.score or 0:.2%}, {_clock(outcome)}",
             "failed": f"failed, {outcome.error}",
             "unfinished": f"not finished, epoch {outcome.epoch}/{trial.cell.epochs}",
         }

@@ -13,6 +13,7 @@ from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.sweep.spec import RESULTS, SUMMARY, setting_text
 from imixer.sweep.trial import failure_reason
 from imixer.training.run.directory import RunDirectory
+from imixer.training.run.result import METRIC_NAMES, metric_of
 from imixer.writing import csv_text, write_text
 
 Status = Literal["waiting", "running", "unfinished", "failed", "finished"]
@@ -28,10 +29,12 @@ class TrialOutcome:
         epoch: Its last complete epoch, of which accuracy and loss are. 0 before the first.
         val_acc: Top-1 accuracy on the validation data, from 0 to 1.
         val_loss: Validation loss.
-        best_epoch: Epoch of the highest accuracy, the first if there are several. 0 before the first.
+        best_epoch: Epoch of the highest score, the first if there are several. 0 before the first.
         best_val_acc: Accuracy of that epoch. It is optimistic: the epoch is chosen on the same data.
         seconds: Training time, as in `metrics.csv`.
         error: Reason of the failure; empty if there is none.
+        score: What the trials of a task are compared by, from 0 to 1: `val_acc`, or the mean IoU of a segmentation.
+        best_score: The same after the best epoch.
     """
 
     status: Status
@@ -42,6 +45,8 @@ class TrialOutcome:
     best_val_acc: float | None = None
     seconds: float | None = None
     error: str = ""
+    score: float | None = None
+    best_score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +92,14 @@ class SweepResults:
 
     def _read(self, trial: Trial) -> TrialOutcome:
         run = RunDirectory(self.folder / trial.name)
-        rows, damaged = read_rows(run.metrics, ("epoch", "val_acc", "val_loss", "seconds"))
+        by = self.decisive
+        rows, damaged = read_rows(run.metrics, tuple(dict.fromkeys(("epoch", "val_acc", "val_loss", "seconds", by))))
         metrics: dict[str, Any] = {}
         if rows:
             metrics = {name: float(rows[-1][name]) for name in ("val_acc", "val_loss", "seconds")}
-            best = max(rows, key=lambda row: float(row["val_acc"]))
+            best = max(rows, key=lambda row: float(row[by]))
             metrics |= {"best_val_acc": float(best["val_acc"]), "best_epoch": int(float(best["epoch"]))}
+            metrics |= {"score": float(rows[-1][by]), "best_score": float(best[by])}
             metrics["epoch"] = int(float(rows[-1]["epoch"]))
         if run.finished and rows and not damaged:
             return TrialOutcome("finished", **metrics)
@@ -111,16 +118,28 @@ class SweepResults:
 
         Args:
             cell: The cell.
-            metric: `val_acc`, `best_val_acc`, `val_loss` or `seconds`.
+            metric: `score`, `best_score`, `val_acc`, `best_val_acc`, `val_loss` or `seconds`.
         """
         outcomes = [self[Trial(cell, seed)] for seed in cell.seeds]
-        values = [getattr(outcome, metric) for outcome in outcomes if outcome.status == "finished"]
+        finished = [outcome for outcome in outcomes if outcome.status == "finished"]
+        values = [value for outcome in finished if (value := getattr(outcome, metric)) is not None]
         return CellSummary(
-            len(values),
+            len(finished),
             len(outcomes),
             fmean(values) if values else None,
             stdev(values) if len(values) > 1 else None,
         )
+
+    @property
+    def decisive(self) -> str:
+        """The metric that trials are compared by: that of their task, and accuracy where tasks differ."""
+        metrics = {metric_of(cell.config.task) for cell in self.sweep.cells}
+        return metrics.pop() if len(metrics) == 1 else "val_acc"
+
+    @property
+    def metric(self) -> str:
+        """The same in a word, for the head of a column."""
+        return "acc" if self.decisive == "val_acc" else METRIC_NAMES[self.decisive]
 
     def note(self, trial: Trial, running: bool) -> None:
         """Take down that a trial of this process begins or ends, and write the tables.
@@ -140,18 +159,28 @@ class SweepResults:
     def write(self) -> None:
         """Write `results.csv`, a row per trial, and `summary.csv`, a row per cell, each whole or not at all."""
         fields = list(dict.fromkeys(field for cell in self.sweep.cells for field in cell.settings))
-        columns = list(TrialOutcome.__dataclass_fields__)
+        own = {} if self.decisive == "val_acc" else {"score": self.decisive, "best_score": f"best_{self.decisive}"}
+        columns = {name: own.get(name, name) for name in TrialOutcome.__dataclass_fields__}
+        if not own:
+            del columns["score"], columns["best_score"]  # which are the accuracies
         rows: list[list[Any]] = [
-            [trial.cell.name, *_values(trial.cell, fields), trial.seed, *vars(self[trial]).values()]
+            [
+                trial.cell.name,
+                *_values(trial.cell, fields),
+                trial.seed,
+                *(getattr(self[trial], name) for name in columns),
+            ]
             for trial in self.sweep.trials
         ]
-        _write_csv(self.folder / RESULTS, ["cell", *fields, "seed", *columns], rows)
-        means = [(cell, self.mean(cell)) for cell in self.sweep.cells]
-        rows = [
-            [cell.name, *_values(cell, fields), summary.trials, summary.planned, summary.mean, summary.std]
-            for cell, summary in means
-        ]
-        _write_csv(self.folder / SUMMARY, ["cell", *fields, "trials", "planned", "val_acc_mean", "val_acc_std"], rows)
+        _write_csv(self.folder / RESULTS, ["cell", *fields, "seed", *columns.values()], rows)
+        metrics = {"val_acc": "val_acc"} | ({"score": self.decisive} if own else {})
+        rows = []
+        for cell in self.sweep.cells:
+            means = [self.mean(cell, metric) for metric in metrics]
+            numbers = [value for each in means for value in (each.mean, each.std)]
+            rows.append([cell.name, *_values(cell, fields), means[0].trials, means[0].planned, *numbers])
+        names = [f"{metric}_{kind}" for metric in metrics.values() for kind in ("mean", "std")]
+        _write_csv(self.folder / SUMMARY, ["cell", *fields, "trials", "planned", *names], rows)
 
 
 def _values(cell: SweepCell, fields: Iterable[str]) -> list[str]:

@@ -148,7 +148,7 @@ def evaluate(
     images = _held_out(run, data) if test is None else _test_set(run, test)
     outputs = run.make_outputs()
     outcome = _evaluate(run, images, batch_size)
-    files = _files(outputs, is_test=test is not None)
+    files = evaluation_files(outputs, is_test=test is not None)
     outcome.scores.write(files.scores)
     logits, targets = outcome.logits, outcome.targets
     losses = F.cross_entropy(logits, targets, reduction="none")
@@ -246,16 +246,13 @@ def _evaluate(run: FinishedRun, images: _LabelledSet, batch_size: int) -> _Outco
     return _Outcome(scores, logits, targets)
 
 
-def held_out_files(outputs: RunDirectory) -> EvaluationFiles:
-    """Name the files of an evaluation on held-out images.
+def evaluation_files(outputs: RunDirectory, *, is_test: bool) -> EvaluationFiles:
+    """Name the files of an evaluation.
 
     Args:
         outputs: The directory they go into.
+        is_test: Whether it is of a test set, and not of the held-out images.
     """
-    return _files(outputs, is_test=False)
-
-
-def _files(outputs: RunDirectory, is_test: bool) -> EvaluationFiles:
     if is_test:
         return EvaluationFiles(
             outputs.test_evaluation,

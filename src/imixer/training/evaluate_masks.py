@@ -15,7 +15,7 @@ from imixer.data.image_data import IGNORED, MaskedData
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
 from imixer.training.best_weights import WhichWeights
-from imixer.training.evaluate import EvaluationFiles, held_out_files, image_names, rounded
+from imixer.training.evaluate import EvaluationFiles, evaluation_files, image_names, rounded
 from imixer.training.figures import draw_confusion_matrix
 from imixer.training.finished_run import FinishedRun
 from imixer.training.mask_figures import MaskPanel, draw_masks
@@ -86,17 +86,18 @@ class _ImageScore:
 
 
 def evaluate_masks(
-    run: FinishedRun, data_path: str | None = None, batch_size: int = 0
+    run: FinishedRun, data_path: str | None = None, batch_size: int = 0, test: str | None = None
 ) -> tuple[MaskEvaluation, EvaluationFiles]:
     """Evaluate a segmentation at the size of the images, and write what came out into the run's outputs.
 
     The files are `evaluation.json`, `predictions.csv` with the worst image first, `confusion_matrix.csv` of pixels, its
-    figure, and `worst_images.png`.
+    figure, and `worst_images.png`; for a test set, the same with `test_` before their names.
 
     Args:
         run: The run.
         data_path: The place where its data lie now. Default: where they lay in training.
         batch_size: Images of one forward pass. Default: as in training.
+        test: A folder of images and masks, all of which are the test set. Default: the held-out images.
 
     Returns:
         The scores, and the files.
@@ -104,7 +105,7 @@ def evaluate_masks(
     Raises:
         InputError: If the data are not there or do not fit the run, or the logits are not finite.
     """
-    data = run.masked_data(data_path)
+    data = run.masked_data(data_path, test)
     metrics = SegmentationMetrics(len(run.class_names), run.input_size[1:], run.config.masks.overlap)
     predictor, size = MaskPredictor(run), batch_size or run.config.micro_batch
     announce(f"evaluating {len(data.val):,} images")
@@ -133,10 +134,10 @@ def evaluate_masks(
         per_class=_per_class(metrics.confusion, metrics.iou, run.class_names),
         checkpoint=run.checkpoint,
     )
-    files = held_out_files(run.make_outputs())
+    files = evaluation_files(run.make_outputs(), is_test=test is not None)
     write_text(files.scores, json_text(rounded(asdict(evaluation))))
     scores.sort(key=lambda score: (score.miou, -score.loss))
-    names = image_names(data.val, "held-out")
+    names = image_names(data.val, "held-out" if test is None else "test")
     rows = [[names[s.place], *(f"{value:.6f}" for value in (s.miou, s.accuracy, s.loss))] for s in scores]
     write_text(files.predictions, csv_text(["image", "miou", "pixel_accuracy", "loss"], rows))
     counts = metrics.confusion

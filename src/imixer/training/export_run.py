@@ -105,7 +105,7 @@ def _default_name(run: FinishedRun, format: str, quantize: str | None) -> str:
 def _images(run: FinishedRun, data: str | None) -> Tensor:
     """Take images to compare a quantised model by (B, in_chans, H, W): held-out ones if they are there."""
     try:
-        val = run.data(data).val
+        val = run.image_set(data).val
     except InputError as error:
         if data is not None:
             raise

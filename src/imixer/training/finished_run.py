@@ -15,9 +15,11 @@ from torch import nn
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channels
 from imixer.data.names import is_named
+from imixer.data.sources.mask_sets import own_masks
+from imixer.data.sources.masked_pairs import StoredMasks
 from imixer.data.sources.masks import coding_of, default_palette
 from imixer.data.sources.open import open_dataset, relocated
-from imixer.data.sources.open_masked import open_masked
+from imixer.data.sources.open_masked import open_masked, relocated_masks
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
 from imixer.escaping import few_names
@@ -117,9 +119,9 @@ class FinishedRun:
         """Return the configuration without the places where the run and its files lay on the machine that trained."""
         data, model = self.config.data, self.config.model
         name, checkpoint, from_mixer = data.name, model.checkpoint, model.from_mixer
-        if not is_named(name):
+        if not is_named(name, self.config.task):
             folder = Path(name).name
-            name = folder if folder != "digits" else f"./{folder}"  # which is not the built-in data set
+            name = f"./{folder}" if is_named(folder, self.config.task) else folder  # which is not the built-in data set
         return replace(
             self.config,
             out=None,
@@ -191,21 +193,38 @@ class FinishedRun:
                 "`imixer predict` judges images by it, and a copy of its folder does so elsewhere"
             )
 
-    def masked_data(self, data_path: str | None = None) -> MaskedData:
+    def masked_data(self, data_path: str | None = None, test: str | None = None) -> MaskedData:
         """Open the images and masks of a segmentation's run, to be normalised as in training.
 
         Args:
             data_path: The place where the data lie now. Default: where they lay in training.
+            test: A folder of other images with masks that mean the same, all of which are then held out.
 
         Raises:
             InputError: If the data are not there, or have other classes or channels, or the run is no segmentation.
         """
         if self.config.task != "segment":
             raise InputError(f"{self.name} is no segmentation: it was trained without masks")
-        masks = self.config.masks
-        if masks.palette is None and self.config.data.name != "scenes":
-            masks = replace(masks, classes=list(self.class_names))
-        return self._as_in_training(open_masked(self._data_config(data_path), masks))
+        own, masks = is_named(self.config.data.name, "segment"), self.config.masks
+        if masks.palette is None and (not own or test is not None):
+            masks = replace(own_masks(self.config.data.name, masks), classes=list(self.class_names))
+        if test is None:
+            return self._as_in_training(open_masked(self._data_config(data_path), masks))
+        data = open_masked(replace(self.config.data, name=test, root=None), masks, whole=True)
+        if isinstance(data.val, StoredMasks):
+            data.val.in_chans = self.input_size[0]
+        return self._as_in_training(replace(data, name=test, in_chans=self.input_size[0]))
+
+    def image_set(self, data_path: str | None = None) -> ImageSet:
+        """Open the run's data, whatever its task, to be normalised as in training.
+
+        Args:
+            data_path: The place where the data lie now. Default: where they lay in training.
+
+        Raises:
+            InputError: If the data are not there, or have other classes or channels.
+        """
+        return self.masked_data(data_path) if self.config.task == "segment" else self.data(data_path)
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
@@ -217,7 +236,8 @@ class FinishedRun:
         if self.packaged and data_path is None and config.name not in ("digits", "scenes"):
             raise InputError(f"{self.name} comes without its images, {config.name}; say with --data where they lie")
         if data_path is not None:
-            config = relocated(config, data_path)
+            move = relocated_masks if self.config.task == "segment" else relocated
+            config = move(config, data_path)
         return config
 
     def _as_in_training(self, data: _DataT) -> _DataT:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,54 @@ from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.model_directory import read_model_config, write_model
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.parsing import changed_settings, flatten
-from imixer.training.run.result import TrainingResult, read_result
+from imixer.training.run.result import TrainingResult, best_by, read_result
 from imixer.weights import size_of
 from imixer.writing import json_text, make_folder
 
 _FIGURES = {
-    "learning_curves.png": "Loss, accuracy and learning rate over the epochs",
+    "learning_curves.png": "Loss, {metric} and learning rate over the epochs",
     "confusion_matrix.png": "Held-out images: true against predicted class",
     "test_confusion_matrix.png": "Test set: true against predicted class",
 }
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How the hub speaks of a task; its score as a title, in words, in evaluations, and on the hub."""
+
+    tag: str
+    title: str
+    metric: str
+    name: str
+    hub_metric: str
+    sorts: str
+    last_line: str
+
+
+_KINDS = {
+    "classify": _Kind(
+        "image-classification",
+        "Accuracy",
+        "accuracy",
+        "top1",
+        "accuracy",
+        "{kind} images of {size} pixels",
+        'print(model.pretrained_cfg["label_names"][logits.argmax()])',
+    ),
+    "segment": _Kind(
+        "image-segmentation",
+        "Mean IoU",
+        "mIoU",
+        "miou",
+        "mean_iou",
+        "the pixels of {kind} images, seen at {size} pixels,",
+        "classes = logits.argmax(1)[0]  # of each pixel, numbers into label_names",
+    ),
+}
+
+
+def _kind(run: FinishedRun) -> _Kind:
+    return _KINDS[run.config.task]
 
 
 def write_hub_folder(run: FinishedRun, folder: Path, repo_id: str = "USER/NAME") -> None:
@@ -112,7 +151,7 @@ def _fill(run: FinishedRun, folder: Path, repo_id: str) -> None:
         source = (directory if name == "learning_curves.png" else run.outputs).path / name
         if source.is_file():
             shutil.copyfile(source, folder / name)
-            figures[name] = caption
+            figures[name] = caption.format(metric=_kind(run).metric)
     (folder / "README.md").write_text(_card(run, repo_id, figures), encoding="utf-8")
 
 
@@ -120,32 +159,33 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
     """Write the model card: what the model is, how good it is, how to load it, how it was trained."""
     name, data = run.config.model.name or "imixer", Path(run.config.data.name).name
     result, row = read_result(run.directory), run.epoch_metrics()
+    task = _kind(run)
     scores = _scores(run, result, row)
-    entries = [_index_entry(of, accuracy) for of, accuracy, _ in scores]
+    entries = [_index_entry(of, score, task) for of, score, _ in scores]
     metadata: dict[str, Any] = {
         "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "imixer"],
-        "metrics": ["accuracy"],
+        "pipeline_tag": task.tag,
+        "tags": [task.tag, "timm", "imixer"],
+        "metrics": [task.hub_metric],
         "model-index": [{"name": repo_id.rpartition("/")[2], "results": entries}],
     }
     parameters = sum(p.numel() for p in run.model.parameters())
     channels, height, width = run.input_size
     kind = "gray" if channels == 1 else "colour"
-    rows = tuple((of, f"{accuracy:.2%}", f"{images:,}") for of, accuracy, images in scores)
+    rows = tuple((of, f"{score:.2%}", f"{images:,}") for of, score, images in scores)
     settings = tuple((each, str(value)) for each, value in changed_settings(run.portable_config()).items())
     names = few_names(run.class_names, 20)
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n",
         f"# {for_markdown(name)}, trained on {for_markdown(data)}\n",
-        f"It sorts {kind} images of {height}x{width} pixels into {len(run.class_names):,} classes: "
+        f"It sorts {task.sorts.format(kind=kind, size=f'{height}x{width}')} into {len(run.class_names):,} classes: "
         f"{for_markdown(names)}. It has {parameters:,} parameters, and was trained with imixer {imixer.__version__}; "
         f"the weights are those after epoch {row['epoch']} of {result.epochs}.\n",
-        "## Accuracy\n",
-        markdown(Grid(("images", "accuracy", "number"), rows, text=1)),
+        f"## {task.title}\n",
+        markdown(Grid(("images", task.metric, "number"), rows, text=1)),
         "## How to load it\n",
         "The model is one of timm's, once `imixer` is imported (`pip install imixer`).\n",
-        f"```python\n{_snippet(repo_id, channels)}```\n",
+        f"```python\n{_snippet(repo_id, channels, task)}```\n",
         "From a copy of this folder, `local-dir:FOLDER` takes the place of `hf-hub:...`.\n",
         *(f"## {caption}\n\n![{caption}]({file})\n" for file, caption in figures.items()),
         "## How it was trained\n",
@@ -155,7 +195,7 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
     return "\n".join(parts)
 
 
-def _snippet(repo_id: str, channels: int) -> str:
+def _snippet(repo_id: str, channels: int, task: _Kind) -> str:
     mode = "L" if channels == 1 else "RGB"
     return f"""import imixer.models  # so that timm knows it
 import timm, torch
@@ -165,32 +205,33 @@ model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 with torch.no_grad():
     logits = model(transform(Image.open("image.png").convert("{mode}"))[None])
-print(model.pretrained_cfg["label_names"][logits.argmax()])
+{task.last_line}
 """
 
 
 def _scores(run: FinishedRun, result: TrainingResult, row: Mapping[str, Any]) -> list[tuple[str, float, int]]:
-    """Collect what is known of the accuracy of these weights: of what images, accuracy, number of images."""
-    of, accuracy = f"held-out images, after epoch {row['epoch']} of {result.epochs}", float(row["val_acc"])
+    """Collect how good these weights are: on what images, accuracy or mIoU, number of images."""
+    of, score = f"held-out images, after epoch {row['epoch']} of {result.epochs}", float(row[best_by(row)])
+    name = _kind(run).name
     measured = run.directory.evaluation
     if not run.directory.metrics.exists() and measured.is_file():  # of a package, whose weights are rounded
-        accuracy = float(read_json(measured, ["top1"])["top1"])
-    scores = [(of, accuracy, result.held_out)]
-    if (tested := _test_scores(run.outputs)) is not None:
-        scores.append((f"test set {Path(str(tested['data'])).name}", float(tested["top1"]), int(tested["images"])))
+        score = float(read_json(measured, [name])[name])
+    scores = [(of, score, result.held_out)]
+    if (tested := _test_scores(run.outputs, name)) is not None:
+        scores.append((f"test set {Path(str(tested['data'])).name}", float(tested[name]), int(tested["images"])))
     return scores
 
 
-def _test_scores(outputs: RunDirectory) -> dict[str, Any] | None:
+def _test_scores(outputs: RunDirectory, name: str) -> dict[str, Any] | None:
     if not outputs.test_evaluation.is_file():
         return None
-    return read_json(outputs.test_evaluation, ["top1", "images", "data"])
+    return read_json(outputs.test_evaluation, [name, "images", "data"])
 
 
-def _index_entry(of: str, accuracy: float) -> dict[str, Any]:
-    """Write an accuracy as the hub's model index does."""
+def _index_entry(of: str, score: float, task: _Kind) -> dict[str, Any]:
+    """Write a score as the hub's model index does."""
     return {
-        "task": {"type": "image-classification"},
+        "task": {"type": task.tag},
         "dataset": {"name": of, "type": "images"},
-        "metrics": [{"type": "accuracy", "value": round(accuracy, 6)}],
+        "metrics": [{"type": task.hub_metric, "value": round(score, 6)}],
     }

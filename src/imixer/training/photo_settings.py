@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from imixer.data.device.resident import free_memory
-from imixer.data.image_data import ImageData
+from imixer.data.image_data import ImageData, ImageSet
 from imixer.data.kept import kept_bytes, sample_numbers
 from imixer.data.sampler import steps_per_epoch
 from imixer.errors import InputError
 from imixer.progress import announce, clock
 from imixer.training.model import BuiltModel, build_model_for
 from imixer.training.run.config import ModelConfig, TrainConfig
-from imixer.training.tasks.losses import ClassificationLoss
+from imixer.training.tasks.losses import ClassificationLoss, Loss
 from imixer.training.time_estimate import StepTime, computing_clock, measure_step, untouched_generators
 
 _SAMPLE = 16  # images whose sizes are looked at
@@ -52,7 +52,13 @@ _LADDER = (  # by cost; each has the stem and the token mixing of the recipes `l
 )
 
 
-def choose_settings(config: TrainConfig, data: ImageData, device: torch.device) -> tuple[TrainConfig, tuple[str, ...]]:
+def choose_settings(
+    config: TrainConfig,
+    data: ImageSet,
+    device: torch.device,
+    build: Callable[[TrainConfig], BuiltModel] | None = None,
+    loss: Loss | None = None,
+) -> tuple[TrainConfig, tuple[str, ...]]:
     """Choose the settings that `config.choose` names. The states of all random generators stay as they are.
 
     The number of images gives batch and steps. The size of the images, and the time that a few steps take on this
@@ -62,6 +68,8 @@ def choose_settings(config: TrainConfig, data: ImageData, device: torch.device) 
         config: The configuration of the run.
         data: The data.
         device: The device that trains.
+        build: Builds the model of a configuration. Default: one that classifies images.
+        loss: The training loss. Default: that of classes of images.
 
     Returns:
         The configuration with everything chosen, and a sentence for each choice.
@@ -85,7 +93,8 @@ def choose_settings(config: TrainConfig, data: ImageData, device: torch.device) 
     time = None
     if "model" in wanted:
         with untouched_generators(device):
-            config, time, words = _choose_model(config, data, device, length)
+            build = build or (lambda candidate: build_model_for(candidate, data))
+            config, time, words = _choose_model(config, data, device, length, build, loss or ClassificationLoss())
         said += words
     if "steps" in wanted:
         config, words = _choose_steps(config, length, time)
@@ -138,7 +147,12 @@ def _choose_steps(config: TrainConfig, length: _Length, time: StepTime | None) -
 
 
 def _choose_model(
-    config: TrainConfig, data: ImageData, device: torch.device, length: _Length
+    config: TrainConfig,
+    data: ImageSet,
+    device: torch.device,
+    length: _Length,
+    build: Callable[[TrainConfig], BuiltModel],
+    loss: Loss,
 ) -> tuple[TrainConfig, StepTime | None, list[str]]:
     """Choose image size and model: of those that train in time, the largest; else the smallest."""
     shorter = median_low([min(data.train[number][0].size) for number in sample_numbers(len(data.train), _SAMPLE)])
@@ -147,8 +161,8 @@ def _choose_model(
     announce("timing models on this device")
     for candidate in _candidates(config, len(data.train), shorter):
         try:
-            built = build_model_for(candidate, data)
-            time = measure_step(candidate, built, ClassificationLoss(), device, computing_clock(device))
+            built = build(candidate)
+            time = measure_step(candidate, built, loss, device, computing_clock(device))
         except InputError as error:  # of options that are given, and do not fit this one
             problem = problem or error
             continue
@@ -165,7 +179,7 @@ def _choose_model(
     chosen, built, time = best
     took = f": about {clock(length.seconds(chosen, time))} of computing on this device" if time else ""
     parts = [f"{name} {value}" for name, value in chosen.model.overrides().items() if name in _SHAPE]
-    said = [f"model {built.name}, {', '.join(parts)}{took}"]
+    said = [f"model {built.title}, {', '.join(parts)}{took}"]
     if config.data.image_size is None:
         size = chosen.data.image_size
         said.insert(0, f"image_size {size}, of photos whose shorter side has {shorter:,} pixels in the middle")
@@ -207,11 +221,11 @@ def _patch(height: int, width: int) -> int | None:
     return next((patch for patch in fitting if max(height, width) <= patch * _GRID), next(reversed(fitting), None))
 
 
-def _choose_loading(config: TrainConfig, data: ImageData, device: torch.device) -> tuple[TrainConfig, list[str]]:
+def _choose_loading(config: TrainConfig, data: ImageSet, device: torch.device) -> tuple[TrainConfig, list[str]]:
     """Choose whether decoded images are kept, and how many processes load them."""
     said, settings = [], config.data
     size = settings.image_size
-    if settings.pipeline == "timm" and data.windows is None and size is not None:
+    if isinstance(data, ImageData) and settings.pipeline == "timm" and data.windows is None and size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         needed = kept_bytes(data, settings, (data.in_chans, height, width))
         if needed <= free_memory(torch.device("cpu")) / _KEPT_SHARE:

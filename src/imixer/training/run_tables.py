@@ -65,15 +65,18 @@ def show_run(run: RunSummary, console: Console) -> None:
     if run.last:
         metric, at = best_by(run.last), f"after epoch {run.last['epoch']:.0f}"
         of = "of" if metric == "val_acc" else "on"
+        pixels = f", {run.last['val_acc']:.2%} of their pixels," if metric == "val_miou" else ""
         grid.add_row(
             METRIC_NAMES[metric],
-            Text.assemble((f"{run.last[metric]:.2%}", "bold"), f" {of} the held-out images {at}"),
+            Text.assemble((f"{run.last[metric]:.2%}", "bold"), f" {of} the held-out images{pixels} {at}"),
         )
         grid.add_row("loss", f"{run.last['val_loss']:.4f}")
     if run.best:
         grid.add_row("best epoch", f"{_accuracy(run.best)} after epoch {run.best['epoch']:.0f}")
     for file, scores in evaluations(run.run).items():
-        grid.add_row("evaluated", f"{scores['top1']:.2%} of {scores['images']:,} images of {scores['data']} ({file})")
+        of = f"{scores['images']:,} images of {scores['data']} ({file})"
+        score = f"mIoU {scores['miou']:.2%} on" if "miou" in scores else f"{scores['top1']:.2%} of"
+        grid.add_row("evaluated", f"{score} {of}")
     parameters = f", {run.parameters:,} parameters" if run.parameters is not None else ""
     grid.add_row("model", f"{run.model or '-'}{parameters}")
     grid.add_row("data", run.data or "-")

@@ -21,7 +21,7 @@ from lightning.fabric.utilities.seed import seed_everything
 
 from imixer.data.batches import worker_message
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData, ImageSet
+from imixer.data.image_data import ImageSet
 from imixer.data.names import is_named
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
@@ -141,7 +141,9 @@ def resolve_defaults(
     absolute: dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("name", "root")
-        if (value := getattr(config.data, field)) and os.path.isdir(value) and not (field == "name" and is_named(value))
+        if (value := getattr(config.data, field))
+        and os.path.isdir(value)
+        and not (field == "name" and is_named(value, config.task))
     }
     _, height, width = built.input_size
     size = height if height == width else (height, width)
@@ -184,10 +186,13 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     data = task.open(config)
     choices: tuple[str, ...] = ()
     if config.choose and not begun:
-        if not isinstance(data, ImageData):
-            raise InputError(f"choose is {config.choose}, which knows of classes of images, not of masks; leave it out")
-        images = data
-        config, choices = _by_first(fabric, lambda: choose_settings(config, images, fabric.device))
+        opened, given = data, config
+        config, choices = _by_first(
+            fabric,
+            lambda: choose_settings(
+                given, opened, fabric.device, lambda each: task.build_model(each, opened), task.loss(opened, given)
+            ),
+        )
     seed_everything(config.seed, workers=True, verbose=False)
     built = task.build_model(config, data)
     data = _prepared_alike(data, built)

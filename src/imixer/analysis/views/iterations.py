@@ -27,11 +27,12 @@ def measure(finished: FinishedRun, *, images: int | None = None, data: str | Non
         images: Held-out images to measure on, evenly spread. Default: all.
         data: Where the run's data lie now. Default: where they lay.
     """
-    from imixer.analysis.images import held_out_batches
+    from imixer.analysis.images import held_out_batches, held_out_masks
     from imixer.analysis.iterations import BATCH_SIZE, NUMBERS, TOLERANCES, Setting, compare_iterations
 
     settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
-    return compare_iterations(finished.model, held_out_batches(finished, images, BATCH_SIZE, data), settings)
+    take = held_out_masks if finished.config.task == "segment" else held_out_batches
+    return compare_iterations(finished.model, take(finished, images, BATCH_SIZE, data), settings)
 
 
 def numbers(comparison: SettingsComparison) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def _setting_numbers(result: SettingResult) -> dict[str, Any]:
     return {
         "n_iter": result.setting.n_iter,
         "tolerance": result.setting.tolerance,
+        **({} if result.miou is None else {"miou": result.miou}),
         "accuracy": result.accuracy,
         "accuracy_standard_error": result.accuracy_error,
         "same_answer": float(result.same.double().mean()),
@@ -71,13 +73,22 @@ def table(comparison: SettingsComparison) -> Table:
         title_justify="left",
     )
     made.add_column("solved")
-    for name in ("accuracy %", "same answer %", "logit change %", "evaluations per block", "ms per image"):
+    masks = first.miou is not None
+    for name in (
+        *["mIoU %"] * masks,
+        "accuracy %",
+        "same answer %",
+        "logit change %",
+        "evaluations per block",
+        "ms per image",
+    ):
         made.add_column(name, justify="right")
     for result in comparison.results:
         low, middle, high = result.latency_quartiles
         counts = ", ".join(f"{float(block.double().mean()):.1f}" for block in result.evaluations)
         made.add_row(
             Text(str(result.setting), "bold" if str(result.setting) == comparison.trained else ""),
+            *([] if result.miou is None else [f"{100 * result.miou:.2f}"]),
             plus_minus(100 * result.accuracy, 100 * result.accuracy_error),
             f"{100 * float(result.same.double().mean()):.2f}",
             spread_text(100 * result.change),
@@ -92,9 +103,10 @@ def show(comparison: SettingsComparison, console: Console) -> None:
     from imixer.analysis.iterations import MAX_STEPS
 
     console.print(table(comparison))
+    of_what = "" if comparison.results[0].miou is None else " of pixels"
     console.print(
-        "accuracy: +- standard error. same answer, logit change (relative, mean +- std): against the model as trained. "
-        "evaluations: of F, of each block, mean over images"
+        f"accuracy{of_what}: +- standard error. same answer, logit change (relative, mean +- std): against the model "
+        "as trained. evaluations: of F, of each block, mean over images"
     )
     for result in comparison.results:
         if result.converged is not None and result.converged < 1:
@@ -136,7 +148,8 @@ def draw(comparison: SettingsComparison) -> Figure:
                     tolerance = f"{result.setting.tolerance:.0e}"
                     axes.annotate(tolerance, (x_i, y_i), (4, -11), textcoords="offset points", fontsize=7)
     images = len(comparison.results[0].correct)
-    accuracy.set(ylabel="accuracy in %", title=f"{images} held-out images, trained with {comparison.trained}")
+    what = "accuracy" if comparison.results[0].miou is None else "accuracy of pixels"
+    accuracy.set(ylabel=f"{what} in %", title=f"{images} held-out images, trained with {comparison.trained}")
     latency.set(ylabel="ms per image", title=f"Latency, batches of {comparison.batch_size}, {comparison.device}")
     latency.set_ylim(bottom=0)
     for axes in (accuracy, latency):

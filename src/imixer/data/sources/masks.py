@@ -12,10 +12,11 @@ from PIL import Image
 
 from imixer.data.config import MaskConfig, parse_colour
 from imixer.data.image_data import IGNORED
-from imixer.data.sources.decoding import UnreadableImage
+from imixer.data.sources.decoding import CUT, FRAMES, UnreadableImage, is_transparent
 
 _GOLDEN = 0.618  # of the circle of hues: neighbours among classes are far apart
 _SHOWN = 3  # values named in a message
+_COLOURS = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class MaskCoding:
         classes: Number of classes. None: any index below `IGNORED` is one.
         palette: Colour of each class. None: masks store indices.
         ignored: Index that counts for nothing; with a palette, not None lets any other colour count for nothing.
+        values: Index that is stored for each class. None: its number. What is listed here is not ignored.
     """
 
     classes: int | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
     ignored: int | None = 255
+    values: tuple[int, ...] | None = None
 
     def decode(self, mask: Image.Image) -> NDArray[np.uint8]:
         """Turn a stored mask into classes.
@@ -42,27 +45,43 @@ class MaskCoding:
             Class of each pixel (height, width), `IGNORED` where it counts for nothing.
 
         Raises:
-            UnreadableImage: If there is a colour without a palette, or a value or colour of no class.
+            UnreadableImage: If there is a colour without a palette, a value or colour of no class, or pixels that are
+                transparent, fractions, or not exact.
         """
+        _require_exact(mask)
         if self.palette is not None:
             return self._decode_colours(np.asarray(mask.convert("RGB")).astype(np.int64))
-        values = np.asarray(mask)
-        if mask.mode in ("RGB", "RGBA", "LA", "CMYK", "YCbCr", "F"):
-            if mask.mode in ("CMYK", "YCbCr", "F") or (mask.mode[:3] == "RGB" and _is_coloured(values)):
+        if mask.mode in _COLOURS:
+            mask = mask.convert("RGB")
+            if len({mask.getchannel(channel).tobytes() for channel in "RGB"}) > 1:
                 raise UnreadableImage(
                     "its mask stores colours, and nothing says which class each is; pass "
                     "--masks.palette '{road: \"#804080\", ...}'"
                 )
+        values = np.asarray(mask).astype(np.int64)
+        if values.ndim == 3:  # gray in three channels, or with one of opacity
             values = values[..., 0]
-        values = values.astype(np.int64)
+        return self._decode_indices(values)
+
+    def _decode_indices(self, values: NDArray[np.int64]) -> NDArray[np.uint8]:
+        if self.values is None:
+            most = min(self.classes or IGNORED, IGNORED) - 1
+            wrong, said = (values < 0) | (values > most), f"classes are 0 to {most}"
+            classes = values
+        else:
+            order = np.argsort(self.values)
+            places = np.searchsorted(self.values, values, sorter=order).clip(max=len(self.values) - 1)
+            classes = order[places]
+            wrong = np.asarray(self.values)[classes] != values
+            said = f"masks.values are {', '.join(map(str, self.values[:_SHOWN]))}{', ...' * (len(order) > _SHOWN)}"
         ignored = values == (-1 if self.ignored is None else self.ignored)
-        most = min(self.classes or IGNORED, IGNORED) - 1
-        wrong = ~ignored & ((values < 0) | (values > most))
-        if wrong.any():
-            shown = ", ".join(map(str, np.unique(values[wrong])[:_SHOWN]))
+        if self.values is not None:
+            ignored &= wrong
+        if (wrong & ~ignored).any():
+            shown = ", ".join(map(str, np.unique(values[wrong & ~ignored])[:_SHOWN]))
             but = "" if self.ignored is None else f", and {self.ignored} is ignored"
-            raise UnreadableImage(f"its mask has the value {shown}, and classes are 0 to {most}{but}")
-        return np.where(ignored, IGNORED, values).astype(np.uint8)
+            raise UnreadableImage(f"its mask has the value {shown}, and {said}{but}")
+        return np.where(ignored, IGNORED, classes).astype(np.uint8)
 
     def _decode_colours(self, values: NDArray[np.int64]) -> NDArray[np.uint8]:
         packed = _packed(values)
@@ -77,8 +96,23 @@ class MaskCoding:
         return classes
 
 
-def _is_coloured(values: NDArray[np.uint8]) -> bool:
-    return bool((values[..., 0] != values[..., 1]).any() or (values[..., 1] != values[..., 2]).any())
+def _require_exact(mask: Image.Image) -> None:
+    """Refuse masks whose pixels are no exact classes.
+
+    Raises:
+        UnreadableImage: If some are transparent, or they are fractions, of more than 8 bits a colour, lossy, or of
+            several frames.
+    """
+    if mask.format == "JPEG":
+        raise UnreadableImage("its mask is a JPEG, whose pixels are not exact; save masks as PNG")
+    if mask.mode == "F":
+        raise UnreadableImage("its mask holds fractions, and classes are whole numbers; save their indices")
+    if mask.info.get(CUT):
+        raise UnreadableImage("its mask has colours of 16 bits, of which 8 are read; save it with 8")
+    if mask.info.get(FRAMES, 1) > 1:
+        raise UnreadableImage(f"its mask holds {mask.info[FRAMES]} frames; save one")
+    if is_transparent(mask):
+        raise UnreadableImage("its mask has transparent pixels, which say no class; save it without transparency")
 
 
 def _packed(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -86,15 +120,33 @@ def _packed(values: NDArray[np.int64]) -> NDArray[np.int64]:
     return packed
 
 
+def given_classes(config: MaskConfig) -> tuple[str, ...] | None:
+    """Return the names of the classes that the settings give.
+
+    Args:
+        config: Gives palette, names and values.
+
+    Returns:
+        The names; of `values` alone, these. None: the settings say nothing.
+    """
+    if config.palette is not None:
+        return tuple(config.palette)
+    if config.classes is not None:
+        return tuple(config.classes)
+    return None if config.values is None else tuple(map(str, config.values))
+
+
 def coding_of(config: MaskConfig, classes: int | None = None) -> MaskCoding:
     """Read the meaning of masks from the settings.
 
     Args:
-        config: Gives palette and ignored index.
+        config: Gives palette, values and ignored index.
         classes: Number of classes, where masks store indices and it is known.
     """
     palette = config.palette and tuple(parse_colour(name, text) for name, text in config.palette.items())
-    return MaskCoding(len(palette) if palette else classes, palette or None, config.ignore_index)
+    values = None if config.values is None else tuple(config.values)
+    known = len(palette) if palette else len(values) if values else classes
+    return MaskCoding(known, palette or None, config.ignore_index, values)
 
 
 def default_palette(classes: int) -> tuple[tuple[int, int, int], ...]:

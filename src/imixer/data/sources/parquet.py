@@ -91,7 +91,7 @@ class EncodedRows(Rows):
         return chunk.images[offset].as_buffer()
 
 
-def _with_parquet(file: PurePath, work: Callable[[pq.ParquetFile], _T], metadata: Any = None) -> _T:
+def with_parquet(file: PurePath, work: Callable[[pq.ParquetFile], _T], metadata: Any = None) -> _T:
     """Do work on a parquet file, and name the file if it cannot be read."""
     if not isinstance(file, RemotePath) and (kind := special_file(Path(file))):
         raise InputError(f"cannot read parquet file {file}: it is {kind}, not a file; remove it")
@@ -133,7 +133,7 @@ class _InMemory(_ColumnReader):
         chunks: list[_Chunk] = []
         labels: list[ShardLabels] = []
         for file in files:
-            shard_chunks, shard_labels = _with_parquet(file, partial(self._read, file))
+            shard_chunks, shard_labels = with_parquet(file, partial(self._read, file))
             chunks += shard_chunks
             labels.append(shard_labels)
         return labels, lambda of_rows: EncodedRows(chunks, of_rows)
@@ -148,12 +148,12 @@ class _InMemory(_ColumnReader):
         chunks: list[_Chunk] = []
         first_row = 0
         for chunk in table.column(image).chunks:
-            chunks.append(_Chunk(str(file), first_row, _image_bytes(chunk, image, file)))
+            chunks.append(_Chunk(str(file), first_row, image_bytes(chunk, image, file)))
             first_row += len(chunk)
         return chunks, labels
 
 
-def _image_bytes(chunk: Any, column: str, file: PurePath) -> Any:
+def image_bytes(chunk: Any, column: str, file: PurePath) -> Any:
     """Take the bytes out of a column of images, and refuse one that has paths only."""
     images = pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk
     if len(images) and images.null_count == len(images):
@@ -192,12 +192,10 @@ class _RowGroups:
         def read(shard: pq.ParquetFile) -> Sequence[bytes | None]:
             # threads of arrow's may not survive in forked loader processes
             column = shard.read_row_group(place.number, columns=[self.column], use_threads=False).column(self.column)
-            return [
-                each for chunk in column.chunks for each in _image_bytes(chunk, self.column, place.file).to_pylist()
-            ]
+            return [each for chunk in column.chunks for each in image_bytes(chunk, self.column, place.file).to_pylist()]
 
         try:
-            images = _with_parquet(place.file, read, self.footers[place.file])
+            images = with_parquet(place.file, read, self.footers[place.file])
         except InputError:
             require_version(place.file, self.versions[place.file])  # has more to say where the file is another
             raise
@@ -266,7 +264,7 @@ class _ByRowGroup(_ColumnReader):
             return _Footer(version, shard.metadata, labels)
 
         version = file_version(file)  # before it is read: what replaces it later is another
-        return _with_parquet(file, read)
+        return with_parquet(file, read)
 
 
 def _bytes_of(row_group: Any, column: str) -> Any:

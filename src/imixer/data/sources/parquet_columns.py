@@ -71,10 +71,10 @@ def find_columns(schema: pa.Schema, file: PurePath) -> Columns:
     Raises:
         InputError: If no column holds images or labels, or several might.
     """
-    images = [field.name for field in schema if _holds_bytes(field.type)]
+    images = [field.name for field in schema if holds_bytes(field.type)]
     wanted = "name the one with encoded images (bytes, or a struct with bytes) image"
     if not images:
-        text = next((field.name for field in schema if field.name in _IMAGE_NAMES and not _holds_bytes(field.type)), "")
+        text = next((field.name for field in schema if field.name in _IMAGE_NAMES and not holds_bytes(field.type)), "")
         why = (
             f" ({text} is of type {_short_type(schema.field(text).type)}; paths and arrays are not read)"
             if text
@@ -112,7 +112,7 @@ def require_columns(columns: Columns, schema: pa.Schema, file: PurePath) -> None
     Raises:
         InputError: If it lacks one, or has it of another kind.
     """
-    for name, usable in ((columns.image, _holds_bytes), (columns.label, _holds_labels)):
+    for name, usable in ((columns.image, holds_bytes), (columns.label, _holds_labels)):
         if name not in schema.names or not usable(schema.field(name).type):
             raise InputError(
                 f"{file} has no usable column {name}, as other files have: columns {', '.join(schema.names)}; "
@@ -335,10 +335,11 @@ def _refuse_outside(shard: ShardLabels, classes: int) -> None:
         )
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Tell whether a column of a type can hold encoded images: bytes, or a struct with bytes."""
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
+        return index >= 0 and holds_bytes(kind.field(index).type)
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 from imixer.escaping import for_plotly, middle_cut
 from imixer.experiments.report.collect import IterationCurves, ReportedRun
 from imixer.plotting import BLUE, COLORS, GRAY
+from imixer.training.run.result import METRIC_NAMES
 
 _COLORS = (*COLORS[:6], GRAY)
 _BLOCK_OFFSET = 0.4  # of an iteration, over which the blocks are spread so that none hides another
@@ -27,12 +28,17 @@ def _line_styles(count: int) -> list[tuple[str, str]]:
 
 
 def learning_curves(runs: Sequence[ReportedRun]) -> go.Figure:
-    """Draw training loss, validation loss and validation accuracy over the epochs, a line per run."""
-    panels = {"train_loss": "training loss", "val_loss": "validation loss", "val_acc": "validation accuracy"}
+    """Draw training loss, validation loss and validation accuracy over the epochs, a line per run.
+
+    The mIoU takes the place of the accuracy in runs of segmentation.
+    """
+    scored = " or ".join(dict.fromkeys(METRIC_NAMES[run.metric] for run in runs))
+    panels = {"train_loss": "training loss", "val_loss": "validation loss", "val_acc": f"validation {scored}"}
     figure = make_subplots(1, 3, subplot_titles=list(panels.values()), horizontal_spacing=0.07)
     for run, style in zip(runs, _line_styles(len(runs)), strict=True):
         for column, name in enumerate(panels, 1):
-            epochs, values = [row["epoch"] for row in run.rows], [row[name] for row in run.rows]
+            shown = run.metric if name == "val_acc" else name
+            epochs, values = [row["epoch"] for row in run.rows], [row[shown] for row in run.rows]
             _add_line(figure, column, for_plotly(run.name), style, epochs, values, "epoch %{x}: %{y:.4g}")
     _count_epochs(figure, max(len(run.rows) for run in runs))
     figure.update_yaxes(tickformat=".0%", col=3)
@@ -173,12 +179,13 @@ def energy_changes(mixings: Sequence[dict[str, Any]]) -> go.Figure:
     return _styled(figure)
 
 
-def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> go.Figure:
+def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]], unit: str = "images") -> go.Figure:
     """Draw a confusion matrix: the share of the true class as colour, and counts where there is room.
 
     Args:
         names: Names of the classes.
         counts: Number of images of each true class (row) that were taken for each class (column).
+        unit: What is counted.
     """
     totals, names = [max(sum(row), 1) for row in counts], _labels(names)
     axis = {"type": "category"} | ({"dtick": 1} if len(names) <= _ALL_NAMED else {})
@@ -194,7 +201,7 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> g
             zmax=1,
             colorscale=[[0, _rgba(BLUE, 0)], [1, _rgba(BLUE, 0.8)]],
             showscale=False,
-            hovertemplate="%{y} taken for %{x}: %{customdata} images, %{z:.1%}<extra></extra>",
+            hovertemplate=f"%{{y}} taken for %{{x}}: %{{customdata}} {unit}, %{{z:.1%}}<extra></extra>",
         )
     )
     figure.update_xaxes(title_text="predicted class", constrain="domain", constraintoward="left", **axis)
@@ -203,22 +210,23 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> g
 
 
 def class_accuracies(scores: Sequence[dict[str, Any]]) -> go.Figure:
-    """Draw the accuracy of each class.
+    """Draw the accuracy of each class; of a segmentation, its IoU.
 
     Args:
         scores: Scores as `imixer evaluate` writes them.
     """
+    score_of, unit = ("iou", "pixels") if "iou" in scores[0] else ("accuracy", "images")
     figure = go.Figure(
         go.Bar(
             x=_labels([score["name"] for score in scores]),
-            y=[score["accuracy"] for score in scores],
-            customdata=[score["images"] for score in scores],
+            y=[score[score_of] for score in scores],
+            customdata=[score[unit] for score in scores],
             marker_color=_COLORS[0],
-            hovertemplate="%{x}: %{y:.1%} of %{customdata} images<extra></extra>",
+            hovertemplate=f"%{{x}}: %{{y:.1%}} of %{{customdata}} {unit}<extra></extra>",
         )
     )
     figure.update_xaxes(type="category")
-    figure.update_yaxes(tickformat=".0%", range=[0, 1], title_text="accuracy")
+    figure.update_yaxes(tickformat=".0%", range=[0, 1], title_text="IoU" if score_of == "iou" else score_of)
     return _styled(figure)
 
 

@@ -19,7 +19,7 @@ from imixer.reading import read_json, read_rows
 from imixer.training.run.confusion import read_confusion
 from imixer.training.run.directory import RunDirectory, short_names
 from imixer.training.run.parsing import flatten, load_config
-from imixer.training.run.result import best_row
+from imixer.training.run.result import best_by, best_row
 from imixer.training.run.safetensors_file import first_non_finite_in
 
 _log = logging.getLogger(__name__)
@@ -141,6 +141,11 @@ class ReportedRun:
         return best_row(self.rows) if self.rows else {}
 
     @property
+    def metric(self) -> str:
+        """The metric that decides which epoch is the best, such as `val_acc`, or `val_miou` of a segmentation."""
+        return best_by(self.rows[0]) if self.rows else "val_acc"
+
+    @property
     def finished(self) -> bool:
         """Whether training has finished."""
         return bool(self.result)
@@ -235,22 +240,25 @@ def _read(path: Path, name: str) -> ReportedRun:
             ENERGY.name: energy,
         }
         config = load_config(run.config)
+        masks = config.task == "segment"
+        scores = ("miou" if masks else "top1", "images", "per_class")
+        columns = {"anomaly": _DETECTOR_METRICS, "segment": (*_METRICS, "val_miou")}.get(config.task, _METRICS)
         return ReportedRun(
             name=name,
             path=path,
             settings=flatten(asdict(config)),
             environment=_json(run.environment),
-            rows=_table(run.metrics, _DETECTOR_METRICS if config.task == "anomaly" else _METRICS),
+            rows=_table(run.metrics, columns),
             convergence=_table(run.convergence, ("epoch", "block")),
             result=_json(run.result, ("data", "parameters", "device")),
-            evaluation=_json(run.evaluation, ("top1", "images", "per_class")),
-            test_evaluation=_json(run.test_evaluation, ("top1", "images", "per_class")),
+            evaluation=_json(run.evaluation, scores),
+            test_evaluation=_json(run.test_evaluation, scores),
             classes=classes,
             test_classes=test_classes,
             iterations=iterations,
             energy=energy,
             anomalies=_json(run.path / "anomaly.json", ("scores",)).get("scores", {}),
-            pictures=_pictures(run, charted=[name for name, numbers in charted.items() if numbers]),
+            pictures=_pictures(run, [name for name, numbers in charted.items() if numbers], masks=masks),
         )
     except InputError:
         raise
@@ -277,7 +285,7 @@ def _energy(run: RunDirectory) -> list[dict[str, Any]]:
     return mixings if all("change" in each for each in mixings) else []  # of an earlier version
 
 
-def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[RunPicture]:
+def _pictures(run: RunDirectory, charted: Sequence[str], *, masks: bool) -> list[RunPicture]:
     """List the pictures of a run that no chart shows as well. Learning curves always are a chart."""
     drawn = [
         run.heat_maps,
@@ -292,10 +300,11 @@ def _pictures(run: RunDirectory, charted: Sequence[str]) -> list[RunPicture]:
     for file in [file for file in shown if not _is_png(file)]:
         _log.warning(f"{file} is no picture any more, and left out")
         shown.remove(file)
+    worst = "lowest mIoU, the worst first" if masks else "largest loss"
     titles = figure_titles() | {
         run.heat_maps.stem: "Least normal images of each kind, and their heat maps",
-        run.worst_images.stem: "Held-out images with the largest loss",
-        run.test_worst_images.stem: "Images of the test set with the largest loss",
+        run.worst_images.stem: f"Held-out images with the {worst}",
+        run.test_worst_images.stem: f"Images of the test set with the {worst}",
     }
     return [RunPicture(titles.get(file.stem, file.stem.replace("_", " ").capitalize()), file) for file in shown]
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -34,6 +35,7 @@ from imixer.experiments.report.page import (
 )
 from imixer.progress import announce
 from imixer.training.run.directory import RunDirectory, short_names
+from imixer.training.run.result import METRIC_NAMES
 from imixer.writing import json_text, write_text
 
 _ANOMALY_MEASURES = {
@@ -176,13 +178,13 @@ def _summary_row(run: ReportedRun) -> dict[str, str]:
 def _summarised(run: ReportedRun) -> dict[str, str]:
     """Write the numbers of a run by the title of their column, the most wanted first."""
     last, best, test = (run.rows[-1] if run.rows else {}), run.best, run.test_evaluation
+    unit = f" {METRIC_NAMES[run.metric]}" if run.metric != "val_acc" else ""
     epochs = int(run.settings["epochs"]) + int(run.settings["schedule.cooldown_epochs"])
     return {
         "run": run.name,
-        "accuracy": f"{last['val_acc']:.2%}" if last else "-",
-        "AUROC": f"{last['val_auroc']:.2%}" if "val_auroc" in last else "-",
-        "best epoch": f"{best['val_acc']:.2%} ({best['epoch']:.0f})" if best else "-",
-        "test set": f"{test['top1']:.2%}" if test else "-",
+        "accuracy": f"{last[run.metric]:.2%}{unit}" if last else "-",
+        "best epoch": f"{best[run.metric]:.2%} ({best['epoch']:.0f})" if best else "-",
+        "test set": f"{_score(test):.2%}{unit}" if test else "-",
         "loss": f"{last['val_loss']:.4f}" if last else "-",
         "epochs": f"{len(run.rows)} of {epochs}",
         "model": str(run.settings["model.name"]),
@@ -195,11 +197,17 @@ def _summarised(run: ReportedRun) -> dict[str, str]:
     }
 
 
+def _score(evaluation: dict[str, Any]) -> float:
+    """Return the accuracy of an evaluation, or the mIoU of a segmentation's."""
+    return float(evaluation["miou"] if "miou" in evaluation else evaluation["top1"])
+
+
 def _curves(runs: list[ReportedRun]) -> list[Item]:
     begun = [run for run in runs if run.rows and "train_loss" in run.rows[0]]  # others take no steps
     if not begun:
         return []
-    return [Chart("Losses in nats, and accuracy on the held-out images", "curves", charts.learning_curves(begun))]
+    scored = " or ".join(dict.fromkeys(METRIC_NAMES[run.metric] for run in begun))
+    return [Chart(f"Losses in nats, and {scored} on the held-out images", "curves", charts.learning_curves(begun))]
 
 
 def _convergence(runs: list[ReportedRun]) -> list[Item]:
@@ -252,8 +260,11 @@ def _classes(runs: list[ReportedRun]) -> list[Item]:
             ("test-confusion", f"Images of {test_set}", run.test_classes),
         ):
             if classes:
-                caption = f"{images} of each class, and what they were taken for"
-                own.append(Chart(caption, f"{kind}-{number}", charts.confusion_matrix(*classes)))
+                masks = run.settings.get("task") == "segment"
+                of_what = f"Pixels of {images[0].lower()}{images[1:]}" if masks else images
+                caption = f"{of_what} of each class, and what they were taken for"
+                chart = charts.confusion_matrix(*classes, unit="pixels" if masks else "images")
+                own.append(Chart(caption, f"{kind}-{number}", chart))
         files = RunDirectory(run.path)
         for kind, of, scores, file in (
             ("classes", "the held-out images", run.evaluation, files.evaluation),
@@ -261,7 +272,13 @@ def _classes(runs: list[ReportedRun]) -> list[Item]:
         ):
             if scores.get("per_class"):
                 with _numbers_of(file):
-                    caption = f"{scores['top1']:.2%} of {scores['images']:,} images are recognised: {of}, by class"
+                    images = f"{scores['images']:,} images"
+                    said = (
+                        f"mIoU {scores['miou']:.2%} on {images}"
+                        if "miou" in scores
+                        else f"{scores['top1']:.2%} of {images} are recognised"
+                    )
+                    caption = f"{said}: {of}, by class"
                     own.append(Chart(caption, f"{kind}-{number}", charts.class_accuracies(scores["per_class"])))
         items += [Heading(run.name), *own] if own else []
     return items

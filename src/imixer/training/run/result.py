@@ -9,6 +9,7 @@ from typing import Any
 from imixer.errors import InputError
 from imixer.escaping import one_line
 from imixer.reading import is_number, read_json
+from imixer.training.run.config import TaskName
 from imixer.training.run.directory import RunDirectory
 from imixer.writing import json_text, write_text
 
@@ -50,6 +51,15 @@ class TrainingResult:
 
 
 METRIC_NAMES = {"val_miou": "mIoU", "val_auroc": "AUROC", "val_acc": "accuracy"}  # of those that decide
+
+
+def metric_of(task: TaskName) -> str:
+    """Name the metric that runs of a task are compared by.
+
+    Args:
+        task: The task.
+    """
+    return {"segment": "val_miou", "anomaly": "val_auroc"}.get(task, "val_acc")
 
 
 def best_by(row: Mapping[str, Any]) -> str:

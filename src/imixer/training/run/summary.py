@@ -168,9 +168,9 @@ def evaluations(run: RunDirectory) -> dict[str, dict[str, Any]]:
     best = RunDirectory(run.best)
     for file in (run.evaluation, run.test_evaluation, best.evaluation, best.test_evaluation):
         try:
-            scores = read_json(file, ["top1", "images", "data"])
+            scores = read_json(file, ["images", "data"])
         except (InputError, OSError):  # not evaluated, or damaged: `imixer evaluate` writes it again
             continue
-        if is_number(scores["top1"]) and is_number(scores["images"]):
+        if is_number(scores.get("miou", scores.get("top1"))) and is_number(scores["images"]):
             there[file.relative_to(run.path).as_posix()] = scores
     return there

@@ -17,7 +17,7 @@ from imixer.data.sources.open_masked import open_masked
 from imixer.errors import InputError
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
-from imixer.training.model import BuiltModel, build_model_for
+from imixer.training.model import BuiltModel, build_model_for, default_name
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.confusion import write_confusion
 from imixer.training.run.directory import RunDirectory
@@ -35,7 +35,7 @@ class Segmentation:
 
     def open(self, config: TrainConfig) -> MaskedData:
         """Open images with masks, see `open_masked`."""
-        return open_masked(config.data, config.masks, _patch_side(config))
+        return open_masked(config.data, config.masks, lambda native: _patch_side(config, native))
 
     def build_model(self, config: TrainConfig, data: ImageSet) -> BuiltModel:
         """Build a `Segmenter` on the timm model that the configuration names, with its weights to start from.
@@ -46,28 +46,7 @@ class Segmentation:
         """
         plain = build_model_for(config, data)
         _require_larger_than_a_patch(plain, cast(MaskedData, data))
-        args: dict[str, Any] = {
-            "backbone": plain.name,
-            "backbone_args": {name: value for name, value in plain.args.items() if name not in _FROM_DATA},
-            "head": config.segment.head,
-            "head_dim": config.segment.head_dim,
-            "levels": config.segment.levels,
-            "num_classes": len(data.class_names),
-            "in_chans": data.in_chans,
-            "img_size": plain.args.get("img_size"),
-        }
-        args = {name: value for name, value in args.items() if value is not None}
-        try:
-            model = timm.create_model("segmenter", **args)
-        except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            levels = f" at segment.levels {config.segment.levels}" if config.segment.levels else ""
-            raise InputError(
-                f"{plain.name} gives no features to segment by{levels} ({' '.join(str(error).split())[:120]}); give "
-                "another model.name, or leave segment.levels out"
-            ) from error
-        if config.model.sources:
-            _take_weights(model.get_submodule("backbone"), plain)
-        return replace(plain, model=model, name="segmenter", args=args)
+        return with_head(plain, config)
 
     def build_batches(
         self,
@@ -115,6 +94,38 @@ class Segmentation:
         )
 
 
+def with_head(plain: BuiltModel, config: TrainConfig) -> BuiltModel:
+    """Build the `Segmenter` that a configuration names on a model of timm, with the weights that this starts from.
+
+    Args:
+        plain: The model, built for as many classes as pixels have.
+        config: Gives the head, and whether the model starts from weights.
+
+    Raises:
+        InputError: If the model has no features of the levels asked for.
+    """
+    args: dict[str, Any] = {
+        "backbone": plain.name,
+        "backbone_args": {name: value for name, value in plain.args.items() if name not in _FROM_DATA},
+        "head": config.segment.head,
+        "head_dim": config.segment.head_dim,
+        "levels": config.segment.levels,
+        **{name: plain.args.get(name) for name in _FROM_DATA},
+    }
+    args = {name: value for name, value in args.items() if value is not None}
+    try:
+        model = timm.create_model("segmenter", **args)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        levels = f" at segment.levels {config.segment.levels}" if config.segment.levels else ""
+        raise InputError(
+            f"{plain.name} gives no features to segment by{levels} ({' '.join(str(error).split())[:120]}); give "
+            "another model.name, or leave segment.levels out"
+        ) from error
+    if config.model.sources:
+        _take_weights(model.get_submodule("backbone"), plain)
+    return replace(plain, model=model, name="segmenter", args=args)
+
+
 def class_weights(config: TrainConfig, data: MaskedData) -> tuple[float, ...] | None:
     """Return the weight of each class in the cross entropy; None if all are alike.
 
@@ -152,11 +163,15 @@ def _take_weights(backbone: nn.Module, plain: BuiltModel) -> None:
     backbone.load_state_dict(taken)
 
 
-def _patch_side(config: TrainConfig) -> int:
-    """Return the side in pixels of a patch of the model that a configuration names; 1 if it names none."""
-    name, options = config.model.name, config.model.overrides()
-    if name is None or not timm.is_model(name.partition(".")[0]):
+def _patch_side(config: TrainConfig, native: tuple[int, int] | None) -> int:
+    """Return the side in pixels of a patch of the model that a configuration means for images of a size."""
+    if config.model.checkpoint or config.model.from_mixer:
+        return 1  # which may name the model; images are looked at again when it is built
+    wanted = config.data.image_size
+    name = config.model.name or default_name((wanted, wanted) if isinstance(wanted, int) else wanted or native)
+    if not timm.is_model(name.partition(".")[0]):
         return 1
+    options = config.model.overrides()
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             info: Any = timm.create_model(name, **options).feature_info

@@ -1,0 +1,50 @@
+"""The U-Net takes images of any size, gives its maps by depth, and is a segmentation's backbone."""
+
+import pytest
+import timm
+import torch
+
+import imixer.models  # noqa: F401  (registers it)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (37, 21), (8, 9), (1, 1)])
+def test_maps_have_the_size_of_the_image_at_each_depth(size):
+    model = timm.create_model("unet_16", features_only=True, in_chans=1).eval()
+    maps = model(torch.randn(2, 1, *size))
+    sides = [size]
+    while len(sides) < 4:
+        sides.append(tuple(-(-side // 2) for side in sides[-1]))
+    assert [tuple(each.shape) for each in maps] == [(2, 16 << i, *side) for i, side in enumerate(sides)]
+    assert model.feature_info.reduction() == [1, 2, 4, 8]
+
+
+def test_it_classifies_images_and_its_classifier_can_be_replaced():
+    model = timm.create_model("unet_16", num_classes=7).eval()
+    image = torch.randn(2, 3, 16, 16)
+    maps = model.forward_intermediates(image, intermediates_only=True)
+    torch.testing.assert_close(model(image), model.head(maps[0].mean((2, 3))))
+    model.reset_classifier(3)
+    assert model(image).shape == (2, 3)
+    with pytest.raises(ValueError, match="NCHW"):
+        model.forward_intermediates(image, output_fmt="NLC")
+    with pytest.raises(ValueError, match="widths is empty"):
+        timm.create_model("unet_16", widths=())
+
+
+def test_each_depth_is_seen_by_the_last_map():
+    """What a skip carries, and what comes from below it, both matter."""
+    model = timm.create_model("unet_16", widths=(4, 6, 8)).eval()
+    image = torch.randn(1, 3, 16, 16)
+    whole = model.forward_features(image)
+    for pair in model.down:
+        handle = pair.register_forward_hook(lambda module, given, out: torch.zeros_like(out))
+        assert not torch.allclose(model.forward_features(image), whole)
+        handle.remove()
+
+
+def test_a_linear_head_at_level_0_is_the_usual_unet():
+    model = timm.create_model("segmenter", backbone="unet_16", head="linear", levels=[0], num_classes=5).eval()
+    image = torch.randn(2, 3, 24, 16)
+    last = model.backbone(image)[0]
+    torch.testing.assert_close(model(image), model.head(model.norms[0](last)))
+    assert model(image).shape == (2, 5, 24, 16) and model.head.kernel_size == (1, 1)

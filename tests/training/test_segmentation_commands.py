@@ -1,0 +1,270 @@
+"""A segmentation goes through the commands that a classification does: sweeps, lists, reports, hub, test sets."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from imixer.cli import main
+from imixer.training.finished_run import load_run
+
+SMALL = {
+    "task": "segment",
+    "data.image_size": 16,
+    "data.batch_size": 4,
+    "model.name": "imixer_t4_32",
+    "model.num_blocks": 2,
+    "model.embed_dim": 16,
+    "schedule.warmup_epochs": 1,
+    "precision": "32",
+    "logger": "csv",
+    "epochs": 2,
+}
+
+
+def flags(**settings):
+    return [f"--{name}={value}" for name, value in (SMALL | settings).items()]
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def squares(root, images=10, size=(24, 20), first=0):
+    """Squares of the colour of their class, on noise."""
+    draw = np.random.default_rng(first)
+    for number in range(first, first + images):
+        pixels, mask = draw.integers(0, 60, (*size, 3)), np.zeros(size)
+        top, left = draw.integers(0, min(size) - 8, 2)
+        kind = number % 2 + 1
+        pixels[top : top + 8, left : left + 8, kind] = 230
+        mask[top : top + 8, left : left + 8] = kind
+        save(root / "images" / f"{number}.png", pixels)
+        save(root / "masks" / f"{number}.png", mask)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of the data, and a run that is trained on them and evaluated."""
+    root = tmp_path_factory.mktemp("segment")
+    squares(root / "data")
+    assert main(["train", "--data.name", str(root / "data"), "--out", str(root / "runs" / "one"), *flags()]) == 0
+    assert main(["evaluate", str(root / "runs" / "one")]) == 0
+    return root
+
+
+@pytest.fixture
+def run(trained):
+    return trained / "runs" / "one"
+
+
+def test_runs_and_show_tell_the_mean_iou(trained, run, capsys):
+    miou = json.loads((run / "result.json").read_text())["last"]["val_miou"]
+    assert main(["runs", str(trained / "runs"), "--sort", "accuracy"]) == 0
+    assert f"{miou:.2%} mIoU" in capsys.readouterr().out
+    assert main(["show", str(run)]) == 0
+    shown = capsys.readouterr().out
+    evaluated = json.loads((run / "evaluation.json").read_text())["miou"]
+    assert re.search(rf"mIoU +{miou:.2%} on the held-out images, .* of their pixels, after epoch 2", shown)
+    assert f"mIoU {evaluated:.2%} on 2 images of data (evaluation.json)" in shown
+
+
+def test_a_report_shows_the_mean_iou_and_the_worst_images_first(run, capsys, tmp_path):
+    assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    scores = json.loads((run / "evaluation.json").read_text())
+    last = json.loads((run / "result.json").read_text())["last"]
+    for words in (
+        f"{last['val_miou']:.2%} mIoU",
+        "validation mIoU",
+        f"mIoU {scores['miou']:.2%} on 2 images: the held-out images, by class",
+        "Held-out images with the lowest mIoU, the worst first",
+        "Pixels of held-out images of each class",
+    ):
+        assert words in page, words
+    assert "validation accuracy" not in page
+
+
+def test_a_test_set_of_images_and_masks_is_scored_whole_in_the_classes_of_the_run(run, tmp_path, capsys):
+    squares(tmp_path / "other", 5, (30, 22), first=100)
+    assert main(["evaluate", str(run), "--test", str(tmp_path / "other")]) == 0
+    scores = json.loads((run / "test_evaluation.json").read_text())
+    assert scores["images"] == 5 and sum(each["pixels"] for each in scores["per_class"]) == 5 * 30 * 22
+    with (run / "test_predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    worst_first = [float(row["miou"]) for row in rows]
+    assert worst_first == sorted(worst_first) and all("other/images/10" in row["image"] for row in rows)
+    assert (run / "test_worst_images.png").is_file()
+    # gray images, a single one, in the colours of the model
+    save(tmp_path / "gray" / "images" / "a.png", np.arange(24 * 20).reshape(24, 20) % 251)
+    save(tmp_path / "gray" / "masks" / "a.png", np.ones((24, 20)))
+    assert main(["evaluate", str(run), "--test", str(tmp_path / "gray")]) == 0
+    save(tmp_path / "gray" / "masks" / "a.png", np.full((24, 20), 7))
+    capsys.readouterr()
+    assert main(["evaluate", str(run), "--test", str(tmp_path / "gray")]) == 2
+    assert "has the value 7, and classes are 0 to 2" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["evaluate", str(run), "--test", str(tmp_path / "nowhere")]) == 2
+    assert main(["evaluate", str(run), "--test", str(tmp_path / "other"), "--data", "x"]) == 2
+
+
+def test_a_card_for_the_hub_says_the_task_and_the_mean_iou_and_its_code_runs(run, tmp_path, capsys):
+    assert main(["export", str(run), "--format", "hub", "--out", str(tmp_path / "hub")]) == 0
+    card = (tmp_path / "hub" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    miou = json.loads((run / "result.json").read_text())["last"]["val_miou"]
+    assert (head["pipeline_tag"], head["metrics"]) == ("image-segmentation", ["mean_iou"])
+    result = head["model-index"][0]["results"][0]
+    assert result["task"]["type"] == "image-segmentation"
+    assert result["metrics"] == [{"type": "mean_iou", "value": pytest.approx(miou, abs=1e-6)}]
+    assert "## Mean IoU" in card and "pixels of colour images" in card and "accuracy" not in card.split("## How")[0]
+    code = card.split("```python\n")[1].split("```")[0].replace("hf-hub:USER/NAME", f"local-dir:{tmp_path / 'hub'}")
+    save(tmp_path / "image.png", np.zeros((24, 20, 3)))
+    names = {}
+    exec(code.replace('"image.png"', repr(str(tmp_path / "image.png"))), names)
+    assert names["classes"].shape == (16, 16)
+
+
+def test_a_sweep_compares_segmentations_by_their_mean_iou(trained, tmp_path, capsys):
+    spec = {
+        "name": "swept",
+        "set": SMALL | {"data.name": str(trained / "data")},
+        "grid": {"segment.head": ["linear", "multilevel"]},
+        "seeds": 2,
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec))
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--out", str(tmp_path / "swept")]) == 0
+    assert "val mIoU" in capsys.readouterr().out
+    with (tmp_path / "swept" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        result = json.loads((tmp_path / "swept" / row["cell"] / f"seed-{row['seed']}" / "result.json").read_text())
+        assert float(row["val_miou"]) == pytest.approx(result["last"]["val_miou"], rel=1e-5)
+        assert float(row["best_val_miou"]) == pytest.approx(result["best"]["val_miou"], rel=1e-5)
+        assert int(row["best_epoch"]) == result["best"]["epoch"]
+    with (tmp_path / "swept" / "summary.csv").open() as file:
+        means = {row["cell"]: float(row["val_miou_mean"]) for row in csv.DictReader(file)}
+    for cell, mean in means.items():
+        assert mean == pytest.approx(np.mean([float(row["val_miou"]) for row in rows if row["cell"] == cell]), rel=1e-5)
+
+
+def test_a_segmentation_that_is_killed_goes_on_where_it_was(trained, tmp_path):
+    """A real SIGKILL, between two steps that are both saved."""
+    settings = ["--data.name", str(trained / "data"), *flags(epochs=6), "--checkpoints.every_steps", "1"]
+    command = [sys.executable, "-m", "imixer", "train", "--out", str(tmp_path / "cut"), *settings]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None and len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) < 2:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
+    assert main(["train", "--out", str(tmp_path / "whole"), *settings]) == 0
+    one, other = (load_run(str(tmp_path / name)).model.state_dict() for name in ("cut", "whole"))
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_data_with_other_classes_are_refused_at_resume(tmp_path, capsys):
+    data = squares(tmp_path / "data")
+    out = tmp_path / "run"
+    assert main(["train", "--data.name", str(data), "--out", str(out), *flags()]) == 0
+    (out / "result.json").unlink()
+    for file in (out / "model").iterdir():
+        file.unlink()
+    (out / "model").rmdir()
+    mask = np.zeros((24, 20))
+    mask[:4] = 5
+    save(data / "masks" / "0.png", mask)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(out)]) == 2
+    assert "with other classes (3; now 6)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_settings_are_chosen_for_masks_too_and_a_budget_sets_the_length(tmp_path, capsys):
+    data = squares(tmp_path / "data", 12, (40, 40))
+    words = [f"--{name}={value}" for name, value in SMALL.items() if name in ("task", "precision", "logger")]
+    chosen = ["--choose", "[model,batch_size]", "--minutes", "0.01"]
+    out = tmp_path / "chosen"
+    assert main(["train", "--data.name", str(data), "--out", str(out), *words, *chosen, "--steps", "2"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "image_size 32, of photos" in said and "model imixer_laptop_32" in said
+    assert load_run(str(out)).model.head_name == "multilevel"
+    assert main(["train", "--data.name", str(data), "--out", str(tmp_path / "b"), *flags(budget="0.0001T")]) == 0
+    assert "budget" in " ".join(capsys.readouterr().err.split())
+
+
+def test_analyses_of_the_inverse_take_a_segmentation(run, capsys):
+    for name in ("contraction", "convergence", "inverse"):
+        assert main(["analyze", name, str(run), "--images", "2"]) == 0, name
+    capsys.readouterr()
+    for name in ("energy", "features", "attribution"):
+        assert main(["analyze", name, str(run)]) == 2, name
+        assert capsys.readouterr().err.splitlines()[-1].startswith("imixer: ")
+    assert main(["analyze", "iterations", str(run), "--images", "2"]) == 0
+    assert "mIoU %" in capsys.readouterr().out
+    found = json.loads((run / "analysis" / "iterations.json").read_text())["settings"]
+    trained = found[2]
+    assert (trained["n_iter"], trained["same_answer"], trained["logit_change"]["mean"]) == (2, 1.0, 0.0)
+    assert all(0 <= each["miou"] <= 1 for each in found)
+
+
+def test_a_quantised_segmentation_agrees_pixel_by_pixel(run, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(run), "--quantize", "int8", "--out", str(tmp_path / "q.onnx")]) == 0
+    assert "random" not in capsys.readouterr().err
+
+
+def test_a_segmentation_that_diverges_is_stopped_and_its_step_can_be_replayed(trained, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["--data.name", str(trained / "data"), "--out", str(out), *flags(), "--optim.opt", "sgd"]
+    assert main(["train", *words, "--optim.lr", "1e30"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    step = next((out / "nonfinite").iterdir())
+    assert "diverged" in line and "imixer replay" in line
+    assert main(["replay", str(step)]) == 0
+    assert "blocks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data.name", "voc", "--data.root", "nowhere"], "voc is not in nowhere"),
+        (["--data.name", "oxford_pet"], "did you mean oxford_pets"),
+        (["--masks.mask_column", "mask", "--data.name", "scenes"], "masks.mask_column is of parquet files"),
+        (["--masks.values", "[1]"], "masks.values is [1]"),
+    ],
+)
+def test_data_that_are_not_there_are_one_line(words, said, tmp_path, capsys):
+    assert main(["train", "--task", "segment", "--out", str(tmp_path / "run"), *words]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_run_on_parquet_files_is_evaluated_where_they_lie_now(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    squares(tmp_path / "files")
+    images, masks = (
+        [{"bytes": file.read_bytes(), "path": None} for file in sorted((tmp_path / "files" / name).iterdir())]
+        for name in ("images", "masks")
+    )
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"image": images, "annotation": masks}), tmp_path / "set" / "train.parquet")
+    run = tmp_path / "run"
+    assert main(["train", "--data.name", str(tmp_path / "set"), "--out", str(run), *flags()]) == 0
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert main(["evaluate", str(run)]) == 2
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "moved")]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 2
