@@ -44,8 +44,8 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "cifar10": {
         "variant": "{}_t4_32",
-        "sizes": {"num_blocks": 6, "embed_dim": 64},
-        "half": 12.0,
+        "sizes": {"num_blocks": 4, "embed_dim": 32},
+        "half": 0.6,
         "lr": (2e-3, 1e-3),
         "more": {"data": {"batch_size": 128, "pipeline": "device", "hflip": 0.5}, "precision": "auto"},
     },
