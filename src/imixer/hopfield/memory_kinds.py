@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from imixer.errors import did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Entmax, Exponential, RectifiedPower, Softmax, Tanh
-from imixer.hopfield.lagrangians.parts import inverse_temperature, positive
+from imixer.hopfield.lagrangians.parts import at_least_float32, inverse_temperature, positive
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse
@@ -217,7 +217,8 @@ def _hierarchical(
     unit = _mean_square(patches_KPD.square().sum(-1))
     beta = 20 / unit if beta is None else positive("beta", beta)
     strength = positive("feedback", feedback) * unit
-    which_KP = torch.cdist(patches_KPD.flatten(0, 1), dictionary_MD).argmin(1).view(K, P)
+    pair = at_least_float32(patches_KPD.flatten(0, 1)), at_least_float32(dictionary_MD)
+    which_KP = torch.cdist(*pair).argmin(1).view(K, P)
     assembly = strength * nn.functional.one_hot(which_KP, M).to(patterns)
     neurons = {
         "visible": Neurons((P, D)),
@@ -282,6 +283,7 @@ def _dictionary(patches: Tensor, size: int | None) -> Tensor:
         raise ValueError(f"primitives is {size}; give 1 or more")
     # Start with patches far from each other, then k-means.
     chosen = [0]
+    distinct, patches, dtype = at_least_float32(distinct), at_least_float32(patches), patches.dtype
     away = torch.cdist(distinct, distinct[:1])[:, 0]
     while len(chosen) < size:
         chosen.append(int(away.argmax()))
@@ -292,7 +294,7 @@ def _dictionary(patches: Tensor, size: int | None) -> Tensor:
         count = near.bincount(minlength=size)[:, None]
         total = torch.zeros_like(means).index_add_(0, near, patches)
         means = torch.where(count > 0, total / count.clamp(min=1), means)
-    return means
+    return means.to(dtype)
 
 
 def _check_patch_size(patch_size: int, shape: tuple[int, ...]) -> None:

@@ -1,12 +1,13 @@
 """Convolutions whose spectral norm is held at a ceiling. O, I: channels out and in; H, W: height and width."""
 
+import math
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from imixer.implicit.spectral import at_least_float32
+from imixer.implicit.spectral import at_least_float32, full_precision
 
 Padding = Literal["circular", "zeros", "reflect", "replicate"]
 ConvolutionSigma = Literal["fourier", "power"]
@@ -57,9 +58,15 @@ def _padding_norm(size: tuple[int, int], margins: tuple[int, int], padding_mode:
     """Return the norm of a padding that repeats pixels; 1 for those that the Fourier transform knows."""
     if padding_mode in ("circular", "zeros"):
         return 1.0
-    numbers = torch.arange(size[0] * size[1], dtype=torch.float64).view(1, 1, *size)
-    copies = _pad(numbers, margins, padding_mode).long().flatten().bincount()
-    return float(copies.max()) ** 0.5
+    copies = (_most_copies(side, margin, padding_mode) for side, margin in zip(size, margins, strict=True))
+    return math.prod(copies) ** 0.5
+
+
+def _most_copies(side: int, margin: int, padding_mode: Padding) -> int:
+    """Count how often a padding of a line shows the pixel that it shows most often."""
+    if padding_mode == "replicate":
+        return 1 + margin * (2 if side == 1 else 1)
+    return max(1 + (1 <= at <= margin) + (1 <= side - 1 - at <= margin) for at in range(side))
 
 
 class SpectralConv2d(nn.Module):
@@ -126,7 +133,7 @@ class SpectralConv2d(nn.Module):
         self.n_power_iterations = n_power_iterations
         with torch.no_grad():
             convolution_sigma(self.weight, self.size, self.padding_mode)
-        start = torch.randn(in_channels, *size, generator=torch.Generator().manual_seed(0))
+        start = torch.randn(in_channels, *size, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("v", start.to(self.weight.device) if sigma == "power" else None)
         self.warm_up()
 
@@ -160,7 +167,10 @@ class SpectralConv2d(nn.Module):
     def _apply_kernel(self, v: Tensor) -> Tensor:
         """Apply the operator before normalisation to an image (I, H, W)."""
         kernel = at_least_float32(self.weight.detach() if not torch.is_grad_enabled() else self.weight)
-        return fn.conv2d(_pad(v[None], self._margins, self.padding_mode), kernel)[0]
+        exact = torch.float64 if v.is_cuda else kernel.dtype  # cuDNN rounds float32 to TF32 unless told otherwise
+        with full_precision(v.device):
+            u = fn.conv2d(_pad(v[None].to(exact), self._margins, self.padding_mode), kernel.to(exact))
+        return u[0].to(kernel.dtype)
 
     @property
     def _margins(self) -> tuple[int, int]:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imixer.implicit.spectral import at_least_float32
+
 
 def residual_log_det(
     F: Callable[..., Tensor],
@@ -30,7 +32,8 @@ def residual_log_det(
         roulette: Probability p that one more is taken, each time, from 0, below 1. 0 cuts the series off, off by up to
             N Lip^(terms + 1) / ((terms + 1) (1 - Lip)) for N numbers a sample. Its variance is finite above Lip^2.
         probes: Random vectors, or these themselves, (P, B, ...).
-        generator: Where signs and coins, on the CPU, are drawn from. Default: torch's global one.
+        generator: Where signs and coins are drawn from, on the CPU. Default: torch's global ones, for signs that of the
+            device of x.
 
     Returns:
         Estimates (B,).
@@ -45,7 +48,7 @@ def residual_log_det(
         raise ValueError(f"terms and roulette are {terms} and {roulette}; give 1 or more and a probability below 1")
     signs = rademacher(x, probes, generator)
     more = 0
-    while roulette and float(torch.rand((), generator=generator)) < roulette:
+    while roulette and float(torch.rand((), generator=generator, device="cpu")) < roulette:
         more += 1
     with torch.enable_grad():
         at, fx = evaluated(F, x, tensors)
@@ -84,7 +87,7 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Sequence[Tensor]
             for i in range(rows.shape[1])
         ]
         one = torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
-        total: Tensor = torch.linalg.slogdet(one - torch.stack(columns, 1)).logabsdet
+        total: Tensor = torch.linalg.slogdet(at_least_float32(one - torch.stack(columns, 1))).logabsdet.to(x.dtype)
     return total if torch.is_grad_enabled() else total.detach()
 
 
@@ -158,4 +161,5 @@ def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | Non
         return probes
     if probes < 1:
         raise ValueError(f"probes is {probes}; give 1 or more random vectors")
-    return torch.randint(0, 2, (probes, *x.shape), generator=generator).to(x) * 2 - 1
+    device = x.device if generator is None else "cpu"  # a copy to the device of x would make the host wait
+    return torch.randint(0, 2, (probes, *x.shape), generator=generator, device=device).to(x) * 2 - 1
