@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import torch
 
 from imixer.gpu_check.__main__ import main
 from imixer.gpu_check.checks import PROMISES, promises_on
-from imixer.gpu_check.journal import Bench, Journal
+from imixer.gpu_check.journal import Bench, Journal, last_attempts
 from imixer.gpu_check.part_list import PARTS, Part
 from imixer.gpu_check.part_process import run_parts
 from imixer.gpu_check.promise import Place, at_most, relative_error
@@ -161,6 +162,67 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
     with journal.path.open("a") as file:
         file.write('{"part": "b", "ro')
     assert journal.records() == [{"part": "a", "row": {"x": None}}]
+    journal.append({"part": "c"})
+    assert journal.records() == [{"part": "a", "row": {"x": None}}, {"part": "c"}]
+
+
+def test_of_a_part_that_was_tried_again_the_last_attempt_that_measured_something_counts():
+    begins, first, second = ({"part": "speed", **more} for more in ({"begins": 0}, {"table": "T"}, {"table": "U"}))
+    other = {"part": "data", "ended": "finished"}
+    assert last_attempts([begins, first, other, begins, second]) == [begins, second, other]
+    assert last_attempts([begins, first, begins]) == [begins, first]
+    assert last_attempts([begins, begins]) == [begins]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks into /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_call_that_is_killed_in_training_leaves_nothing_running_and_can_be_resumed(number, code, tmp_path):
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "imixer.gpu_check", "--minutes", "60"]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, "--dry-run", "--parts", "pairs", "--out", str(folder)], env=env)
+    try:
+        while not (logs := [log for log in folder.rglob("seed-*.log") if log.read_text().startswith("process ")]):
+            assert process.poll() is None
+            time.sleep(0.02)
+        trial = int(logs[0].read_text().split()[1])
+        process.send_signal(number)
+        assert process.wait() == code
+    finally:
+        process.kill()
+    while is_running(trial):
+        time.sleep(0.1)
+    assert "| Training: iMixer and Mixer of as many multiply-adds | cut off |" in (folder / "gpu.md").read_text()
+    done = subprocess.run([*command, "--resume", str(folder)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (folder / "gpu.md").read_text()
+    assert "| Training: iMixer and Mixer of as many multiply-adds | finished |" in page
+    assert "| Versions, device, peaks | not begun |" in page and "Each row is compared to the first row" in page
+
+
+def is_running(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is full")
+def test_a_full_disk_is_said_in_one_line(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "results.jsonl").write_text("")
+
+    def full(self, record):
+        with open("/dev/full", "w") as file:
+            file.write("a record")
+
+    monkeypatch.setattr(Journal, "append", full)
+    assert main(["--dry-run", "--resume", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("imixer: ") and "No space left" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -171,6 +233,8 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path):
         (["--parts", "sped"], "no part 'sped'; did you mean speed"),
         (["--data_dir", "nowhere"], "data_dir is nowhere"),
         (["--out", "."], "out: . exists"),
+        (["--resume", "nowhere"], "resume is nowhere, which has no results.jsonl"),
+        (["--resume", ".", "--out", "a"], "out is a, and resume writes into ."),
         (["--what"], "--what"),
     ],
 )

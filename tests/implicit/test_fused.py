@@ -17,6 +17,7 @@ SHAPES = {  # B, C, S, D, H, S', n
     "no iteration": (1, 3, 4, 4, 4, 4, 0),
     "one of each": (1, 1, 1, 1, 1, 1, 1),
     "wide": (1, 2, 5, 130, 3, 5, 1),
+    "eight iterations, narrow inside": (3, 2, 6, 8, 2, 6, 8),
 }
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
@@ -73,6 +74,18 @@ def test_any_layout_of_the_tokens_will_do(layout):
     }[layout]()
     with fused_mode("on"):
         torch.testing.assert_close(token_mixing(v, weights, 2), step_by_step(v, weights, 2))
+
+
+def test_biases_may_be_missing():
+    v, *weights = tokens_and_weights(SHAPES["odd"], torch.float64)
+    given = [w if i % 2 == 0 else None for i, w in enumerate(weights)]
+    with fused_mode("on"):
+        found = token_mixing(v, given, 2)
+    matrices = weights[::2]
+    expected = step_by_step(v, [w if i % 2 == 0 else torch.zeros_like(w) for i, w in enumerate(weights)], 2)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(*(torch.autograd.grad(y.sum(), (v, *matrices)) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(a, b)  # of a sum, whose gradient is one number repeated
 
 
 def test_a_second_derivative_is_refused():

@@ -129,6 +129,7 @@ def _update(
 ) -> AdiabaticUpdate:
     S, C = shape
     visible, gain, shift = _layer_norm(norm, C)
+    shift = shift.to(chain[0].up)
     neurons = {"x1": Neurons(shape, visible, decay=decay, field=_along(chain[0].down_bias, axis))}
     synapses: list[Any] = []
     top_down_bias = {}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import one_line
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 if all parts ended well or at their limits, 1 if something does not hold or failed, 2 if the
-        user can mend the error, 130 after Ctrl-C.
+        user can mend the error, 130 after Ctrl-C and 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -35,8 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"imixer: {one_line(error)}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that is gone
+        print(f"imixer: {one_line(error)}; what was measured before is written", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("imixer: interrupted; what was measured is written", file=sys.stderr)
+        print("imixer: interrupted", file=sys.stderr)
         return 130
     except SystemExit as error:  # --help
         return error.code if isinstance(error.code, int) else 0
@@ -56,6 +61,11 @@ def _check(words: Sequence[str]) -> int:
     parser.add_argument("--parts", nargs="+", metavar="PART", help=f"Parts to do: {', '.join(names)}. Default: all.")
     parser.add_argument("--out", metavar="DIR", help="Folder to make. Default: the next free gpu_check-<number>.")
     parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="Folder of an earlier call: do those of its parts that have not finished, and draw its page anew.",
+    )
+    parser.add_argument(
         "--data_dir", metavar="DIR", help="Folder with CIFAR-10, as for `imixer reproduce`. Default: data."
     )
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Do all on the CPU, with tiny sizes.")
@@ -67,23 +77,33 @@ def _check(words: Sequence[str]) -> int:
             raise InputError(f"no part {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}")
     if args.data_dir is not None and not Path(args.data_dir).is_dir():
         raise InputError(f"data_dir is {args.data_dir}, which is no folder; give the one with the data sets")
-    return _run(words, args.minutes, args.parts or names, args.out, args.data_dir, args.dry_run)
+    if args.resume is not None and args.out is not None:
+        raise InputError(f"out is {args.out}, and resume writes into {args.resume}; leave one of them out")
+    if args.resume is not None and not (Path(args.resume) / JOURNAL).is_file():
+        raise InputError(f"resume is {args.resume}, which has no {JOURNAL}; give the folder of an earlier call")
+    return _run(words, args)
 
 
-def _run(
-    words: Sequence[str], minutes: float, names: Sequence[str], out: str | None, data_dir: str | None, dry_run: bool
-) -> int:
+def _run(words: Sequence[str], args: Any) -> int:
     import torch
 
-    from imixer.gpu_check.journal import Bench, Journal
+    from imixer.gpu_check.journal import Bench, Journal, last_attempts
     from imixer.gpu_check.part_list import PARTS, Part
     from imixer.gpu_check.part_process import run_parts
     from imixer.gpu_check.results_page import draw_page
     from imixer.writing import write_text
 
+    names: list[str] = args.parts or [part.name for part in PARTS]
+    dry_run: bool = args.dry_run
+    if args.resume is not None:
+        earlier = Journal(Path(args.resume) / JOURNAL).records()
+        begun: dict[str, Any] = next((record["begun"] for record in earlier if "begun" in record), {})
+        dry_run |= bool(begun.get("dry_run"))
+        finished = {record["part"] for record in earlier if record.get("ended") == "finished"}
+        names = args.parts or [name for name in begun.get("parts", names) if name not in finished]
     if not dry_run and not torch.cuda.is_available():
         raise InputError("torch sees no CUDA device here; add --dry_run to try the script itself on the CPU")
-    folder = _make_folder(out)
+    folder = _make_folder(args.out) if args.resume is None else Path(args.resume)
     device = torch.device("cpu" if dry_run else "cuda")
     journal = Journal(folder / JOURNAL)
     journal.append(
@@ -92,29 +112,46 @@ def _run(
                 "command": shlex.join(["python", "-m", "imixer.gpu_check", *words]),
                 "date": time.strftime("%Y-%m-%d"),
                 "dry_run": dry_run,
+                "parts": names,
             }
         }
     )
 
     def bench(part: Part, deadline: float) -> Bench:
-        own = folder / part.name
+        earlier = (folder / f"{part.name}{'' if number == 1 else f'-{number}'}" for number in count(1))
+        own = next(each for each in earlier if not each.exists())
         own.mkdir()
-        return Bench(part.name, device, dry_run, own.absolute(), data_dir, journal, deadline)
+        return Bench(part.name, device, dry_run, own.absolute(), args.data_dir, journal, deadline)
 
     def draw() -> None:
         write_text(folder / PAGE, draw_page(journal.records()))
 
     if dry_run:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
-    print(f"{minutes:g} minutes; results as they come: {folder / PAGE}, {journal.path}", flush=True)
-    run_parts([part for part in PARTS if part.name in names], bench, minutes, draw)
-    records = journal.records()
+    print(f"{args.minutes:g} minutes; results as they come: {folder / PAGE}, {journal.path}", flush=True)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        draw()
+        run_parts([part for part in PARTS if part.name in names], bench, args.minutes, draw)
+    except KeyboardInterrupt as error:
+        said = f"imixer: interrupted; what was measured is written, and --resume {shlex.quote(str(folder))} goes on"
+        print(said, file=sys.stderr)
+        return getattr(error, "exit_code", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    records = last_attempts(journal.records())
     bad = [record for record in records if str(record.get("ended", "")).startswith("failed")]
     bad += [record for record in records if record.get("row", {}).get("holds") is False]
     for record in bad:
         said = record.get("ended") or record["row"].get("promise")
         print(f"{record['part']}: {one_line(str(said))}")
     return int(bool(bad))
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    from imixer.training.stop_signals import Interrupted
+
+    raise Interrupted("", number)
 
 
 def _make_folder(out: str | None) -> Path:

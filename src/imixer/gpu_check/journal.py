@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,44 @@ class Journal:
     def append(self, record: Record) -> None:
         """Append a record as one line, which is on its way to the disk when this returns."""
         line = json_text(record, non_finite="null", indent=None, default=str) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with self.path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                line = "\n" + line  # whoever wrote last was cut off
+            file.write(line.encode())
 
     def records(self) -> list[Record]:
-        """Read all records. A last line that was cut off is left out."""
+        """Read all records. Lines that were cut off are left out."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in lines if line]
+        lines = self.path.read_bytes().decode(errors="replace").split("\n")
+        return [record for line in lines if (record := _parsed(line))]
+
+
+def _parsed(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def last_attempts(records: Sequence[Record]) -> list[Record]:
+    """Leave out what parts wrote down in earlier attempts, but for one after which nothing was measured.
+
+    Args:
+        records: The records of a journal, in order.
+    """
+    attempts: dict[str | None, list[list[Record]]] = {}
+    for record in records:
+        own = attempts.setdefault(record.get("part"), [[]])
+        if "begins" in record:
+            own.append([])
+        own[-1].append(record)
+    kept = []
+    for own in attempts.values():
+        measured = [attempt for attempt in own if any({"table", "page"} & record.keys() for record in attempt)]
+        kept += (measured or own)[-1]
+    return kept
 
 
 @dataclass

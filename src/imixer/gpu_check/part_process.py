@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ def run_parts(
         minutes: Minutes that all parts together may take.
         draw: Draws the page; called whenever something was written down.
     """
+    if not parts:
+        return
     begins = time.monotonic()
     context = processes()
     imports = context.Process(target=_nothing)  # at no part's expense
@@ -57,14 +60,16 @@ def run_parts(
         began = time.monotonic()
         process.start()
         size = -1
-        while process.is_alive() and time.monotonic() < ends_at:
-            process.join(_POLL_S)
-            if (now := bench.journal.path.stat().st_size) != size:
-                size = now
-                draw()
-        if how := _end(process):
-            bench.journal.append({"part": part.name, "ended": how, "seconds": time.monotonic() - began})
-        draw()
+        try:
+            while process.is_alive() and time.monotonic() < ends_at:
+                process.join(_POLL_S)
+                if (now := bench.journal.path.stat().st_size) != size:
+                    size = now
+                    draw()
+        finally:  # interrupted, too
+            if how := _end(process):
+                bench.journal.append({"part": part.name, "ended": how, "seconds": time.monotonic() - began})
+            draw()
 
 
 def _nothing() -> None:
@@ -75,7 +80,9 @@ def _work(name: str, bench: Bench) -> None:
     """Do a part in this process, with its output in a log, and write down how it ended."""
     if hasattr(os, "setsid"):
         os.setsid()  # so that it can be ended together with whatever it starts
-    log = (bench.folder.parent / f"{name}.log").open("w", buffering=1, encoding="utf-8")
+        threading.Thread(target=_end_after_parent, daemon=True).start()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it writes down how far it came
+    log = bench.folder.with_name(f"{bench.folder.name}.log").open("w", buffering=1, encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log.fileno(), stream.fileno())
     part = next(part for part in PARTS if part.name == name)
@@ -84,7 +91,7 @@ def _work(name: str, bench: Bench) -> None:
     try:
         with notices_on_stderr():
             part.load()(bench)
-    except KeyboardInterrupt:  # by SIGTERM, in training
+    except KeyboardInterrupt:  # by SIGTERM
         how = "cut off"
     except BaseException as error:
         traceback.print_exc()
@@ -92,16 +99,28 @@ def _work(name: str, bench: Bench) -> None:
     bench.journal.append({"part": name, "ended": how, "seconds": time.monotonic() - began})
 
 
+def _end_after_parent() -> None:
+    """Wait until the parent is no more, killed perhaps, and end this process with all that it started."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(_GRACE_S)
+        os.killpg(0, signal.SIGKILL)
+
+
 def _end(process: BaseProcess) -> str | None:
-    """End a process that is still there, with all that it started. Say how it ended, if it could not do so itself."""
-    if not process.is_alive():
-        return None if process.exitcode == 0 else f"failed: its process ended with exit code {process.exitcode}"
-    _signal(process, signal.SIGTERM)
-    process.join(_GRACE_S)
+    """End a process, with all that it started. Say how it ended, if it could not do so itself."""
+    was_alive = process.is_alive()
+    if was_alive:
+        _signal(process, signal.SIGTERM)
+        process.join(_GRACE_S)
     wrote = process.exitcode == 0
-    _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+    _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))  # what it started may have outlived it
     process.join()
-    return None if wrote else "cut off"
+    if wrote:
+        return None
+    return "cut off" if was_alive else f"failed: its process ended with exit code {process.exitcode}"
 
 
 def _signal(process: BaseProcess, number: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imixer.escaping import for_markdown
-from imixer.gpu_check.journal import Record
+from imixer.gpu_check.journal import Record, last_attempts
 from imixer.gpu_check.part_list import PARTS
 from imixer.tables import Grid, markdown
 
@@ -17,6 +17,7 @@ def draw_page(records: Sequence[Record]) -> str:
     Args:
         records: The records of the journal, in order.
     """
+    records = last_attempts(records)
     begun: dict[str, Any] = next((record["begun"] for record in records if "begun" in record), {})
     named = [r["row"]["value"] for r in records if r.get("row", {}).get("what") == "device"]
     title = "Dry run of the GPU check" if begun.get("dry_run") else f"Minutes on {named[0] if named else 'a GPU'}"

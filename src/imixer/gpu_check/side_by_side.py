@@ -46,9 +46,10 @@ class SideBySide:
         while left or self._running:
             while left and len(self._running) < self.at_once:
                 trial = left.pop(0)
-                self._running[trial] = context.Process(target=run_trial, args=(trial, folder))
+                process = context.Process(target=run_trial, args=(trial, folder))
                 yield trial, True
-                self._running[trial].start()
+                process.start()
+                self._running[trial] = process  # once there is one to end
             for trial, process in list(self._running.items()):
                 if not process.is_alive():
                     process.join()

@@ -271,7 +271,7 @@ class AssociativeMemory(nn.Module):
                 rules other than `hebbian`.
             asynchronous: Let visible neurons move one at a time, in a random order, each seeing what those before it
                 did. A step is then a sweep over all, and costs as many evaluations as there are neurons.
-            generator: Source of the random order. Default: torch's own.
+            generator: Source of the random order, on the CPU. Default: torch's own.
 
         Raises:
             ValueError: If the query or a mask does not fit, a mask leaves nothing, or steps or until is negative.
@@ -357,7 +357,7 @@ class AssociativeMemory(nn.Module):
     def _sweep(self, x: Tensor, start: Tensor, held: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """Let the visible neurons move one after the other, in a random order."""
         neurons = torch.arange(x[0].numel(), device=x.device).view(x.shape[1:])
-        for i in torch.randperm(neurons.numel(), generator=generator).tolist():
+        for i in torch.randperm(neurons.numel(), generator=generator, device="cpu").tolist():
             x = torch.where(neurons == i, self._step(x, start, held), x)
         return x
 
@@ -546,7 +546,7 @@ def _own_overlaps(images: Tensor, patterns: Tensor, among: Tensor | None) -> Ten
 
 def _distances(x: Tensor, xi: Tensor) -> Tensor:
     """Compute distances (B, K) of points (B, N) to those of (B, K, N), or (1, K, N) for all."""
-    x, xi = at_least_float32(x), at_least_float32(xi)
+    x, xi = at_least_float32(x), at_least_float32(xi)  # half precision has no distances
     return torch.cdist(x, xi[0]) if len(xi) == 1 else torch.cdist(x[:, None], xi)[:, 0]
 
 

@@ -221,7 +221,8 @@ def _hierarchical(
     unit = _mean_square(patches_KPD.square().sum(-1))
     beta = 20 / unit if beta is None else positive("beta", beta)
     strength = positive("feedback", feedback) * unit
-    which_KP = torch.cdist(patches_KPD.flatten(0, 1), dictionary_MD).argmin(1).view(K, P)
+    pair = at_least_float32(patches_KPD.flatten(0, 1)), at_least_float32(dictionary_MD)
+    which_KP = torch.cdist(*pair).argmin(1).view(K, P)
     assembly = strength * nn.functional.one_hot(which_KP, M).to(patterns)
     neurons = {
         "visible": Neurons((P, D)),
@@ -286,6 +287,7 @@ def _dictionary(patches: Tensor, size: int | None) -> Tensor:
         raise ValueError(f"primitives is {size}; give 1 or more")
     # Start with patches far from each other, then k-means.
     chosen = [0]
+    distinct, patches, dtype = at_least_float32(distinct), at_least_float32(patches), patches.dtype
     away = torch.cdist(distinct, distinct[:1])[:, 0]
     while len(chosen) < size:
         chosen.append(int(away.argmax()))
@@ -296,7 +298,7 @@ def _dictionary(patches: Tensor, size: int | None) -> Tensor:
         count = near.bincount(minlength=size)[:, None]
         total = torch.zeros_like(means).index_add_(0, near, patches)
         means = torch.where(count > 0, total / count.clamp(min=1), means)
-    return means
+    return means.to(dtype)
 
 
 def _check_patch_size(patch_size: int, shape: tuple[int, ...]) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from imixer.implicit.spectral import at_least_float32
+from imixer.implicit.spectral import at_least_float32, full_precision
 
 Padding = Literal["circular", "zeros", "reflect", "replicate"]
 ConvolutionSigma = Literal["fourier", "power"]
@@ -90,9 +90,15 @@ def _padding_norm(size: Sequence[int], margins: Sequence[int], padding_mode: Pad
     """Return the norm of a padding that repeats pixels; 1 for those that the Fourier transform knows."""
     if padding_mode in ("circular", "zeros"):
         return 1.0
-    numbers = torch.arange(math.prod(size), dtype=torch.float64).view(1, 1, *size)
-    copies = _pad(numbers, margins, padding_mode).long().flatten().bincount()
-    return float(copies.max()) ** 0.5
+    copies = (_most_copies(side, margin, padding_mode) for side, margin in zip(size, margins, strict=True))
+    return math.prod(copies) ** 0.5
+
+
+def _most_copies(side: int, margin: int, padding_mode: Padding) -> int:
+    """Count how often a padding of a line shows the pixel that it shows most often."""
+    if padding_mode == "replicate":
+        return 1 + margin * (2 if side == 1 else 1)
+    return max(1 + (1 <= at <= margin) + (1 <= side - 1 - at <= margin) for at in range(side))
 
 
 class _SpectralConv(nn.Module):
@@ -148,7 +154,7 @@ class _SpectralConv(nn.Module):
         self.n_power_iterations = n_power_iterations
         with torch.no_grad():
             self._fourier_sigma()
-        start = torch.randn(in_channels, *self.size, generator=torch.Generator().manual_seed(0))
+        start = torch.randn(in_channels, *self.size, generator=torch.Generator().manual_seed(0), device="cpu")
         self.register_buffer("v", start.to(self.weight.device) if sigma == "power" else None)
         self.warm_up()
 
@@ -185,7 +191,10 @@ class _SpectralConv(nn.Module):
     def _apply_kernel(self, v: Tensor) -> Tensor:
         """Apply the operator before normalisation to an image (I, *size)."""
         kernel = at_least_float32(self.weight.detach() if not torch.is_grad_enabled() else self.weight)
-        return self._convolved(v[None], kernel, None)[0]
+        exact = torch.float64 if v.is_cuda else kernel.dtype  # cuDNN rounds float32 to TF32 unless told otherwise
+        with full_precision(v.device):
+            u = self._convolved(v[None].to(exact), kernel.to(exact), None)
+        return u[0].to(kernel.dtype)
 
     def _convolved(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         reach = [self.dilation * (k - 1) + 1 for k in kernel.shape[2:]]

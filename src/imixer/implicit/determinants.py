@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from imixer.implicit.func_transforms import drawn_by_the_host, transformed
+from imixer.implicit.spectral import at_least_float32
 from imixer.implicit.states import as_tuple, per_sample
 
 
@@ -34,7 +35,8 @@ def residual_log_det(
         roulette: Probability p that one more is taken, each time, from 0, below 1. 0 cuts the series off, off by up to
             N Lip^(terms + 1) / ((terms + 1) (1 - Lip)) for N numbers a sample. Its variance is finite above Lip^2.
         probes: Random vectors, or these themselves, (P, B, ...).
-        generator: Where signs and coins, on the CPU, are drawn from. Default: torch's global one.
+        generator: Where signs and coins are drawn from, on the CPU. Default: torch's global ones, for signs that of the
+            device of x.
 
     Returns:
         Estimates (B,).
@@ -84,7 +86,7 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequenc
         fx, pull = linearized(F, x, tensors)
         one = torch.eye(per_sample(fx).shape[1], dtype=x.dtype, device=x.device)
         rows = [per_sample(pull(unit.expand(len(x), -1).reshape(x.shape))) for unit in one]
-        total: Tensor = torch.linalg.slogdet(one - torch.stack(rows, 1)).logabsdet
+        total: Tensor = torch.linalg.slogdet(at_least_float32(one - torch.stack(rows, 1))).logabsdet.to(x.dtype)
     return total if torch.is_grad_enabled() else total.detach()
 
 
@@ -171,4 +173,5 @@ def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | Non
         return probes
     if probes < 1:
         raise ValueError(f"probes is {probes}; give 1 or more random vectors")
-    return torch.randint(0, 2, (probes, *x.shape), generator=generator).to(x) * 2 - 1
+    device = x.device if generator is None else "cpu"  # a copy to the device of x would make the host wait
+    return torch.randint(0, 2, (probes, *x.shape), generator=generator, device=device).to(x) * 2 - 1

@@ -26,9 +26,10 @@ def physical(x: Tensor) -> Tensor:
 
 
 def drawn_by_the_host(generator: torch.Generator | None) -> float:
-    """Draw a number from 0 to 1 on the CPU, one for all that is mapped over."""
+    """Draw a number from 0 to 1, on the CPU or where a generator is, one for all that is mapped over."""
+    device = "cpu" if generator is None else generator.device
     with torch._C._DisableFuncTorch():
-        return float(torch.rand((), generator=generator))
+        return float(torch.rand((), generator=generator, device=device))
 
 
 def every(mask: Tensor) -> bool:

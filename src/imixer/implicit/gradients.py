@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imixer.implicit.func_transforms import transformed
+from imixer.implicit.func_transforms import every, transformed
 from imixer.implicit.functional import refusal, solve_functionally
 from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import RandomState, drawing_from, random_state
@@ -224,7 +224,7 @@ def _check_adjoint(problem: Problem, solution: Solution, g: Tensor) -> None:
     if problem.policy != "ignore":
         # A gradient that comes in broken, as those of a scaled loss sometimes do, is not this problem's fault.
         failed = solution.failed() & ~Solution(g, None, 0, None).failed()
-        if failed.any():
+        if not every(~failed):
             solution.report(failed, problem.policy, problem.name)
 
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from imixer.implicit.spectral import exact_sigma
+
 
 class MonotoneContraction(nn.Module):
     """F(x, u) = relu(x - a ((1 - W) x - U u - b)), whose fixed point is that of x = relu(W x + U u + b).
@@ -45,8 +47,8 @@ class MonotoneContraction(nn.Module):
         A, B = self.A.weight, self.B.weight
         monotone = self.margin * torch.eye(len(A), dtype=A.dtype, device=A.device) + A.T @ A + B - B.T
         # The fixed point does not depend on the step.
-        step = self.margin / torch.linalg.matrix_norm(monotone.detach(), 2) ** 2
-        return [monotone, self.U.weight, self.U.bias, step]
+        step = self.margin / exact_sigma(monotone.detach()) ** 2
+        return [monotone, self.U.weight, self.U.bias, step.to(A.dtype)]
 
     def lipschitz_bound(self) -> float:
         """Return sqrt(1 - m^2 / L^2)."""

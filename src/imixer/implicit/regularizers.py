@@ -27,7 +27,7 @@ def jacobian_penalty(
         x: Solutions, (B, ...).
         tensors: What F depends on besides x. One alone needs no tuple.
         probes: Random vectors of signs, or these themselves, (P, B, ...).
-        generator: Where they are drawn from, on the CPU. Default: torch's global one.
+        generator: Where they are drawn from, on the CPU. Default: torch's global one of the device of x.
 
     Returns:
         Penalties (B,).

@@ -328,7 +328,7 @@ class OrthogonalLinear(NormalizedLinear):
 
     def sigma(self) -> Tensor:
         """Return c: the norm of the free parameter says nothing about the matrix."""
-        return torch.tensor(self.coeff)
+        return torch.full((), self.coeff, device=self.weight.device)
 
     def normalized_weight(self) -> Tensor:
         """Return c Q, in the dtype of `weight`."""
@@ -398,7 +398,7 @@ def _power_iteration(weight: Tensor, v: Tensor, steps: int, restart: bool = Fals
         return
     W = at_least_float32(weight)
     start = v.to(W.dtype)
-    with _full_precision(W.device):
+    with full_precision(W.device):
         if restart:
             row = W.index_select(0, W.abs().amax(1).argmax(0, keepdim=True))[0]  # no number is asked for
             scale = _binade(row)
@@ -464,7 +464,7 @@ def _sigma(weight: Tensor, v: Tensor | None, estimator: str) -> Tensor:
     v = v.to(W.dtype, copy=True)
     if torch.jit.is_scripting():
         return _stretch(W, v)
-    with _full_precision(W.device):
+    with full_precision(W.device):
         return _stretch(W, v)
 
 
@@ -485,7 +485,7 @@ def _cayley(weight: Tensor, coeff: float) -> Tensor:
     if torch.jit.is_scripting():
         Q = coeff * _orthonormal(U, V)
     else:
-        with _full_precision(W.device):
+        with full_precision(W.device):
             Q = coeff * _orthonormal(U, V)
     return (Q if d_out >= d_in else Q.t()).to(weight.dtype)
 
@@ -496,7 +496,8 @@ def _orthonormal(U: Tensor, V: Tensor) -> Tensor:
     return torch.cat([2 * K - one, -2 * V @ K])
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Turn autocast off on a device."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 

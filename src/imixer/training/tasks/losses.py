@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imixer.data.device.transfer import to_device
 from imixer.data.image_data import IGNORED
 
 
@@ -54,7 +56,7 @@ class ClassificationLoss:
         if self.weights is None:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-        weights = torch.tensor(self.weights, device=logits.device, dtype=losses.dtype)
+        weights = _on_device_of(losses, self.weights)
         return ((targets.to(losses.dtype) @ weights if mixed else weights[targets]) * losses).mean()
 
     def example_targets(self, images: Tensor, num_classes: int) -> Tensor:
@@ -92,7 +94,7 @@ class SegmentationLoss:
         Returns:
             The loss of the batch, a scalar.
         """
-        weight = None if self.weights is None else torch.tensor(self.weights, device=logits.device, dtype=logits.dtype)
+        weight = None if self.weights is None else _on_device_of(logits, self.weights)
         counted = targets != IGNORED
         total = F.cross_entropy(
             logits, targets, weight, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum"
@@ -110,6 +112,12 @@ class SegmentationLoss:
     def example_targets(self, images: Tensor, num_classes: int) -> Tensor:
         """Make class numbers (B, H, W)."""
         return torch.zeros(images.shape[0], *images.shape[-2:], dtype=torch.int64, device=images.device)
+
+
+def _on_device_of(values: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """Return weights of classes (K,) where values are, and in their dtype, without making the host wait."""
+    exact = np.float64 if values.dtype == torch.float64 else np.float32
+    return to_device(np.asarray(weights, exact), values.device).to(values.dtype)
 
 
 _LOSSES: dict[str, type[ClassificationLoss] | type[SegmentationLoss]] = {
