@@ -11,7 +11,7 @@ from imixer.experiments.normalisations import NORMALISATIONS
 from imixer.experiments.paper_figures import FIGURES
 from imixer.experiments.robustness import ROBUSTNESS
 from imixer.experiments.scales import SCALES
-from imixer.experiments.segmentation import SEGMENTATION, SEGMENTATION_INVERSE
+from imixer.experiments.segmentation_study import SEGMENTATION, SEGMENTATION_INVERSE
 from imixer.experiments.table1 import TABLE_1
 from imixer.experiments.table2 import TABLE_2
 from imixer.experiments.table3 import TABLE_3
