@@ -206,7 +206,7 @@ def test_an_experiment_of_one_scale_is_refused_at_another(capsys):
     assert main(["reproduce", "laptop_pieces", "--scale", "smoke"]) == 2
     assert capsys.readouterr().err == "imixer: laptop_pieces has no scale smoke; give --scale laptop\n"
     assert main(["reproduce", "table1", "--scale", "scenes"]) == 2
-    assert "table1 has no scale scenes; give --scale smoke or cpu" in capsys.readouterr().err
+    assert "table1 has no scale scenes; give --scale smoke or digits or cpu" in capsys.readouterr().err
 
 
 def test_experiments_of_one_scale_take_it_where_none_is_named(capsys, monkeypatch):

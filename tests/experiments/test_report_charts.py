@@ -25,7 +25,16 @@ def made_run(name, *epochs, **parts):
         {"epoch": epoch, "train_loss": train, "val_loss": loss, "val_acc": acc, "images_per_s": 1234.5, "seconds": 60.0}
         for epoch, (train, loss, acc) in enumerate(epochs, 1)
     ]
-    empty = dict(convergence=[], result={}, evaluation={}, test_evaluation={}, iterations=[], energy=[], pictures=[])
+    empty = dict(
+        convergence=[],
+        result={},
+        evaluation={},
+        test_evaluation={},
+        iterations=[],
+        anomalies={},
+        energy=[],
+        pictures=[],
+    )
     known = dict(settings=SETTINGS, environment={"torch": "2"}, classes=None, test_classes=None, rows=rows)
     return ReportedRun(name, Path("runs", name), **known | empty | parts)
 
