@@ -335,7 +335,6 @@ STEPS = {
     "adamw": {},
     "clipped": {"optim": OptimConfig(clip_grad=1.0)},
     "averaged": {"ema": 0.99},
-    "sgd": {"optim": OptimConfig(opt="sgd", momentum=0.9)},
 }
 
 
