@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from imixer.data.image_data import SizedDataset
 from imixer.data.masked_batches import joint_transform
 from imixer.errors import InputError
 from imixer.progress import with_progress
@@ -74,17 +76,12 @@ def held_out_batches(
         InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
             finite.
     """
-    if count is not None:
-        _check_count(count)
-    val = finished.data(data_path).val
-    places = evenly_spread(len(val), count)
-    starts = range(0, len(places), batch_size)
-    for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):
-        images, labels = zip(*(val[place] for place in places[start : start + batch_size]), strict=True)
-        batch = torch.stack([finished.transform(image) for image in images]).to(finished.device)
-        if start == 0:
-            require_finite_outputs(finished.model, batch, finished.name)
-        yield batch, torch.tensor(labels, device=finished.device)
+    _check_count(count)
+
+    def prepare(image: Any, label: int) -> tuple[Tensor, Tensor]:
+        return finished.transform(image), torch.tensor(label)
+
+    return _in_batches(finished, finished.data(data_path).val, count, batch_size, prepare)
 
 
 def held_out_masks(
@@ -102,19 +99,29 @@ def held_out_masks(
         InputError: If count is below 1, the data are not there, or what the model makes of the first batch is not
             finite.
     """
-    if count is not None:
-        _check_count(count)
+    _check_count(count)
     data = finished.masked_data(data_path)
     scaled = replace(finished.config.masks, fit="resize")
     prepare = joint_transform(data, finished.config.data, scaled, finished.input_size, train=False)
-    places = evenly_spread(len(data.val), count)
+    return _in_batches(finished, data.val, count, batch_size, prepare)
+
+
+def _in_batches(
+    finished: FinishedRun,
+    held_out: SizedDataset[tuple[Any, Any]],
+    count: int | None,
+    batch_size: int,
+    prepare: Callable[[Any, Any], tuple[Tensor, Tensor]],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images and what is known of them, each as `prepare` makes it of a pair, evenly spread."""
+    places = evenly_spread(len(held_out), count)
     starts = range(0, len(places), batch_size)
     for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):
-        pairs = [prepare(*data.val[place]) for place in places[start : start + batch_size]]
-        images, masks = (torch.stack(each).to(finished.device) for each in zip(*pairs, strict=True))
+        pairs = [prepare(*held_out[place]) for place in places[start : start + batch_size]]
+        images, known = (torch.stack(each).to(finished.device) for each in zip(*pairs, strict=True))
         if start == 0:
             require_finite_outputs(finished.model, images, finished.name)
-        yield images, masks
+        yield images, known
 
 
 def evenly_spread(total: int, count: int | None) -> list[int]:
@@ -129,8 +136,8 @@ def count_held_out(finished: FinishedRun, count: int | None) -> int:
     return min(count or there, there)
 
 
-def _check_count(count: int) -> None:
-    if count < 1:
+def _check_count(count: int | None) -> None:
+    if count is not None and count < 1:
         raise InputError(f"images is {count}; give 1 or more")
 
 
