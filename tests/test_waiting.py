@@ -110,7 +110,7 @@ COMMANDS = {
     "analyze weights RUN": ["loading", "measuring weights of", "drawing weights ..."],
     "analyze energy RUN --images 4": ["loading", "measuring energy of", "drawing"],
     "analyze features RUN": ["loading", "measuring features of", "drawing"],
-    "report RUN": ["loading Plotly", "drawing 1 runs"],
+    "report RUN": ["loading Plotly", "drawing tables and figures of 1 run"],
     "export RUN --format torch --out OUT": ["loading PyTorch", "exporting the model as torch"],
     "recall --patterns 3 --queries 1 --out OUT": ["loading PyTorch", "retrieving 1 of 3 images"],
 }

@@ -33,7 +33,20 @@ def test_every_option_of_a_measurement_is_one_of_the_command_and_no_other():
     for command, analyses in ((analyze, ANALYSES), (evaluate, ROBUSTNESS_EVALUATIONS)):
         wanted = {option for each in analyses.values() for option in analysis_options.options_of_analysis(each)}
         shown = {action.dest for action in command.build()._actions}
-        own = {"help", "run", "model", "what", "device", "checkpoint", "data", "out", "test", "batch_size", *analyses}
+        own = {
+            "help",
+            "run",
+            "model",
+            "what",
+            "device",
+            "checkpoint",
+            "data",
+            "out",
+            "test",
+            "batch_size",
+            "anomaly",
+            *analyses,
+        }
         assert wanted - {"data"} == shown - own
 
 

@@ -360,7 +360,7 @@ def test_exports_of_a_tied_nest_agree(tmp_path):
         ({"tied": True, "out_features": 8}, "tied .* out_features is 8"),
         ({"coeff": "outo"}, "coeff is 'outo'; give a number or auto"),
         ({"coeff": "auto", "norm": "none"}, "coeff is auto.*norm is none"),
-        ({"coeff": "auto", "act_layer": nn.Hardswish}, "coeff is auto.*Hardswish.*give coeff as a number"),
+        ({"coeff": "auto", "act_layer": nn.Hardshrink}, "coeff is auto.*Hardshrink.*give coeff as a number"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(kwargs, message):
@@ -369,4 +369,4 @@ def test_what_cannot_be_is_refused_by_name(kwargs, message):
 
 
 def test_without_a_contraction_its_settings_do_not_matter():
-    assert IMLP(16, 12, num_layers=2, coeff="auto", act_layer=nn.Hardswish, norm="none").contraction is None
+    assert IMLP(16, 12, num_layers=2, coeff="auto", act_layer=nn.Hardshrink, norm="none").contraction is None

@@ -106,7 +106,8 @@ def stop_at(monkeypatch, flags):
 
         with monkeypatch.context() as patch:
             patch.setattr(TrainingProgress, "step", interrupt)
-            assert main(["train", "--out", str(out), *flags, "--epochs", "2", *more]) == 143
+            length = [] if "--budget" in more else ["--epochs", "2"]
+            assert main(["train", "--out", str(out), *flags, *length, *more]) == 143
         return out
 
     return stop
@@ -160,7 +161,7 @@ def test_muon_within_a_budget_is_resumed_too(train, stop_at, tmp_path, pipeline,
         *("--data.pipeline", pipeline, "--data.crop", "reflect", "--data.shift", "1"),
         *("--data.hflip", "0.5", "--data.flip", "alternating"),
     ]
-    whole = train(tmp_path / "whole", "--epochs", "2", *more)
+    whole = train(tmp_path / "whole", *more)
     assert STEPS + 3 < int(rows(whole)[-1]["step"]) < 2 * STEPS
     run = stop_at(tmp_path / "run", step, *more)
     assert main(["train", "--resume", str(run)]) == 0

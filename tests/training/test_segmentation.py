@@ -290,12 +290,11 @@ def test_binary_masks_of_0_and_255_are_told_how_to_be_two_classes(tmp_path):
     assert open_masked(DataConfig(name=str(root)), MaskConfig(palette=palette)).class_names == ("background", "object")
 
 
-def test_a_url_of_images_and_masks_is_taken_on_this_machine_alone(tmp_path):
+def test_a_url_of_images_and_masks_on_this_machine_is_a_folder_and_one_that_is_nearly_one_is_told(tmp_path):
     root = squares(tmp_path / "data")
     assert len(open_masked(DataConfig(name=f"file://{root}"), MaskConfig()).train) > 0
-    for name, said in (("s3://bucket/x", "s3://bucket/x is a URL; copy"), ("s3:/b/x", "write s3://b/x for a URL")):
-        with pytest.raises(InputError, match=said):
-            open_masked(DataConfig(name=name), MaskConfig())
+    with pytest.raises(InputError, match="write s3://b/x for a URL"):
+        open_masked(DataConfig(name="s3:/b/x"), MaskConfig())
 
 
 def test_splits_inside_images_and_masks_or_around_them_are_found(tmp_path):

@@ -9,7 +9,9 @@ DIGITS = "digits"
 TORCHVISION = ("cifar10", "cifar100", "stanford_cars", "food101", "imagenet")
 VOC_YEARS = {"voc": "2012", **{f"voc{year}": f"{year}" for year in range(2007, 2013)}}
 OXFORD_PETS = "oxford_pets"
-MASKED = ("scenes", *VOC_YEARS, OXFORD_PETS)
+SCENES = "scenes"
+BUILT_IN = (DIGITS, SCENES)
+MASKED = (SCENES, *VOC_YEARS, OXFORD_PETS)
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channels
-from imixer.data.names import is_named
+from imixer.data.names import BUILT_IN, is_named
 from imixer.data.sources.mask_sets import own_masks
 from imixer.data.sources.masked_pairs import StoredMasks
 from imixer.data.sources.masks import coding_of, default_palette
@@ -121,7 +121,7 @@ class FinishedRun:
         name, checkpoint, from_mixer = data.name, model.checkpoint, model.from_mixer
         if not is_named(name, self.config.task):
             folder = Path(name).name
-            name = f"./{folder}" if is_named(folder, self.config.task) else folder  # which is not the built-in data set
+            name = f"./{folder}" if folder in BUILT_IN else folder  # which is not the built-in data set
         return replace(
             self.config,
             out=None,

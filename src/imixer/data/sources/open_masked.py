@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import MaskedData
-from imixer.data.names import MASKED, is_named
+from imixer.data.names import MASKED, SCENES, is_named
 from imixer.data.sources.decoding import error_reason, special_file
 from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.mask_folder import has_masks, open_mask_folder
@@ -19,8 +19,6 @@ from imixer.data.sources.shard_files import PARQUET, find_shards
 from imixer.data.sources.storage import RemotePath, is_remote, list_files, local_path, missing_folder
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import middle_cut
-
-_SCENES = "scenes"
 
 
 def open_masked(
@@ -44,7 +42,7 @@ def open_masked(
         InputError: If the name is unknown, or the data cannot be used. The message says what to do.
     """
     name = config.name
-    if name == _SCENES:
+    if name == SCENES:
         _refuse_columns(masks, name)
         return open_scenes(config)
     if name in MASKED:
@@ -82,7 +80,7 @@ def relocated_masks(config: DataConfig, path: str) -> DataConfig:
         config: The settings.
         path: The place; of a data set that torchvision knows, its root.
     """
-    in_root = config.name != _SCENES and is_named(config.name, "segment")
+    in_root = config.name != SCENES and is_named(config.name, "segment")
     return replace(config, root=path) if in_root else replace(config, name=path)
 
 
