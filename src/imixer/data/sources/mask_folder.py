@@ -11,7 +11,7 @@ from imixer.data.image_data import IGNORED, MaskedData
 from imixer.data.sources.image_files import images_under
 from imixer.data.sources.layout import subfolders
 from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
-from imixer.data.sources.masks import coding_of, given_classes
+from imixer.data.sources.masks import given_classes
 from imixer.data.sources.splitting import split_role
 from imixer.errors import InputError
 from imixer.escaping import few_names
@@ -42,7 +42,6 @@ def open_mask_folder(
     train_folders, val_folders = _find_folders(root)
     train, incomplete = pair_files(*train_folders, root)
     val, incomplete_val = pair_files(*val_folders, root) if val_folders else (None, [])
-    names = given_classes(masks) or _names_in_file(root)
     pairs = Pairs(
         name=root.resolve().name or "images",
         place=str(root),
@@ -53,10 +52,10 @@ def open_mask_folder(
             _below(val_folders[0], root) if val_folders else "",
         ),
         split="val" if val_folders else None,
-        class_names=names,
+        class_names=given_classes(masks) or _names_in_file(root),
         incomplete=incomplete + incomplete_val,
     )
-    return open_pairs(pairs, coding_of(masks, len(names) if names else None), config, masks, patch_side, whole=whole)
+    return open_pairs(pairs, config, masks, patch_side, whole=whole)
 
 
 def has_masks(root: Path) -> bool:

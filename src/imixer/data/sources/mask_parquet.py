@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import MaskedData
 from imixer.data.sources.masked_pairs import Pairs, PatchSide, RowPair, open_pairs
-from imixer.data.sources.masks import coding_of, given_classes
+from imixer.data.sources.masks import given_classes
 from imixer.data.sources.parquet import image_bytes, with_parquet
-from imixer.data.sources.parquet_columns import holds_bytes
+from imixer.data.sources.parquet_columns import holds_bytes, require_usable
 from imixer.data.sources.shard_files import ShardFiles
 from imixer.errors import InputError, did_you_mean
 
@@ -103,12 +103,7 @@ class _Reader:
 
     def _read(self, file: PurePath, shard: pq.ParquetFile) -> list[RowPair]:
         columns = self.columns = self.columns or find_mask_columns(shard.schema_arrow, file, self.masks)
-        for name in (columns.image, columns.mask):
-            if name not in shard.schema_arrow.names or not holds_bytes(shard.schema_arrow.field(name).type):
-                raise InputError(
-                    f"{file} has no usable column {name}, as other files have: columns "
-                    f"{', '.join(shard.schema_arrow.names)}; remove the file or write it like the others"
-                )
+        require_usable({columns.image: holds_bytes, columns.mask: holds_bytes}, shard.schema_arrow, file)
         table = shard.read(columns=[columns.image, columns.mask])
         image, mask = (
             [each for chunk in table.column(name).chunks for each in image_bytes(chunk, name, file).to_pylist()]
@@ -139,7 +134,7 @@ def open_mask_parquet(
     Raises:
         InputError: If a file is unreadable or has no rows, its columns are not clear, or `open_pairs` refuses a pair.
     """
-    reader, names = _Reader(masks), given_classes(masks)
+    reader = _Reader(masks)
     train, val = reader.pairs(shards.train), reader.pairs(shards.val)
     for files, pairs in ((shards.train, train), (shards.val, val)):
         if files and not pairs:
@@ -154,11 +149,10 @@ def open_mask_parquet(
             val=val if shards.val else None,
             sources=shards.sources,
             split=shards.split,
-            class_names=names,
+            class_names=given_classes(masks),
             notes=(f"images from column {columns.image}, masks from column {columns.mask}",),
             left_out=shards.left_out,
         ),
-        coding_of(masks, len(names) if names else None),
         config,
         masks,
         patch_side,

@@ -11,7 +11,7 @@ from imixer.data.image_data import MaskedData
 from imixer.data.names import OXFORD_PETS, VOC_YEARS
 from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
-from imixer.data.sources.masks import coding_of, given_classes
+from imixer.data.sources.masks import given_classes
 from imixer.errors import InputError
 from imixer.reading import read_text
 
@@ -96,7 +96,6 @@ def _open(
             else:
                 pairs.append(FilePair(image, mask, root))
         parts.append(pairs)
-    names = given_classes(masks)
     return open_pairs(
         Pairs(
             name=name,
@@ -105,10 +104,9 @@ def _open(
             val=parts[1],
             sources=(f"its {splits[0]} part, in {root}", f"its {splits[1]} part"),
             split=splits[1],
-            class_names=names,
+            class_names=given_classes(masks),
             incomplete=incomplete,
         ),
-        coding_of(masks, len(names or ())),
         config,
         masks,
         patch_side,

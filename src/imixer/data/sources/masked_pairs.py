@@ -25,7 +25,7 @@ from imixer.data.sources.decoding import (
     decode_file,
     find_unreadable,
 )
-from imixer.data.sources.masks import MaskCoding, default_palette
+from imixer.data.sources.masks import MaskCoding, coding_of, default_palette
 from imixer.data.sources.rows import NO_BYTES
 from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
 from imixer.errors import InputError
@@ -236,7 +236,6 @@ class _Counts:
 
 def open_pairs(
     pairs: Pairs,
-    coding: MaskCoding,
     config: DataConfig,
     masks: MaskConfig,
     patch_side: PatchSide | None = None,
@@ -247,9 +246,8 @@ def open_pairs(
 
     Args:
         pairs: The pairs.
-        coding: What values of masks mean.
         config: How images are split and read, and whether pairs that do not fit are skipped.
-        masks: Gives the index that is ignored, for messages.
+        masks: What values of masks mean.
         patch_side: From the size (height, width) that all images share, or None, to the side of a patch of the model
             in pixels, below which an image is of no use.
         whole: Whether all pairs are a test set: both splits then hold all of them.
@@ -262,6 +260,7 @@ def open_pairs(
         first, rest = pairs.incomplete[0], len(pairs.incomplete) - 1
         more = f" (and {rest} more like it)" if rest else ""
         raise InputError(f"{first.place} {first.reason}{more}; mend or remove it, or pass --data.skip_bad true")
+    coding = coding_of(masks, len(pairs.class_names) if pairs.class_names else None)
     every = [*pairs.train, *(pairs.val or ())]
     counts, observer = _Counts(), MinMaxObserver()
 

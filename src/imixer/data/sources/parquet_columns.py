@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -112,7 +112,21 @@ def require_columns(columns: Columns, schema: pa.Schema, file: PurePath) -> None
     Raises:
         InputError: If it lacks one, or has it of another kind.
     """
-    for name, usable in ((columns.image, holds_bytes), (columns.label, _holds_labels)):
+    require_usable({columns.image: holds_bytes, columns.label: _holds_labels}, schema, file)
+
+
+def require_usable(columns: Mapping[str, Callable[[pa.DataType], bool]], schema: pa.Schema, file: PurePath) -> None:
+    """Require columns of a file, each of a type that passes a check.
+
+    Args:
+        columns: From the names to the checks.
+        schema: The file's columns.
+        file: The file, for messages.
+
+    Raises:
+        InputError: If it lacks one, or has it of another kind.
+    """
+    for name, usable in columns.items():
         if name not in schema.names or not usable(schema.field(name).type):
             raise InputError(
                 f"{file} has no usable column {name}, as other files have: columns {', '.join(schema.names)}; "
