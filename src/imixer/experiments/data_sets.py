@@ -8,13 +8,13 @@ from typing import Any
 
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import ImageSet
+from imixer.data.names import BUILT_IN, SCENES
 from imixer.data.sources.open import open_dataset
 from imixer.data.sources.open_masked import open_masked
 from imixer.data.sources.shard_files import parquet_files
 from imixer.errors import InputError
 
 DEFAULT_FOLDER = "data"  # of `DataConfig.root`
-_BUILT_IN = ("digits", "scenes")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DatasetLocation:
     @property
     def held_out_part(self) -> str:
         """The held-out images in words, such as `test split`."""
-        if self.name == "scenes":
+        if self.name == SCENES:
             return "held-out scenes"
         return f"{self.split} split" if self.split else "held-out fifth of the training images"
 
@@ -65,7 +65,7 @@ def locate_dataset(name: str, folder: str | None = None) -> DatasetLocation:
     Raises:
         InputError: If the folder does not exist.
     """
-    if name in _BUILT_IN:
+    if name in BUILT_IN:
         return _open(name, DataConfig(name))
     place = Path(folder or DEFAULT_FOLDER)
     if folder is not None and not place.is_dir():
@@ -84,10 +84,10 @@ def locate_dataset(name: str, folder: str | None = None) -> DatasetLocation:
 def _open(name: str, config: DataConfig) -> DatasetLocation:
     settings = {"data.name": config.name} | ({"data.root": config.root} if config.root else {})
     try:
-        images: ImageSet = open_masked(config, MaskConfig()) if name == "scenes" else open_dataset(config)
+        images: ImageSet = open_masked(config, MaskConfig()) if name == SCENES else open_dataset(config)
     except InputError as error:
         return DatasetLocation(name, settings, missing=str(error))
-    if name not in _BUILT_IN and images.split is None:
+    if name not in BUILT_IN and images.split is None:
         remedy = "add the folder test, or test-*.parquet, beside its training images"
         return DatasetLocation(name, settings, missing=f"{name} in {config.name} has no test split; {remedy}")
     training, held_out = (len(part) for part in (images.train, images.val))

@@ -233,7 +233,7 @@ class FinishedRun:
 
     def _data_config(self, data_path: str | None) -> DataConfig:
         config = self.config.data
-        if self.packaged and data_path is None and config.name not in ("digits", "scenes"):
+        if self.packaged and data_path is None and config.name not in BUILT_IN:
             raise InputError(f"{self.name} comes without its images, {config.name}; say with --data where they lie")
         if data_path is not None:
             move = relocated_masks if self.config.task == "segment" else relocated
