@@ -32,10 +32,7 @@ def held_out_images(finished: FinishedRun, count: int, data_path: str | None = N
     """
     _check_count(count)
     val = finished.image_set(data_path).val
-    places = evenly_spread(len(val), count)
-    images = torch.stack([finished.transform(val[place][0]) for place in places]).to(finished.device)
-    require_finite_outputs(finished.model, images, finished.name)
-    return images
+    return _stacked(finished, val, evenly_spread(len(val), count))
 
 
 def random_images(finished: FinishedRun, count: int, seed: int, data_path: str | None = None) -> Tensor:
@@ -56,7 +53,12 @@ def random_images(finished: FinishedRun, count: int, seed: int, data_path: str |
         raise InputError(f"seed is {seed}; give 0 or more")
     val = finished.image_set(data_path).val
     places = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))
-    images = torch.stack([finished.transform(val[place][0]) for place in places[:count].tolist()]).to(finished.device)
+    return _stacked(finished, val, places[:count].tolist())
+
+
+def _stacked(finished: FinishedRun, held_out: SizedDataset[tuple[Any, Any]], places: list[int]) -> Tensor:
+    """Return the images at some places as the model takes them, once what it makes of them is known to be finite."""
+    images = torch.stack([finished.transform(held_out[place][0]) for place in places]).to(finished.device)
     require_finite_outputs(finished.model, images, finished.name)
     return images
 

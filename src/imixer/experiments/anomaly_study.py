@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Literal
 
 from rich.console import Console
 
@@ -14,23 +15,24 @@ from imixer.analysis.anomaly.detection_quality import DetectionQuality
 from imixer.analysis.anomaly.detector_run import DEFAULT_MODEL, features_of
 from imixer.analysis.anomaly.detectors import DETECTORS
 from imixer.analysis.anomaly.samples import OTHER_CLASS, digit_samples
-from imixer.escaping import for_markdown
 from imixer.experiments.anomalies import MARGIN
 from imixer.experiments.comparison import Judgement, compare_means, judge
 from imixer.experiments.experiment_result import ExperimentResult
+from imixer.experiments.measured_page import MeasuredPage
 from imixer.experiments.sentences import p_words, verdict_legend
-from imixer.experiments.table_output import bullets, machine
+from imixer.experiments.table_output import machine
 from imixer.progress import with_progress
 from imixer.reading import read_json
-from imixer.tables import Grid, markdown, on_screen, plus_minus
+from imixer.tables import Grid, on_screen, plus_minus
 from imixer.training.finished_run import load_run
+from imixer.training.run.config import AnomalyConfig
 from imixer.training.run.environment import environment
 from imixer.weights import find_packaged
-from imixer.writing import write_json, write_text
+from imixer.writing import write_json
 
 SEEDS = (0, 1, 2, 3, 4)
 CLASSES = tuple(range(10))
-SOURCES = ("model", "pixels")
+SOURCES: tuple[Literal["model", "pixels"], ...] = ("model", "pixels")
 REFERENCE = "memory_energy"
 
 _MEASURES = {
@@ -104,7 +106,7 @@ def measure_detectors(
     finished = load_run(run)
     in_chans, height, width = finished.input_size
     size = (height, width)
-    sources = {name: features_of(finished, name, size) for name in SOURCES}
+    sources = {name: features_of(finished, AnomalyConfig(features=name), size) for name in SOURCES}
     folder.mkdir(parents=True, exist_ok=True)
     units = [(seed, normal, source) for seed in seeds for normal in classes for source in SOURCES]
 
@@ -148,44 +150,24 @@ def write_detectors(result: ExperimentResult, console: Console) -> None:
     run = str(find_packaged(DEFAULT_MODEL))
     trials = measure_detectors(run, result.folder / "runs" / name, seeds=range(result.trials), classes=CLASSES)
     comparisons = judge_detectors(trials, result.margin)
-    tables = [("Scores", trials_grid(trials)), ("Differences", comparison_grid(comparisons))]
-    sentences = describe_detectors(comparisons)
     tests = sum(each.judgement.p is not None for each in comparisons)
     seeds = "1 seed" if result.trials == 1 else f"{result.trials} seeds"
-    said = (
+    page = MeasuredPage(
         f"Digits, each of the ten normal in turn; {seeds}, each the mean over the ten; features: of the packaged "
-        f"{DEFAULT_MODEL}, which never saw a digit, or squares of pixels"
+        f"{DEFAULT_MODEL}, which never saw a digit, or squares of pixels",
+        describe_detectors(comparisons),
+        {"Scores": trials_grid(trials), "Differences": comparison_grid(comparisons)},
+        [
+            "in per cent, mean +- standard deviation over the seeds; defects: mean of cut, blot and shift",
+            "differences: memory energy minus the other score on the same features, in points, paired by seed",
+            verdict_legend(tests, result.margin),
+            f"ran on: {machine(environment())}",
+        ],
     )
-    notes = [
-        "in per cent, mean +- standard deviation over the seeds; defects: mean of cut, blot and shift",
-        "differences: memory energy minus the other score on the same features, in points, paired by seed",
-        verdict_legend(tests, result.margin),
-        f"ran on: {machine(environment())}",
-    ]
-    shown = {
-        "tables": [{"caption": caption, **asdict(grid)} for caption, grid in tables],
-        "sentences": sentences,
-        "notes": notes,
-    }
-    facts = {
-        "experiment": name,
-        "title": title,
-        "conditions": said,
-        "margin": result.margin,
-        "classes": list(CLASSES),
-        "trials": [asdict(each) for each in trials],
-        "shown": shown,
-    }
-    files = [result.folder / f"{name}.{suffix}" for suffix in ("md", "json")]
-    body = [f"## {caption}\n\n{markdown(grid)}" for caption, grid in tables]
-    page = [f"# {title}", f"{for_markdown(said)}.", bullets(sentences), *body, bullets(notes)]
-    write_text(files[0], "\n\n".join(part.rstrip("\n") for part in page) + "\n")
-    write_json(files[1], facts)
-    for caption, grid in tables:
+    files = page.write(result, {"classes": list(CLASSES), "trials": [asdict(each) for each in trials]})
+    for caption, grid in page.tables.items():
         console.print(on_screen(grid, title if caption == "Scores" else caption))
-    for note in [*sentences, said, *notes]:
-        console.print(note, markup=False, soft_wrap=True)
-    console.print(f"written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+    page.print_notes(files, console)
 
 
 def describe_detectors(comparisons: Sequence[DetectorComparison]) -> list[str]:

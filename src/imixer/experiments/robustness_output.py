@@ -12,15 +12,15 @@ from typing import Any
 from rich.console import Console
 
 from imixer.analysis.ood.scores import SCORES
-from imixer.escaping import for_markdown
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement, compare_means, judge
 from imixer.experiments.experiment_result import ExperimentResult, mean_and_std
+from imixer.experiments.measured_page import MeasuredPage
 from imixer.experiments.sentences import detectable_words, interval_words, p_words, verdict_legend, verdict_words
-from imixer.experiments.table_output import bullets, conditions, remarks
+from imixer.experiments.table_output import conditions, remarks
 from imixer.experiments.trained_robustness import IMAGES, TrainedRobustness, measure_robustness
 from imixer.progress import with_progress
-from imixer.tables import Grid, markdown, on_screen, plus_minus
-from imixer.writing import write_csv, write_json, write_text
+from imixer.tables import Grid, on_screen, plus_minus
+from imixer.writing import write_csv
 
 _OOD_SCORES = ("max_softmax", "logsumexp", "hopfield_mean", "hopfield_last")  # which iMixer and Mixer both have
 
@@ -215,30 +215,22 @@ def write_robustness(result: ExperimentResult, console: Console) -> None:
         measured[row][seed] = robustness
     imixer, mixer = measured["imixer"], measured["mixer"]
     comparisons = compare_robustness(imixer, mixer, result.margin)
-    sentences = describe_robustness(comparisons)
-    notes = [*_legend(result, comparisons), *remarks(result)]
-    tables = [
-        ("iMixer and Mixer", comparison_table(comparisons)),
-        ("Corruptions", corruption_table(imixer, mixer)),
-        ("Images of another kind", ood_table(imixer, mixer)),
-    ]
-    title, said = result.experiment.title, conditions(result)
-    shown = {
-        "tables": [{"caption": caption, **asdict(grid)} for caption, grid in tables],
-        "sentences": sentences,
-        "notes": notes,
-    }
-    body = [f"## {caption}\n\n{markdown(grid)}" for caption, grid in tables]
-    page = [f"# {title}", f"{for_markdown(said)}.", bullets(sentences), *body, bullets(notes)]
-    files = [result.folder / f"{result.experiment.name}.{suffix}" for suffix in ("md", "csv", "json")]
-    write_text(files[0], "\n\n".join(part.rstrip("\n") for part in page if part) + "\n")
-    write_csv(files[1], _records(comparisons))
-    write_json(files[2], _facts(result, said, measured, comparisons) | {"shown": shown}, non_finite="null")
-    for caption, grid in tables:
+    page = MeasuredPage(
+        conditions(result),
+        describe_robustness(comparisons),
+        {
+            "iMixer and Mixer": comparison_table(comparisons),
+            "Corruptions": corruption_table(imixer, mixer),
+            "Images of another kind": ood_table(imixer, mixer),
+        },
+        [*_legend(result, comparisons), *remarks(result)],
+    )
+    text, numbers = page.write(result, _facts(result, measured, comparisons), non_finite="null")
+    records = text.with_suffix(".csv")
+    write_csv(records, _records(comparisons))
+    for caption, grid in page.tables.items():
         console.print(on_screen(grid, caption))
-    for note in [*sentences, said, *notes]:
-        console.print(note, markup=False, soft_wrap=True)
-    console.print(f"written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+    page.print_notes([text, records, numbers], console)
 
 
 def _legend(result: ExperimentResult, comparisons: Sequence[RobustnessComparison]) -> list[str]:
@@ -274,16 +266,11 @@ def _records(comparisons: Sequence[RobustnessComparison]) -> list[dict[str, Any]
 
 def _facts(
     result: ExperimentResult,
-    said: str,
     measured: Mapping[str, Trials],
     comparisons: Sequence[RobustnessComparison],
 ) -> dict[str, Any]:
     return {
-        "experiment": result.experiment.name,
-        "title": result.experiment.title,
         "scale": result.scale.name,
-        "conditions": said,
-        "margin": result.margin,
         "environments": result.environments,
         "trials": {
             model: {str(seed): asdict(trial) for seed, trial in trials.items()} for model, trials in measured.items()

@@ -141,8 +141,7 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
         raise InputError(f"{name} is no folder; say with --data where the images to judge lie now")
     seen = replace(config.data if own else DataConfig(), name=name)
     size = _sides(config.data.image_size if own else None, run.input_size[1:])
-    pixels = pixels_of(run)
-    source = _features(options, run.model, pixels.mean, pixels.std, run.input_size[0], size)
+    source = features_of(run, options, size)
     samples = _samples(seen, options, run.input_size[0], size, source.patch, config.seed, learn=not own)
     many: dict[str, Any] = dict(batch_size=batch_size or config.micro_batch, device=run.device)
     learned = load_normal(run.directory, options.neighbours) if own else _learn(samples, source, options, config, many)
@@ -187,8 +186,7 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
         raise InputError(f"IMAGE is missing; name files or folders, or let `imixer evaluate {run.name}` judge its own")
     config, options = run.config, run.config.anomaly
     size = _sides(config.data.image_size, run.input_size[1:])
-    normalisation = pixels_of(run)
-    source = _features(options, run.model, normalisation.mean, normalisation.std, run.input_size[0], size)
+    source = features_of(run, options, size)
     threshold = read_result(run.directory).last["threshold"]
     files = find_images(paths)
     stored = pixel_format(config.data)
@@ -416,18 +414,19 @@ def _features(
     return source
 
 
-def features_of(
-    finished: FinishedRun, features: str, size: Size, levels: tuple[int, ...] | None = None
-) -> FeatureSource:
-    """Take features from a run's model, or from `pixels`, for images of a size.
+def features_of(finished: FinishedRun, options: AnomalyConfig, size: Size) -> FeatureSource:
+    """Take features from a run's model, or from pixels, for images of a size.
+
+    Args:
+        finished: The run.
+        options: Which features, and which score they must serve.
+        size: Height and width in pixels.
 
     Raises:
         InputError: If the model gives no such features.
     """
-    if features == "pixels":
-        return pixel_features(finished.input_size[0], size)
     pixels = pixels_of(finished)
-    return model_features(finished.model, mean=pixels.mean, std=pixels.std, size=size, levels=levels)
+    return _features(options, finished.model, pixels.mean, pixels.std, finished.input_size[0], size)
 
 
 def _learn(

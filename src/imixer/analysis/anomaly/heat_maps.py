@@ -72,8 +72,7 @@ def write_anomalies(
         "beta": scores.beta,
         "scores": {name: asdict(quality) for name, quality in scores.quality.items()},
     }
-    folder = outputs.path
-    files = [folder / f"anomaly.{suffix}" for suffix in ("json", "md", "csv")]
+    files = [outputs.anomalies, *(outputs.anomalies.with_suffix(suffix) for suffix in (".md", ".csv"))]
     write_json(files[0], numbers, non_finite="null")
     write_text(files[1], markdown(quality_grid(scores)))
     columns = {name: values.tolist() for name, values in scores.images.items()}
@@ -84,7 +83,7 @@ def write_anomalies(
     write_csv(files[2], rows)
     if drawn(outputs.heat_maps, lambda path: save_figure(draw_heat_maps(scores, score), path)):
         files.append(outputs.heat_maps)
-    maps = folder / "heat_maps"
+    maps = outputs.path / "heat_maps"
     shutil.rmtree(maps, ignore_errors=True)
     make_folder(maps, lambda path: _fill_maps(scores, score, path))
     return [*files, maps]

@@ -257,7 +257,7 @@ def _read(path: Path, name: str) -> ReportedRun:
             test_classes=test_classes,
             iterations=iterations,
             energy=energy,
-            anomalies=_json(run.path / "anomaly.json", ("scores",)).get("scores", {}),
+            anomalies=_json(run.anomalies, ("scores",)).get("scores", {}),
             pictures=_pictures(run, [name for name, numbers in charted.items() if numbers], masks=masks),
         )
     except InputError:

@@ -287,7 +287,7 @@ def _classes(runs: list[ReportedRun]) -> list[Item]:
 def _anomalies(runs: list[ReportedRun]) -> list[Item]:
     items: list[Item] = []
     for run in (run for run in runs[:_MOST_RUNS] if run.anomalies):
-        with _numbers_of(run.path / "anomaly.json"):
+        with _numbers_of(RunDirectory(run.path).anomalies):
             rows = [
                 [name.replace("_", " "), *(_per_cent(quality[measure]) for measure in _ANOMALY_MEASURES)]
                 for name, quality in run.anomalies.items()

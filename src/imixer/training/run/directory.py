@@ -168,6 +168,11 @@ class RunDirectory:
         return self.path / "normal.safetensors"
 
     @property
+    def anomalies(self) -> Path:
+        """The numbers of the detection of anomalies."""
+        return self.path / "anomaly.json"
+
+    @property
     def heat_maps(self) -> Path:
         """The figure of the least normal images of each kind, with their heat maps."""
         return self.path / "heat_maps.png"
