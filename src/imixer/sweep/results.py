@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -130,7 +131,7 @@ class SweepResults:
             stdev(values) if len(values) > 1 else None,
         )
 
-    @property
+    @cached_property
     def decisive(self) -> str:
         """The metric that trials are compared by: that of their task, and accuracy where tasks differ."""
         metrics = {metric_of(cell.config.task) for cell in self.sweep.cells}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import traceback
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from shutil import rmtree
@@ -12,6 +13,7 @@ from shutil import rmtree
 from imixer.errors import InputError
 from imixer.notices import notices_on_stderr
 from imixer.sweep.plan import Trial
+from imixer.training.run.config import TaskName, TrainConfig
 from imixer.training.run.directory import RunDirectory
 
 _FAILED = "failed: "
@@ -27,11 +29,8 @@ def run_trial(trial: Trial, folder: Path) -> None:
         trial: The trial.
         folder: Folder of the sweep.
     """
-    from imixer.training.train import resume, train
-
-    run, detects = folder / trial.name, trial.cell.config.task == "anomaly"
-    if detects:
-        from imixer.analysis.anomaly.detector_run import resume_detector, train_detector
+    run = folder / trial.name
+    begin, go_on = _ways(trial.cell.config.task)
     with (
         log_file(run).open("a", buffering=1, encoding="utf-8") as file,
         redirect_stdout(file),
@@ -41,16 +40,27 @@ def run_trial(trial: Trial, folder: Path) -> None:
         print(f"process {os.getpid()} on {platform.node()}")
         try:
             if RunDirectory(run).config.is_file():
-                resume_detector(str(run)) if detects else resume(str(run))
+                go_on(str(run))
             else:
                 if run.exists():  # lost before there was anything
                     rmtree(run)
-                train_detector(trial.config(folder)) if detects else train(trial.config(folder))
+                begin(trial.config(folder))
         except InputError as error:
             record_failure(run, str(error))
         except Exception as error:  # whatever it is, the other trials go on
             traceback.print_exc()
             record_failure(run, f"{type(error).__name__}: {error}")
+
+
+def _ways(task: TaskName) -> tuple[Callable[[TrainConfig], object], Callable[[str], object]]:
+    """Return how a run of a task is begun, and how it goes on."""
+    if task == "anomaly":
+        from imixer.analysis.anomaly.detector_run import resume_detector, train_detector
+
+        return train_detector, resume_detector
+    from imixer.training.train import resume, train
+
+    return train, resume
 
 
 def record_failure(run: Path, reason: str) -> None:
