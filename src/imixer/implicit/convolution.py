@@ -51,7 +51,7 @@ def convolution_sigma(
             f"dilation and groups are {dilation} and {groups}, for {kernel.shape[0]} channels out; give 1 or more of "
             "each, and a number of groups that divides the channels"
         )
-    reach = tuple(dilation * (k - 1) + 1 for k in kernel.shape[2:])
+    reach = _reach(kernel, dilation)
     if any(n < k for n, k in zip(size, reach, strict=True)):
         raise ValueError(f"size is {size}, less than the kernel's {reach}; give a larger image")
     torus = size if padding_mode == "circular" else tuple(n + k - 1 for n, k in zip(size, reach, strict=True))
@@ -74,6 +74,11 @@ def _checked(size: int | Sequence[int], padding_mode: str, axes: int) -> tuple[i
         wanted = {1: "the length of the sequences, such as (100,)", 2: "the height and the width, such as (32, 32)"}
         raise ValueError(f"size is {size!r}; give {wanted.get(axes, f'{axes} sizes, such as {(8,) * axes}')}")
     return tuple(sizes)
+
+
+def _reach(kernel: Tensor, dilation: int) -> tuple[int, ...]:
+    """Return the sizes of a kernel (O, I / G, *k) with the gaps between its pixels."""
+    return tuple(dilation * (k - 1) + 1 for k in kernel.shape[2:])
 
 
 def _margins(reach: Sequence[int]) -> tuple[int, ...]:
@@ -197,8 +202,7 @@ class _SpectralConv(nn.Module):
         return u[0].to(kernel.dtype)
 
     def _convolved(self, x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
-        reach = [self.dilation * (k - 1) + 1 for k in kernel.shape[2:]]
-        padded = _pad(x, _margins(reach), self.padding_mode)
+        padded = _pad(x, _margins(_reach(kernel, self.dilation)), self.padding_mode)
         convolve: Any = (fn.conv1d, fn.conv2d, fn.conv3d)[self.axes - 1]
         y: Tensor = convolve(padded, kernel, bias, dilation=self.dilation, groups=self.groups)
         return y
