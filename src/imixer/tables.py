@@ -104,6 +104,15 @@ def plus_minus(mean: float, spread: float | None, digits: int = 2, *, significan
     return " +- ".join(f"{v:{f}}{unit}" for v, f in zip((mean, spread), formats, strict=True) if v is not None)
 
 
+_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+
+
+def with_unit(number: float) -> str:
+    """Write a count such as `266 P`, `3.4 P` or `109.4 M`: P is 1e15, T is 1e12."""
+    scale, unit = next((each for each in _UNITS if number >= each[0]), _UNITS[-1])
+    return f"{number / scale:,.1f} {unit}" if number / scale < 1000 else f"{number / scale:,.0f} {unit}"
+
+
 _VERDICT_STYLES = {"guaranteed": "green", "observed": "cyan", "undecided": "magenta", "violated": "yellow"}
 
 

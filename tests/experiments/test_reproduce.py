@@ -126,6 +126,39 @@ def test_an_experiment_end_to_end_and_again(capsys, tiny):
     assert (models(), texts("tied")) == (before, written)
 
 
+def test_rows_asked_for_are_trained_now_and_the_page_has_all(capsys, pretend, tiny):
+    calls = pretend()
+    assert main(["reproduce", "tied", "--rows", "tied"]) == 0
+    assert calls == ["tied/tied/seed-0", "tied/tied/seed-1"]
+    assert "tied: 2 of 4 trials to train, " in capsys.readouterr().out
+    assert {name: len(row["runs"]) for name, row in rows("tied").items()} == {"imixer": 2, "tied": 2}
+    assert {run["status"] for run in rows("tied")["imixer"]["runs"]} == {"waiting"}
+    assert main(["reproduce", "tied"]) == 0
+    assert calls[2:] == ["tied/imixer/seed-0", "tied/imixer/seed-1"]
+
+
+def test_without_training_the_page_is_made_of_what_is_finished(capsys, pretend, tiny):
+    calls = pretend()
+    assert main(["reproduce", "tied", "--train", "false"]) == 0
+    assert calls == [] and "0 of 2 (2 waiting)" in texts("tied")["md"].decode()
+    assert "to train" not in capsys.readouterr().out
+    assert not (HERE / "runs").exists()
+
+
+def test_without_a_name_experiments_are_listed_with_what_they_cost(capsys, pretend, tiny):
+    pretend()
+    assert main(["reproduce", "tied", "--rows", "tied"]) == 0
+    per_image = [row["multiply_adds"] for row in rows("tied").values()]
+    capsys.readouterr()
+    assert main(["reproduce", "--scale", "smoke"]) == 0
+    shown = capsys.readouterr().out
+    (line,) = (line for line in shown.splitlines() if line.startswith(" tied "))
+    cost = f"{3 * sum(per_image) * 2 * 1437 * 2 / 1e9:.1f} G"  # two trials of two epochs
+    assert re.sub(" +", " ", line).split("them ")[1].startswith(f"2 2 of 4 {cost} ")
+    assert "left out: cifar100: not part of the scale smoke" in shown
+    assert all(f" {name} " in shown for name in ("table1", "fig7", "robustness"))
+
+
 def test_what_another_experiment_has_finished_is_linked(pretend, tiny):
     calls = pretend()
     assert main(["reproduce", "tied"]) == 0
@@ -250,7 +283,11 @@ def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny
     ("words", "parts"),
     [
         (["table5"], ["table5", "table1"]),
-        ([], ["WHAT is missing"]),
+        (["tied", "--rows", "teid"], ["no row 'teid'", "imixer, tied"]),
+        (["--rows", "tied"], ["rows is ['tied']", "no experiment is named"]),
+        (["--margin", "1"], ["margin is 1", "no experiment is named"]),
+        (["--image", "taken"], ["image is taken", "no experiment is named"]),
+        (["--trials", "0"], ["trials is 0"]),
         (["table1", "fig9"], ["fig9", "fig7"]),
         (["tied", "--scale", "huge"], ["huge", "smoke"]),
         (["tied", "--trials", "0"], ["trials is 0"]),

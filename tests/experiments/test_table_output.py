@@ -26,7 +26,7 @@ from imixer.training.run.config import TrainConfig
 
 def trial(seed, accuracy, contraction=None, seconds=10.0):
     score, best = accuracy / 100, accuracy / 100 + 0.01
-    outcome = TrialOutcome("finished", 12, score, 0.5, 9, best, seconds, score=score, best_score=best)
+    outcome = TrialOutcome("finished", 12, 12, score, 0.5, 9, best, seconds, score=score, best_score=best)
     return TrialRun(seed, Path(f"run-{seed}"), outcome, contraction)
 
 

@@ -1,6 +1,7 @@
 """What a sweep shows and writes, of trials made by hand: each number in its column."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from imixer.sweep.display import _LiveTable, _TrialLines, report_sweep
 from imixer.sweep.results import CellSummary, SweepResults
 from imixer.sweep.spec import build_sweep
 from imixer.sweep.trial import record_failure
+from imixer.training.run.directory import RunDirectory
+from imixer.training.run.parsing import save_config
 
 HEADER = "epoch,val_acc,val_loss,seconds\n"
 
@@ -75,6 +78,17 @@ def test_the_live_table_has_a_row_per_trial(results):
     assert table.caption == "1 running, 1 failed, 1 unfinished, 3 finished"
 
 
+def test_epochs_of_a_budget_are_those_that_the_run_has_found(elsewhere):
+    sweep = build_sweep({"set": {"budget": "1T"}, "seeds": 2})
+    results = SweepResults(sweep, Path("mine"))
+    begun, waiting = sweep.trials
+    write_trial(results, begun, (1, 0.5, 1.0, 2.0), finished=False)
+    save_config(replace(begun.cell.config, epochs=9), RunDirectory(Path("mine", begun.name)).config)
+    assert (results[begun].epochs, results[waiting].epochs) == (9, None)
+    table = _LiveTable(results, Console(file=io.StringIO(), width=100, height=40)).render()
+    assert [str(cell) for cell in table.columns[3].cells] == ["1/9", "0/?"]
+
+
 def test_a_line_tells_what_has_become_of_a_trial(results):
     shown = io.StringIO()
     lines = _TrialLines(results, shown)
@@ -96,13 +110,13 @@ def test_a_line_tells_what_has_become_of_a_trial(results):
 def test_the_files_hold_what_the_screen_shows(results):
     results.write()
     assert Path("mine/results.csv").read_text().splitlines() == [
-        "cell,model.n_iter,seed,status,epoch,val_acc,val_loss,best_epoch,best_val_acc,seconds,error",
-        "n_iter=1,1,0,finished,7,0.25,1.5,6,0.5,61,",
-        "n_iter=2,2,0,finished,7,0.875,0.25,7,0.875,30,",
-        "n_iter=1,1,1,finished,7,0.75,2.5,6,0.75,3700,",  # of two best epochs the first
-        "n_iter=2,2,1,unfinished,2,0.0625,4,2,0.0625,2,",
-        "n_iter=1,1,2,failed,3,0.125,3,3,0.125,5,it diverged",
-        "n_iter=2,2,2,running,0,,,0,,,",
+        "cell,model.n_iter,seed,status,epoch,epochs,val_acc,val_loss,best_epoch,best_val_acc,seconds,error",
+        "n_iter=1,1,0,finished,7,7,0.25,1.5,6,0.5,61,",
+        "n_iter=2,2,0,finished,7,7,0.875,0.25,7,0.875,30,",
+        "n_iter=1,1,1,finished,7,7,0.75,2.5,6,0.75,3700,",  # of two best epochs the first
+        "n_iter=2,2,1,unfinished,2,7,0.0625,4,2,0.0625,2,",
+        "n_iter=1,1,2,failed,3,7,0.125,3,3,0.125,5,it diverged",
+        "n_iter=2,2,2,running,0,7,,,0,,,",
     ]
     assert Path("mine/summary.csv").read_text().splitlines() == [
         "cell,model.n_iter,trials,planned,val_acc_mean,val_acc_std",

@@ -19,8 +19,15 @@ def build() -> ArgumentParser:
     parser = new_parser(
         "Train what is not yet finished of an experiment, and set what came out beside the paper's numbers."
     )
+    counts = ", ".join(f"{scale.trials} at {name}" for name, scale in SCALES.items())
     titles = "; ".join(f"`{name}`: {each.title}" for name, each in EXPERIMENTS.items())
-    parser.add_argument("what", metavar="WHAT", nargs="+", type=str, help=f"One or several. {titles}; or `all`.")
+    parser.add_argument(
+        "what",
+        metavar="WHAT",
+        nargs="*",
+        type=str,
+        help=f"One or several. {titles}; or `all`. Without: list them with what they cost.",
+    )
     summaries = "; ".join(f"`{name}`: {scale.data}, {scale.summary}" for name, scale in SCALES.items())
     parser.add_argument(
         "--scale",
@@ -34,7 +41,7 @@ def build() -> ArgumentParser:
         "--trials",
         metavar="N",
         type=int | None,
-        help="Trials per row. Default: 3; at the scale paper 10, and of ImageNet in Table 4 one.",
+        help=f"Trials per row. Default: {counts}; of ImageNet in Table 4 one.",
     )
     parser.add_argument(
         "--data",
@@ -63,6 +70,16 @@ def build() -> ArgumentParser:
         help="Points of accuracy within which a difference counts as none; choose it before you look. "
         f"Default: {MARGIN:g}.",
     )
+    parser.add_argument(
+        "--rows",
+        metavar="NAME",
+        nargs="+",
+        type=str,
+        help="Rows to train now. Pages have all rows, as far as they have come. Default: all.",
+    )
+    parser.add_argument(
+        "--train", type=bool, default=True, help="`false` trains nothing, and makes pages of what is finished."
+    )
     add_executor(parser)
     return parser
 
@@ -72,6 +89,9 @@ def run(args: Namespace) -> int:
     from imixer.experiments.registry import EXPERIMENTS, experiments_at
     from imixer.experiments.scales import SCALES
 
+    if not args.what:
+        _list(args)
+        return 0
     known = [*EXPERIMENTS, "all"]
     for name in args.what:
         if name not in known:
@@ -98,8 +118,30 @@ def run(args: Namespace) -> int:
         margin=args.margin,
         executor=executor,
         image=args.image,
+        rows=args.rows,
+        train=args.train,
     )
     return int(any(each.failed for each in results))
+
+
+def _list(args: Namespace) -> None:
+    """List the experiments of a scale."""
+    from imixer.experiments.scales import SCALES
+
+    for option in ("image", "margin", "rows"):
+        if (value := getattr(args, option)) is not None:
+            raise InputError(f"{option} is {value}, and no experiment is named; give WHAT, or leave it out")
+    announce_loading("the data")
+    from imixer.experiments.reproduce import list_experiments
+
+    list_experiments(
+        SCALES[args.scale or "smoke"],
+        new_console(),
+        out=args.out,
+        trials=args.trials,
+        data=args.data,
+        data_dir=args.data_dir,
+    )
 
 
 COMMAND = Command("Do the paper's experiments again, at any scale.", build, run)

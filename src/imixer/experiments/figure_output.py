@@ -181,9 +181,8 @@ def _draw_features(result: ExperimentResult, trials: list[list[TrialRun]], pictu
 def _conditions(result: ExperimentResult, data: DatasetLocation, images: str) -> str:
     config = result.rows[0].config
     assert config is not None  # something is finished
-    epochs = config.epochs + config.schedule.cooldown_epochs
     return (
-        f"Scale {result.scale.name}: trained on {data.name}, {epochs} epochs; measured on its {data.held_out_part} "
+        f"Scale {result.scale.name}: trained on {data.name}, {config.length}; measured on its {data.held_out_part} "
         f"({data.held_out:,} images): {images}; {result.scale.summary}"
     )
 

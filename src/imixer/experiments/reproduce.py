@@ -26,11 +26,14 @@ from imixer.experiments.scales import DATA_SETS, Scale
 from imixer.experiments.table4 import TABLE_4
 from imixer.experiments.table_output import write_tables
 from imixer.experiments.trained_contraction import measure_contraction
+from imixer.experiments.training_cost import cost_grid, describe_cost, training_cost
+from imixer.progress import with_progress
 from imixer.sweep.local_executor import LocalExecutor
 from imixer.sweep.plan import Sweep, Trial
 from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import build_sweep
-from imixer.sweep.sweep import Executor, run_sweep
+from imixer.sweep.sweep import Executor, check_folder, run_sweep
+from imixer.tables import on_screen
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ def reproduce(
     margin: float | None = None,
     executor: Executor | None = None,
     image: str | None = None,
+    rows: Sequence[str] | None = None,
+    train: bool = True,
 ) -> list[ExperimentResult]:
     """Train the trials of some experiments that are not finished, and write a table or figure of each.
 
@@ -73,6 +78,8 @@ def reproduce(
         margin: Points of accuracy within which a difference counts as none. Default: that of each experiment.
         executor: What runs the trials. Default: one after the other, in this process.
         image: Image file to draw feature maps of. Default: the first held-out image.
+        rows: Names of the rows to train now. The pages have all rows, as far as they have come. Default: all.
+        train: Whether to train at all. Without, pages are made of what is finished.
 
     Returns:
         The result of each experiment.
@@ -80,24 +87,28 @@ def reproduce(
     Raises:
         MissingExtraError: If what corrupts images is needed, and not installed.
         InputError: If a number is impossible, the data set is unknown, all data are missing, the folder holds
-            something else, or the image cannot be read or is not used.
+            something else, no experiment has such a row, or the image cannot be read or is not used.
         KeyboardInterrupt: When interrupted. The experiment at hand is written first, as far as it has come.
     """
-    if trials is not None and trials < 1:
-        raise InputError(f"trials is {trials}; give 1 or more")
     if margin is not None and not 0 < margin < math.inf:
         raise InputError(f"margin is {margin:g}; give a number of points above 0")
     _check_image(image, experiments)
     if any(experiment.measured == "robustness" for experiment in experiments):
         require_corruptions()
-    name = scale.name if data in (None, scale.data) else f"{scale.name}-{data}"
     command = _command(experiments, scale, trials, data, margin)
-    if data is not None:
-        scale = _on_data(experiments, scale, data)
-    folder = Path(out or f"reproduced/{name}")
+    scale, folder = _at(scale, experiments, out, trials, data)
+    plans = _plans(experiments, scale, trials, data_dir)
+    _check_rows(rows, plans)
+    _check_folders(plans, folder)
     results: list[ExperimentResult] = []
-    for plan in _plans(experiments, scale, trials, data_dir):
-        interruption = _train(plan, folder, executor or LocalExecutor())
+    for plan in plans:
+        interruption = None
+        if train:
+            cost = training_cost(_measured(plan, scale, trials, margin, folder, contraction=False), rows)
+            if cost.left:
+                console.print(describe_cost(plan.experiment.name, cost), markup=False, soft_wrap=True)
+            interruption = _train(plan, folder, executor or LocalExecutor(), rows)
+        folder.mkdir(parents=True, exist_ok=True)
         results.append(_measured(plan, scale, trials, margin, folder))
         if plan.experiment.figure:
             draw_figure(results[-1], console, image)
@@ -114,6 +125,44 @@ def reproduce(
     return results
 
 
+def list_experiments(
+    scale: Scale,
+    console: Console,
+    *,
+    out: str | None = None,
+    trials: int | None = None,
+    data: str | None = None,
+    data_dir: str | None = None,
+) -> None:
+    """Print the experiments that a scale has, with what they cost and how far they have come.
+
+    Args:
+        scale: The scale.
+        console: Where to print.
+        out: As in `reproduce`.
+        trials: As in `reproduce`.
+        data: As in `reproduce`.
+        data_dir: As in `reproduce`.
+
+    Raises:
+        InputError: If trials is impossible, the data set is unknown, all data are missing, or the folder holds
+            something else.
+    """
+    experiments = experiments_at(scale.name)
+    scale, folder = _at(scale, experiments, out, trials, data)
+    plans = _plans(experiments, scale, trials, data_dir)
+    _check_folders(plans, folder)
+    counted = ([_measured(plan, scale, trials, None, folder, contraction=False)] for plan in plans)
+    results = list(with_progress(counted, len(plans), "counting multiply-adds"))
+    console.print(on_screen(cost_grid(results), f"Scale {scale.name}: {scale.summary}"))
+    console.print(f"{scale.trials if trials is None else trials} trials per row, in {folder}", markup=False)
+    for name, data_set in {name: each for plan in plans for name, each in plan.data.items()}.items():
+        if data_set.missing:
+            console.print(f"left out: {name}: {data_set.missing}", markup=False, soft_wrap=True)
+    console.print("multiply-adds of training, each experiment by itself; runs that several have are trained once")
+    console.print(f"imixer reproduce NAME --scale {scale.name} trains what is not finished", markup=False)
+
+
 def _check_image(image: str | None, experiments: Sequence[Experiment]) -> None:
     """Refuse an image that cannot be read, or that no experiment draws."""
     if image is None:
@@ -123,6 +172,33 @@ def _check_image(image: str | None, experiments: Sequence[Experiment]) -> None:
         have = "has" if len(experiments) == 1 else "have"
         raise InputError(f"image is {image}, of which reproduce {names} {have} no use; leave it out, or give fig7")
     load_image(image, 3)
+
+
+def _check_rows(rows: Sequence[str] | None, plans: Sequence[_Plan]) -> None:
+    """Refuse rows that no experiment has."""
+    known = dict.fromkeys(row.name for plan in plans for row in plan.rows)
+    for name in rows or ():
+        if name not in known:
+            raise InputError(
+                f"no row {name!r}{did_you_mean(name, list(known))}; there are {', '.join(known) or 'none'}"
+            )
+
+
+def _check_folders(plans: Sequence[_Plan], folder: Path) -> None:
+    """Refuse folders that hold something else, before anything is trained or read."""
+    for plan in plans:
+        if plan.sweep:
+            check_folder(_sweep_folder(plan, folder), plan.sweep)
+
+
+def _at(
+    scale: Scale, experiments: Sequence[Experiment], out: str | None, trials: int | None, data: str | None
+) -> tuple[Scale, Path]:
+    """Return the scale on the data asked for, and the folder."""
+    if trials is not None and trials < 1:
+        raise InputError(f"trials is {trials}; give 1 or more")
+    name = scale.name if data in (None, scale.data) else f"{scale.name}-{data}"
+    return scale if data is None else _on_data(experiments, scale, data), Path(out or f"reproduced/{name}")
 
 
 def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scale:
@@ -183,17 +259,20 @@ def _find(name: str, scale: Scale, folder: str | None) -> DatasetLocation:
     return locate_dataset(name, folder)
 
 
-def _train(plan: _Plan, folder: Path, executor: Executor) -> KeyboardInterrupt | None:
+def _train(plan: _Plan, folder: Path, executor: Executor, rows: Sequence[str] | None) -> KeyboardInterrupt | None:
     """Train the trials that are not finished. Return the interruption, if there was one."""
     try:
         if plan.sweep:
-            run_sweep(plan.sweep, str(_sweep_folder(plan, folder)), ReuseFinishedRuns(executor))
+            trials = [trial for trial in plan.sweep.trials if rows is None or trial.cell.name in rows]
+            run_sweep(plan.sweep, str(_sweep_folder(plan, folder)), ReuseFinishedRuns(executor), trials)
     except KeyboardInterrupt as interruption:
         return interruption
     return None
 
 
-def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | None, folder: Path) -> ExperimentResult:
+def _measured(
+    plan: _Plan, scale: Scale, trials: int | None, margin: float | None, folder: Path, *, contraction: bool = True
+) -> ExperimentResult:
     lines = {row.name: RowResult(row) for row in plan.rows}
     if plan.sweep:
         results = SweepResults(plan.sweep, _sweep_folder(plan, folder))
@@ -202,7 +281,7 @@ def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | Non
             data = plan.data[row.data]
             own = [Trial(cell, seed) for seed in cell.seeds]
             runs = [TrialRun(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
-            if plan.experiment.show_contraction:
+            if contraction and plan.experiment.show_contraction:
                 runs = [_with_contraction(run) for run in runs]
             lines[cell.name] = RowResult(
                 row,
@@ -210,7 +289,6 @@ def _measured(plan: _Plan, scale: Scale, trials: int | None, margin: float | Non
                 model_complexity(cell.config, data.in_chans, data.num_classes),
                 tuple(runs),
             )
-    folder.mkdir(parents=True, exist_ok=True)
     return ExperimentResult(
         plan.experiment,
         scale,

@@ -25,7 +25,6 @@ from imixer.experiments.sentences import (
 )
 from imixer.experiments.trained_contraction import IMAGES
 from imixer.tables import Grid, latex, markdown, on_screen, plus_minus
-from imixer.training.run.config import TrainConfig
 from imixer.writing import csv_text, json_text, write_text
 
 _RAN_ON = "ran on: "
@@ -124,7 +123,7 @@ def count_tests(page: Sequence[Mapping[str, Judgement]]) -> int:
 def conditions(result: ExperimentResult) -> str:
     """Write the scale, the data, the epochs and the number of trials in a sentence."""
     configs = [row_result.config for row_result in result.rows if row_result.config]
-    epochs = " or ".join(sorted({_length(config) for config in configs}))
+    epochs = " or ".join(sorted({config.length for config in configs}))
     there = [data for data in result.data.values() if not data.missing]
     data = ", ".join(
         f"{data.name} ({data.training:,} training and {data.held_out:,} held-out images)" for data in there
@@ -248,11 +247,6 @@ def _trials(result: ExperimentResult) -> str:
         if 0 < len(row_result.runs) < result.trials
     }
     return f"{several} per row" + "".join(f", of {data} {count}" for data, count in fewer.items())
-
-
-def _length(config: TrainConfig) -> str:
-    cooldown = config.schedule.cooldown_epochs
-    return f"{config.epochs} epochs" + (f" and {cooldown} at the lowest learning rate" if cooldown else "")
 
 
 def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int) -> list[str]:

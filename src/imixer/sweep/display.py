@@ -104,7 +104,7 @@ class _LiveTable:
                     Text(trial.cell.name),
                     str(trial.seed),
                     outcome.status,
-                    f"{outcome.epoch}/{trial.cell.epochs}",
+                    _progress(outcome),
                     "" if outcome.score is None else f"{outcome.score:.2%}",
                     _clock(outcome),
                 )
@@ -125,7 +125,7 @@ class _TrialLines:
             "running": f"{beginning}, see {log_file(self.results.folder / trial.name)}",
             "finished": f"finished, val {self.results.metric} {outcome.score or 0:.2%}, {_clock(outcome)}",
             "failed": f"failed, {outcome.error}",
-            "unfinished": f"not finished, epoch {outcome.epoch}/{trial.cell.epochs}",
+            "unfinished": f"not finished, epoch {_progress(outcome)}",
         }
         print(one_line(f"{trial.name}: {words[outcome.status]}"), file=self.file, flush=True)
 
@@ -134,6 +134,10 @@ def _mean_and_std(summary: CellSummary, scale: float, digits: int, unit: str) ->
     if summary.mean is None:
         return "-"
     return plus_minus(summary.mean * scale, None if summary.std is None else summary.std * scale, digits) + unit
+
+
+def _progress(outcome: TrialOutcome) -> str:
+    return f"{outcome.epoch}/{outcome.epochs or '?'}"
 
 
 def _clock(outcome: TrialOutcome) -> str:

@@ -26,9 +26,9 @@ class SweepCell:
     seeds: tuple[int, ...] = (0,)
 
     @property
-    def epochs(self) -> int:
-        """Epochs that a trial trains, cool-down included."""
-        return self.config.epochs + self.config.schedule.cooldown_epochs
+    def epochs(self) -> int | None:
+        """Epochs that a trial trains, cool-down included. None where steps, a budget or minutes decide."""
+        return self.config.all_epochs if self.config.length_in_epochs else None
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from imixer.errors import InputError
 from imixer.reading import read_rows
 from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.sweep.spec import RESULTS, SUMMARY, setting_text
 from imixer.sweep.trial import failure_reason
 from imixer.training.run.directory import RunDirectory
+from imixer.training.run.parsing import load_config
 from imixer.training.run.result import METRIC_NAMES, metric_of
 from imixer.writing import csv_text, write_text
 
@@ -28,6 +30,7 @@ class TrialOutcome:
         status: Whether it waits, runs, failed or is finished. An `unfinished` trial has begun, but not in this process:
             it was interrupted, or another process runs it.
         epoch: Its last complete epoch, of which accuracy and loss are. 0 before the first.
+        epochs: Epochs that it trains. None before it has begun, where steps, a budget or minutes decide.
         val_acc: Top-1 accuracy on the validation data, from 0 to 1.
         val_loss: Validation loss.
         best_epoch: Epoch of the highest score, the first if there are several. 0 before the first.
@@ -40,6 +43,7 @@ class TrialOutcome:
 
     status: Status
     epoch: int = 0
+    epochs: int | None = None
     val_acc: float | None = None
     val_loss: float | None = None
     best_epoch: int = 0
@@ -82,6 +86,7 @@ class SweepResults:
         self.folder = folder
         self._running: set[Trial] = set()
         self._finished: dict[Trial, TrialOutcome] = {}
+        self._begun: dict[Trial, int] = {}  # epochs, where the run alone knows them
 
     def __getitem__(self, trial: Trial) -> TrialOutcome:
         if trial not in self._finished:
@@ -95,9 +100,9 @@ class SweepResults:
         run = RunDirectory(self.folder / trial.name)
         by = self.decisive
         rows, damaged = read_rows(run.metrics, tuple(dict.fromkeys(("epoch", "val_acc", "val_loss", "seconds", by))))
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Any] = {"epochs": self._planned_epochs(trial)}
         if rows:
-            metrics = {name: float(rows[-1][name]) for name in ("val_acc", "val_loss", "seconds")}
+            metrics |= {name: float(rows[-1][name]) for name in ("val_acc", "val_loss", "seconds")}
             best = max(rows, key=lambda row: float(row[by]))
             metrics |= {"best_val_acc": float(best["val_acc"]), "best_epoch": int(float(best["epoch"]))}
             metrics |= {"score": float(rows[-1][by]), "best_score": float(best[by])}
@@ -109,6 +114,17 @@ class SweepResults:
         if (error := failure_reason(run.path)) is not None:
             return TrialOutcome("failed", **metrics, error=error)
         return TrialOutcome("unfinished" if run.path.exists() else "waiting", **metrics)
+
+    def _planned_epochs(self, trial: Trial) -> int | None:
+        """Return the epochs that a trial trains; None where only a run can tell, and it has not begun."""
+        if trial.cell.epochs is not None:
+            return trial.cell.epochs
+        if trial not in self._begun:
+            try:
+                self._begun[trial] = load_config(RunDirectory(self.folder / trial.name).config).all_epochs
+            except InputError:  # not begun, or damaged
+                return None
+        return self._begun[trial]
 
     def with_status(self, *statuses: Status) -> list[Trial]:
         """List the trials that have one of some statuses, in the order of the sweep."""

@@ -68,7 +68,7 @@ def run_sweep(
         KeyboardInterrupt: When interrupted; the message says what is done.
     """
     folder = Path(out or f"sweeps/{sweep.name}")
-    _check(folder, sweep)
+    check_folder(folder, sweep)
     results = SweepResults(sweep, folder)
     chosen = sweep.trials if trials is None else trials
     left = [trial for trial in chosen if results[trial].status != "finished"]
@@ -90,8 +90,16 @@ def run_sweep(
     return results
 
 
-def _check(folder: Path, sweep: Sweep) -> None:
-    """Refuse a folder that is taken, unless it holds this sweep or part of it."""
+def check_folder(folder: Path, sweep: Sweep) -> None:
+    """Check that a sweep can be written to a folder, without writing.
+
+    Args:
+        folder: The folder.
+        sweep: The sweep.
+
+    Raises:
+        InputError: If the folder is taken, and not by this sweep or part of it.
+    """
     if (folder / SPEC).is_file():
         if problem := _difference(read_sweep(str(folder / SPEC)), sweep):
             raise InputError(f"out: {folder} holds another sweep: {problem}; give another --out")

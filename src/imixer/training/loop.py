@@ -103,7 +103,7 @@ class Loop:
         self.training, self.held_out, self.scores = training, held_out, scores.to(fabric.device)
         self.metrics, self.progress, self.data_fingerprint = metrics, progress, data_fingerprint
         self.checkpoints = Checkpoints(run.checkpoints, config.checkpoints.keep)
-        self.epochs = config.epochs + config.schedule.cooldown_epochs
+        self.epochs = config.all_epochs
         self.steps_per_epoch = len(training) // config.accumulate
         self.steps = steps or self.epochs * self.steps_per_epoch
         self.train_state = TrainState(fabric, config, built.model, self.steps_per_epoch, steps, loss)

@@ -16,6 +16,7 @@ from imixer.data.image_data import ImageSet
 from imixer.data.sampler import steps_per_epoch
 from imixer.escaping import few_names, middle_cut, printable
 from imixer.progress import clock
+from imixer.tables import with_unit
 from imixer.training.finetune import describe_parameters
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel, forward_cost
 from imixer.training.run.config import TrainConfig
@@ -23,7 +24,6 @@ from imixer.training.time_estimate import TimeEstimate
 from imixer.training.unused_settings import unused_settings
 
 _MOST_LEFT_OUT = 6
-_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 def show_preview(
@@ -122,27 +122,21 @@ def _cost(data: ImageSet, config: TrainConfig, built: BuiltModel, steps: int | N
     if steps is not None:
         images = steps * config.data.batch_size
         return (
-            f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(one * passes * images)} for the training "
+            f"{with_unit(one)} multiply-adds per image forward; {with_unit(one * passes * images)} for the training "
             f"(x {passes} x {images:,} images)"
         )
     batch_size = config.data.batch_size
     seen = steps_per_epoch(len(data.train), batch_size, config.data.last_batch == "fill") * batch_size
-    epochs = config.epochs + config.schedule.cooldown_epochs
+    epochs = config.all_epochs
     total = one * passes * seen * epochs
     return (
-        f"{_with_unit(one)} multiply-adds per image forward; {_with_unit(total)} for the training "
+        f"{with_unit(one)} multiply-adds per image forward; {with_unit(total)} for the training "
         f"(x {passes} x {seen:,} images x {epochs} {'epoch' if epochs == 1 else 'epochs'})"
     )
 
 
 def _step_time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 0.9995 else f"{seconds * 1e3:.3g} ms"
-
-
-def _with_unit(number: float) -> str:
-    """Format a number such as `266 P`, `3.4 P` or `109.4 M`: P is 1e15, T is 1e12."""
-    scale, unit = next((each for each in _UNITS if number >= each[0]), _UNITS[-1])
-    return f"{number / scale:,.1f} {unit}" if number / scale < 1000 else f"{number / scale:,.0f} {unit}"
 
 
 def _images(count: int) -> str:

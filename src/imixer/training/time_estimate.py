@@ -132,7 +132,7 @@ def estimate_time(
         return max(images * loading / workers, compute) if workers else images * loading + compute
 
     step = seconds(config.data.batch_size, measured.of_step(config.data.batch_size))
-    epochs = config.epochs + config.schedule.cooldown_epochs
+    epochs = config.all_epochs
     return TimeEstimate(step, steps * step + epochs * seconds(held_out, measured.of_validation(held_out)))
 
 

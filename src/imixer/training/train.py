@@ -214,7 +214,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     elif steps is not None:
         config = for_steps(config, steps, len(training) // config.accumulate)
     if fabric.is_global_zero:
-        all_steps = steps or (config.epochs + config.schedule.cooldown_epochs) * (len(training) // config.accumulate)
+        all_steps = steps or config.all_epochs * (len(training) // config.accumulate)
         estimate = estimate_time(config, built, loss, training, fabric.device, steps=all_steps, held_out=len(data.val))
         show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.title))

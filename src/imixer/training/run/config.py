@@ -412,6 +412,28 @@ class TrainConfig:
         return self.optim.lr * self.data.batch_size / (self.optim.lr_batch or self.data.batch_size)
 
     @property
+    def all_epochs(self) -> int:
+        """The number of epochs, cool-down included. It holds once a run has begun, or if `length` is in epochs."""
+        return self.epochs + self.schedule.cooldown_epochs
+
+    @property
+    def length_in_epochs(self) -> bool:
+        """Whether `epochs` says how long to train, and not a budget, steps or minutes."""
+        return self.budget is None and self.steps is None and "steps" not in self.choose
+
+    @property
+    def length(self) -> str:
+        """How long to train, in words."""
+        if self.budget is not None:
+            return f"{self.budget} multiply-adds"
+        if self.steps is not None:
+            return f"{self.steps:,} steps"
+        if not self.length_in_epochs:
+            return f"{self.minutes:g} minutes"
+        cooldown = self.schedule.cooldown_epochs
+        return f"{self.epochs} epochs" + (f" and {cooldown} at the lowest learning rate" if cooldown else "")
+
+    @property
     def micro_batch(self) -> int:
         """The number of images of one forward pass on one device."""
         return self.data.batch_size // (self.devices * self.num_nodes * self.accumulate)

@@ -121,7 +121,7 @@ def summarize(path: Path) -> RunSummary:
         problem=problems[0] if problems else "",
         data=str(result.get("data") or (config.data.name if config else "")),
         model=str(result.get("model") or (config.model.name if config else "") or ""),
-        epochs=config.epochs + config.schedule.cooldown_epochs if config else None,
+        epochs=config.all_epochs if config else None,
         rows=rows,
         parameters=result.get("parameters"),
         device=result.get("device"),
