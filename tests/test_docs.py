@@ -25,6 +25,7 @@ from imixer.training.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 KATEX = ROOT / "docs/assets/katex"
 
 
@@ -69,12 +70,19 @@ def test_the_page_of_ones_own_leads_from_ten_lines_to_a_trained_model():
 
 def test_the_readmes_excerpt_is_in_the_source():
     source = re.sub(r"\s+", " ", (ROOT / "src/imixer/models/imlp.py").read_text())
-    excerpt = next(
-        s for s in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "self." in s
-    )
+    excerpt = next(s for s in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "self." in s)
     for line in excerpt.splitlines():
         code = line.split("#")[0].strip()
         assert code in source, code
+
+
+@pytest.mark.parametrize("page", sorted(set(re.findall(r"docs/results/\w+\.md", README))))
+def test_every_figure_of_the_readme_stands_on_the_page_it_leads_to(page):
+    known = [float(number) for number in re.findall(r"\d+\.\d+", (ROOT / page).read_text(encoding="utf-8"))]
+    figures = [row.split("|")[2] for row in README.splitlines() if f"[more]({page})" in row]
+    for number in re.findall(r"\d+\.\d+", " ".join(figures)):
+        digits = len(number.partition(".")[2])
+        assert any(abs(value - float(number)) <= 0.501 * 10**-digits for value in known), f"{number} is not in {page}"
 
 
 def test_the_table_of_models_is_complete_and_right():
