@@ -4,10 +4,12 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +80,29 @@ def test_runs_and_show_tell_the_mean_iou(trained, run, capsys):
     evaluated = json.loads((run / "evaluation.json").read_text())["miou"]
     assert re.search(rf"mIoU +{miou:.2%} on the held-out images, .* of their pixels, after epoch 2", shown)
     assert f"mIoU {evaluated:.2%} on 2 images of data (evaluation.json)" in shown
+
+
+def test_runs_are_compared_by_the_mean_iou_of_each_image(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "one")
+    shutil.copytree(run, "two")
+    with open("two/predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    better = [f"{float(row['miou']) + 0.25:.6f}" for row in rows]
+    lines = [
+        f"{row['image']},{miou},{row['pixel_accuracy']},{row['loss']}" for row, miou in zip(rows, better, strict=True)
+    ]
+    Path("two/predictions.csv").write_text("image,miou,pixel_accuracy,loss\n" + "\n".join(lines) + "\n")
+    assert main(["compare", "one", "two"]) == 0
+    shown = capsys.readouterr().out
+    (line,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["two"])
+    assert line[3:6] == ["2", "0", "+25.00"] and "mIoU of an image" in shown
+    digits = tmp_path / "digits"
+    shutil.copytree("one", digits)
+    config = (digits / "config.yaml").read_text()
+    (digits / "config.yaml").write_text(config.replace("task: segment", "task: anomaly"))
+    assert main(["compare", "one", "digits"]) == 2
+    assert "detector of anomalies" in capsys.readouterr().err
 
 
 def test_a_report_shows_the_mean_iou_and_the_worst_images_first(run, capsys, tmp_path):

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 import imixer
 from imixer.cli import (
     analyze,
+    compare,
     evaluate,
     explore,
     export,
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, Command] = {
     "runs": runs.COMMAND,
     "show": show.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "compare": compare.COMMAND,
     "predict": predict.COMMAND,
     "analyze": analyze.COMMAND,
     "recall": recall.COMMAND,

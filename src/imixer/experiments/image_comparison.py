@@ -1,0 +1,255 @@
+"""Compare trained models image by image, on the same images: what one model sees, and another does not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from imixer.errors import InputError
+from imixer.escaping import one_line
+from imixer.experiments.comparison import MARGIN, Judgement, MeanDifference, compare_means, judge
+from imixer.experiments.sentences import interval_words, p_words, verdict_words
+from imixer.reading import read_json, read_text
+from imixer.tables import Grid, on_screen
+from imixer.training.best_weights import WhichWeights
+from imixer.training.evaluate import EvaluationFiles, evaluate, evaluation_files
+from imixer.training.evaluate_masks import evaluate_masks
+from imixer.training.finished_run import load_run
+from imixer.writing import csv_text, write_text
+
+FEWEST_DIFFERENT = 10  # images, of which a test needs as many for its normal approximation
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """The score of a model on each image: 1 or 0 for right or wrong, or the mean IoU of its classes.
+
+    Args:
+        model: The run's directory, or the name of a packaged model.
+        data: The name of the data set, or the test folder.
+        metric: Name of the score.
+        scores: The score of each image, by its name.
+        true_classes: The true class of each image, by its name. Empty for segmentations.
+    """
+
+    model: str
+    data: str
+    metric: str
+    scores: dict[str, float]
+    true_classes: dict[str, str]
+
+    @property
+    def per_cent(self) -> float:
+        """The mean score, in %."""
+        return 100 * sum(self.scores.values()) / len(self.scores)
+
+
+@dataclass(frozen=True)
+class ImagewiseDifference:
+    """A model beside the first, on the same images.
+
+    Args:
+        own: The model.
+        better: Images on which it scores higher than the first.
+        worse: Images on which it scores lower.
+        judgement: The difference in points, tested over the images.
+    """
+
+    own: ImageScores
+    better: int
+    worse: int
+    judgement: Judgement
+
+
+@dataclass(frozen=True)
+class ImageComparison:
+    """Several models beside the first of them, on the same images.
+
+    Args:
+        first: The first model.
+        others: The others, each beside the first.
+    """
+
+    first: ImageScores
+    others: tuple[ImagewiseDifference, ...]
+
+    def write(self, file: Path) -> None:
+        """Write the score of every model on every image as CSV, the images first on which the models differ most."""
+        models = [self.first, *(each.own for each in self.others)]
+        names = sorted(self.first.scores, key=lambda name: -_spread([each.scores[name] for each in models]))
+        truth = self.first.true_classes
+        header = ["image", *["true_class"] * bool(truth), *(each.model for each in models)]
+        rows = [[name, *[truth[name]] * bool(truth), *(f"{each.scores[name]:g}" for each in models)] for name in names]
+        write_text(file, csv_text(header, rows))
+
+
+def compare_on_images(
+    paths: Sequence[str],
+    *,
+    data: str | None = None,
+    test: str | None = None,
+    device: str = "auto",
+    checkpoint: WhichWeights = "last",
+    margin: float = MARGIN,
+) -> ImageComparison:
+    """Compare finished runs with the first of them, image by image.
+
+    What `imixer evaluate` has written is read; a run without it is evaluated. The differences of the images' scores get
+    a paired t-test, which for right and wrong is McNemar's, and Holm's correction for the number of models. It is a
+    statement on these weights and more such images. On what other seeds would give, it says nothing.
+
+    Args:
+        paths: Directories of runs or of packaged models, two or more, of one task and of the same images.
+        data: The place where their data lie now. Default: where they lay in training.
+        test: A folder of test images to compare on. Default: the held-out images.
+        device: `cpu`, `cuda`, or `auto`: CUDA where there is any.
+        checkpoint: Whose weights to compare: those of the `last` epoch, or of the `best`.
+        margin: Points within which a difference counts as none.
+
+    Raises:
+        InputError: If there are fewer than two runs, one is no finished classification or segmentation, their tasks,
+            images or true classes differ, or `evaluate` refuses one.
+    """
+    if len(paths) < 2:
+        raise InputError(f"a comparison takes two runs or more, and there is {len(paths)}; give another RUN")
+    first, *others = (_scores(path, data, test, device, checkpoint) for path in paths)
+    for other in others:
+        _require_same_images(first, other)
+    differences = [_difference(first, other) for other in others]
+    judgements = judge([(difference, margin) for difference in differences])
+    return ImageComparison(
+        first,
+        tuple(
+            ImagewiseDifference(
+                other,
+                better=sum(other.scores[name] > score for name, score in first.scores.items()),
+                worse=sum(other.scores[name] < score for name, score in first.scores.items()),
+                judgement=judgement,
+            )
+            for other, judgement in zip(others, judgements, strict=True)
+        ),
+    )
+
+
+def show_image_comparison(compared: ImageComparison, console: Console) -> None:
+    """Show models beside the first, and what may be said of them.
+
+    Args:
+        compared: The models.
+        console: Where to print.
+    """
+    first = compared.first
+    count, metric = len(first.scores), first.metric
+    grid = Grid(
+        ("model", metric, "better on", "worse on", "difference", "95 % interval", "p", "verdict"),
+        ((first.model, f"{first.per_cent:.2f} %", *[""] * 6), *(_row(each) for each in compared.others)),
+        1,
+    )
+    console.print(on_screen(grid, f"{count:,} images of {first.data}, each model beside the first"))
+    console.print(
+        "better on, worse on: images on which it scores higher or lower. difference: in points. p: of a paired test "
+        f"over the images, from {FEWEST_DIFFERENT} that differ, corrected for the number of models. It tells what "
+        "these weights do on more such images, and nothing of other seeds: `imixer sweep` trains several",
+        markup=False,
+    )
+
+
+def _row(each: ImagewiseDifference) -> tuple[str, ...]:
+    judgement = each.judgement
+    return (
+        each.own.model,
+        f"{each.own.per_cent:.2f} %",
+        f"{each.better:,}",
+        f"{each.worse:,}",
+        f"{judgement.comparison.difference:+.2f}",
+        interval_words(judgement) or "-",
+        p_words(judgement.p) or "-",
+        verdict_words(judgement),
+    )
+
+
+def _spread(scores: Sequence[float]) -> float:
+    return max(scores) - min(scores)
+
+
+def _difference(first: ImageScores, other: ImageScores) -> MeanDifference:
+    """Test a difference over the images; without a test where hardly any image tells the two apart."""
+    names = list(first.scores)
+    own, baseline = ({i: 100 * each.scores[name] for i, name in enumerate(names)} for each in (other, first))
+    difference = compare_means(own, baseline)
+    assert difference is not None  # there are images
+    different = sum(own[i] != baseline[i] for i in own)
+    if different < FEWEST_DIFFERENT:
+        return MeanDifference(difference.difference, difference.test, difference.pairs)
+    return difference
+
+
+def _scores(path: str, data: str | None, test: str | None, device: str, checkpoint: WhichWeights) -> ImageScores:
+    """Read the scores of a run on each image, and evaluate it if they are not there."""
+    run = load_run(path, device, checkpoint)
+    if run.config.task == "anomaly":
+        raise InputError(f"{run.name} is a detector of anomalies, and this is for classes; leave it out")
+    masks = run.config.task == "segment"
+    files = evaluation_files(run.outputs, is_test=test is not None)
+    if not _are_there(files, test):
+        if masks:
+            evaluate_masks(run, data, 0, test)
+        else:
+            evaluate(path, data=data, test=test, device=device, checkpoint=checkpoint)
+    scores, true_classes = _read_predictions(files.predictions, "miou" if masks else "correct")
+    return ImageScores(
+        run.name,
+        str(read_json(files.scores, ["data"])["data"]),
+        "mIoU of an image" if masks else "accuracy",  # the former is no mIoU of all pixels
+        scores,
+        true_classes,
+    )
+
+
+def _are_there(files: EvaluationFiles, test: str | None) -> bool:
+    """Tell whether a run has been evaluated already, on this test set if there is one."""
+    if not (files.scores.is_file() and files.predictions.is_file()):
+        return False
+    return test is None or Path(read_json(files.scores, ["data"])["data"]).resolve() == Path(test).resolve()
+
+
+def _read_predictions(file: Path, column: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Read the score and the true class of each image from what `imixer evaluate` has written."""
+    scores: dict[str, float] = {}
+    true_classes: dict[str, str] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(read_text(file)), strict=True):
+            image = row["image"]
+            name = os.path.realpath(image) if os.path.exists(image) else image  # a folder has several names
+            scores[name] = float(row[column])
+            if "true_class" in row:
+                true_classes[name] = row["true_class"]
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file} is damaged: {one_line(error)}; `imixer evaluate` writes it anew") from error
+    if not scores:
+        raise InputError(f"{file} has no images; `imixer evaluate` writes it anew")
+    return scores, true_classes
+
+
+def _require_same_images(first: ImageScores, other: ImageScores) -> None:
+    """Refuse to compare models on images that are not the same."""
+    if first.metric != other.metric:
+        raise InputError(f"{first.model} has {first.metric} and {other.model} {other.metric}; compare runs of one task")
+    shared = first.scores.keys() & other.scores.keys()
+    if len(shared) < max(len(first.scores), len(other.scores)):
+        raise InputError(
+            f"{first.model} was evaluated on {len(first.scores):,} images and {other.model} on {len(other.scores):,}, "
+            f"of which {len(shared):,} are the same; give --test FOLDER with images for both"
+        )
+    for name, true_class in first.true_classes.items():
+        if other.true_classes.get(name) != true_class:
+            raise InputError(
+                f"{name} is of class {true_class} to {first.model} and {other.true_classes.get(name)} to "
+                f"{other.model}: the images are others; give --test FOLDER with images for both"
+            )
