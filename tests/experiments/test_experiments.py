@@ -13,6 +13,7 @@ from imixer.experiments.complexity import model_complexity
 from imixer.experiments.paper import PAPER_TABLE_4
 from imixer.experiments.registry import EXPERIMENTS, experiments_at
 from imixer.experiments.scales import DATA_SETS, SCALES, SIZES
+from imixer.recipes import load_recipe
 from imixer.sweep.spec import build_sweep
 from imixer.training.run.config import ModelConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
@@ -315,3 +316,13 @@ def test_what_varies_the_inverse_of_a_segmentation_shares_weights_where_it_is_pa
     shapes = {name: model_complexity(config, 3, 11).seeded_parameters for name, config in found.items()}
     paired = {name for name, shape in shapes.items() if shape == shapes["imixer"]}
     assert paired == {"imixer", "n=0", "n=2", "n=4", "solved"} and len(found) == 10
+
+
+def test_the_words_for_the_laptop_models_are_those_of_their_recipe():
+    model = load_recipe("laptop/imixer_cifar10")["model"]
+    blocks, widths = (f"{a}, {b} and {c}" for a, b, c in (model["num_blocks"], model["embed_dim"]))
+    words = f"a {model['stem']} stem, {blocks} blocks of {widths} channels on 16x16, 8x8 and 4x4 tokens"
+    assert 32 // model["patch_size"] == 16
+    inverse = f"n = {model['n_iter']}, h_r = {model['hidden_ratio']}"
+    for name in ("laptop", "laptop_pieces"):
+        assert EXPERIMENTS[name].models == f"{words}, {inverse}"

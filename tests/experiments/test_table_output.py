@@ -60,6 +60,36 @@ def cells(found, table, row):
     return dict(zip(grid.header, next(each for each in grid.rows if each[0] == row), strict=True))
 
 
+def test_the_paper_has_columns_where_it_has_numbers():
+    bare = replace(BASE, row=replace(BASE.row, paper=None))
+    other = row_result("other", [82.1, 84.0, 86.0, 82.9])
+    page = shown(result(bare, other))
+    assert not any("paper" in title for _, grid in page.tables for title in grid.header)
+    assert not any("paper" in line for line in page.legend)
+    page = shown(result(BASE, other))
+    assert [[title for title in grid.header if "paper" in title] for _, grid in page.tables] == [["paper %"], ["paper"]]
+
+
+@pytest.mark.parametrize(
+    ("models", "words"), [(None, SCALES["smoke"].summary), ("three blocks of nothing", "three blocks of nothing")]
+)
+def test_a_page_tells_the_models_that_were_trained(models, words):
+    assert shown(result(BASE, models=models)).conditions.endswith(f"; {words}")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (TrainConfig(epochs=7), "7 epochs"),
+        (TrainConfig(budget="0.5P"), "0.5P multiply-adds"),
+        (TrainConfig(steps=1200), "1,200 steps"),
+        (TrainConfig(choose=["steps"], minutes=3.0), "3 minutes"),
+    ],
+)
+def test_a_page_tells_how_long_the_models_were_trained(config, words):
+    assert f"; {words}; " in shown(result(replace(BASE, config=config))).conditions
+
+
 def test_each_number_stands_in_its_column():
     other = row_result("other", [82.1, 84.0, 86.0, 82.9], paper=PaperAccuracy(88.6, 0.3))
     found = result(BASE, other)

@@ -54,6 +54,7 @@ class Experiment:
         show_time: Whether to show the time of training.
         scale: Name of the only scale that has it. Default: all have that have the paper's experiments.
         metric: What is compared, in words.
+        models: The models, in words. Default: those of the scale.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Experiment:
     show_time: bool = False
     scale: str | None = None
     metric: str = "top-1"
+    models: str | None = None
 
     @property
     def tabulated(self) -> bool:

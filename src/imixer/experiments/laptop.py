@@ -16,6 +16,9 @@ _CONTROLS: dict[str, tuple[str, str]] = {  # row -> in words, recipe
     "plain": ("iMixer on plain patches", "laptop/imixer_plain_cifar10"),
     "stem-only": ("the convolutions alone", "laptop/stem_only_cifar10"),
 }
+_PYRAMID = (
+    "a whitened stem, 2, 4 and 2 blocks of 64, 128 and 192 channels on 16x16, 8x8 and 4x4 tokens, n = 1, h_r = 0.5"
+)
 _EQUAL_BUDGETS = "All rows have the same budget in multiply-adds, so that a cheaper model sees more images"
 _PIECES_BUDGET = "0.05P"
 _PIECES: dict[str, tuple[str, dict[str, Any]]] = {  # row -> in words, settings that differ
@@ -62,6 +65,7 @@ LAPTOP = Experiment(
     scale="laptop",
     notes=(_EQUAL_BUDGETS,),
     show_time=True,
+    models=_PYRAMID,
 )
 LAPTOP_PIECES = Experiment(
     "laptop_pieces",
@@ -73,4 +77,5 @@ LAPTOP_PIECES = Experiment(
         _EQUAL_BUDGETS,
         "Settings were tuned for the recipe and not for the rows, which favours the recipe",
     ),
+    models=_PYRAMID,
 )

@@ -128,10 +128,8 @@ def conditions(result: ExperimentResult) -> str:
     data = ", ".join(
         f"{data.name} ({data.training:,} training and {data.held_out:,} held-out images)" for data in there
     )
-    side = result.scale.image_size
-    return (
-        f"Scale {result.scale.name}: {data}; {side}x{side} pixels; {epochs}; {_trials(result)}; {result.scale.summary}"
-    )
+    side, models = result.scale.image_size, result.experiment.models or result.scale.summary
+    return f"Scale {result.scale.name}: {data}; {side}x{side} pixels; {epochs}; {_trials(result)}; {models}"
 
 
 def section(page: Presentation) -> str:
@@ -406,8 +404,8 @@ def _percent(share: float | None) -> float | None:
 
 
 def _beside_paper(result: ExperimentResult) -> bool:
-    """Tell whether the paper may have numbers to set beside: it has top-1 alone."""
-    return result.experiment.metric == "top-1"
+    """Tell whether the paper has numbers to set beside."""
+    return any(row_result.row.paper is not None for row_result in result.rows)
 
 
 def _finite(value: Any) -> Any:
