@@ -284,6 +284,7 @@ def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny
     [
         (["table5"], ["table5", "table1"]),
         (["tied", "--rows", "teid"], ["no row 'teid'", "imixer, tied"]),
+        (["tied", "--rows", "tied", "--train", "false"], ["rows is tied", "train is false"]),
         (["--rows", "tied"], ["rows is ['tied']", "no experiment is named"]),
         (["--margin", "1"], ["margin is 1", "no experiment is named"]),
         (["--image", "taken"], ["image is taken", "no experiment is named"]),

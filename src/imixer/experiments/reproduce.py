@@ -86,12 +86,15 @@ def reproduce(
 
     Raises:
         MissingExtraError: If what corrupts images is needed, and not installed.
-        InputError: If a number is impossible, the data set is unknown, all data are missing, the folder holds
-            something else, no experiment has such a row, or the image cannot be read or is not used.
+        InputError: If a number is impossible, rows are given and none trained, the data set is unknown, all data are
+            missing, the folder holds something else, no experiment has such a row, or the image cannot be read or is
+            not used.
         KeyboardInterrupt: When interrupted. The experiment at hand is written first, as far as it has come.
     """
     if margin is not None and not 0 < margin < math.inf:
         raise InputError(f"margin is {margin:g}; give a number of points above 0")
+    if rows is not None and not train:
+        raise InputError(f"rows is {' '.join(rows)}, and train is false, which trains none; leave one of them out")
     _check_image(image, experiments)
     if any(experiment.measured == "robustness" for experiment in experiments):
         require_corruptions()
