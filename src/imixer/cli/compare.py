@@ -42,8 +42,9 @@ def build() -> ArgumentParser:
 
 def run(args: Namespace) -> None:
     """Compare, write and print."""
-    if not 0 < args.margin < float("inf"):
-        raise InputError(f"margin is {args.margin:g}; give a number of points above 0")
+    from imixer.experiments.comparison import check_margin
+
+    check_margin(args.margin)
     if args.out is not None and Path(args.out).is_dir():
         raise InputError(f"out is {args.out}, which is a folder; give a file, such as {Path(args.out) / 'compare.csv'}")
     announce_loading("the runs")

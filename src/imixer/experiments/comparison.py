@@ -14,6 +14,8 @@ from functools import lru_cache
 from statistics import fmean, stdev, variance
 from typing import Literal
 
+from imixer.errors import InputError
+
 CONFIDENCE = 0.95
 POWER = 0.8
 MARGIN = 0.5  # points of accuracy: what the paper's Table 1 counts as an improvement in size S
@@ -105,6 +107,19 @@ class Judgement:
     p: float | None = None
     p_equivalence: float | None = None
     detectable: float | None = None
+
+
+def check_margin(margin: float) -> None:
+    """Check that a user's margin is possible, before anything is trained or read.
+
+    Args:
+        margin: Points within which a difference counts as none.
+
+    Raises:
+        InputError: If it is not a number above 0.
+    """
+    if not 0 < margin < math.inf:
+        raise InputError(f"margin is {margin:g}; give a number of points above 0")
 
 
 def compare_means(

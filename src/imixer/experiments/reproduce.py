@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from imixer.analysis.robustness.corruptions import require_corruptions
 from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError, did_you_mean
 from imixer.experiments.anomaly_study import write_detectors
+from imixer.experiments.comparison import check_margin
 from imixer.experiments.complexity import model_complexity
 from imixer.experiments.data_sets import DatasetLocation, locate_dataset
 from imixer.experiments.experiment import Experiment, Row
@@ -91,8 +91,8 @@ def reproduce(
             not used.
         KeyboardInterrupt: When interrupted. The experiment at hand is written first, as far as it has come.
     """
-    if margin is not None and not 0 < margin < math.inf:
-        raise InputError(f"margin is {margin:g}; give a number of points above 0")
+    if margin is not None:
+        check_margin(margin)
     if rows is not None and not train:
         raise InputError(f"rows is {' '.join(rows)}, and train is false, which trains none; leave one of them out")
     _check_image(image, experiments)
