@@ -48,6 +48,11 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def is_temporary(path: Path) -> bool:
+    """Tell whether a file is one that is being written now, or whose writing was killed."""
+    return path.name.startswith(".") and path.suffix == ".writing"
+
+
 @contextmanager
 def moved_into_place(path: Path) -> Iterator[Path]:
     """Write a file under its own name in a temporary folder, and move it into place when it is whole.

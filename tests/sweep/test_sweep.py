@@ -2,11 +2,13 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from rich.console import Console
 
 from imixer.cli import main
@@ -245,6 +247,59 @@ def test_shares_in_several_processes_make_one_table(pretend, tiny):
     assert len(calls) == 6
     status = [row["status"] for row in table("sweeps/tiny/results.csv")]
     assert status == ["finished", "failed"] * 3
+
+
+@pytest.mark.parametrize("lock", ["seed-1.log", "seed-1/.lock"])
+def test_a_trial_that_another_process_trains_is_left_to_it(capsys, pretend, tiny, lock):
+    calls = pretend()
+    run = Path("sweeps/tiny/n_iter=1/seed-1")
+    run.mkdir(parents=True)  # as it is before there is a configuration
+    (run / "of_the_other").touch()
+    Path("sweeps/tiny/spec.yaml").write_text(yaml.safe_dump(read_sweep(tiny(PLAN)).spec))
+    with FileLock(run.parent / lock):
+        assert main(["sweep", "tiny.yaml"]) == 0
+    assert len(calls) == 5 and "n_iter=1/seed-1" not in calls
+    assert (run / "of_the_other").exists() and run.with_name("seed-1.log").read_text() == ""
+    assert [row["status"] for row in table("sweeps/tiny/results.csv")].count("unfinished") == 1
+    shown = capsys.readouterr()
+    assert "n_iter=1/seed-1: another process trains it" in shown.err and "not finished: 1 of 6" in shown.out
+    assert main(["sweep", "tiny.yaml"]) == 0  # it was killed
+    assert calls[5:] == ["n_iter=1/seed-1"]
+
+
+def test_a_trial_that_another_process_is_about_to_train_is_left_to_it(capsys, pretend, tiny):
+    calls = pretend()
+    log = Path("sweeps/tiny/n_iter=1/seed-0.log")
+    log.parent.mkdir(parents=True)
+    Path("sweeps/tiny/spec.yaml").write_text(yaml.safe_dump(read_sweep(tiny(PLAN)).spec))
+    with FileLock(log):
+        assert main(["sweep", "tiny.yaml"]) == 0
+    assert "n_iter=1/seed-0" not in calls and "n_iter=1/seed-0: another process trains it" in capsys.readouterr().err
+
+
+def test_a_folder_whose_specification_is_being_written_is_no_folder_of_another(pretend, tiny):
+    calls = pretend()
+    Path("mine").mkdir()
+    Path("mine/.spec.yaml.0123.writing").touch()
+    assert main(["sweep", tiny(PLAN), "--out", "mine"]) == 0
+    assert len(calls) == 6
+
+
+def test_a_version_with_other_defaults_does_not_go_on_with_a_sweep(capsys, pretend, tiny, monkeypatch):
+    calls = pretend()
+    assert main(["sweep", tiny(PLAN), "--out", "mine"]) == 0
+    there = json.loads(Path("mine/settings.json").read_text())
+    assert there["n_iter=2"]["model.n_iter"] == "2" and there["n_iter=2"]["epochs"] == "4"
+    for settings in there.values():
+        del settings["optim.betas"]  # an option that has come since
+        settings["optim.an_old_one"] = "1"  # or gone
+    Path("mine/settings.json").write_text(json.dumps(there))
+    assert main(["sweep", "tiny.yaml", "--out", "mine"]) == 0
+    there["n_iter=2"]["ema"] = "0.5"
+    Path("mine/settings.json").write_text(json.dumps(there))
+    assert main(["sweep", "tiny.yaml", "--out", "mine"]) == 2
+    assert "holds another sweep: ema of cell n_iter=2 is 0.5 there and None here" in capsys.readouterr().err
+    assert len(calls) == 6
 
 
 def test_half_a_row_of_another_process_is_not_read(pretend):

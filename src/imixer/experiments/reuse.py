@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import SPEC, read_sweep
-from imixer.sweep.sweep import Executor
+from imixer.sweep.sweep import Executor, changed_default
 from imixer.training.run.directory import RunDirectory
 
 
@@ -56,7 +56,10 @@ def _finished(folder: Path) -> dict[tuple[str, int], Path]:
     """Find the finished runs of all sweeps in a folder, by configuration and seed."""
     finished: dict[tuple[str, int], Path] = {}
     for spec in sorted(folder.glob(f"*/{SPEC}")):
-        for trial in read_sweep(str(spec)).trials:
+        sweep = read_sweep(str(spec))
+        if changed_default(spec.parent, sweep):
+            continue
+        for trial in sweep.trials:
             run = spec.parent / trial.name
             if RunDirectory(run).finished and not run.is_symlink():
                 finished[_identity(trial)] = run

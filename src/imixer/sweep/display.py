@@ -19,7 +19,7 @@ from imixer.escaping import one_line
 from imixer.sweep.plan import Trial
 from imixer.sweep.results import CellSummary, Status, SweepResults, TrialOutcome
 from imixer.sweep.spec import RESULTS, SUMMARY
-from imixer.sweep.trial import log_file
+from imixer.sweep.trial import is_training, log_file
 from imixer.tables import plus_minus
 
 _URGENCY: tuple[Status, ...] = ("running", "failed", "unfinished", "waiting", "finished")
@@ -121,11 +121,13 @@ class _TrialLines:
         outcome = self.results[trial]
         before = self.before[trial.name]
         beginning = f"goes on after epoch {before}" if before else "begins"
+        elsewhere = "another process trains it" if is_training(self.results.folder / trial.name) else ""
         words = {
             "running": f"{beginning}, see {log_file(self.results.folder / trial.name)}",
             "finished": f"finished, val {self.results.metric} {outcome.score or 0:.2%}, {_clock(outcome)}",
             "failed": f"failed, {outcome.error}",
-            "unfinished": f"not finished, epoch {_progress(outcome)}",
+            "unfinished": f"{elsewhere or 'not finished'}, epoch {_progress(outcome)}",
+            "waiting": elsewhere or "not begun",
         }
         print(one_line(f"{trial.name}: {words[outcome.status]}"), file=self.file, flush=True)
 

@@ -28,7 +28,7 @@ class TrialOutcome:
 
     Args:
         status: Whether it waits, runs, failed or is finished. An `unfinished` trial has begun, but not in this process:
-            it was interrupted, or another process runs it.
+            it was interrupted, or another process trains it.
         epoch: Its last complete epoch, of which accuracy and loss are. 0 before the first.
         epochs: Epochs that it trains. None before it has begun, where steps, a budget or minutes decide.
         val_acc: Top-1 accuracy on the validation data, from 0 to 1.

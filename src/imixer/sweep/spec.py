@@ -29,7 +29,13 @@ from imixer.training.run.parsing import (
 )
 from imixer.writing import json_text
 
-SPEC, RESULTS, SUMMARY, RAY_LOG = _FILES = ("spec.yaml", "results.csv", "summary.csv", "ray.log")  # beside the cells
+SPEC, SETTINGS, RESULTS, SUMMARY, RAY_LOG = _FILES = (  # beside the cells
+    "spec.yaml",
+    "settings.json",
+    "results.csv",
+    "summary.csv",
+    "ray.log",
+)
 _FIELDS = ("name", "recipe", "config", "set", "grid", "cases", "seeds", "case_seeds")
 _OTHERWISE = {
     "seed": "list the seeds under seeds",

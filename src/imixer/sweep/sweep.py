@@ -11,14 +11,15 @@ from typing import Protocol
 import yaml
 
 from imixer.errors import InputError
+from imixer.reading import read_json
 from imixer.sweep.display import live_display
 from imixer.sweep.local_executor import LocalExecutor
 from imixer.sweep.plan import Sweep, SweepCell, Trial
 from imixer.sweep.results import SweepResults
-from imixer.sweep.spec import SPEC, read_sweep
+from imixer.sweep.spec import SETTINGS, SPEC, read_sweep
 from imixer.training.run.directory import check_out
 from imixer.training.run.parsing import flatten
-from imixer.writing import write_text
+from imixer.writing import is_temporary, write_json, write_text
 
 
 class Executor(Protocol):
@@ -101,9 +102,9 @@ def check_folder(folder: Path, sweep: Sweep) -> None:
         InputError: If the folder is taken, and not by this sweep or part of it.
     """
     if (folder / SPEC).is_file():
-        if problem := _difference(read_sweep(str(folder / SPEC)), sweep):
+        if problem := _difference(read_sweep(str(folder / SPEC)), sweep) or changed_default(folder, sweep):
             raise InputError(f"out: {folder} holds another sweep: {problem}; give another --out")
-    elif not folder.is_dir() or any(folder.iterdir()):
+    elif not folder.is_dir() or any(not is_temporary(file) for file in folder.iterdir()):
         check_out(str(folder))
 
 
@@ -111,6 +112,7 @@ def _prepare(folder: Path, sweep: Sweep) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / SPEC, yaml.safe_dump(sweep.spec, sort_keys=False))
+        write_json(folder / SETTINGS, _all_settings(sweep))
         for cell in sweep.cells:
             (folder / cell.name).mkdir(exist_ok=True)
     except OSError as error:
@@ -129,6 +131,35 @@ def _difference(old: Sweep, new: Sweep) -> str | None:
         if gone := set(cell.seeds) - set(cells[cell.name].seeds):
             return f"it has seed {min(gone)}, and this one has not"
     return None
+
+
+def changed_default(folder: Path, sweep: Sweep) -> str | None:
+    """Name the first setting that trials in a folder have otherwise than a sweep; None if there is none.
+
+    A specification has the settings that were given. The others may have had other defaults when it was written.
+
+    Args:
+        folder: Folder of the sweep.
+        sweep: The sweep, as its specification is read now.
+
+    Raises:
+        InputError: If the file of all settings is damaged.
+    """
+    if not (folder / SETTINGS).is_file():
+        return None
+    there = read_json(folder / SETTINGS)
+    for name, settings in _all_settings(sweep).items():
+        before = there.get(name, {})  # the sweep may have grown, and options come and go with releases
+        for field, value in settings.items():
+            if before.get(field, value) != value:
+                return f"{field} of cell {name} is {before[field]} there and {value} here"
+    return None
+
+
+def _all_settings(sweep: Sweep) -> dict[str, dict[str, str]]:
+    return {
+        cell.name: {field: repr(value) for field, value in flatten(asdict(cell.config)).items()} for cell in sweep.cells
+    }
 
 
 def _differing(old: SweepCell, new: SweepCell) -> str | None:

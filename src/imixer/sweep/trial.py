@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import traceback
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from shutil import rmtree
+from typing import TextIO
 
 from imixer.errors import InputError
 from imixer.notices import notices_on_stderr
@@ -23,33 +25,62 @@ _TAIL = 8192  # bytes, more than the longest reason
 def run_trial(trial: Trial, folder: Path) -> None:
     """Train a trial of a sweep, from its latest checkpoint if there is one.
 
-    Its output goes to its log, and so does the reason if it fails. Only an interruption is raised.
+    Its output goes to its log, and so does the reason if it fails. Only an interruption is raised. A trial that
+    another process trains is left to it, with its log: several may work on one sweep.
 
     Args:
         trial: The trial.
         folder: Folder of the sweep.
     """
     run = folder / trial.name
+    with log_file(run).open("a", buffering=1, encoding="utf-8") as file:
+        # the log is there before the run directory is, and so is its lock
+        if not _locked(file, fcntl.LOCK_EX) or RunDirectory(run).training:
+            return
+        with redirect_stdout(file), redirect_stderr(file), notices_on_stderr():
+            _train(trial, folder)
+
+
+def is_training(run: Path) -> bool:
+    """Tell whether a process trains a trial.
+
+    Args:
+        run: The run directory, which need not be there yet.
+    """
+    try:
+        with log_file(run).open(encoding="utf-8") as file:
+            return not _locked(file, fcntl.LOCK_SH) or RunDirectory(run).training
+    except OSError:  # never begun
+        return RunDirectory(run).training
+
+
+def _locked(log: TextIO, kind: int) -> bool:
+    """Lock a log until it is closed; False if another process has it."""
+    try:
+        fcntl.flock(log, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _train(trial: Trial, folder: Path) -> None:
+    run = folder / trial.name
     begin, go_on = _ways(trial.cell.config.task)
-    with (
-        log_file(run).open("a", buffering=1, encoding="utf-8") as file,
-        redirect_stdout(file),
-        redirect_stderr(file),
-        notices_on_stderr(),
-    ):
-        print(f"process {os.getpid()} on {platform.node()}")
-        try:
-            if RunDirectory(run).config.is_file():
-                go_on(str(run))
-            else:
-                if run.exists():  # lost before there was anything
-                    rmtree(run)
-                begin(trial.config(folder))
-        except InputError as error:
-            record_failure(run, str(error))
-        except Exception as error:  # whatever it is, the other trials go on
-            traceback.print_exc()
-            record_failure(run, f"{type(error).__name__}: {error}")
+    print(f"process {os.getpid()} on {platform.node()}")
+    try:
+        if RunDirectory(run).config.is_file():
+            go_on(str(run))
+        else:
+            if run.exists():  # lost before there was anything
+                rmtree(run)
+            begin(trial.config(folder))
+    except InputError as error:
+        record_failure(run, str(error))
+    except Exception as error:  # whatever it is, the other trials go on
+        traceback.print_exc()
+        record_failure(run, f"{type(error).__name__}: {error}")
 
 
 def _ways(task: TaskName) -> tuple[Callable[[TrainConfig], object], Callable[[str], object]]:

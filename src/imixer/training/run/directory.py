@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +82,18 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether training is done and everything is written."""
         return (self.model / "model.safetensors").is_file()
+
+    @property
+    def training(self) -> bool:
+        """Whether a process trains it now. To find out, its lock is held for a moment."""
+        try:
+            with self.lock.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # never begun, or a file system without locks
+            return False
+        return False
 
     @property
     def model(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -113,7 +112,7 @@ def summarize(path: Path) -> RunSummary:
         except InputError as error:
             problems.append(one_line(error))
     state: RunState = "damaged" if problems else "finished" if run.finished else "unfinished"
-    if state == "unfinished" and _is_locked(run.lock):
+    if state == "unfinished" and run.training:
         state = "training"
     return RunSummary(
         run=run,
@@ -144,18 +143,6 @@ def _rows(run: RunDirectory, problems: list[str]) -> tuple[dict[str, float], ...
 def _changed(run: RunDirectory) -> datetime:
     files = [run.result, run.metrics, run.config, run.path]
     return datetime.fromtimestamp(max(file.stat().st_mtime for file in files if file.exists()))
-
-
-def _is_locked(lock: Path) -> bool:
-    """Tell whether a process holds the lock of a run, by holding it for a moment beside no other."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # never begun, or a file system without locks
-        return False
-    return False
 
 
 def evaluations(run: RunDirectory) -> dict[str, dict[str, Any]]:
