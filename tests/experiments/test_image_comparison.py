@@ -119,6 +119,13 @@ def test_the_test_set_of_a_comparison_is_the_one_that_is_asked_for(here):
     assert main(["compare", "short", "long", "--test", "two"]) == 0
     evaluated = [json.loads((here / name / "test_evaluation.json").read_text())["data"] for name in ("short", "long")]
     assert evaluated == ["two", "two"]
+    Image.new("L", (8, 8), 7).save(here / "two/0/more.png")
+    assert len(compare_on_images(["short", "long"], test="two").first.scores) == 11
+    (here / "two/0/more.png").rename(here / "two/1/more.png")
+    assert compare_on_images(["short", "long"], test="two").first.true_classes[str(here / "two/1/more.png")] == "1"
+    before = (here / "short/test_predictions.csv").stat().st_mtime_ns
+    compare_on_images(["short", "long"], test="two")
+    assert (here / "short/test_predictions.csv").stat().st_mtime_ns == before  # read, where nothing has changed
 
 
 @pytest.mark.parametrize(

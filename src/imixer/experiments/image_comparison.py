@@ -100,7 +100,8 @@ def compare_on_images(
 ) -> ImageComparison:
     """Compare finished runs with the first of them, image by image.
 
-    What `imixer evaluate` has written is read; a run without it is evaluated. The differences of the images' scores get
+    What `imixer evaluate` has written is read; a run without it is evaluated, and so is one whose test set has changed
+    since. The differences of the images' scores get
     a paired t-test, which for right and wrong is McNemar's, and Holm's correction for the number of models. It is a
     statement on these weights and more such images. On what other seeds would give, it says nothing.
 
@@ -213,10 +214,19 @@ def _scores(path: str, data: str | None, test: str | None, device: str, checkpoi
 
 
 def _are_there(files: EvaluationFiles, test: str | None) -> bool:
-    """Tell whether a run has been evaluated already, on this test set if there is one."""
+    """Tell whether a run has been evaluated already, on this test set as it is now if there is one."""
     if not (files.scores.is_file() and files.predictions.is_file()):
         return False
-    return test is None or Path(read_json(files.scores, ["data"])["data"]).resolve() == Path(test).resolve()
+    if test is None:
+        return True
+    same = Path(read_json(files.scores, ["data"])["data"]).resolve() == Path(test).resolve()
+    return same and _last_change(Path(test)) < files.predictions.stat().st_mtime
+
+
+def _last_change(path: Path) -> float:
+    """Return when a file, or anything in a folder, was last written, added, removed or renamed; in seconds."""
+    inside = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in ("", *files)]
+    return max(os.stat(each).st_ctime for each in (str(path), *inside) if os.path.exists(each))
 
 
 def _read_predictions(file: Path, column: str) -> tuple[dict[str, float], dict[str, str]]:
