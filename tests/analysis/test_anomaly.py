@@ -291,10 +291,13 @@ def test_the_study_reads_what_it_has_measured(tmp_path):
     (first, *_) = measure_detectors(run, tmp_path, **options)
     assert first.source == "model" and set(first.values) == {"image", "other", "defects", "pixel", "pro", "f1"}
     file = tmp_path / "model-3-seed-0.json"
-    stored = read_json(file, ["memory_energy"])
-    assert first.values["image"] == {0: pytest.approx(100 * stored["memory_energy"]["image"])}
-    write_json(file, {"memory_energy": {"image": 0.25}})
+    stored = read_json(file, ["scores"])
+    assert first.values["image"] == {0: pytest.approx(100 * stored["scores"]["memory_energy"]["image"])}
+    write_json(file, stored | {"scores": {"memory_energy": {"image": 0.25}}})
     assert measure_detectors(run, tmp_path, **options)[0].values == {"image": {0: 25.0}}
+    for other in (dict(memory=51), dict(neighbours=4)):
+        with pytest.raises(InputError, match=f"has {next(iter(other))} .*, and not {next(iter(other.values()))}"):
+            measure_detectors(run, tmp_path, **(options | other))
 
 
 def test_the_study_is_an_experiment_whose_page_a_report_shows(elsewhere, monkeypatch, capsys):
@@ -306,7 +309,10 @@ def test_the_study_is_an_experiment_whose_page_a_report_shows(elsewhere, monkeyp
     assert "| model | memory energy |" in (folder / "anomaly.md").read_text()
     assert main(["report", "reproduced/digits"]) == 0
     assert "Finding anomalies by a memory" in (folder / "report.html").read_text()
-    capsys.readouterr()
+    (folder / "anomaly.md").unlink()
+    (folder / "runs/anomaly/pixels-3-seed-0.json").unlink()
+    assert main(["reproduce", "anomaly", "--scale", "digits", "--trials", "1", "--train", "false"]) == 0
+    assert "1 of 2 parts are not measured" in capsys.readouterr().out and not (folder / "anomaly.md").exists()
     assert main(["reproduce", "anomaly", "--scale", "digits", "--data", "cifar10"]) == 2
     assert "anomaly has data sets of its own" in capsys.readouterr().err
 

@@ -257,6 +257,25 @@ def test_data_sets_that_are_not_there_are_not_run(capsys, pretend, tiny):
     assert "| imagenet | Mixer | not run |  | 73.91 |" in texts("table4")["md"].decode()
 
 
+def test_a_page_of_finished_runs_is_not_overwritten_where_their_data_are_missing(capsys, pretend, tiny, monkeypatch):
+    pretend()
+    assert main(["reproduce", "tied", "--out", "mine"]) == 0
+    before = texts("tied", Path("mine"))
+    absent = DatasetLocation("digits", {}, missing="digits is not in away")
+    there = locate_dataset("digits", None)
+    monkeypatch.setitem(
+        EXPERIMENTS, "tied", replace(TIED, rows=lambda scale: [replace(row, data="gone") for row in TIED.rows(scale)])
+    )
+    monkeypatch.setattr(
+        "imixer.experiments.reproduce._find", lambda name, scale, folder: absent if name == "gone" else there
+    )
+    capsys.readouterr()
+    assert main(["reproduce", "legacy", "tied", "--out", "mine"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "mine/runs/tied has runs whose data are not there: digits is not in away" in line
+    assert texts("tied", Path("mine")) == before
+
+
 def test_one_data_set_of_several_is_enough(pretend, tiny, monkeypatch):
     monkeypatch.setitem(SCALES, "smoke", replace(tiny, table4_data=("digits", "food101")))
     calls = pretend()
@@ -415,7 +434,7 @@ def test_several_experiments_make_a_page_that_is_corrected_for_all_of_them(prete
     assert [line for line in page.splitlines() if line.startswith("## ")] == [f"## {each.title}" for each in some] + [
         "## How to read the tables"
     ]
-    assert "corrected by Holm for the 5 tests on this page" in page
+    assert "corrected by Holm for the 5 tests in the tables of this page" in page
     assert page.count("corrected by Holm") == 1 and page.count("ran on") == 0
     assert "relu: larger than gelu (+5.00 points" in page
     alone = rows("activations")["relu"]["comparison"]

@@ -132,7 +132,7 @@ def test_sentences_follow_from_the_verdicts():
     found = result(BASE, larger, smaller, same, open_)
     judgements = judge_page([found])
     assert summarise(judgements) == (
-        "Differences on this page: 4; larger 1, smaller 1, equivalent within the margin 1, undecided 1"
+        "Differences in the tables of this page: 4; larger 1, smaller 1, equivalent within the margin 1, undecided 1"
     )
     first, second, third, fourth = describe(found, judgements[0])
     assert first.startswith(

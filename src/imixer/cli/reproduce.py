@@ -16,6 +16,8 @@ def build() -> ArgumentParser:
     from imixer.experiments.registry import EXPERIMENTS
     from imixer.experiments.scales import DATA_SETS, SCALES
 
+    own_margins = [f"of {name} {each.margin:g}" for name, each in EXPERIMENTS.items() if each.margin != MARGIN]
+    defaults = ", ".join([f"{MARGIN:g}", *own_margins])
     parser = new_parser(
         "Train what is not yet finished of an experiment, and set what came out beside the paper's numbers."
     )
@@ -68,7 +70,7 @@ def build() -> ArgumentParser:
         metavar="POINTS",
         type=float | None,
         help="Points of accuracy within which a difference counts as none; choose it before you look. "
-        f"Default: {MARGIN:g}.",
+        f"Default: {defaults}.",
     )
     parser.add_argument(
         "--rows",
@@ -78,7 +80,10 @@ def build() -> ArgumentParser:
         help="Rows to train now. Pages have all rows, as far as they have come. Default: all.",
     )
     parser.add_argument(
-        "--train", type=bool, default=True, help="`false` trains nothing, and makes pages of what is finished."
+        "--train",
+        type=bool,
+        default=True,
+        help="`false` trains nothing, and makes pages of what is finished.",
     )
     add_executor(parser)
     return parser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
@@ -15,6 +16,7 @@ from imixer.analysis.anomaly.detection_quality import DetectionQuality
 from imixer.analysis.anomaly.detector_run import DEFAULT_MODEL, features_of
 from imixer.analysis.anomaly.detectors import DETECTORS
 from imixer.analysis.anomaly.samples import OTHER_CLASS, digit_samples
+from imixer.errors import InputError
 from imixer.experiments.anomalies import MARGIN
 from imixer.experiments.comparison import Judgement, compare_means, judge
 from imixer.experiments.experiment_result import ExperimentResult
@@ -90,7 +92,7 @@ def measure_detectors(
     """Measure all scores on the digits, each being normal in turn.
 
     A seed decides which digits are learned from, the defects, and which vectors are stored. Its value is the mean over
-    the classes. What the folder has already is read.
+    the classes. What the folder has already is read, if it was measured alike.
 
     Args:
         run: Directory of a run or of a packaged model, whose features are compared.
@@ -101,25 +103,32 @@ def measure_detectors(
         classes: The digits that are normal in turn.
 
     Raises:
-        InputError: If the run is not there, or the numbers in the folder are damaged.
+        InputError: If the run is not there, or the numbers in the folder are damaged or of another run, memory or
+            number of neighbours.
     """
     finished = load_run(run)
+    alike = {"model": finished.name, "memory": memory, "neighbours": neighbours}
     in_chans, height, width = finished.input_size
     size = (height, width)
     sources = {name: features_of(finished, AnomalyConfig(features=name), size) for name in SOURCES}
     folder.mkdir(parents=True, exist_ok=True)
-    units = [(seed, normal, source) for seed in seeds for normal in classes for source in SOURCES]
+    units = list(product(seeds, classes, SOURCES))
 
     def measured() -> Iterator[list[tuple[int, str, dict[str, dict[str, float]]]]]:
         for seed, normal, source in units:
-            file = folder / f"{source}-{normal}-seed-{seed}.json"
+            file = _numbers(folder, source, normal, seed)
             if not file.is_file():
                 samples = digit_samples(in_chans, size, normal=normal, seed=seed)
                 scores = detect_anomalies(
                     samples, sources[source], memory=memory, neighbours=neighbours, seed=seed, device=finished.device
                 )
-                write_json(file, {name: _measures(quality) for name, quality in scores.quality.items()})
-            yield [(seed, source, read_json(file, ["memory_energy"]))]
+                own = {name: _measures(quality) for name, quality in scores.quality.items()}
+                write_json(file, {**alike, "scores": own})
+            there = read_json(file, [*alike, "scores"])
+            for name, value in alike.items():
+                if there[name] != value:
+                    raise InputError(f"{file} has {name} {there[name]}, and not {value}; give another folder")
+            yield [(seed, source, there["scores"])]
 
     parts: dict[tuple[str, str, str, int], list[float]] = {}
     for seed, source, by_score in with_progress(measured(), len(units), "finding anomalies"):
@@ -136,19 +145,29 @@ def measure_detectors(
     return trials
 
 
-def write_detectors(result: ExperimentResult, console: Console) -> None:
+def _numbers(folder: Path, source: str, normal: int, seed: int) -> Path:
+    return folder / f"{source}-{normal}-seed-{seed}.json"
+
+
+def write_detectors(result: ExperimentResult, console: Console, *, measure: bool = True) -> None:
     """Measure the scores of anomalies, compare them, write `<experiment>.md` and `.json`, and print them.
 
     Args:
         result: The experiment, with the folder to write into.
         console: Where to print.
+        measure: Whether to measure what is missing. Without, nothing is written unless all is there.
 
     Raises:
         InputError: If the packaged model is missing, or earlier numbers are damaged.
     """
     name, title = result.experiment.name, result.experiment.title
-    run = str(find_packaged(DEFAULT_MODEL))
-    trials = measure_detectors(run, result.folder / "runs" / name, seeds=range(result.trials), classes=CLASSES)
+    run, folder, own_seeds = str(find_packaged(DEFAULT_MODEL)), result.folder / "runs" / name, range(result.trials)
+    files = [_numbers(folder, source, normal, seed) for seed, normal, source in product(own_seeds, CLASSES, SOURCES)]
+    missing = sum(not file.is_file() for file in files)
+    if missing and not measure:
+        console.print(f"{name}: {missing} of {len(files)} parts are not measured, and no page is written", markup=False)
+        return
+    trials = measure_detectors(run, folder, seeds=own_seeds, classes=CLASSES)
     comparisons = judge_detectors(trials, result.margin)
     tests = sum(each.judgement.p is not None for each in comparisons)
     seeds = "1 seed" if result.trials == 1 else f"{result.trials} seeds"
@@ -160,14 +179,14 @@ def write_detectors(result: ExperimentResult, console: Console) -> None:
         [
             "in per cent, mean +- standard deviation over the seeds; defects: mean of cut, blot and shift",
             "differences: memory energy minus the other score on the same features, in points, paired by seed",
-            verdict_legend(tests, result.margin),
+            verdict_legend(tests, result.margin, "of this experiment"),
             f"ran on: {machine(environment())}",
         ],
     )
-    files = page.write(result, {"classes": list(CLASSES), "trials": [asdict(each) for each in trials]})
+    written = page.write(result, {"classes": list(CLASSES), "trials": [asdict(each) for each in trials]})
     for caption, grid in page.tables.items():
         console.print(on_screen(grid, title if caption == "Scores" else caption))
-    page.print_notes(files, console)
+    page.print_notes(written, console)
 
 
 def describe_detectors(comparisons: Sequence[DetectorComparison]) -> list[str]:

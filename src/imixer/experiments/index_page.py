@@ -16,8 +16,8 @@ from imixer.writing import write_text
 def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     """Write `index.md` beside the tables and figures.
 
-    All comparisons on it are judged together. The correction is for more of them than on the page of a single
-    experiment, so that fewer may be decided.
+    All comparisons of scores are judged together. The correction is for more of them than on the page of a single
+    experiment, so that fewer may be decided. An experiment that compares by other measures keeps its own correction.
 
     Args:
         page: The experiments, in order. One at least.
@@ -35,6 +35,7 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
         for each, own in zip(tabulated, judgements, strict=True)
         for sentence in describe_decided(each, own)
     ]
+    measured = [each.experiment.name for each in page if each.experiment.measured]
     metrics = " and ".join(dict.fromkeys(each.experiment.metric for each in tabulated))
     parts = [
         f"# The paper's tables and figures at the scale {scale.name}\n",
@@ -43,6 +44,9 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
         if said
         else f"{for_markdown(summarise(judgements))}.\n",
         bullets(said),
+        f"{' and '.join(measured)}: differences in measures of their own, each corrected for its own tests.\n"
+        if measured
+        else "",
     ]
     presented = {
         each.experiment.name: present(each, own, count_tests(judgements))

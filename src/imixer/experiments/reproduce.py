@@ -31,7 +31,7 @@ from imixer.progress import with_progress
 from imixer.sweep.local_executor import LocalExecutor
 from imixer.sweep.plan import Sweep, Trial
 from imixer.sweep.results import SweepResults
-from imixer.sweep.spec import build_sweep
+from imixer.sweep.spec import SPEC, build_sweep
 from imixer.sweep.sweep import Executor, check_folder, run_sweep
 from imixer.tables import on_screen
 
@@ -79,7 +79,8 @@ def reproduce(
         executor: What runs the trials. Default: one after the other, in this process.
         image: Image file to draw feature maps of. Default: the first held-out image.
         rows: Names of the rows to train now. The pages have all rows, as far as they have come. Default: all.
-        train: Whether to train at all. Without, pages are made of what is finished.
+        train: Whether to train at all. Without, pages are made of what is finished. An experiment that trains nothing,
+            and measures packaged weights, measures nothing either.
 
     Returns:
         The result of each experiment.
@@ -87,12 +88,12 @@ def reproduce(
     Raises:
         MissingExtraError: If what corrupts images is needed, and not installed.
         InputError: If a number is impossible, rows are given and none trained, the data set is unknown, all data are
-            missing, the folder holds something else, no experiment has such a row, or the image cannot be read or is
-            not used.
+            missing, the folder holds something else or runs whose data are missing, no experiment has such a row, or
+            the margin or the image is not used, or the image cannot be read.
         KeyboardInterrupt: When interrupted. The experiment at hand is written first, as far as it has come.
     """
     if margin is not None:
-        check_margin(margin)
+        _check_margin(margin, experiments)
     if rows is not None and not train:
         raise InputError(f"rows is {' '.join(rows)}, and train is false, which trains none; leave one of them out")
     _check_image(image, experiments)
@@ -118,7 +119,7 @@ def reproduce(
         elif plan.experiment.measured == "robustness":
             write_robustness(results[-1], console)
         elif plan.experiment.measured == "anomalies":
-            write_detectors(results[-1], console)
+            write_detectors(results[-1], console, measure=train)
         else:
             write_tables(results[-1], console)
         if interruption:
@@ -171,10 +172,20 @@ def _check_image(image: str | None, experiments: Sequence[Experiment]) -> None:
     if image is None:
         return
     if all(experiment.figure != "features" for experiment in experiments):
-        names = " and ".join(experiment.name for experiment in experiments)
-        have = "has" if len(experiments) == 1 else "have"
-        raise InputError(f"image is {image}, of which reproduce {names} {have} no use; leave it out, or give fig7")
+        raise InputError(f"image is {image}, {_of_no_use(experiments)}; leave it out, or give fig7")
     load_image(image, 3)
+
+
+def _check_margin(margin: float, experiments: Sequence[Experiment]) -> None:
+    """Refuse a margin that is impossible, or that no experiment compares by."""
+    check_margin(margin)
+    if all(experiment.figure for experiment in experiments):
+        raise InputError(f"margin is {margin:g}, {_of_no_use(experiments)}: figures compare nothing; leave it out")
+
+
+def _of_no_use(experiments: Sequence[Experiment]) -> str:
+    names = " and ".join(experiment.name for experiment in experiments)
+    return f"of which reproduce {names} {'has' if len(experiments) == 1 else 'have'} no use"
 
 
 def _check_rows(rows: Sequence[str] | None, plans: Sequence[_Plan]) -> None:
@@ -188,10 +199,14 @@ def _check_rows(rows: Sequence[str] | None, plans: Sequence[_Plan]) -> None:
 
 
 def _check_folders(plans: Sequence[_Plan], folder: Path) -> None:
-    """Refuse folders that hold something else, before anything is trained or read."""
+    """Refuse folders that hold something else, or runs whose data are missing, before anything is trained or read."""
     for plan in plans:
+        runs = _sweep_folder(plan, folder)
         if plan.sweep:
-            check_folder(_sweep_folder(plan, folder), plan.sweep)
+            check_folder(runs, plan.sweep)
+        elif plan.rows and (runs / SPEC).is_file():  # of a page that would be overwritten by nothing
+            missing = "; ".join(each.missing for each in plan.data.values())
+            raise InputError(f"{runs} has runs whose data are not there: {missing}; or name only other experiments")
 
 
 def _at(

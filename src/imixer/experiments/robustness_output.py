@@ -250,7 +250,7 @@ def _legend(result: ExperimentResult, comparisons: Sequence[RobustnessComparison
         "difference: iMixer minus Mixer, in points; t-test on the differences seed by seed: a seed gives both the same "
         "order and shifts in training, and all runs are measured on the same harder images. detectable: the smallest "
         f"that such trials find with {POWER:.0%} power",
-        verdict_legend(tests, result.margin),
+        verdict_legend(tests, result.margin, "of this experiment"),
         "single corruptions and kinds of images are listed, not tested",
     ]
 

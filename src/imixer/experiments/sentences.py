@@ -21,8 +21,8 @@ def summarise(judgements: Sequence[Mapping[str, Judgement]]) -> str:
         return "Nothing is compared: no row and its baseline have both a finished trial"
     counts = Counter(judgement.verdict for judgement in every)
     return (
-        f"Differences on this page: {len(every)}; larger {counts['larger']}, smaller {counts['smaller']}, equivalent "
-        f"within the margin {counts['equivalent']}, undecided {counts['undecided']}"
+        f"Differences in the tables of this page: {len(every)}; larger {counts['larger']}, smaller "
+        f"{counts['smaller']}, equivalent within the margin {counts['equivalent']}, undecided {counts['undecided']}"
     )
 
 
@@ -92,15 +92,16 @@ def verdict_words(judgement: Judgement) -> str:
     return judgement.verdict
 
 
-def verdict_legend(tests: int, margin: float) -> str:
+def verdict_legend(tests: int, margin: float, where: str = "in the tables of this page") -> str:
     """Explain the columns p and verdict of a table.
 
     Args:
-        tests: Number of tests on the page.
+        tests: Number of tests.
         margin: Points within which a difference counts as none.
+        where: Where these tests stand, in words.
     """
     return (
-        f"p: corrected by Holm for the {tests} tests on this page; the intervals are not. verdict: larger or smaller "
+        f"p: corrected by Holm for the {tests} tests {where}; the intervals are not. verdict: larger or smaller "
         f"where p is at most {1 - CONFIDENCE:.2g}; equivalent where the interval lies inside +-{margin:g} points, a "
         "margin named before the trials, and Holm's correction of that test leaves it so; undecided else, which shows "
         "nothing"

@@ -129,7 +129,8 @@ def conditions(result: ExperimentResult) -> str:
         f"{data.name} ({data.training:,} training and {data.held_out:,} held-out images)" for data in there
     )
     side, models = result.scale.image_size, result.experiment.models or result.scale.summary
-    return f"Scale {result.scale.name}: {data}; {side}x{side} pixels; {epochs}; {_trials(result)}; {models}"
+    parts = [data, f"{side}x{side} pixels", epochs, _trials(result), models]
+    return f"Scale {result.scale.name}: {'; '.join(part for part in parts if part)}"
 
 
 def section(page: Presentation) -> str:
