@@ -320,6 +320,7 @@ def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny
         (["table1", "--data", "food101"], ["food101 is not in data"]),
         (["table4", "--data", "cifar100"], ["table4 has data sets of its own"]),
         (["tied", "--margin", "0"], ["margin is 0"]),
+        (["fig3", "fig7", "--margin", "1"], ["margin is 1", "fig3 and fig7 have no use", "compare nothing"]),
         (["tied", "--margin", "-0.5"], ["margin is -0.5", "above 0"]),
         (["tied", "--margin", ".inf"], ["margin is inf"]),
         (["tied", "--margin", "nan"], ["margin is 'nan'", "give a number"]),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from statistics import fmean
 
 import pytest
@@ -118,6 +119,9 @@ def test_the_command_measures_each_run_once_and_writes_page_numbers_and_index(ti
     assert "| accuracy on corrupted images |" in page and "| fog |" in page
     index = (folder / "index.md").read_text()
     assert "## Beyond the paper: robustness" in index and "### Corruptions" in index
+    assert "robustness: differences in measures of their own" in index and "in the tables of this page: 1;" in index
+    assert re.search(r"corrected by Holm for the \d+ tests of this experiment", index)
+    assert "corrected by Holm for the 1 test in the tables of this page" in index
     run = folder / "runs/robustness/imixer/seed-0"
     stored = run / "analysis/trained_robustness.json"
     assert measure_robustness(run).accuracy == json.loads(stored.read_text())["accuracy"]

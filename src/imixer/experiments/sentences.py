@@ -101,7 +101,7 @@ def verdict_legend(tests: int, margin: float, where: str = "in the tables of thi
         where: Where these tests stand, in words.
     """
     return (
-        f"p: corrected by Holm for the {tests} tests {where}; the intervals are not. verdict: larger or smaller "
+        f"p: corrected by Holm for the {tests} test{'s' * (tests != 1)} {where}; the intervals are not. verdict: larger or smaller "
         f"where p is at most {1 - CONFIDENCE:.2g}; equivalent where the interval lies inside +-{margin:g} points, a "
         "margin named before the trials, and Holm's correction of that test leaves it so; undecided else, which shows "
         "nothing"
