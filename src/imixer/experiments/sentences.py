@@ -100,11 +100,11 @@ def verdict_legend(tests: int, margin: float, where: str = "in the tables of thi
         margin: Points within which a difference counts as none.
         where: Where these tests stand, in words.
     """
+    corrected = f"corrected by Holm for the {tests} test{'s' * (tests != 1)} {where}"
     return (
-        f"p: corrected by Holm for the {tests} test{'s' * (tests != 1)} {where}; the intervals are not. verdict: larger or smaller "
-        f"where p is at most {1 - CONFIDENCE:.2g}; equivalent where the interval lies inside +-{margin:g} points, a "
-        "margin named before the trials, and Holm's correction of that test leaves it so; undecided else, which shows "
-        "nothing"
+        f"p: {corrected}; the intervals are not. verdict: larger or smaller where p is at most {1 - CONFIDENCE:.2g}; "
+        f"equivalent where the interval lies inside +-{margin:g} points, a margin named before the trials, and Holm's "
+        "correction of that test leaves it so; undecided else, which shows nothing"
     )
 
 
