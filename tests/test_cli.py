@@ -89,6 +89,12 @@ def default_train(*flags):
         ("--data.image_size 9", ["4x4", "9x9"]),
         ("--model.patch_size 3", ["3x3", "8x8"]),
         ("--model.name imixer_t2_9", ["no model 'imixer_t2_9'; did you mean imixer_t2_8"]),
+        ("--model.name resnet18.a1_in1kk", ["'resnet18.a1_in1kk'; did you mean resnet18.a1_in1k"]),
+        ("--model.name imixer_n2_8.digitz --model.pretrained true", ["did you mean imixer_n2_8.digits?"]),
+        ("--model.name imixer_n2_8.", ["'imixer_n2_8.'"]),
+        ("--model.name mixer_t2_8.qqqqqqqqqqqqqqqqqqqq", ["leave the tag out, as in mixer_t2_8"]),
+        ("--model.from_mixer mixer_b16_224.typo", ["mixer_b16_224.typo; did you mean mixer_b16_224.goog_in21k"]),
+        ("--task segment --data.name scenes --model.name resnet18.a1_in1kk", ["did you mean resnet18.a1_in1k"]),
         ("--model.name mixer_t2_8 --model.n_iter 3", ["mixer_t2_8", "model.n_iter"]),
         ("--model.kwargs.wings 2", ["model.wings"]),
         ("--model.pretrained true", ["pretrained", "imixer_t2_8"]),
@@ -179,6 +185,10 @@ def test_divergence_is_named(capsys, elsewhere):
         ("export nowhere --format jpeg", ["jpeg", "onnx"]),
         ("export nowhere --batch_size 0", ["batch_size is 0"]),
         ("recipes all", ["all"]),
+        ("predict nowhere --top null", ["no run at nowhere"]),
+        ("models imixer_n2_8.digitz", ["did you mean imixer_n2_8.digits?"]),
+        ("models resnet18.a1_in1kk", ["did you mean resnet18.a1_in1k"]),
+        ("train --task anomaly --model.name imixer_n2_8.typo", ["'imixer_n2_8.typo'", "imixer_n2_8.digits"]),
     ],
 )
 def test_bad_input_elsewhere(capsys, elsewhere, words, parts):

@@ -35,6 +35,7 @@ from imixer.data.names import DIGITS, is_named
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import expand_user, find_images, load_image
 from imixer.errors import InputError
+from imixer.models.timm_tags import find_pretrained_cfg
 from imixer.models.weight_files import model_folder
 from imixer.plotting import drawn, save_figure
 from imixer.progress import announce
@@ -343,7 +344,7 @@ def _own_size(config: ModelConfig) -> tuple[int, Size | None]:
         if isinstance(size, list) and len(size) == 3:
             return size[0], (size[1], size[2])
     name = config.name or ""
-    if timm.is_model(name.partition(".")[0]) and (cfg := timm.get_pretrained_cfg(name)) is not None:
+    if timm.is_model(name.partition(".")[0]) and (cfg := find_pretrained_cfg(name)) is not None:
         return cfg.input_size[0], None
     return 3, None
 
