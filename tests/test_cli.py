@@ -202,6 +202,14 @@ def test_a_broken_image_is_named(capsys, elsewhere):
         assert not (elsewhere / "out").exists()
 
 
+def test_a_piped_prediction_has_the_whole_path_of_an_image(run, capsys, elsewhere):
+    file = elsewhere.joinpath("a" * 100, "b" * 100, "0.png")
+    file.parent.mkdir(parents=True)
+    Image.new("L", (8, 8)).save(file)
+    assert main(["predict", str(run), str(file)]) == 0
+    assert any(line.split()[:1] == [str(file)] for line in capsys.readouterr().out.splitlines())
+
+
 def test_divergence_is_named(capsys, elsewhere):
     assert main(default_train("--optim.opt", "sgd", "--optim.lr", "1e30")) == 2
     line = capsys.readouterr().err.splitlines()[-1]
