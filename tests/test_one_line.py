@@ -157,6 +157,8 @@ def test_other_commands_refuse_them_too(elsewhere, capsys, words, part):
     ("words", "part"),
     [
         ("predict RUN --n_iter 1000000000", "n_iter is 1000000000"),
+        ("evaluate RUN/result.json", "result.json is a file and no run; give a folder that"),
+        ("replay RUN/metrics.csv", "give a file in RUN/nonfinite"),
         ("predict RUN image.png --data x", "not looked at where images are given"),
         (f"predict RUN {LONG}.png", "nnn"),
         (f"predict RUN --csv {LONG}", "nnn"),

@@ -245,6 +245,8 @@ def open_begun(path: str) -> RunDirectory:
         InputError: If it is not there, or is not that of a run.
     """
     run = RunDirectory(Path(path))
+    if run.path.exists() and not run.path.is_dir():
+        raise InputError(f"{path} is a file and no run; give a folder that `imixer train` has written to")
     if not run.path.is_dir():
         raise InputError(f"no run at {path}; `imixer train --out {path}` makes one")
     if not run.config.is_file():
