@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN ?= runs/demo
+# Not what the environment calls so: the directory is removed first. `make demo RUN=DIR` chooses another.
+RUN := runs/demo
 # Where torch and torchvision come from, such as PyTorch's index of builds without CUDA. Default: pip's own.
 TORCH_INDEX ?=
 TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
@@ -106,5 +107,5 @@ endif
 	$(NEWEST)/bin/python -m pip install --disable-pip-version-check -e '.[test-core]'
 	touch $@
 
-clean:
-	rm -rf $(VENV) $(LOWEST) $(NEWEST) runs site build dist .pytest_cache .mypy_cache .ruff_cache
+clean:  ## what was built; no run is touched
+	rm -rf $(VENV) $(LOWEST) $(NEWEST) site build dist .pytest_cache .mypy_cache .ruff_cache

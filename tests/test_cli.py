@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.recipes import recipes
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.directory import create_run
 from imixer.training.run.parsing import expand_config_flags, load_config, save_config, train_parser
 
 QUICK = [
@@ -89,6 +91,12 @@ def default_train(*flags):
         ("--data.image_size 9", ["4x4", "9x9"]),
         ("--model.patch_size 3", ["3x3", "8x8"]),
         ("--model.name imixer_t2_9", ["no model 'imixer_t2_9'; did you mean imixer_t2_8"]),
+        ("--model.name resnet18.a1_in1kk", ["'resnet18.a1_in1kk'; did you mean resnet18.a1_in1k"]),
+        ("--model.name imixer_n2_8.digitz --model.pretrained true", ["did you mean imixer_n2_8.digits?"]),
+        ("--model.name imixer_n2_8.", ["'imixer_n2_8.'"]),
+        ("--model.name mixer_t2_8.qqqqqqqqqqqqqqqqqqqq", ["leave the tag out, as in mixer_t2_8"]),
+        ("--model.from_mixer mixer_b16_224.typo", ["mixer_b16_224.typo; did you mean mixer_b16_224.goog_in21k"]),
+        ("--task segment --data.name scenes --model.name resnet18.a1_in1kk", ["did you mean resnet18.a1_in1k"]),
         ("--model.name mixer_t2_8 --model.n_iter 3", ["mixer_t2_8", "model.n_iter"]),
         ("--model.kwargs.wings 2", ["model.wings"]),
         ("--model.pretrained true", ["pretrained", "imixer_t2_8"]),
@@ -124,7 +132,52 @@ def test_nothing_is_overwritten(capsys, elsewhere):
     refused(capsys, default_train(), ["out exists"])
     (elsewhere / "file").touch()
     refused(capsys, ["train", "--out", "file/deeper"], ["file"])
+    for words in (["compare", "a", "b", "--out"], ["export", "a", "--out"], ["predict", "a", "--csv"]):
+        refused(capsys, [*words, "file"], ["file exists, and nothing is overwritten"])
     assert {p.name for p in elsewhere.rglob("*")} == {"out", "file"}
+
+
+@pytest.mark.parametrize("words", ["recall", "recall --compare", "train"])
+def test_a_folder_of_runs_that_is_a_link_to_nowhere_is_named_before_anything_is_computed(elsewhere, capsys, words):
+    (elsewhere / "runs").symlink_to("nothing")
+    refused(capsys, words.split(), ["runs cannot be made", "runs is a link to nowhere"])
+    refused(capsys, [*words.split(), "--out", "runs/mine"], ["runs/mine cannot be made", "runs is a link to nowhere"])
+    with pytest.raises(InputError, match="link to nowhere"):
+        create_run(None, "digits", "mixer")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compare RUN RUN --out no/images.csv",
+        "export RUN --format torch --out no/model.pt2",
+        "predict RUN --csv no/classes.csv",
+        "report RUN --out no/report.html",
+        "analyze convergence RUN RUN --out file",
+        "analyze convergence RUN RUN --out file/deeper",
+    ],
+)
+def test_where_a_result_cannot_be_written_is_told_before_it_is_computed(run, elsewhere, capsys, monkeypatch, words):
+    def load(*args, **options):
+        raise AssertionError("a run is loaded")
+
+    for module in ("finished_run", "predict", "evaluate", "export_run"):
+        monkeypatch.setattr(f"imixer.training.{module}.load_run", load)
+    monkeypatch.setattr("imixer.experiments.image_comparison.load_run", load)
+    monkeypatch.setattr("imixer.experiments.report.html_report.find_runs", load)
+    (elsewhere / "file").touch()
+    refused(capsys, [word.replace("RUN", str(run)) for word in words.split()], [words.split()[-1]])
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("words", ["evaluate RUN", "analyze weights RUN"])
+def test_a_folder_in_the_place_of_a_result_is_told_before_it_is_computed(run, elsewhere, capsys, words):
+    copy = shutil.copytree(run, elsewhere / "copy")
+    shutil.rmtree(copy / "analysis", ignore_errors=True)
+    (copy / "analysis").touch()
+    (copy / "predictions.csv").unlink(missing_ok=True)
+    (copy / "predictions.csv").mkdir()
+    refused(capsys, words.replace("RUN", "copy").split(), ["copy/"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -147,6 +200,14 @@ def test_a_broken_image_is_named(capsys, elsewhere):
         flags = ["--data.name", "pets", "--data.check", "off", "--data.workers", workers, "--data.batch_size", "2"]
         refused(capsys, default_train(*flags), ["2.png"])
         assert not (elsewhere / "out").exists()
+
+
+def test_a_piped_prediction_has_the_whole_path_of_an_image(run, capsys, elsewhere):
+    file = elsewhere.joinpath("a" * 100, "b" * 100, "0.png")
+    file.parent.mkdir(parents=True)
+    Image.new("L", (8, 8)).save(file)
+    assert main(["predict", str(run), str(file)]) == 0
+    assert any(line.split()[:1] == [str(file)] for line in capsys.readouterr().out.splitlines())
 
 
 def test_divergence_is_named(capsys, elsewhere):
@@ -179,6 +240,10 @@ def test_divergence_is_named(capsys, elsewhere):
         ("export nowhere --format jpeg", ["jpeg", "onnx"]),
         ("export nowhere --batch_size 0", ["batch_size is 0"]),
         ("recipes all", ["all"]),
+        ("predict nowhere --top null", ["no run at nowhere"]),
+        ("models imixer_n2_8.digitz", ["did you mean imixer_n2_8.digits?"]),
+        ("models resnet18.a1_in1kk", ["did you mean resnet18.a1_in1k"]),
+        ("train --task anomaly --model.name imixer_n2_8.typo", ["'imixer_n2_8.typo'", "imixer_n2_8.digits"]),
     ],
 )
 def test_bad_input_elsewhere(capsys, elsewhere, words, parts):

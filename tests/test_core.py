@@ -88,3 +88,32 @@ def test_an_extra_is_named_by_name(extra, without):
     without(*MODULES[extra])
     with pytest.raises(MissingExtraError, match=rf'^it needs .*; pip install "imixer\[{extra}\]"$'):
         require_extra(extra, "it")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        'assert importlib.util.find_spec("timm").loader.get_source("timm")',  # as Transformers does when it is imported
+        'importlib.util.find_spec("timm"); importlib.util.find_spec("timm")',
+        """
+sys.modules["timm.version"] = None  # with which the first import fails
+try:
+    import timm
+except ImportError:
+    del sys.modules["timm.version"]
+""",
+    ],
+)
+def test_timm_knows_our_models_however_it_was_looked_for_before_its_import(before):
+    code = f"""
+import imixer, importlib.util, sys
+from imixer.registration import _After
+{before}
+import timm
+print(timm.is_model("imixer_t2_8"), any(isinstance(each, _After) and each.theirs == "timm" for each in sys.meta_path))
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(imixer.__file__).parents[1])}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split() == ["True", "False"]

@@ -168,6 +168,13 @@ def test_the_sites_navigation_has_every_page_once_and_nothing_else():
     assert sorted(in_nav(nav)) == sorted(page.relative_to(docs).as_posix() for page in docs.rglob("*.md"))
 
 
+def test_the_front_pages_claim_no_more_than_the_results():
+    assert "**Nothing here is decided.**" in (ROOT / "docs/results/cpu.md").read_text()
+    for page in (README, (ROOT / "docs/index.md").read_text()):
+        (claim,) = re.findall(r"whether an iMixer beats an MLP-Mixer[^.]*", page)
+        assert "is undecided" in " ".join(claim.replace("[", "").split())
+
+
 def test_the_index_of_results_names_every_result():
     results = ROOT / "docs/results"
     linked = re.findall(r"\]\((\w+\.md)\)", (results / "index.md").read_text())

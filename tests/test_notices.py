@@ -4,11 +4,15 @@ import io
 import logging
 import subprocess
 import sys
+import warnings
 from contextlib import redirect_stderr
+
+import torch
 
 from imixer.notices import notices_on_stderr
 from imixer.plotting import drawn
 from imixer.progress import announce
+from imixer.training.third_party_warnings import silence
 
 
 def fail(path):
@@ -57,3 +61,12 @@ def test_without_any_setup_warnings_show_and_notices_do_not(tmp_path):
     assert said.splitlines() == [
         "warning: a.png was not drawn (ZeroDivisionError: division by zero); all else is written"
     ]
+
+
+def test_what_torch_says_to_itself_is_not_shown():
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        silence()
+        torch.jit.script(torch.nn.Identity())
+        warnings.warn("what a user should see", FutureWarning, stacklevel=1)
+    assert [str(each.message) for each in shown] == ["what a user should see"]

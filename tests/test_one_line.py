@@ -157,6 +157,8 @@ def test_other_commands_refuse_them_too(elsewhere, capsys, words, part):
     ("words", "part"),
     [
         ("predict RUN --n_iter 1000000000", "n_iter is 1000000000"),
+        ("evaluate RUN/result.json", "result.json is a file and no run; give a folder that"),
+        ("replay RUN/metrics.csv", "give a file in RUN/nonfinite"),
         ("predict RUN image.png --data x", "not looked at where images are given"),
         (f"predict RUN {LONG}.png", "nnn"),
         (f"predict RUN --csv {LONG}", "nnn"),
@@ -242,12 +244,36 @@ def shell(line):
         ("imixer --help >&- 2>&-", (0,)),
         ("imixer trian 2>&-", (2,)),
         ("imixer recipes > /dev/full", (2,)),
+        ("imixer show RUN | true; exit ${PIPESTATUS[0]}", (141,)),  # a table, and not by print
+        ("imixer show RUN > /dev/full", (2,)),
     ],
 )
-def test_a_closed_or_full_output_leaves_no_traceback(line, codes):
-    done = shell(line)
+def test_a_closed_or_full_output_leaves_no_traceback(run, line, codes):
+    done = shell(line.replace("RUN", str(run)))
     assert done.returncode in codes, done.stderr
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape"])
+def test_letters_that_the_terminal_does_not_have_are_escaped(run, elsewhere, monkeypatch, encoding):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    copy = shutil.copytree(run, elsewhere / "ü数")
+    ran = [shell("imixer recipes"), shell(f"imixer show {copy.name}")]
+    assert [(done.returncode, "Traceback" in done.stderr) for done in ran] == [(0, False)] * 2
+    assert r"\u6570" in ran[1].stdout
+
+
+def test_a_ctrl_c_before_a_command_begins_is_one_line(capsys, monkeypatch):
+    class Interrupting:
+        def find_spec(self, name, path=None, target=None):
+            if name == "imixer.cli.dispatch":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "imixer.cli.dispatch", raising=False)
+    monkeypatch.delattr("imixer.cli.dispatch", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err == "imixer: interrupted\n"
 
 
 def test_doubled_keys_hide_nowhere():

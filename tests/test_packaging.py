@@ -3,6 +3,7 @@
 import email
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -94,3 +95,15 @@ def test_the_workflow_runs_targets_that_exist_on_the_pythons_that_are_declared()
     declared = re.findall(r"Programming Language :: Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
     assert jobs["newest"]["strategy"]["matrix"]["python"] == declared
     assert jobs["lowest"]["strategy"]["matrix"]["python"][0] == declared[0]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_removes_no_run_but_that_of_the_demo_whatever_the_environment_says():
+    def removed(*words):
+        env = {**os.environ, "RUN": "precious", "MAKEFLAGS": ""}
+        ran = subprocess.run(["make", "-n", *words], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        lines = [line.split() for line in ran.stdout.splitlines()]
+        return [word for line in lines if line[:2] == ["rm", "-rf"] for word in line[2:]]
+
+    assert removed("demo") == ["runs/demo"] and removed("demo", "RUN=mine") == ["mine"]
+    assert removed("clean") and not [word for word in removed("clean") if word.startswith(("runs", "precious"))]

@@ -6,8 +6,16 @@ import io
 import pytest
 from matplotlib.figure import Figure
 
+from imixer.errors import InputError
 from imixer.plotting import save_figure
-from imixer.writing import csv_text, moved_into_place, replacing, write_csv
+from imixer.writing import (
+    check_output_file,
+    check_output_folder,
+    csv_text,
+    moved_into_place,
+    replacing,
+    write_csv,
+)
 
 
 def fail_halfway(write, file):
@@ -73,3 +81,61 @@ def test_a_table_reads_back_and_without_rows_there_is_nothing(tmp_path):
     write_csv(tmp_path / "a.csv", [])
     assert (tmp_path / "a.csv").read_text() == ""
     assert csv_text([], [["=1+1", 2]]) == "'=1+1,2\n"
+
+
+@pytest.mark.parametrize("write", [replacing, moved_into_place])
+@pytest.mark.parametrize("place", ["nowhere/a.txt", "file/a.txt", "folder", "a.txt"])
+def test_an_error_of_the_system_names_what_was_to_be_written_and_no_temporary_file(tmp_path, write, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+
+    def fail():
+        with write(tmp_path / place) as temporary:
+            return temporary.write_text("whole") if place != "a.txt" else temporary.read_bytes()
+
+    with pytest.raises(OSError, match="Errno") as raised:
+        fail()
+    assert raised.value.filename == str(tmp_path / place) and ".writing" not in str(raised.value)
+
+
+def test_a_name_of_255_bytes_can_be_written(tmp_path):
+    for write in (replacing, moved_into_place):
+        with write(tmp_path / ("ü" * 127 + "n")) as temporary:
+            temporary.write_text("whole")
+    assert [len(file.name) for file in tmp_path.iterdir()] == [128]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("folder", "is a folder"),
+        ("file", "exists, and nothing is overwritten"),
+        ("link", "exists, and nothing is overwritten"),
+        ("nowhere/a.txt", "cannot be written, there is no folder"),
+        ("file/a.txt", "cannot be written, there is no folder"),
+        ("link/a.txt", "cannot be written, there is no folder"),
+        ("n" * 300, "cannot be written, File name too long"),
+        ("a\0b", "cannot be written"),
+    ],
+)
+def test_where_no_file_can_be_written_is_told_beforehand(tmp_path, place, said):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nothing")
+    with pytest.raises(InputError, match=f"^out: .*{said}"):
+        check_output_file(tmp_path / place, "out")
+
+
+def test_what_can_be_written_is_not_refused_and_nothing_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    check_output_file(tmp_path / "new", "out")
+    check_output_file(tmp_path / "file", "out", replace=True)
+    check_output_folder(tmp_path / "a" / "b", "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    for place in ("file", "file/deeper"):
+        with pytest.raises(InputError, match=r"^out: .* cannot be made, .*file is a file"):
+            check_output_folder(tmp_path / place, "out")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    for check, place in ((check_output_file, "new"), (check_output_folder, "a")):
+        with pytest.raises(InputError, match=r"^out: nothing can be written to"):
+            check(tmp_path / place, "out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,8 @@ def drawn(path: Path, draw: Callable[[Path], None]) -> bool:
         draw(path)
     except Exception as error:  # fonts, memory, the disk: no reason to lose what was computed
         for file in (path, path.with_suffix(".pdf")):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # as where there is none
+                file.unlink()
         reason = f"{type(error).__name__}: {one_line(error)[:200]}"
         _log.warning(f"warning: {one_line(path)} was not drawn ({reason}); all else is written")
         return False

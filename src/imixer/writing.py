@@ -1,7 +1,8 @@
 """Write files atomically: whenever the process or the machine dies, a file is whole or as it was before.
 
 For text, JSON and CSV there is one function each. `replacing` is for whatever else writes to a path, such as
-`torch.save` or matplotlib, and `make_folder` for several files that belong together.
+`torch.save` or matplotlib, and `make_folder` for several files that belong together. `check_output_file` and
+`check_output_folder` say before a long computation whether its results can be written.
 """
 
 from __future__ import annotations
@@ -13,15 +14,67 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 from uuid import uuid4
 
-from imixer.escaping import for_csv
+from imixer.errors import InputError
+from imixer.escaping import for_csv, middle_cut
 
 NonFinite = Literal["refuse", "null"]
+_TEMPORARY = ".writing"  # suffix of what is not whole yet
+_MOST_LETTERS = 200  # of a path in a message
+
+
+def check_output_file(file: Path, option: str, *, replace: bool = False) -> None:
+    """Check that a file can be written, before what it is to hold is computed.
+
+    Args:
+        file: The file.
+        option: What messages begin with: the option that names the file.
+        replace: Whether a file that is there may be replaced.
+
+    Raises:
+        InputError: If it exists and may not be replaced, it is a folder, or no file can be written to its folder.
+    """
+    folder, shown = file.absolute().parent, middle_cut(str(file), _MOST_LETTERS)
+    try:
+        there = file.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        there = None
+    except (OSError, ValueError) as error:  # too long a name, say
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option}: {shown} cannot be written, {reason}; give another name") from error
+    if file.is_dir():
+        raise InputError(f"{option}: {shown} is a folder; give another name or remove it")
+    if there is not None and not replace:
+        raise InputError(f"{option}: {shown} exists, and nothing is overwritten; give another name or remove it")
+    if not folder.is_dir():
+        where = middle_cut(str(folder), _MOST_LETTERS)
+        raise InputError(f"{option}: {shown} cannot be written, there is no folder {where}")
+    check_output_folder(folder, option)
+
+
+def check_output_folder(folder: Path, option: str) -> None:
+    """Check that files can be written to a folder, which is made if it is not there.
+
+    Args:
+        folder: The folder.
+        option: What messages begin with: the option that names the folder, or a file in it.
+
+    Raises:
+        InputError: If it lies under a file or a link to nowhere, or may not be written to.
+    """
+    path = folder.absolute()
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    shown = middle_cut(str(folder), _MOST_LETTERS)
+    if not there.is_dir():
+        what = "a file" if there.exists() else "a link to nowhere"
+        raise InputError(f"{option}: {shown} cannot be made, {there} is {what}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{option}: nothing can be written to {there}, which is not yours to change")
 
 
 @contextmanager
@@ -37,14 +90,16 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields:
         The temporary file to write to, which has another suffix.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.writing")
+    temporary = path.with_name(f".{_short(path)}.{uuid4().hex}{_TEMPORARY}")
     try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with _naming(path):
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise
 
 
@@ -66,14 +121,31 @@ def moved_into_place(path: Path) -> Iterator[Path]:
     Yields:
         The path to write to.
     """
-    with TemporaryDirectory(prefix=f".{path.name}.", suffix=".writing", dir=path.absolute().parent) as folder:
+    beside = path.absolute().parent
+    with _naming(path), TemporaryDirectory(prefix=f".{_short(path)}.", suffix=_TEMPORARY, dir=beside) as folder:
         temporary = Path(folder) / path.name
         yield temporary
         files = sorted(Path(folder).iterdir(), key=lambda file: file == temporary)  # itself last: then all is there
         for file in files:
             _sync(file)
             os.replace(file, path.with_name(file.name))
-    _sync(path.absolute().parent)
+    _sync(beside)
+
+
+def _short(path: Path) -> str:
+    """Shorten a name, so that a temporary one, which is longer, is allowed wherever the name itself is."""
+    return path.name[:32]
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the system about a temporary file name the file or folder that was to be written."""
+    try:
+        yield
+    except OSError as error:
+        if _TEMPORARY not in str(error.filename):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -133,14 +205,15 @@ def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """
     if path.exists():
         return
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-    temporary.mkdir(exist_ok=True)
     try:
-        fill(temporary)
-        for file in temporary.rglob("*"):
-            _sync(file)
-        os.replace(temporary, path)
+        with _naming(path):
+            temporary.mkdir(exist_ok=True)
+            fill(temporary)
+            for file in temporary.rglob("*"):
+                _sync(file)
+            os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -408,6 +408,9 @@ def test_prediction_tells_images_of_which_nothing_is_known(detector, elsewhere, 
     assert (elsewhere / "told.csv").read_text().splitlines()[0] == "image,score,anomalous"
     assert main(["predict", "found"]) == 2
     assert "imixer evaluate found" in capsys.readouterr().err
+    for words, part in ((["--csv", "told.csv"], "told.csv exists"), (["--top", "5"], "top is given, and found is a")):
+        assert main(["predict", "found", *images, *words]) == 2
+        assert part in capsys.readouterr().err
 
 
 def test_any_run_is_judged_by_its_features(elsewhere, capsys):

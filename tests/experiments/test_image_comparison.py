@@ -134,7 +134,7 @@ def test_the_test_set_of_a_comparison_is_the_one_that_is_asked_for(here):
         (["short"], ["two runs or more", "there is 1"]),
         (["short", "nowhere"], ["nowhere"]),
         (["short", "long", "--margin", "0"], ["margin is 0"]),
-        (["short", "long", "--out", "short"], ["out is short", "folder"]),
+        (["short", "long", "--out", "short"], ["out: short is a folder"]),
         (["short", "long", "--test", "nowhere"], ["nowhere"]),
         (["short", "fewer"], ["360 images", "359", "359 are the same", "--test"]),
         (["short", "relabelled"], ["is of class", "others"]),

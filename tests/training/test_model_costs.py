@@ -1,11 +1,16 @@
 """What `imixer models` counts and measures."""
 
+import io
+import re
+
 import pytest
 import timm
+from rich.console import Console
 
 from imixer.cli import main
+from imixer.cli.dispatch import _COMMANDS
 from imixer.training import model_costs as module
-from imixer.training.model_costs import ModelCost, model_costs, model_grid
+from imixer.training.model_costs import ModelCost, model_costs, model_grid, show_model_costs
 
 
 def test_parameters_and_multiply_adds_are_those_of_the_model():
@@ -50,6 +55,18 @@ def test_the_models_of_the_package_are_listed_unless_others_are_named(capsys, mo
     counted.clear()
     assert main(["models", "mixer_?4_32", "resnet18", "mixer_s4_32"]) == 0
     assert counted == ["mixer_s4_32", "mixer_t4_32", "resnet18"]
+
+
+def test_the_commands_that_take_a_packaged_model_are_those_that_are_named():
+    console = Console(file=io.StringIO(), width=400)
+    show_model_costs([ModelCost("a", (3, 8, 8), 1, 1, None, 1, "", trained_classes=10)], console)
+    named = re.search(r"--model NAME of (.*) takes one that has weights", console.file.getvalue())[1]
+    taking = {name for name, command in _COMMANDS.items() if "packaged model in the place" in _help(command)}
+    assert set(re.split(", | and ", named)) == taking
+
+
+def _help(command):
+    return " ".join(command.build().format_help().lower().split())
 
 
 def test_a_packaged_model_is_counted_as_it_was_trained():

@@ -1,9 +1,11 @@
 """What `imixer runs` and `imixer show` say of runs that are whole, stopped, being trained and damaged."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 from filelock import FileLock
 
 from imixer.cli import main
+from imixer.cli.terminal import new_console
+from imixer.console import PlainConsole
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.summary import RunSummary, summarize
-from imixer.training.run_tables import runs_grid
+from imixer.training.run_tables import runs_grid, show_run, show_runs
 
 ROWS = (
     {"epoch": 1.0, "val_acc": 0.75, "val_loss": 1.5, "seconds": 3.0},
@@ -40,6 +44,33 @@ def test_each_number_stands_in_its_column():
         "date": "2026-02-03 00:00",
     }
     assert (second["state"], second["accuracy"], second["epochs"], second["data"]) == ("damaged", "-", "0", "-")
+
+
+def shown_at(width, show, *args):
+    console = PlainConsole(file=io.StringIO(), width=width)
+    show(*args, console)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_narrow_terminal_shows_whole_names_line_below_line():
+    names = [f"digits-imixer_n2_8-00{number}" for number in (1, 2, 3)]
+    _, header, *rows = shown_at(80, show_runs, [made(name, "training", model="imixer_n2_8") for name in names])
+    assert all(len(line) <= 80 for line in rows)
+    assert "".join(row[: header.index("state")].strip() for row in rows) == "".join(names)
+
+
+def test_a_pipe_has_whole_lines(capsys):
+    name = "n" * 200
+    show_runs([made(name), made("b")], new_console())
+    assert any(line.split()[:2] == [name, "finished"] for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize("width", [40, 400])
+def test_the_title_of_a_run_has_both_ends_of_its_path(tmp_path, width):
+    path = tmp_path / ("n" * 100 + "-002")
+    path.mkdir()
+    title, *_ = shown_at(width, show_run, replace(made("a"), run=RunDirectory(path)))
+    assert "-002 ─" in title and len(title) <= width
 
 
 @pytest.fixture

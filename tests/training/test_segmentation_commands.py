@@ -274,6 +274,12 @@ def test_a_segmentation_that_diverges_is_stopped_and_its_step_can_be_replayed(tr
     assert "blocks" in capsys.readouterr().out
 
 
+def test_options_of_classes_are_refused(run, capsys):
+    for words in (["--top", "1"], ["--csv", "a.csv"], ["--n_iter", "1"]):
+        assert main(["predict", str(run), *words]) == 2
+        assert f"{words[0][2:]} is given, and {run} is a segmentation" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

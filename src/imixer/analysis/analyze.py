@@ -11,7 +11,7 @@ from rich.console import Console
 
 from imixer.errors import InputError
 from imixer.progress import announce
-from imixer.writing import write_json
+from imixer.writing import check_output_folder, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,9 +99,10 @@ def analyze(
 
     run = load_run(path, device, checkpoint)
     outputs = run.make_outputs()
+    folder = outputs.path if analysis.beside_run else outputs.analysis
+    check_output_folder(folder, f"analyze {analysis.name}")
     announce(f"measuring {analysis.name} of {run.name}")
     measurement = analysis.measure(run, **options)
-    folder = outputs.path if analysis.beside_run else outputs.analysis
     return measurement, write(analysis, measurement, folder)
 
 
@@ -132,6 +133,8 @@ def compare_runs(
     """
     from imixer.training.finished_run import load_run
 
+    if out is not None:
+        check_output_folder(Path(out), "out")
     runs = [load_run(path, device, checkpoint) for path in paths]
     folder = runs[0].make_outputs().analysis if out is None else Path(out)
     measurement = analysis.measure(runs, **options)

@@ -23,12 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         require_extra("train", f"imixer {words[0]}" if words else "imixer")
+        from imixer.cli import dispatch
     except MissingExtraError as error:  # what dispatches is not there either
         if words[:1] == ["--version"]:
             print(f"imixer {imixer.__version__}")
             return 0
         print(f"imixer: {error}", file=sys.stderr)
         return 2
-    from imixer.cli import dispatch
-
+    except KeyboardInterrupt:  # while it is imported; the commands have their own
+        print("imixer: interrupted", file=sys.stderr)
+        return 130
     return dispatch.main(words)

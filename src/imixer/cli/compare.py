@@ -8,7 +8,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, add_run, chosen_runs, new_parser
 from imixer.cli.terminal import announce_loading, new_console
-from imixer.errors import InputError
+from imixer.writing import check_output_file
 
 
 def build() -> ArgumentParser:
@@ -35,7 +35,10 @@ def build() -> ArgumentParser:
         help="Points within which a difference counts as none; choose it before you look.",
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=str | None, help="Write the score of every model on every image, as CSV."
+        "--out",
+        metavar="FILE",
+        type=str | None,
+        help="Write the score of every model on every image, as CSV. It must not exist.",
     )
     return parser
 
@@ -45,8 +48,8 @@ def run(args: Namespace) -> None:
     from imixer.experiments.comparison import check_margin
 
     check_margin(args.margin)
-    if args.out is not None and Path(args.out).is_dir():
-        raise InputError(f"out is {args.out}, which is a folder; give a file, such as {Path(args.out) / 'compare.csv'}")
+    if args.out is not None:
+        check_output_file(Path(args.out), "out")
     announce_loading("the runs")
     from imixer.experiments.image_comparison import compare_on_images, show_image_comparison
 
@@ -58,11 +61,10 @@ def run(args: Namespace) -> None:
         checkpoint=args.checkpoint,
         margin=args.margin,
     )
-    if args.out is not None:
-        compared.write(Path(args.out))
     console = new_console()
     show_image_comparison(compared, console)
     if args.out is not None:
+        compared.write(Path(args.out))
         console.print(f"written: {args.out}", markup=False, soft_wrap=True)
 
 

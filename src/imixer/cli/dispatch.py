@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -71,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         user can mend the error; 130 after Ctrl-C; 143 after SIGTERM; 141 if the reader of the output is gone.
     """
     _open_missing_streams()
+    _escape_what_the_encoding_lacks()
     try:
         with notices_on_stderr():
             code = _run(list(sys.argv[1:] if argv is None else argv))
@@ -125,6 +127,12 @@ def _open_missing_streams() -> None:
             pass
         sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def _escape_what_the_encoding_lacks() -> None:
+    """Let stdout write letters that its encoding does not have as escapes, as stderr does by default."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _reader_gone() -> int:

@@ -19,7 +19,7 @@ def build() -> ArgumentParser:
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="Image files or folders. Default: 8 of the run's held-out images."
     )
-    parser.add_argument("--top", type=int, default=5, help="Classes per image.")
+    parser.add_argument("--top", type=int | None, help="Classes per image. Default: 5.")
     parser.add_argument("--n_iter", type=int | None, help="Fixed point iterations, for iMixers. Default: as trained.")
     parser.add_argument("--csv", metavar="FILE", type=str | None, help="Write all predictions here too.")
     return parser
@@ -42,7 +42,7 @@ def run(args: Namespace) -> None:
     predictions, picture = predict(
         path,
         images,
-        top=args.top,
+        **({} if args.top is None else {"top": args.top}),
         n_iter=args.n_iter,
         data=args.data,
         device=args.device,
@@ -58,7 +58,7 @@ def _judge_files(args: Namespace, path: str, images: list[str]) -> None:
     from imixer.analysis.anomaly.heat_maps import show_judged
     from imixer.training.finished_run import load_run
 
-    for name in ("n_iter", "data"):
+    for name in ("top", "n_iter", "data"):
         if getattr(args, name) is not None:
             raise InputError(f"{name} is given, and {path} is a detector of anomalies, which has none; leave it out")
     judged, picture = judge_files(load_run(path, args.device, args.checkpoint), images, args.csv)
@@ -71,7 +71,7 @@ def _predict_masks(args: Namespace, path: str, images: list[str]) -> None:
     from imixer.training.mask_tables import report_mask_predictions
     from imixer.training.predict_masks import predict_masks
 
-    for name in ("n_iter", "csv"):
+    for name in ("top", "n_iter", "csv"):
         if getattr(args, name) is not None:
             raise InputError(f"{name} is given, and {path} is a segmentation, which has none; leave it out")
     if images and args.data is not None:

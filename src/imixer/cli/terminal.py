@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from imixer.console import PlainConsole
+from imixer.console import PlainConsole, width_for
 
 
 def announce_loading(what: str, library: str = "PyTorch") -> None:
@@ -25,5 +25,4 @@ def announce_loading(what: str, library: str = "PyTorch") -> None:
 
 def new_console() -> Console:
     """Open the console that tables and lines are printed to."""
-    # A pipe has no width: lines stay whole.
-    return PlainConsole(width=None if sys.stdout.isatty() else 160)
+    return PlainConsole(width=width_for(sys.stdout))

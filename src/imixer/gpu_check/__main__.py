@@ -15,6 +15,7 @@ from typing import Any
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import one_line
 from imixer.extras import require_extra
+from imixer.writing import check_output_folder
 
 MINUTES = 8.0
 PAGE, JOURNAL = "gpu.md", "results.jsonl"
@@ -161,10 +162,11 @@ def _make_folder(out: str | None) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            continue
+            check_output_folder(folder.parent, "out")  # which may be a link to nowhere
         except OSError as error:
             raise InputError(f"out: {folder} cannot be made, {error.strerror}") from error
-        return folder
+        else:
+            return folder
     raise InputError(f"out: {out} exists; give a folder that does not, and nothing is overwritten")
 
 

@@ -20,6 +20,7 @@ from imixer.implicit import Contraction, OrthogonalLinear, SpectralLinear, Trans
 from imixer.models.checkpoints import rename_published
 from imixer.models.imixer import IMixer
 from imixer.models.imlp import IMLP
+from imixer.models.timm_tags import find_pretrained_cfg, other_tags
 from imixer.models.weight_files import model_folder, read_weights
 
 _PREPARED = ("mean", "std", "crop_pct", "interpolation")  # how images were prepared for the weights
@@ -191,8 +192,10 @@ def _of_name(name: str, option: str) -> MixerWeights:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             skeleton = timm.create_model(name.partition(".")[0], num_classes=0)
         _require_mixer(skeleton, name, option)  # before anything is loaded
-        cfg = timm.get_pretrained_cfg(name)
-        if cfg is None or not cfg.has_weights:
+        cfg = find_pretrained_cfg(name)
+        if cfg is None:
+            raise InputError(f"{option}: timm has no weights for {name}{other_tags(name)}")
+        if not cfg.has_weights:
             listed = ", ".join(each for each in known if each.startswith("mixer_")) or "none"
             raise InputError(f"{option}: timm has no weights for {name}; it has some for {listed}; or give a file")
     try:

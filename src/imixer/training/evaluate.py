@@ -27,7 +27,7 @@ from imixer.training.finite_checks import require_finite_logits
 from imixer.training.run.confusion import write_confusion
 from imixer.training.run.directory import RunDirectory
 from imixer.training.validation import ConfidenceBin, calibration_error, reliability
-from imixer.writing import csv_text, json_text, write_text
+from imixer.writing import check_output_file, csv_text, json_text, write_text
 
 _WARM_UP = 2  # batches left out of the speed
 _WORST = 20  # images in the picture
@@ -111,8 +111,20 @@ class EvaluationFiles:
     @property
     def written(self) -> list[Path]:
         """Those that are there."""
-        files = (self.scores, self.predictions, self.confusion_counts, self.confusion_matrix, self.worst_images)
-        return [file for file in files if file.exists()]
+        return [file for file in self._all if file.exists()]
+
+    @property
+    def _all(self) -> tuple[Path, ...]:
+        return self.scores, self.predictions, self.confusion_counts, self.confusion_matrix, self.worst_images
+
+    def check(self) -> None:
+        """Check that they can be written, before anything is computed.
+
+        Raises:
+            InputError: If one is a folder, or none can be written to their folder.
+        """
+        for file in self._all:
+            check_output_file(file, "evaluation", replace=True)
 
 
 def evaluate(
@@ -142,13 +154,14 @@ def evaluate(
         The scores, and the files.
 
     Raises:
-        InputError: If run or data are not there or do not fit each other, or the weights or the logits are not finite.
+        InputError: If run or data are not there or do not fit each other, the weights or the logits are not finite, or
+            the files cannot be written.
     """
     run = load_run(path, device, checkpoint)
     images = _held_out(run, data) if test is None else _test_set(run, test)
-    outputs = run.make_outputs()
+    files = evaluation_files(run.make_outputs(), is_test=test is not None)
+    files.check()
     outcome = _evaluate(run, images, batch_size)
-    files = evaluation_files(outputs, is_test=test is not None)
     outcome.scores.write(files.scores)
     logits, targets = outcome.logits, outcome.targets
     losses = F.cross_entropy(logits, targets, reduction="none")

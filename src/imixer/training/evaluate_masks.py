@@ -103,11 +103,14 @@ def evaluate_masks(
         The scores, and the files.
 
     Raises:
-        InputError: If the data are not there or do not fit the run, or the logits are not finite.
+        InputError: If the data are not there or do not fit the run, the logits are not finite, or the files cannot be
+            written.
     """
     data = run.masked_data(data_path, test)
     metrics = SegmentationMetrics(len(run.class_names), run.input_size[1:], run.config.masks.overlap)
     predictor, size = MaskPredictor(run), batch_size or run.config.micro_batch
+    files = evaluation_files(run.make_outputs(), is_test=test is not None)
+    files.check()
     announce(f"evaluating {len(data.val):,} images")
     scores: list[_ImageScore] = []
     began = time.perf_counter()
@@ -134,7 +137,6 @@ def evaluate_masks(
         per_class=_per_class(metrics.confusion, metrics.iou, run.class_names),
         checkpoint=run.checkpoint,
     )
-    files = evaluation_files(run.make_outputs(), is_test=test is not None)
     write_text(files.scores, json_text(rounded(asdict(evaluation))))
     scores.sort(key=lambda score: (score.miou, -score.loss))
     names = image_names(data.val, "held-out" if test is None else "test")

@@ -17,7 +17,7 @@ from imixer.training.best_weights import WhichWeights
 from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.hub import write_hub_folder
 from imixer.training.package_run import package, package_name
-from imixer.writing import moved_into_place
+from imixer.writing import check_output_file, moved_into_place
 
 _PROGRAMS: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
     "onnx": (export_onnx, ".onnx"),
@@ -73,15 +73,12 @@ def export(
         raise InputError(f"batch_size is {batch_size}, of which format {format} has no use; leave it out")
     if format != "package" and quantize is None and data is not None:
         raise InputError(f"data is {data}, of which format {format} has no use; leave it out")
+    if out:
+        _check_new(Path(out))
     run = load_run(path, "cpu", checkpoint)
     run.require_known_to_others()
-    file = Path(out) if out else run.outputs.path / _default_name(run, format, quantize)
-    if file.exists() or file.is_symlink():
-        raise InputError(f"out: {file} exists, and nothing is overwritten; give another name or remove it")
-    if not out:
-        run.make_outputs()
-    if not file.absolute().parent.is_dir():
-        raise InputError(f"out: {file} cannot be written, there is no folder {file.absolute().parent}")
+    file = Path(out) if out else run.make_outputs().path / _default_name(run, format, quantize)
+    _check_new(file)
     if format == "package":
         return file, package(run, file, data)
     if format == "hub":
@@ -94,6 +91,12 @@ def export(
         if quantize is not None:
             differences = quantize_onnx(temporary, _images(run, data))
     return file, differences
+
+
+def _check_new(path: Path) -> None:
+    if path.is_dir():  # which stands in the way of a file and of another folder
+        raise InputError(f"out: {path} exists, and nothing is overwritten; give another name or remove it")
+    check_output_file(path, "out")
 
 
 def _default_name(run: FinishedRun, format: str, quantize: str | None) -> str:

@@ -33,6 +33,7 @@ from imixer.training.run.parsing import load_config
 from imixer.training.run.result import read_result
 from imixer.training.third_party_warnings import silence
 from imixer.weights import is_packaged
+from imixer.writing import check_output_folder
 
 _DataT = TypeVar("_DataT", bound=ImageSet)
 
@@ -92,7 +93,7 @@ class FinishedRun:
             What `outputs` says.
 
         Raises:
-            InputError: If the folder cannot be made, or is a run of its own.
+            InputError: If the folder cannot be made or written to, or is a run of its own.
         """
         outputs = self.outputs
         try:
@@ -101,6 +102,7 @@ class FinishedRun:
             raise InputError(
                 f"the folder {outputs.path} cannot be made here, {error.strerror}; it takes what is written"
             ) from error
+        check_output_folder(outputs.path, self.name)
         return outputs
 
     def epoch_metrics(self) -> dict[str, Any]:

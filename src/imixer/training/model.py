@@ -20,6 +20,7 @@ from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageSet
 from imixer.errors import InputError, did_you_mean
 from imixer.implicit import fold
+from imixer.models.timm_tags import find_pretrained_cfg, other_tags
 from imixer.models.variants import packaged_args
 from imixer.progress import announce
 from imixer.training.devices import is_first_process
@@ -230,9 +231,9 @@ def _pretrained_cfg(name: str) -> PretrainedCfg:
             did_you_mean(name, timm.list_models()) or "; give one that timm.list_models() names, such as imixer_s16_224"
         )
         raise InputError(f"no model {name!r}{meant}")
-    cfg = timm.get_pretrained_cfg(name)
+    cfg = find_pretrained_cfg(name)
     if cfg is None:
-        raise InputError(f"timm has no configuration for {name!r}{did_you_mean(name, timm.list_pretrained())}")
+        raise InputError(f"timm has no configuration for {name!r}{other_tags(name)}")
     return cfg
 
 

@@ -160,6 +160,8 @@ def show_model_costs(costs: Sequence[ModelCost], console: Console) -> None:
     classes = f"{_CLASSES:,} classes" + " where they have no weights" * packaged
     console.print(on_screen(model_grid(costs), f"{len(costs)} model{'s' * (len(costs) > 1)} with {classes}"))
     if packaged:
-        console.print("--model NAME of predict, evaluate, analyze and export takes one that has weights")
+        console.print(
+            "--model NAME of predict, evaluate, compare, analyze, explore and export takes one that has weights"
+        )
     if first.seconds is not None:
         console.print(f"time in batches of {first.batch_size}, on {first.device}")

@@ -20,7 +20,7 @@ from imixer.training.best_weights import WhichWeights
 from imixer.training.figures import draw_predictions
 from imixer.training.finished_run import FinishedRun, load_run
 from imixer.training.finite_checks import require_finite_logits
-from imixer.writing import csv_text, write_text
+from imixer.writing import check_output_file, csv_text, write_text
 
 _BATCH = 64
 SHOWN = 16  # images in the picture
@@ -86,10 +86,8 @@ def predict(
     """
     if top < 1:
         raise InputError(f"top is {top}; give 1 or more classes")
-    if csv_file and Path(csv_file).exists():
-        raise InputError(f"csv: {csv_file} exists, and nothing is overwritten; give another name or remove it")
-    if csv_file and not Path(csv_file).absolute().parent.is_dir():
-        raise InputError(f"csv: {csv_file} cannot be written, there is no folder {Path(csv_file).absolute().parent}")
+    if csv_file:
+        check_output_file(Path(csv_file), "csv")
     if images and data is not None:
         raise InputError(f"data is {data}, which is not looked at where images are given; leave one out")
     run = load_run(path, device, checkpoint)

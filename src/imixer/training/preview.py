@@ -12,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from imixer.console import PlainConsole, width_for
 from imixer.data.image_data import ImageSet
 from imixer.data.sampler import steps_per_epoch
 from imixer.escaping import few_names, middle_cut, printable
@@ -49,7 +50,7 @@ def show_preview(
     grid = Table.grid(padding=(0, 2))
     for title, text in _lines(data, config, built, steps, estimate, choices):
         grid.add_row(title, Text(printable(text)))  # no markup: names come from outside
-    console = console or Console(file=sys.stderr, highlight=False, width=None if sys.stderr.isatty() else 160)
+    console = console or PlainConsole(file=sys.stderr, width=width_for(sys.stderr))
     console.print(Panel(grid, title="about to train", title_align="left", expand=False))
 
 

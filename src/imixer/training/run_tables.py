@@ -9,11 +9,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from imixer.escaping import middle_cut
 from imixer.tables import Grid, on_screen
 from imixer.training.run.directory import short_names
 from imixer.training.run.result import METRIC_NAMES, best_by
 from imixer.training.run.summary import RunSummary, evaluations
 
+_FRAME = 6  # characters of a line beside the title of a panel
 _HEADER = ("run", "state", "data", "model", "accuracy", "best epoch", "epochs", "date")
 
 
@@ -90,7 +92,8 @@ def show_run(run: RunSummary, console: Console) -> None:
     grid.add_row("files", ", ".join(files))
     if run.state == "unfinished":
         grid.add_row("next", f"imixer train --resume {run.run.path}")
-    console.print(Panel(grid, title=Text(str(run.run.path)), title_align="left", expand=False))
+    title = middle_cut(str(run.run.path), max(1, console.width - _FRAME))
+    console.print(Panel(grid, title=Text(title), title_align="left", expand=False))
 
 
 def _accuracy(row: Mapping[str, float] | None) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imixer.data.randomness import seed_globally
 from imixer.errors import InputError
+from imixer.escaping import middle_cut, one_line
 from imixer.training.model import BuiltModel
 from imixer.training.precision import autocast
 from imixer.training.run.config import TrainConfig
@@ -118,7 +119,10 @@ def replay(path: str) -> tuple[StepDump, str]:
         model = timm.create_model(step.name, **step.args)
         model.load_state_dict(weights)
     except Exception as error:  # torch and timm raise many kinds on a damaged or foreign file
-        raise InputError(f"{path} is no recorded step: {' '.join(str(error).split())[:200]}") from error
+        said = f"{type(error).__name__}: {middle_cut(one_line(error), 120)}"
+        raise InputError(
+            f"{path} is no recorded step, or a damaged one; give a file in RUN/nonfinite that training named ({said})"
+        ) from error
     return step, step.locate(model, micro_batches) or "nothing: all is finite here"
 
 

@@ -26,6 +26,7 @@ def silence() -> None:
     for message in (
         r".*LeafSpec.*",
         r".*pickle protocol.*",
+        r".*torch\.jit\.script.* is deprecated.*",
         r".*lr_scheduler\.step\(\).*before.*optimizer\.step\(\).*",
     ):
         warnings.filterwarnings("ignore", message=message)

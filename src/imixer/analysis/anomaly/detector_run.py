@@ -35,6 +35,7 @@ from imixer.data.names import DIGITS, is_named
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import expand_user, find_images, load_image
 from imixer.errors import InputError
+from imixer.models.timm_tags import find_pretrained_cfg
 from imixer.models.weight_files import model_folder
 from imixer.plotting import drawn, save_figure
 from imixer.progress import announce
@@ -52,7 +53,7 @@ from imixer.training.run.result import TrainingResult, read_result
 from imixer.training.run.resume_rules import check_changes
 from imixer.training.third_party_warnings import silence
 from imixer.training.train import resolve_defaults
-from imixer.writing import json_text, replacing, write_csv, write_text
+from imixer.writing import check_output_file, json_text, replacing, write_csv, write_text
 
 DEFAULT_MODEL = "imixer_laptop_32.cifar10"
 _NORMAL_DIGIT = 3
@@ -145,9 +146,9 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
     samples = _samples(seen, options, run.input_size[0], size, source.patch, config.seed, learn=not own)
     many: dict[str, Any] = dict(batch_size=batch_size or config.micro_batch, device=run.device)
     learned = load_normal(run.directory, options.neighbours) if own else _learn(samples, source, options, config, many)
+    outputs = run.make_outputs()
     announce(f"judging {len(samples.test):,} images")
     scores = judge_images(samples, source, learned, **many)
-    outputs = run.make_outputs()
     files = write_anomalies(scores, _settings(run.name, samples, options, size, config.seed), outputs, options.score)
     return DetectorOutcome(scores, options.score, files)
 
@@ -174,16 +175,18 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
     Args:
         run: The run, of task `anomaly`.
         paths: Image files and folders.
-        csv_file: File to write the scores to. Default: none.
+        csv_file: File to write the scores to, which must not exist. Default: none.
 
     Returns:
         What is said of each image, the least normal first; and the picture, which may not be there.
 
     Raises:
-        InputError: If there are no images, or one cannot be read.
+        InputError: If there are no images, one cannot be read, or the file of scores cannot be written.
     """
     if not paths:
         raise InputError(f"IMAGE is missing; name files or folders, or let `imixer evaluate {run.name}` judge its own")
+    if csv_file is not None:
+        check_output_file(Path(csv_file), "csv")
     config, options = run.config, run.config.anomaly
     size = _sides(config.data.image_size, run.input_size[1:])
     source = features_of(run, options, size)
@@ -192,6 +195,7 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
     stored = pixel_format(config.data)
     images = torch.stack([to_tensor(load_image(file, run.input_size[0], stored), size) for file in files])
     learned = load_normal(run.directory, options.neighbours)
+    picture = run.make_outputs().prediction
     many: dict[str, Any] = dict(batch_size=config.micro_batch, device=run.device)
     scores, maps = score_images(images, source, learned, **many)
     values = scores[options.score].tolist()
@@ -200,7 +204,6 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
     if csv_file is not None:
         write_csv(Path(csv_file), [asdict(each) for each in judged])
     heat = maps.get(options.score, maps[MAPS_OF])
-    picture = run.make_outputs().prediction
     titles = [f"{Path(each.image).name}: {each.score:.3g}" for each in judged]
     drawn(picture, lambda path: save_figure(draw_judged(images[order], heat[order], titles), path))
     return judged, picture
@@ -343,7 +346,7 @@ def _own_size(config: ModelConfig) -> tuple[int, Size | None]:
         if isinstance(size, list) and len(size) == 3:
             return size[0], (size[1], size[2])
     name = config.name or ""
-    if timm.is_model(name.partition(".")[0]) and (cfg := timm.get_pretrained_cfg(name)) is not None:
+    if timm.is_model(name.partition(".")[0]) and (cfg := find_pretrained_cfg(name)) is not None:
         return cfg.input_size[0], None
     return 3, None
 

@@ -36,7 +36,7 @@ from imixer.experiments.report.page import (
 from imixer.progress import announce
 from imixer.training.run.directory import RunDirectory, short_names
 from imixer.training.run.result import METRIC_NAMES
-from imixer.writing import json_text, write_text
+from imixer.writing import check_output_file, json_text, write_text
 
 _ANOMALY_MEASURES = {
     "image_auroc": "image AUROC",
@@ -70,15 +70,15 @@ def write_report(paths: Sequence[str], out: str | None = None) -> Path:
     Raises:
         InputError: If there is no run at a path, a run is damaged, or the file cannot be written.
     """
+    file = Path(out) if out else Path(paths[0]) / "report.html"
+    if out or Path(paths[0]).is_dir():  # what is no folder of runs is named below
+        check_output_file(file, "out", replace=True)
     by_path = [(path, find_experiments(path)) for path in paths]
     reproduced = _named([(path, experiments) for path, experiments in by_path if experiments])
     others = [path for path, experiments in by_path if not experiments]
     runs = find_runs(others) if others else []
     count = len(reproduced) + len(runs)
     announce(f"drawing tables and figures of {count:,} {'run' if count == 1 else 'runs'}")
-    file = Path(out) if out else Path(paths[0]) / "report.html"
-    if file.is_dir():
-        raise InputError(f"out: {file} is a folder; give the name of a file")
     parts = [f"{len(reproduced)} tables and figures"] * bool(reproduced)
     parts += [runs[0].name if len(runs) == 1 else f"{len(runs)} runs"] * bool(runs)
     text = render(f"imixer: {' and '.join(parts)}", _sections(reproduced, runs))

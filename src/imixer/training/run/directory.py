@@ -11,8 +11,10 @@ from pathlib import Path
 
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, printable, slug
+from imixer.writing import check_output_folder
 
 _LONGEST_PART = 255  # bytes of a name, on all common file systems
+_DEFAULT_PARENT = Path("runs")  # of a run whose directory is not named
 _MOST_LETTERS = 40  # of a data set's or a model's name in that of a directory
 
 
@@ -200,12 +202,14 @@ def check_out(out: str | None) -> None:
     """Check that a run can be written to a directory, without writing.
 
     Args:
-        out: The directory. None is allowed always.
+        out: The directory. None stands for the next free one in `runs`.
 
     Raises:
-        InputError: If it exists, lies under a file, or no folder can have its name.
+        InputError: If it exists, lies under a file or a link to nowhere, may not be made, or no folder can have its
+            name.
     """
     if out is None:
+        check_output_folder(_DEFAULT_PARENT, "out")
         return
     path = Path(out)
     if "\0" in out or any(len(os.fsencode(part)) > _LONGEST_PART for part in path.parts):
@@ -215,9 +219,7 @@ def check_out(out: str | None) -> None:
         )
     if path.exists() or path.is_symlink():
         raise InputError(f"out: {out} exists, and nothing is overwritten; give another name or remove it")
-    parent = next(p for p in path.absolute().parents if p.exists())
-    if not parent.is_dir():
-        raise InputError(f"out: {out} cannot be made, {parent} is a file")
+    check_output_folder(path, "out")
 
 
 def create_run(out: str | None, data: str, model: str) -> RunDirectory:
@@ -233,15 +235,16 @@ def create_run(out: str | None, data: str, model: str) -> RunDirectory:
     """
     check_out(out)
     name = f"{_short_slug(data)}-{_short_slug(model)}"
-    paths = [Path(out)] if out else (Path("runs") / f"{name}-{number:03d}" for number in count(1))
+    paths = [Path(out)] if out else (_DEFAULT_PARENT / f"{name}-{number:03d}" for number in count(1))
     for path in paths:
         try:
             path.mkdir(parents=True)
         except FileExistsError:  # another run took the number
-            continue
+            check_output_folder(path.parent, "out")  # else a link to nowhere in its place would never end this
         except OSError as error:
             raise InputError(f"out: {path} cannot be made, {error.strerror}") from error
-        return RunDirectory(path)
+        else:
+            return RunDirectory(path)
     raise InputError(f"out: {out} exists, and nothing is overwritten; give another name or remove it")
 
 
@@ -255,6 +258,8 @@ def open_begun(path: str) -> RunDirectory:
         InputError: If it is not there, or is not that of a run.
     """
     run = RunDirectory(Path(path))
+    if run.path.exists() and not run.path.is_dir():
+        raise InputError(f"{path} is a file and no run; give a folder that `imixer train` has written to")
     if not run.path.is_dir():
         raise InputError(f"no run at {path}; `imixer train --out {path}` makes one")
     if not run.config.is_file():
