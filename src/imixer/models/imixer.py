@@ -21,6 +21,7 @@ from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
 from imixer.models.imlp import IMLP
 from imixer.models.mixer import Mixer
+from imixer.models.penalties import take_penalty
 
 
 class IMixerBlock(MixerBlock):
@@ -152,8 +153,7 @@ class IMixer(Mixer):
             The sum over the blocks of the options `jacobian_penalty`, `trajectory_penalty` and `correction_penalty`;
             None if all are 0, or nothing was computed since.
         """
-        given = [part for part in (imlp.penalties.take() for imlp in self._imlps()) if part is not None]
-        return torch.stack(given).sum() if given else None
+        return take_penalty(self)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the model a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
