@@ -278,6 +278,17 @@ def test_exports_are_fixed_iterations(tmp_path):
     assert model.solver == "anderson"
 
 
+@pytest.mark.parametrize("solver", [FixedIterations(1), FixedIterations(3), Anderson(rtol=1e-1)], ids=repr)
+def test_a_model_whose_solver_is_an_object_is_exported(solver, tmp_path):
+    from imixer.models.export import export_torch
+
+    model = small(num_blocks=1)
+    model.gradient, model.solver = "implicit", solver
+    checked = export_torch(model, tmp_path / "m.pt2")
+    assert checked["max_abs_diff"] < 1e-4 * max(1, checked["largest_logit"])
+    assert model.solver is solver
+
+
 def test_torchscript_has_fixed_iterations_only():
     model = small(gradient="recompute")
     torch.testing.assert_close(torch.jit.script(model)(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
