@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imixer.implicit import SpectralLinear, fold
 from imixer.implicit.spectral import advance
-from imixer.inverse_options import shows_options, split_options
+from imixer.inverse_options import check_n_iter, shows_options, split_options
 from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import rename_published, resample_tokens
 from imixer.models.imlp import IMLP
@@ -218,8 +218,7 @@ class IMixer(Mixer):
 
     @n_iter.setter
     def n_iter(self, value: int) -> None:
-        if value < 0:
-            raise ValueError(f"n_iter is {value}; give 0 or more fixed point iterations")
+        check_n_iter(value)
         for imlp in self._imlps():
             imlp.n_iter = value
 
