@@ -12,6 +12,7 @@ from timm.models._hub import save_for_hf
 from torch import nn
 
 import imixer.models
+from imixer.errors import InputError
 
 NAMES = timm.list_models("imixer*")
 SMALL = "imixer_t4_32"
@@ -240,6 +241,20 @@ def test_local_dir_carries_the_depth(tmp_path, depth):
     model, x = small(**depth).eval(), torch.randn(2, 3, 32, 32)
     save_for_hf(model, tmp_path, model_args={"num_blocks": 3, **depth}, safe_serialization=True)
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"features_only": True}], ids=["whole", "features"])
+def test_a_whitened_stem_is_refused_for_other_channels_than_its_weights_in_a_sentence(tmp_path, options):
+    name = "imixer_laptop_32.cifar10"
+    for channels in (1, 4):
+        with pytest.raises(InputError, match=f"in_chans is {channels}, .* imixer_laptop_32 .*; leave in_chans at 3"):
+            timm.create_model(name, pretrained=True, in_chans=channels, **options)
+    args = {"num_blocks": 1, "stem": "deep", "in_chans": 1}
+    save_for_hf(small(**args), tmp_path, model_args=args, safe_serialization=True)
+    with pytest.raises(InputError, match=f"in_chans is 3, .* {SMALL} .*; leave in_chans at 1"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=3, **options)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **options).training
+    assert timm.create_model(name, in_chans=1, **options).training
 
 
 def test_hf_hub_loading(tmp_path, monkeypatch):
