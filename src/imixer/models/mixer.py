@@ -22,6 +22,8 @@ from imixer.models.stems import Size, StemName, build_stem
 
 Grid = tuple[int, int]
 
+_NORM = partial(nn.LayerNorm, eps=1e-6)  # timm's default
+
 
 class Merge(nn.Module):
     """LayerNorm, then a 3x3 convolution of stride 2 over the token grid: a quarter of the tokens, of other channels.
@@ -106,7 +108,7 @@ class Mixer(MlpMixer):
         super().__init__(num_blocks=blocks[0] if single else 0, embed_dim=dims[-1], mlp_ratio=ratios[-1], **common)
         dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         if stem != "patch" or stem_width is not None or not single:
-            norm_layer = None if isinstance(self.stem.norm, nn.Identity) else type(self.norm)
+            norm_layer = kwargs.get("norm_layer", _NORM) if kwargs.get("stem_norm") else None
             self.stem = build_stem(
                 stem, img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=dims[0],
                 width=stem_width, norm_layer=norm_layer, **dd,
