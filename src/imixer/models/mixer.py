@@ -210,7 +210,7 @@ class Mixer(MlpMixer):
             grid = tall // self.stem.patch_size[0], wide // self.stem.patch_size[1]
         x = self.stem(x)
         after = [(x, grid)]
-        for block, place in zip(self.blocks[:depth], self.grids, strict=False):
+        for i, (block, place) in enumerate(zip(self.blocks[:depth], self.grids, strict=False)):
             before, shrink = grid, own[0] // place[0]
             grid = after[0][1][0] // shrink, after[0][1][1] // shrink
             if isinstance(block, Merge):
@@ -218,11 +218,28 @@ class Mixer(MlpMixer):
             elif grid == place:
                 step = block
             else:
+                self._require_resamplable(i)
                 step = partial(_call_resampled, block, place, grid)
             resumed = self.grad_checkpointing and torch.is_grad_enabled()
             x = checkpoint(step, x, use_reentrant=False) if resumed else step(x)
             after.append((x, grid))
         return after
+
+    def _require_resamplable(self, number: int) -> None:
+        """Raise ValueError if something was put on the token mixing of a block that is called at another size."""
+        mlp: Any = getattr(self.blocks[number], "mlp_tokens", nn.Identity())
+        ways = ("fc_in", "fc_out") if hasattr(mlp, "fc_in") else ("fc1", "fc2")  # of an iMixer, of a Mixer
+        way_in, way_out = ways
+        needed = [f"{way_in}.weight", f"{way_out}.bias"] + [f"{way_out}.weight"] * (not getattr(mlp, "tied", False))
+        own = {name for name, _ in mlp.named_parameters()}
+        missing = next((name for name in needed if hasattr(mlp, name.partition(".")[0]) and name not in own), None)
+        if missing is not None:
+            height, width = self.stem.img_size
+            raise ValueError(
+                f"blocks.{number}.mlp_tokens.{missing} is no parameter, since a wrapper or a parametrization is put on "
+                f"it, and cannot be resampled to images of another size; give images of {height}x{width}, or merge or "
+                "remove what is put on it"
+            )
 
     def take_any_size(self) -> None:
         """Take images of any size from now on, as `dynamic_img_size` does."""
