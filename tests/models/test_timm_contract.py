@@ -318,6 +318,31 @@ def test_a_non_square_source_of_unknown_shape_is_refused_with_the_remedy():
         small(img_size=32).load_state_dict(small(img_size=(32, 48)).state_dict())
 
 
+def test_a_square_that_is_a_guess_is_said_once_and_a_grid_that_is_known_is_not(caplog, tmp_path):
+    source = small(img_size=(16, 36))  # 4x9 tokens
+    small(img_size=(16, 32)).load_state_dict(source.state_dict())
+    assert [r.getMessage() for r in caplog.records] == [
+        "the weights mix 36 tokens, which are taken for a grid of 6x6; if it is another, call "
+        "model.adapt_weights(state_dict, img_size=(height, width)) before they are loaded"
+    ]
+    caplog.clear()
+    small(img_size=48).load_state_dict(small().state_dict())  # of the size that the name is for
+    save_for_hf(
+        source, tmp_path, model_config={"pretrained_cfg": {**source.pretrained_cfg, "input_size": (3, 16, 36)}},
+        model_args={"img_size": (16, 36), "num_blocks": 3}, safe_serialization=True,
+    )  # fmt: skip
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(16, 32))
+    small(img_size=(16, 36)).load_state_dict(source.state_dict())
+    first, second = source.state_dict(), source.state_dict()
+    imixer.models.resample_tokens(first, (4, 8), source=(4, 9))
+    target = small(img_size=(16, 32))
+    target.adapt_weights(second, img_size=(16, 36))  # the remedy
+    target.load_state_dict(second)
+    assert torch.equal(second["blocks.0.mlp_tokens.fc_in.weight"], first["blocks.0.mlp_tokens.fc_in.weight"])
+    small(img_size=(64, 48), dynamic_img_size=True).eval()(torch.randn(1, 3, 32, 40))
+    assert not caplog.records
+
+
 def test_the_remedy_works():
     state = small(img_size=(32, 48)).state_dict()
     imixer.models.resample_tokens(state, (8, 8), likely_source=(8, 12))

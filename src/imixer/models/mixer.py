@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from imixer.models.checkpoints import resample_tokens
+from imixer.models.checkpoints import bring_to_grid
 from imixer.models.stems import Size, StemName, build_stem
 
 Grid = tuple[int, int]
@@ -262,7 +262,7 @@ class Mixer(MlpMixer):
 def _call_resampled(block: nn.Module, source: Grid, target: Grid, x: Tensor) -> Tensor:
     """Apply a block to tokens of another grid, its token mixing resampled from its own."""
     weights: dict[str, Tensor] = dict(block.named_parameters())
-    resample_tokens(weights, target, source=source)
+    bring_to_grid(weights, target, source=source)
     return functional_call(block, weights, (x,))
 
 
