@@ -233,13 +233,15 @@ class _CheckpointedUnrollFunction(_BackwardOnly):
     def forward(
         ctx: Any, problem: Problem, checkpoints: int, start: Tensor | None, z: Tensor, *tensors: Tensor
     ) -> Tensor:
+        ctx.save_for_backward(z, start, *tensors)
         value = _forward(ctx, problem, checkpoints, z, tensors)
-        ctx.save_for_backward(z, start, ~finite_samples(value), *tensors)
+        ctx.broken = ~finite_samples(value)
         return value
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        z, start, broken, *tensors = ctx.saved_tensors
+        z, start, *tensors = ctx.saved_tensors
+        broken: Tensor = ctx.broken
         p: Problem = ctx.problem
         assert isinstance(p.solver, FixedIterations)
         n_iter = p.solver.n_iter

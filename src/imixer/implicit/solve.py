@@ -50,7 +50,8 @@ def solve(
             equation by a solver to a tolerance likewise.
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
-            host wait for the device, once; compiled code does not ask.
+            host wait for the device, once; compiled code does not ask. With a tolerance and `Unroll`, `ignore` looks
+            too, for what the gradient must leave out.
         early_exit: Evaluate F on those samples only that still move. Only where no gradient is recorded. Tensors with
             one entry per sample along their first axis are cut like z; evaluating one sample alone tells which.
         name: What to call it in messages.
@@ -108,7 +109,8 @@ def _solve(
     again = looks_later and solution.value.requires_grad
     if compiling or (policy == "ignore" and not again):
         return solution
-    failed = solution.failed()
+    broken = ~finite_samples(solution.value.detach())
+    failed = broken if policy == "ignore" else solution.failed()
     if every(~failed):
         return solution
     if policy != "ignore":
@@ -117,8 +119,7 @@ def _solve(
             with torch.no_grad():
                 traced = replace(problem, solver=replace(solver, measure=True)).solve(z, tensors)
         traced.report(failed, policy, problem.name)
-    broken = ~finite_samples(solution.value.detach())
-    if not again or every(~broken):
+    if not again or (failed is not broken and every(~broken)):
         return solution
     rest, rest_z = problem.without(broken, z)
     with drawing_from(before, z):
