@@ -59,6 +59,8 @@ class SolverOptions:
     legacy: bool = False
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            check_number(option.name, getattr(self, option.name), option.type)
         check_choice("solver", self.solver, get_args(SolverName))
         check_choice("gradient", self.gradient, get_args(GradientName))
         if not 0 < self.tolerance < 1:
@@ -121,8 +123,7 @@ class InverseOptions(SolverOptions):
         super().__post_init__()
         if self.num_layers < 2:
             raise ValueError(f"num_layers is {self.num_layers}; give 2, which is the plain MLP, or more")
-        if self.n_iter < 0:
-            raise ValueError(f"n_iter is {self.n_iter}; give 0 or more fixed point iterations")
+        check_n_iter(self.n_iter)
         if self.legacy and self.num_layers > 3:
             raise ValueError(f"legacy is the published code, which has 3 layers, and num_layers is {self.num_layers}")
         if self.legacy and self.inner_drop_rate:
@@ -188,6 +189,29 @@ def optional_options() -> type:
 def _optional_docstring() -> str:
     lines = [f"    {name}: {text}" for name, text in documentation().items()]
     return "\n".join(["The options of the inverse, each None unless it was chosen.", "", "Args:", *lines])
+
+
+def check_number(option: str, value: object, kind: object) -> None:
+    """Raise ValueError unless a value is a number, and a whole one where that is what is asked for.
+
+    Args:
+        option: Its name.
+        value: What was given.
+        kind: The type in the signature; only `int`, `float`, and a number or a list of them are looked at.
+    """
+    several = kind == float | list[float]
+    for each in value if several and isinstance(value, (list, tuple)) else [value]:
+        if kind is int and not hasattr(each, "__index__"):
+            raise ValueError(f"{option} is {each!r}; give a whole number")
+        if (kind is float or several) and not hasattr(each, "__float__"):
+            raise ValueError(f"{option} is {each!r}; give a number")
+
+
+def check_n_iter(value: int) -> None:
+    """Raise ValueError unless a value is a number of fixed point iterations."""
+    check_number("n_iter", value, int)
+    if value < 0:
+        raise ValueError(f"n_iter is {value}; give 0 or more fixed point iterations")
 
 
 def check_choice(option: str, value: object, names: tuple[str, ...], kinds: tuple[type, ...] = (object,)) -> None:

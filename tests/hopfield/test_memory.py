@@ -297,6 +297,21 @@ def test_values_are_read_as_by_attention():
     torch.testing.assert_close(memory(x, 2, values=values).flatten(1), twice)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_values_are_weighted_by_the_hidden_activations_of_the_last_step(kind, steps):
+    """Far from saturation, where a visible activation is another number than the state that it is of."""
+    patterns = signs(4)
+    memory = AssociativeMemory(patterns, kind)
+    query = 0.03 * (patterns[:2] + patterns[1:3]) + 0.02 * torch.randn(2, 8, 8, dtype=torch.float64)
+    x = memory.to_visible(query)
+    for _ in range(steps - 1):
+        x = memory.update(x)
+    g = memory.network.layer(memory.update.layers[-1]).activation(memory.update.hidden(x)[-1]).clamp(min=0)
+    shares = memory(query, steps, values=torch.eye(4, dtype=torch.float64))
+    torch.testing.assert_close(shares, g / g.sum(1, keepdim=True))
+
+
 @pytest.mark.parametrize("kind", ["classical", "polynomial", "exponential", "modern"])
 def test_memories_of_their_own_may_be_mapped_over(kind):
     memory = AssociativeMemory(signs(3, 16), kind)
@@ -664,6 +679,7 @@ def test_bad_queries(query, options, parts):
         (lambda memory, x: memory.retrieve(None), r"the query is NoneType; give a tensor of one or more, \(B, 8\)"),
         (lambda memory, x: memory(1j * x), "the query is complex; give real numbers"),
         (lambda memory, x: memory(x, patterns=[x]), "patterns is list; give a tensor, the patterns of each query"),
+        (lambda memory, x: memory(x, patterns=[x], values=x), "patterns is list; give a tensor"),
         (lambda memory, x: memory(x, values=[1.0, 2.0, 3.0]), "values are of list; give floating numbers"),
         (lambda memory, x: memory(x, values=torch.arange(3)), r"values are of torch.int64; .* one_hot\(labels\)"),
         (lambda memory, x: memory(x, -1), "steps is -1; give 0 or more"),

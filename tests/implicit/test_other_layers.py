@@ -4,6 +4,7 @@ import pytest
 import torch
 from problems import TIGHT, leaf, randn
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from imixer.implicit import (
     Anderson,
@@ -97,6 +98,44 @@ def test_a_detached_ceiling_lets_a_kernel_come_down_and_the_papers_does_not():
 
 def test_the_gradient_of_the_norm_is_finite_differences():
     assert gradcheck(lambda kernel: convolution_sigma(kernel, (4, 4)), leaf(randn(2, 2, 3, 3)))
+
+
+def by_power(sigma="power"):
+    torch.manual_seed(0)
+    return SpectralConv2d(2, 2, 3, (4, 4), sigma=sigma, coeff=0.2, n_power_iterations=1, dtype=torch.float64)
+
+
+def test_the_replay_of_a_checkpointed_convolution_leaves_the_power_iteration_alone():
+    plain, replayed, x = by_power().train(), by_power().train(), randn(3, 2, 4, 4)
+    with torch.no_grad():
+        for layer in (plain, replayed):
+            layer.weight.add_(randn(2, 2, 3, 3))  # so that the iteration is not at rest
+    plain(x).square().sum().backward()
+    checkpoint(replayed, x, use_reentrant=False).square().sum().backward()
+    assert torch.equal(plain.v, replayed.v) and torch.equal(plain.weight.grad, replayed.weight.grad)
+
+
+def test_a_convolution_is_built_and_run_in_training_mode_under_inference_mode():
+    here, x = by_power().train(), randn(3, 2, 4, 4)
+    with torch.inference_mode():
+        there = by_power().train()
+        assert torch.equal(there(x), here(x))
+    assert torch.equal(there.v, here.v)
+    here(x).sum().backward()
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_kernel_loaded_without_a_vector_is_warmed_up_and_a_vector_that_nothing_needs_is_dropped(strict):
+    other, held = by_power("fourier"), by_power()
+    with torch.no_grad():
+        other.weight.copy_(8 * randn(2, 2, 3, 3, seed=1))
+    held.load_state_dict(other.state_dict(), strict=strict)
+    torch.testing.assert_close(held.sigma(), other.sigma(), rtol=1e-3, atol=0)
+    other.load_state_dict(held.state_dict(), strict=strict)
+    assert other.v is None
+    twin = by_power()
+    twin.load_state_dict(held.state_dict(), strict=strict)
+    assert torch.equal(twin.v, held.v)  # one that comes with its kernel stays as it is
 
 
 def test_a_monotone_layer_of_any_norm_has_the_fixed_point_of_its_equation():

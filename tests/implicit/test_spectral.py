@@ -9,7 +9,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from imixer.implicit import Contraction, SpectralLinear, exact_sigma, fold
+from imixer.implicit import Contraction, SpectralConv1d, SpectralLinear, exact_sigma, fold
 from imixer.implicit.spectral import _advance_together, advance
 
 C = 0.9
@@ -180,6 +180,20 @@ def test_weights_loaded_without_a_vector_are_warmed_up():
         source.weight.mul_(20)
     made.load_state_dict(source.state_dict())
     assert made.sigma() > 0.99 * exact_sigma(source.weight)
+
+
+@pytest.mark.parametrize(
+    "made", [lambda: SpectralLinear(24, 48, coeff=C), lambda: SpectralConv1d(2, 3, 3, 8, sigma="power")]
+)
+def test_weights_that_are_put_into_a_model_without_memory_get_a_vector_with_one(made):
+    source = made()
+    with torch.no_grad():
+        source.weight.mul_(20)
+    source.warm_up()
+    with torch.device("meta"):
+        layer = made()
+    layer.load_state_dict({name: value for name, value in source.state_dict().items() if name != "v"}, assign=True)
+    torch.testing.assert_close(layer.sigma(), source.sigma(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])

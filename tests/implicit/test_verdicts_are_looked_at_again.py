@@ -270,7 +270,7 @@ FAILING = {
 
 @pytest.mark.parametrize("name", FAILING)
 @pytest.mark.parametrize("gradient", ["steps", "implicit", "recompute"])
-@pytest.mark.parametrize("failure", ["nan", "inf", "overflow"])
+@pytest.mark.parametrize("failure", ["nan", "inf", "overflow", "exp"])
 @pytest.mark.parametrize("policy", ["warn", "ignore"])
 @pytest.mark.filterwarnings("ignore:solve")
 def test_a_sample_that_failed_and_is_left_out_of_the_loss_spoils_no_shared_gradient(name, gradient, failure, policy):
@@ -280,15 +280,17 @@ def test_a_sample_that_failed_and_is_left_out_of_the_loss_spoils_no_shared_gradi
     z, a, W = randn(3, 4), torch.tensor([0.5, 0.5, 0.5]).double(), leaf(0.9 * torch.eye(4, dtype=torch.float64))
     if failure == "overflow":
         a[1] = 1e40  # a step multiplies by as much
+    elif failure == "exp":
+        z[1] = 2000  # finite, and what F makes of it is not, nor its derivative
     else:
         z[1, 2] = float(failure)
     z = leaf(z)
 
     def run(z, a):
-        x = solve(
-            lambda x, W: a[:, None] * (x @ W), z, (W,), solver=FAILING[name], gradient=made, on_failure=policy
-        ).value
-        return x
+        def F(x, W):
+            return 0.01 * (x @ W).exp() if failure == "exp" else a[:, None] * (x @ W)
+
+        return solve(F, z, (W,), solver=FAILING[name], gradient=made, on_failure=policy).value
 
     x = run(z, a)
     x[[0, 2]].sin().sum().backward()
@@ -301,6 +303,30 @@ def test_a_sample_that_failed_and_is_left_out_of_the_loss_spoils_no_shared_gradi
         W.grad = None
         run(z, a).sum().backward()
         assert not W.grad.isfinite().all()  # what is asked for and does not exist is not made up
+
+
+@pytest.mark.parametrize("gradient", ["recompute", "unroll"])
+@pytest.mark.filterwarnings("ignore:solve")
+def test_a_sample_whose_derivative_overflows_is_left_out_of_second_derivatives_too(gradient):
+    z, W = randn(3, 4), leaf(0.9 * torch.eye(4, dtype=torch.float64))
+
+    def second(z, taken):
+        x = solve(lambda x, W: 0.01 * (x @ W).exp(), z, W, gradient=gradient, on_failure="warn").value
+        first = torch.autograd.grad(x[taken].sin().sum(), W, create_graph=True)[0]
+        return torch.autograd.grad(first.square().sum(), W)[0]
+
+    expected = second(z[[0, 2]], [0, 1])
+    z[1] = 2000
+    torch.testing.assert_close(second(z, [0, 2]), expected)
+
+
+@pytest.mark.filterwarnings("ignore:solve")
+def test_an_input_per_sample_that_is_not_finite_does_spoil_the_shared_gradient():
+    z, u, W = randn(3, 4), randn(3, 4, seed=1), leaf(0.3 * torch.eye(4, dtype=torch.float64))
+    u[1] = torch.nan
+    x = solve(lambda x, W, u: (x @ W + u).tanh(), z, (W, u), solver=Picard(), on_failure="warn").value
+    x[[0, 2]].sum().backward()
+    assert not W.grad.isfinite().all()  # as the documentation says
 
 
 def test_a_sample_without_a_solution_leaves_the_adjoint_of_the_others_alone():

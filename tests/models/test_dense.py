@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 import imixer.models  # noqa: F401
 from imixer.models import Mixer, resample_tokens
@@ -121,6 +122,30 @@ def test_padding_repeats_the_border():
 def test_impossible_levels_and_strides_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         create(features_only=True, **options)
+
+
+class LoRA(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer, self.A = base, nn.Linear(base.in_features, base.out_features)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.A(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"), [("plain", "fc_in"), ("plain", "fc_out"), ("tied", "fc_in"), ("mixer", "fc2")]
+)
+@pytest.mark.parametrize("put", [parametrizations.weight_norm, LoRA])
+def test_what_is_put_on_the_token_mixing_is_refused_at_another_size_in_a_sentence(kind, way, put):
+    model = create(kind, features_only=True).eval()
+    mlp = model.model.blocks[1].mlp_tokens
+    setattr(mlp, way, put(getattr(mlp, way)))
+    assert model(torch.randn(1, 3, 32, 32)) if kind != "tied" or put is not LoRA else True
+    with pytest.raises(
+        ValueError, match=rf"blocks\.1\.mlp_tokens\.{way}\.\w+ is no .*; give images of 32x32, or merge"
+    ):
+        model(torch.randn(1, 3, 48, 40))
 
 
 def test_a_model_of_any_size_is_not_scripted():

@@ -61,8 +61,10 @@ def test_number_of_iterations_can_change_on_a_trained_model():
     assert not torch.allclose(model(IMAGES), two)
     model.n_iter = 2
     assert torch.equal(model(IMAGES), two)
-    with pytest.raises(ValueError, match="n_iter is -1"):
-        model.n_iter = -1
+    for wrong in (-1, 2.5, "3"):
+        with pytest.raises(ValueError, match=f"n_iter is {wrong!r}; give"):
+            model.n_iter = wrong
+    assert model.n_iter == 2
 
 
 @pytest.mark.parametrize("legacy", [False, True])

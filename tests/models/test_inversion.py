@@ -278,6 +278,17 @@ def test_exports_are_fixed_iterations(tmp_path):
     assert model.solver == "anderson"
 
 
+@pytest.mark.parametrize("solver", [FixedIterations(1), FixedIterations(3), Anderson(rtol=1e-1)], ids=repr)
+def test_a_model_whose_solver_is_an_object_is_exported(solver, tmp_path):
+    from imixer.models.export import export_torch
+
+    model = small(num_blocks=1)
+    model.gradient, model.solver = "implicit", solver
+    checked = export_torch(model, tmp_path / "m.pt2")
+    assert checked["max_abs_diff"] < 1e-4 * max(1, checked["largest_logit"])
+    assert model.solver is solver
+
+
 def test_torchscript_has_fixed_iterations_only():
     model = small(gradient="recompute")
     torch.testing.assert_close(torch.jit.script(model)(IMAGES), model(IMAGES), rtol=1e-4, atol=1e-5)
@@ -296,7 +307,15 @@ def test_torchscript_has_fixed_iterations_only():
         ({"gradient": "exact"}, "gradient is 'exact'; choose unroll, .* or recompute"),
         ({"tolerance": 0.0}, "tolerance is 0.0"),
         ({"tolerance": float("nan")}, "tolerance is nan"),
+        ({"tolerance": "1e-3"}, "tolerance is '1e-3'; give a number"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_steps": 10.0}, "max_steps is 10.0; give a whole number"),
+        ({"n_iter": 2.0}, "n_iter is 2.0; give a whole number"),
+        ({"n_iter": "2"}, "n_iter is '2'; give a whole number"),
+        ({"num_layers": 3.0}, "num_layers is 3.0; give a whole number"),
+        ({"hidden_ratio": "2"}, "hidden_ratio is '2'; give a number"),
+        ({"inner_drop_rate": None}, "inner_drop_rate is None; give a number"),
+        ({"jacobian_penalty": "1"}, "jacobian_penalty is '1'; give a number"),
         ({"gradient_terms": 0}, "gradient_terms is 0"),
         ({"on_failure": "panic"}, "on_failure is 'panic'; choose raise, warn, ignore"),
         ({"solver": "anderson", "gradient": "recompute"}, "gradient is recompute.*solver is anderson"),

@@ -1,5 +1,7 @@
 """Stems and stages: all that timm asks of a model, the counts, and the mathematics of whitening."""
 
+from functools import partial
+
 import pytest
 import timm
 import torch
@@ -207,6 +209,15 @@ def test_whitening_is_frozen_saved_and_in_float32_under_autocast():
         assert model.stem.proj(images).dtype == torch.float32
 
 
+def test_whitening_of_a_model_in_bfloat16_is_computed_in_float32():
+    """Not the filters, which are rounded once, but the sums of what nearly cancels."""
+    stem, images = Whitening(3), natural(2, size=32).bfloat16()
+    stem.whiten(patch_covariance(natural()))
+    stem.bfloat16()
+    exact = torch.nn.functional.conv2d(torch.nn.functional.pad(images.float(), (0, 1, 0, 1)), stem.weight.float())
+    assert torch.equal(stem(images), exact.bfloat16())
+
+
 def test_a_covariance_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"covariance has shape \(4, 4\)"):
         Whitening(3).whiten(torch.eye(4))
@@ -244,6 +255,14 @@ def test_impossible_stems_and_stages_are_refused_with_the_remedy(options, messag
     with pytest.raises(ValueError, match=message) as refused:
         timm.create_model("imixer_t4_32", **{"embed_dim": 16, "num_blocks": 2, **options})
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_norm_of_every_stem_is_the_norm_layer_with_its_arguments(options):
+    assert create(options=options, stem_norm=True).stem.norm.eps == 1e-6  # timm's default
+    made = create(options=options, stem_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-3))
+    assert made.stem.norm.eps == made.norm.eps == 1e-3
+    assert isinstance(create(options=options).stem.norm, nn.Identity)
 
 
 def test_stems_have_the_interface_of_timms():

@@ -12,6 +12,7 @@ from timm.models._hub import save_for_hf
 from torch import nn
 
 import imixer.models
+from imixer.errors import InputError
 
 NAMES = timm.list_models("imixer*")
 SMALL = "imixer_t4_32"
@@ -242,6 +243,20 @@ def test_local_dir_carries_the_depth(tmp_path, depth):
     assert torch.equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()(x), model(x))
 
 
+@pytest.mark.parametrize("options", [{}, {"features_only": True}], ids=["whole", "features"])
+def test_a_whitened_stem_is_refused_for_other_channels_than_its_weights_in_a_sentence(tmp_path, options):
+    name = "imixer_laptop_32.cifar10"
+    for channels in (1, 4):
+        with pytest.raises(InputError, match=f"in_chans is {channels}, .* imixer_laptop_32 .*; leave in_chans at 3"):
+            timm.create_model(name, pretrained=True, in_chans=channels, **options)
+    args = {"num_blocks": 1, "stem": "deep", "in_chans": 1}
+    save_for_hf(small(**args), tmp_path, model_args=args, safe_serialization=True)
+    with pytest.raises(InputError, match=f"in_chans is 3, .* {SMALL} .*; leave in_chans at 1"):
+        timm.create_model(f"local-dir:{tmp_path}", pretrained=True, in_chans=3, **options)
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **options).training
+    assert timm.create_model(name, in_chans=1, **options).training
+
+
 def test_hf_hub_loading(tmp_path, monkeypatch):
     """The same directory through the hub's code path, its download replaced by the local file."""
     import timm.models._hub as hub
@@ -301,6 +316,31 @@ def test_a_non_square_source_is_known_from_its_directory(tmp_path):
 def test_a_non_square_source_of_unknown_shape_is_refused_with_the_remedy():
     with pytest.raises(ValueError, match=r"96 tokens.*resample_tokens"):
         small(img_size=32).load_state_dict(small(img_size=(32, 48)).state_dict())
+
+
+def test_a_square_that_is_a_guess_is_said_once_and_a_grid_that_is_known_is_not(caplog, tmp_path):
+    source = small(img_size=(16, 36))  # 4x9 tokens
+    small(img_size=(16, 32)).load_state_dict(source.state_dict())
+    assert [r.getMessage() for r in caplog.records] == [
+        "the weights mix 36 tokens, which are taken for a grid of 6x6; if it is another, call "
+        "model.adapt_weights(state_dict, img_size=(height, width)) before they are loaded"
+    ]
+    caplog.clear()
+    small(img_size=48).load_state_dict(small().state_dict())  # of the size that the name is for
+    save_for_hf(
+        source, tmp_path, model_config={"pretrained_cfg": {**source.pretrained_cfg, "input_size": (3, 16, 36)}},
+        model_args={"img_size": (16, 36), "num_blocks": 3}, safe_serialization=True,
+    )  # fmt: skip
+    timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(16, 32))
+    small(img_size=(16, 36)).load_state_dict(source.state_dict())
+    first, second = source.state_dict(), source.state_dict()
+    imixer.models.resample_tokens(first, (4, 8), source=(4, 9))
+    target = small(img_size=(16, 32))
+    target.adapt_weights(second, img_size=(16, 36))  # the remedy
+    target.load_state_dict(second)
+    assert torch.equal(second["blocks.0.mlp_tokens.fc_in.weight"], first["blocks.0.mlp_tokens.fc_in.weight"])
+    small(img_size=(64, 48), dynamic_img_size=True).eval()(torch.randn(1, 3, 32, 40))
+    assert not caplog.records
 
 
 def test_the_remedy_works():

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from lightning.fabric import Fabric
 from PIL import Image
+from torch import nn
 
 from imixer.cli import main
 from imixer.data.config import DataConfig, MaskConfig
@@ -17,11 +19,13 @@ from imixer.data.sources.scenes import CLASSES, open_scenes
 from imixer.errors import InputError
 from imixer.training.finished_run import load_run
 from imixer.training.mask_logits import MaskPredictor
+from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 from imixer.training.run.result import best_row
 from imixer.training.segmentation_metrics import SegmentationMetrics, sliding_logits, window_starts
 from imixer.training.tasks.losses import SegmentationLoss, build_loss, loss_settings
 from imixer.training.tasks.registry import find_task
+from imixer.training.train_state import TrainState
 
 SMALL = [
     *("--task", "segment", "--data.image_size", "16", "--data.batch_size", "4", "--model.name", "imixer_t4_32"),
@@ -137,6 +141,29 @@ def test_a_head_gives_logits_of_every_pixel_on_any_backbone_of_timm(head, backbo
     model = timm.create_model("segmenter", backbone=backbone, backbone_args=args, head=head, num_classes=5, **size)
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 5, 32, 32)
     assert len(model.norms) == (1 if head == "linear" else len(model.levels))
+
+
+def test_a_penalty_on_the_inverse_is_part_of_the_gradient_though_the_imixer_is_inside_a_segmenter():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    fabric.launch()
+    images, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8))
+
+    def built(**penalty):
+        torch.manual_seed(0)
+        args = {"num_blocks": 2, "embed_dim": 16} | penalty
+        return timm.create_model("segmenter", backbone="imixer_n2_8", backbone_args=args, num_classes=3, img_size=8)
+
+    def gradient(**penalty):
+        model = built(**penalty)
+        TrainState(fabric, TrainConfig(), model, 5, loss=nn.CrossEntropyLoss()).gradient([(images, masks)], 0)
+        return model.backbone.model.blocks[0].mlp_tokens.contraction.fc1.weight.grad
+
+    alone = built(trajectory_penalty=2.0).train()
+    alone(images)
+    alone.backbone.model.penalty().backward()
+    added = alone.backbone.model.blocks[0].mlp_tokens.contraction.fc1.weight.grad
+    assert added.abs().max() > 1e-4
+    torch.testing.assert_close(gradient(trajectory_penalty=2.0), gradient() + added)
 
 
 @pytest.mark.parametrize("fit", ["resize", "window"])

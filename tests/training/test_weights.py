@@ -7,10 +7,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models._hub import save_for_hf
 
 import imixer.models  # noqa: F401
 from imixer.errors import InputError
-from imixer.training.initial_weights import load_weights
+from imixer.models import resample_tokens
+from imixer.training.initial_weights import find_start, load_weights
+from imixer.training.run.config import ModelConfig
 
 
 def model(name="imixer_t2_8", **kwargs):
@@ -35,6 +38,20 @@ def test_safetensors_load(tmp_path):
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     load_weights(target, str(tmp_path / "w.safetensors"))
     assert same(source, target)
+
+
+def test_a_folder_that_says_its_image_size_is_resampled_from_its_grid(tmp_path, caplog):
+    def made(*size):
+        return timm.create_model("imixer_n2_8", num_classes=3, img_size=size)
+
+    source, target = made(8, 32), made(8, 16)  # 4x16 tokens, which could be 8x8
+    args = {"num_classes": 3, "img_size": [8, 32]}
+    save_for_hf(source, tmp_path, model_args=args, safe_serialization=True)
+    find_start(ModelConfig(checkpoint=str(tmp_path))).load_into(target)
+    state = source.state_dict()
+    resample_tokens(state, (4, 8), source=(4, 16))
+    assert torch.equal(target.blocks[0].mlp_tokens.fc_in.weight, state["blocks.0.mlp_tokens.fc_in.weight"])
+    assert not caplog.records
 
 
 def test_the_checkpoint_of_a_run_loads(run):

@@ -236,12 +236,7 @@ class AssociativeMemory(nn.Module):
             ValueError: If an argument does not fit, or the rule of a classical memory has no neuron per pattern.
         """
         memory = self._special(among, patterns, query)
-        if memory._stored is not None:
-            raise ValueError(f"rule {self.options['rule']!r} has no neuron per pattern; give rule='hebbian'")
-        state = memory._at_rest(memory._start(query, None)[0])
-        name = memory.update.layers[-1]
-        g = memory.network.layer(name).activation(state[name]).clamp(min=0)
-        return g / g.sum(1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
+        return memory._shares(memory._start(query, None)[0])
 
     @torch.no_grad()
     def retrieve(
@@ -377,6 +372,7 @@ class AssociativeMemory(nn.Module):
                 f"values are of {_kind_of(values)}; give floating numbers, which are averaged, such as "
                 "one_hot(labels).float() for labels"
             )
+        memory = self._special(among, patterns, query)
         keys = self.patterns[None] if patterns is None else patterns
         lead = keys.shape[1:2] if patterns is None else keys.shape[:2]
         if values.shape[: len(lead)] != lead:
@@ -384,10 +380,20 @@ class AssociativeMemory(nn.Module):
                 f"values has shape {tuple(values.shape)}; give one per pattern, "
                 f"({', '.join(map(str, lead))}, *value_shape)"
             )
-        self._check_query(query)
-        x = self(query, steps - 1, known, among=among, patterns=patterns) if steps > 1 else query
-        weights = self.weights(x, among=among, patterns=patterns)
+        start, held = memory._start(query, known)
+        x = start
+        for _ in range(steps - 1):
+            x = memory._step(x, start, held)
+        weights = memory._shares(x)
         return torch.einsum("bk,k...->b..." if patterns is None else "bk,bk...->b...", weights, values.to(weights))
+
+    def _shares(self, x: Tensor) -> Tensor:
+        """Compute the share (B, K) of each pattern in the step from visible states x, which `weights` describes."""
+        if self._stored is not None:
+            raise ValueError(f"rule {self.options['rule']!r} has no neuron per pattern; give rule='hebbian'")
+        name = self.update.layers[-1]
+        g = self.network.layer(name).activation(self._at_rest(x)[name]).clamp(min=0)
+        return g / g.sum(1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
 
     def _special(self, among: Tensor | None, patterns: Tensor | None, query: Tensor) -> "AssociativeMemory":
         """Return this memory, or one with the same parameters that is restricted, or has patterns per query."""

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from imixer.implicit.spectral import at_least_float32, full_precision
+from imixer.implicit.spectral import WARM_UP_STEPS, PowerIterated, at_least_float32, full_precision, replaying
 
 Padding = Literal["circular", "zeros", "reflect", "replicate"]
 ConvolutionSigma = Literal["fourier", "power"]
-WARM_UP_STEPS = 64
 
 
 def convolution_sigma(
@@ -106,11 +105,10 @@ def _most_copies(side: int, margin: int, padding_mode: Padding) -> int:
     return max(1 + (1 <= at <= margin) + (1 <= side - 1 - at <= margin) for at in range(side))
 
 
-class _SpectralConv(nn.Module):
+class _SpectralConv(PowerIterated):
     """What convolutions along one, two or three axes share."""
 
     axes: ClassVar[int]
-    v: Tensor | None
 
     def __init__(
         self,
@@ -152,28 +150,33 @@ class _SpectralConv(nn.Module):
         made = getattr(nn, f"Conv{self.axes}d")(
             in_channels, out_channels, tuple(kernel), groups=groups, device=device, dtype=dtype
         )
-        self.weight: nn.Parameter = made.weight
+        self.weight = made.weight
         self.bias: nn.Parameter = made.bias
         self.padding_mode: Padding = padding_mode
         self.dilation, self.groups, self.coeff, self.detach_sigma = dilation, groups, coeff, detach_sigma
         self.n_power_iterations = n_power_iterations
         with torch.no_grad():
             self._fourier_sigma()
-        start = torch.randn(in_channels, *self.size, generator=torch.Generator().manual_seed(0), device="cpu")
-        self.register_buffer("v", start.to(self.weight.device) if sigma == "power" else None)
-        self.warm_up()
+        v = torch.empty(in_channels, *self.size, device=self.weight.device) if sigma == "power" else None
+        self.register_buffer("v", v)
+        self.init_non_persistent_buffers()
 
     @torch.no_grad()
     def warm_up(self) -> None:
-        """Bring the power iteration to rest: call it whenever `weight` was changed other than by training."""
-        self._iterate(WARM_UP_STEPS)
+        """Bring the power iteration to rest: call it whenever `weight` was changed other than by training.
+
+        It begins anew: the last image may have one frequency alone, which no circular convolution leads out of.
+        """
+        if self.v is not None:
+            self.v.copy_(self._first_v(self.v))
+            self._iterate(WARM_UP_STEPS)
 
     def sigma(self) -> Tensor:
         """Return the norm of the operator before normalisation: exact, or its bound, or an estimate from below."""
         if self.v is None:
             return self._fourier_sigma()
         v = self.v.to(at_least_float32(self.weight).dtype, copy=True)  # the backward may come after the next forward
-        return torch.linalg.vector_norm(self._apply_kernel(v)) / torch.linalg.vector_norm(v)
+        return torch.linalg.vector_norm(self._apply_kernel(v, self.weight)) / torch.linalg.vector_norm(v)
 
     def _fourier_sigma(self) -> Tensor:
         return convolution_sigma(self.weight, self.size, self.padding_mode, dilation=self.dilation, groups=self.groups)
@@ -181,21 +184,25 @@ class _SpectralConv(nn.Module):
     @torch.no_grad()
     def _iterate(self, steps: int) -> None:
         """Move v towards the image that the operator stretches most."""
-        if self.v is None or self.v.is_meta:
+        if self.v is None or self.v.is_meta or self.weight.is_meta:
             return
-        v = self.v.to(at_least_float32(self.weight).dtype)
-        for _ in range(steps):
-            with torch.enable_grad():
-                at = v.detach().requires_grad_()
-                u = self._apply_kernel(at)
-            moved = torch.autograd.grad(u, at, u.detach())[0]
-            length = torch.linalg.vector_norm(moved)
-            v = torch.where(length > 0, moved / length.clamp_min(torch.finfo(v.dtype).tiny), v)
+        # Inference mode takes no derivatives, nor of what was made there. Hooks would take what this saves
+        # for a part of the forward, which a checkpointed one would miss in its replay.
+        with torch.inference_mode(False), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+            kernel = at_least_float32(self.weight.detach().clone())
+            v = self.v.detach().clone().to(kernel.dtype)
+            for _ in range(steps):
+                with torch.enable_grad():
+                    at = v.detach().requires_grad_()
+                    u = self._apply_kernel(at, kernel)
+                moved = torch.autograd.grad(u, at, u.detach())[0]
+                length = torch.linalg.vector_norm(moved)
+                v = torch.where(length > 0, moved / length.clamp_min(torch.finfo(v.dtype).tiny), v)
         self.v.copy_(v)
 
-    def _apply_kernel(self, v: Tensor) -> Tensor:
-        """Apply the operator before normalisation to an image (I, *size)."""
-        kernel = at_least_float32(self.weight.detach() if not torch.is_grad_enabled() else self.weight)
+    def _apply_kernel(self, v: Tensor, kernel: Tensor) -> Tensor:
+        """Apply the operator of a kernel, before normalisation, to an image (I, *size)."""
+        kernel = at_least_float32(kernel)
         exact = torch.float64 if v.is_cuda else kernel.dtype  # cuDNN rounds float32 to TF32 unless told otherwise
         with full_precision(v.device):
             u = self._convolved(v[None].to(exact), kernel.to(exact), None)
@@ -209,7 +216,7 @@ class _SpectralConv(nn.Module):
 
     def normalized_weight(self) -> Tensor:
         """Return the kernel that multiplies, (O, I / G, *k). In training it advances the power iteration first."""
-        if self.training:
+        if self.training and not replaying():
             self._iterate(self.n_power_iterations)
         sigma = self.sigma()
         sigma = sigma.detach() if self.detach_sigma else sigma

@@ -169,7 +169,7 @@ class _ImplicitFunction(_BackwardOnly):
             raise RuntimeError(refusal(p.name))
         with torch.autocast(**ctx.autocast), torch.enable_grad():
             needed = x.requires_grad
-            x, g = _without_broken(x, g)
+            x, g = _without_broken(x, g, ~finite_samples(x.detach()))
             x, *inputs = _cut([x, *tensors], create_graph)
             x = x.requires_grad_(needed)
             fx = p.F(x, *inputs)
@@ -234,19 +234,25 @@ class _CheckpointedUnrollFunction(_BackwardOnly):
         ctx: Any, problem: Problem, checkpoints: int, start: Tensor | None, z: Tensor, *tensors: Tensor
     ) -> Tensor:
         ctx.save_for_backward(z, start, *tensors)
-        return _forward(ctx, problem, checkpoints, z, tensors)
+        value = _forward(ctx, problem, checkpoints, z, tensors)
+        ctx.broken = ~finite_samples(value)
+        return value
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         z, start, *tensors = ctx.saved_tensors
+        broken: Tensor = ctx.broken
         p: Problem = ctx.problem
         assert isinstance(p.solver, FixedIterations)
         n_iter = p.solver.n_iter
         with torch.autocast(**ctx.autocast):
             if torch.is_grad_enabled():  # somebody will differentiate again: keep the whole graph
                 first, z, *tensors = inputs = _cut([z if start is None else start, z, *tensors], True)
+                p = replace(p, start=first)
+                if not every(~broken):
+                    (p, z), g = p.without(broken, z), spoilt(g, broken)
                 with drawing_from(ctx.first, z):
-                    x = replace(p, start=first).solve(z, tensors).value
+                    x = p.solve(z, tensors).value
                 _refuse_hidden_tensors(x, inputs)
                 return None, None, *_from_start(start, _gradients(x, inputs, g, True))
             leaves = _cut(tensors, False)
@@ -262,8 +268,9 @@ class _CheckpointedUnrollFunction(_BackwardOnly):
 
             def back(at: _Iterate) -> None:
                 """Go back through one step from x: g, the gradient of the next, becomes that of x."""
-                nonlocal g
-                x, g = _without_broken(at.x, g)
+                nonlocal g, broken
+                broken = broken | ~finite_samples(at.x)  # what steps to it would be multiplied with, too
+                x, g = _without_broken(at.x, g, broken)
                 x = x.detach().requires_grad_()
                 with torch.enable_grad(), drawing_from(at.random, x):
                     fx = p.F(x, *leaves)
@@ -278,12 +285,11 @@ class _CheckpointedUnrollFunction(_BackwardOnly):
             return None, None, *_from_start(start, [g, *sums])
 
 
-def _without_broken(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """Return x and its gradient g, with 0 and NaN for samples that are not finite.
+def _without_broken(x: Tensor, g: Tensor, broken: Tensor) -> tuple[Tensor, Tensor]:
+    """Return x and its gradient g, with 0 and NaN for samples that are or will not be finite, (B,).
 
     One would spoil the tensors' gradient also where the loss leaves it out.
     """
-    broken = ~finite_samples(x.detach())
     if x.device.type == "cpu" and not broken.any():  # where looking is free, it saves two copies
         return x, g
     return choose(broken, torch.zeros_like(x), x), spoilt(g, broken)

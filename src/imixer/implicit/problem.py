@@ -1,12 +1,12 @@
 """The equation x = z + F(x, *tensors), as solvers and gradients are given it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from imixer.implicit.solution import Policy, Solution
+from imixer.implicit.solution import Policy, Solution, choose
 from imixer.implicit.solvers import Map, Solver
 from imixer.implicit.states import outline
 
@@ -55,6 +55,20 @@ class Problem:
             return following
 
         return f
+
+    def without(self, broken: Tensor, z: Tensor) -> tuple["Problem", Tensor]:
+        """Return the problem, and its z (B, ...), with samples (B,) held at 0, where F and its derivatives are finite.
+
+        What F gives for them is kept, so that a gradient which is asked of them reaches the tensors.
+        """
+
+        def held(x: Tensor) -> Tensor:
+            return choose(broken, torch.zeros_like(x), x)
+
+        def F(x: Tensor, *tensors: Tensor) -> Tensor:
+            return self.F(held(x), *tensors)
+
+        return replace(self, F=F, start=None if self.start is None else held(self.start)), held(z)
 
     def solve(self, z: Tensor, tensors: Sequence[Tensor]) -> Solution[Tensor]:
         """Solve from the start on, which is z (B, ...) unless another is known."""

@@ -12,7 +12,7 @@ from imixer.implicit.func_transforms import every
 from imixer.implicit.gradients import Gradient, Unroll
 from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import drawing_from, random_state
-from imixer.implicit.solution import POLICIES, Policy, Solution, StateT, choose, spoil_gradient_of
+from imixer.implicit.solution import POLICIES, Policy, Solution, StateT, choose, finite_samples, spoil_gradient_of
 from imixer.implicit.solvers import FixedIterations, Solver, epsilon
 from imixer.implicit.states import as_tuple, layout_of
 
@@ -50,7 +50,8 @@ def solve(
             equation by a solver to a tolerance likewise.
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
-            host wait for the device, once; compiled code does not ask.
+            host wait for the device, once; compiled code does not ask. With a tolerance and `Unroll`, `ignore` looks
+            too, for what the gradient must leave out.
         early_exit: Evaluate F on those samples only that still move. Only where no gradient is recorded. Tensors with
             one entry per sample along their first axis are cut like z; evaluating one sample alone tells which.
         name: What to call it in messages.
@@ -58,8 +59,10 @@ def solve(
     Returns:
         The solution; gradients flow through its value.
 
-    A sample that is not finite does not spoil the gradient of the tensors if the loss leaves it out, so that its own
-    gradient is 0. The exception is `FixedIterations` with `Unroll` and the policy `ignore`, where nobody looks.
+    A sample whose value is not finite does not spoil the gradient of the tensors if the loss leaves it out, so that its
+    own gradient is 0: F is differentiated at 0 in its place. Two things do spoil it. With `FixedIterations`, `Unroll`
+    and the policy `ignore` nobody looks. And a number per sample that is not finite and comes in by the tensors, as in
+    F(x, u), is multiplied with that 0.
 
     Raises:
         NotConvergedError: If it fails, with the policy `raise`; in the backward pass, if that of an implicit gradient
@@ -98,37 +101,37 @@ def _solve(
     solver, policy = problem.solver, problem.policy
     if early_exit:
         problem = replace(problem, F=_OnlyWhatMoves(problem.F, problem.name))
-    # A failed sample is then taken out of steps that are differentiated.
-    looks_later = policy == "warn" and isinstance(solver, FixedIterations) and isinstance(gradient, Unroll)
-    before = random_state(z) if looks_later and not torch.compiler.is_compiling() else None
+    compiling, fixed = torch.compiler.is_compiling(), isinstance(solver, FixedIterations)
+    # Then steps that are differentiated are taken again without the samples that are not finite.
+    looks_later = policy != "raise" and isinstance(gradient, Unroll) and not (fixed and policy == "ignore")
+    before = random_state(z) if looks_later and torch.is_grad_enabled() and not compiling else None
     solution = gradient(problem, z, tensors)
-    if policy == "ignore" or torch.compiler.is_compiling():
+    again = looks_later and solution.value.requires_grad
+    if compiling or (policy == "ignore" and not again):
         return solution
-    failed = solution.failed()
+    broken = ~finite_samples(solution.value.detach())
+    failed = broken if policy == "ignore" else solution.failed()
     if every(~failed):
         return solution
-    traced = solution
-    if isinstance(solver, FixedIterations) and not solver.measure:  # once more, to say at which step
-        with torch.no_grad():
-            traced = replace(problem, solver=replace(solver, measure=True)).solve(z, tensors)
-    traced.report(failed, policy, problem.name)
-    if not (looks_later and solution.value.requires_grad):
+    if policy != "ignore":
+        traced = solution
+        if isinstance(solver, FixedIterations) and not solver.measure:  # once more, to say at which step
+            with torch.no_grad():
+                traced = replace(problem, solver=replace(solver, measure=True)).solve(z, tensors)
+        traced.report(failed, policy, problem.name)
+    if not again or (failed is not broken and every(~broken)):
         return solution
-    start = None if problem.start is None else _without(failed, problem.start)
+    rest, rest_z = problem.without(broken, z)
     with drawing_from(before, z):
-        again = gradient(replace(problem, start=start), _without(failed, z), tensors)
-    return replace(solution, value=_not_finite(again.value, failed))
+        value = gradient(rest, rest_z, tensors).value
+    return replace(solution, value=_not_finite(value, z, broken))
 
 
-def _without(failed: Tensor, x: Tensor) -> Tensor:
-    return choose(failed, torch.zeros_like(x), x)
-
-
-def _not_finite(value: Tensor, failed: Tensor) -> Tensor:
-    """Make the value NaN for failed samples, (B,), and their gradient too unless it is 0."""
+def _not_finite(value: Tensor, z: Tensor, broken: Tensor) -> Tensor:
+    """Make the value NaN for broken samples, (B,), and their gradients too unless they are 0."""
     zero = torch.zeros_like(value)
-    value = value + choose(failed, zero + torch.nan, zero)
-    spoil_gradient_of(value, failed)
+    value = value + choose(broken, z + torch.nan, zero)
+    spoil_gradient_of(value, broken)
     return value
 
 

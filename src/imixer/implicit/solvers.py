@@ -66,8 +66,8 @@ class ToTolerance:
     meets the tolerance no more, f looked at other samples or is not deterministic, and the sample has not converged.
     One that runs out of steps gets the x whose gap was the least, relative to f(x).
 
-    A sample that is not finite stays where it last was, so that its derivatives, multiplied by 0 where a loss leaves it
-    out, are 0.
+    A sample that is not finite stays where it last was. Its last step has derivatives that need not be finite: `solve`
+    takes the steps again without it where they are differentiated.
 
     Args:
         rtol: Relative tolerance: a sample has converged when ||f(x) - x|| <= atol + rtol ||f(x)||. Below 4 epsilon, of

@@ -126,7 +126,63 @@ class NormalizedLinear(nn.Linear):
         return f"{super().extra_repr()}, coeff={self.coeff}"
 
 
-class SpectralLinear(NormalizedLinear):
+class PowerIterated(nn.Module):
+    """Base of layers whose norm is found by power iteration, from the vector `v` that the last one left.
+
+    Choose it for a layer with such a buffer: whatever weights are loaded, the vector is one of theirs. It goes before
+    other bases.
+
+    Attributes:
+        v: The vector, a buffer; None where the norm is found otherwise.
+    """
+
+    v: Tensor | None
+    weight: Tensor
+    _loaded_v = False
+
+    def init_non_persistent_buffers(self) -> None:
+        """Begin the power iteration anew, and bring it to rest.
+
+        timm and Transformers call this once they have given memory to a model that was built without any. The weight
+        must have its numbers. A vector that Transformers has read from a file, and marked as read, stays as it is.
+        """
+        if self.v is None or getattr(self.v, "_is_hf_initialized", False):
+            return
+        if not self.v.is_meta:
+            with torch.no_grad():
+                self.v.copy_(self._first_v(self.v))
+            self.warm_up()
+
+    def _first_v(self, v: Tensor) -> Tensor:
+        """Draw the vector to begin with, like v, on the CPU."""
+        # From a generator of its own: building a model must neither depend on nor advance the global one.
+        return torch.randn(v.shape, device="cpu", generator=torch.Generator().manual_seed(0))
+
+    def warm_up(self) -> None:
+        """Bring the power iteration to rest: call it whenever `weight` was changed other than by training."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.v is None:
+            state_dict.pop(prefix + "v", None)  # from a model with power iteration
+            return super()._load_from_state_dict(state_dict, prefix, *args)
+        # Weights from elsewhere come without a vector. One that does come belongs to them: moving it would
+        # make a resumed run differ from an uninterrupted one.
+        self._loaded_v = prefix + "v" in state_dict
+        foreign = state_dict.get(prefix + "weight") is not None and not self._loaded_v
+        if foreign:
+            state_dict[prefix + "v"] = self.v
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if not foreign:
+            return
+        if self.v.device != self.weight.device:  # the weight took the place of one without memory
+            self.v = torch.empty_like(self.v, device=self.weight.device)
+            self.init_non_persistent_buffers()
+        else:
+            self.warm_up()
+
+
+class SpectralLinear(PowerIterated, NormalizedLinear):
     """Linear layer whose spectral norm is held at a ceiling by dividing its weight.
 
     The parameter `weight` is the free matrix W; what multiplies the input is `normalized_weight()`,
@@ -190,7 +246,6 @@ class SpectralLinear(NormalizedLinear):
         self.scaling = scaling
         self.detach_sigma = detach_sigma
         self.advances_itself = True
-        self._loaded_v = False
         self._v_of: tuple[str, ...] = ()  # the adapters that `v` has been iterated with
         self._other_v: dict[tuple[str, ...], Tensor] = {}
         # In float32 whatever the weights are.
@@ -204,20 +259,8 @@ class SpectralLinear(NormalizedLinear):
         if "v" in self._buffers:  # not while nn.Linear is being built
             self.init_non_persistent_buffers()
 
-    def init_non_persistent_buffers(self) -> None:
-        """Begin the power iteration anew, and bring it to rest.
-
-        timm and Transformers call this once they have given memory to a model that was built without any. The weight
-        must have its numbers. A vector that Transformers has read from a file, and marked as read, stays as it is.
-        """
-        if self.v is None or getattr(self.v, "_is_hf_initialized", False):
-            return
-        if not self.v.is_meta:
-            # From a generator of its own: building a model must neither depend on nor advance the global one.
-            start = torch.randn(self.in_features, device="cpu", generator=torch.Generator().manual_seed(0))
-            with torch.no_grad():
-                self.v.copy_(F.normalize(start, dim=0))
-            self.warm_up()
+    def _first_v(self, v: Tensor) -> Tensor:
+        return F.normalize(super()._first_v(v), dim=0)
 
     def warm_up(self) -> None:
         """Bring the power iteration to rest: call it whenever `weight` was changed other than by training."""
@@ -271,7 +314,7 @@ class SpectralLinear(NormalizedLinear):
 
         In training it advances the power iteration first.
         """
-        if self.training and self.advances_itself and not _replaying():
+        if self.training and self.advances_itself and not replaying():
             self.advance()
         self._follow_adapters()
         return _normalise(
@@ -290,20 +333,6 @@ class SpectralLinear(NormalizedLinear):
         norm = f"n_power_iterations={self.n_power_iterations}" if self.v is not None else f"sigma={self.estimator}"
         options = ", scaling=hard" * (self.scaling == "hard") + ", detach_sigma=True" * self.detach_sigma
         return f"{super().extra_repr()}, {norm}{options}"
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if self.v is None:
-            state_dict.pop(prefix + "v", None)  # from a model with power iteration
-            return super()._load_from_state_dict(state_dict, prefix, *args)
-        # Weights from elsewhere come without a vector. One that does come belongs to them: moving it would
-        # make a resumed run differ from an uninterrupted one.
-        self._loaded_v = prefix + "v" in state_dict
-        foreign = state_dict.get(prefix + "weight") is not None and not self._loaded_v
-        if foreign:
-            state_dict[prefix + "v"] = self.v
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        if foreign:
-            self.warm_up()
 
 
 class OrthogonalLinear(NormalizedLinear):
@@ -506,7 +535,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _replaying() -> bool:
+def replaying() -> bool:
     """Tell whether a backward is running, hence this forward is the replay of a checkpointed one."""
     if torch.compiler.is_compiling():
         return False  # not visible while tracing, see `advances_itself`

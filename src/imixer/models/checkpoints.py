@@ -1,5 +1,6 @@
 """Weights from elsewhere: the published code's names, MLP-Mixer's, and other token grids."""
 
+import logging
 import math
 from collections.abc import MutableMapping
 
@@ -7,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Grid = tuple[int, int]
+
+_log = logging.getLogger(__name__)
 
 # Inside `mlp_tokens`: the published code's names -> ours. Its `weight_u` and `weight_sigma` follow from the rest.
 # MLP-Mixer has those without `_sn`.
@@ -59,7 +62,7 @@ def resample_tokens(
         state: State dict with our names.
         target: Token grid (height, width) of the model to load into.
         likely_source: Grid the weights may come from. Used if it has as many tokens as they do; otherwise they are
-            taken to come from a square.
+            taken to come from a square, and a warning says so.
         source: Grid that all weights come from. Choose it where the grid is known: as many tokens of another shape
             are then resampled too.
         within: Beginning of the names to look at, such as `blocks.3.` for one block. Default: all.
@@ -67,6 +70,40 @@ def resample_tokens(
     Raises:
         ValueError: If the source is neither `likely_source` nor square.
     """
+    guessed = bring_to_grid(state, target, likely_source, source=source, within=within)
+    tell_guesses(guessed, "give source=(height, width)")
+
+
+def tell_guesses(tokens: set[int], remedy: str) -> None:
+    """Warn that grids were taken for squares, which nothing but their number of tokens speaks for.
+
+    Args:
+        tokens: Numbers of tokens of these grids; with none, nothing is said.
+        remedy: What to do if one is no square.
+    """
+    if tokens:
+        counts = sorted(tokens, reverse=True)
+        grids = " and ".join(f"{math.isqrt(count)}x{math.isqrt(count)}" for count in counts)
+        _log.warning(
+            f"the weights mix {' and '.join(map(str, counts))} tokens, which are taken for a grid of {grids}; if it is "
+            f"another, {remedy}"
+        )
+
+
+def bring_to_grid(
+    state: MutableMapping[str, Tensor],
+    target: Grid,
+    likely_source: Grid | None = None,
+    *,
+    source: Grid | None = None,
+    within: str = "",
+) -> set[int]:
+    """Do what `resample_tokens` does, with its arguments, and return the numbers of tokens that it guessed squares of.
+
+    Raises:
+        ValueError: If the source is neither `likely_source` nor square.
+    """
+    guessed: set[int] = set()
     ways = {"mlp_tokens.fc_in.weight": "fc_out", "mlp_tokens.fc1.weight": "fc2"}
     for name in [key for key in state if key.startswith(within) and key.endswith(tuple(ways))]:
         block, entry = name[: name.rindex("mlp_tokens.")] + "mlp_tokens.", name[name.rindex("mlp_tokens.") :]
@@ -74,6 +111,8 @@ def resample_tokens(
         if source == target or (source is None and tokens == target[0] * target[1]):
             continue
         origin = source or _grid(tokens, likely_source)
+        if source is None and origin != likely_source:
+            guessed.add(tokens)
         back = block + ways[entry]
         out = back + ".weight"
         shrink = tokens / (target[0] * target[1])
@@ -81,6 +120,7 @@ def resample_tokens(
         if out in state:
             state[out] = _resample(state[out].T, origin, target).T.contiguous()
         state[back + ".bias"] = _resample(state[back + ".bias"][None], origin, target)[0]
+    return guessed
 
 
 def _grid(tokens: int, likely: Grid | None) -> Grid:
@@ -90,7 +130,7 @@ def _grid(tokens: int, likely: Grid | None) -> Grid:
     if side * side != tokens:
         raise ValueError(
             f"the weights mix {tokens} tokens, not a square grid; resample them first with "
-            "imixer.models.resample_tokens(state_dict, target, likely_source=(height, width))"
+            "imixer.models.resample_tokens(state_dict, target, source=(height, width))"
         )
     return side, side
 

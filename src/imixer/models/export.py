@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import imixer
 from imixer.errors import InputError
 from imixer.extras import require_extra
 from imixer.implicit import fold
-from imixer.implicit.solvers import FixedIterations
+from imixer.implicit.solvers import FixedIterations, Solver, ToTolerance
 from imixer.models.imixer import IMixer
 from imixer.writing import json_text
 
@@ -164,10 +165,10 @@ def export_torch(model: nn.Module, path: Path, *, batch_size: int | None = None)
 
 def _for_export(model: nn.Module) -> nn.Module:
     """Copy the model, folded, with fixed iterations for inverses."""
-    if getattr(model, "solver", "fixed") != "fixed" and not isinstance(model, IMixer):
+    if not isinstance(model, IMixer) and not _is_fixed(getattr(model, "solver", "fixed")):
         raise InputError("the inverses of a segmentation are solved to a tolerance; train it with model.solver fixed")
     folded: Any = fold(model)
-    if not isinstance(folded, IMixer) or folded.solver == "fixed":
+    if not isinstance(folded, IMixer) or _is_fixed(folded.solver):
         return folded
     x = example_images(folded, 5)
     with torch.no_grad():
@@ -178,16 +179,24 @@ def _for_export(model: nn.Module) -> nn.Module:
             if (folded(x) - expected).abs().max() <= TOLERANCE / 4 * max(1.0, expected.abs().max()):
                 folded.solver = FixedIterations(2 * n_iter)
                 return folded
-    raise InputError("no number of iterations up to 256 gives what the model's solver gives; raise model.max_steps")
+    raise InputError("no number of iterations up to 256 gives what the model's solver gives; raise its max_steps")
 
 
 def _solved(model: nn.Module) -> nn.Module:
     """Return the model, or a copy that solves its inverses as far as float32 goes."""
-    if not isinstance(model, IMixer) or model.solver == "fixed":
+    if not isinstance(model, IMixer) or _is_fixed(model.solver):
         return model
-    solved = copy.deepcopy(model)
-    solved.tolerance, solved.max_steps = SOLVED, max(1000, model.max_steps)
+    solved, solver = copy.deepcopy(model), model.solver
+    if isinstance(solver, ToTolerance):
+        solved.solver = replace(solver, rtol=SOLVED, atol=0.0, max_steps=max(1000, solver.max_steps))
+    else:
+        solved.tolerance, solved.max_steps = SOLVED, max(1000, model.max_steps)
     return solved
+
+
+def _is_fixed(solver: Solver | str) -> bool:
+    """Tell whether a solver, by name or as an object, takes a fixed number of steps."""
+    return solver == "fixed" or isinstance(solver, FixedIterations)
 
 
 def example_images(model: nn.Module, batch_size: int) -> Tensor:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from imixer.implicit import SpectralLinear, fold
 from imixer.implicit.spectral import advance
-from imixer.inverse_options import shows_options, split_options
+from imixer.inverse_options import check_n_iter, shows_options, split_options
 from imixer.models.activations import ActLayers, activation
-from imixer.models.checkpoints import rename_published, resample_tokens
+from imixer.models.checkpoints import bring_to_grid, rename_published, tell_guesses
 from imixer.models.imlp import IMLP
 from imixer.models.mixer import Mixer
+from imixer.models.penalties import take_penalty
 
 
 class IMixerBlock(MixerBlock):
@@ -152,8 +153,7 @@ class IMixer(Mixer):
             The sum over the blocks of the options `jacobian_penalty`, `trajectory_penalty` and `correction_penalty`;
             None if all are 0, or nothing was computed since.
         """
-        given = [part for part in (imlp.penalties.take() for imlp in self._imlps()) if part is not None]
-        return torch.stack(given).sum() if given else None
+        return take_penalty(self)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Give the model a new head for `num_classes`, or none for 0; `global_pool` is `avg` or ``."""
@@ -172,17 +172,20 @@ class IMixer(Mixer):
         Args:
             state: State dict with our names, those of the published code, or MLP-Mixer's.
             prefix: What the names begin with.
-            img_size: Image size (height, width) that the weights may come from. Default: squares.
+            img_size: Image size (height, width) that the weights may come from. Default: squares, of which a warning
+                tells.
 
         Raises:
             ValueError: If the source of the token mixing weights is neither of that size nor square.
         """
         rename_published(state)
         likely = self.stem.dynamic_feat_size((img_size[0], img_size[1])) if img_size else None
+        guessed: set[int] = set()
         for i, grid in enumerate(self.grids):
             shrink = self.stem.grid_size[0] // grid[0]  # of the stages before
             source = likely and (likely[0] // shrink, likely[1] // shrink)
-            resample_tokens(state, grid, source, within=f"{prefix}blocks.{i}.")
+            guessed |= bring_to_grid(state, grid, source, within=f"{prefix}blocks.{i}.")
+        tell_guesses(guessed, "call model.adapt_weights(state_dict, img_size=(height, width)) before they are loaded")
 
     def _advance(self) -> None:
         if self.training:
@@ -218,8 +221,7 @@ class IMixer(Mixer):
 
     @n_iter.setter
     def n_iter(self, value: int) -> None:
-        if value < 0:
-            raise ValueError(f"n_iter is {value}; give 0 or more fixed point iterations")
+        check_n_iter(value)
         for imlp in self._imlps():
             imlp.n_iter = value
 

@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from imixer.models.checkpoints import resample_tokens
+from imixer.models.checkpoints import bring_to_grid
 from imixer.models.stems import Size, StemName, build_stem
 
 Grid = tuple[int, int]
+
+_NORM = partial(nn.LayerNorm, eps=1e-6)  # timm's default
 
 
 class Merge(nn.Module):
@@ -106,7 +108,7 @@ class Mixer(MlpMixer):
         super().__init__(num_blocks=blocks[0] if single else 0, embed_dim=dims[-1], mlp_ratio=ratios[-1], **common)
         dd: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         if stem != "patch" or stem_width is not None or not single:
-            norm_layer = None if isinstance(self.stem.norm, nn.Identity) else type(self.norm)
+            norm_layer = kwargs.get("norm_layer", _NORM) if kwargs.get("stem_norm") else None
             self.stem = build_stem(
                 stem, img_size=img_size, patch_size=patch_size, in_chans=in_chans, embed_dim=dims[0],
                 width=stem_width, norm_layer=norm_layer, **dd,
@@ -208,7 +210,7 @@ class Mixer(MlpMixer):
             grid = tall // self.stem.patch_size[0], wide // self.stem.patch_size[1]
         x = self.stem(x)
         after = [(x, grid)]
-        for block, place in zip(self.blocks[:depth], self.grids, strict=False):
+        for i, (block, place) in enumerate(zip(self.blocks[:depth], self.grids, strict=False)):
             before, shrink = grid, own[0] // place[0]
             grid = after[0][1][0] // shrink, after[0][1][1] // shrink
             if isinstance(block, Merge):
@@ -216,11 +218,28 @@ class Mixer(MlpMixer):
             elif grid == place:
                 step = block
             else:
+                self._require_resamplable(i)
                 step = partial(_call_resampled, block, place, grid)
             resumed = self.grad_checkpointing and torch.is_grad_enabled()
             x = checkpoint(step, x, use_reentrant=False) if resumed else step(x)
             after.append((x, grid))
         return after
+
+    def _require_resamplable(self, number: int) -> None:
+        """Raise ValueError if something was put on the token mixing of a block that is called at another size."""
+        mlp: Any = getattr(self.blocks[number], "mlp_tokens", nn.Identity())
+        ways = ("fc_in", "fc_out") if hasattr(mlp, "fc_in") else ("fc1", "fc2")  # of an iMixer, of a Mixer
+        way_in, way_out = ways
+        needed = [f"{way_in}.weight", f"{way_out}.bias"] + [f"{way_out}.weight"] * (not getattr(mlp, "tied", False))
+        own = {name for name, _ in mlp.named_parameters()}
+        missing = next((name for name in needed if hasattr(mlp, name.partition(".")[0]) and name not in own), None)
+        if missing is not None:
+            height, width = self.stem.img_size
+            raise ValueError(
+                f"blocks.{number}.mlp_tokens.{missing} is no parameter, since a wrapper or a parametrization is put on "
+                f"it, and cannot be resampled to images of another size; give images of {height}x{width}, or merge or "
+                "remove what is put on it"
+            )
 
     def take_any_size(self) -> None:
         """Take images of any size from now on, as `dynamic_img_size` does."""
@@ -243,7 +262,7 @@ class Mixer(MlpMixer):
 def _call_resampled(block: nn.Module, source: Grid, target: Grid, x: Tensor) -> Tensor:
     """Apply a block to tokens of another grid, its token mixing resampled from its own."""
     weights: dict[str, Tensor] = dict(block.named_parameters())
-    resample_tokens(weights, target, source=source)
+    bring_to_grid(weights, target, source=source)
     return functional_call(block, weights, (x,))
 
 

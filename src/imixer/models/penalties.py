@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from imixer.implicit import fixed_point_correction, iterates, jacobian_penalty, trajectory_cost
+from imixer.implicit.spectral import replaying
 from imixer.inverse_options import PENALTIES, InverseOptions
 
 
@@ -41,7 +42,9 @@ class Penalties:
         return any(self.weights.values())
 
     def record(self, F: Callable[..., Tensor], z: Tensor, x: Tensor, tensors: list[Tensor], steps: int) -> None:
-        """Compute the penalties of one forward pass.
+        """Compute the penalties of one forward pass, and keep them unless it is the replay of a checkpointed one.
+
+        A replay computes them for the backward of those that were kept.
 
         Args:
             F: The contraction, of x and the tensors.
@@ -51,12 +54,30 @@ class Penalties:
             steps: Steps of the paths that are penalised.
         """
         if torch.is_grad_enabled():
-            self._last = _total_eagerly(self.weights, F, z, x, tensors, max(steps, 1))
+            total = _total_eagerly(self.weights, F, z, x, tensors, max(steps, 1))
+            if not replaying():
+                self._last = total
 
     def take(self) -> Tensor | None:
         """Return the weighted sum of the last training forward, and forget it; None if there is none."""
         last, self._last = self._last, None
         return last
+
+
+def take_penalty(model: nn.Module) -> Tensor | None:
+    """Return what the last training forward of a model adds to its loss, a scalar, and forget it.
+
+    Choose it for a model that may hold an iMixer anywhere inside, such as a `Segmenter`.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The sum over the `Penalties` of all its `IMLP`s; None if there are none, or nothing was computed since.
+    """
+    kept = (getattr(module, "penalties", None) for module in model.modules())
+    given = [part for each in kept if isinstance(each, Penalties) and (part := each.take()) is not None]
+    return torch.stack(given).sum() if given else None
 
 
 def _total(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import imixer.models.unet
 import imixer.models.variants  # noqa: F401  (registers our models with timm)
+from imixer.implicit.solvers import Solver
+from imixer.inverse_options import SolverName
 
 HeadName = Literal["linear", "multilevel"]
 _FINEST = 4  # pixels along a side that one feature tells apart; what is coarser is interpolated
@@ -88,9 +90,10 @@ class Segmenter(nn.Module):
         self.head = nn.Conv2d(self.num_features, num_classes * self.fine**2, 1)
 
     @property
-    def solver(self) -> str:
+    def solver(self) -> SolverName | Solver:
         """How the backbone solves its inverses; `fixed` if it has none."""
-        return str(getattr(getattr(self.backbone, "model", None), "solver", "fixed"))
+        solver: SolverName | Solver = getattr(getattr(self.backbone, "model", None), "solver", "fixed")
+        return solver
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (B, K, H, W) of images (B, in_chans, H, W)."""

@@ -12,6 +12,8 @@ from timm.layers import PatchEmbed, to_2tuple
 from timm.layers.trace_utils import _assert
 from torch import Tensor, nn
 
+from imixer.implicit.spectral import at_least_float32, full_precision
+
 StemName = Literal["patch", "conv", "whitened", "deep"]
 Size = int | tuple[int, int]
 
@@ -71,8 +73,8 @@ class Whitening(nn.Module):
 
     Choose it, by the stems `whitened` and `deep`, for short training runs. Image (B, in_chans, H, W) -> (B, 8 in_chans,
     H, W): each filter comes with its negative. The filters are a buffer and not learned: `whiten` computes them from
-    training images, and until then they are those for white noise. They run in float32 whatever the precision, since
-    they divide by small standard deviations.
+    training images, and until then they are those for white noise. They are applied in float32 whatever the precision,
+    since they divide by small standard deviations; what they give has their dtype.
 
     Source: Jordan, arXiv 2404.00498, section 3.1.
     """
@@ -115,16 +117,19 @@ class Whitening(nn.Module):
         """Whiten images (B, in_chans, H, W) -> (B, 8 in_chans, H, W)."""
         x = F.pad(x, (0, 1, 0, 1))
         if torch.jit.is_scripting():
-            return F.conv2d(x, self.weight)
+            return _conv(x, self.weight)
         return _conv_in_float32(x, self.weight)
+
+
+def _conv(x: Tensor, weight: Tensor) -> Tensor:
+    kernel = at_least_float32(weight)
+    return F.conv2d(x.to(kernel.dtype), kernel).to(weight.dtype)
 
 
 @torch.fx.wrap  # symbolic tracing cannot enter a context
 def _conv_in_float32(x: Tensor, weight: Tensor) -> Tensor:
-    if x.device.type == "meta":
-        return F.conv2d(x, weight)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.conv2d(x.to(weight.dtype), weight)
+    with full_precision(x.device):
+        return _conv(x, weight)
 
 
 def patch_covariance(images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ other tag is a packaged model, and brings its own.
 """
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from imixer.models.dense import DenseFeatures
 from imixer.models.from_mixer import MixerStart, read_mixer, start_from_mixer
 from imixer.models.imixer import IMixer
 from imixer.models.mixer import Mixer
+from imixer.models.stems import Whitening
 from imixer.weights import packaged_config, packaged_models
 
 _log = logging.getLogger(__name__)
@@ -119,10 +121,33 @@ def _create(
         feature_cfg = dict(out_indices=given.pop("out_indices", None), out_strides=given.pop("out_strides", None))
     else:
         feature_cfg = dict(out_indices=given.pop("out_indices", 3), feature_cls="getter")
-    model: Any = build_model_with_cfg(cls, variant, pretrained, feature_cfg=feature_cfg, **given)
+    try:
+        model: Any = build_model_with_cfg(cls, variant, pretrained, feature_cfg=feature_cfg, **given)
+    except RuntimeError as error:
+        if pretrained and given.get("stem") in ("whitened", "deep"):
+            _refuse_other_channels(variant, given.get("in_chans", 3), str(error))
+        raise
     if packaged:
         model._model_args = packaged  # timm writes them down where it saves the model for elsewhere
     return model
+
+
+def _refuse_other_channels(variant: str, channels: int, message: str) -> None:
+    """Raise InputError if weights fail to load for their whitening: timm adapts its filters, but not how many they are.
+
+    Args:
+        variant: Name of the architecture.
+        channels: Channels of the images.
+        message: What torch says.
+    """
+    filters = re.search(r"size mismatch for stem\.proj\.weight: [^\n]*?Size\(\[(\d+)", message)
+    if filters:
+        trained = int(filters[1]) // Whitening(1).out_channels
+        raise InputError(
+            f"in_chans is {channels}, and the pretrained weights of {variant} begin with a whitening of {trained} "
+            f"channels in {filters[1]} filters, whose number cannot be changed; leave in_chans at {trained} and give "
+            "such images (image.expand(-1, 3, -1, -1) repeats a gray one), or leave pretrained out"
+        ) from None
 
 
 def _imixer(variant: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[str, Any]) -> IMixer:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from imixer.errors import InputError, did_you_mean
@@ -68,6 +69,7 @@ class Start:
         path: The file of weights; None if there is none.
         key: The name of the set of weights in the file.
         mixer: The weights of a Mixer, for an iMixer to start from.
+        img_size: The image size (height, width) that the weights are for; None if they do not say.
     """
 
     name: str | None = None
@@ -76,6 +78,7 @@ class Start:
     path: str | None = None
     key: str | None = None
     mixer: MixerWeights | None = None
+    img_size: tuple[int, int] | None = None
 
     def load_into(self, model: nn.Module) -> str | None:
         """Load the weights into a model.
@@ -97,7 +100,7 @@ class Start:
                 )
             return str(start_from_mixer(model, self.mixer, option="model.from_mixer", prefix="model."))
         if self.path is not None:
-            return str(load_weights(model, self.path, self.key))
+            return str(load_weights(model, self.path, self.key, self.img_size))
         return None
 
 
@@ -130,7 +133,15 @@ def find_start(config: ModelConfig) -> Start:
     packed = read_json(folder / "config.json", ["architecture", "model_args"])
     args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
     preparation = normalisation(packed.get("pretrained_cfg", {}))
-    return Start(packed["architecture"], args, preparation, str(folder / "model.safetensors"), config.checkpoint_key)
+    size = packed["model_args"].get("img_size")
+    return Start(
+        packed["architecture"],
+        args,
+        preparation,
+        str(folder / "model.safetensors"),
+        config.checkpoint_key,
+        img_size=to_2tuple(size) if size else None,
+    )
 
 
 def _named_place(name: str) -> Path:
@@ -149,7 +160,9 @@ def normalisation(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {name: pretrained_cfg[name] for name in ("mean", "std") if pretrained_cfg.get(name)}
 
 
-def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedWeights:
+def load_weights(
+    model: nn.Module, path: str, key: str | None = None, img_size: tuple[int, int] | None = None
+) -> LoadedWeights:
     """Load a set of weights in a file into a model, and nothing else of the file.
 
     It reads state dicts, and the checkpoints of timm, Lightning, Fabric, torch's averaged models and our own runs. The
@@ -162,6 +175,8 @@ def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedW
         path: A file of safetensors, or a pickle whose objects are tensors, numbers, text and plain records.
         key: The name of the set to take, such as `state_dict`. Default: the only one, the average, or `state_dict` or
             `model`.
+        img_size: The image size (height, width) that they are for. Default: unknown, so that a model for another takes
+            their token grid for a square.
 
     Returns:
         A report of what was taken.
@@ -174,6 +189,8 @@ def load_weights(model: nn.Module, path: str, key: str | None = None) -> LoadedW
     state = dict(chosen.state)
     heads = _drop_other_classifier(model, state)
     try:
+        if img_size is not None and isinstance(model, IMixer):
+            model.adapt_weights(state, img_size=img_size)
         result = model.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(f"model.checkpoint: {path} does not fit the model: {_first_mismatch(str(error))}") from error

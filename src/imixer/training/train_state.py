@@ -14,8 +14,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.optim import Optimizer
 
 from imixer.data.randomness import seed_globally
-from imixer.implicit import SpectralLinear
-from imixer.models.imixer import IMixer
+from imixer.implicit.spectral import PowerIterated
+from imixer.models.penalties import take_penalty
 from imixer.training.finetune import frozen_batch_norms
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
@@ -105,7 +105,7 @@ class TrainState:
         for number, (images, targets) in enumerate(micro_batches, 1):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(micro_batches)):
                 loss = self.loss(self.model(images), targets) / len(micro_batches)
-                penalty = self._penalty()
+                penalty = take_penalty(self.module)
                 self.fabric.backward(loss if penalty is None else loss + penalty / len(micro_batches))
             total += loss.detach()
         self.fabric.strategy.precision.unscale_gradients(self._optimizer)
@@ -114,10 +114,6 @@ class TrainState:
         if limit := self.config.optim.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return total, self.guard.should_skip(norm)
-
-    def _penalty(self) -> Tensor | None:
-        """Return what the options of an iMixer add to the loss of the last forward pass; None if nothing."""
-        return self.module.penalty() if isinstance(self.module, IMixer) else None
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the training loss, a scalar in nats, by `criterion`."""
@@ -216,7 +212,7 @@ class WeightEMA:
     def model(self) -> nn.Module:
         """Return the model with averaged weights, in evaluation mode."""
         for layer in self._ema.module.modules():
-            if isinstance(layer, SpectralLinear):
+            if isinstance(layer, PowerIterated):
                 layer.warm_up()
         return self._ema.module
 
