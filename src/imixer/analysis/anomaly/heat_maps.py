@@ -206,6 +206,8 @@ def show_anomalies(scores: AnomalyScores, score: str, files: Sequence[Path], con
     console.print(f"the detector's own score: {DETECTORS[score].label}")
     if samples.skipped:
         noun = "file" if len(samples.skipped) == 1 else "files"
+    for note in samples.notes:
+        console.print(note, soft_wrap=True)
         console.print(f"skipped {len(samples.skipped):,} {noun}, the first {samples.skipped[0]}", soft_wrap=True)
     if missing := [DETECTORS[name].label for name in DETECTORS if name not in scores.images]:
         console.print(f"not measured, as the model has no such energy at this size: {', '.join(missing)}")

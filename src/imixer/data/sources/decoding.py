@@ -108,13 +108,16 @@ def decode_bytes(encoded: Any) -> Image.Image:
     return _open(io.BytesIO(encoded), len(encoded), load=True)
 
 
-def check_header(path: str | Path) -> None:
-    """Check the first bytes of an image file only, which finds no file that is cut off later.
+def decode_header(path: str | Path) -> Image.Image:
+    """Read the first bytes of an image file only, which finds no file that is cut off later.
+
+    Returns:
+        An image with mode and size, and without pixels.
 
     Raises:
         UnreadableImage: If the file is missing, no regular file, empty or no image.
     """
-    _open(path, _size(path), load=False)
+    return _open(path, _size(path), load=False)
 
 
 def special_file(path: str | Path) -> str | None:

@@ -267,8 +267,7 @@ def _notes(
         notes.append(f"1 channel, as all {count:,} looked at are gray; colour in any other would be dropped")
     min_max = observer.min_max()
     if pixels.value_range is not None and min_max is not None:
-        source = "set" if settings.value_range else f"as values run from {min_max[0]:g} to {min_max[1]:g}"
-        notes.append(f"more than 8 bits: {_span(pixels.value_range)} become black and white, {source}")
+        notes.append(deep_note(pixels.value_range, None if settings.value_range else min_max))
     else:
         used = np.flatnonzero(histogram.sum(axis=0))
         notes.append(f"8 bits: values from {used[0]} to {used[-1]}, where 0 is black and 255 white")
@@ -287,6 +286,17 @@ def _notes(
 
 def _span(value_range: Sequence[float]) -> str:
     low, high = value_range
+def deep_note(value_range: tuple[float, float], seen: tuple[float, float] | None) -> str:
+    """Write a sentence on what becomes black and white in images of more than 8 bits.
+
+    Args:
+        value_range: The stored values that do.
+        seen: The smallest and the largest value, by which the range was chosen. None: it was set.
+    """
+    source = "set" if seen is None else f"as values run from {seen[0]:g} to {seen[1]:g}"
+    return f"more than 8 bits: {_span(value_range)} become black and white, {source}"
+
+
     return f"{low:g} and {high:g}"
 
 
