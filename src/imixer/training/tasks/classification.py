@@ -88,10 +88,12 @@ def inverse_class_sizes(labels: NDArray[np.int64], classes: int) -> tuple[float,
 
     Args:
         labels: Label of each image (images,).
-        classes: Number of classes, each of which has images.
+        classes: Number of classes.
 
     Returns:
-        A weight for each class.
+        A weight for each class; 1 for one without images, whose loss no image has.
     """
     counts = np.bincount(labels, minlength=classes)
-    return tuple((len(labels) / (classes * counts)).tolist())
+    present = counts > 0
+    weights = np.where(present, len(labels) / (present.sum() * counts.clip(1)), 1.0)
+    return tuple(weights.tolist())
