@@ -309,7 +309,8 @@ def test_splits_inside_images_and_masks_or_around_them_are_found(tmp_path):
                 root.mkdir(exist_ok=True)
                 (root / part).symlink_to(tmp_path / "one")
         data = open_masked(DataConfig(name=str(root)), MaskConfig())
-        assert (len(data.train), len(data.val), data.split) == (4, 4, "val")
+        held_out = layout.split()[-1].removeprefix("masks/")
+        assert (len(data.train), len(data.val), data.split, data.left_out) == (4, 4, held_out, ())
 
 
 def test_analyses_of_classes_of_images_refuse_a_segmentation_in_one_line(tmp_path, capsys):
