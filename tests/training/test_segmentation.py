@@ -266,6 +266,7 @@ def test_a_pair_that_does_not_fit_is_one_line_and_skip_bad_counts_it(spoil, tmp_
     [
         (["--data.mixup", "0.8"], "data.mixup is 0.8, and task segment"),
         (["--data.pipeline", "device"], "data.pipeline is device"),
+        (["--data.crop", "resized", "--data.shift", "null", "--data.scale", "[0.9, 0.2]"], "data.scale is [0.9, 0.2]"),
         (["--segment.class_weights", "[1, 2]"], "segment.class_weights has 2 numbers, and data 3 classes"),
         (["--segment.levels", "[9]"], "gives no features to segment by at segment.levels [9]"),
         (["--masks.classes", "[a]"], "masks.classes has 1 names"),
