@@ -250,16 +250,16 @@ def _to_bytes(image: Image.Image, value_range: tuple[float, float] | None) -> Im
                 raise _unknown_range(values)
         if value_range == (0.0, 255.0):
             return image.convert("L")
-        low, high = value_range
-        fractions = (values.astype(np.float64) - low) / (high - low)
-        return Image.fromarray(np.rint(np.clip(fractions, 0, 1) * 255).astype(np.uint8))
-    if value_range is None:
+    elif value_range is None:
         value_range = _UNSIGNED_16
         if values.min() < 0 or values.max() > 65535:
             raise _unknown_range(values)
     low, high = value_range
+    above = values.astype(np.float64) - low
+    if image.mode == "F" or high - low < 255:
+        return Image.fromarray(np.rint(np.clip(above / (high - low), 0, 1) * 255).astype(np.uint8))
     # so that a range of 2^k values keeps the upper 8 of k bits
-    steps = np.floor((values.astype(np.float64) - low) * (256 / (high - low + 1)))
+    steps = np.floor(above * (256 / (high - low + 1)))
     return Image.fromarray(np.clip(steps, 0, 255).astype(np.uint8))
 
 
