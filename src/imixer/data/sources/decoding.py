@@ -289,7 +289,8 @@ def read_image_file(path: str | Path, remedy: str, *, upright: bool = True) -> I
 
 _T = TypeVar("_T")
 
-_CHUNK = 256
+_CHUNK = 256  # items at most that a thread is given at once
+_ROUNDS = 8  # chunks at least that each thread gets, so that the first one tells soon how long all take
 
 
 def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterator[list[tuple[_T, str | None]]]:
@@ -302,10 +303,12 @@ def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterat
     Yields:
         Chunks of pairs of an item and the reason why it is unreadable, or None, in order.
     """
+    threads = min(8, os.cpu_count() or 1)
+    chunk = max(1, min(_CHUNK, len(items) // (_ROUNDS * threads)))
 
     def attempt(start: int) -> list[tuple[_T, str | None]]:
         outcomes: list[tuple[_T, str | None]] = []
-        for item in items[start : start + _CHUNK]:
+        for item in items[start : start + chunk]:
             try:
                 work(item)
             except UnreadableImage as error:
@@ -314,8 +317,8 @@ def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterat
                 outcomes.append((item, None))
         return outcomes
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(attempt, range(0, len(items), _CHUNK))
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(attempt, range(0, len(items), chunk))
 
 
 def find_unreadable(

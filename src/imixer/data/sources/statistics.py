@@ -24,6 +24,7 @@ from imixer.data.sources.decoding import (
     to_channels,
 )
 from imixer.errors import InputError
+from imixer.progress import with_progress
 
 _SAMPLE = 2000
 _SAMPLE_OF_LARGE = 500
@@ -197,8 +198,9 @@ def _count_sample(
 ) -> _SampleCounts:
     """Count over the sample. Without a range, only the extremes of images of more than 8 bits are observed."""
     sample = _SampleCounts()
-    for index in order:
-        image = load(int(index))
+    numbers = order.tolist()
+    for number in with_progress(([each] for each in numbers), len(numbers), "measuring images"):
+        image = load(number)
         sample.sizes.add((image.height, image.width))
         sample.turned += TURNED in image.info
         sample.several_frames += image.info.get(FRAMES, 1) > 1
@@ -284,8 +286,6 @@ def _notes(
     return tuple(notes)
 
 
-def _span(value_range: Sequence[float]) -> str:
-    low, high = value_range
 def deep_note(value_range: tuple[float, float], seen: tuple[float, float] | None) -> str:
     """Write a sentence on what becomes black and white in images of more than 8 bits.
 
@@ -297,6 +297,8 @@ def deep_note(value_range: tuple[float, float], seen: tuple[float, float] | None
     return f"more than 8 bits: {_span(value_range)} become black and white, {source}"
 
 
+def _span(value_range: Sequence[float]) -> str:
+    low, high = value_range
     return f"{low:g} and {high:g}"
 
 
