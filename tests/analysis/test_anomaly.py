@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from imixer.analysis.anomaly.detect import detect_anomalies, model_features, pix
 from imixer.analysis.anomaly.detection_quality import best_f1, detection_quality, per_region_overlap
 from imixer.analysis.anomaly.detector_run import evaluate_detector
 from imixer.analysis.anomaly.detectors import NormalFeatures, energy_deviations
+from imixer.analysis.anomaly.heat_maps import _fill_maps
 from imixer.analysis.anomaly.samples import GOOD, OTHER_CLASS, digit_samples, open_defect_folder
 from imixer.analysis.energy import energy_along_depth, token_energies
 from imixer.cli import main
@@ -469,6 +471,15 @@ def test_features_of_a_run_are_judged_on_images_that_are_read_as_its_own(run, tm
     samples = evaluate_detector(finished, str(tmp_path / "parts")).scores.samples
     assert samples.value_range == (0, 65535) and samples.test.max() < 0.07
     assert samples.normal[0, 0, 0, 0] == 0  # and not white
+
+
+@pytest.mark.parametrize("kinds", [("hole 1", "hole-1"), ("hole 1", "hole_1", "hole_1-1")])
+def test_defects_that_differ_by_signs_only_have_maps_of_their_own(tmp_path, kinds):
+    names = [f"{kind}/{i}.png" for kind in kinds for i in range(2)]
+    maps = torch.rand(len(names), 4, 4)
+    samples = SimpleNamespace(kinds=tuple(name.split("/")[0] for name in names), names=names)
+    _fill_maps(SimpleNamespace(samples=samples, maps={"knn": maps}, images={"knn": maps.amax((1, 2))}), "knn", tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(kinds) and len(list(tmp_path.rglob("*.png"))) == len(names)
 
 
 def test_images_that_are_gone_are_named_with_the_remedy(detector, elsewhere, capsys):
