@@ -327,6 +327,7 @@ def test_json_that_is_damaged_is_named(tmp_path, content):
         ({"data": DataConfig(scale=(0.5, 1.0), crop="resized")}, []),
         ({"data": DataConfig(root="x")}, ["data.root x: the digits are built in"]),
         ({"data": DataConfig(workers=2, pipeline="device")}, ["data.workers 2: pipeline is device"]),
+        ({"data": DataConfig(keep_decoded=True, pipeline="device")}, ["data.keep_decoded True: pipeline is device"]),
         (
             {"data": DataConfig(name="x", interpolation="random"), "task": "segment"},
             ["data.interpolation random: task is segment, which takes bicubic"],

@@ -49,7 +49,7 @@ class Classification:
         shard: BatchShard,
     ) -> tuple[Any, Any]:
         """Build batches by the pipeline that the configuration names, see `imixer.data.batches.build_batches`."""
-        if config.data.keep_decoded:
+        if config.data.keep_decoded and config.data.pipeline == "timm":  # the other keeps all images in any case
             data = keep_images(data, config.data, input_size)
         return build_batches(
             data,
