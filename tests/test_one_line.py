@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from imixer.cli import main
-from imixer.data.config import DataConfig
+from imixer.data.config import DataConfig, MaskConfig
 from imixer.errors import InputError
 from imixer.reading import read_json, read_rows
 from imixer.reading_yaml import parse_yaml
@@ -353,6 +353,31 @@ def test_json_that_is_damaged_is_named(tmp_path, content):
         ({"data": DataConfig(scale=(0.5, 1.0), crop="resized")}, []),
         ({"data": DataConfig(root="x")}, ["data.root x: the digits are built in"]),
         ({"data": DataConfig(workers=2, pipeline="device")}, ["data.workers 2: pipeline is device"]),
+        ({"data": DataConfig(keep_decoded=True, pipeline="device")}, ["data.keep_decoded True: pipeline is device"]),
+        (
+            {"data": DataConfig(name="x", interpolation="random"), "task": "segment"},
+            ["data.interpolation random: task is segment, which takes bicubic"],
+        ),
+        ({"data": DataConfig(name="x", interpolation="bilinear", crop="center"), "task": "segment"}, []),
+        (
+            {
+                "data": DataConfig(name="x", interpolation="bilinear", crop="resized", scale=(0.5, 1.0)),
+                "task": "segment",
+                "masks": MaskConfig(fit="window"),
+            },
+            [
+                f"data.{name}"
+                for name in ("crop resized: masks.fit is window", "scale (0.5, 1.0): m", "interpolation b")
+            ],
+        ),
+        (
+            {"data": DataConfig(name="x", shift=2), "task": "segment", "masks": MaskConfig(fit="window")},
+            ["data.shift 2"],
+        ),
+        (
+            {"data": DataConfig(name="x", check="full", cache_gb=2.0), "task": "segment"},
+            ["data.check", "data.cache_gb"],
+        ),
         ({"data": DataConfig(erase="after_mixing")}, ["data.erase after_mixing: nothing is erased"]),
         ({"schedule": ScheduleConfig(decay_rate=0.5)}, ["schedule.decay_rate 0.5: sched is cosine"]),
         ({"schedule": ScheduleConfig(decay_rate=0.5, sched="step")}, []),

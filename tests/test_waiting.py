@@ -5,11 +5,17 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from imixer import progress
+from imixer.analysis.ood import measure
 from imixer.cli import main
+from imixer.data.config import DataConfig
+from imixer.data.sources.decoding import find_unreadable
+from imixer.data.sources.statistics import dataset_statistics
 from imixer.training import progress_bar
 from imixer.training.progress_bar import TrainingProgress
 
@@ -99,6 +105,42 @@ def test_reading_images_says_how_far_it_is(clock, capsys):
     assert len(said) == 5  # every half minute or more
     assert list(progress.with_progress(([n] for n in range(9)), 9, "quick")) == list(range(9))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("count", [10, 100, 5000])
+def test_checking_few_slow_files_says_how_far_it_is_as_checking_many_does(clock, capsys, count):
+    def slow(item):
+        clock.now += 2.0
+
+    assert find_unreadable(range(count), slow, str, skip_bad=False) == {}
+    said = capsys.readouterr().err.splitlines()
+    assert said and said[0].startswith("checking images: ") and f" of {count:,}, " in said[0]
+    assert int(said[0].split()[2].replace(",", "")) <= max(1, count / 8)
+
+
+@pytest.mark.parametrize("value_range", [None, (0.0, 4095.0)])
+def test_measuring_slow_images_says_how_far_it_is(clock, capsys, value_range):
+    def slow(number):
+        clock.now += 2.0
+        return Image.fromarray(np.full((4, 4), number, np.uint8 if value_range is None else np.uint16))
+
+    dataset_statistics(slow, 10, config=DataConfig(value_range=value_range))
+    said = capsys.readouterr().err.splitlines()
+    assert "measuring images: 1 of 10, 0:18 left" in said
+    assert len(said) == (1 if value_range is None else 2)  # the range first, then the pixels
+
+
+def test_comparing_scores_says_how_far_it_is(clock, capsys, monkeypatch):
+    def slow(in_dist, out_dist):
+        clock.now += 2.0
+        return len(out_dist)
+
+    monkeypatch.setattr(measure, "detection", slow)
+    own = {name: torch.rand(3) for name in ("knn", "energy")}
+    others = {name: {score: torch.rand(5) for score in own} for name in ("noise", "rotated")}
+    found = measure.compare_ood(own, others)
+    assert found.detections == {name: dict.fromkeys(own, 5) for name in others}
+    assert capsys.readouterr().err.splitlines() == ["comparing scores: 1 of 4, 0:06 left"]
 
 
 COMMANDS = {

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -144,6 +146,26 @@ def slug(text: str, *, kept: str = r"\w.", filler: str = "_", edges: str | None 
         empty: The name of a text of which nothing is left.
     """
     return re.sub(f"[^{kept}]+", filler, text).strip(filler if edges is None else edges) or empty
+
+
+def unlike(names: Sequence[str]) -> list[str]:
+    """Add numbers to names that occur more than once, so that no two are alike.
+
+    Args:
+        names: Names of files or folders, such as `slug` makes them.
+
+    Returns:
+        The names in their order, of which `a`, `a`, `b` are `a-1`, `a-2`, `b`.
+    """
+    counts, taken, made = Counter(names), set(names), []
+    numbers: dict[str, Iterator[int]] = {name: count(1) for name in counts}
+    for name in names:
+        if counts[name] > 1:
+            made.append(next(each for n in numbers[name] if (each := f"{name}-{n}") not in taken))
+            taken.add(made[-1])
+        else:
+            made.append(name)
+    return made
 
 
 def _written_out(code: int) -> str:

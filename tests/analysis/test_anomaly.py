@@ -1,8 +1,11 @@
 """Anomalies: the images, every score by hand, the measures beside other libraries, and what a user sees."""
 
+import csv
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from PIL import Image
 
 from imixer.analysis.anomaly.detect import detect_anomalies, model_features, pixel_features
 from imixer.analysis.anomaly.detection_quality import best_f1, detection_quality, per_region_overlap
+from imixer.analysis.anomaly.detector_run import evaluate_detector
 from imixer.analysis.anomaly.detectors import NormalFeatures, energy_deviations
+from imixer.analysis.anomaly.heat_maps import _fill_maps
 from imixer.analysis.anomaly.samples import GOOD, OTHER_CLASS, digit_samples, open_defect_folder
 from imixer.analysis.energy import energy_along_depth, token_energies
 from imixer.cli import main
@@ -26,6 +31,7 @@ from imixer.experiments.anomaly_study import (
     trials_grid,
 )
 from imixer.reading import read_json
+from imixer.training.finished_run import load_run
 from imixer.weights import find_packaged
 from imixer.writing import write_json
 
@@ -391,6 +397,95 @@ def test_evaluation_judges_a_folder_without_images_to_learn_from(detector, elsew
     shutil.rmtree(other / "train")
     assert main(["evaluate", "found", "--data", "others"]) == 0
     assert "judged on 5 good and 3 defective images" in capsys.readouterr().out
+
+
+def deepen(root, kind):
+    """Store the images of a folder with 12 bits, or as floats from 0 to 1; masks stay."""
+    for file in [*root.glob("train/**/*.png"), *root.glob("test/**/*.png")]:
+        values = np.asarray(Image.open(file))
+        file.unlink()
+        if kind == "12 bits":
+            Image.fromarray(values.astype(np.uint16) * 16).save(file)
+        else:
+            Image.fromarray(values.astype(np.float32) / 255).save(file.with_suffix(".tif"))
+    return root
+
+
+@pytest.mark.parametrize(("kind", "values"), [("12 bits", (0, 4095)), ("floats", (0, 1))])
+def test_the_range_of_deep_images_is_measured_where_none_is_set(tmp_path, kind, values):
+    plain = open_defect_folder(benchmark(tmp_path / "plain"), 1, (12, 20))
+    deep = open_defect_folder(deepen(benchmark(tmp_path / "deep"), kind), 1, (12, 20))
+    assert plain.value_range is None and plain.notes == ()
+    assert deep.value_range == values and deep.notes[0].startswith(
+        f"more than 8 bits: {values[0]} and {values[1]} become black and white, as values run from 0 to "
+    )
+    assert torch.equal(deep.normal, plain.normal) and torch.equal(deep.test, plain.test)
+
+
+def test_floats_among_deep_integers_are_refused_with_the_remedy(tmp_path):
+    deepen(benchmark(tmp_path), "12 bits")
+    Image.new("F", (20, 12), 0.5).save(tmp_path / "test/good/9.tif")
+    with pytest.raises(InputError, match=r"some images hold floats.*--data\.value_range"):
+        open_defect_folder(tmp_path, 1, (12, 20))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "said"),
+    [
+        ("12 bits", [], "0 and 4095 become black and white, as"),
+        ("12 bits", ["--data.value_range", "[0, 8191]"], ""),
+        ("floats", [], "0 and 1 become black and white, as"),
+    ],
+)
+def test_a_detector_reads_deep_images_in_evaluation_and_prediction_as_in_training(elsewhere, capsys, kind, words, said):
+    deepen(benchmark(elsewhere / "parts"), kind)
+    words = [
+        *words,
+        "--data.name",
+        "parts",
+        "--data.image_size",
+        "16",
+        "--anomaly.features",
+        "pixels",
+        "--out",
+        "found",
+    ]
+    assert main(["train", "--task", "anomaly", *SMALL, *words]) == 0
+    assert said in capsys.readouterr().out
+
+    def scores(file, name, column):
+        with open(file) as stream:
+            return {
+                Path(row[name]).name + Path(row[name]).parent.name: float(row[column]) for row in csv.DictReader(stream)
+            }
+
+    trained = scores("found/anomaly.csv", "image", "memory_energy")
+    assert main(["evaluate", "found"]) == 0
+    assert scores("found/anomaly.csv", "image", "memory_energy") == pytest.approx(trained, rel=1e-4)
+    assert main(["predict", "found", "parts/test", "--csv", "told.csv"]) == 0
+    assert scores("told.csv", "image", "score") == pytest.approx(trained, rel=1e-4)
+
+
+def test_features_of_a_run_are_judged_on_images_that_are_read_as_its_own(run, tmp_path):
+    deepen(benchmark(tmp_path / "parts"), "12 bits")
+    half_clear = Image.new("LA", (20, 12), (90, 0))
+    half_clear.paste((90, 255), (10, 0, 20, 12))
+    half_clear.save(tmp_path / "parts/train/good/0.png")
+    finished = load_run(str(shutil.copytree(run, tmp_path / "run")), "cpu")
+    data = replace(finished.config.data, value_range=(0.0, 65535.0), background="black")
+    finished = replace(finished, config=replace(finished.config, data=data))
+    samples = evaluate_detector(finished, str(tmp_path / "parts")).scores.samples
+    assert samples.value_range == (0, 65535) and samples.test.max() < 0.07
+    assert samples.normal[0, 0, 0, 0] == 0  # and not white
+
+
+@pytest.mark.parametrize("kinds", [("hole 1", "hole-1"), ("hole 1", "hole_1", "hole_1-1")])
+def test_defects_that_differ_by_signs_only_have_maps_of_their_own(tmp_path, kinds):
+    names = [f"{kind}/{i}.png" for kind in kinds for i in range(2)]
+    maps = torch.rand(len(names), 4, 4)
+    samples = SimpleNamespace(kinds=tuple(name.split("/")[0] for name in names), names=names)
+    _fill_maps(SimpleNamespace(samples=samples, maps={"knn": maps}, images={"knn": maps.amax((1, 2))}), "knn", tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(kinds) and len(list(tmp_path.rglob("*.png"))) == len(names)
 
 
 def test_images_that_are_gone_are_named_with_the_remedy(detector, elsewhere, capsys):

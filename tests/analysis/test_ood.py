@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 import imixer  # noqa: F401
@@ -142,6 +143,24 @@ def test_analyze_ood_writes_a_table_and_a_figure(run, capsys, is_print_pair):
     is_print_pair(run / "analysis" / "ood.png")
     out = capsys.readouterr().out
     assert "Hopfield energy, last" in out and "AUROC" in out
+
+
+def test_other_images_are_read_as_the_runs_own_are(elsewhere):
+    """The same folder again cannot be told from itself, whatever its range and what shows through its images."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        values = rng.integers(0, 1000, (8, 8)).astype(np.uint16)
+        clear = np.stack([values % 256, rng.choice([0, 255], (8, 8))], 2).astype(np.uint8)
+        file = elsewhere / "pets" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values if number % 4 < 2 else clear).save(file)
+    tiny = ["--model.name", "imixer_t2_8", "--model.num_blocks", "1", "--model.embed_dim", "8", "--steps", "1"]
+    read = ["--data.value_range", "[0, 4095]", "--data.background", "black", "--data.batch_size", "8"]
+    assert main(["train", "--recipe", "digits_general", "--data.name", "pets", *tiny, *read, "--out", "run"]) == 0
+    assert main(["analyze", "ood", "run", "--ood_dataset", "pets"]) == 0
+    written = json.loads((elsewhere / "run/analysis/ood.json").read_text())
+    for detected in written["ood_datasets"]["pets"]["detection"].values():
+        assert detected["auroc"]["estimate"] == 0.5
 
 
 @pytest.mark.parametrize(

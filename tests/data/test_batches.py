@@ -14,6 +14,7 @@ from imixer.data.batches import build_held_out, build_training, worker_message
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.sampler import BatchShard
+from imixer.data.sources.digits import ArrayImages
 from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
 
@@ -173,6 +174,37 @@ def test_starting_a_loader_leaves_the_global_generator_untouched(digits):
         before = torch.get_rng_state()
         next(batches)
         assert torch.equal(torch.get_rng_state(), before)
+
+
+REPEATING = [{"balance": "sampling", "batch_size": 20}, {"last_batch": "fill", "batch_size": 32}]
+
+
+@pytest.fixture
+def few() -> ImageData:
+    """38 images of one class and 2 of another."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    items = ArrayImages(pixels, np.array([0] * 38 + [1] * 2))
+    return ImageData("few", items, items, ("a", "b"), 1, (8, 8), (0.5,), (0.25,))
+
+
+@pytest.mark.parametrize("settings", REPEATING)
+def test_an_image_that_comes_again_in_an_epoch_is_augmented_anew(few, settings):
+    batches = training(few, random_erasing=1.0, **settings)
+    made = [image for images, _ in batches.epoch(0) for image in images]
+    numbers = torch.cat(list(batches.order.epoch(0))).tolist()
+    assert len({image.numpy().tobytes() for image in made}) == len(made) > len(set(numbers))
+    for place, (number, image) in enumerate(zip(numbers, made, strict=True)):
+        again = number in numbers[:place]  # the first time it is what it would be if it came once
+        assert torch.equal(image, batches.images[number, 0][0]) != again
+
+
+@pytest.mark.parametrize("settings", REPEATING)
+def test_images_that_come_again_are_the_same_for_resumed_and_shared_epochs(few, settings):
+    whole = first(training(few, random_erasing=1.0, **settings), 2)
+    assert same(whole[1:], first(training(few, random_erasing=1.0, **settings), 2, start=1))
+    halves = [first(training(few, shard=BatchShard(rank, 2), random_erasing=1.0, **settings), 2) for rank in (0, 1)]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        assert torch.equal(batch[0], torch.cat([images for images, _ in parts]))
 
 
 def test_channels_that_do_not_match_the_model_are_refused(digits):

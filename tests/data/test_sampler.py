@@ -89,3 +89,19 @@ def test_balanced_sampling_draws_each_class_equally_often_and_each_image_of_a_cl
         assert of_class.max() - of_class.min() <= 1
     assert not np.array_equal(drawn, torch.cat(list(order.epoch(1))).numpy())
     assert np.array_equal(drawn, torch.cat(list(order.epoch(0))).numpy())
+
+
+@pytest.mark.parametrize("settings", [{"fill": True}, {"labels": np.array([0] * 38 + [1] * 5)}, {}])
+@pytest.mark.parametrize("shard", [BatchShard(), BatchShard(1, 2, 2)])
+def test_turns_count_how_often_an_image_came_before_in_any_process(settings, shard):
+    drawn = torch.cat(list(BatchOrder(43, 8, seed=0, **settings).epoch(2))).tolist()
+    whole = [drawn[:place].count(number) for place, number in enumerate(drawn)]
+    order = BatchOrder(43, 8, seed=0, shard=shard, **settings)
+    for start in (0, 3):
+        numbers, turns = zip(*order.epoch_with_turns(2, start), strict=True)
+        assert [each.tolist() for each in numbers] == [each.tolist() for each in order.epoch(2, start)]
+        for place, each in enumerate(turns, start):
+            step, part = divmod(place, shard.accumulate)
+            begin = 8 * step + (shard.rank * shard.accumulate + part) * order.micro_batch_size
+            assert each.tolist() == whole[begin : begin + order.micro_batch_size]
+    assert (max(whole) > 0) == bool(settings)

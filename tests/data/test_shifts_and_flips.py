@@ -1,5 +1,7 @@
 """Shifts with reflection, and alternating flips, in both pipelines."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,16 @@ def test_the_other_pipeline_mirrors_the_same_images():
         ({"shift": 0}, "data.shift is 0"),
         ({"shift": 2, "crop": "resized"}, "data.shift is 2 and data.crop resized"),
         ({"flip": "alternating"}, "data.hflip 0.5"),
+        (
+            {"scale": (0.9, 0.2)},
+            r"data.scale is \[0.9, 0.2\]; give two numbers above 0, up to 1, the smaller one first",
+        ),
+        ({"scale": (-1.0, 0.5)}, r"data.scale is \[-1, 0.5\]"),
+        ({"scale": (0.0, 0.0)}, r"data.scale is \[0, 0\]"),
+        ({"scale": (2.0, 3.0)}, r"data.scale is \[2, 3\]"),
+        ({"scale": (math.nan, 1.0)}, r"data.scale is \[nan, 1\]"),
+        ({"ratio": (0.0, 1.0)}, r"data.ratio is \[0, 1\]; give two numbers above 0, the smaller one first"),
+        ({"ratio": (1.0, math.inf)}, r"data.ratio is \[1, inf\]"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -13,6 +13,7 @@ from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.kept import keep_images
 from imixer.data.names import TORCHVISION
+from imixer.data.sampler import BatchShard
 from imixer.data.sources.digits import ArrayImages
 from imixer.data.sources.folder import open_folder
 from imixer.data.sources.torchvision_sets import SETS
@@ -22,6 +23,7 @@ from imixer.training import photo_settings
 from imixer.training.photo_settings import choose_settings
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, load_config, parse, train_parser
+from imixer.training.tasks.classification import Classification
 from imixer.training.time_estimate import StepTime
 
 CPU = torch.device("cpu")
@@ -232,6 +234,13 @@ def test_held_out_images_that_are_kept_look_as_if_they_were_read_anew(tmp_path):
         assert torch.equal(transform(data.val[number][0]), transform(kept.val[number][0]))
         assert data.val[number][1] == kept.val[number][1]
     assert {min(kept.train[number][0].size) for number in range(len(kept.train))} == {128, 20, 64}  # never enlarged
+
+
+def test_the_pipeline_device_takes_the_images_as_they_are_and_not_those_that_would_be_kept():
+    config = TrainConfig(data=DataConfig(keep_decoded=True, pipeline="device", crop="resized", batch_size=6))
+    built = Classification().build_batches(memory_data(12), config, (1, 16, 16), device=CPU, shard=BatchShard())
+    assert [len(batches) for batches in built] == [2, 1]
+    assert built[0].resident.images.shape == (12, 1, 40, 40)
 
 
 def test_images_that_do_not_fit_into_memory_are_not_kept(monkeypatch, fast):

@@ -293,6 +293,7 @@ def test_a_pair_that_does_not_fit_is_one_line_and_skip_bad_counts_it(spoil, tmp_
     [
         (["--data.mixup", "0.8"], "data.mixup is 0.8, and task segment"),
         (["--data.pipeline", "device"], "data.pipeline is device"),
+        (["--data.crop", "resized", "--data.shift", "null", "--data.scale", "[0.9, 0.2]"], "data.scale is [0.9, 0.2]"),
         (["--segment.class_weights", "[1, 2]"], "segment.class_weights has 2 numbers, and data 3 classes"),
         (["--segment.levels", "[9]"], "gives no features to segment by at segment.levels [9]"),
         (["--masks.classes", "[a]"], "masks.classes has 1 names"),
@@ -336,7 +337,8 @@ def test_splits_inside_images_and_masks_or_around_them_are_found(tmp_path):
                 root.mkdir(exist_ok=True)
                 (root / part).symlink_to(tmp_path / "one")
         data = open_masked(DataConfig(name=str(root)), MaskConfig())
-        assert (len(data.train), len(data.val), data.split) == (4, 4, "val")
+        held_out = layout.split()[-1].removeprefix("masks/")
+        assert (len(data.train), len(data.val), data.split, data.left_out) == (4, 4, held_out, ())
 
 
 def test_analyses_of_classes_of_images_refuse_a_segmentation_in_one_line(tmp_path, capsys):

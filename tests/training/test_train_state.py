@@ -1,8 +1,10 @@
 """What a step is made of: the loss, the length of its gradient, and the number that the average is told."""
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
+from timm.data.mixup import mixup_target
 from torch import nn
 
 from imixer.training.run.config import OptimConfig, TrainConfig
@@ -45,6 +47,16 @@ def test_the_average_counts_steps_from_1_over_epochs(train_quick, tmp_path, monk
     monkeypatch.setattr(WeightEMA, "update", lambda self, model, step: told.append(step))
     train_quick(tmp_path / "run", "--ema", "0.9", "--data.batch_size", "512")
     assert told == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_without_images_has_a_finite_weight_and_leaves_mixed_losses_finite(smoothing):
+    weights = inverse_class_sizes(np.array([0, 0, 0, 1]), 3)
+    assert weights == pytest.approx((4 / 6, 2.0, 1.0))
+    labels = torch.tensor([0, 0, 1, 1])
+    loss = ClassificationLoss(smoothing, weights)
+    for targets in (labels, mixup_target(labels, 3, 0.7, smoothing)):
+        assert loss(torch.randn(4, 3), targets).isfinite()
 
 
 def test_weights_of_classes_weigh_the_loss_of_their_images():

@@ -82,21 +82,25 @@ def build_batches(
     )
 
 
+Draw: TypeAlias = "tuple[int, int] | tuple[int, int, int]"  # number, epoch, and how often it was drawn before in it
+
+
 class AugmentedImages(Protocol):
-    """Augmented items, indexed by (number, epoch), with what they are made of."""
+    """Augmented items, indexed by (number, epoch) or (number, epoch, turn), with what they are made of."""
 
     items: Any
     seed: int
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: tuple[int, int], /) -> tuple[Tensor, Any]: ...
+    def __getitem__(self, index: Draw, /) -> tuple[Tensor, Any]: ...
 
 
 class TrainingImages(Dataset["tuple[Tensor, int]"]):
-    """Augmented training images, indexed by (number, epoch).
+    """Augmented training images, indexed by (number, epoch) or (number, epoch, turn).
 
-    What augmentation draws depends on number, epoch and seed only, whichever loader process draws it.
+    What augmentation draws depends on number, epoch, turn and seed only, whichever loader process draws it. The turn
+    says how often the image came before in the epoch.
 
     Args:
         items: Pairs of an image and a label.
@@ -116,13 +120,24 @@ class TrainingImages(Dataset["tuple[Tensor, int]"]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor, int]:
-        number, epoch = index
+    def __getitem__(self, index: Draw) -> tuple[Tensor, int]:
+        number, epoch = index[:2]
         image, label = self.items[number]
         if self.flips and self.flips(np.array([number]), epoch)[0]:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        seed_globally(self.seed, epoch, number, devices=False)
+        seed_draw(self.seed, index)
         return self.transform(image), label
+
+
+def seed_draw(seed: int, draw: Draw) -> None:
+    """Seed the global generators for the augmentation of an image.
+
+    Args:
+        seed: Training seed, 0 or more.
+        draw: Number of the image, epoch, and turn.
+    """
+    number, epoch, *turn = draw
+    seed_globally(seed, epoch, number, *filter(None, turn), devices=False)
 
 
 class HeldOutImages(Dataset["tuple[Tensor, int]"]):
@@ -147,8 +162,8 @@ class HeldOutImages(Dataset["tuple[Tensor, int]"]):
         return self.transform(image), label
 
 
-class _EpochSampler(Sampler[list[tuple[int, int]]]):
-    """The indices (number, epoch) that a `DataLoader` fetches: the rest of the epoch that is set."""
+class _EpochSampler(Sampler[list[Draw]]):
+    """The indices (number, epoch, turn) that a `DataLoader` fetches: the rest of the epoch that is set."""
 
     def __init__(self, order: BatchOrder) -> None:
         self.order = order
@@ -157,9 +172,9 @@ class _EpochSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return len(self.order) - self.start
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for numbers in self.order.epoch(self.epoch, self.start):
-            yield [(number, self.epoch) for number in numbers.tolist()]
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for numbers, turns in self.order.epoch_with_turns(self.epoch, self.start):
+            yield [(number, self.epoch, turn) for number, turn in zip(numbers.tolist(), turns.tolist(), strict=True)]
 
 
 class TrainingBatches:

@@ -140,6 +140,13 @@ class DataConfig:
                 "data.flip is alternating and data.hflip 0, by which all images would turn round together; "
                 "set data.hflip 0.5"
             )
+        for field, most in (("scale", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, field)
+            if not (0 < low <= high <= most and high < math.inf):
+                top = f", up to {most:g}" if most < math.inf else ""
+                raise InputError(
+                    f"data.{field} is [{low:g}, {high:g}]; give two numbers above 0{top}, the smaller one first"
+                )
         for field in ("mixup", "cutmix"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise InputError(f"data.{field} is {getattr(self, field)}; give 0 (off) or more")

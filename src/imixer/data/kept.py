@@ -21,7 +21,7 @@ from imixer.errors import InputError
 from imixer.progress import with_progress
 
 _SAMPLE = 8  # images, by whose size that of all is told
-_AT_ONCE = 64
+_AT_ONCE = 16
 _THREADS = 4
 
 

@@ -14,10 +14,9 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from imixer.data.batches import HeldOutBatches, TrainingBatches, loading_options
+from imixer.data.batches import Draw, HeldOutBatches, TrainingBatches, loading_options, seed_draw
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import IGNORED, MaskedData, MaskedImages, check_channels
-from imixer.data.randomness import seed_globally
 from imixer.data.sampler import BatchOrder, BatchShard
 from imixer.data.transforms import shifts
 from imixer.errors import InputError
@@ -96,9 +95,10 @@ def masks_in_order(
 
 
 class MaskedTrainingImages(Dataset[Pair]):
-    """Augmented training images with masks, indexed by (number, epoch).
+    """Augmented training images with masks, indexed by (number, epoch) or (number, epoch, turn).
 
-    What augmentation draws depends on number, epoch and seed only, whichever loader process draws it.
+    What augmentation draws depends on number, epoch, turn and seed only, whichever loader process draws it. The turn
+    says how often the image came before in the epoch.
 
     Args:
         items: Pairs of an image and a mask.
@@ -112,10 +112,9 @@ class MaskedTrainingImages(Dataset[Pair]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: tuple[int, int]) -> Pair:
-        number, epoch = index
-        seed_globally(self.seed, epoch, number, devices=False)
-        return self.transform(*self.items[number])
+    def __getitem__(self, index: Draw) -> Pair:
+        seed_draw(self.seed, index)
+        return self.transform(*self.items[index[0]])
 
 
 class HeldOutMasks(Dataset[Pair]):

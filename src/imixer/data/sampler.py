@@ -162,12 +162,42 @@ class BatchOrder:
             epoch: Number of the epoch, from 0.
             start: Number of the first micro-batch wanted.
         """
+        yield from self._micro_batches(self._drawn(epoch), start)
+
+    def epoch_with_turns(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `epoch` does, and how often each of the images came before in the epoch, in any process.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start: Number of the first micro-batch wanted.
+        """
+        drawn = self._drawn(epoch)
+        yield from zip(
+            self._micro_batches(drawn, start), self._micro_batches(_count_earlier(drawn), start), strict=True
+        )
+
+    def _drawn(self, epoch: int) -> Tensor:
+        """Draw the image numbers of all batches of an epoch, one after another."""
         order = self.permutation(epoch)
+        whole = self.count // self.batch_size * self.batch_size
+        filled = [order[-self.batch_size :]] if self.fill and whole < self.count else []
+        return torch.cat([order[:whole], *filled])
+
+    def _micro_batches(self, drawn: Tensor, start: int) -> Iterator[Tensor]:
+        """Cut this process's micro-batches out of what belongs to the images of all batches."""
         for number in range(start, len(self)):
             step, micro_batch = divmod(number, self.shard.accumulate)
-            first = min(step * self.batch_size, self.count - self.batch_size)
+            first = step * self.batch_size
             first += (self.shard.rank * self.shard.accumulate + micro_batch) * self.micro_batch_size
-            yield order[first : first + self.micro_batch_size]
+            yield drawn[first : first + self.micro_batch_size]
+
+
+def _count_earlier(numbers: Tensor) -> Tensor:
+    """Count how often each of some numbers (N,) stands before its place among them."""
+    ranked, places = torch.sort(numbers, stable=True)
+    earlier = torch.empty_like(numbers)
+    earlier[places] = torch.arange(len(numbers)) - torch.searchsorted(ranked, ranked)
+    return earlier
 
 
 def steps_per_epoch(count: int, batch_size: int, fill: bool) -> int:

@@ -38,10 +38,8 @@ def train_transform(
         `transforms` are its steps.
 
     Raises:
-        InputError: If timm knows no such augmentation policy, or the range of a crop is none.
+        InputError: If timm knows no such augmentation policy.
     """
-    _require_range("scale", config.scale, upper=1.0)
-    _require_range("ratio", config.ratio)
     policy = config.auto_augment or None
     if policy is not None and not _POLICY.fullmatch(policy):
         raise _policy_error(policy)
@@ -128,13 +126,6 @@ def _policy_error(policy: str) -> InputError:
         f"data.auto_augment {policy!r} is no policy that timm knows; write, for instance, rand-m9-mstd0.5-inc1, "
         "original-mstd0.5 or augmix-m5-w4-d2"
     )
-
-
-def _require_range(field: str, value: Sequence[float], upper: float = float("inf")) -> None:
-    low, high = value
-    if not 0 < low <= high <= upper:
-        top = f", up to {upper:g}" if upper < float("inf") else ""
-        raise InputError(f"data.{field} is [{low:g}, {high:g}]; give two numbers above 0{top}, the smaller one first")
 
 
 def posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:

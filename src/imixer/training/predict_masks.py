@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import find_images, load_image
 from imixer.data.sources.masks import mask_image, overlay
-from imixer.escaping import slug
+from imixer.escaping import slug, unlike
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
 from imixer.training.finished_run import FinishedRun
@@ -72,7 +71,7 @@ def predict_masks(
     outputs = run.make_outputs()
     folder = outputs.mask_predictions
     folder.mkdir(exist_ok=True)
-    stems = _unlike([slug(Path(name).stem, empty="image") for name in names])
+    stems = unlike([slug(Path(name).stem, empty="image") for name in names])
     predictor, palette, pixels = MaskPredictor(run), run.palette, pixel_format(run.config.data)
     announce(f"predicting {len(names):,} images")
     predictions: list[MaskPrediction] = []
@@ -102,12 +101,3 @@ def _held_out(run: FinishedRun, data_path: str | None) -> list[_MaskSource]:
     val = run.masked_data(data_path).val
     places = sorted({i * len(val) // _HELD_OUT for i in range(_HELD_OUT)})
     return [_MaskSource(f"held-out {place}", *val[place]) for place in places]
-
-
-def _unlike(stems: Sequence[str]) -> list[str]:
-    """Add numbers to names that occur more than once."""
-    counts, seen, unlike = Counter(stems), Counter[str](), []
-    for stem in stems:
-        seen[stem] += 1
-        unlike.append(f"{stem}-{seen[stem]}" if counts[stem] > 1 else stem)
-    return unlike

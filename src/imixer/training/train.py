@@ -132,7 +132,7 @@ def resolve_defaults(
     Args:
         config: The run's configuration.
         built: Its model.
-        value_range: The range of pixel values that was found in the data, if any.
+        value_range: The range of pixel values that was found in the data. Default: as the configuration says.
         streaming: Whether the data are streamed. Default: as the configuration says.
 
     Returns:
@@ -148,7 +148,11 @@ def resolve_defaults(
     _, height, width = built.input_size
     size = height if height == width else (height, width)
     data: DataConfig = replace(
-        config.data, image_size=size, value_range=value_range, streaming=streaming or config.data.streaming, **absolute
+        config.data,
+        image_size=size,
+        value_range=value_range or config.data.value_range,
+        streaming=streaming or config.data.streaming,
+        **absolute,
     )
     starts: dict[str, Any] = {
         field: str(Path(value).absolute())

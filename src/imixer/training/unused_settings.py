@@ -71,9 +71,22 @@ def _of_data(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if data.streaming == "never":
         yield from ((f"data.{name}", "streaming is never") for name in ("cache_gb", "cache_dir"))
     if data.pipeline == "device":
-        yield "data.workers", "pipeline is device, which keeps all images in memory"
+        for name in ("workers", "keep_decoded"):
+            yield f"data.{name}", "pipeline is device, which keeps all images in memory"
     if not data.random_erasing or not (data.mixup or data.cutmix):
         yield "data.erase", "nothing is erased" if not data.random_erasing else "nothing is mixed"
+    if config.task == "segment":
+        yield from _of_masks(config)
+
+
+def _of_masks(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    yield "data.check", "task is segment, which decodes all images first"
+    yield from ((f"data.{name}", "task is segment, which streams nothing") for name in ("cache_gb", "cache_dir"))
+    if config.masks.fit == "window":
+        why = "masks.fit is window, which trains on random pieces of the images as they are"
+        yield from ((f"data.{name}", why) for name in ("crop", "shift", "scale", "ratio", "interpolation"))
+    elif config.data.interpolation == "random":
+        yield "data.interpolation", "task is segment, which takes bicubic for it"
 
 
 def _of_schedule(config: TrainConfig) -> Iterator[tuple[str, str]]:

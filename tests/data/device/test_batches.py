@@ -11,6 +11,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from imixer.data.batches import build_training
 from imixer.data.config import DataConfig
 from imixer.data.device import build_resident, resident
 from imixer.data.device.erasing import ErasingParams
@@ -197,6 +198,31 @@ def test_means_and_deviations_of_images_are_distributed_as_the_other_pipelines(m
             assert ks_2samp(mine, others).pvalue > 1e-3
     torch.testing.assert_close(ours.mean((0, 2, 3)), theirs.mean((0, 2, 3)), rtol=0, atol=0.06)
     torch.testing.assert_close(ours.std((0, 2, 3)), theirs.std((0, 2, 3)), rtol=0.03, atol=0)
+
+
+def test_images_that_come_again_are_distributed_as_the_other_pipelines(make_data, build):
+    data = make_data(train=60)
+    labels = np.array([0] * 58 + [1] * 2)
+    for items in (data.train, data.val):
+        items.labels = labels
+    settings = {"crop": "resized", "hflip": 0.5, "random_erasing": 0.25, "balance": "sampling", "batch_size": 60}
+    ours = build((24, 24), data=data, **settings)[0]
+    config = DataConfig(**settings)
+    theirs = build_training(data, config, (3, 24, 24), num_classes=5, smoothing=0.1, seed=1, device=torch.device("cpu"))
+
+    def measured(training):
+        """Means of the images of the class that has two, and how many of each epoch's differ."""
+        means, distinct = [], []
+        for epoch in range(4):
+            numbers = torch.cat(list(training.order.epoch(epoch)))
+            images = torch.cat([images for images, _ in training.epoch(epoch)])[numbers >= 58]
+            means.append(images.mean((1, 2, 3)))
+            distinct.append(len({image.numpy().tobytes() for image in images}) / len(images))
+        return torch.cat(means).numpy(), min(distinct)
+
+    (our_means, our_distinct), (their_means, their_distinct) = measured(ours), measured(theirs)
+    assert our_distinct > 0.9 and their_distinct > 0.9
+    assert ks_2samp(our_means, their_means).pvalue > 1e-3
 
 
 class _Operations(TorchDispatchMode):

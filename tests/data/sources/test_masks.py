@@ -356,6 +356,81 @@ def test_a_folder_without_one_of_both_says_what_it_holds(layout, said, tmp_path)
         opened(tmp_path)
 
 
+def parts(root, *names, images=3):
+    """Put images and masks into folders of a folder, or of its `images` and `masks`."""
+    for name in names:
+        for number in range(images):
+            image, target = (
+                (f"{name}/images", f"{name}/masks")
+                if "*" not in name
+                else (
+                    name.replace("*", "images"),
+                    name.replace("*", "masks"),
+                )
+            )
+            save(root / image / f"{number}.jpg", picture())
+            save(root / target / f"{number}.png", a_mask())
+    return root
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train", "training", "test"], "train and training in .* are both called like a training part; keep one"),
+        (["train", "val", "valid"], "val and valid in .* are both called like a validation part"),
+        (["train", "test", "Testing"], "Testing and test in .* are both called like a test part"),
+        (["*/train", "*/training"], "train and training in .*images are both called like a training part"),
+        (
+            ["*", "valid"],
+            "valid is called like a part, and lies beside a folder of images; put the others into .*train",
+        ),
+        (["val", "test"], "holds val, test, but no train folder"),
+        (["*/val", "*/test"], "images holds val, test, but no train folder"),
+    ],
+)
+def test_folders_whose_split_is_uncertain_are_refused(names, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        opened(parts(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    ("names", "counts", "split", "left_out"),
+    [
+        (["train", "val", "test", "extra"], (3, 3), "val", ("extra/ (3 images)", "test/ (3 images)")),
+        (["train", "val", "test", "testing"], (3, 3), "val", ("test/ (3 images)", "testing/ (3 images)")),
+        (["train", "test"], (3, 3), "test", ()),
+        (["Train", "Validation"], (3, 3), "Validation", ()),
+        (["train", "*"], (2, 1), None, ("images/ (3 images)", "masks/ (3 images)")),
+        (["*", "extra"], (2, 1), None, ("extra/ (3 images)",)),
+        (["*/train", "*/validation"], (3, 3), "validation", ()),
+        (
+            ["*/train", "*/val", "*/test"],
+            (3, 3),
+            "val",
+            ("images/test/ (3 images)", "masks/test/ (3 images)"),
+        ),
+        (
+            ["*/train", "*"],
+            (2, 1),
+            None,
+            ("3 images in images, outside of train/", "3 images in masks, outside of train/"),
+        ),
+    ],
+)
+def test_what_belongs_to_no_split_is_named_and_the_split_is_called_as_its_folder(
+    names, counts, split, left_out, tmp_path
+):
+    data = opened(parts(tmp_path, *names))
+    assert ((len(data.train), len(data.val)), data.split, data.left_out) == (counts, split, left_out)
+
+
+def test_files_beside_the_images_are_named_but_that_of_the_classes(tmp_path):
+    root = parts(tmp_path, "train", "val")
+    for file in ("classes.txt", "README.md", "train/notes.txt", "train/images/9.heic"):
+        (root / file).write_text("a\nb\nc\n")
+    assert opened(root).left_out == (f"1 .md in {root.name}", "1 .txt in train", "1 .heic in train/images/")
+
+
 def test_an_image_below_the_patch_of_the_model_that_is_meant_is_counted(tmp_path):
     folder(tmp_path)
     save(tmp_path / "images" / "3.jpg", picture((3, 30)))

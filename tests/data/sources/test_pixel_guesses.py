@@ -87,6 +87,12 @@ def test_integers_keep_the_upper_8_bits_of_those_they_have(tmp_path, extension, 
     assert {each.tobytes() for each in pixels(data)} == {each.tobytes() for each in expected}
 
 
+@pytest.mark.parametrize("span", [(0, 1), (0, 10), (-3, 100), (5, 205), (0, 254), (0, 255), (0, 4095), (-1000, 3000)])
+def test_the_ends_of_any_range_of_integers_become_black_and_white(span):
+    image = Image.fromarray(np.array([[span[0] - 9, *span, span[1] + 9]], np.int32))
+    assert np.asarray(to_channels(image, 1, PixelFormat(tuple(map(float, span))))).tolist() == [[0, 0, 255, 255]]
+
+
 def test_negative_integers_run_from_the_smallest_to_the_largest(tmp_path):
     stored = RNG.integers(-1000, 3001, (len(CLASSES) * PER_CLASS, SIDE, SIDE)).astype(np.int32)
     stored[0, 0, :2] = -1000, 3000

@@ -197,3 +197,26 @@ def test_a_tar_file_beside_folders_of_images_is_left_out(tmp_path, samples, make
     write_tar(tmp_path / "pets/all.tar", samples(4))
     data = opened(tmp_path / "pets", tmp_path)
     assert data.class_names == ("cat", "dog") and any("tar" in each for each in data.left_out)
+
+
+@pytest.mark.parametrize("other", ["train-1", "val-0"])
+@pytest.mark.parametrize("streaming", ["never", "always"])
+def test_files_with_labels_in_different_places_are_refused_and_named(tmp_path, make_image, other, streaming):
+    """Each file alone is unmistakable; together, half of the labels would mean something else."""
+    for file, of_first in (("train-0", {"label": 0}), (other, {"class_id": 1})):
+        members = []
+        for number in range(20):
+            fields = {"label": number % 2, "class_id": 1 - number % 2} if number else of_first
+            members += [(f"{number}.png", png(make_image, number)), (f"{number}.json", json.dumps(fields).encode())]
+        write_tar(tmp_path / f"pets/{file}.tar", members)
+    with pytest.raises(InputError) as raised:
+        opened(tmp_path / "pets", tmp_path, streaming)
+    said = str(raised.value)
+    assert "train-0.tar has labels in label of" in said and f"{other}.tar in class_id of" in said, said
+
+
+def test_labels_in_cls_beside_labels_in_json_are_refused(tmp_path, samples):
+    for shard, label in enumerate(("cls", "json")):
+        write_tar(tmp_path / f"pets/{shard}.tar", samples(20, 20 * shard, label))
+    with pytest.raises(InputError, match=r"0\.tar has labels in member cls, and .*1\.tar in label of member json"):
+        opened(tmp_path / "pets", tmp_path)

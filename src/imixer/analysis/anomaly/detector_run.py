@@ -38,7 +38,7 @@ from imixer.errors import InputError
 from imixer.models.timm_tags import find_pretrained_cfg
 from imixer.models.weight_files import model_folder
 from imixer.plotting import drawn, save_figure
-from imixer.progress import announce
+from imixer.progress import announce, with_progress
 from imixer.reading import read_json
 from imixer.training.devices import device_name
 from imixer.training.finished_run import FinishedRun, choose_device
@@ -140,7 +140,9 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
     name = data or (config.data.name if own else DIGITS)
     if name != DIGITS and not expand_user(name).is_dir():
         raise InputError(f"{name} is no folder; say with --data where the images to judge lie now")
-    seen = replace(config.data if own else DataConfig(), name=name)
+    data_config = config.data
+    read_alike = DataConfig(value_range=data_config.value_range, background=data_config.background)
+    seen = replace(data_config if own else read_alike, name=name)
     size = _sides(config.data.image_size if own else None, run.input_size[1:])
     source = features_of(run, options, size)
     samples = _samples(seen, options, run.input_size[0], size, source.patch, config.seed, learn=not own)
@@ -193,7 +195,8 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
     threshold = read_result(run.directory).last["threshold"]
     files = find_images(paths)
     stored = pixel_format(config.data)
-    images = torch.stack([to_tensor(load_image(file, run.input_size[0], stored), size) for file in files])
+    read = ([to_tensor(load_image(file, run.input_size[0], stored), size)] for file in files)
+    images = torch.stack(list(with_progress(read, len(files), "reading images")))
     learned = load_normal(run.directory, options.neighbours)
     picture = run.make_outputs().prediction
     many: dict[str, Any] = dict(batch_size=config.micro_batch, device=run.device)
@@ -264,7 +267,7 @@ def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
     learned = _learn(samples, source, options, config, many)
     scores = judge_images(samples, source, learned, **many)
     run = begun or create_run(config.out, samples.name, built.title)
-    whole = resolve_defaults(config, built)
+    whole = resolve_defaults(config, built, samples.value_range)
     image_size = size[0] if size[0] == size[1] else size
     save_config(replace(whole, data=replace(whole.data, image_size=image_size)), run.config)
     write_text(run.environment, json_text({"run": uuid4().hex} | environment()))

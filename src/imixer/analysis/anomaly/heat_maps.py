@@ -17,7 +17,7 @@ from imixer.analysis.anomaly.detect import AnomalyScores
 from imixer.analysis.anomaly.detection_quality import DetectionQuality
 from imixer.analysis.anomaly.detectors import DETECTORS
 from imixer.analysis.anomaly.samples import GOOD
-from imixer.escaping import for_figure, slug
+from imixer.escaping import for_figure, slug, unlike
 from imixer.plotting import SMALL, drawn, save_figure
 from imixer.tables import Grid, markdown, on_screen
 from imixer.training.run.directory import RunDirectory
@@ -95,8 +95,10 @@ def _fill_maps(scores: AnomalyScores, score: str, folder: Path) -> None:
     maps = scores.maps[score]
     low, high = float(maps.min()), float(maps.max())
     gray = (maps - low).div(max(high - low, 1e-12)).mul(255).round().byte().numpy()
-    for kind, places in _by_kind(scores, score).items():
-        inside = folder / slug(kind, empty="defect")
+    by_kind = _by_kind(scores, score)
+    folders = unlike([slug(kind, empty="defect") for kind in by_kind])
+    for name_of_kind, places in zip(folders, by_kind.values(), strict=True):
+        inside = folder / name_of_kind
         inside.mkdir(exist_ok=True)
         for rank, place in enumerate(places, 1):
             name = slug(Path(scores.samples.names[place]).stem, empty="image")
@@ -204,6 +206,8 @@ def show_anomalies(scores: AnomalyScores, score: str, files: Sequence[Path], con
         f"in per cent; {learned if len(samples.normal) else ''}judged on {good:,} good and {defects:,} defective images"
     )
     console.print(f"the detector's own score: {DETECTORS[score].label}")
+    for note in samples.notes:
+        console.print(note, soft_wrap=True)
     if samples.skipped:
         noun = "file" if len(samples.skipped) == 1 else "files"
         console.print(f"skipped {len(samples.skipped):,} {noun}, the first {samples.skipped[0]}", soft_wrap=True)

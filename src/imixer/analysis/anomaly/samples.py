@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat
+from imixer.data.sources.decoding import (
+    EIGHT_BITS,
+    PixelFormat,
+    decode_file,
+    decode_header,
+    find_unreadable,
+    is_high_depth,
+)
 from imixer.data.sources.image_files import expand_user, images_under, list_loose_files, load_image, subfolders
+from imixer.data.sources.statistics import MinMaxObserver, deep_note
 from imixer.errors import InputError
+from imixer.progress import with_progress
 
 GOOD = "good"
 OTHER_CLASS = "other digit"
@@ -37,6 +46,8 @@ class AnomalySamples:
         masks: Pixels of the defect (M, H, W), nowhere true in good images; None if no pixels are known.
         masked: Whether the pixels of an image are known, (M,): all of a good one.
         skipped: Images that were left out, each by its name.
+        value_range: Stored values that became black and white. None: all images have 8 bits, or nothing says it.
+        notes: What was decided, a sentence each.
     """
 
     name: str
@@ -47,6 +58,8 @@ class AnomalySamples:
     masks: Tensor | None
     masked: Tensor
     skipped: tuple[str, ...] = ()
+    value_range: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def defective(self) -> Tensor:
@@ -79,30 +92,35 @@ def open_defect_folder(
         smallest: Smallest side in pixels that an image may have: that of a patch.
         skip_bad: Leave out what is wrong with single images and masks, and name it.
         learn: Whether to open `train/good`. Otherwise there are no images to learn from.
-        pixels: How stored pixel values become bytes.
+        pixels: How stored pixel values become bytes. Where it has no range and there is something to learn, the range
+            of images of more than 8 bits is measured.
 
     Raises:
         InputError: If a folder is missing or empty, an image cannot be read or is smaller than a patch, or a mask is
-            missing, of another size than its image, of no image, or marks nothing; or a mask marks a defect in a good
-            image.
+            missing, of another size than its image, of no image, or marks nothing; a mask marks a defect in a good
+            image; or the range of the images cannot be told.
     """
     root = expand_user(path)
     test, truth, bad = root / "test", root / "ground_truth", _BadFiles(skip_bad)
-    reading = (in_chans, size, smallest, pixels, bad)
-    normal = _normal_images(root, *reading) if learn else []
+    normal_files = _normal_files(root) if learn else []
     kinds = _kinds(test)
+    notes: tuple[str, ...] = ()
+    if learn and pixels.value_range is None:
+        pixels, notes = _measured(pixels, [*normal_files, *(file for files in kinds.values() for file in files)])
+    reading = (in_chans, size, smallest, pixels, bad)
+    normal = _normal_images(root, normal_files, *reading) if learn else []
     images, masks, labels, names = [], [], [], []
     masks_by_image = _masks_by_image(kinds, test, truth, bad) if truth.is_dir() else {}
-    for kind, files in kinds.items():
-        for file in files:
-            if truth.is_dir() and kind != GOOD and file not in masks_by_image:
-                continue  # it has been left out
-            pair = _read(file, masks_by_image.get(file), *reading)
-            if pair is not None:
-                images.append(pair[0])
-                masks.append(pair[1])
-                labels.append(kind)
-                names.append(file.relative_to(test).as_posix())
+    judged = [(kind, file) for kind, files in kinds.items() for file in files]
+    for kind, file in with_progress(([each] for each in judged), len(judged), "reading images to judge"):
+        if truth.is_dir() and kind != GOOD and file not in masks_by_image:
+            continue  # it has been left out
+        pair = _read(file, masks_by_image.get(file), *reading)
+        if pair is not None:
+            images.append(pair[0])
+            masks.append(pair[1])
+            labels.append(kind)
+            names.append(file.relative_to(test).as_posix())
     if not {GOOD} < set(labels):
         raise InputError(f"{test} has no {GOOD} image or no defect that can be used; mend them")
     masked = torch.tensor([kind == GOOD or truth.is_dir() for kind in labels])
@@ -117,6 +135,8 @@ def open_defect_folder(
         stacked,
         masked,
         tuple(file.relative_to(root).as_posix() for file in bad.skipped),
+        pixels.value_range,
+        notes,
     )
 
 
@@ -138,10 +158,26 @@ class _BadFiles:
         self.skipped.append(file)
 
 
-def _normal_images(
-    root: Path, in_chans: int, size: tuple[int, int], smallest: int, pixels: PixelFormat, bad: _BadFiles
-) -> list[Tensor]:
-    """Read the images to learn from."""
+def _measured(pixels: PixelFormat, files: Sequence[Path]) -> tuple[PixelFormat, tuple[str, ...]]:
+    """Measure the range of images of more than 8 bits, as for other data; return it, and a sentence if there are any.
+
+    An image that cannot be read is told of when it is read for its pixels.
+    """
+    observer = MinMaxObserver()
+
+    def look(file: Path) -> None:
+        if is_high_depth(decode_header(file)):
+            observer.observe(decode_file(file))
+
+    find_unreadable(files, look, str, skip_bad=True)
+    value_range, seen = observer.value_range(), observer.min_max()
+    if value_range is None or seen is None:
+        return pixels, ()
+    return replace(pixels, value_range=value_range), (deep_note(value_range, seen),)
+
+
+def _normal_files(root: Path) -> list[Path]:
+    """List the images to learn from."""
     good = root / "train" / GOOD
     if not good.is_dir():
         there = "is no folder" if not root.is_dir() else f"has no folder train/{GOOD}"
@@ -149,10 +185,24 @@ def _normal_images(
     files = images_under(good)
     if not files:
         raise InputError(f"{good} holds no images; put normal images to learn from there")
-    read = [_read(file, None, in_chans, size, smallest, pixels, bad) for file in files]
+    return files
+
+
+def _normal_images(
+    root: Path,
+    files: Sequence[Path],
+    in_chans: int,
+    size: tuple[int, int],
+    smallest: int,
+    pixels: PixelFormat,
+    bad: _BadFiles,
+) -> list[Tensor]:
+    """Read the images to learn from."""
+    chunks = ([_read(file, None, in_chans, size, smallest, pixels, bad)] for file in files)
+    read = list(with_progress(chunks, len(files), "reading images to learn from"))
     normal = [pair[0] for pair in read if pair is not None]
     if not normal:
-        raise InputError(f"{good} holds no image that can be used; mend them")
+        raise InputError(f"{root / 'train' / GOOD} holds no image that can be used; mend them")
     return normal
 
 

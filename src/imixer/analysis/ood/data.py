@@ -1,15 +1,21 @@
 """Make or load images of another kind than a run's own."""
 
+from __future__ import annotations
+
+import copy
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from imixer.analysis.images import evenly_spread, held_out_batches, pixels_of
 from imixer.data.config import DataConfig
-from imixer.data.sources.decoding import to_channels
+from imixer.data.image_data import LabelledImages
+from imixer.data.sources.decoding import pixel_format, to_channels
 from imixer.data.sources.open import open_dataset
 from imixer.errors import InputError
+from imixer.progress import with_progress
 from imixer.training.finished_run import FinishedRun
 
 _TILES = 4  # that each side is cut into for `shuffled`
@@ -63,8 +69,8 @@ def ood_batches(
         finished: The run.
         ood_dataset: A name in `SYNTHETIC_OOD`, for images made from the run's own: `noise`, as many images of random
             pixels; `shuffled`, 4x4 tiles in another order; `rotated` by 90 degrees, or 180 if not square; `inverted`,
-            black for white. Or the name of a data set, as for `DataConfig`, whose held-out part is brought to the
-            model's size and channels.
+            black for white. Or the name of a data set, as for `DataConfig`, whose held-out part is read as the run's
+            own images are, and brought to the model's size and channels.
         count: Number of images, evenly spread. Default: all.
         batch_size: Images per batch.
         data_path: Where the run's data lie now. Default: where they lay.
@@ -78,14 +84,26 @@ def ood_batches(
         for images, _ in held_out_batches(finished, count, batch_size, data_path):
             yield pixels.normalised(SYNTHETIC_OOD[ood_dataset](pixels.of(images), generator))
         return
+    own = finished.config.data
     try:
-        val = open_dataset(DataConfig(name=ood_dataset, root=finished.config.data.root)).val
+        val = open_dataset(DataConfig(name=ood_dataset, root=own.root, background=own.background)).val
     except InputError as error:
         raise InputError(
             f"ood_dataset {ood_dataset!r} is none of {', '.join(SYNTHETIC_OOD)}, and as a data set: {error}"
         ) from error
+    val = _read_as(val, own)
     places = evenly_spread(len(val), count)
-    for start in range(0, len(places), batch_size):
+    starts = range(0, len(places), batch_size)
+    for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):
         chosen = places[start : start + batch_size]
         pictures = [to_channels(val[place][0], finished.input_size[0]) for place in chosen]
         yield torch.stack([finished.transform(picture) for picture in pictures]).to(finished.device)
+
+
+def _read_as(images: LabelledImages, run: DataConfig) -> LabelledImages:
+    """Return images whose stored values mean what they mean to a run. A run of 8 bits knows no range to read by."""
+    if run.value_range is None or not hasattr(images, "pixels"):  # those in memory are bytes already
+        return images
+    alike: Any = copy.copy(images)
+    alike.pixels = pixel_format(run)
+    return cast(LabelledImages, alike)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imixer.analysis.ood.scores import SCORES
+from imixer.progress import with_progress
 
 RESAMPLES = 1000
 _CHUNK = 50  # resamples at once: a few arrays of this many x images
@@ -65,10 +66,10 @@ def compare_ood(in_dist: dict[str, Tensor], out_dist: dict[str, dict[str, Tensor
         in_dist: Scores of images in, (images,), by name.
         out_dist: Scores of images out, (images,), by data set and name.
     """
-    detections = {
-        ood_dataset: {name: detection(in_dist[name].numpy(), values.numpy()) for name, values in scores.items()}
-        for ood_dataset, scores in out_dist.items()
-    }
+    pairs = [(ood_dataset, name) for ood_dataset, scores in out_dist.items() for name in scores]
+    detections: dict[str, dict[str, Detection]] = {ood_dataset: {} for ood_dataset in out_dist}
+    for ood_dataset, name in with_progress(([pair] for pair in pairs), len(pairs), "comparing scores"):
+        detections[ood_dataset][name] = detection(in_dist[name].numpy(), out_dist[ood_dataset][name].numpy())
     return OutOfDistribution(in_dist, out_dist, detections)
 
 

@@ -108,13 +108,16 @@ def decode_bytes(encoded: Any) -> Image.Image:
     return _open(io.BytesIO(encoded), len(encoded), load=True)
 
 
-def check_header(path: str | Path) -> None:
-    """Check the first bytes of an image file only, which finds no file that is cut off later.
+def decode_header(path: str | Path) -> Image.Image:
+    """Read the first bytes of an image file only, which finds no file that is cut off later.
+
+    Returns:
+        An image with mode and size, and without pixels.
 
     Raises:
         UnreadableImage: If the file is missing, no regular file, empty or no image.
     """
-    _open(path, _size(path), load=False)
+    return _open(path, _size(path), load=False)
 
 
 def special_file(path: str | Path) -> str | None:
@@ -247,16 +250,16 @@ def _to_bytes(image: Image.Image, value_range: tuple[float, float] | None) -> Im
                 raise _unknown_range(values)
         if value_range == (0.0, 255.0):
             return image.convert("L")
-        low, high = value_range
-        fractions = (values.astype(np.float64) - low) / (high - low)
-        return Image.fromarray(np.rint(np.clip(fractions, 0, 1) * 255).astype(np.uint8))
-    if value_range is None:
+    elif value_range is None:
         value_range = _UNSIGNED_16
         if values.min() < 0 or values.max() > 65535:
             raise _unknown_range(values)
     low, high = value_range
+    above = values.astype(np.float64) - low
+    if image.mode == "F" or high - low < 255:
+        return Image.fromarray(np.rint(np.clip(above / (high - low), 0, 1) * 255).astype(np.uint8))
     # so that a range of 2^k values keeps the upper 8 of k bits
-    steps = np.floor((values.astype(np.float64) - low) * (256 / (high - low + 1)))
+    steps = np.floor(above * (256 / (high - low + 1)))
     return Image.fromarray(np.clip(steps, 0, 255).astype(np.uint8))
 
 
@@ -286,7 +289,8 @@ def read_image_file(path: str | Path, remedy: str, *, upright: bool = True) -> I
 
 _T = TypeVar("_T")
 
-_CHUNK = 256
+_CHUNK = 256  # items at most that a thread is given at once
+_ROUNDS = 8  # chunks at least that each thread gets, so that the first one tells soon how long all take
 
 
 def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterator[list[tuple[_T, str | None]]]:
@@ -299,10 +303,12 @@ def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterat
     Yields:
         Chunks of pairs of an item and the reason why it is unreadable, or None, in order.
     """
+    threads = min(8, os.cpu_count() or 1)
+    chunk = max(1, min(_CHUNK, len(items) // (_ROUNDS * threads)))
 
     def attempt(start: int) -> list[tuple[_T, str | None]]:
         outcomes: list[tuple[_T, str | None]] = []
-        for item in items[start : start + _CHUNK]:
+        for item in items[start : start + chunk]:
             try:
                 work(item)
             except UnreadableImage as error:
@@ -311,8 +317,8 @@ def try_in_parallel(work: Callable[[_T], object], items: Sequence[_T]) -> Iterat
                 outcomes.append((item, None))
         return outcomes
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(attempt, range(0, len(items), _CHUNK))
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(attempt, range(0, len(items), chunk))
 
 
 def find_unreadable(

@@ -18,9 +18,9 @@ from imixer.data.sources.decoding import (
     EIGHT_BITS,
     SKIP_REMEDY,
     PixelFormat,
-    check_header,
     convert_image,
     decode_file,
+    decode_header,
     find_unreadable,
     pixel_format,
     read_image_file,
@@ -178,7 +178,7 @@ def _check(
     if how == "off":
         return {}
     observer = observer or MinMaxObserver()
-    work = (lambda path: observer.observe(decode_file(path))) if how == "full" else check_header
+    work = (lambda path: observer.observe(decode_file(path))) if how == "full" else decode_header
     bad = find_unreadable(paths, work, str, skip_bad=config.skip_bad)
     return {path: str(path.relative_to(root)) for path in bad}
 

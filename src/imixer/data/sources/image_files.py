@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,9 +126,9 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_left_out(path.name))
 
 
-def list_loose_files(folder: Path) -> FolderListing:
-    """List the files directly inside a folder; links to nothing count as files."""
-    names = [path.name for path in folder.iterdir() if not path.is_dir()]
+def list_loose_files(folder: Path, used: Collection[str] = ()) -> FolderListing:
+    """List the files directly inside a folder, but those of some names; links to nothing count as files."""
+    names = [path.name for path in folder.iterdir() if not path.is_dir() and path.name not in used]
     images = sorted(folder / name for name in names if is_image_file(name))
     return FolderListing(images, Counter(_extension(name) for name in names if not is_image_file(name)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def find_layout(given: Path) -> Layout:
     """
     root = _unwrap(given)
     notes = [f"the class folders are those of {_relative(root, given)}"] if root != given else []
-    left_out = _left_out_at(given) if root != given else []
+    left_out = list(left_out_beside(given)) if root != given else []
     folders = subfolders(root)
     split_folders = _split_folders(folders, root)
     if not split_folders:
@@ -62,12 +63,7 @@ def find_layout(given: Path) -> Layout:
 
     parents = {folder: _unwrap(folder) for folder in split_folders if _has_class_folders(folder)}
     by_role = {role: [folder for folder in parents if split_folders[folder] == role] for role in ROLES}
-    for role, those in by_role.items():
-        if len(those) > 1 and not (role == "test" and by_role["val"]):
-            raise InputError(
-                f"{those[0].name} and {those[1].name} in {root} are both called like a {_purpose(role)} part; keep one "
-                "there"
-            )
+    require_one_of_each(by_role, root)
     others = [folder for folder in folders if folder not in split_folders]
     if not by_role["train"]:
         if _train_is_a_class(split_folders, others):
@@ -86,8 +82,27 @@ def find_layout(given: Path) -> Layout:
             "part? Leave only one kind there"
         )
     used = {train, held_out}
-    left_out += [_with_image_count(folder) for folder in folders if folder not in used] + _left_out_at(root)
+    left_out += [_with_image_count(folder) for folder in folders if folder not in used]
+    left_out += left_out_beside(root)
     return Layout(given, parents[train], parents[held_out] if held_out else None, tuple(notes), tuple(left_out))
+
+
+def require_one_of_each(by_role: Mapping[str, Sequence[Path]], root: Path) -> None:
+    """Require that no two folders are called like the same split, of those that are used.
+
+    Args:
+        by_role: The folders that are called like each of `ROLES`.
+        root: The folder that they lie in.
+
+    Raises:
+        InputError: If two are. Test parts may be several beside one for validation, which is used.
+    """
+    for role, those in by_role.items():
+        if len(those) > 1 and not (role == "test" and by_role["val"]):
+            raise InputError(
+                f"{those[0].name} and {those[1].name} in {root} are both called like a {_purpose(role)} part; keep one "
+                "there"
+            )
 
 
 def _unwrap(folder: Path) -> Path:
@@ -194,22 +209,23 @@ def letters_in_both_cases(names: list[str]) -> str:
     return f"classes that differ in case only: {few_names(both)}" if both else ""
 
 
-def left_out_beside(folder: Path) -> tuple[str, ...]:
-    """List what lies beside the class folders of a split."""
-    return tuple(_left_out_at(folder))
+def left_out_beside(folder: Path, outside: str = "the class folders", used: Collection[str] = ()) -> tuple[str, ...]:
+    """List the files of a folder of folders, and the folders of operating systems, in words.
 
-
-def _left_out_at(folder: Path) -> list[str]:
-    """List the files of a folder of folders, and the folders of operating systems, in words."""
-    loose = list_loose_files(folder)
+    Args:
+        folder: The folder.
+        outside: What images do not belong to that lie directly in it.
+        used: Names of files that are used.
+    """
+    loose = list_loose_files(folder, used)
     where = f"in {folder.name}"
     left_out = [f"{path.name}/" for path in system_folders(folder)]
     if loose.images:
         count = len(loose.images)
-        left_out.append(f"{count:,} {'image' if count == 1 else 'images'} {where}, outside of the class folders")
+        left_out.append(f"{count:,} {'image' if count == 1 else 'images'} {where}, outside of {outside}")
     if loose.other_files:
         left_out.append(f"{count_by_extension(loose.other_files)} {where}")
-    return left_out
+    return tuple(left_out)
 
 
 def _with_image_count(folder: Path) -> str:

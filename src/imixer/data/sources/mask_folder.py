@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import IGNORED, MaskedData
-from imixer.data.sources.image_files import images_under
-from imixer.data.sources.layout import subfolders
+from imixer.data.sources.image_files import count_by_extension, images_under, list_folder, subfolders
+from imixer.data.sources.layout import left_out_beside, require_one_of_each
 from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
 from imixer.data.sources.masks import given_classes
-from imixer.data.sources.splitting import split_role
+from imixer.data.sources.splitting import ROLES, split_role
 from imixer.errors import InputError
 from imixer.escaping import few_names
 from imixer.reading import read_text
 
 _IMAGES = ("images", "imgs", "image", "img", "jpegimages")
 _MASKS = ("masks", "mask", "annotations", "labels", "segmentationclass", "segmentations", "gt")
+_NAMES = "classes.txt"
 _ENDINGS = ("", "_mask", "_gt", "_labels", "_label")  # of a mask's name after the image's
 
 
@@ -27,7 +29,8 @@ def open_mask_folder(
 ) -> MaskedData:
     """Open a folder of `images` and `masks`, or of splits that hold these, or of these with splits inside.
 
-    A mask has the name of its image, whatever the suffix, or that and `_mask`. All pairs are decoded beforehand.
+    A mask has the name of its image, whatever the suffix, or that and `_mask`. Splits are called as `find_layout` takes
+    them; what belongs to none is named. All pairs are decoded beforehand.
 
     Args:
         root: The folder.
@@ -37,9 +40,11 @@ def open_mask_folder(
         whole: See `open_pairs`.
 
     Raises:
-        InputError: If there are no images or no masks, one is without the other, or `open_pairs` refuses a pair.
+        InputError: If there are no images or no masks, one is without the other, two folders are called like one split,
+            there is a split and none to train on, or `open_pairs` refuses a pair.
     """
-    train_folders, val_folders = _find_folders(root)
+    folders = _find_folders(root)
+    train_folders, val_folders = folders.train, folders.val
     train, incomplete = pair_files(*train_folders, root)
     val, incomplete_val = pair_files(*val_folders, root) if val_folders else (None, [])
     pairs = Pairs(
@@ -51,9 +56,10 @@ def open_mask_folder(
             f"{_below(train_folders[0], root)} with {_below(train_folders[1], root)}",
             _below(val_folders[0], root) if val_folders else "",
         ),
-        split="val" if val_folders else None,
+        split=folders.split,
         class_names=given_classes(masks) or _names_in_file(root),
         incomplete=incomplete + incomplete_val,
+        left_out=folders.left_out,
     )
     return open_pairs(pairs, config, masks, patch_side, whole=whole)
 
@@ -63,23 +69,108 @@ def has_masks(root: Path) -> bool:
     return any(_named(folder, _IMAGES) for folder in (root, *subfolders(root)))
 
 
-def _find_folders(root: Path) -> tuple[tuple[Path, Path], tuple[Path, Path] | None]:
+@dataclass(frozen=True)
+class _Folders:
+    """The folders of a data set.
+
+    Args:
+        train: Folders of images and masks to train on.
+        val: Those that are held out. None: there are none.
+        split: Name of the folder that is held out.
+        left_out: Folders and files that are not used.
+    """
+
+    train: tuple[Path, Path]
+    val: tuple[Path, Path] | None = None
+    split: str | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def _find_folders(root: Path) -> _Folders:
     """Find the folders of images and masks of the training split, and of the held-out one if there is one."""
-    by_role = {role: folder for folder in subfolders(root) if (role := split_role(folder.name))}
-    if "train" in by_role and _named(by_role["train"], _IMAGES):
-        held_out = by_role.get("val") or by_role.get("test")
-        return _beside(by_role["train"]), _beside(held_out) if held_out else None
+    parts = {role: [each for each in those if _named(each, _IMAGES)] or those for role, those in _by_role(root).items()}
+    whole = [part for those in parts.values() for part in those if _named(part, _IMAGES)]
+    if whole and whole[0] in parts["train"]:
+        return _in_parts(root, parts)
+    if whole and _named(root, _IMAGES):
+        raise InputError(
+            f"data.name: {whole[0]} is called like a part, and lies beside a folder of images; put the others into "
+            f"{root / 'train'}, or move {whole[0].name}"
+        )
+    if whole:
+        raise _no_training_part(root, whole)
     images, masks = _beside(root)
-    inside = {role: folder for folder in subfolders(images) if (role := split_role(folder.name))}
-    if "train" not in inside:
-        return (images, masks), None
-    theirs = {role: folder for folder in subfolders(masks) if (role := split_role(folder.name))}
-    role = next((role for role in ("val", "test") if role in inside), None)
-    for wanted in filter(None, ("train", role)):
-        if wanted not in theirs:
-            raise InputError(f"data.name: {masks} has no folder for the masks of {inside[wanted]}; add one")
-    train = inside["train"], theirs["train"]
-    return train, (inside[role], theirs[role]) if role else None
+    outside = _left_out(root, (images, masks), root)
+    parts = _by_role(images)
+    if not any(parts.values()):
+        return _Folders((images, masks), left_out=(*outside, *_no_images(images, root)))
+    if not parts["train"]:
+        raise _no_training_part(images, [part for those in parts.values() for part in those])
+    theirs = _by_role(masks)
+    for folder, by_role in ((images, parts), (masks, theirs)):
+        require_one_of_each(by_role, folder)
+    pairs: list[tuple[Path, Path]] = []
+    for role in filter(None, ("train", next((role for role in ("val", "test") if parts[role]), None))):
+        part = parts[role][0]
+        if not theirs[role]:
+            raise InputError(f"data.name: {masks} has no folder for the masks of {part}; add one")
+        pairs.append((part, theirs[role][0]))
+    for folder, used in zip((images, masks), zip(*pairs, strict=True), strict=True):
+        outside += _left_out(folder, used, root)
+    return _with_held_out(pairs, [pair[0].name for pair in pairs], outside, root)
+
+
+def _in_parts(root: Path, parts: Mapping[str, Sequence[Path]]) -> _Folders:
+    """Find the folders of images and masks in those of the splits."""
+    require_one_of_each(parts, root)
+    held_out = next((parts[role][0] for role in ("val", "test") if parts[role]), None)
+    used = [parts["train"][0], *([held_out] if held_out else [])]
+    pairs = [_beside(part) for part in used]
+    left_out = _left_out(root, used, root)
+    for part, pair in zip(used, pairs, strict=True):
+        left_out += _left_out(part, pair, root)
+    return _with_held_out(pairs, [part.name for part in used], left_out, root)
+
+
+def _with_held_out(
+    pairs: Sequence[tuple[Path, Path]], names: Sequence[str], left_out: tuple[str, ...], root: Path
+) -> _Folders:
+    """Return the folders of one split or two, and what lies in them that is no image."""
+    left_out += tuple(each for images, _ in pairs for each in _no_images(images, root))
+    held_out = pairs[1] if len(pairs) > 1 else None
+    return _Folders(pairs[0], held_out, names[1] if held_out else None, left_out)
+
+
+def _by_role(folder: Path) -> dict[str, list[Path]]:
+    """List the folders in a folder that are called like each split."""
+    return {role: [each for each in subfolders(folder) if split_role(each.name) == role] for role in ROLES}
+
+
+def _no_training_part(folder: Path, parts: Sequence[Path]) -> InputError:
+    names = few_names([part.name for part in parts])
+    return InputError(f"data.name: {folder} holds {names}, but no train folder; add one with the images to train on")
+
+
+def _left_out(folder: Path, used: Sequence[Path], root: Path) -> tuple[str, ...]:
+    """List what lies in a folder beside those that are used, in words."""
+    names = " and ".join(f"{each.name}/" for each in used)
+    others = [each for each in subfolders(folder) if each not in used]
+    return (
+        *(_with_count(each, root) for each in others),
+        *left_out_beside(folder, names, (_NAMES,) if folder == root else ()),
+    )
+
+
+def _with_count(folder: Path, root: Path) -> str:
+    """Write where a folder lies and how many images it holds, masks aside."""
+    count = len(images_under(_named(folder, _IMAGES) or folder))
+    return f"{_below(folder, root)} ({count:,} {'image' if count == 1 else 'images'})"
+
+
+def _no_images(folder: Path, root: Path) -> tuple[str, ...]:
+    """List the files among images that are none, in words."""
+    others = list_folder(folder).other_files
+    return (f"{count_by_extension(others)} in {_below(folder, root)}",) if others else ()
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -143,7 +234,7 @@ def pair_files(images: Path, masks: Path, root: Path) -> tuple[list[FilePair], l
 
 def _names_in_file(root: Path) -> tuple[str, ...] | None:
     """Read the names of the classes from `classes.txt`, if it is there."""
-    file = root / "classes.txt"
+    file = root / _NAMES
     if not os.path.isfile(file):
         return None
     names = tuple(line.strip() for line in read_text(file).splitlines() if line.strip())

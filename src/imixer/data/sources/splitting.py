@@ -88,7 +88,7 @@ def held_out_share(config: DataConfig) -> str:
 def stratified_split(
     labels: NDArray[np.int64], class_names: Sequence[str], *, fraction: float, seed: int, what: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Split item numbers so that each class keeps its share in both splits.
+    """Split item numbers so that each class keeps its share in both splits, and has an item in both.
 
     Args:
         labels: Label of each item.
@@ -130,4 +130,8 @@ def stratified_split(
             f"data.val_fraction {fraction:g} leaves class {class_names[int(missing[0])]!r} of {what} without "
             "training images; give a smaller share or add images"
         )
+    for label in np.setdiff1d(present, labels[val]):  # whose share is less than half an item
+        largest = np.bincount(labels[val]).argmax()  # with two items or more, as a class has none
+        given, taken = (np.flatnonzero(labels[part] == each)[0] for part, each in ((train, label), (val, largest)))
+        train[given], val[taken] = val[taken], train[given]
     return np.sort(train), np.sort(val)

@@ -24,6 +24,7 @@ from imixer.data.sources.decoding import (
     to_channels,
 )
 from imixer.errors import InputError
+from imixer.progress import with_progress
 
 _SAMPLE = 2000
 _SAMPLE_OF_LARGE = 500
@@ -197,8 +198,9 @@ def _count_sample(
 ) -> _SampleCounts:
     """Count over the sample. Without a range, only the extremes of images of more than 8 bits are observed."""
     sample = _SampleCounts()
-    for index in order:
-        image = load(int(index))
+    numbers = order.tolist()
+    for number in with_progress(([each] for each in numbers), len(numbers), "measuring images"):
+        image = load(number)
         sample.sizes.add((image.height, image.width))
         sample.turned += TURNED in image.info
         sample.several_frames += image.info.get(FRAMES, 1) > 1
@@ -267,8 +269,7 @@ def _notes(
         notes.append(f"1 channel, as all {count:,} looked at are gray; colour in any other would be dropped")
     min_max = observer.min_max()
     if pixels.value_range is not None and min_max is not None:
-        source = "set" if settings.value_range else f"as values run from {min_max[0]:g} to {min_max[1]:g}"
-        notes.append(f"more than 8 bits: {_span(pixels.value_range)} become black and white, {source}")
+        notes.append(deep_note(pixels.value_range, None if settings.value_range else min_max))
     else:
         used = np.flatnonzero(histogram.sum(axis=0))
         notes.append(f"8 bits: values from {used[0]} to {used[-1]}, where 0 is black and 255 white")
@@ -283,6 +284,17 @@ def _notes(
     if sample.single_colour:
         notes.append(f"{sample.single_colour:,} {of_sample} are of a single colour each")
     return tuple(notes)
+
+
+def deep_note(value_range: tuple[float, float], seen: tuple[float, float] | None) -> str:
+    """Write a sentence on what becomes black and white in images of more than 8 bits.
+
+    Args:
+        value_range: The stored values that do.
+        seen: The smallest and the largest value, by which the range was chosen. None: it was set.
+    """
+    source = "set" if seen is None else f"as values run from {seen[0]:g} to {seen[1]:g}"
+    return f"more than 8 bits: {_span(value_range)} become black and white, {source}"
 
 
 def _span(value_range: Sequence[float]) -> str:

@@ -90,6 +90,7 @@ class _ByIndex:
         self.config, self.streamed = config, streamed
         self.source = LabelSource("member cls", "write the class of each image there")
         self._in_words: bool | None = None
+        self._first: tuple[PurePath, str] | None = None  # a training file, and where its labels stand
 
     def __call__(self, files: Sequence[PurePath]) -> tuple[list[ShardLabels], RowsOfLabels]:
         """Index some shards."""
@@ -111,6 +112,7 @@ class _ByIndex:
 
     def _labels(self, indices: dict[PurePath, TarIndex]) -> list[ShardLabels]:
         """Read the labels as words if any is one, in any file."""
+        self._require_one_place(indices)
         if self._in_words is None:  # as the training files decide
             place = next(iter(indices.values())).label_place
             self.source = LabelSource(place, self.source.remedy, () if place == "member cls" else (_told(place),))
@@ -119,6 +121,15 @@ class _ByIndex:
             read_labels(_column(index.labels, self._in_words), pa.schema([]), index.label_place, file)
             for file, index in indices.items()
         ]
+
+    def _require_one_place(self, indices: dict[PurePath, TarIndex]) -> None:
+        """Require that all files have labels in the place where the first training file has them."""
+        for file, index in indices.items():
+            first, place = self._first = self._first or (file, index.label_place)
+            if index.label_place != place:
+                raise InputError(
+                    f"{first} has labels in {place}, and {file} in {index.label_place}; write them in one place"
+                )
 
 
 def _told(place: str) -> str:
@@ -167,7 +178,7 @@ def open_tar(root: PurePath, shards: ShardFiles, config: DataConfig) -> ImageDat
 
     Raises:
         InputError: If a file is unreadable or no tar file, a sample has no label or two images, a label is no class or
-            none of the training split, an image that was looked at is unreadable, all of them are alike, there is one
-            class only, or too few images to split.
+            none of the training split, files have labels in different places, an image that was looked at is
+            unreadable, all of them are alike, there is one class only, or too few images to split.
     """
     return open_rows(root, shards, config, _ByIndex(config, is_streamed(shards, config)))

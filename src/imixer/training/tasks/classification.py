@@ -49,7 +49,7 @@ class Classification:
         shard: BatchShard,
     ) -> tuple[Any, Any]:
         """Build batches by the pipeline that the configuration names, see `imixer.data.batches.build_batches`."""
-        if config.data.keep_decoded:
+        if config.data.keep_decoded and config.data.pipeline == "timm":  # the other keeps all images in any case
             data = keep_images(data, config.data, input_size)
         return build_batches(
             data,
@@ -88,10 +88,12 @@ def inverse_class_sizes(labels: NDArray[np.int64], classes: int) -> tuple[float,
 
     Args:
         labels: Label of each image (images,).
-        classes: Number of classes, each of which has images.
+        classes: Number of classes.
 
     Returns:
-        A weight for each class.
+        A weight for each class; 1 for one without images, whose loss no image has.
     """
     counts = np.bincount(labels, minlength=classes)
-    return tuple((len(labels) / (classes * counts)).tolist())
+    present = counts > 0
+    weights = np.where(present, len(labels) / (present.sum() * counts.clip(1)), 1.0)
+    return tuple(weights.tolist())
