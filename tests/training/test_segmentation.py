@@ -141,6 +141,35 @@ def test_a_head_gives_logits_of_every_pixel_on_any_backbone_of_timm(head, backbo
 
 @pytest.mark.parametrize("fit", ["resize", "window"])
 def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_its_images(fit, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("backbone", "args", "block"),
+    [
+        ("imixer_t4_32", {"num_blocks": 2, "embed_dim": 16}, "backbone.model.blocks.0"),
+        ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 12, "num_heads": 1}, "backbone.model.blocks.0"),
+    ],
+)
+def test_a_segmentation_can_recompute_its_blocks_for_the_same_gradient(backbone, args, block):
+    model = timm.create_model("segmenter", backbone=backbone, backbone_args=args, num_classes=3, img_size=32)
+    images, gradients, computed = torch.randn(2, 3, 32, 32), [], []
+    model.get_submodule(block).register_forward_pre_hook(lambda module, given: computed.append(module))
+    for recomputed in (False, True):
+        model.set_grad_checkpointing(recomputed)
+        model.eval().zero_grad()
+        model(images).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert len(computed) == 3
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_linear_head_reads_as_many_channels_as_there_are_whatever_head_dim_says():
+    args = {"num_blocks": 2, "embed_dim": 16}
+    model = timm.create_model(
+        "segmenter", backbone="imixer_t4_32", backbone_args=args, head="linear", head_dim=7, num_classes=3, img_size=32
+    )
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
     root, run = squares(tmp_path / "data"), tmp_path / "run"
     assert main(["train", "--data.name", str(root), "--out", str(run), "--masks.fit", fit, *SMALL]) == 0
     assert main(["evaluate", str(run)]) == 0
@@ -273,6 +302,7 @@ def test_a_pair_that_does_not_fit_is_one_line_and_skip_bad_counts_it(spoil, tmp_
         (["--masks.overlap", "1"], "masks.overlap is 1"),
     ],
 )
+        (["--model.name", "unet_16", "--grad_checkpointing", "true"], "grad_checkpointing is true, and unet_16 cannot"),
 def test_a_setting_that_masks_do_not_allow_is_one_line(flags, message, tmp_path, capsys):
     root = squares(tmp_path / "data")
     assert main(["train", "--out", str(tmp_path / "run"), "--data.name", str(root), *SMALL, *flags]) == 2

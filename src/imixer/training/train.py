@@ -41,7 +41,7 @@ from imixer.training.devices import (
 from imixer.training.finetune import count_parameters, freeze
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
-from imixer.training.model import BuiltModel, require_memory_for_batch
+from imixer.training.model import BuiltModel, enable_grad_checkpointing, require_memory_for_batch
 from imixer.training.model_directory import save_model
 from imixer.training.optimizer import build_optimizer
 from imixer.training.photo_settings import choose_settings
@@ -62,6 +62,7 @@ from imixer.training.tasks.registry import find_task
 from imixer.training.tasks.task import Task
 from imixer.training.third_party_warnings import silence
 from imixer.training.time_estimate import estimate_time
+from imixer.training.validation import require_held_out
 from imixer.training.whitening import whiten_stem
 from imixer.writing import json_text, write_text
 
@@ -203,6 +204,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
     training, held_out = task.build_batches(
         data, config, built.input_size, device=fabric.device, shard=batch_shard(fabric, config)
+    if config.grad_checkpointing:
+        enable_grad_checkpointing(built)
+    require_held_out(data, fabric.world_size)
     )
     loss = task.loss(data, config)
     steps = config.steps
