@@ -17,8 +17,10 @@ from imixer.data.sources.scenes import CLASSES, open_scenes
 from imixer.errors import InputError
 from imixer.training.finished_run import load_run
 from imixer.training.mask_logits import MaskPredictor
+from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 from imixer.training.run.result import best_row
+from imixer.training.run.resume_rules import check_changes
 from imixer.training.segmentation_metrics import SegmentationMetrics, sliding_logits, window_starts
 from imixer.training.tasks.losses import SegmentationLoss, build_loss, loss_settings
 from imixer.training.tasks.registry import find_task
@@ -139,8 +141,6 @@ def test_a_head_gives_logits_of_every_pixel_on_any_backbone_of_timm(head, backbo
     assert len(model.norms) == (1 if head == "linear" else len(model.levels))
 
 
-@pytest.mark.parametrize("fit", ["resize", "window"])
-def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_its_images(fit, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("backbone", "args", "block"),
     [
@@ -170,6 +170,8 @@ def test_a_linear_head_reads_as_many_channels_as_there_are_whatever_head_dim_say
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
 
 
+@pytest.mark.parametrize("fit", ["resize", "window"])
+def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_its_images(fit, tmp_path, capsys):
     root, run = squares(tmp_path / "data"), tmp_path / "run"
     assert main(["train", "--data.name", str(root), "--out", str(run), "--masks.fit", fit, *SMALL]) == 0
     assert main(["evaluate", str(run)]) == 0
@@ -300,13 +302,14 @@ def test_a_pair_that_does_not_fit_is_one_line_and_skip_bad_counts_it(spoil, tmp_
         (["--masks.classes", "[a]"], "masks.classes has 1 names"),
         (["--masks.palette", "{a: red, b: '#000000'}"], "masks.palette gives 'a' the colour 'red'"),
         (["--masks.overlap", "1"], "masks.overlap is 1"),
+        (["--model.name", "unet_16", "--grad_checkpointing", "true"], "grad_checkpointing is true, and unet_16 cannot"),
     ],
 )
-        (["--model.name", "unet_16", "--grad_checkpointing", "true"], "grad_checkpointing is true, and unet_16 cannot"),
 def test_a_setting_that_masks_do_not_allow_is_one_line(flags, message, tmp_path, capsys):
     root = squares(tmp_path / "data")
     assert main(["train", "--out", str(tmp_path / "run"), "--data.name", str(root), *SMALL, *flags]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_binary_masks_of_0_and_255_are_told_how_to_be_two_classes(tmp_path):
@@ -350,3 +353,19 @@ def test_analyses_of_classes_of_images_refuse_a_segmentation_in_one_line(tmp_pat
     assert "is a segmentation" in capsys.readouterr().err.splitlines()[-1]
     assert main(["evaluate", str(run), "--corruptions"]) == 2
     assert find_task("segment") is not find_task("classify")
+
+
+def test_a_segmentation_goes_on_with_as_many_parts_of_a_batch_and_a_classification_with_any():
+    """Since the mean over parts of a batch is not the loss of the whole batch."""
+    logits, targets = torch.randn(4, 3, 8, 8), torch.randint(3, (4, 8, 8))
+    targets[:2, :6] = IGNORED
+    loss = SegmentationLoss()
+    parts = (loss(logits[:2], targets[:2]) + loss(logits[2:], targets[2:])) / 2
+    assert not torch.allclose(parts, loss(logits, targets))
+
+    begun = TrainConfig(task="segment", accumulate=4)
+    check_changes(begun, TrainConfig(task="segment", accumulate=2, devices=2), "run")
+    for more in ({"accumulate": 2}, {"accumulate": 4, "devices": 2}):
+        with pytest.raises(InputError, match=r"devices x num_nodes x accumulate is [28], but run was begun with 4"):
+            check_changes(begun, TrainConfig(task="segment", **more), "run")
+    check_changes(TrainConfig(accumulate=4), TrainConfig(accumulate=2), "run")

@@ -113,13 +113,13 @@ def resume(path: str, config: TrainConfig | None = None) -> TrainingResult:
     """
     run = open_begun(path)
     stored = load_config(run.config)
-    config = stored if config is None else config
+    config = resolve_devices(stored if config is None else config)
     check_changes(stored, config, path)
     if run.finished:
         if (problem := damage(run)) is None:
             return read_result(run)
         _log.warning(f"{problem}; written again from the checkpoints")
-    return _start(resolve_devices(config), run)
+    return _start(config, run)
 
 
 def resolve_defaults(
