@@ -48,7 +48,7 @@ from imixer.training.photo_settings import choose_settings
 from imixer.training.preview import show_preview
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import Choosable, TrainConfig
 from imixer.training.run.damage import damage, model_damage
 from imixer.training.run.directory import RunDirectory, check_out, create_run, open_begun
 from imixer.training.run.environment import environment, environment_changes
@@ -186,8 +186,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     task = find_task(config.task)
     data = task.open(config)
     choices: tuple[str, ...] = ()
+    chosen: list[Choosable] = []
     if config.choose and not begun:
-        opened, given = data, config
+        opened, given, chosen = data, config, config.choose
         config, choices = _by_first(
             fabric,
             lambda: choose_settings(
@@ -202,11 +203,11 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     # a batch larger than the data is refused below
     require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
-    training, held_out = task.build_batches(
-        data, config, built.input_size, device=fabric.device, shard=batch_shard(fabric, config)
     if config.grad_checkpointing:
         enable_grad_checkpointing(built)
     require_held_out(data, fabric.world_size)
+    training, held_out = task.build_batches(
+        data, config, built.input_size, device=fabric.device, shard=batch_shard(fabric, config)
     )
     loss = task.loss(data, config)
     steps = config.steps
@@ -220,7 +221,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     if fabric.is_global_zero:
         all_steps = steps or config.all_epochs * (len(training) // config.accumulate)
         estimate = estimate_time(config, built, loss, training, fabric.device, steps=all_steps, held_out=len(data.val))
-        show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices)
+        show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices, chosen=chosen)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.title))
     report_run(run.path)
     with _locked(fabric, run):
