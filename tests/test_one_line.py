@@ -14,7 +14,7 @@ from imixer.data.config import DataConfig, MaskConfig
 from imixer.errors import InputError
 from imixer.reading import read_json, read_rows
 from imixer.reading_yaml import parse_yaml
-from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.config import AnomalyConfig, ModelConfig, ScheduleConfig, SegmentConfig, TrainConfig
 from imixer.training.unused_settings import unused_settings
 
 TINY = ["train", "--epochs", "1", "--schedule.warmup_epochs", "0", "--model.num_blocks", "1", "--model.embed_dim", "8"]
@@ -382,6 +382,21 @@ def test_json_that_is_damaged_is_named(tmp_path, content):
         ({"schedule": ScheduleConfig(decay_rate=0.5)}, ["schedule.decay_rate 0.5: sched is cosine"]),
         ({"schedule": ScheduleConfig(decay_rate=0.5, sched="step")}, []),
         ({"schedule": ScheduleConfig(warmup_epochs=0, warmup_lr=1e-3)}, ["schedule.warmup_lr 0.001: warmup_epochs is"]),
+        ({"schedule": ScheduleConfig(warmup_share=0, warmup_lr=1e-3)}, ["schedule.warmup_lr 0.001: warmup_share is 0"]),
+        ({"schedule": ScheduleConfig(warmup_share=0.1, warmup_lr=1e-3)}, []),
+        ({"minutes": 1.0}, ["minutes 1: neither model nor steps are chosen"]),
+        ({"minutes": 1.0, "choose": ["loading"]}, ["minutes 1: neither model nor steps are chosen"]),
+        ({"minutes": 1.0, "choose": ["steps"]}, []),
+        ({"segment": SegmentConfig(dice=0.0)}, ["segment.dice 0: task is classify"]),
+        ({"masks": MaskConfig(jitter=0.1)}, ["masks.jitter 0.1: task is classify"]),
+        ({"anomaly": AnomalyConfig(memory=9)}, ["anomaly.memory 9: task is classify"]),
+        ({"task": "segment", "segment": SegmentConfig(dice=0.0), "masks": MaskConfig(jitter=0.1)}, []),
+        (
+            {"task": "segment", "anomaly": AnomalyConfig(memory=9), "masks": MaskConfig(overlap=0.1)},
+            ["anomaly.memory 9: task is segment", "masks.overlap 0.1: fit is resize"],
+        ),
+        ({"task": "segment", "masks": MaskConfig(overlap=0.1, fit="window")}, []),
+        ({"task": "segment", "segment": SegmentConfig("linear", head_dim=9)}, ["segment.head_dim 9: head is linear"]),
         ({}, []),
     ],
 )

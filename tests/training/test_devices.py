@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,12 @@ import torch
 from safetensors.torch import load_file
 
 from imixer.cli import main
+from imixer.data.config import DataConfig
+from imixer.data.sources.digits import open_digits
+from imixer.errors import InputError
 from imixer.training.devices import resolve_devices
 from imixer.training.run.config import TrainConfig
+from imixer.training.validation import require_held_out
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -202,3 +207,11 @@ def test_the_learning_rate_scales_with_the_batch_if_it_is_said_what_it_is_for():
     assert config.peak_lr == config.optim.lr
     config.optim.lr_batch = 256
     assert config.peak_lr == config.optim.lr / 4
+
+
+def test_fewer_held_out_images_than_processes_are_refused_in_one_line():
+    data = open_digits(DataConfig())
+    few = replace(data, val=[data.val[0]])
+    with pytest.raises(InputError, match=r"digits has 1 held-out image for 2 processes; use fewer devices$"):
+        require_held_out(few, 2)
+    require_held_out(few, 1)

@@ -17,10 +17,11 @@ from imixer.errors import InputError
 from imixer.recipes import finetune_settings
 from imixer.training.finetune import describe_parameters, freeze
 from imixer.training.initial_weights import load_weights
-from imixer.training.model import build_model
+from imixer.training.model import BuiltModel, build_model
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, flatten, load_config, parse, train_parser
+from imixer.training.tasks.segmentation import with_head
 from imixer.training.train_state import TrainState
 from imixer.weights import find_packaged
 
@@ -60,6 +61,20 @@ def test_other_models_of_timm_can_be_frozen_too():
     assert {name.split(".")[0] for name in trained_parameters(model)} == {"layer4", "fc"}
     with pytest.raises(InputError, match="does not know the classifier"):
         freeze(nn.Linear(2, 2), "head", "linear")
+
+
+def segmenter(backbone="imixer_t2_8", args=None, **more):
+    args = {"num_blocks": 2, "embed_dim": 16} if args is None else args
+    return timm.create_model("segmenter", backbone=backbone, backbone_args=args, num_classes=5, **more)
+
+
+@pytest.mark.parametrize("head", ["linear", "multilevel"])
+def test_all_that_follows_the_backbone_of_a_segmentation_is_its_head_and_no_new_weight_is_frozen(head):
+    for part, more in (("head", ()), ("last", ("backbone.model.blocks.1.",))):
+        model = segmenter(head=head, in_chans=1)
+        freeze(model, part, "imixer_t2_8")
+        names = {name for name, _ in model.named_parameters()}
+        assert trained_parameters(model) == {n for n in names if not n.startswith("backbone.") or n.startswith(more)}
 
 
 def stepped(model, steps=3, **config):
@@ -124,6 +139,40 @@ def test_F_and_early_blocks_have_learning_rates_of_their_own_along_the_schedule(
     for name, scale in found.items():
         layer = next(each for each in depth if name.startswith(each))
         assert scale == pytest.approx(0.5 ** depth[layer] * (4 if ".contraction." in name else 1)), name
+
+
+CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "args", "from_the_end"),
+    [
+        ("imixer_t2_8", None, ["model.blocks.1.", "model.blocks.0.", "model.stem."]),
+        ("resnet10t", {}, ["layer4.", "layer3.", "layer2.", "layer1.", ("conv1.", "bn1.")]),
+        ("convnext_atto", CONVNEXT, ["stages_3.", "stages_2.", "stages_1.", "stages_0.", "stem_"]),
+        ("unet_16", {"widths": (4, 6)}, ["model.up.0.", "model.down.1.", "model.down.0."]),
+    ],
+)
+def test_early_blocks_of_a_segmentation_move_less_and_its_head_does_not(backbone, args, from_the_end):
+    found = scales(segmenter(backbone, args), OptimConfig(layer_decay=0.5))
+    for name, scale in found.items():
+        inner = name.removeprefix("backbone.")
+        depth = next((i for i, begin in enumerate(from_the_end, 1) if inner.startswith(begin)), 0)
+        assert (depth > 0) == name.startswith("backbone.") and scale == pytest.approx(0.5**depth), name
+
+
+def test_what_a_backbone_exempts_from_weight_decay_is_exempt_in_a_segmentation():
+    model = segmenter("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12, "num_heads": 1}, img_size=32)
+    assert model.no_weight_decay() == {"backbone.model.pos_embed", "backbone.model.cls_token"}
+
+
+def test_a_backbone_whose_parts_timm_renames_starts_from_its_weights():
+    plain = timm.create_model("convnext_atto", num_classes=3, **CONVNEXT)
+    built = BuiltModel(plain, "convnext_atto", {**CONVNEXT, "num_classes": 3, "in_chans": 3}, (3, 32, 32))
+    model = with_head(built, TrainConfig(task="segment", model=ModelConfig(pretrained=True))).model
+    ours, theirs = model.backbone.state_dict(), plain.state_dict()
+    for here, there in (("stem_0.weight", "stem.0.weight"), ("stages_1.blocks.0.conv_dw.weight",) * 2):
+        assert torch.equal(ours[here], theirs[there.replace("stages_1", "stages.1")])
 
 
 def test_biases_do_not_decay_beside_scaled_learning_rates():

@@ -5,13 +5,20 @@ import math
 import pytest
 import timm
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 
 import imixer.models  # noqa: F401
 from imixer.cli import main
+from imixer.data.config import DataConfig
+from imixer.training.finetune import freeze
 from imixer.training.guard import Guard, gradient_norm
+from imixer.training.model import BuiltModel
+from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
 from imixer.training.run.parsing import load_config
-from imixer.training.step_dump import first_non_finite, replay
+from imixer.training.running_statistics import RunningStatistics
+from imixer.training.step_dump import dump_step, first_non_finite, replay
+from imixer.training.train_state import TrainState
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -156,3 +163,90 @@ def test_what_is_no_recorded_step_is_refused(tmp_path, capsys):
     for name, part in (("nowhere.pt", "no file"), ("x.pt", "no recorded step")):
         assert main(["replay", str(tmp_path / name)]) == 2
         assert part in capsys.readouterr().err
+
+
+SIZES = {"num_blocks": 2, "embed_dim": 16, "tokens_dim": 8, "num_classes": 4, "in_chans": 1}
+
+
+def normed_by_batch():
+    """A model with batch norms, its training, and a batch with one infinite pixel."""
+    model = timm.create_model("imixer_t2_8", norm="batch", **SIZES)
+    freeze(model, "last", "imixer_t2_8")  # so that norms of both kinds are there
+    config = TrainConfig(
+        model=ModelConfig(pretrained=True),
+        schedule=ScheduleConfig(warmup_epochs=0),
+        data=DataConfig(batch_size=4),
+        finetune="last",
+    )
+    fabric = Fabric(accelerator="cpu", devices=1)
+    images = torch.randn(4, 1, 8, 8)
+    images[0, 0, 0, 0] = math.inf
+    return model, config, TrainState(fabric, config, model, 4), (images, torch.arange(4))
+
+
+def kept(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_unchanged(model, before):
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_step_that_is_left_out_leaves_batch_norms_as_they_were_and_the_next_one_moves_them():
+    model, _, state, (images, labels) = normed_by_batch()
+    before = kept(model)
+    _, must_skip = state.gradient([(images, labels)], 0)
+    assert must_skip
+    assert_unchanged(model, before)
+    state.skip(0)
+    _, must_skip = state.gradient([(torch.randn(4, 1, 8, 8), labels)], 1)
+    assert not must_skip
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved and all(name.startswith("blocks.1.") for name in moved)
+
+
+def test_looking_for_the_place_leaves_every_buffer_and_mode_as_it_was():
+    for options in ({"norm": "batch"}, {}, {"legacy": True}):
+        model = timm.create_model("imixer_t2_8", **SIZES, **options)
+        freeze(model, "last", "imixer_t2_8")
+        _, config, state, (_, labels) = normed_by_batch()
+        model.eval()
+        before = kept(model)
+        dump = dump_step(BuiltModel(model, "imixer_t2_8", SIZES, (1, 8, 8)), config, state.criterion, 0, 0.1, 0)
+        assert dump.locate(model, [(torch.randn(4, 1, 8, 8), labels)]) is None
+        assert_unchanged(model, before)
+        assert not any(module.training for module in model.modules())
+
+
+def test_a_dumped_step_holds_what_was_there_before_it_and_freezes_the_same_when_it_is_replayed(tmp_path):
+    model, config, state, batch = normed_by_batch()
+    before = kept(model)
+    state.gradient([batch], 0)
+    dump = dump_step(
+        BuiltModel(model, "imixer_t2_8", SIZES | {"norm": "batch"}, (1, 8, 8)), config, state.criterion, 0, 0.1, 0
+    )
+    assert dump.locate(model, [batch]) == "the images"
+    dump.write(tmp_path / "step.pt", model, [batch])
+    weights = torch.load(tmp_path / "step.pt", weights_only=True)["weights"]
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
+    step, place = replay(str(tmp_path / "step.pt"))
+    assert (step.finetune, place) == ("last", "the images")
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_where_the_optimizer_leaves_a_step_out_by_itself_a_flag_sets_batch_norms_back(left_out):
+    """What a GPU does, which nobody waits for."""
+    norm = nn.BatchNorm1d(3)
+    statistics = RunningStatistics(norm)
+    before = kept(norm)
+    statistics.remember()
+    norm(torch.full((4, 3), math.inf) if left_out else torch.randn(4, 3))
+    statistics.restore(torch.tensor(left_out))
+    assert torch.equal(norm.running_var, before["running_var"]) == left_out
+    assert torch.isfinite(norm.running_mean).all() and int(norm.num_batches_tracked) == (not left_out)
+
+
+def test_without_batch_norms_nothing_is_copied():
+    statistics = RunningStatistics(timm.create_model("imixer_t2_8", **SIZES))
+    statistics.remember()
+    assert statistics._before == []

@@ -1,10 +1,12 @@
 """Optimizer and schedule."""
 
 import argparse
+import io
 
 import pytest
 import timm
 import torch
+from timm.optim import list_optimizers
 from timm.scheduler import create_scheduler
 from torch import nn
 
@@ -12,6 +14,7 @@ import imixer.models  # noqa: F401
 from imixer.errors import InputError
 from imixer.training.optimizer import build_optimizer, build_scheduler, muon_shapes, step_scheduler
 from imixer.training.run.config import OptimConfig, ScheduleConfig
+from imixer.training.train_state import gather_state, scatter_state
 
 
 def test_biases_and_norms_do_not_decay():
@@ -128,6 +131,18 @@ def test_muon_moves_the_matrices_of_the_blocks_and_adamw_all_else(name, options,
     assert all(decays[id(p)] == (0.05 if p.ndim > 1 else 0) for p in model.parameters())
 
 
+def test_muon_moves_stem_and_levels_of_a_segmentation_and_leaves_its_last_map_to_adamw():
+    options = {"backbone": "imixer_t4_32", "backbone_args": SMALL | {"stem": "conv"}, "img_size": 32}
+    model = timm.create_model("segmenter", num_classes=5, **options)
+    optimizer = build_optimizer(model, OptimConfig(opt="muon", lr=0.1))
+    model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+    optimizer.step()
+    moved = {n for n, p in model.named_parameters() if optimizer.state[p]["use_muon"]}
+    matrices = {n for n, p in model.named_parameters() if p.ndim > 1 and n != "head.weight"}
+    assert moved == matrices and len(moved) == len(muon_shapes(model))
+    assert any(n.startswith("backbone.model.stem.") for n in moved) and "projections.0.weight" in moved
+
+
 def test_a_step_of_muon_is_orthogonal():
     """Newton-Schulz brings all singular values of an update near 1, times timm's scale 0.2 sqrt(longer side)."""
     model = timm.create_model("imixer_t2_8", **SMALL)
@@ -160,6 +175,8 @@ def test_muon_is_refused_where_there_are_only_stem_and_classifier(options):
         (OptimConfig(opt="sgd", betas=(0.9, 0.99)), ["optim.betas", "sgd"]),
         (OptimConfig(betas=(0.9, 1.5)), ["1.5"]),
         (OptimConfig(momentum=0.9), ["optim.momentum", "adamw"]),
+        (OptimConfig(opt="adahessian"), ["adahessian needs second derivatives", "use adamw"]),
+        (OptimConfig(opt="adafactorbv"), ["adafactorbv has momentum_dtype torch.bfloat16", "use adamw"]),
     ],
 )
 def test_impossible_optimizers_are_refused(config, parts):
@@ -167,3 +184,50 @@ def test_impossible_optimizers_are_refused(config, parts):
         build_optimizer(nn.Linear(2, 2), config)
     for part in parts:
         assert part in str(refused.value)
+
+
+class Small(nn.Module):
+    """Two matrices, biases and a norm."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.norm, self.head = nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.norm(self.body(x)).relu())
+
+
+def refused(config):
+    """Return why an optimizer is refused, None if it is not."""
+    try:
+        build_optimizer(Small(), config)
+    except InputError as error:
+        return str(error)
+
+
+def take_steps(model, optimizer, numbers):
+    for number in numbers:
+        torch.manual_seed(number)
+        nn.functional.cross_entropy(model(torch.randn(6, 8)), torch.arange(6) % 4).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("opt", [name for name in list_optimizers() if not name.startswith("kron")])  # it compiles
+def test_every_optimizer_of_timm_goes_on_from_a_checkpoint_exactly_or_is_refused_in_one_line(opt):
+    config = OptimConfig(opt=opt, lr=1e-3)
+    if refusal := refused(config):
+        assert "\n" not in refusal and opt in refusal
+        return
+    one, other = ((model, build_optimizer(model, config)) for model in (Small(), Small()))
+    take_steps(*one, range(2))
+    file = io.BytesIO()
+    torch.save(gather_state(*one), file)
+    file.seek(0)
+    scatter_state(*other, torch.load(file, weights_only=True))
+    for model, optimizer in (one, other):
+        take_steps(model, optimizer, range(2, 4))
+    for name, value in one[0].state_dict().items():
+        assert torch.equal(other[0].state_dict()[name], value), name

@@ -163,6 +163,41 @@ def test_a_slow_device_gets_the_smallest_model_and_fewer_steps_and_is_told(slow)
     assert any("instead of 193; to stay within minutes 200" in each for each in said)
 
 
+def measured_as(monkeypatch, *times):
+    """Let the first models take these times, and what follows none that could be measured."""
+    left, asked = list(times), []
+
+    def measure(config, *_):
+        asked.append(config)
+        return left.pop(0) if left else None
+
+    monkeypatch.setattr(photo_settings, "measure_step", measure)
+    return asked
+
+
+def test_a_model_that_could_not_be_measured_replaces_none_that_trains_in_time(monkeypatch):
+    asked = measured_as(monkeypatch, StepTime(1e-6, 1e-6))
+    config, said = choose_settings(configured(*RECIPE), memory_data(100, 130), CPU)
+    assert (config.data.image_size, config.model.embed_dim) == (32, [32, 64, 128])
+    assert len(asked) == 2 and any("of computing on this device" in each for each in said)
+
+
+def test_where_nothing_can_be_measured_the_smallest_model_is_taken_and_that_is_said(monkeypatch):
+    measured_as(monkeypatch)
+    config, said = choose_settings(configured(*RECIPE), memory_data(100, 130), CPU)
+    assert config.data.image_size == 32
+    assert any(each.endswith(": the smallest, as the time of a step could not be measured") for each in said)
+
+
+def test_several_devices_and_compiling_are_measured_on_one_that_does_not_and_share_the_work(monkeypatch):
+    asked = measured_as(monkeypatch, *[StepTime(0.01, 0.0)] * 9)
+    given = configured(*RECIPE, "--devices", "4", "--compile", "true", "--minutes", "5")
+    config, said = choose_settings(given, memory_data(110, 32), CPU)
+    assert (config.devices, config.compile, config.data.batch_size) == (4, True, 32)
+    assert all((each.devices, each.compile, each.micro_batch) == (1, False, 8) for each in asked)
+    assert any("about 1:02 of computing on 4 such devices" in each for each in said)  # 193 passes of 4 steps of 8
+
+
 def test_sizes_and_shapes_that_are_given_are_kept(fast):
     given = ("--data.image_size", "[32, 64]", "--model.embed_dim", "[8, 16, 24]", "--model.n_iter", "3")
     config, _ = choose_settings(configured(*RECIPE, *given), memory_data(20), CPU)

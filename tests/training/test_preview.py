@@ -17,9 +17,10 @@ from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.sources.digits import ArrayImages
 from imixer.escaping import printable
+from imixer.training.finetune import freeze
 from imixer.training.model import build_model, forward_cost
 from imixer.training.preview import show_preview
-from imixer.training.run.config import ModelConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
 
 CONFIG = TrainConfig(
     epochs=4, data=DataConfig(batch_size=64), schedule=ScheduleConfig(warmup_epochs=1, cooldown_epochs=2)
@@ -45,13 +46,13 @@ def built():
     return build_model(model, DataConfig(), native_size=(8, 8), in_chans=1, num_classes=2)
 
 
-def shown(data, built, config=CONFIG, width=200):
+def shown(data, built, config=CONFIG, width=200, **more):
     """The panel's lines, by their titles."""
     stream = io.StringIO()
-    show_preview(data, config, built, Console(file=stream, width=width, highlight=False))
+    show_preview(data, config, built, Console(file=stream, width=width, highlight=False), **more)
     lines, title = {}, ""
     for line in stream.getvalue().splitlines()[1:-1]:
-        cells = re.fullmatch(r"│ (.{8})  (.*?) *│", line)
+        cells = re.fullmatch(r"│ (.{8,9}?)  (\S.*?|) *│", line)
         title = cells[1].strip() or title
         lines.setdefault(title, []).append(cells[2])
     return lines
@@ -160,3 +161,19 @@ def test_training_shows_it_first_and_reads_all_images_alike(tmp_path, capsys):
     scores = [(out / name).read_text() for name in ("evaluation.json", "test_evaluation.json")]
     top1, loss = (re.findall(rf'"{what}": ([\d.]+)', "".join(scores)) for what in ("top1", "loss"))
     assert (top1[0], loss[0]) == (top1[1], loss[1])
+
+
+def test_settings_of_what_the_model_does_not_have_are_said_to_have_no_effect(data, built):
+    config = replace(CONFIG, optim=OptimConfig(contraction_lr_scale=5.0))
+    assert "no effect" not in shown(data, built, config)
+    model = ModelConfig(name="mixer_t2_8")
+    mixer = build_model(model, DataConfig(), native_size=(8, 8), in_chans=1, num_classes=2)
+    assert shown(data, mixer, config)["no effect"] == ["optim.contraction_lr_scale 5: no F is trained"]
+    freeze(built.model, "head", "imixer_t2_8")
+    assert shown(data, built, config)["no effect"] == ["optim.contraction_lr_scale 5: no F is trained"]
+
+
+def test_minutes_had_an_effect_where_steps_were_chosen(data, built):
+    config = replace(CONFIG, minutes=1.0)
+    assert shown(data, built, config)["no effect"] == ["minutes 1: neither model nor steps are chosen"]
+    assert "no effect" not in shown(data, built, config, chosen=["steps"])

@@ -3,6 +3,7 @@
 import csv
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,36 @@ def test_muon_within_a_budget_is_resumed_too(train, stop_at, tmp_path, pipeline,
     run = stop_at(tmp_path / "run", step, *more)
     assert main(["train", "--resume", str(run)]) == 0
     assert_same(run, whole)
+    assert_its_model_is_made_again(run, whole)
+
+
+def assert_its_model_is_made_again(run, whole):
+    shutil.rmtree(run / "model")
+    assert main(["train", "--resume", str(run)]) == 0
+    assert_same(run, whole)
+
+
+def test_a_run_of_steps_whose_last_epoch_is_a_part_of_one_is_resumed_even_once_that_is_saved(
+    train, flags, tmp_path, monkeypatch
+):
+    steps = ["--steps", str(STEPS + 3)]
+    whole = train(tmp_path / "whole", *steps)
+    shutil.copytree(whole, tmp_path / "copy")
+    assert_its_model_is_made_again(tmp_path / "copy", whole)
+
+    validated = []
+
+    def interrupt(self, batches):
+        validated.append(batches)
+        if len(validated) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "validate", interrupt)
+        assert main(["train", "--out", str(tmp_path / "run"), *flags, *steps]) == 143
+    assert not (tmp_path / "run" / "model").exists()
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+    assert_same(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize(

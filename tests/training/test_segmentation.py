@@ -22,6 +22,7 @@ from imixer.training.mask_logits import MaskPredictor
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 from imixer.training.run.result import best_row
+from imixer.training.run.resume_rules import check_changes
 from imixer.training.segmentation_metrics import SegmentationMetrics, sliding_logits, window_starts
 from imixer.training.tasks.losses import SegmentationLoss, build_loss, loss_settings
 from imixer.training.tasks.registry import find_task
@@ -166,6 +167,35 @@ def test_a_penalty_on_the_inverse_is_part_of_the_gradient_though_the_imixer_is_i
     torch.testing.assert_close(gradient(trajectory_penalty=2.0), gradient() + added)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "args", "block"),
+    [
+        ("imixer_t4_32", {"num_blocks": 2, "embed_dim": 16}, "backbone.model.blocks.0"),
+        ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 12, "num_heads": 1}, "backbone.model.blocks.0"),
+    ],
+)
+def test_a_segmentation_can_recompute_its_blocks_for_the_same_gradient(backbone, args, block):
+    model = timm.create_model("segmenter", backbone=backbone, backbone_args=args, num_classes=3, img_size=32)
+    images, gradients, computed = torch.randn(2, 3, 32, 32), [], []
+    model.get_submodule(block).register_forward_pre_hook(lambda module, given: computed.append(module))
+    for recomputed in (False, True):
+        model.set_grad_checkpointing(recomputed)
+        model.eval().zero_grad()
+        model(images).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert len(computed) == 3
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_linear_head_reads_as_many_channels_as_there_are_whatever_head_dim_says():
+    args = {"num_blocks": 2, "embed_dim": 16}
+    model = timm.create_model(
+        "segmenter", backbone="imixer_t4_32", backbone_args=args, head="linear", head_dim=7, num_classes=3, img_size=32
+    )
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
 @pytest.mark.parametrize("fit", ["resize", "window"])
 def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_its_images(fit, tmp_path, capsys):
     root, run = squares(tmp_path / "data"), tmp_path / "run"
@@ -299,12 +329,14 @@ def test_a_pair_that_does_not_fit_is_one_line_and_skip_bad_counts_it(spoil, tmp_
         (["--masks.classes", "[a]"], "masks.classes has 1 names"),
         (["--masks.palette", "{a: red, b: '#000000'}"], "masks.palette gives 'a' the colour 'red'"),
         (["--masks.overlap", "1"], "masks.overlap is 1"),
+        (["--model.name", "unet_16", "--grad_checkpointing", "true"], "grad_checkpointing is true, and unet_16 cannot"),
     ],
 )
 def test_a_setting_that_masks_do_not_allow_is_one_line(flags, message, tmp_path, capsys):
     root = squares(tmp_path / "data")
     assert main(["train", "--out", str(tmp_path / "run"), "--data.name", str(root), *SMALL, *flags]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_binary_masks_of_0_and_255_are_told_how_to_be_two_classes(tmp_path):
@@ -349,3 +381,19 @@ def test_analyses_of_classes_of_images_refuse_a_segmentation_in_one_line(tmp_pat
     assert "is a segmentation" in capsys.readouterr().err.splitlines()[-1]
     assert main(["evaluate", str(run), "--corruptions"]) == 2
     assert find_task("segment") is not find_task("classify")
+
+
+def test_a_segmentation_goes_on_with_as_many_parts_of_a_batch_and_a_classification_with_any():
+    """Since the mean over parts of a batch is not the loss of the whole batch."""
+    logits, targets = torch.randn(4, 3, 8, 8), torch.randint(3, (4, 8, 8))
+    targets[:2, :6] = IGNORED
+    loss = SegmentationLoss()
+    parts = (loss(logits[:2], targets[:2]) + loss(logits[2:], targets[2:])) / 2
+    assert not torch.allclose(parts, loss(logits, targets))
+
+    begun = TrainConfig(task="segment", accumulate=4)
+    check_changes(begun, TrainConfig(task="segment", accumulate=2, devices=2), "run")
+    for more in ({"accumulate": 2}, {"accumulate": 4, "devices": 2}):
+        with pytest.raises(InputError, match=r"devices x num_nodes x accumulate is [28], but run was begun with 4"):
+            check_changes(begun, TrainConfig(task="segment", **more), "run")
+    check_changes(TrainConfig(accumulate=4), TrainConfig(accumulate=2), "run")

@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from imixer.cli import main
+
 
 def scores(run):
     with (run / "metrics.csv").open() as file:
@@ -47,3 +49,12 @@ def test_gradient_checkpointing_reaches_the_model(monkeypatch, train_quick, tmp_
     monkeypatch.setattr(TrainState, "gradient", watch)
     train_quick(tmp_path / "run", "--grad_checkpointing", "true")
     assert all(seen)
+
+
+@pytest.mark.parametrize("name", ["dla46_c", "unet_16"])
+def test_a_model_that_cannot_recompute_is_refused_before_anything_is_written(name, tmp_path, capsys):
+    words = ["--recipe", "digits_general", "--model.name", name, "--grad_checkpointing", "true"]
+    assert main(["train", "--out", str(tmp_path / "run"), *words]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line == f"imixer: grad_checkpointing is true, and {name} cannot; leave it out"
+    assert not list(tmp_path.iterdir())

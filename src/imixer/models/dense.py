@@ -74,6 +74,11 @@ class DenseFeatures(FeatureGetterNet):
         self.feature_info = self.feature_info.from_other(tuple(chosen))
         self.own_strides: list[int] = [own[level]["reduction"] for level in levels]
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep the inputs of blocks only, and compute the rest again in the backward pass."""
+        model: Any = self.model
+        model.set_grad_checkpointing(enable)
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Turn images (B, in_chans, H, W) into maps (B, C, H / stride, W / stride), rounded up."""
         height, width = x.shape[-2:]

@@ -5,14 +5,24 @@ K: classes; r: reduction, the side in pixels of what one feature sees.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    group_parameters,
+    register_model,
+)
+from timm.models._features import FeatureGetterNet, FeatureHookNet
+from timm.optim._param_groups import auto_group_layers
 from torch import Tensor, nn
 
 import imixer.models.unet
@@ -71,6 +81,7 @@ class Segmenter(nn.Module):
         args = dict(backbone_args or {}) | {"in_chans": in_chans}
         if img_size is not None:
             args["img_size"] = img_size
+        self._backbone_name, self._backbone_args = backbone, args
         self.levels = tuple(levels) if levels else default_levels(backbone, args, head)
         self.num_classes, self.head_name = num_classes, head
         self.backbone = timm.create_model(
@@ -78,9 +89,9 @@ class Segmenter(nn.Module):
         )
         info: Any = self.backbone.feature_info
         channels, reductions = info.channels(), info.reduction()
-        self.num_features = head_dim or (channels[0] if head == "multilevel" else channels[-1])
         if head == "linear":
             channels, reductions = channels[-1:], reductions[-1:]
+        self.num_features = channels[0] if head == "linear" or head_dim is None else head_dim
         self.norms = nn.ModuleList(LayerNorm2d(count) for count in channels)
         self.projections = nn.ModuleList()
         if head == "multilevel":
@@ -117,14 +128,84 @@ class Segmenter(nn.Module):
         return F.gelu(self.norm(total))
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters exempt from weight decay."""
-        inner: Any = getattr(self.backbone, "no_weight_decay", None)
-        return {f"backbone.{name}" for name in inner()} if callable(inner) else set()
+        """Return the names of parameters exempt from weight decay: those that the backbone's model exempts."""
+        exempt: Any = getattr(self._whole_model(), "no_weight_decay", set)()
+        return {name for name, original in self._original_names().items() if original in exempt}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float]]:
+        """Return a function from the name of a parameter to its place in depth, as timm's models do.
+
+        The backbone's parameters have the places that its model gives them, and the head's come last.
+
+        Args:
+            coarse: Group by stages, where the backbone's model has some.
+        """
+        whole: Any = self._whole_model()
+        if hasattr(whole, "group_matcher"):
+            places: dict[str, int] = group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
+        else:
+            places = auto_group_layers(whole)  # what timm takes for a model that does not tell
+        by_name = {name: float(places[original]) for name, original in self._original_names().items()}
+        return lambda name: (by_name.get(name, math.inf),)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the features in the backward pass instead of keeping them."""
-        model: Any = self.backbone
+        """Recompute the features in the backward pass instead of keeping them.
+
+        Raises:
+            AttributeError: If the backbone cannot; some models of timm raise AssertionError.
+        """
+        wrapped = self._wrapped_model()
+        model: Any = self.backbone if wrapped is None else wrapped
         model.set_grad_checkpointing(enable)
+
+    def _wrapped_model(self) -> nn.Module | None:
+        """Return the model that gives the features, if timm has wrapped and not cut it."""
+        if isinstance(self.backbone, (FeatureGetterNet, FeatureHookNet)):
+            parts: dict[str, nn.Module] = dict(self.backbone.named_children())
+            return parts.get("model", parts.get("body"))
+        return None
+
+    def _whole_model(self) -> nn.Module:
+        """Return the model that gives the features; if timm has cut it, one like it."""
+        wrapped = self._wrapped_model()
+        return self._rebuilt if wrapped is None else wrapped
+
+    @cached_property
+    def _rebuilt(self) -> nn.Module:
+        try:
+            return _without_numbers(self._backbone_name, self._backbone_args)
+        except (NotImplementedError, RuntimeError):  # of models that need numbers to be built
+            with torch.random.fork_rng(devices=[]):
+                return timm.create_model(self._backbone_name, **self._backbone_args)
+
+    def _original_names(self) -> dict[str, str]:
+        """Return the name that each parameter of the backbone has in its model, by its name here."""
+        original = names_among_features(name for name, _ in self._whole_model().named_parameters())
+        own = [name for name, _ in self.backbone.named_parameters()]
+        return {f"backbone.{name}": original[name] for name in own if name in original}
+
+
+def _without_numbers(name: str, args: Mapping[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return timm.create_model(name, **args)
+
+
+def names_among_features(names: Iterable[str]) -> dict[str, str]:
+    """Return the names of a model's tensors by those that they may have in what timm makes of it to give features.
+
+    Args:
+        names: The names in the model, such as `stages.0.norm.weight`.
+
+    Returns:
+        The same names, by themselves, and by `model.stages...`, `body.stages...` and `stages_0...`.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        first, _, rest = name.partition(".")
+        for here in (name, f"model.{name}", f"body.{name}", f"{first}_{rest}"):
+            found.setdefault(here, name)
+        found[name] = name
+    return found
 
 
 def default_levels(backbone: str, args: Mapping[str, Any], head: HeadName) -> tuple[int, ...]:
@@ -138,8 +219,8 @@ def default_levels(backbone: str, args: Mapping[str, Any], head: HeadName) -> tu
     Returns:
         Indices of features, as timm's `out_indices`.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        info: Any = timm.create_model(backbone, **args).feature_info
+    whole: Any = _without_numbers(backbone, args)
+    info = whole.feature_info
     count = len(info)
     if head == "linear":
         return (count - 1,)

@@ -141,6 +141,10 @@ class UNet(nn.Module):
             self.reset_classifier(0)
         return taken
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Return patterns of the parameters of each depth, in the order of computing, as timm's models do."""
+        return {"stem": r"^down\.0\.", "down": r"^down\.(\d+)", "up": r"^up\.(\d+)"}
+
     def get_classifier(self) -> nn.Module:
         """Return the classifier of images."""
         return self.head

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imixer.errors import InputError
+from imixer.models.segmenter import Segmenter
 from imixer.training.run.config import FinetunePart
 
 
@@ -18,7 +19,8 @@ def freeze(model: nn.Module, part: FinetunePart, name: str) -> None:
 
     Args:
         model: A timm model.
-        part: `head`, the classifier; `last`, the last block, the norm after it and the classifier; `all`.
+        part: `head`, the classifier, or of a segmentation all that follows its backbone; `last`, the last block, the
+            norm after it and the head; `all`.
         name: What messages call the model.
 
     Raises:
@@ -70,6 +72,8 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _head(model: nn.Module, name: str) -> list[str]:
+    if isinstance(model, Segmenter):  # whose levels are mapped and normalised by what is as new as the classifier
+        return [parameter for parameter, _ in model.named_parameters() if not parameter.startswith("backbone.")]
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     classifier = cfg.get("classifier") or ()
     modules = (classifier,) if isinstance(classifier, str) else tuple(classifier)

@@ -20,11 +20,15 @@ class Guard:
         optimizer: The optimizer, of torch.
         scaled: Whether a loss scaler skips steps that overflow, which is how it finds its scale. Then only a long run
             of them counts.
+
+    Attributes:
+        left_out: Whether the weights must not see the step at hand, a scalar on its device; None before the first.
     """
 
     def __init__(self, optimizer: Optimizer, scaled: bool = False) -> None:
         self.optimizer: Any = optimizer  # `found_inf` is no attribute to mypy
         self.patience = 20 if scaled else 0  # 65536 halved 17 times is below 1
+        self.left_out: Tensor | None = None
         self._in_a_row: Tensor | None = None
         self._pending: Tensor | None = None
 
@@ -37,7 +41,7 @@ class Guard:
         Returns:
             True if the caller must skip the step. False otherwise, and also if the optimizer skips it by itself.
         """
-        bad = ~torch.isfinite(norm)
+        bad = self.left_out = ~torch.isfinite(norm)
         self._in_a_row = bad.int() if self._in_a_row is None else (self._in_a_row + 1) * bad
         flag = self._in_a_row > self.patience
         if not norm.is_cuda or not self._gated:

@@ -268,8 +268,8 @@ class Loop:
             raise ValueError("rows are no epochs")
         if not isinstance(state["seconds"], numbers):
             raise ValueError("seconds is no number")
-        behind = state["step"] - len(state["rows"]) * self.steps_per_epoch
-        if not 0 <= behind <= self.steps_per_epoch or len(state["rows"]) > self.epochs:
+        begun = min(len(rows) * self.steps_per_epoch, self.steps)  # the last epoch may be a part of one
+        if not begun <= state["step"] <= min(begun + self.steps_per_epoch, self.steps) or len(rows) > self.epochs:
             raise ValueError(f"step {state['step']} and {len(state['rows'])} epochs do not go together")
         classes, confusion, losses = self.built.args["num_classes"], state["confusion"], state["losses"]
         if rows and not (isinstance(confusion, Tensor) and confusion.shape == (classes, classes)):

@@ -134,6 +134,22 @@ def build_model_for(config: TrainConfig, data: ImageSet) -> BuiltModel:
     )
 
 
+def enable_grad_checkpointing(built: BuiltModel) -> None:
+    """Let a model keep the inputs of blocks only, and compute the rest again in the backward pass.
+
+    Args:
+        built: The model.
+
+    Raises:
+        InputError: If the model cannot.
+    """
+    model: Any = built.model
+    try:
+        model.set_grad_checkpointing()
+    except (AssertionError, AttributeError, NotImplementedError, TypeError) as error:
+        raise InputError(f"grad_checkpointing is true, and {built.title} cannot; leave it out") from error
+
+
 def require_memory_for_batch(input_size: tuple[int, int, int], images: int) -> None:
     """Check that the images of a batch fit into memory.
 

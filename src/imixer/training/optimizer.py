@@ -17,7 +17,7 @@ from timm.optim import (
 from timm.optim.muon import Muon, _is_suitable_for_muon
 from timm.scheduler import PolyLRScheduler, create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imixer.errors import InputError, did_you_mean
@@ -33,7 +33,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Build the optimizer of timm that a configuration names, with biases and norms exempt from weight decay.
 
-    Muon moves the matrices inside the model; it leaves stem, classifier and whatever is no matrix to AdamW.
+    Muon moves the matrices inside the model; it leaves stem, classifier and whatever is no matrix to AdamW. Of a
+    `Segmenter` it leaves the last map to AdamW, and moves the backbone's stem and the maps of the levels.
 
     Args:
         model: The model to optimize.
@@ -42,14 +43,16 @@ def build_optimizer(
         fused: Whether to take torch's fused kernels, where the optimizer has some.
 
     Raises:
-        InputError: If there is no such optimizer, it does not take `eps`, `betas` or `momentum`, or it is Muon and the
-            model has no matrix for it.
+        InputError: If there is no such optimizer, it does not take `eps`, `betas` or `momentum`, it needs second
+            derivatives, no checkpoint could hold its settings, or it is Muon and the model has no matrix for it.
     """
     known = [str(name) for name in list_optimizers()]
     if config.opt.lower() not in known:
         meant = did_you_mean(config.opt, known) or "; give one that timm.optim.list_optimizers() names, such as adamw"
         raise InputError(f"no optimizer {config.opt!r}{meant}")
     info = get_optimizer_info(config.opt.lower())
+    if info.second_order:
+        raise InputError(f"{config.opt} needs second derivatives, which training does not compute; use adamw")
     for name, taken in (("eps", info.has_eps), ("betas", info.has_betas), ("momentum", info.has_momentum)):
         if getattr(config, name) is not None and not taken:  # timm would drop it silently
             raise InputError(f"{config.opt} has no option optim.{name}; leave it out")
@@ -66,11 +69,24 @@ def build_optimizer(
             _scaled_groups, config=config, fallback_list=options.get("fallback_list", ())
         )
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model, config.opt, lr=config.lr if lr is None else lr, weight_decay=config.weight_decay, **options
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError(f"optim: {config.opt} cannot be built: {error}") from error
+    for name, value in optimizer.param_groups[0].items():
+        if name != "params" and not _fits_checkpoint(value):
+            raise InputError(
+                f"{config.opt} has {name} {value}, which is no number that a checkpoint could hold; use adamw"
+            )
+    return optimizer
+
+
+def _fits_checkpoint(value: Any) -> bool:
+    """Return whether a checkpoint can hold a setting of an optimizer."""
+    if isinstance(value, (list, tuple, dict)):
+        return all(map(_fits_checkpoint, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, (int, float, str, Tensor))
 
 
 def _scaled_groups(model: nn.Module, config: OptimConfig, fallback_list: Sequence[str]) -> list[dict[str, Any]]:
@@ -180,7 +196,7 @@ def muon_shapes(model: nn.Module) -> list[tuple[int, int]]:
 
 
 def _not_for_muon(model: nn.Module) -> list[str]:
-    """Return patterns of the names of stem and classifier, where timm knows them."""
+    """Return patterns of the names of stem and classifier, where timm knows them. Stems of backbones are not among."""
     cfg: Any = getattr(model, "pretrained_cfg", None) or {}
     known: list[str] = []
     for name in (cfg.get("first_conv"), cfg.get("classifier")):

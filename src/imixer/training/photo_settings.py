@@ -126,11 +126,13 @@ class _Length:
     held_out: int
 
     def seconds(self, config: TrainConfig, time: StepTime) -> float:
-        """Estimate the seconds that the device computes."""
+        """Estimate the seconds that each device computes, of those that share the images."""
         return self.passes * self.seconds_of_pass(config, time)
 
     def seconds_of_pass(self, config: TrainConfig, time: StepTime) -> float:
-        return self.steps_per_pass * time.of_step(config.data.batch_size) + time.of_validation(self.held_out)
+        sharing = config.devices * config.num_nodes
+        step = time.of_step(config.data.batch_size // sharing)
+        return self.steps_per_pass * step + time.of_validation(-(-self.held_out // sharing))
 
 
 def _choose_steps(config: TrainConfig, length: _Length, time: StepTime | None) -> tuple[TrainConfig, list[str]]:
@@ -162,12 +164,12 @@ def _choose_model(
     for candidate in _candidates(config, len(data.train), shorter):
         try:
             built = build(candidate)
-            time = measure_step(candidate, built, loss, device, computing_clock(device))
+            time = measure_step(_on_one_device(candidate), built, loss, device, computing_clock(device))
         except InputError as error:  # of options that are given, and do not fit this one
             problem = problem or error
             continue
         late = time is not None and length.seconds(candidate, time) > config.minutes * 60
-        if best is None or not late:
+        if best is None or (time is not None and not late):
             best = candidate, built, time
         if late or time is None:
             break
@@ -177,13 +179,28 @@ def _choose_model(
             "of 8 pixels, or model.name"
         )
     chosen, built, time = best
-    took = f": about {clock(length.seconds(chosen, time))} of computing on this device" if time else ""
+    took = (
+        ": the smallest, as the time of a step could not be measured"
+        if time is None
+        else f": about {clock(length.seconds(chosen, time))} of computing on {_devices(chosen)}"
+    )
     parts = [f"{name} {value}" for name, value in chosen.model.overrides().items() if name in _SHAPE]
     said = [f"model {built.title}, {', '.join(parts)}{took}"]
     if config.data.image_size is None:
         size = chosen.data.image_size
         said.insert(0, f"image_size {size}, of photos whose shorter side has {shorter:,} pixels in the middle")
     return chosen, time, said
+
+
+def _on_one_device(config: TrainConfig) -> TrainConfig:
+    """Return a configuration for as many images in a forward pass, which one process measures without compiling."""
+    sharing = config.devices * config.num_nodes
+    return replace(config, compile=False, devices=1, num_nodes=1, accumulate=config.accumulate * sharing)
+
+
+def _devices(config: TrainConfig) -> str:
+    sharing = config.devices * config.num_nodes
+    return "this device" if sharing == 1 else f"{sharing} such devices"
 
 
 _SHAPE = ("patch_size", "embed_dim", "num_blocks")

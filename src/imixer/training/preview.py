@@ -16,11 +16,12 @@ from imixer.console import PlainConsole, width_for
 from imixer.data.image_data import ImageSet
 from imixer.data.sampler import steps_per_epoch
 from imixer.escaping import few_names, middle_cut, printable
+from imixer.implicit import Contraction
 from imixer.progress import clock
 from imixer.tables import with_unit
 from imixer.training.finetune import describe_parameters
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel, forward_cost
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import Choosable, TrainConfig
 from imixer.training.time_estimate import TimeEstimate
 from imixer.training.unused_settings import unused_settings
 
@@ -35,6 +36,7 @@ def show_preview(
     steps: int | None = None,
     estimate: TimeEstimate | None = None,
     choices: Sequence[str] = (),
+    chosen: Sequence[Choosable] = (),
 ) -> None:
     """Show where the images come from, what was decided on them, what is left out, and what training will cost.
 
@@ -46,9 +48,13 @@ def show_preview(
         steps: Optimizer steps of the run, if the last epoch is not a whole one.
         estimate: The time that training will take, if it was measured.
         choices: The settings that were chosen for these data and this device, a sentence each.
+        chosen: What they are settings of, as `config.choose` named it.
     """
     grid = Table.grid(padding=(0, 2))
-    for title, text in _lines(data, config, built, steps, estimate, choices):
+    lines = _lines(data, config, built, steps, estimate, choices)
+    trained = any(p.requires_grad for m in built.model.modules() if isinstance(m, Contraction) for p in m.parameters())
+    unused = unused_settings(config, chosen, trains_inverses=trained)
+    for title, text in [*lines, *(("no effect", middle_cut(each, 160)) for each in unused)]:
         grid.add_row(title, Text(printable(text)))  # no markup: names come from outside
     console = console or PlainConsole(file=sys.stderr, width=width_for(sys.stderr))
     console.print(Panel(grid, title="about to train", title_align="left", expand=False))
@@ -83,7 +89,6 @@ def _lines(
     if estimate is not None:
         step = f"{_step_time(estimate.step)} a step, measured just now"
         lines.append(("time", f"about {clock(estimate.total)} for the training, at {step}"))
-    lines += [("no effect", middle_cut(each, 160)) for each in unused_settings(config)]
     return lines
 
 

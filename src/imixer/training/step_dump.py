@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from imixer.data.randomness import seed_globally
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
+from imixer.training.finetune import freeze, frozen_batch_norms
 from imixer.training.model import BuiltModel
 from imixer.training.precision import autocast
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import FinetunePart, TrainConfig
+from imixer.training.running_statistics import untouched_buffers
 from imixer.training.tasks.losses import Loss, build_loss, loss_settings
 from imixer.training.train_state import STEP_STREAM, MicroBatch
 from imixer.writing import replacing
@@ -36,6 +38,7 @@ class StepDump:
         loss: The task and the numbers of its loss, see `loss_settings`.
         name: The name of the model in timm.
         args: The keyword arguments of `timm.create_model`.
+        finetune: The part of the model that is fine-tuned. None for a training of the whole model.
     """
 
     step: int
@@ -46,9 +49,10 @@ class StepDump:
     loss: dict[str, Any]
     name: str
     args: dict[str, Any]
+    finetune: FinetunePart | None = None
 
     def locate(self, model: nn.Module, micro_batches: Sequence[MicroBatch]) -> str | None:
-        """Locate the first number in the step that is not finite.
+        """Locate the first number in the step that is not finite. The model stays as it was, buffers included.
 
         Args:
             model: The model with the weights before the step.
@@ -58,12 +62,15 @@ class StepDump:
             The place in words, see `first_non_finite`; None if everything is finite.
         """
         seed_globally(STEP_STREAM, self.seed, self.step, self.rank)
-        model.train()
-        for images, targets in micro_batches:
-            with autocast(self.precision, images.device):
-                place = first_non_finite(model, images, partial(self._loss, targets))
-            if place is not None:
-                return place
+        with untouched_buffers(model):
+            model.train()
+            for norm in frozen_batch_norms(model):
+                norm.eval()
+            for images, targets in micro_batches:
+                with autocast(self.precision, images.device):
+                    place = first_non_finite(model, images, partial(self._loss, targets))
+                if place is not None:
+                    return place
         return None
 
     def _loss(self, targets: Tensor, logits: Tensor) -> Tensor:
@@ -94,7 +101,17 @@ def dump_step(built: BuiltModel, config: TrainConfig, loss: Loss, step: int, lr:
         lr: The learning rate.
         rank: This process.
     """
-    return StepDump(step, lr, rank, config.seed, config.precision, loss_settings(loss), built.name, built.args)
+    return StepDump(
+        step,
+        lr,
+        rank,
+        config.seed,
+        config.precision,
+        loss_settings(loss),
+        built.name,
+        built.args,
+        config.finetune,
+    )
 
 
 def replay(path: str) -> tuple[StepDump, str]:
@@ -118,6 +135,8 @@ def replay(path: str) -> tuple[StepDump, str]:
         step = StepDump(**content)
         model = timm.create_model(step.name, **step.args)
         model.load_state_dict(weights)
+        if step.finetune is not None:
+            freeze(model, step.finetune, step.name)
     except Exception as error:  # torch and timm raise many kinds on a damaged or foreign file
         said = f"{type(error).__name__}: {middle_cut(one_line(error), 120)}"
         raise InputError(

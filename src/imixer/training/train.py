@@ -41,14 +41,14 @@ from imixer.training.devices import (
 from imixer.training.finetune import count_parameters, freeze
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
-from imixer.training.model import BuiltModel, require_memory_for_batch
+from imixer.training.model import BuiltModel, enable_grad_checkpointing, require_memory_for_batch
 from imixer.training.model_directory import save_model
 from imixer.training.optimizer import build_optimizer
 from imixer.training.photo_settings import choose_settings
 from imixer.training.preview import show_preview
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import Choosable, TrainConfig
 from imixer.training.run.damage import damage, model_damage
 from imixer.training.run.directory import RunDirectory, check_out, create_run, open_begun
 from imixer.training.run.environment import environment, environment_changes
@@ -62,6 +62,7 @@ from imixer.training.tasks.registry import find_task
 from imixer.training.tasks.task import Task
 from imixer.training.third_party_warnings import silence
 from imixer.training.time_estimate import estimate_time
+from imixer.training.validation import require_held_out
 from imixer.training.whitening import whiten_stem
 from imixer.writing import json_text, write_text
 
@@ -112,13 +113,13 @@ def resume(path: str, config: TrainConfig | None = None) -> TrainingResult:
     """
     run = open_begun(path)
     stored = load_config(run.config)
-    config = stored if config is None else config
+    config = resolve_devices(stored if config is None else config)
     check_changes(stored, config, path)
     if run.finished:
         if (problem := damage(run)) is None:
             return read_result(run)
         _log.warning(f"{problem}; written again from the checkpoints")
-    return _start(resolve_devices(config), run)
+    return _start(config, run)
 
 
 def resolve_defaults(
@@ -189,8 +190,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     task = find_task(config.task)
     data = task.open(config)
     choices: tuple[str, ...] = ()
+    chosen: list[Choosable] = []
     if config.choose and not begun:
-        opened, given = data, config
+        opened, given, chosen = data, config, config.choose
         config, choices = _by_first(
             fabric,
             lambda: choose_settings(
@@ -205,6 +207,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     # a batch larger than the data is refused below
     require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
+    if config.grad_checkpointing:
+        enable_grad_checkpointing(built)
+    require_held_out(data, fabric.world_size)
     training, held_out = task.build_batches(
         data, config, built.input_size, device=fabric.device, shard=batch_shard(fabric, config)
     )
@@ -220,7 +225,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     if fabric.is_global_zero:
         all_steps = steps or config.all_epochs * (len(training) // config.accumulate)
         estimate = estimate_time(config, built, loss, training, fabric.device, steps=all_steps, held_out=len(data.val))
-        show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices)
+        show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices, chosen=chosen)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.title))
     report_run(run.path)
     with _locked(fabric, run):

@@ -20,6 +20,7 @@ from imixer.training.finetune import frozen_batch_norms
 from imixer.training.guard import Guard, gradient_norm
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import TrainConfig
+from imixer.training.running_statistics import RunningStatistics
 from imixer.training.tasks.losses import ClassificationLoss, Loss
 
 MicroBatch = tuple[Tensor, Tensor]  # images and targets of one forward pass
@@ -67,6 +68,7 @@ class TrainState:
             timm_model.set_grad_checkpointing()
         self.module = model.to(fabric.device)
         self._frozen_norms = frozen_batch_norms(model)
+        self._statistics = RunningStatistics(model)
         self.ema = WeightEMA(model, config.ema) if config.ema else None
         if config.compile:
             model.compile()  # in place: names of the weights stay
@@ -89,6 +91,8 @@ class TrainState:
     def gradient(self, micro_batches: Sequence[MicroBatch], step: int) -> tuple[Tensor, bool]:
         """Compute the gradient of an optimizer step, clipped as configured.
 
+        Of a step that must be skipped, batch norms keep nothing.
+
         Args:
             micro_batches: This process's share of the batch, in as many parts as gradients are accumulated over.
             step: The number of the step, from 0.
@@ -101,6 +105,7 @@ class TrainState:
         self.model.train()
         for module in self._frozen_norms:
             module.eval()
+        self._statistics.remember()
         total = torch.zeros((), device=self.fabric.device)
         for number, (images, targets) in enumerate(micro_batches, 1):
             with self.fabric.no_backward_sync(self.model, enabled=number < len(micro_batches)):
@@ -113,7 +118,10 @@ class TrainState:
         norm = gradient_norm(parameters)
         if limit := self.config.optim.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        return total, self.guard.should_skip(norm)
+        must_skip = self.guard.should_skip(norm)
+        if must_skip:
+            self._statistics.restore()
+        return total, must_skip
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the training loss, a scalar in nats, by `criterion`."""
@@ -126,6 +134,8 @@ class TrainState:
             step: The number of the step, from 0.
         """
         self.optimizer.step()
+        if self.fabric.device.type != "cpu":  # where the optimizer may have left the step out by itself
+            self._statistics.restore(self.guard.left_out)
         self.skip(step)
         if self.ema is not None:
             self.ema.update(self.module, step + 1)

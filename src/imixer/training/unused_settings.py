@@ -5,11 +5,11 @@ They are shown and not refused: a recipe, or other cells of a sweep, may need th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields
 from typing import Any
 
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import Choosable, TrainConfig
 
 _SHAPES_THE_NORM = ("coeff", "n_power_iterations", "sigma", "scaling", "detach_sigma")
 _INVERTS = (
@@ -19,21 +19,30 @@ _INVERTS = (
 )
 
 
-def unused_settings(config: TrainConfig) -> list[str]:
+def unused_settings(
+    config: TrainConfig, chosen: Collection[Choosable] = (), *, trains_inverses: bool = True
+) -> list[str]:
     """Find the settings that were chosen and have no effect, given the rest of a configuration.
 
     A setting counts as chosen if it is not what it would be by default.
 
     Args:
         config: The run's configuration.
+        chosen: What was chosen for the images and the device before, as `config.choose` names it.
+        trains_inverses: Whether the model has an F, whose inverse mixes the tokens, that is trained.
 
     Returns:
         A clause for each, such as `model.tolerance 0.001: solver is fixed`.
     """
     clauses: dict[str, str] = {}
-    for name, why in [*_of_model(config), *_of_data(config), *_of_schedule(config)]:
-        group, _, field = name.partition(".")
-        owner = getattr(config, group)
+    several = [*_of_model(config), *_of_data(config), *_of_schedule(config), *_of_task(config)]
+    if not {"model", "steps"} & {*config.choose, *chosen}:
+        several.append(("minutes", "neither model nor steps are chosen"))
+    if not trains_inverses:
+        several.append(("optim.contraction_lr_scale", "no F is trained"))
+    for name, why in several:
+        group, _, field = name.rpartition(".")
+        owner: Any = getattr(config, group) if group else config
         value = owner.overrides().get(field) if group == "model" else getattr(owner, field)
         default = None if group == "model" else {each.name: each.default for each in fields(owner)}[field]
         if value is not None and value != default:
@@ -95,10 +104,23 @@ def _of_schedule(config: TrainConfig) -> Iterator[tuple[str, str]]:
         yield from ((f"schedule.{name}", f"sched is {schedule.sched}") for name in ("decay_epochs", "decay_rate"))
     if schedule.warmup_share is not None:
         yield "schedule.warmup_epochs", f"warmup_share is {schedule.warmup_share:g}"
-    elif schedule.warmup_epochs == 0:
-        yield "schedule.warmup_lr", "warmup_epochs is 0"
+    for name in ("warmup_epochs",) if schedule.warmup_share is None else ("warmup_share",):
+        if getattr(schedule, name) == 0:
+            yield "schedule.warmup_lr", f"{name} is 0"
     if schedule.sched == "step":
         yield "schedule.min_lr", "sched is step, which falls by decay_rate"
+
+
+def _of_task(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    for group, task in (("segment", "segment"), ("masks", "segment"), ("anomaly", "anomaly")):
+        if config.task != task:
+            for field in fields(getattr(config, group)):
+                yield f"{group}.{field.name}", f"task is {config.task}"
+    if config.task == "segment":
+        if config.segment.head == "linear":
+            yield "segment.head_dim", "head is linear, which adds no levels"
+        if config.masks.fit == "resize":
+            yield "masks.overlap", "fit is resize, which sees an image at once"
 
 
 def _shown(value: Any) -> str:

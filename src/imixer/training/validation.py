@@ -13,6 +13,26 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from imixer.data.image_data import ImageSet
+from imixer.errors import InputError
+
+
+def require_held_out(data: ImageSet, processes: int) -> None:
+    """Check that each process has a held-out image to validate on.
+
+    Args:
+        data: The data set.
+        processes: The number of processes.
+
+    Raises:
+        InputError: If there are fewer images than processes.
+    """
+    if (count := len(data.val)) < processes:
+        raise InputError(
+            f"{data.name} has {count:,} held-out image{'' if count == 1 else 's'} for {processes} processes; use fewer "
+            "devices"
+        )
+
 
 class ValidationMetrics(nn.Module):
     """The metrics of validation: loss, accuracy and confusion matrix, over the images of all processes.

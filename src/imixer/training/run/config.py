@@ -141,7 +141,8 @@ class OptimConfig:
 
     Args:
         opt: Name of a timm optimizer: `adamw`, `sgd`, `lamb`, ... `muon` moves the matrices inside the model by
-            orthogonal steps, and stem, classifier, biases and norms as `adamw` does.
+            orthogonal steps, and stem, classifier, biases and norms as `adamw` does. In a segmentation it moves the
+            stem too, and `adamw` the last map of the head.
         lr: Learning rate at its highest.
         lr_batch: Batch size that `lr` is meant for; another `data.batch_size` scales it in proportion. Default: `lr`
             as it is.

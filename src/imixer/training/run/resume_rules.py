@@ -47,3 +47,9 @@ def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
                 f"{name} is {value}, but {path} was begun with {old.get(name)}; leave it out to resume, or start a new "
                 f"run, from these weights with --model.checkpoint {path}/model/model.safetensors"
             )
+    if before.task == "segment" and now.micro_batch != before.micro_batch:
+        parts, begun = (each.data.batch_size // each.micro_batch for each in (now, before))
+        raise InputError(
+            f"devices x num_nodes x accumulate is {parts}, but {path} was begun with {begun}, and the loss of a "
+            f"segmentation is that of each of these parts of a batch; make the product {begun} again"
+        )

@@ -15,6 +15,7 @@ from imixer.data.masked_batches import build_masked_batches
 from imixer.data.sampler import BatchShard
 from imixer.data.sources.open_masked import open_masked
 from imixer.errors import InputError
+from imixer.models.segmenter import names_among_features
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
 from imixer.training.model import BuiltModel, build_model_for, default_name
@@ -157,7 +158,8 @@ def class_weights(config: TrainConfig, data: MaskedData) -> tuple[float, ...] | 
 def _take_weights(backbone: nn.Module, plain: BuiltModel) -> None:
     """Copy the weights of a whole model into the one that gives its features."""
     own, weights = backbone.state_dict(), plain.model.state_dict()
-    taken = {name: weights[name.removeprefix("model.")] for name in own if name.removeprefix("model.") in weights}
+    original = names_among_features(weights)
+    taken = {name: weights[original[name]] for name in own if name in original}
     if missing := own.keys() - taken.keys():
         raise InputError(f"the weights of {plain.name} do not fit its features: {min(missing)} is not among them")
     backbone.load_state_dict(taken)
