@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatch
 from functools import cached_property
 from typing import Any, Literal
 
@@ -130,7 +131,8 @@ class Segmenter(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters exempt from weight decay: those that the backbone's model exempts."""
         exempt: Any = getattr(self._whole_model(), "no_weight_decay", set)()
-        return {name for name, original in self._original_names().items() if original in exempt}
+        names = self._original_names().items()
+        return {name for name, original in names if any(fnmatch(original, pattern) for pattern in exempt)}
 
     def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float]]:
         """Return a function from the name of a parameter to its place in depth, as timm's models do.
