@@ -77,7 +77,8 @@ def export(
         _check_new(Path(out))
     run = load_run(path, "cpu", checkpoint)
     run.require_known_to_others()
-    file = Path(out) if out else run.make_outputs().path / _default_name(run, format, quantize)
+    name = _default_name(run, format, quantize)  # refuses what cannot be made, before there is a folder
+    file = Path(out) if out else run.make_outputs().path / name
     _check_new(file)
     if format == "package":
         return file, package(run, file, data)
