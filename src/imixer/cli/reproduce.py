@@ -80,10 +80,7 @@ def build() -> ArgumentParser:
         help="Rows to train now. Pages have all rows, as far as they have come. Default: all.",
     )
     parser.add_argument(
-        "--train",
-        type=bool,
-        default=True,
-        help="`false` trains nothing, and makes pages of what is finished.",
+        "--train", type=bool, default=True, help="`false` trains nothing, and makes pages of what is finished."
     )
     add_executor(parser)
     return parser

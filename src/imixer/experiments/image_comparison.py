@@ -101,9 +101,9 @@ def compare_on_images(
     """Compare finished runs with the first of them, image by image.
 
     What `imixer evaluate` has written is read; a run without it is evaluated, and so is one whose test set has changed
-    since. The differences of the images' scores get
-    a paired t-test, which for right and wrong is McNemar's, and Holm's correction for the number of models. It is a
-    statement on these weights and more such images. On what other seeds would give, it says nothing.
+    since. The differences of the images' scores get a paired t-test, which for right and wrong is McNemar's, and Holm's
+    correction for the number of models. It is a statement on these weights and more such images. On what other seeds
+    would give, it says nothing.
 
     Args:
         paths: Directories of runs or of packaged models, two or more, of one task and of the same images.

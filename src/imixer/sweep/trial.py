@@ -16,7 +16,7 @@ from imixer.errors import InputError
 from imixer.notices import notices_on_stderr
 from imixer.sweep.plan import Trial
 from imixer.training.run.config import TaskName, TrainConfig
-from imixer.training.run.directory import RunDirectory
+from imixer.training.run.directory import RunDirectory, is_locked
 
 _FAILED = "failed: "
 _TAIL = 8192  # bytes, more than the longest reason
@@ -35,7 +35,7 @@ def run_trial(trial: Trial, folder: Path) -> None:
     run = folder / trial.name
     with log_file(run).open("a", buffering=1, encoding="utf-8") as file:
         # the log is there before the run directory is, and so is its lock
-        if not _locked(file, fcntl.LOCK_EX) or RunDirectory(run).training:
+        if not _lock(file) or RunDirectory(run).training:
             return
         with redirect_stdout(file), redirect_stderr(file), notices_on_stderr():
             _train(trial, folder)
@@ -47,17 +47,13 @@ def is_training(run: Path) -> bool:
     Args:
         run: The run directory, which need not be there yet.
     """
-    try:
-        with log_file(run).open(encoding="utf-8") as file:
-            return not _locked(file, fcntl.LOCK_SH) or RunDirectory(run).training
-    except OSError:  # never begun
-        return RunDirectory(run).training
+    return is_locked(log_file(run)) or RunDirectory(run).training
 
 
-def _locked(log: TextIO, kind: int) -> bool:
+def _lock(log: TextIO) -> bool:
     """Lock a log until it is closed; False if another process has it."""
     try:
-        fcntl.flock(log, kind | fcntl.LOCK_NB)
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks

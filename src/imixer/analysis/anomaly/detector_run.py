@@ -140,9 +140,8 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
     name = data or (config.data.name if own else DIGITS)
     if name != DIGITS and not expand_user(name).is_dir():
         raise InputError(f"{name} is no folder; say with --data where the images to judge lie now")
-    data_config = config.data
-    read_alike = DataConfig(value_range=data_config.value_range, background=data_config.background)
-    seen = replace(data_config if own else read_alike, name=name)
+    read_alike = DataConfig(value_range=config.data.value_range, background=config.data.background)
+    seen = replace(config.data if own else read_alike, name=name)
     size = _sides(config.data.image_size if own else None, run.input_size[1:])
     source = features_of(run, options, size)
     samples = _samples(seen, options, run.input_size[0], size, source.patch, config.seed, learn=not own)

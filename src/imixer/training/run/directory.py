@@ -87,15 +87,8 @@ class RunDirectory:
 
     @property
     def training(self) -> bool:
-        """Whether a process trains it now. To find out, its lock is held for a moment."""
-        try:
-            with self.lock.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:  # never begun, or a file system without locks
-            return False
-        return False
+        """Whether a process trains it now."""
+        return is_locked(self.lock)
 
     @property
     def model(self) -> Path:
@@ -196,6 +189,18 @@ class RunDirectory:
     def analysis(self) -> Path:
         """The folder of `imixer analyze`, with a table and a figure for each measurement."""
         return self.path / "analysis"
+
+
+def is_locked(file: Path) -> bool:
+    """Tell whether a process holds the lock of a file, by holding it for a moment beside no other."""
+    try:
+        with file.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # never made, or a file system without locks
+        return False
+    return False
 
 
 def check_out(out: str | None) -> None:
