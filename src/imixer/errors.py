@@ -14,6 +14,20 @@ class InputError(ValueError):
     """
 
 
+def check_whole(**numbers: object) -> None:
+    """Check that numbers are whole, such as those of steps.
+
+    Args:
+        **numbers: The numbers, by the names that their user knows.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, number in numbers.items():
+        if not hasattr(number, "__index__"):
+            raise ValueError(f"{name} is {number!r}; give a whole number")
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = "", cutoff: float = 0.6) -> str:
     """Name the closest known words in a clause to append to a message.
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from imixer.errors import check_whole
+
 SolverName = Literal["fixed", "picard", "damped", "anderson", "broyden"]
 GradientName = Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"]
 
@@ -201,8 +203,8 @@ def check_number(option: str, value: object, kind: object) -> None:
     """
     several = kind == float | list[float]
     for each in value if several and isinstance(value, (list, tuple)) else [value]:
-        if kind is int and not hasattr(each, "__index__"):
-            raise ValueError(f"{option} is {each!r}; give a whole number")
+        if kind is int:
+            check_whole(**{option: each})
         if (kind is float or several) and not hasattr(each, "__float__"):
             raise ValueError(f"{option} is {each!r}; give a number")
 

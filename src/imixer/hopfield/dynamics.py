@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
+from imixer.errors import check_whole
 from imixer.extras import require_extra
 from imixer.hopfield.network import HopfieldNetwork, State
 from imixer.hopfield.pictures import plot_states
@@ -460,6 +461,7 @@ def _check(
 ) -> None:
     if not (t_end > 0 and math.isfinite(t_end)):
         raise ValueError(f"t_end is {t_end}; give a positive time")
+    check_whole(frames=frames)
     if frames < 2:
         raise ValueError(f"frames is {frames}; give 2 or more")
     if until_steady is not None and not until_steady > 0:
@@ -515,6 +517,7 @@ def _check_stops(
     max_steps: int,
     adjoint: bool,
 ) -> None:
+    check_whole(max_steps=max_steps)
     if max_steps < 1:
         raise ValueError(f"max_steps is {max_steps}; give 1 or more")
     if times is not None and (until_steady is not None or event is not None) and method not in STIFF:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from imixer.errors import check_whole
 from imixer.hopfield.adiabatic import AdiabaticUpdate
 from imixer.hopfield.lagrangians.masked import Masked
 from imixer.hopfield.lagrangians.parts import at_least_float32, holds
@@ -210,6 +211,7 @@ class AssociativeMemory(nn.Module):
         Raises:
             ValueError: If an argument does not fit.
         """
+        check_whole(steps=steps)
         if steps < 0:
             raise ValueError(f"steps is {steps}; give 0 or more")
         if values is not None:
@@ -271,6 +273,7 @@ class AssociativeMemory(nn.Module):
         Raises:
             ValueError: If the query or a mask does not fit, a mask leaves nothing, or steps or until is negative.
         """
+        check_whole(steps=steps)
         if steps < 0:
             raise ValueError(f"steps is {steps}; give 0 or more")
         if not until >= 0:

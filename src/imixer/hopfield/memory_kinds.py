@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from imixer.errors import did_you_mean
+from imixer.errors import check_whole, did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Entmax, Exponential, RectifiedPower, Softmax, Tanh
 from imixer.hopfield.lagrangians.parts import at_least_float32, inverse_temperature, positive
@@ -211,6 +211,7 @@ def _hierarchical(
     n_iter: int = 5,
 ) -> Built:
     """Build x1 = D^T softmax(x2), x2 = D x1 - |D|^2 / 2 + A^T softmax(A softmax(x2)): D dictionary, A assembly."""
+    check_whole(n_iter=n_iter)
     if n_iter < 1:
         raise ValueError(f"n_iter is {n_iter}; give 1 or more, or no pattern would send anything back")
     _check_patch_size(patch_size, tuple(patterns.shape[1:]))
@@ -283,6 +284,7 @@ def _dictionary(patches: Tensor, size: int | None) -> Tensor:
     distinct = patches.unique(dim=0)
     if size is None or size >= len(distinct):
         return distinct
+    check_whole(primitives=size)
     if size < 1:
         raise ValueError(f"primitives is {size}; give 1 or more")
     # Start with patches far from each other, then k-means.
@@ -302,6 +304,7 @@ def _dictionary(patches: Tensor, size: int | None) -> Tensor:
 
 
 def _check_patch_size(patch_size: int, shape: tuple[int, ...]) -> None:
+    check_whole(patch_size=patch_size)
     sides = shape[-2:]
     if patch_size < 1 or any(side % patch_size for side in sides):
         raise ValueError(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
+from imixer.errors import check_whole
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import lagrangian as named
 from imixer.hopfield.lagrangians.parts import inverse_temperature
@@ -177,6 +178,7 @@ class LinearSynapse(BilinearSynapse):
             raise ValueError(f"axis is {axis}; count it from the end: -1, -2, ..., or None for all")
         if tied and gain is not None:
             raise ValueError("a tied coupling cannot have a gain: give tied=False")
+        check_whole(in_features=in_features, out_features=out_features)
         self.axis = axis
         self.weight = nn.Parameter(_drawn(out_features, in_features))
         self.feedback = None if tied else nn.Parameter(_drawn(in_features, out_features))
@@ -289,6 +291,7 @@ class ConvSynapse(BilinearSynapse):
         tied: bool = True,
     ) -> None:
         super().__init__()
+        check_whole(kernel_size=kernel_size, stride=stride, padding=padding)
         if min(kernel_size, stride) < 1 or padding < 0:
             raise ValueError(
                 f"kernel_size, stride and padding are {kernel_size}, {stride}, {padding}; give 1, 1, 0 or more"
@@ -370,6 +373,7 @@ class RestingLayerSynapse(Synapse):
         super().__init__()
         if axis >= 0:
             raise ValueError(f"axis is {axis}; count it from the end: -1, -2, ...")
+        check_whole(features=features, hidden=hidden)
         self.axis = axis
         self.lagrangian = named(lagrangian)
         self.weight = nn.Parameter(_drawn(hidden, features))
@@ -438,6 +442,7 @@ class AttentionSynapse(Synapse):
         beta: float | Tensor | None = None,
     ) -> None:
         super().__init__()
+        check_whole(features=features, num_heads=num_heads)
         width = features // max(1, num_heads) if head_features is None else head_features
         if min(features, num_heads, width) < 1:
             raise ValueError(

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from imixer.errors import check_whole
 from imixer.implicit.spectral import at_least_float32
 
 
@@ -42,6 +43,7 @@ class L2Attention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_whole(features=features, num_heads=num_heads, tokens=tokens)
         if min(features, num_heads, tokens) < 1 or features % num_heads:
             raise ValueError(
                 f"features, num_heads and tokens are {features}, {num_heads} and {tokens}; give 1 or more of each, and "

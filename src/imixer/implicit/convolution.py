@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
+from imixer.errors import check_whole
 from imixer.implicit.spectral import WARM_UP_STEPS, PowerIterated, at_least_float32, full_precision, replaying
 
 Padding = Literal["circular", "zeros", "reflect", "replicate"]
@@ -135,6 +136,8 @@ class _SpectralConv(PowerIterated):
             raise ValueError(f"kernel_size is {kernel_size}; give one odd number, or {self.axes}")
         if any(k % 2 == 0 or k < 1 for k in kernel):
             raise ValueError(f"kernel_size is {kernel_size}, which has no middle; give an odd one")
+        check_whole(in_channels=in_channels, out_channels=out_channels, n_power_iterations=n_power_iterations)
+        check_whole(dilation=dilation, groups=groups)
         if min(in_channels, out_channels) < 1 or n_power_iterations < 0:
             raise ValueError(
                 f"in_channels, out_channels and n_power_iterations are {in_channels}, {out_channels} and "

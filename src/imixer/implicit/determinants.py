@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imixer.errors import check_whole
 from imixer.implicit.func_transforms import drawn_by_the_host, transformed
 from imixer.implicit.spectral import at_least_float32
 from imixer.implicit.states import as_tuple, per_sample
@@ -47,6 +48,7 @@ def residual_log_det(
 
     Source: Behrmann et al., arXiv 1811.00995, section 3; Chen et al., arXiv 1906.02735, theorem 1.
     """
+    check_whole(terms=terms)
     if terms < 1 or not 0 <= roulette < 1:
         raise ValueError(f"terms and roulette are {terms} and {roulette}; give 1 or more and a probability below 1")
     signs = rademacher(x, probes, generator)
@@ -171,6 +173,7 @@ def rademacher(x: Tensor, probes: int | Tensor, generator: torch.Generator | Non
         if probes.shape[1:] != x.shape or len(probes) < 1:
             raise ValueError(f"probes are {tuple(probes.shape)} and x {tuple(x.shape)}; give 1 or more of its shape")
         return probes
+    check_whole(probes=probes)
     if probes < 1:
         raise ValueError(f"probes is {probes}; give 1 or more random vectors")
     device = x.device if generator is None else "cpu"  # a copy to the device of x would make the host wait

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from imixer.errors import check_whole
 from imixer.implicit.choices import named_solver
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.determinants import exact_log_det, residual_log_det
@@ -55,6 +56,7 @@ class ResidualFlow(nn.Module):
         super().__init__()
         if not isinstance(F, nn.Module):
             raise ValueError(f"F is {type(F).__name__}; give a module from x to its like")
+        check_whole(terms=terms, probes=probes, n_iter=n_iter)
         if terms < 1 or probes < 1 or not 0 <= roulette < 1:
             raise ValueError(
                 f"terms, probes and roulette are {terms}, {probes} and {roulette}; give 1 or more, 1 or more, and a "

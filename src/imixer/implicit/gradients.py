@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imixer.errors import check_whole
 from imixer.implicit.func_transforms import every, transformed
 from imixer.implicit.functional import refusal, solve_functionally
 from imixer.implicit.problem import ContractionMap, Problem
@@ -83,6 +84,7 @@ class CheckpointedUnroll:
     checkpoints: int = 3
 
     def __post_init__(self) -> None:
+        check_whole(checkpoints=self.checkpoints)
         if self.checkpoints < 0:
             raise ValueError(f"checkpoints is {self.checkpoints}; give 0 or more iterates to keep")
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from imixer.errors import check_whole
 from imixer.implicit.spectral import exact_sigma
 
 
@@ -33,6 +34,7 @@ class MonotoneContraction(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_whole(features=features, in_features=in_features)
         if min(features, in_features) < 1:
             raise ValueError(f"features and in_features are {features} and {in_features}; give 1 or more of each")
         if not margin > 0:

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from imixer.errors import check_whole
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.folding import fold
 from imixer.implicit.solution import Solution, choose, finite_samples
@@ -184,6 +185,7 @@ def map_norms(F: Map, x: Tensor, *, tol: float = 1e-3, max_steps: int = 200) -> 
 
 
 def _check(tol: float, max_steps: int) -> None:
+    check_whole(max_steps=max_steps)
     if not tol > 0 or max_steps < 1:
         raise ValueError(f"tol and max_steps are {tol} and {max_steps}; give a positive tolerance and 1 or more steps")
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from imixer.errors import check_whole
 from imixer.implicit.determinants import linearized, rademacher
 from imixer.implicit.states import as_tuple, per_sample
 
@@ -66,6 +67,7 @@ def iterates(
     Raises:
         ValueError: If there is no step.
     """
+    check_whole(steps=steps)
     if steps < 1:
         raise ValueError(f"steps is {steps}; give 1 or more")
     path, given = [z if start is None else start], as_tuple(tensors)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from imixer.errors import check_whole
 from imixer.implicit.func_transforms import every
 from imixer.implicit.solution import Solution, choose, finite_samples, spoil_gradient_of
 
@@ -34,7 +35,7 @@ class FixedIterations:
         measure: Whether to take the residuals, which costs two norms a step.
 
     Raises:
-        ValueError: If n_iter is negative.
+        ValueError: If n_iter is negative or not whole.
 
     Source: paper (29).
     """
@@ -43,6 +44,7 @@ class FixedIterations:
     measure: bool = False
 
     def __post_init__(self) -> None:
+        check_whole(n_iter=self.n_iter)
         if self.n_iter < 0:
             raise ValueError(f"n_iter is {self.n_iter}; give 0 or more fixed point iterations")
 
@@ -78,7 +80,8 @@ class ToTolerance:
             Default: 1 on the CPU, which waits anyway, and 8 on a GPU.
 
     Raises:
-        ValueError: If no tolerance is positive, one is negative, or a number of steps is below 1.
+        ValueError: If no tolerance is positive, one is negative or infinite, or a number of steps is not a whole one
+            from 1.
     """
 
     rtol: float = 1e-4
@@ -87,10 +90,11 @@ class ToTolerance:
     check_every: int | None = None
 
     def __post_init__(self) -> None:
-        if not (self.rtol >= 0 and self.atol >= 0 and max(self.rtol, self.atol) > 0):
+        if not (0 <= self.rtol < math.inf and 0 <= self.atol < math.inf and max(self.rtol, self.atol) > 0):
             raise ValueError(
-                f"rtol and atol are {self.rtol} and {self.atol}; neither may be negative, and one must be positive"
+                f"rtol and atol are {self.rtol} and {self.atol}; give finite numbers of 0 or more, and one above 0"
             )
+        check_whole(max_steps=self.max_steps, check_every=1 if self.check_every is None else self.check_every)
         if self.max_steps < 1 or (self.check_every is not None and self.check_every < 1):
             raise ValueError(
                 f"max_steps and check_every are {self.max_steps} and {self.check_every}; give 1 or more of each"
@@ -177,7 +181,7 @@ class Anderson(ToTolerance):
         damping: Share of the combined f(x) against the combined x, in (0, 1].
 
     Raises:
-        ValueError: If memory is below 1, ridge not positive, or damping not in (0, 1].
+        ValueError: If memory is below 1 or not whole, ridge not positive and finite, or damping not in (0, 1].
 
     Source: Walker & Ni, SIAM J. Numer. Anal. 49 (2011), (2.3).
     """
@@ -190,8 +194,8 @@ class Anderson(ToTolerance):
         super().__post_init__()
         _check_memory(self.memory)
         _check_damping(self.damping)
-        if not self.ridge > 0:
-            raise ValueError(f"ridge is {self.ridge}; give more than 0")
+        if not 0 < self.ridge < math.inf:
+            raise ValueError(f"ridge is {self.ridge}; give a finite number above 0")
 
     def _stepper(self) -> Step:
         last: list[Tensor] = []  # x and g = f(x) - x of the step before, (B, N)
@@ -245,7 +249,7 @@ class Broyden(ToTolerance):
         memory: Steps m to keep; 1 makes it `Picard`.
 
     Raises:
-        ValueError: If memory is below 1.
+        ValueError: If memory is below 1 or not whole.
 
     Source: Kelley, Iterative Methods for Linear and Nonlinear Equations (1995), section 7.3.
     """
@@ -316,6 +320,7 @@ def epsilon(x: Tensor) -> float:
 
 
 def _check_memory(memory: int) -> None:
+    check_whole(memory=memory)
     if memory < 1:
         raise ValueError(f"memory is {memory}; give 1 or more steps to remember")
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imixer.errors import check_whole
 from imixer.implicit.low_rank import added_weight, changes_weight, chosen_adapters
 
 WARM_UP_STEPS = 64
@@ -234,6 +235,7 @@ class SpectralLinear(PowerIterated, NormalizedLinear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_whole(n_power_iterations=n_power_iterations)
         if n_power_iterations < 0:
             raise ValueError(f"n_power_iterations is {n_power_iterations}; give 0 or more")
         if sigma not in get_args(Sigma):
