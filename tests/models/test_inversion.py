@@ -207,9 +207,23 @@ def test_what_happens_then_is_ones_choice():
     with pytest.warns(UserWarning, match=r"blocks\.1\.mlp_tokens"):
         diverging(solver="picard", on_failure="warn")(IMAGES)
     diverging(solver="picard", on_failure="ignore")(IMAGES)
-    diverging(n_iter=100)(IMAGES)  # as ever
+    diverging(n_iter=1000)(IMAGES)  # the paper's way does not look
     with pytest.raises(NotConvergedError, match=r"blocks\.1\.mlp_tokens"):
         diverging(n_iter=1000, gradient="jacobian_free", on_failure="raise")(IMAGES)
+
+
+def test_it_is_ones_choice_in_the_papers_own_way_too():
+    with pytest.raises(NotConvergedError, match=r"blocks\.1\.mlp_tokens: 3 of 3 samples are not finite"):
+        diverging(n_iter=1000, on_failure="raise")(IMAGES)
+    with pytest.warns(UserWarning, match=r"blocks\.1\.mlp_tokens"):
+        diverging(n_iter=1000, on_failure="warn")(IMAGES)
+    for policy in ("raise", "warn"):  # which costs a look, and changes nothing where all is well
+        assert torch.equal(small(on_failure=policy)(IMAGES), small()(IMAGES))
+
+
+def test_the_published_code_does_not_look():
+    with pytest.raises(ValueError, match=r"^legacy is .* fixed and unroll, with on_failure raise"):
+        small(legacy=True, on_failure="raise")
 
 
 def test_too_few_steps_are_a_failure_in_both_directions():

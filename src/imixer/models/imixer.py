@@ -204,7 +204,7 @@ class IMixer(Mixer):
         self.require_one_size()
         folded = fold(self)
         if self.solver == "fixed":
-            folded.gradient = "unroll"
+            folded.gradient, folded.on_failure = "unroll", None
         if not folded._imlps()[0].inversion.unrolled:
             raise ValueError(f"solver is {self.solver}, and TorchScript knows fixed; set model.solver and model.n_iter")
         for name, imlp in [(name, module) for name, module in folded.named_modules() if isinstance(module, IMLP)]:

@@ -24,8 +24,8 @@ class Inversion(SolverOptions):
 
     Raises:
         ValueError: If an option is impossible, see `SolverOptions`. If `recompute` is combined with a tolerance, legacy
-            with anything but `fixed` and `unroll`, or norm=batch, with which F depends on the batch, with a gradient
-            other than `unroll`.
+            with anything but `fixed`, `unroll` and `ignore`, or norm=batch, with which F depends on the batch, with a
+            gradient other than `unroll`.
 
     Source: `imixer.implicit.solvers`, `imixer.implicit.gradients`.
     """
@@ -42,8 +42,8 @@ class Inversion(SolverOptions):
             )
         if self.legacy and not self.unrolled:
             raise ValueError(
-                f"legacy is the published code, with solver fixed and gradient unroll, and they are {self.solver} and "
-                f"{self.gradient}"
+                "legacy is the published code, with solver fixed, gradient unroll and on_failure ignore, and they are "
+                f"{self.solver} and {self.gradient}, with on_failure {self.on_failure or 'ignore'}"
             )
         if self.norm == "batch" and not isinstance(gradient, Unroll):
             raise ValueError(
@@ -58,8 +58,8 @@ class Inversion(SolverOptions):
 
     @property
     def unrolled(self) -> bool:
-        """Whether this is the paper's way: n iterations, differentiated as they are."""
-        return self.solver == "fixed" and self.gradient == "unroll"
+        """Whether this is the paper's way: n iterations, differentiated as they are, and nobody looks at the result."""
+        return self.solver == "fixed" and self.gradient == "unroll" and self.on_failure in (None, "ignore")
 
     def steps(self, n_iter: int) -> int:
         """Return the most steps that the outermost inverse may take; `fixed` takes n_iter."""
@@ -102,8 +102,9 @@ class Inversion(SolverOptions):
         """
         if isinstance(z, torch.fx.Proxy):
             raise ValueError(
-                f"{name}: symbolic tracing cannot follow solver {self.solver} with gradient {self.gradient}; set "
-                "model.solver = 'fixed' and model.gradient = 'unroll', or make imixer.models.IMLP a leaf of the tracer"
+                f"{name}: symbolic tracing cannot follow solver {self.solver} with gradient {self.gradient} and "
+                f"on_failure {self.on_failure}; set model.solver = 'fixed', model.gradient = 'unroll' and "
+                "model.on_failure = None, or make imixer.models.IMLP a leaf of the tracer"
             )
         if not self.needs_float32:
             return self._solve(F, z, weights, n_iter, name, masks)
