@@ -209,12 +209,16 @@ def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_
     assert sum(each["pixels"] for each in scores["per_class"]) == 2 * 24 * 20
     worst_first = [float(line.split(",")[1]) for line in (run / "predictions.csv").read_text().splitlines()[1:]]
     assert worst_first == sorted(worst_first)
-    assert main(["predict", str(run), str(root / "images" / "0.png")]) == 0
+    images = [root / "images" / "0.png", tmp_path / "0_overlay.png"]
+    images[1].write_bytes((root / "images" / "1.png").read_bytes())
+    assert main(["predict", str(run), *map(str, images)]) == 0
+    assert sorted(file.name for file in (run / "predictions").glob("*.png")) == ["0.png", "0_overlay.png"]
+    assert all(Image.open(file).mode == "P" for file in (run / "predictions").glob("*.png"))
     mask = Image.open(run / "predictions" / "0.png")
     assert mask.mode == "P" and mask.size == (20, 24) and np.asarray(mask).max() < 3
     with Image.open(root / "images" / "0.png") as image:
         assert np.array_equal(np.asarray(mask), MaskPredictor(load_run(str(run))).classes([image.convert("RGB")])[0])
-    assert (run / "predictions" / "0_overlay.png").is_file()
+    assert (run / "predictions" / "overlays" / "0.png").is_file()
 
 
 def test_an_exported_segmentation_computes_the_logits_of_pixels(tmp_path):

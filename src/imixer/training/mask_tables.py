@@ -58,6 +58,6 @@ def report_mask_predictions(predictions: Sequence[MaskPrediction], picture: Path
         table.add_row(each.image, each.mask.name, shown)
     console.print(table)
     if predictions:
-        console.print(f"masks: {predictions[0].mask.parent}, with overlays", soft_wrap=True)
+        console.print(f"masks: {predictions[0].mask.parent}, and below it overlays", soft_wrap=True)
     if picture.exists():
         console.print(f"picture: {picture}", soft_wrap=True)

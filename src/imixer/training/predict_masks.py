@@ -52,7 +52,7 @@ class _MaskSource:
 def predict_masks(
     run: FinishedRun, images: Sequence[str] = (), data_path: str | None = None
 ) -> tuple[list[MaskPrediction], Path]:
-    """Predict masks, and write them as index PNGs and as overlays into `predictions/` of the run's outputs.
+    """Predict masks, and write them as index PNGs into `predictions/` of the run's outputs, and overlays below.
 
     Args:
         run: The run.
@@ -70,7 +70,8 @@ def predict_masks(
     names = [str(file) for file in files] or [source.name for source in held_out]
     outputs = run.make_outputs()
     folder = outputs.mask_predictions
-    folder.mkdir(exist_ok=True)
+    overlays = folder / "overlays"  # apart: an image may be called like an overlay of another
+    overlays.mkdir(parents=True, exist_ok=True)
     stems = unlike([slug(Path(name).stem, empty="image") for name in names])
     predictor, palette, pixels = MaskPredictor(run), run.palette, pixel_format(run.config.data)
     announce(f"predicting {len(names):,} images")
@@ -83,7 +84,7 @@ def predict_masks(
         else:
             source = held_out[place]
         classes = predictor.classes([source.image])[0]
-        mask, laid = folder / f"{stems[place]}.png", folder / f"{stems[place]}_overlay.png"
+        mask, laid = folder / f"{stems[place]}.png", overlays / f"{stems[place]}.png"
         for file, picture in ((mask, mask_image(classes, palette)), (laid, overlay(source.image, classes, palette))):
             with replacing(file) as temporary:
                 picture.save(temporary, format="PNG")
