@@ -14,7 +14,7 @@ from imixer.errors import InputError
 from imixer.reading import read_json
 from imixer.sweep.display import live_display
 from imixer.sweep.local_executor import LocalExecutor
-from imixer.sweep.plan import Sweep, SweepCell, Trial
+from imixer.sweep.plan import Sweep, Trial
 from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import SETTINGS, SPEC, read_sweep
 from imixer.training.run.directory import check_out
@@ -102,7 +102,7 @@ def check_folder(folder: Path, sweep: Sweep) -> None:
         InputError: If the folder is taken, and not by this sweep or part of it.
     """
     if (folder / SPEC).is_file():
-        if problem := _difference(read_sweep(str(folder / SPEC)), sweep) or changed_default(folder, sweep):
+        if problem := _difference(folder, sweep):
             raise InputError(f"out: {folder} holds another sweep: {problem}; give another --out")
     elif not folder.is_dir() or any(not is_temporary(file) for file in folder.iterdir()):
         check_out(str(folder))
@@ -119,52 +119,58 @@ def _prepare(folder: Path, sweep: Sweep) -> None:
         raise InputError(f"out: {error.filename} cannot be made, {error.strerror}") from error
 
 
-def _difference(old: Sweep, new: Sweep) -> str | None:
-    """Name the first cell, setting or seed of the old sweep that the new one lacks or has otherwise; None if equal."""
-    cells = {cell.name: cell for cell in new.cells}
+def _difference(folder: Path, new: Sweep) -> str | None:
+    """Name the first cell, setting or seed of the sweep in a folder that a new one lacks or has otherwise."""
+    old = read_sweep(str(folder / SPEC))
+    there, here = _recorded_settings(folder, old), _all_settings(new)
+    seeds = {cell.name: set(cell.seeds) for cell in new.cells}
     for cell in old.cells:
-        if cell.name not in cells:
+        if cell.name not in here:
             return f"it has a cell {cell.name}, and this one has not"
-        if field := _differing(cell, cells[cell.name]):
-            return field
+        if changed := _first_change(cell.name, there[cell.name], here[cell.name]):
+            return changed
     for cell in old.cells:
-        if gone := set(cell.seeds) - set(cells[cell.name].seeds):
+        if gone := set(cell.seeds) - seeds[cell.name]:
             return f"it has seed {min(gone)}, and this one has not"
     return None
 
 
 def changed_default(folder: Path, sweep: Sweep) -> str | None:
-    """Name the first setting that trials in a folder have otherwise than a sweep; None if there is none.
+    """Name the first setting that trials in a folder have otherwise than its specification says now.
 
     A specification has the settings that were given. The others may have had other defaults when it was written.
 
     Args:
         folder: Folder of the sweep.
-        sweep: The sweep, as its specification is read now.
+        sweep: The sweep in it, as its specification is read now.
+
+    Returns:
+        None if there is none.
 
     Raises:
         InputError: If the file of all settings is damaged.
     """
-    if not (folder / SETTINGS).is_file():
-        return None
-    there = read_json(folder / SETTINGS)
-    for name, settings in _all_settings(sweep).items():
-        before = there.get(name, {})  # the sweep may have grown, and options come and go with releases
-        for field, value in settings.items():
-            if before.get(field, value) != value:
-                return f"{field} of cell {name} is {before[field]} there and {value} here"
+    there, here = _recorded_settings(folder, sweep), _all_settings(sweep)
+    return next(filter(None, (_first_change(name, there[name], here[name]) for name in here)), None)
+
+
+def _first_change(cell: str, there: dict[str, str], here: dict[str, str]) -> str | None:
+    for field in there | here:
+        if there.get(field) != here.get(field):
+            return f"{field} of cell {cell} is {there.get(field)} there and {here.get(field)} here"
     return None
+
+
+def _recorded_settings(folder: Path, sweep: Sweep) -> dict[str, dict[str, str]]:
+    """Return the settings of a sweep as they were when it was written: options come and go with releases."""
+    recorded = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return {
+        cell: {field: recorded.get(cell, {}).get(field, value) for field, value in settings.items()}
+        for cell, settings in _all_settings(sweep).items()
+    }
 
 
 def _all_settings(sweep: Sweep) -> dict[str, dict[str, str]]:
     return {
         cell.name: {field: repr(value) for field, value in flatten(asdict(cell.config)).items()} for cell in sweep.cells
     }
-
-
-def _differing(old: SweepCell, new: SweepCell) -> str | None:
-    was, will = flatten(asdict(old.config)), flatten(asdict(new.config))
-    for field in was | will:
-        if was.get(field) != will.get(field):
-            return f"{field} of cell {new.name} is {was.get(field)!r} there and {will.get(field)!r} here"
-    return None
