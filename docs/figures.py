@@ -1,13 +1,17 @@
-"""The figures of idea.md and theory.md: `python docs/figures.py` draws them from the library's objects, in seconds.
+"""The figures of idea.md, theory.md and results/laptop.md: `python docs/figures.py` draws them, in seconds.
+
+Those of the first two are drawn from the library's objects, the last from the tables beside its page.
 
 Transparent, in grays and colours that stand out from white and from black, and that colour-blind eyes tell apart.
 """
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean, stdev
 
 import timm
 import torch
@@ -334,6 +338,36 @@ def draw_steps(axes: Axes, gain: float, title: str) -> None:
     axes.set(title=title, xlabel="x", ylabel="z + F(x)", xlim=(0, end), ylim=(0, end), aspect="equal")
 
 
+def draw_cost() -> None:
+    """Accuracy on CIFAR-10 against the multiply-adds of training: what others report, and the laptop recipes."""
+    with figure("laptop_cost", 6.6, 3.6) as drawn:
+        axes = drawn.subplots()
+        for kind, mark in (("token mixing", "o"), ("attention", "s"), ("convolutions", "^")):
+            peers = [row for row in table("laptop_peers") if row["kind"] == kind]
+            for row in peers:
+                P = 3 * 5e4 * float(row["multiply-adds of an image in M"]) * float(row["epochs"]) / 1e9
+                label = kind if row is peers[0] else None
+                axes.plot(P, float(row["accuracy"]), mark, color=INK, mfc="none", label=label)
+                below = -12 if row["model"] == "Mixer-nano" else -3  # beside it lies another
+                at = dict(xytext=(6, below), textcoords="offset points", size=8)
+                axes.annotate(row["model"], (P, float(row["accuracy"])), **at)
+        for row, name, color, beside in (("imixer", "iMixer", ORANGE, 0.96), ("mixer", "Mixer", BLUE, 1.04)):
+            runs = [run for run in table("laptop") if run["experiment"] == "laptop" and run["row"] == row]
+            seeds = [float(run["accuracy"]) for run in runs]
+            label = f"{name} here, 0.5 P, {len(seeds)} seeds"
+            axes.errorbar(0.5 * beside, fmean(seeds), stdev(seeds), fmt="o", ms=5, color=color, label=label)
+        axes.set(xscale="log", xlim=(0.1, 1000), ylim=(88, 95))
+        axes.set(xlabel="multiply-adds of the training / P", ylabel="accuracy on CIFAR-10 / %")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend(loc="upper right")
+
+
+def table(name: str) -> list[dict[str, str]]:
+    """The rows of a table beside the results."""
+    with (Path(__file__).parent / "results" / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def main() -> None:
     """All of them."""
     draw_memory()
@@ -345,6 +379,7 @@ def main() -> None:
     draw_networks()
     draw_update_rule()
     draw_nest()
+    draw_cost()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the documents say is so."""
 
 import ast
+import csv
 import functools
 import http.server
 import importlib
@@ -14,10 +15,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import timm
 import yaml
+from scipy.stats import ttest_ind
 
 import imixer
 from imixer.extras import MODULES
@@ -175,6 +178,23 @@ def test_the_front_pages_claim_no_more_than_the_results():
         assert "is undecided" in " ".join(claim.replace("[", "").split())
 
 
+def test_the_laptop_page_says_what_its_runs_say():
+    """Means, spreads and the interval, computed anew from the table of runs by scipy."""
+    with (ROOT / "docs/results/laptop.csv").open(encoding="utf-8") as file:
+        runs = list(csv.DictReader(file))
+    page = (ROOT / "docs/results/laptop.md").read_text()
+    by_row: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        by_row.setdefault((run["experiment"], run["row"]), []).append(float(run["accuracy"]))
+        assert f"{float(run['accuracy']):.2f} %" in page, run
+    for experiment, row in ("laptop", "imixer"), ("laptop", "mixer"):
+        accuracies = by_row[experiment, row]
+        assert f"**{fmean(accuracies):.2f} ± {stdev(accuracies):.2f} %**" in page
+    difference = ttest_ind(by_row["laptop", "mixer"], by_row["laptop", "imixer"], equal_var=False)
+    interval = difference.confidence_interval()
+    assert f"[{interval.low:.2f}, {interval.high:.2f}] and p = {difference.pvalue:.2f}" in " ".join(page.split())
+
+
 def test_the_index_of_results_names_every_result():
     results = ROOT / "docs/results"
     linked = re.findall(r"\]\((\w+\.md)\)", (results / "index.md").read_text())
@@ -208,14 +228,14 @@ def test_the_api_pages_document_all_that_a_package_exports(package):
         assert inspect.ismodule(exported) or any(exported is one for one in documented), name
 
 
-def test_the_figures_of_the_idea_and_the_theory_are_drawn_by_their_script(tmp_path, monkeypatch):
+def test_the_figures_of_idea_theory_and_laptop_are_drawn_by_their_script(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
     monkeypatch.setattr(figures, "IMAGES", tmp_path)
     figures.main()
     images = ROOT / "docs/images"
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for kind in ("idea_*", "paper_fig*")
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for kind in ("idea_*", "paper_fig*", "laptop_*")
                                                           for path in images.glob(f"{kind}.svg")}  # fmt: skip
 
 
