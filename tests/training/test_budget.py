@@ -93,10 +93,20 @@ def test_what_a_budget_contradicts_is_refused(config, message):
         TrainConfig(budget="1T", **config)
 
 
-def test_a_solver_that_multiplies_as_it_needs_has_no_budget():
-    config = TrainConfig(budget="1T", model=ModelConfig(solver="picard"))
-    with pytest.raises(InputError, match=r"model\.solver picard"):
+@pytest.mark.parametrize("option", ["solver picard", "gradient implicit"])
+def test_what_multiplies_as_often_as_its_images_need_has_no_budget(option):
+    name, value = option.split()
+    config = TrainConfig(budget="1T", model=ModelConfig(**{name: value}))
+    with pytest.raises(InputError, match=rf"model\.{option} multiplies as often as its images need.*model\.{name} "):
         duration(config, built(), 5)
+
+
+def test_what_a_step_multiplies_beyond_three_forwards_is_named():
+    model = {"jacobian_penalty": 0.1, "gradient": "recompute"}
+    config = TrainConfig(budget="1T", model=ModelConfig(**model), grad_checkpointing=True)
+    named = "model.jacobian_penalty, model.gradient recompute, grad_checkpointing"
+    assert duration(config, built(), 5).summary.endswith(f"; not counted is what {named} adds")
+    assert "not counted" not in duration(TrainConfig(budget="1T"), built(), 5).summary
 
 
 @pytest.mark.usefixtures("undrawn")

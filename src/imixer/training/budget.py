@@ -8,6 +8,7 @@ from timm.optim import get_optimizer_info
 from timm.optim.muon import DEFAULT_NS_STEPS, Muon
 
 from imixer.errors import InputError
+from imixer.inverse_options import PENALTIES
 from imixer.training.model import FORWARDS_PER_STEP, BuiltModel, forward_cost
 from imixer.training.optimizer import muon_shapes
 from imixer.training.run.config import TrainConfig, parse_budget
@@ -65,7 +66,8 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
     """Convert the budget of a run into optimizer steps.
 
     A step costs 3 forward passes for each image of the batch, and the matrix products of the optimizer. Power
-    iterations, validation and averaging are not counted.
+    iterations, validation and averaging are not counted, nor what is computed again or beside the forward pass for
+    penalties and gradients, which the summary names.
 
     Args:
         config: The configuration of the run, with a budget.
@@ -77,11 +79,15 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
     """
     assert config.budget is not None
     forward, optimizer = forward_cost(built), optimizer_cost(built, config.optim.opt)
-    if config.model.solver not in (None, "fixed"):
-        raise InputError(
-            f"budget is {config.budget}, and model.solver {config.model.solver} multiplies as often as its images "
-            "need; give epochs instead, or model.solver fixed"
-        )
+    for option, value, remedy in (
+        ("solver", config.model.solver, "fixed"),
+        ("gradient", "implicit" if config.model.gradient == "implicit" else None, "unroll"),
+    ):
+        if value not in (None, remedy):
+            raise InputError(
+                f"budget is {config.budget}, and model.{option} {value} multiplies as often as its images need; give "
+                f"epochs instead, or model.{option} {remedy}"
+            )
     if forward is None:
         raise InputError(
             f"budget is {config.budget}, and the multiply-adds of {built.name} cannot be counted; give epochs instead"
@@ -95,12 +101,22 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
         )
     share = f", of which convolutions are {forward.convolutions / forward.total:.1%}"
     newton = f"; Newton-Schulz adds {optimizer / images:.1%}" if optimizer else ""
+    uncounted = ", ".join(_uncounted(config))
     return Duration(
         steps,
         -(-steps // steps_per_epoch),
         f"budget {config.budget}: {steps:,} steps, {steps / steps_per_epoch:.2f} epochs, at 3 x "
-        f"{forward.total / 1e6:.1f} M multiply-adds per image{share}{newton}",
+        f"{forward.total / 1e6:.1f} M multiply-adds per image{share}{newton}"
+        + (f"; not counted is what {uncounted} adds" if uncounted else ""),
     )
+
+
+def _uncounted(config: TrainConfig) -> list[str]:
+    """Name the settings by which a step multiplies more than 3 forward passes do."""
+    penalties = [f"model.{name}" for name in PENALTIES if getattr(config.model, name)]
+    gradient = config.model.gradient
+    again = [f"model.gradient {gradient}"] if gradient in ("recompute", "neumann") else []
+    return [*penalties, *again, *(["grad_checkpointing"] if config.grad_checkpointing else [])]
 
 
 def _shown(cost: float) -> str:
