@@ -1,5 +1,6 @@
 """What a step frees is there for the next one."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import resource, torch
 from imixer.training.allocator import keep_freed_memory
 {call}
 def step():
-    blocks = [torch.ones(2**20 * k) for k in (2, 5, 1, 7, 3, 6)]  # 4 to 28 MiB
+    blocks = [torch.ones(2**20 * k) for k in (2, 5, 1, 40, 3, 12)]  # 4 to 160 MiB
 for _ in range(20):  # until the heap has found its shape, which takes up to a dozen
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -23,7 +24,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def page_faults(call: str, **environment: str) -> int:
     script = FAULTS.format(call=call)
-    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    theirs = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    told = subprocess.run(
+        [sys.executable, "-c", script], env=theirs | environment, capture_output=True, text=True, check=True
+    )
     return int(told.stdout)
 
 
