@@ -1,4 +1,4 @@
-"""Define the one exception that means: the user can mend this."""
+"""Define the one exception that means: the user can mend this; and checks of numbers that all packages share."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def check_whole(**numbers: object) -> None:
     for name, number in numbers.items():
         if not hasattr(number, "__index__"):
             raise ValueError(f"{name} is {number!r}; give a whole number")
+
+
+def check_n_iter(n_iter: int) -> None:
+    """Raise ValueError unless a value is a number of fixed point iterations."""
+    check_whole(n_iter=n_iter)
+    if n_iter < 0:
+        raise ValueError(f"n_iter is {n_iter}; give 0 or more fixed point iterations")
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = "", cutoff: float = 0.6) -> str:

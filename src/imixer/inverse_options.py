@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from imixer.errors import check_whole
+from imixer.errors import check_n_iter, check_whole
 
 SolverName = Literal["fixed", "picard", "damped", "anderson", "broyden"]
 GradientName = Literal["unroll", "implicit", "neumann", "jacobian_free", "recompute"]
@@ -207,13 +207,6 @@ def check_number(option: str, value: object, kind: object) -> None:
             check_whole(**{option: each})
         if (kind is float or several) and not hasattr(each, "__float__"):
             raise ValueError(f"{option} is {each!r}; give a number")
-
-
-def check_n_iter(value: int) -> None:
-    """Raise ValueError unless a value is a number of fixed point iterations."""
-    check_number("n_iter", value, int)
-    if value < 0:
-        raise ValueError(f"n_iter is {value}; give 0 or more fixed point iterations")
 
 
 def check_choice(option: str, value: object, names: tuple[str, ...], kinds: tuple[type, ...] = (object,)) -> None:

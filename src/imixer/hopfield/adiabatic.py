@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from imixer.errors import check_whole
+from imixer.errors import check_n_iter
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons, fits
 from imixer.hopfield.synapses import BilinearSynapse
@@ -55,9 +55,7 @@ class AdiabaticUpdate(nn.Module):
         top_down_bias: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        check_whole(n_iter=n_iter)
-        if n_iter < 0:
-            raise ValueError(f"n_iter is {n_iter}; give 0 or more fixed point iterations")
+        check_n_iter(n_iter)
         if solve not in ("nested", "joint"):
             raise ValueError(f"solve is {solve!r}; choose nested or joint")
         self.network = network

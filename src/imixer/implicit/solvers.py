@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imixer.errors import check_whole
+from imixer.errors import check_n_iter, check_whole
 from imixer.implicit.func_transforms import every
 from imixer.implicit.solution import Solution, choose, finite_samples, spoil_gradient_of
 
@@ -44,9 +44,7 @@ class FixedIterations:
     measure: bool = False
 
     def __post_init__(self) -> None:
-        check_whole(n_iter=self.n_iter)
-        if self.n_iter < 0:
-            raise ValueError(f"n_iter is {self.n_iter}; give 0 or more fixed point iterations")
+        check_n_iter(self.n_iter)
 
     def __call__(self, f: Map, x: Tensor) -> Solution[Tensor]:
         """Take n steps from x (B, ...)."""

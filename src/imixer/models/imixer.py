@@ -14,9 +14,10 @@ from timm.layers import to_2tuple
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import Tensor, nn
 
+from imixer.errors import check_n_iter
 from imixer.implicit import SpectralLinear, fold
 from imixer.implicit.spectral import advance
-from imixer.inverse_options import check_n_iter, shows_options, split_options
+from imixer.inverse_options import shows_options, split_options
 from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import bring_to_grid, rename_published, tell_guesses
 from imixer.models.imlp import IMLP
