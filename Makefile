@@ -2,11 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Not what the environment calls so: the directory is removed first. `make demo RUN=DIR` chooses another.
+# `make demo RUN=DIR` chooses another, which must not be there. The default is removed first. Not what the environment calls so.
 RUN := runs/demo
 # Where torch and torchvision come from, such as PyTorch's index of builds without CUDA. Default: pip's own.
 TORCH_INDEX ?=
 TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
+# constraints.txt names versions that need Python 3.11; on 3.10 pip chooses
+TESTED = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
+INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(TESTED)
 
 # The environments of the lowest versions that pyproject.toml declares, and of the newest there are, for Python 3.10 or later
 LOWEST := .venv-lowest
@@ -20,7 +23,7 @@ DATA ?= data
 .PHONY: demo gpu test test-slow test-elsewhere test-dense test-remote test-lowest test-newest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
-	rm -rf $(RUN)
+	$(if $(filter runs/demo,$(RUN)),rm -rf runs/demo)
 	$(BIN)/imixer train --out $(RUN)
 	$(BIN)/imixer evaluate $(RUN)
 	$(BIN)/imixer predict $(RUN)
@@ -32,17 +35,17 @@ test-slow: $(VENV)/.installed-test  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
 test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which the large ones are installed first
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[elsewhere]'
+	$(INSTALL) -e '.[elsewhere]'
 	$(BIN)/python -m pytest tests/elsewhere
 
 # anomalib asks for an older jsonargparse than imixer has: it comes alone, with what its two models import
 test-dense: $(VENV)/.installed-test  ## the tests with heads for feature maps, whose libraries are installed first
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dense]'
+	$(INSTALL) -e '.[dense]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps anomalib einops freia kornia kornia-rs omegaconf pandas platformdirs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models/test_dense.py
 
 test-remote: $(VENV)/.installed-test  ## streamed images on an object server of its own, which is installed first
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[object-server]'
+	$(INSTALL) -e '.[object-server]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_streaming.py
 
 test-lowest: $(LOWEST)/.installed  ## the tests of the core with the lowest versions that are declared
@@ -73,19 +76,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: $(VENV)/bin/python  # without what they need, which comes from pip's own index below
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps --index-url $(TORCH_INDEX) torch torchvision
+	$(INSTALL) --no-deps --index-url $(TORCH_INDEX) torch torchvision
 	touch $@
 
 $(VENV)/.installed: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[train]'
+	$(INSTALL) -e '.[train]'
 	touch $@
 
 $(VENV)/.installed-test: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(INSTALL) -e '.[test]'
 	touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-docs: $(TORCH) $(VENV)/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $@ $(VENV)/.installed
 
 # uv resolves to the lowest; the lowest torch may come from TORCH_INDEX, as above.

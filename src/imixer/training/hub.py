@@ -184,7 +184,7 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
         f"## {task.title}\n",
         markdown(Grid(("images", task.metric, "number"), rows, text=1)),
         "## How to load it\n",
-        "The model is one of timm's, once `imixer` is imported (`pip install imixer`).\n",
+        "The model is one of timm's, once `imixer` is installed and imported.\n",
         f"```python\n{_snippet(repo_id, channels, task)}```\n",
         "From a copy of this folder, `local-dir:FOLDER` takes the place of `hf-hub:...`.\n",
         *(f"## {caption}\n\n![{caption}]({file})\n" for file, caption in figures.items()),
