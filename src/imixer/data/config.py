@@ -135,9 +135,9 @@ class DataConfig:
             raise InputError(
                 f"data.shift is {self.shift} and data.crop {self.crop}; give 1 pixel or more, with crop pad or reflect"
             )
-        if self.flip == "alternating" and self.hflip == 0:
+        if self.flip == "alternating" and self.hflip in (0, 1):
             raise InputError(
-                "data.flip is alternating and data.hflip 0, by which all images would turn round together; "
+                f"data.flip is alternating and data.hflip {self.hflip:g}, by which all images would turn round together; "
                 "set data.hflip 0.5"
             )
         for field, most in (("scale", 1.0), ("ratio", math.inf)):

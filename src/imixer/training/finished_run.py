@@ -127,7 +127,7 @@ class FinishedRun:
         return replace(
             self.config,
             out=None,
-            data=replace(data, name=name, root=None, download=False),
+            data=replace(data, name=name, root=None, cache_dir=None, download=False),
             model=replace(
                 model,
                 checkpoint=checkpoint and Path(checkpoint).name,

@@ -217,7 +217,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     steps = config.steps
     if config.budget is not None:
         lasts = duration(config, built, len(training) // config.accumulate)
-        config, steps = replace(config, epochs=lasts.epochs), lasts.steps
+        config, steps = for_steps(config, lasts.steps, len(training) // config.accumulate), lasts.steps
         if fabric.is_global_zero:
             _log.info(lasts.summary)
     elif steps is not None:

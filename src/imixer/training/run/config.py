@@ -183,6 +183,10 @@ class OptimConfig:
             raise InputError(f"optim.lr_batch is {self.lr_batch}; give 1 or more, or leave it out")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise InputError(f"optim.momentum is {self.momentum}; give a share from 0, below 1, or leave it out")
+        if self.betas is not None and not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optim.betas is {list(self.betas)}; give two shares from 0, below 1, or leave it out")
+        if self.eps is not None and not 0 <= self.eps < math.inf:
+            raise InputError(f"optim.eps is {self.eps}; give 0 or more, or leave it out")
         if self.clip_grad is not None and not self.clip_grad > 0:
             raise InputError(f"optim.clip_grad is {self.clip_grad}; give a norm above 0, or leave it out")
 
@@ -478,11 +482,23 @@ class TrainConfig:
             raise InputError(f"{' and '.join(lengths)} each say how long to train; leave all but one of them out")
         if not 0 < self.minutes < math.inf:
             raise InputError(f"minutes is {self.minutes}; give minutes above 0")
-        if self.schedule.warmup_share is None and self.schedule.warmup_epochs >= self.epochs:
+        if self.length_in_epochs and self.schedule.warmup_share is None and self.schedule.warmup_epochs >= self.epochs:
             raise InputError(
                 f"schedule.warmup_epochs is {self.schedule.warmup_epochs} but epochs is {self.epochs}; "
                 "train longer or warm up shorter"
             )
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        """Refuse a schedule that would rise to its end, or fall in its warm-up."""
+        schedule = self.schedule
+        warms_up = schedule.warmup_epochs if schedule.warmup_share is None else schedule.warmup_share
+        for name, counts in (("min_lr", schedule.sched != "step"), ("warmup_lr", warms_up)):
+            if counts and getattr(schedule, name) > self.peak_lr:
+                raise InputError(
+                    f"schedule.{name} is {getattr(schedule, name):g}, above the highest learning rate, "
+                    f"{self.peak_lr:g}; lower it, or raise optim.lr"
+                )
 
 
 _UNITS = {"T": 1e12, "P": 1e15}
