@@ -352,6 +352,15 @@ def test_json_that_is_damaged_is_named(tmp_path, content):
         ({"data": DataConfig(ratio=(1.0, 1.0), crop="center")}, ["data.ratio (1.0, 1.0): crop is center"]),
         ({"data": DataConfig(scale=(0.5, 1.0), crop="resized")}, []),
         ({"data": DataConfig(root="x")}, ["data.root x: the digits are built in"]),
+        (
+            {"data": DataConfig("cifar10", skip_bad=True, check="full", background="black")},
+            ["data.skip_bad True: torchvision", "data.check full: torch", "data.background black: torchvision reads"],
+        ),
+        ({"data": DataConfig("hfds/mnist", check="full")}, ["data.check full: timm reads hfds/mnist"]),
+        (
+            {"data": DataConfig("photos", root="x", download=True)},
+            ["data.root x: data.name is the place", "data.download True: data.name is"],
+        ),
         ({"data": DataConfig(workers=2, pipeline="device")}, ["data.workers 2: pipeline is device"]),
         ({"data": DataConfig(keep_decoded=True, pipeline="device")}, ["data.keep_decoded True: pipeline is device"]),
         (
@@ -404,6 +413,14 @@ def test_a_setting_without_effect_says_so(config, said):
     found = unused_settings(TrainConfig(**config))
     assert len(found) == len(said)
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
+
+
+def test_settings_that_the_data_themselves_decide_say_so():
+    data = DataConfig("cifar10", val_fraction=0.1, split_seed=7, cache_gb=2.0, streaming="always")
+    found = unused_settings(TrainConfig(data=data), own_split=True, streamed=False)
+    assert [text.partition(":")[0] for text in found] == [
+        "data.val_fraction 0.1", "data.split_seed 7", "data.cache_gb 2", "data.streaming always",
+    ]  # fmt: skip
 
 
 def test_the_panel_before_training_shows_them(capsys):

@@ -115,6 +115,7 @@ def test_the_other_pipeline_mirrors_the_same_images():
         ({"shift": 0}, "data.shift is 0"),
         ({"shift": 2, "crop": "resized"}, "data.shift is 2 and data.crop resized"),
         ({"flip": "alternating"}, "data.hflip 0.5"),
+        ({"flip": "alternating", "hflip": 1.0}, "data.hflip 1, by which all images"),
         (
             {"scale": (0.9, 0.2)},
             r"data.scale is \[0.9, 0.2\]; give two numbers above 0, up to 1, the smaller one first",

@@ -137,8 +137,8 @@ class DataConfig:
             )
         if self.flip == "alternating" and self.hflip in (0, 1):
             raise InputError(
-                f"data.flip is alternating and data.hflip {self.hflip:g}, by which all images would turn round together; "
-                "set data.hflip 0.5"
+                f"data.flip is alternating and data.hflip {self.hflip:g}, by which all images would turn round "
+                "together; set data.hflip 0.5"
             )
         for field, most in (("scale", 1.0), ("ratio", math.inf)):
             low, high = getattr(self, field)

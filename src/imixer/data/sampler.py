@@ -13,6 +13,8 @@ from torch import Tensor
 from imixer.data.randomness import mixed_seed
 from imixer.errors import InputError
 
+_SAMPLE, _SAMPLE_GROUPS = 2000, 8
+
 
 @dataclass(frozen=True)
 class BatchShard:
@@ -90,6 +92,15 @@ class Windows:
             generator = torch.Generator().manual_seed(mixed_seed(seed, epoch, number))
             pieces.append(images[torch.randperm(len(images), generator=generator)])
         return torch.cat(pieces)
+
+    def sample(self) -> NDArray[np.int64]:
+        """Draw the numbers of images of a few groups, always the same, so that looking at them fetches little."""
+        taken: list[NDArray[np.int64]] = []
+        for group in np.random.default_rng(0).permutation(np.unique(self.groups)):
+            if len(taken) == _SAMPLE_GROUPS or sum(map(len, taken)) >= _SAMPLE:
+                break
+            taken.append(np.flatnonzero(self.groups == group))
+        return np.concatenate(taken)
 
 
 class BatchOrder:

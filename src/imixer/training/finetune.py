@@ -34,6 +34,12 @@ def freeze(model: nn.Module, part: FinetunePart, name: str) -> None:
             parameter.requires_grad_(False)
 
 
+def trained_batch_norms(model: nn.Module) -> list[nn.Module]:
+    """List the batch norms that take the statistics of what they see in training."""
+    frozen = set(frozen_batch_norms(model))
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module not in frozen]
+
+
 def frozen_batch_norms(model: nn.Module) -> list[nn.Module]:
     """List the batch norms whose parameters are frozen, of a model of which something else is trained.
 

@@ -244,6 +244,7 @@ class Loop:
         """Return everything that a checkpoint holds: tensors, numbers and text. All processes must call it."""
         return self.train_state.state_dict() | {
             "step": self.step,
+            "steps": self.steps,
             "rows": self.rows,
             "losses": self._gathered_losses(),
             "confusion": self.scores.confusion,

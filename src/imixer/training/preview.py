@@ -53,7 +53,13 @@ def show_preview(
     grid = Table.grid(padding=(0, 2))
     lines = _lines(data, config, built, steps, estimate, choices)
     trained = any(p.requires_grad for m in built.model.modules() if isinstance(m, Contraction) for p in m.parameters())
-    unused = unused_settings(config, chosen, trains_inverses=trained)
+    unused = unused_settings(
+        config,
+        chosen,
+        trains_inverses=trained,
+        own_split=data.split is not None,
+        streamed=data.windows is not None,
+    )
     for title, text in [*lines, *(("no effect", middle_cut(each, 160)) for each in unused)]:
         grid.add_row(title, Text(printable(text)))  # no markup: names come from outside
     console = console or PlainConsole(file=sys.stderr, width=width_for(sys.stderr))

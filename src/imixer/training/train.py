@@ -38,7 +38,7 @@ from imixer.training.devices import (
     resolve_precision,
     started_by_launcher,
 )
-from imixer.training.finetune import count_parameters, freeze
+from imixer.training.finetune import count_parameters, freeze, trained_batch_norms
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
 from imixer.training.model import BuiltModel, enable_grad_checkpointing, require_memory_for_batch
@@ -56,7 +56,8 @@ from imixer.training.run.loggers import build_logger, check_logger
 from imixer.training.run.metrics import MetricsWriter
 from imixer.training.run.parsing import load_config, save_config
 from imixer.training.run.result import TrainingResult, best_row, read_result
-from imixer.training.run.resume_rules import check_changes
+from imixer.training.run.resume_rules import check_changes, check_parts
+from imixer.training.same_data import check_same_data, data_fingerprint
 from imixer.training.stop_signals import Interrupted
 from imixer.training.tasks.registry import find_task
 from imixer.training.tasks.task import Task
@@ -204,6 +205,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     data = _prepared_alike(data, built)
     if config.finetune is not None:
         freeze(built.model, config.finetune, built.title)
+    if begun and trained_batch_norms(built.model):
+        why = "a batch norm takes the statistics of each of these parts of a batch"
+        check_parts(load_config(begun.config), config, str(begun.path), why)
     # a batch larger than the data is refused below
     require_memory_for_batch(built.input_size, min(config.micro_batch, len(data.train)))
     build_optimizer(built.model, config.optim)  # refuses what is wrong, before anything is written
@@ -226,13 +230,16 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         all_steps = steps or config.all_epochs * (len(training) // config.accumulate)
         estimate = estimate_time(config, built, loss, training, fabric.device, steps=all_steps, held_out=len(data.val))
         show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices, chosen=chosen)
+    if not begun:
+        whiten_stem(built.model, config, data, built.input_size)
     run = begun or _by_first(fabric, lambda: create_run(config.out, data.name, built.title))
     report_run(run.path)
-    with _locked(fabric, run):
+    with _locked(fabric, run), _removed_if_empty(fabric, run, new=not begun):
         state = _latest(fabric, run) if begun else None
         if state is not None:
-            _check_data(state, data, run)
-        else:
+            check_same_data(state, data, run)
+            config, steps = _as_begun(config, steps, state, len(training) // config.accumulate)
+        elif begun:
             whiten_stem(built.model, config, data, built.input_size)
         if fabric.is_global_zero and not begun:
             streaming: Literal["always", "never"] = "never" if data.windows is None else "always"
@@ -255,14 +262,14 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             task.validation(data, config, built.input_size),
             metrics,
             TrainingProgress(fabric.is_global_zero),
-            data_fingerprint=_data_fingerprint(data),
+            data_fingerprint=data_fingerprint(data),
             steps=steps,
         )
         if state is not None:
             _load(loop, state)
         if begun and fabric.is_global_zero:
             metrics.restart(loop.rows, measured=bool(implicit_layers(built.model)) and config.strategy != "fsdp")
-        _fit(loop, new=begun is None)
+        _fit(loop)
         return _finish(loop, task, config, data, device_name(fabric.device))
 
 
@@ -318,22 +325,30 @@ def _load(loop: Loop, state: State) -> None:
         ) from error
 
 
-def _fit(loop: Loop, *, new: bool) -> None:
-    """Train, and leave no new directory behind that holds nothing."""
-    run = loop.run
+def _as_begun(
+    config: TrainConfig, steps: int | None, state: State, steps_per_epoch: int
+) -> tuple[TrainConfig, int | None]:
+    """Keep to the number of steps that a run with a budget was begun with, should they be counted otherwise by now."""
+    before = state.get("steps")
+    if config.budget is None or before == steps or type(before) is not int or before < 1:
+        return config, steps
+    _log.warning(
+        f"budget {config.budget} is {steps:,} steps as they are counted here, and was {before:,} when the run was "
+        f"begun; it goes on to {before:,}"
+    )
+    return for_steps(config, before, steps_per_epoch), before
+
+
+def _fit(loop: Loop) -> None:
+    """Train, and say what is saved where that is interrupted in the middle of a step."""
     try:
         loop.fit()
     except Interrupted:
         raise
     except KeyboardInterrupt as error:
-        _remove_if_empty(loop, new)
-        raise Interrupted(_what_is_saved(run)) from error
+        raise Interrupted(_what_is_saved(loop.run)) from error
     except InputError as error:
-        _remove_if_empty(loop, new)
         raise InputError(worker_message(error)) from error
-    except BaseException:
-        _remove_if_empty(loop, new)
-        raise
     finally:
         loop.metrics.close()
 
@@ -383,42 +398,6 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
         _log.warning(f"{run.model} was damaged and is now {aside}")
 
 
-def _data_fingerprint(data: ImageSet) -> dict[str, Any]:
-    """Describe the data, in what must not change between a run's sessions."""
-    streamed = {"origin": list(data.origin), "stored images": data.fingerprint} if data.fingerprint else {}
-    return streamed | {
-        "training images": len(data.train),
-        "held-out images": len(data.val),
-        "classes": list(data.class_names),
-    }
-
-
-def _check_data(state: State, data: ImageSet, run: RunDirectory) -> None:
-    """Check that the data are those of a checkpoint."""
-    fingerprint = state.get("data_fingerprint")
-    if not isinstance(fingerprint, dict) or any(
-        type(fingerprint.get(name)) is not type(here) for name, here in _data_fingerprint(data).items()
-    ):
-        raise InputError(
-            f"{Checkpoints(run.checkpoints).file(state['step'])} says nothing of the data that it was trained on; move "
-            "it away to go on from the one before"
-        )
-    for name, here in _data_fingerprint(data).items():
-        before = fingerprint[name]
-        if name == "origin":  # elsewhere the same images are other objects
-            if before[:1] == here[:1] and before != here:
-                raise InputError(
-                    f"the objects at {here[0]} were replaced since {run.path} was trained on them; put those back, or "
-                    "start a new run"
-                )
-        elif before != here:
-            shown = (len(before), len(here)) if isinstance(here, list) else (before, here)
-            raise InputError(
-                f"{run.path} was trained on {data.name} with other {name} ({shown[0]}; now {shown[1]}); give the data "
-                "it was trained on with --data.name or --data.root"
-            )
-
-
 def _note_changes(run: RunDirectory, step: int) -> None:
     """Log and write down what may make the numbers of a resumed run differ from those of one that never stopped."""
     try:
@@ -454,6 +433,17 @@ def _locked(fabric: Fabric, run: RunDirectory) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _removed_if_empty(fabric: Fabric, run: RunDirectory, *, new: bool) -> Iterator[None]:
+    """Leave no new directory behind that holds nothing to go on from, whatever ends the work in it."""
+    try:
+        yield
+    except BaseException:
+        if new and fabric.is_global_zero and not Checkpoints(run.checkpoints).files:
+            shutil.rmtree(run.path, ignore_errors=True)  # the directory is ours
+        raise
+
+
 def _by_first(fabric: Fabric, work: Callable[[], _T]) -> _T:
     """Call a function in the first process, and return its result, or raise its InputError, in all."""
     result: Any = None
@@ -473,8 +463,3 @@ def _what_is_saved(run: RunDirectory) -> str:
     if not entries:
         return "before the first checkpoint, nothing is saved"
     return f"in the middle of a step; `imixer train --resume {run.path}` continues from step {entries[-1].step}"
-
-
-def _remove_if_empty(loop: Loop, new: bool) -> None:
-    if new and loop.fabric.is_global_zero and not Checkpoints(loop.run.checkpoints).files:
-        shutil.rmtree(loop.run.path, ignore_errors=True)  # the directory is ours and holds no result

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import fields
 from typing import Any
 
+from imixer.data.names import TORCHVISION, is_named, timm_prefix
 from imixer.training.run.config import Choosable, TrainConfig
 
 _SHAPES_THE_NORM = ("coeff", "n_power_iterations", "sigma", "scaling", "detach_sigma")
@@ -20,7 +21,12 @@ _INVERTS = (
 
 
 def unused_settings(
-    config: TrainConfig, chosen: Collection[Choosable] = (), *, trains_inverses: bool = True
+    config: TrainConfig,
+    chosen: Collection[Choosable] = (),
+    *,
+    trains_inverses: bool = True,
+    own_split: bool = False,
+    streamed: bool = True,
 ) -> list[str]:
     """Find the settings that were chosen and have no effect, given the rest of a configuration.
 
@@ -30,6 +36,8 @@ def unused_settings(
         config: The run's configuration.
         chosen: What was chosen for the images and the device before, as `config.choose` names it.
         trains_inverses: Whether the model has an F, whose inverse mixes the tokens, that is trained.
+        own_split: Whether the data say themselves which images are held out.
+        streamed: Whether the data are streamed, or may be.
 
     Returns:
         A clause for each, such as `model.tolerance 0.001: solver is fixed`.
@@ -40,6 +48,13 @@ def unused_settings(
         several.append(("minutes", "neither model nor steps are chosen"))
     if not trains_inverses:
         several.append(("optim.contraction_lr_scale", "no F is trained"))
+    if own_split:
+        several += [
+            (f"data.{name}", "the data say which images are held out") for name in ("val_fraction", "split_seed")
+        ]
+    if not streamed:
+        settings = ("cache_gb", "cache_dir", *(["streaming"] if config.data.streaming == "always" else []))
+        several += [(f"data.{name}", "these data are not streamed") for name in settings]
     for name, why in several:
         group, _, field = name.rpartition(".")
         owner: Any = getattr(config, group) if group else config
@@ -77,6 +92,13 @@ def _of_data(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if data.name == "digits":
         built_in = ("root", "download", "skip_bad", "check", "value_range", "background", "cache_gb", "cache_dir")
         yield from ((f"data.{name}", "the digits are built in") for name in built_in)
+    elif data.name in TORCHVISION or timm_prefix(data.name):
+        library = "torchvision" if data.name in TORCHVISION else "timm"
+        yield from ((f"data.{name}", f"{library} reads {data.name}") for name in ("skip_bad", "check"))
+    if data.name in TORCHVISION:
+        yield "data.background", f"torchvision reads {data.name}"
+    if not is_named(data.name, config.task):
+        yield from ((f"data.{name}", "data.name is the place of the data itself") for name in ("root", "download"))
     if data.streaming == "never":
         yield from ((f"data.{name}", "streaming is never") for name in ("cache_gb", "cache_dir"))
     if data.pipeline == "device":

@@ -98,7 +98,8 @@ def open_rows(root: PurePath, shards: ShardFiles, config: DataConfig, reader: Sh
     streamed: tuple[str, ...] = ()
     sample = chosen
     if isinstance(train, StreamedRows) and isinstance(val, StreamedRows):
-        windows, sample, streamed = train.windows(chosen), train.sample(chosen), (train.note(),)
+        windows, streamed = train.windows(chosen), (train.note(),)
+        sample = chosen[windows.sample()]
         parts = [(train, sample)] if val is train else [(train, sample), (val, val_chosen[:1])]
         fingerprint = " ".join(rows.fingerprint(looked_at) for rows, looked_at in parts)
         if all(versions := [rows.object_versions() for rows, _ in parts]):

@@ -18,8 +18,6 @@ from imixer.data.sources.rows import Rows
 from imixer.data.sources.storage import RemotePath
 from imixer.errors import InputError
 
-_SAMPLE, _SAMPLE_GROUPS = 2000, 8
-
 
 @dataclass(frozen=True)
 class Group:
@@ -151,20 +149,6 @@ class StreamedRows(Rows):
             chosen: Numbers of the rows.
         """
         return Windows(self.group_of_row[chosen], self.sizes, self.window)
-
-    def sample(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Choose rows of a few groups, always the same, so that looking at them does not fetch everything.
-
-        Args:
-            chosen: Numbers of the rows to choose from.
-        """
-        groups = self.group_of_row[chosen]
-        taken: list[NDArray[np.int64]] = []
-        for group in np.random.default_rng(0).permutation(np.unique(groups)):
-            if len(taken) == _SAMPLE_GROUPS or sum(map(len, taken)) >= _SAMPLE:
-                break
-            taken.append(chosen[groups == group])
-        return np.concatenate(taken)
 
     def fingerprint(self, sample: NDArray[np.int64]) -> str:
         """Return what tells these rows from others, wherever the files lie.

@@ -47,9 +47,27 @@ def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
                 f"{name} is {value}, but {path} was begun with {old.get(name)}; leave it out to resume, or start a new "
                 f"run, from these weights with --model.checkpoint {path}/model/model.safetensors"
             )
-    if before.task == "segment" and now.micro_batch != before.micro_batch:
+    if before.task == "segment":
+        check_parts(before, now, path, "the loss of a segmentation is that of each of these parts of a batch")
+    if before.data.mixup or before.data.cutmix:
+        check_parts(before, now, path, "the images of each of these parts of a batch are mixed with each other")
+
+
+def check_parts(before: TrainConfig, now: TrainConfig, path: str, why: str) -> None:
+    """Check that a resumed run cuts its batches into as many parts as the run that was begun.
+
+    Args:
+        before: The configuration of the run.
+        now: The configuration to resume it with.
+        path: The directory of the run.
+        why: Why that matters, in words.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if now.micro_batch != before.micro_batch:
         parts, begun = (each.data.batch_size // each.micro_batch for each in (now, before))
         raise InputError(
-            f"devices x num_nodes x accumulate is {parts}, but {path} was begun with {begun}, and the loss of a "
-            f"segmentation is that of each of these parts of a batch; make the product {begun} again"
+            f"devices x num_nodes x accumulate is {parts}, but {path} was begun with {begun}, and {why}; make the "
+            f"product {begun} again"
         )
