@@ -90,6 +90,20 @@ def test_a_page_tells_how_long_the_models_were_trained(config, words):
     assert f"; {words}; " in shown(result(replace(BASE, config=config))).conditions
 
 
+def test_trials_in_different_precisions_are_told(monkeypatch):
+    about = {"gpus": [], "cores": 2, "cpu": "X", "python": "3", "torch": "2", "timm": "1", "imixer": "0", "commit": "c"}
+    several = [about | {"precision": precision} for precision in ("bf16", "32")]
+    monkeypatch.setattr(ExperimentResult, "environments", several)
+    lines = shown(result(BASE)).remarks
+    assert "trials differ in precision: bf16 and 32, which round otherwise" in lines
+    assert [line.rpartition("; ")[2] for line in lines if line.startswith("ran on")] == [
+        "precision bf16",
+        "precision 32",
+    ]
+    monkeypatch.setattr(ExperimentResult, "environments", [about])  # as runs of before are
+    assert not any("precision" in line for line in shown(result(BASE)).remarks)
+
+
 def test_each_number_stands_in_its_column():
     other = row_result("other", [82.1, 84.0, 86.0, 82.9], paper=PaperAccuracy(88.6, 0.3))
     found = result(BASE, other)

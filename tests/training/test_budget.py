@@ -85,7 +85,6 @@ def test_a_budget_below_one_epoch_is_refused_with_what_an_epoch_takes(tmp_path, 
             {"schedule": ScheduleConfig(cooldown_epochs=2)},
             r"budget 1T and schedule\.cooldown_epochs 2 each say how long",
         ),
-        ({"schedule": ScheduleConfig(warmup_epochs=50), "epochs": 20}, "warmup_epochs is 50"),
     ],
 )
 def test_what_a_budget_contradicts_is_refused(config, message):
@@ -107,6 +106,16 @@ def test_what_a_step_multiplies_beyond_three_forwards_is_named():
     named = "model.jacobian_penalty, model.gradient recompute, grad_checkpointing"
     assert duration(config, built(), 5).summary.endswith(f"; not counted is what {named} adds")
     assert "not counted" not in duration(TrainConfig(budget="1T"), built(), 5).summary
+
+
+@pytest.mark.parametrize("length", [["--budget", "0.0007T"], ["--steps", "50"]])
+@pytest.mark.usefixtures("undrawn")
+def test_a_warm_up_longer_than_the_run_is_shortened(tmp_path, length):
+    words = ["train", *TINY, *length, "--schedule.warmup_epochs", "70", "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        epochs = len(list(csv.DictReader(file)))
+    assert 1 < epochs < 40 and f"warmup_epochs: {epochs - 1}\n" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -34,6 +35,13 @@ def evaluated(run, tmp_path):
 
 def logits_of(model):
     return model.eval()(torch.linspace(-1, 1, 2 * 64).reshape(2, 1, 8, 8))
+
+
+def test_no_folder_of_this_machine_is_in_a_portable_configuration(evaluated):
+    run = load_run(str(evaluated), "cpu")
+    places = {"name": "/srv/alice/shards", "root": "/srv/alice/data", "cache_dir": "/srv/alice/cache"}
+    config = replace(run.config, data=replace(run.config.data, **places), out="/srv/alice/run")
+    assert "alice" not in str(replace(run, config=config).portable_config())
 
 
 def test_the_folder_loads_in_timm_and_its_card_tells_all(evaluated, capsys):

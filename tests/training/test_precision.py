@@ -1,5 +1,7 @@
 """`precision: auto`: a measurement decides, and says so."""
 
+import json
+
 import pytest
 import torch
 
@@ -28,9 +30,10 @@ def test_nothing_is_measured_where_the_precision_is_given(monkeypatch, caplog, p
     assert not caplog.messages
 
 
-def test_both_are_really_timed():
+def test_both_are_really_timed_and_once_for_all_runs_of_a_process():
     measured = measure_precision(torch.device("cpu"))
     assert measured.float32_ms > 0 and measured.bf16_ms > 0
+    assert measure_precision(torch.device("cpu")) is measured
 
 
 def test_processes_that_could_disagree_are_refused(monkeypatch):
@@ -43,3 +46,4 @@ def test_a_run_is_written_down_with_what_was_decided(monkeypatch, train_quick, t
     monkeypatch.setattr(devices, "measure_precision", lambda device: Measurement(1.0, 2.0))
     run = train_quick(tmp_path / "run", "--precision", "auto")
     assert "precision: '32'" in (run / "config.yaml").read_text()
+    assert json.loads((run / "environment.json").read_text())["precision"] == "32"

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from filelock import FileLock
 from PIL import Image
 
 from imixer.cli import main
+from imixer.training.budget import duration
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints
 
@@ -264,6 +266,7 @@ def refused(capsys, words, *parts):
         ("--model.n_iter 3", ["model.n_iter is 3"]),
         ("--data.mixup 0", ["data.mixup is 0.0", "begun with 0.8"]),
         ("--recipe cifar10/imixer_quick", ["data.batch_size is 128", "begun with 8"]),
+        ("--accumulate 4", ["accumulate is 4", "begun with 2", "mixed with each other", "make the product 2 again"]),
     ],
 )
 def test_a_changed_configuration_is_named(uninterrupted, capsys, changes, parts):
@@ -307,6 +310,59 @@ def test_other_data_or_none_are_refused_and_moved_data_found(stop_at, tmp_path, 
     assert {path: path.read_bytes() for path in (run / "checkpoints").iterdir()} == saved
     folder(tmp_path / "moved", 20)
     assert main(moved) == 0
+
+
+def test_as_many_other_images_are_refused(stop_at, tmp_path, capsys):
+    run = stop_at(tmp_path / "run", 3, "--data.name", str(folder(tmp_path / "pets", 20)))
+    for file in folder(tmp_path / "other", 20).rglob("*.png"):
+        Image.open(file).point(lambda value: value // 2).save(file)
+    other = ["train", "--resume", str(run), "--data.name", str(tmp_path / "other")]
+    refused(capsys, other, "trained on as many other images, or in another order", "--data.name")
+
+
+def test_checkpoints_that_do_not_say_how_their_images_looked_go_on(stop_at, tmp_path):
+    run = stop_at(tmp_path / "run", 3)
+    file = run / "checkpoints" / Checkpoints(run / "checkpoints").entries()[-1].file
+    state = torch.load(file, weights_only=True)
+    del state["data_fingerprint"]["images that were looked at"], state["steps"]
+    (run / "checkpoints/index.json").unlink()
+    torch.save(state, file)
+    assert main(["train", "--resume", str(run)]) == 0
+
+
+def test_batch_norms_go_on_with_as_many_images_at_once(stop_at, tmp_path, capsys):
+    unmixed = ["--data.mixup", "0", "--data.cutmix", "0", "--model.norm", "batch"]
+    run = stop_at(tmp_path / "run", 3, *unmixed)
+    words = ["train", "--resume", str(run), "--accumulate"]
+    refused(capsys, [*words, "1"], "accumulate is 1", "begun with 2", "a batch norm takes the statistics")
+    assert main([*words, "2"]) == 0
+
+
+def test_a_budget_goes_on_to_the_steps_it_was_begun_with(train, stop_at, tmp_path, monkeypatch, capsys):
+    budget = ["--budget", "0.0003T"]
+    whole = train(tmp_path / "whole", *budget)
+    run = stop_at(tmp_path / "run", 3, *budget)
+
+    def counted_otherwise(*args):
+        found = duration(*args)
+        return replace(found, steps=2 * found.steps, epochs=2 * found.epochs)
+
+    monkeypatch.setattr("imixer.training.train.duration", counted_otherwise)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "when the run was begun; it goes on to" in capsys.readouterr().err
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("broken", ["whiten_stem", "build_logger", "Loop"])
+def test_what_ends_before_training_leaves_no_folder_behind(flags, tmp_path, monkeypatch, broken):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"imixer.training.train.{broken}", interrupt)
+        assert main(["train", "--out", str(tmp_path / "run"), *flags, "--epochs", "2"]) == 130
+    assert not (tmp_path / "run").exists()
 
 
 @contextmanager

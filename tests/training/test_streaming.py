@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import Request, urlopen
@@ -21,7 +22,12 @@ import pytest
 from PIL import Image
 
 from imixer.cli import main
+from imixer.data.config import DataConfig
+from imixer.data.sources.open import open_dataset
+from imixer.training.model import build_model
 from imixer.training.progress_bar import TrainingProgress
+from imixer.training.run.config import ModelConfig, TrainConfig
+from imixer.training.whitening import whiten_stem
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -167,6 +173,34 @@ def assert_same(run, other):
     ]
     assert both[0] == both[1]
     assert (run / "model/model.safetensors").read_bytes() == (other / "model/model.safetensors").read_bytes()
+
+
+def test_the_filters_of_a_stem_are_computed_of_few_groups(shards, tmp_path):
+    config = TrainConfig(
+        model=ModelConfig(stem="whitened", num_blocks=1, embed_dim=16),
+        data=DataConfig(str(shards), streaming="always", cache_gb=6e-6, cache_dir=str(tmp_path / "cache")),
+    )
+    data = open_dataset(config.data)
+    seen = Seen(data.train)
+    built = build_model(config.model, config.data, native_size=(8, 8), in_chans=data.in_chans, num_classes=2)
+    assert whiten_stem(built.model, config, replace(data, train=seen), built.input_size)
+    groups = data.windows.groups[seen.numbers]
+    assert len(data.windows.sizes) > 8 >= len(np.unique(groups))
+    assert len(np.unique(groups)) == 1 + (np.diff(groups) != 0).sum()  # each is fetched once
+
+
+class Seen:
+    """Images that note which of them were asked for."""
+
+    def __init__(self, images):
+        self.images, self.numbers = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, number):
+        self.numbers.append(number)
+        return self.images[number]
 
 
 def stopped(name, out, tmp_path, monkeypatch, at):

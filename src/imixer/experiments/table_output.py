@@ -294,7 +294,9 @@ def remarks(result: ExperimentResult) -> list[str]:
     """Say what is missing and why, and on what hardware the trials ran."""
     missing = [f"not run: {data.name}: {data.missing}" for data in result.data.values() if data.missing]
     failed = [f"failed: {run.path}: {run.outcome.error}" for run in result.failed]
-    return [*missing, *failed, *(f"{_RAN_ON}{machine(each)}" for each in result.environments)]
+    precisions = list(dict.fromkeys(filter(None, (each.get("precision") for each in result.environments))))
+    mixed = [f"trials differ in precision: {' and '.join(precisions)}, which round otherwise"] * (len(precisions) > 1)
+    return [*missing, *failed, *mixed, *(f"{_RAN_ON}{machine(each)}" for each in result.environments)]
 
 
 def machine(environment: Mapping[str, Any]) -> str:
@@ -305,7 +307,8 @@ def machine(environment: Mapping[str, Any]) -> str:
     """
     hardware = ", ".join(environment["gpus"]) or f"{environment['cores']} cores of {environment['cpu']}"
     versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "timm", "imixer"))
-    return f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}"
+    precision = f"; precision {environment['precision']}" if "precision" in environment else ""
+    return f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}{precision}"
 
 
 def _facts(result: ExperimentResult, summary: str) -> dict[str, Any]:

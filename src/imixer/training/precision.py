@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -70,10 +71,11 @@ class Measurement:
         )
 
 
+@cache
 def measure_precision(device: torch.device) -> Measurement:
     """Measure how long a small linear layer takes in float32 and in bfloat16, the best of a few repeats.
 
-    A measurement is needed since the processor's name tells nothing: without instructions for them, bfloat16 products
+    Measured once in a process, so that all its runs compute alike. A measurement is needed since the processor's name tells nothing: without instructions for them, bfloat16 products
     are tens of times slower.
 
     Args:

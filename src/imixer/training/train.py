@@ -244,9 +244,9 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         if fabric.is_global_zero and not begun:
             streaming: Literal["always", "never"] = "never" if data.windows is None else "always"
             save_config(resolve_defaults(config, built, data.value_range, streaming), run.config)
-            write_text(run.environment, json_text({"run": uuid4().hex} | environment()))
+            write_text(run.environment, json_text(_begun_with(config)))
         if fabric.is_global_zero and begun:
-            _note_changes(run, state["step"] if state else 0)
+            _note_changes(run, config, state["step"] if state else 0)
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )
@@ -398,13 +398,18 @@ def _set_aside_damaged_model(run: RunDirectory) -> None:
         _log.warning(f"{run.model} was damaged and is now {aside}")
 
 
-def _note_changes(run: RunDirectory, step: int) -> None:
+def _begun_with(config: TrainConfig) -> dict[str, Any]:
+    """Describe what a run is begun with: a name for it, versions and hardware, and the precision that was decided."""
+    return {"run": uuid4().hex} | environment() | {"precision": config.precision}
+
+
+def _note_changes(run: RunDirectory, config: TrainConfig, step: int) -> None:
     """Log and write down what may make the numbers of a resumed run differ from those of one that never stopped."""
     try:
         begun = read_json(run.environment, ["run"])
     except InputError as error:
         _log.warning(f"{error}; what the run was begun with is lost, written is what it goes on with")
-        write_text(run.environment, json_text({"run": uuid4().hex} | environment() | {"resumed": [{"step": step}]}))
+        write_text(run.environment, json_text(_begun_with(config) | {"resumed": [{"step": step}]}))
         return
     if changes := environment_changes(begun, environment()):
         shown = ", ".join(f"{name} {value} instead of {begun[name]}" for name, value in changes.items())
