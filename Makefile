@@ -8,7 +8,7 @@ RUN := runs/demo
 TORCH_INDEX ?=
 TORCH := $(if $(TORCH_INDEX),$(VENV)/.torch)
 # constraints.txt names versions that need Python 3.11; on 3.10 pip chooses
-TESTED = $(shell $(BIN)/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
+TESTED := $$($(BIN)/python -c 'import sys; print("-c constraints.txt" * (sys.version_info >= (3, 11)))')
 INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(TESTED)
 
 # The environments of the lowest versions that pyproject.toml declares, and of the newest there are, for Python 3.10 or later

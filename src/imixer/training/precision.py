@@ -75,8 +75,8 @@ class Measurement:
 def measure_precision(device: torch.device) -> Measurement:
     """Measure how long a small linear layer takes in float32 and in bfloat16, the best of a few repeats.
 
-    Measured once in a process, so that all its runs compute alike. A measurement is needed since the processor's name tells nothing: without instructions for them, bfloat16 products
-    are tens of times slower.
+    Measured once in a process, so that all its runs compute alike. A measurement is needed since the processor's name
+    tells nothing: without instructions for them, bfloat16 products are tens of times slower.
 
     Args:
         device: The device to measure on.
