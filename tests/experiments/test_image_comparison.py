@@ -108,6 +108,26 @@ def test_another_order_or_another_way_to_the_folder_makes_no_other_images(here, 
     assert (moved.better, moved.worse) == (0, 0)
 
 
+def test_other_data_are_looked_at_where_they_are_given(here, monkeypatch):
+    assert main(["compare", "short", "long"]) == 0
+    asked = []
+    monkeypatch.setattr(
+        "imixer.experiments.image_comparison.evaluate", lambda path, **words: asked.append(words["data"])
+    )
+    compare_on_images(["short", "long"], data="elsewhere")
+    assert asked == ["elsewhere"] * 2
+
+
+def test_a_class_whose_name_a_spreadsheet_would_compute_keeps_it(here):
+    assert main(["evaluate", "short"]) == 0
+    rewrite(here / "short", lambda row: row | {"true_class": "'-foo"})
+    shutil.copytree(here / "short", here / "other")
+    compared = compare_on_images(["short", "other"])
+    assert set(compared.first.true_classes.values()) == {"-foo"}
+    compared.write(here / "images.csv")
+    assert "''-foo" not in (here / "images.csv").read_text()
+
+
 def test_the_test_set_of_a_comparison_is_the_one_that_is_asked_for(here):
     from PIL import Image
 
@@ -134,6 +154,7 @@ def test_the_test_set_of_a_comparison_is_the_one_that_is_asked_for(here):
         (["short"], ["two runs or more", "there is 1"]),
         (["short", "nowhere"], ["nowhere"]),
         (["short", "long", "--margin", "0"], ["margin is 0"]),
+        (["short", "long", "--test", "x", "--data", "y"], ["data is given", "leave out one of it and --test"]),
         (["short", "long", "--out", "short"], ["out: short is a folder"]),
         (["short", "long", "--test", "nowhere"], ["nowhere"]),
         (["short", "fewer"], ["360 images", "359", "359 are the same", "--test"]),

@@ -251,7 +251,7 @@ def test_tables_and_figures_of_reproduce_are_shown_in_their_order(reproduced):
         < text.index("Figure 3")
     )
     assert "Blocks converge. Here: not decidable" in text and "Scale smoke, digits" in text
-    assert text.count('data-chart="iterations-fig3"') == text.count("<img") == 1
+    assert text.count('data-chart="iterations-compared-1"') == text.count("<img") == 1
     assert '<td class="text">Mixer</td><td>88.08' in text
     (folder / "table1.json").write_text("{")
     with pytest.raises(InputError, match="`imixer reproduce table1` writes it again"):
@@ -278,6 +278,14 @@ def test_every_link_leads_to_one_place_also_with_two_scales(reproduced):
     links = re.findall(r'<li><a href="#([^"]+)"', text)
     assert links == [f"{scale}-{name}" for scale in ("smoke", "cpu") for name in ("table1", "fig3", "fig7")]
     assert [text.count(f'id="{link}"') for link in links] == [1] * len(links)
+
+
+@pytest.mark.parametrize("names", [("repro_1", "repro-1"), ("опыт_а", "опыт_б")])
+def test_names_that_look_alike_in_a_link_have_their_own_sections_and_charts(reproduced, names):
+    text = write_report([str(reproduced(name)) for name in names]).read_text()
+    ids = re.findall(r'<(?:section|h2|script)[^>]* id="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) and sum(each.startswith("iterations-compared") for each in ids) == 2
+    assert set(re.findall(r'<li><a href="#([^"]+)"', text)) <= set(ids)
 
 
 def test_an_unfinished_run_is_told_as_such(runs, tmp_path):

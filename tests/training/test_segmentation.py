@@ -221,6 +221,25 @@ def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_
     assert (run / "predictions" / "overlays" / "0.png").is_file()
 
 
+def test_a_link_makes_no_images_with_masks_a_part_of_both_splits(tmp_path):
+    squares(tmp_path / "data" / "train")
+    (tmp_path / "data" / "val").symlink_to("train", target_is_directory=True)
+    with pytest.raises(InputError, match=r"train.* and val.* share .*, by a link"):
+        open_masked(DataConfig(str(tmp_path / "data")), MaskConfig())
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 20)])
+def test_logits_that_are_not_finite_are_refused_whatever_the_size_of_the_image(size, tmp_path, monkeypatch):
+    root, run = squares(tmp_path / "data"), tmp_path / "run"
+    assert main(["train", "--data.name", str(root), "--out", str(run), "--masks.fit", "window", *SMALL]) == 0
+    loaded = load_run(str(run))
+    monkeypatch.setattr(
+        loaded.model, "forward", lambda images: torch.full((len(images), 3, *images.shape[2:]), torch.nan)
+    )
+    with pytest.raises(InputError, match="finite"):
+        MaskPredictor(loaded).logits([Image.new("RGB", size)])
+
+
 def test_an_exported_segmentation_computes_the_logits_of_pixels(tmp_path):
     pytest.importorskip("onnxruntime")
     root, run = squares(tmp_path / "data"), tmp_path / "run"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,11 @@ import yaml
 from PIL import Image
 
 from imixer.cli import main
+from imixer.data.masked_batches import joint_transform
+from imixer.data.sources.decoding import pixel_format
+from imixer.data.sources.image_files import load_image
+from imixer.errors import InputError
+from imixer.experiments.image_comparison import ImageScores, _require_same_images
 from imixer.training.finished_run import load_run
 
 SMALL = {
@@ -140,7 +146,29 @@ def test_a_test_set_of_images_and_masks_is_scored_whole_in_the_classes_of_the_ru
     assert main(["evaluate", str(run), "--test", str(tmp_path / "gray")]) == 2
     assert "has the value 7, and classes are 0 to 2" in capsys.readouterr().err.splitlines()[-1]
     assert main(["evaluate", str(run), "--test", str(tmp_path / "nowhere")]) == 2
+    assert "test: no folder" in capsys.readouterr().err.splitlines()[-1]
     assert main(["evaluate", str(run), "--test", str(tmp_path / "other"), "--data", "x"]) == 2
+
+
+def test_a_test_set_is_read_as_the_training_images_were_and_what_is_left_out_is_said(run, tmp_path, capsys):
+    root = squares(tmp_path / "deep", 2)
+    deep = np.full((24, 20), 4000, dtype=np.uint16)  # of 12 bits, where the run had 8
+    Image.fromarray(deep).save(root / "images" / "0.png")
+    (root / "extra").mkdir()
+    Image.new("RGB", (8, 8)).save(root / "extra" / "a.png")
+    loaded = load_run(str(run))
+    read = np.asarray(loaded.masked_data(test=str(root)).val[0][0])
+    assert np.array_equal(read, np.asarray(load_image(root / "images" / "0.png", 3, pixel_format(loaded.config.data))))
+    assert main(["evaluate", str(run), "--test", str(root)]) == 0
+    assert f"not used of {root}: extra/ (1 image)" in capsys.readouterr().err
+
+
+def test_scenes_drawn_otherwise_are_not_compared_as_the_same_images():
+    scores = {"held-out 0": 0.5, "held-out 1": 0.6}
+    first = ImageScores("one", "scenes", "mIoU of an image", scores, {}, drawn=(0, 0.1))
+    _require_same_images(first, replace(first, model="two"))
+    with pytest.raises(InputError, match=r"one and two hold out other images, by data\.split_seed"):
+        _require_same_images(first, replace(first, model="two", drawn=(1, 0.1)))
 
 
 def test_a_card_for_the_hub_says_the_task_and_the_mean_iou_and_its_code_runs(run, tmp_path, capsys):
@@ -154,10 +182,16 @@ def test_a_card_for_the_hub_says_the_task_and_the_mean_iou_and_its_code_runs(run
     assert result["metrics"] == [{"type": "mean_iou", "value": pytest.approx(miou, abs=1e-6)}]
     assert "## Mean IoU" in card and "pixels of colour images" in card and "accuracy" not in card.split("## How")[0]
     code = card.split("```python\n")[1].split("```")[0].replace("hf-hub:USER/NAME", f"local-dir:{tmp_path / 'hub'}")
-    save(tmp_path / "image.png", np.zeros((24, 20, 3)))
+    save(tmp_path / "image.png", np.random.default_rng(0).integers(0, 255, (24, 48, 3)))
     names = {}
     exec(code.replace('"image.png"', repr(str(tmp_path / "image.png"))), names)
     assert names["classes"].shape == (16, 16)
+    loaded = load_run(str(run))
+    image = Image.open(tmp_path / "image.png")
+    seen = joint_transform(
+        loaded.masked_data(), loaded.config.data, loaded.config.masks, loaded.input_size, train=False
+    )(image, np.zeros((24, 48), np.uint8))[0]
+    assert (names["transform"](image) - seen).abs().max() < 0.15  # the whole image, but for two steps of gray
 
 
 def test_a_sweep_compares_segmentations_by_their_mean_iou(trained, tmp_path, capsys):

@@ -1,9 +1,13 @@
 """The numbers on held-out data."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+from imixer.training.run.result import best_row
+from imixer.training.segmentation_metrics import SegmentationMetrics
 from imixer.training.validation import ValidationMetrics
 
 
@@ -25,6 +29,17 @@ def test_scores_against_plain_torch():
     for true, predicted in zip(targets, logits.argmax(1), strict=True):
         confusion[true, predicted] += 1
     assert torch.equal(scores.confusion, confusion)
+
+
+def test_an_epoch_with_logits_that_are_not_finite_has_no_finite_loss_and_is_not_the_best():
+    batches = [(torch.eye(7), torch.arange(7)), (torch.full((3, 7), torch.nan), torch.zeros(3, dtype=torch.long))]
+    row = ValidationMetrics(7).score(nn.Identity(), batches)
+    assert math.isnan(row["val_loss"]) and row["val_acc"] > 0.7
+    masks = [(logits[:, :, None, None], targets[:, None, None]) for logits, targets in batches]
+    assert math.isnan(SegmentationMetrics(7, (1, 1)).score(nn.Identity(), masks)["val_loss"])
+    finite = {"epoch": 1, "val_acc": 0.5, "val_loss": 1.0}
+    assert best_row([finite, row | {"epoch": 2}]) == finite
+    assert best_row([row | {"epoch": 2}])["epoch"] == 2
 
 
 def test_five_classes_or_fewer_have_no_top5():

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from imixer.data.names import SCENES
 from imixer.errors import InputError
-from imixer.escaping import one_line
+from imixer.escaping import from_csv, one_line
 from imixer.experiments.comparison import MARGIN, Judgement, MeanDifference, compare_means, judge
 from imixer.experiments.sentences import interval_words, p_words, verdict_words
 from imixer.reading import read_json, read_text
@@ -36,6 +37,7 @@ class ImageScores:
         metric: Name of the score.
         scores: The score of each image, by its name.
         true_classes: The true class of each image, by its name. Empty for segmentations.
+        drawn: What images without a file of their own are drawn by: the seed and the share of the held-out ones.
     """
 
     model: str
@@ -43,6 +45,7 @@ class ImageScores:
     metric: str
     scores: dict[str, float]
     true_classes: dict[str, str]
+    drawn: tuple[int, float] | None = None
 
     @property
     def per_cent(self) -> float:
@@ -114,11 +117,13 @@ def compare_on_images(
         margin: Points within which a difference counts as none.
 
     Raises:
-        InputError: If there are fewer than two runs, one is no finished classification or segmentation, their tasks,
-            images or true classes differ, or `evaluate` refuses one.
+        InputError: If there are fewer than two runs, both data and test are given, one is no finished classification or
+            segmentation, their tasks, images or true classes differ, or `evaluate` refuses one.
     """
     if len(paths) < 2:
         raise InputError(f"a comparison takes two runs or more, and there is {len(paths)}; give another RUN")
+    if test is not None and data is not None:
+        raise InputError("data is given, which is about the runs' own images; leave out one of it and --test")
     first, *others = (_scores(path, data, test, device, checkpoint) for path in paths)
     for other in others:
         _require_same_images(first, other)
@@ -198,7 +203,7 @@ def _scores(path: str, data: str | None, test: str | None, device: str, checkpoi
         raise InputError(f"{run.name} is a detector of anomalies, and this is for classes; leave it out")
     masks = run.config.task == "segment"
     files = evaluation_files(run.outputs, is_test=test is not None)
-    if not _are_there(files, test):
+    if data is not None or not _are_there(files, test):  # what is there may be of other data
         if masks:
             evaluate_masks(run, data, 0, test)
         else:
@@ -210,6 +215,7 @@ def _scores(path: str, data: str | None, test: str | None, device: str, checkpoi
         "mIoU of an image" if masks else "accuracy",  # the former is no mIoU of all pixels
         scores,
         true_classes,
+        (run.config.data.split_seed, run.config.data.val_fraction) if run.config.data.name == SCENES else None,
     )
 
 
@@ -235,11 +241,11 @@ def _read_predictions(file: Path, column: str) -> tuple[dict[str, float], dict[s
     true_classes: dict[str, str] = {}
     try:
         for row in csv.DictReader(io.StringIO(read_text(file)), strict=True):
-            image = row["image"]
+            image = from_csv(row["image"])
             name = os.path.realpath(image) if os.path.exists(image) else image  # a folder has several names
             scores[name] = float(row[column])
             if "true_class" in row:
-                true_classes[name] = row["true_class"]
+                true_classes[name] = from_csv(row["true_class"])
     except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{file} is damaged: {one_line(error)}; `imixer evaluate` writes it anew") from error
     if not scores:
@@ -256,6 +262,11 @@ def _require_same_images(first: ImageScores, other: ImageScores) -> None:
         raise InputError(
             f"{first.model} was evaluated on {len(first.scores):,} images and {other.model} on {len(other.scores):,}, "
             f"of which {len(shared):,} are the same; give --test FOLDER with images for both"
+        )
+    if first.drawn != other.drawn:
+        raise InputError(
+            f"{first.model} and {other.model} hold out other images, by data.split_seed or data.val_fraction; give "
+            "--test FOLDER with images for both"
         )
     for name, true_class in first.true_classes.items():
         if other.true_classes.get(name) != true_class:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imixer.data.image_data import IGNORED, MaskedData
+from imixer.escaping import printable
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
 from imixer.training.best_weights import WhichWeights
@@ -25,6 +27,7 @@ from imixer.training.segmentation_metrics import SegmentationMetrics
 from imixer.writing import csv_text, json_text, write_text
 
 _WORST = 16  # images in the picture
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,8 @@ def evaluate_masks(
             written.
     """
     data = run.masked_data(data_path, test)
+    if test is not None and data.left_out:
+        _log.warning(f"not used of {test}: {'; '.join(map(printable, data.left_out))}")
     metrics = SegmentationMetrics(len(run.class_names), run.input_size[1:], run.config.masks.overlap)
     predictor, size = MaskPredictor(run), batch_size or run.config.micro_batch
     files = evaluation_files(run.make_outputs(), is_test=test is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,14 +16,17 @@ from torch import nn
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channels
 from imixer.data.names import BUILT_IN, is_named
+from imixer.data.sources.decoding import pixel_format
+from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.mask_sets import own_masks
 from imixer.data.sources.masked_pairs import StoredMasks
 from imixer.data.sources.masks import coding_of, default_palette
 from imixer.data.sources.open import open_dataset, relocated
 from imixer.data.sources.open_masked import open_masked, relocated_masks
+from imixer.data.sources.storage import is_remote, local_path
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
-from imixer.escaping import few_names
+from imixer.escaping import few_names, middle_cut
 from imixer.training.best_weights import WhichWeights, load_best_weights
 from imixer.training.finite_checks import require_finite_weights
 from imixer.training.model_directory import load_model
@@ -212,9 +216,12 @@ class FinishedRun:
             masks = replace(own_masks(self.config.data.name, masks), classes=list(self.class_names))
         if test is None:
             return self._as_in_training(open_masked(self._data_config(data_path), masks))
-        data = open_masked(replace(self.config.data, name=test, root=None), masks, whole=True)
+        place = test if is_remote(test) else str(expand_user(local_path(test)).absolute())  # so it is no built-in name
+        if not is_remote(test) and not os.path.isdir(place):
+            raise InputError(f"test: no folder {middle_cut(test, 80)}; correct the path")
+        data = open_masked(replace(self.config.data, name=place, root=None), masks, whole=True)
         if isinstance(data.val, StoredMasks):
-            data.val.in_chans = self.input_size[0]
+            data.val.in_chans, data.val.pixels = self.input_size[0], pixel_format(self.config.data)
         return self._as_in_training(replace(data, name=test, in_chans=self.input_size[0]))
 
     def image_set(self, data_path: str | None = None) -> ImageSet:

@@ -44,6 +44,7 @@ class _Kind:
     hub_metric: str
     sorts: str
     last_line: str
+    prepared: str = ""
 
 
 _KINDS = {
@@ -64,6 +65,7 @@ _KINDS = {
         "mean_iou",
         "the pixels of {kind} images, seen at {size} pixels,",
         "classes = logits.argmax(1)[0]  # of each pixel, numbers into label_names",
+        ' | {"crop_mode": "squash", "crop_pct": 1.0}',  # the whole image, as it was seen in training
     ),
 }
 
@@ -186,6 +188,7 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
         "## How to load it\n",
         "The model is one of timm's, once `imixer` is installed and imported.\n",
         f"```python\n{_snippet(repo_id, channels, task)}```\n",
+        *_about_windows(run, f"{height}x{width}"),
         "From a copy of this folder, `local-dir:FOLDER` takes the place of `hf-hub:...`.\n",
         *(f"## {caption}\n\n![{caption}]({file})\n" for file, caption in figures.items()),
         "## How it was trained\n",
@@ -195,6 +198,16 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
     return "\n".join(parts)
 
 
+def _about_windows(run: FinishedRun, size: str) -> list[str]:
+    """Say where the code before scales an image and the run did not."""
+    if run.config.task != "segment" or run.config.masks.fit != "window":
+        return []
+    return [
+        f"This model was trained on pieces of {size} pixels of images as they are. Cut an image into such pieces; the "
+        "code above scales it instead.\n"
+    ]
+
+
 def _snippet(repo_id: str, channels: int, task: _Kind) -> str:
     mode = "L" if channels == 1 else "RGB"
     return f"""import imixer.models  # so that timm knows it
@@ -202,7 +215,7 @@ import timm, torch
 from PIL import Image
 
 model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model){task.prepared})
 with torch.no_grad():
     logits = model(transform(Image.open("image.png").convert("{mode}"))[None])
 {task.last_line}

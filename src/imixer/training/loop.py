@@ -28,7 +28,7 @@ from imixer.training.run.checkpoints import Checkpoints, State
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.metrics import MetricsWriter, Row
-from imixer.training.run.result import best_by
+from imixer.training.run.result import best_by, has_finite_loss
 from imixer.training.step_dump import dump_step
 from imixer.training.stop_signals import Interrupted, StopRequest, stop_on_signals
 from imixer.training.tasks.losses import Loss
@@ -184,7 +184,7 @@ class Loop:
             "seconds": round(self.seconds, 2),
         }
         metric = best_by(row)
-        best = all(row[metric] > before[metric] for before in self.rows)
+        best = has_finite_loss(row) and all(row[metric] > each[metric] for each in self.rows if has_finite_loss(each))
         self.rows.append(row)
         self._losses.zero_()
         if self.fabric.is_global_zero:

@@ -59,11 +59,13 @@ class MaskPredictor:
         for batch in batches:
             batch = batch.to(self.run.device)
             window = self.run.input_size[1:]
-            found = sliding_logits(self.run.model, batch, window, self.run.config.masks.overlap)
-            if tuple(batch.shape[-2:]) == tuple(window):
-                require_finite_logits(self.run.model, batch, found, self.run.name)
-            computed += list(found)
+            computed += list(sliding_logits(self._of_window, batch, window, self.run.config.masks.overlap))
         return [_to_size(each, image).cpu() for each, image in zip(computed, images, strict=True)]
+
+    def _of_window(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.run.model(images)
+        require_finite_logits(self.run.model, images, logits, self.run.name)
+        return logits
 
     def classes(self, images: Sequence[Image.Image]) -> list[NDArray[np.uint8]]:
         """Predict the class of each pixel of images, uint8 (height, width) each."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imixer.errors import InputError, did_you_mean
-from imixer.escaping import few_names, one_line, slug
+from imixer.escaping import few_names, for_markdown, one_line, slug
 from imixer.implicit import SpectralLinear
 from imixer.models.variants import default_cfgs
 from imixer.progress import announce
@@ -191,8 +191,8 @@ class _Card:
         data, classes = Path(self.run.config.data.name).name, self.run.class_names
         return f"""# {self.name}
 
-Trained on {data}: images of {pixels}, {len(classes)} classes:
-{few_names(classes, 10)}.
+Trained on {for_markdown(data)}: images of {pixels}, {len(classes)} classes:
+{for_markdown(few_names(classes, 10))}.
 
 ```python
 import imixer, timm

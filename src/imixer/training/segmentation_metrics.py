@@ -37,7 +37,7 @@ class SegmentationMetrics(nn.Module):
     def __init__(self, num_classes: int, window: tuple[int, int], overlap: float = 0.5) -> None:
         super().__init__()
         self.window, self.overlap = window, overlap
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="disable")  # a mean without them would look fine
         self.metrics = MetricCollection(
             {
                 "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),

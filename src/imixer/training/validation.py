@@ -52,7 +52,7 @@ class ValidationMetrics(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric()
+        self.loss = MeanMetric(nan_strategy="disable")  # a mean without them would look fine
         accuracies: dict[str, Metric | MetricCollection] = {"val_acc": MulticlassAccuracy(num_classes, average="micro")}
         if num_classes > 5:
             accuracies["val_acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)

@@ -143,6 +143,13 @@ def test_samples_that_cannot_be_used_are_named_with_what_to_do(tmp_path, samples
     assert "\n" not in text and "all.tar" in text and all(part in text for part in parts), text
 
 
+def test_a_link_makes_no_shard_a_part_of_both_splits(tmp_path, samples):
+    write_tar(tmp_path / "pets/train.tar", samples(20))
+    (tmp_path / "pets/val.tar").symlink_to("train.tar")
+    with pytest.raises(InputError, match=r"train.tar and .*val.tar are one file, by a link"):
+        opened(tmp_path / "pets", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("json_text", "part"),
     [
@@ -152,6 +159,8 @@ def test_samples_that_cannot_be_used_are_named_with_what_to_do(tmp_path, samples
         (b'{"label": null}', "null as label, which is no class"),
         (b'{"label": [1]}', "[1] as label, which is no class"),
         (b'{"label": 0.5}', "0.5 as label, which is no class"),
+        (b'{"label": %d}' % 10**30, "as label, which is no class"),
+        (b'{"label": 1e300}', "as label, which is no class"),
     ],
 )
 def test_json_without_a_class_is_named(tmp_path, samples, json_text, part):

@@ -25,7 +25,14 @@ from imixer.data.sources.decoding import (
     pixel_format,
     read_image_file,
 )
-from imixer.data.sources.image_files import EXTENSIONS, FolderListing, count_by_extension, images_under, list_folder
+from imixer.data.sources.image_files import (
+    EXTENSIONS,
+    FolderListing,
+    count_by_extension,
+    images_under,
+    list_folder,
+    require_disjoint,
+)
 from imixer.data.sources.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
 from imixer.data.sources.shard_files import parquet_files
 from imixer.data.sources.splitting import held_out_share, require_two_classes, stratified_split
@@ -126,33 +133,6 @@ def _no_images_message(folder: Path) -> str:
     if images_under(folder):
         return f"data.name: {folder} holds images but no class folders; put the images of each class in a folder"
     return f"data.name: {folder} holds neither class folders with images nor .parquet files; give another folder"
-
-
-def require_disjoint(listings: dict[str, FolderListing], folder: Path) -> None:
-    """Require that no link leads from two classes, or from two splits, to the same folder or image.
-
-    Args:
-        listings: What each class, or each split, holds, by its name in messages.
-        folder: The folder that they lie in.
-
-    Raises:
-        InputError: If one does.
-    """
-    owner: dict[str, str] = {}
-    for name, listing in listings.items():
-        for real_path in listing.real_folders:
-            if (other := owner.setdefault(real_path, name)) != name:
-                raise _shared_error(other, name, folder, real_path)
-    for name, listing in listings.items():
-        for real_path in listing.linked_images:
-            if (other := owner.setdefault(real_path, owner.get(os.path.dirname(real_path), name))) != name:
-                raise _shared_error(other, name, folder, real_path)
-
-
-def _shared_error(one: str, other: str, folder: Path, real_path: str) -> InputError:
-    return InputError(
-        f"{one} and {other} of {folder} share {real_path}, by a link; an image can belong to one only; remove the link"
-    )
 
 
 def _require_same_classes(train: _ClassFolders, val: _ClassFolders) -> None:

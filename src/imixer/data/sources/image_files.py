@@ -56,6 +56,33 @@ class FolderListing:
     linked_images: dict[str, Path] = field(default_factory=dict)
 
 
+def require_disjoint(listings: dict[str, FolderListing], folder: Path) -> None:
+    """Require that no link leads from two classes, or from two splits, to the same folder or image.
+
+    Args:
+        listings: What each class, or each split, holds, by its name in messages.
+        folder: The folder that they lie in.
+
+    Raises:
+        InputError: If one does.
+    """
+    owner: dict[str, str] = {}
+    for name, listing in listings.items():
+        for real_path in listing.real_folders:
+            if (other := owner.setdefault(real_path, name)) != name:
+                raise _shared_error(other, name, folder, real_path)
+    for name, listing in listings.items():
+        for real_path in listing.linked_images:
+            if (other := owner.setdefault(real_path, owner.get(os.path.dirname(real_path), name))) != name:
+                raise _shared_error(other, name, folder, real_path)
+
+
+def _shared_error(one: str, other: str, folder: Path, real_path: str) -> InputError:
+    return InputError(
+        f"{one} and {other} of {folder} share {real_path}, by a link; an image can belong to one only; remove the link"
+    )
+
+
 def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Enter a folder and its subfolders, each once, however many links lead to it; hidden ones are left out.
 

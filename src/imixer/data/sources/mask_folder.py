@@ -9,7 +9,13 @@ from pathlib import Path
 
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import IGNORED, MaskedData
-from imixer.data.sources.image_files import count_by_extension, images_under, list_folder, subfolders
+from imixer.data.sources.image_files import (
+    count_by_extension,
+    images_under,
+    list_folder,
+    require_disjoint,
+    subfolders,
+)
 from imixer.data.sources.layout import left_out_beside, require_one_of_each
 from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
 from imixer.data.sources.masks import given_classes
@@ -47,6 +53,8 @@ def open_mask_folder(
     train_folders, val_folders = folders.train, folders.val
     train, incomplete = pair_files(*train_folders, root)
     val, incomplete_val = pair_files(*val_folders, root) if val_folders else (None, [])
+    if val_folders:
+        require_disjoint({_below(each, root): list_folder(each) for each in (train_folders[0], val_folders[0])}, root)
     pairs = Pairs(
         name=root.resolve().name or "images",
         place=str(root),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def find_shards(root: PurePath, suffix: str, listing: Sequence[PurePath] | None 
 
     Raises:
         InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
-            is no training split.
+            is no training split, or a link makes one file a part of both splits.
     """
     files = _files_on_disk(Path(root), suffix) if listing is None else _files_of_listing(root, suffix, listing)
     if not files:
@@ -105,10 +106,20 @@ def find_shards(root: PurePath, suffix: str, listing: Sequence[PurePath] | None 
     train = _files_of_one_word(parts["train"], root) if parts else list(files)
     held_out = next((parts[role] for role in ("val", "test") if role in parts), None)
     val = _files_of_one_word(held_out, root) if held_out else []
+    if listing is None:
+        _require_unlike(train, val)
     sources = (_file_pattern(train, root), _file_pattern(val, root))
     used = {*train, *val}
     left_out = _left_out(Path(root), used) if listing is None else _unused_of_listing(root, listing, used)
     return ShardFiles(train, val, sources, left_out, next(iter(held_out)) if held_out else None)
+
+
+def _require_unlike(train: Sequence[PurePath], val: Sequence[PurePath]) -> None:
+    """Require that no link makes one file a part of both splits."""
+    owner = {os.path.realpath(file): file for file in train}
+    for file in val:
+        if (other := owner.get(os.path.realpath(file))) is not None:
+            raise InputError(f"{other} and {file} are one file, by a link, of both splits; remove the link")
 
 
 def _files_of_listing(root: PurePath, suffix: str, listing: Sequence[PurePath]) -> list[PurePath]:

@@ -230,8 +230,8 @@ def _of_json(file: PurePath, sample: _Sample, field: str) -> Label:
     if isinstance(label, bool):
         return str(label)
     if isinstance(label, float) and label.is_integer():
-        return int(label)
-    if isinstance(label, int) or (isinstance(label, str) and label.strip()):
+        label = int(label)
+    if (isinstance(label, int) and abs(label) < 2**63) or (isinstance(label, str) and label.strip()):
         return label
     shown = middle_cut(json_text(label, indent=None, non_finite="null").strip(), 40)
     raise InputError(

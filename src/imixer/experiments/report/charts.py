@@ -216,13 +216,14 @@ def class_accuracies(scores: Sequence[dict[str, Any]]) -> go.Figure:
         scores: Scores as `imixer evaluate` writes them.
     """
     score_of, unit = ("iou", "pixels") if "iou" in scores[0] else ("accuracy", "images")
+    share = "IoU %{y:.1%}," if score_of == "iou" else "%{y:.1%} of"
     figure = go.Figure(
         go.Bar(
             x=_labels([score["name"] for score in scores]),
             y=[score[score_of] for score in scores],
             customdata=[score[unit] for score in scores],
             marker_color=_COLORS[0],
-            hovertemplate=f"%{{x}}: %{{y:.1%}} of %{{customdata}} {unit}<extra></extra>",
+            hovertemplate=f"%{{x}}: {share} %{{customdata:,}} {unit}<extra></extra>",
         )
     )
     figure.update_xaxes(type="category")

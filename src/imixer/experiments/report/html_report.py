@@ -30,7 +30,6 @@ from imixer.experiments.report.page import (
     Paragraph,
     PictureFile,
     Section,
-    anchor_slug,
     render,
 )
 from imixer.progress import announce
@@ -100,7 +99,7 @@ def _named(by_path: Sequence[tuple[str, list[ReportedExperiment]]]) -> list[Repo
 
 def _sections(reproduced: list[ReportedExperiment], runs: list[ReportedRun]) -> list[Section]:
     return [
-        *(Section(each.title, _experiment(each), each.name) for each in reproduced),
+        *(Section(each.title, _experiment(each, number), each.name) for number, each in enumerate(reproduced)),
         Section("Summary", _summary(runs)),
         Section("Learning curves", _curves(runs)),
         Section("Convergence", _convergence(runs)),
@@ -127,12 +126,12 @@ def _numbers_of(file: object) -> Iterator[None]:
         ) from error
 
 
-def _experiment(experiment: ReportedExperiment) -> list[Item]:
+def _experiment(experiment: ReportedExperiment, number: int) -> list[Item]:
     with _numbers_of(f"{experiment.name}.json"):
-        return _experiment_items(experiment)
+        return _experiment_items(experiment, number)
 
 
-def _experiment_items(experiment: ReportedExperiment) -> list[Item]:
+def _experiment_items(experiment: ReportedExperiment, number: int) -> list[Item]:
     items: list[Item] = []
     if experiment.conditions:
         items.append(Paragraph(experiment.conditions))
@@ -141,11 +140,7 @@ def _experiment_items(experiment: ReportedExperiment) -> list[Item]:
         rows = [[_typeset(cell) for cell in row] for row in table.rows]
         items.append(HtmlTable(f"{experiment.title}: {table.caption.lower()}", table.header, rows, table.text))
     if experiment.curves:
-        items.append(
-            Chart(
-                _COMPARED, f"iterations-{anchor_slug(experiment.name)}", charts.compared_iterations(experiment.curves)
-            )
-        )
+        items.append(Chart(_COMPARED, f"iterations-compared-{number}", charts.compared_iterations(experiment.curves)))
     if experiment.picture:
         items.append(PictureFile(experiment.title, experiment.picture))
     if experiment.notes:

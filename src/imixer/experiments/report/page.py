@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 import imixer
-from imixer.escaping import printable_lines, slug
+from imixer.escaping import printable_lines, slug, unlike
 
 _FOLDER = Path(__file__).parent
 
@@ -134,15 +134,10 @@ class Section:
         """Text of the links to it."""
         return self.short or self.title
 
-    @property
-    def anchor(self) -> str:
-        """Target of the links to it."""
-        return anchor_slug(self.link)
 
-
-def anchor_slug(text: str) -> str:
-    """Make of a text a part of an id of the page: small letters and digits between hyphens."""
-    return slug(text.lower(), kept="a-z0-9", filler="-")
+def _anchors(sections: Sequence[Section]) -> list[str]:
+    """Name the targets of the links to sections: small letters and digits between hyphens, no two alike."""
+    return unlike([slug(section.link.lower(), kept="a-z0-9", filler="-") for section in sections])
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
@@ -163,7 +158,7 @@ def render(title: str, sections: Sequence[Section]) -> str:
     )
     return environment.get_template("page.html").render(
         title=title,
-        sections=sections,
+        sections=list(zip(_anchors(sections), sections, strict=True)),
         charts=charts,
         plotly=get_plotlyjs() if charts else "",
         css=jinja2.utils.markupsafe.Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),

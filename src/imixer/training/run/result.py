@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -74,11 +75,23 @@ def best_by(row: Mapping[str, Any]) -> str:
 def best_row(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the metrics of the best epoch: the first with the highest value of `best_by` on the held-out images.
 
+    Epochs whose loss there is not finite are passed over, if there are others.
+
     Args:
         rows: The metrics of each epoch, at least one.
     """
-    best: Mapping[str, Any] = max(rows, key=lambda row: row[best_by(row)])
+    finite = [row for row in rows if has_finite_loss(row)]
+    best: Mapping[str, Any] = max(finite or rows, key=lambda row: row[best_by(row)])
     return dict(best)
+
+
+def has_finite_loss(row: Mapping[str, Any]) -> bool:
+    """Tell whether the loss on the held-out images was finite after an epoch.
+
+    Args:
+        row: The metrics of the epoch.
+    """
+    return row.get("val_loss") is not None and math.isfinite(row["val_loss"])
 
 
 def read_result(run: RunDirectory) -> TrainingResult:
@@ -109,6 +122,8 @@ def _first_wrong(read: TrainingResult) -> str | None:
             return which
         for name, value in row.items():  # a bound that does not exist is null
             needed = name.startswith("val_") or name == "epoch"
+            if name == "val_loss" and value is None:
+                continue  # it was not finite
             if not (is_number(value) or value is None) or (needed and value is None):
                 return f"{which}.{name}"
     for name, low in (("epochs", 1), ("parameters", 0), ("held_out", 0)):
