@@ -241,7 +241,9 @@ def test_scores_are_told_of_the_images_they_are_of():
 
 def test_tables_of_experiments_are_shown_as_they_were_printed():
     table = ReportedTable("Results", ["size", "top-1 %"], [["S", "88.08 +- 0.51"]], 1)
-    shown = _experiment(ReportedExperiment("table1", "Table 1", "Scale smoke", [table], ["larger by +- 1"], ["a note"]))
+    shown = _experiment(
+        ReportedExperiment("table1", "Table 1", "Scale smoke", [table], ["larger by +- 1"], ["a note"]), 0
+    )
     conditions, sentence, items, notes = shown
     assert (conditions.text, sentence.text, notes.lines) == ("Scale smoke", "larger by ± 1.", ["a note"])
     assert items == HtmlTable("Table 1: results", ["size", "top-1 %"], [["S", "88.08 ± 0.51"]], 1)
