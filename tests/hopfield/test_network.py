@@ -138,6 +138,20 @@ def test_layers_whose_joined_names_coincide_keep_both_synapses():
     assert list(network.connections.values()) == [("a", "b-c"), ("a-b", "c")] and len(network.synapses) == 2
 
 
+def test_a_layer_that_is_called_like_a_synapse_keeps_its_energy():
+    def build(last: str) -> HopfieldNetwork:
+        torch.manual_seed(0)
+        layers = {name: Neurons(2) for name in ("a", "b", last)}
+        return HopfieldNetwork(layers, [(("a", "b"), LinearSynapse(2, 2)), (("b", last), LinearSynapse(2, 2))]).double()
+
+    x = dict(zip("abc", torch.randn(3, 4, 2, dtype=torch.float64), strict=True))
+    plain, named = build("c"), build("a-b")
+    state = {"a": x["a"], "b": x["b"], "a-b": x["c"]}
+    assert len(named.energies(state)) == 5
+    close(named.energy(state), plain.energy(x))
+    close(gradient(named, state)["a-b"], gradient(plain, x)["c"])
+
+
 def test_a_coupling_of_a_layer_with_itself_gives_it_both_ends():
     network = HopfieldNetwork({"v": Neurons(3)}, [(("v", "v"), LinearSynapse(3, 3))]).double()
     W, x = network.synapse("v-v").weight, torch.randn(2, 3, dtype=torch.float64)
