@@ -170,6 +170,23 @@ def test_a_given_energy_may_use_tensors_of_any_precision(dtype):
     torch.testing.assert_close(network.inputs({"v": x})["v"], x @ M @ M.T)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_energy_is_differentiated_outside_inference_mode_whose_gradients_torch_gets_wrong(mode):
+    modes = []
+
+    def energy(a: Tensor, b: Tensor) -> Tensor:
+        modes.append(torch.is_inference_mode_enabled())
+        return -torch.log1p((a * b).sum(1).square())
+
+    synapse, g = EnergySynapse(energy), drawn((4,), (4,))
+    expected = synapse.inputs(*g)
+    with mode():
+        ours = synapse.inputs(*(each + 0 for each in g))
+    for x, y in zip(ours, expected, strict=True):
+        close(x, y)
+    assert not any(modes)
+
+
 def test_inputs_are_not_cut_off_from_autograd():
     torch.manual_seed(0)
     synapse = EnergySynapse(lambda a, b: -torch.log1p((a * b).sum(1).square()))

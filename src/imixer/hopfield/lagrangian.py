@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from imixer.hopfield.differentiation import gradients
+
 
 class Lagrangian(nn.Module):
     """A function L(x) of the neurons of a layer; g(x) = dL/dx is their activation, M(x) = dg/dx its Hessian.
@@ -56,7 +58,7 @@ class Lagrangian(nn.Module):
 
     def activation(self, x: Tensor) -> Tensor:
         """Compute g(x) = dL/dx, of the shape of x; by differentiating `density` unless a subclass has a closed form."""
-        return torch.func.grad(lambda x: self.density(x).sum())(x)
+        return gradients(self.density, x)[0]
 
     def hessian_product(self, x: Tensor, u: Tensor) -> Tensor:
         """Compute M(x) u, of the shape of x."""

@@ -11,6 +11,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from imixer.errors import check_whole
+from imixer.hopfield.differentiation import gradients
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import lagrangian as named
 from imixer.hopfield.lagrangians.parts import inverse_temperature
@@ -63,8 +64,7 @@ class Synapse(nn.Module):
 
     def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
         """Compute what each connected layer receives, of the shapes of g."""
-        layers = tuple(range(len(g)))
-        return torch.func.grad(lambda *g: -self.energy(*g).sum(), argnums=layers)(*g)
+        return gradients(lambda *g: -self.energy(*g), *g)
 
 
 class EnergySynapse(Synapse):
