@@ -23,6 +23,7 @@ class Lagrangian(nn.Module):
             leaves their energy alone and may be switched off.
         proven: Whether `convex` and `lipschitz` are known. Otherwise they were measured at some points, and nothing
             that rests on them is guaranteed.
+        shape: Shape of the neurons that L takes, where that is one; None for any.
 
     Source: Krotov & Hopfield, arXiv 2008.06996; paper (5), (18), the Hessian (13).
     """
@@ -30,6 +31,7 @@ class Lagrangian(nn.Module):
     elementwise: bool = True
     zero_mode: bool = False
     proven: bool = True
+    shape: tuple[int, ...] | None = None
 
     @property
     def convex(self) -> bool:
