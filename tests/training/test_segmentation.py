@@ -196,6 +196,34 @@ def test_a_linear_head_reads_as_many_channels_as_there_are_whatever_head_dim_say
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"head": "multi"}, "head is 'multi'; choose linear or multilevel; did you mean multilevel"),
+        ({"head": "liner"}, r"head is 'liner'; choose linear or multilevel; did you mean linear\?$"),
+        ({"head_dims": 7}, r"Segmenter has no option 'head_dims'; known: .*; did you mean head_dim\?$"),
+    ],
+)
+def test_a_head_or_an_option_that_there_is_not_is_refused_by_name(options, said):
+    with pytest.raises(ValueError, match=said):
+        timm.create_model("segmenter", backbone="unet_16", num_classes=3, **options)
+
+
+@pytest.mark.parametrize("head", ["linear", "multilevel"])
+def test_a_backbone_starts_from_a_mixer_and_draws_no_more_than_without(head, tmp_path):
+    sizes = {"num_blocks": 2, "embed_dim": 16}
+    mixer = timm.create_model("mixer_t4_32", **sizes)
+    torch.save(mixer.state_dict(), tmp_path / "mixer.pth")
+    args = sizes | {"from_mixer": str(tmp_path / "mixer.pth")}
+    model = timm.create_model("segmenter", backbone="imixer_t4_32", backbone_args=args, head=head, num_classes=3)
+    backbone = model.backbone.model
+    assert torch.equal(backbone.blocks[1].mlp_tokens.fc_in.weight, mixer.blocks[1].mlp_tokens.fc1.weight)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+    assert len({model.group_matcher()(name) for name, _ in model.named_parameters()}) > 2
+    plain = timm.create_model("segmenter", backbone="imixer_t4_32", backbone_args=sizes, head=head, num_classes=3)
+    assert model.levels == plain.levels
+
+
 @pytest.mark.parametrize("fit", ["resize", "window"])
 def test_a_folder_is_trained_on_evaluated_predicted_and_exported_at_the_size_of_its_images(fit, tmp_path, capsys):
     root, run = squares(tmp_path / "data"), tmp_path / "run"
