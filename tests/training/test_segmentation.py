@@ -9,6 +9,7 @@ import timm
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
+from timm.models._hub import save_for_hf
 from torch import nn
 
 from imixer.cli import main
@@ -210,11 +211,12 @@ def test_a_head_or_an_option_that_there_is_not_is_refused_by_name(options, said)
 
 
 @pytest.mark.parametrize("head", ["linear", "multilevel"])
-def test_a_backbone_starts_from_a_mixer_and_draws_no_more_than_without(head, tmp_path):
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_backbone_starts_from_a_mixer(kind, head, tmp_path):
     sizes = {"num_blocks": 2, "embed_dim": 16}
     mixer = timm.create_model("mixer_t4_32", **sizes)
-    torch.save(mixer.state_dict(), tmp_path / "mixer.pth")
-    args = sizes | {"from_mixer": str(tmp_path / "mixer.pth")}
+    save_for_hf(mixer, tmp_path, model_args=sizes, safe_serialization=True)
+    args = sizes | {"from_mixer": str(tmp_path / "model.safetensors" if kind == "file" else tmp_path)}
     model = timm.create_model("segmenter", backbone="imixer_t4_32", backbone_args=args, head=head, num_classes=3)
     backbone = model.backbone.model
     assert torch.equal(backbone.blocks[1].mlp_tokens.fc_in.weight, mixer.blocks[1].mlp_tokens.fc1.weight)

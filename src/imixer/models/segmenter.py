@@ -196,7 +196,7 @@ def _alike(name: str, args: Mapping[str, Any]) -> nn.Module:
         try:
             with torch.device("meta"):
                 return timm.create_model(name, **args)
-        except (NotImplementedError, RuntimeError):  # of models that look at their numbers, as with `from_mixer`
+        except (NotImplementedError, RuntimeError):  # of models that look at their numbers
             return timm.create_model(name, **args)
 
 
