@@ -29,8 +29,6 @@ def test_it_classifies_images_and_its_classifier_can_be_replaced():
         model.forward_intermediates(image, output_fmt="NLC")
     with pytest.raises(ValueError, match="widths is empty"):
         timm.create_model("unet_16", widths=())
-    with pytest.raises(ValueError, match=r"UNet has no option 'width'; known: .*; did you mean widths\?$"):
-        timm.create_model("unet_16", width=(4, 6))
 
 
 def test_each_depth_is_seen_by_the_last_map():

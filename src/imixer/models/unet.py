@@ -15,8 +15,6 @@ from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cf
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from imixer.errors import check_options
-
 
 class ConvPair(nn.Sequential):
     """Two 3x3 convolutions, each with batch normalisation and ReLU: (B, dim, H, W) -> (B, out_dim, H, W).
@@ -54,7 +52,7 @@ class UNet(nn.Module):
         feature_info: The decoder's maps, the finest first, which is its last.
 
     Raises:
-        ValueError: If there are no widths, or an option is unknown.
+        ValueError: If there are no widths.
 
     Source: Ronneberger, Fischer, Brox, U-Net, arXiv 1505.04597, section 2.
     """
@@ -66,9 +64,8 @@ class UNet(nn.Module):
         widths: Sequence[int] = (16, 32, 64, 128),
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        **others: Any,
+        **_: Any,
     ) -> None:
-        check_options("UNet", others, ("num_classes", "in_chans", "widths", "global_pool", "drop_rate"))
         super().__init__()
         if not widths:
             raise ValueError("widths is empty; give one number of channels or more")
