@@ -134,6 +134,7 @@ class FromDensity(Lagrangian):
 
     elementwise = False
     proven = False
+    shape: tuple[int, ...]
 
     def __init__(self, function: Callable[[Tensor], Tensor], shape: int | Sequence[int]) -> None:
         super().__init__()
