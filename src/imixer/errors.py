@@ -35,6 +35,23 @@ def check_n_iter(n_iter: int) -> None:
         raise ValueError(f"n_iter is {n_iter}; give 0 or more fixed point iterations")
 
 
+def check_options(what: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Check that there are such options.
+
+    Args:
+        what: What has them.
+        given: Names of those that are given.
+        known: Names of those that there are.
+
+    Raises:
+        ValueError: If one is unknown.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{what} has no option {name!r}; known: {', '.join(known)}{did_you_mean(name, known, 1)}")
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = "", cutoff: float = 0.6) -> str:
     """Name the closest known words in a clause to append to a message.
 

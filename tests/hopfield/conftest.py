@@ -89,3 +89,21 @@ def random_state():
         }
 
     return make
+
+
+@pytest.fixture
+def in_mode(monkeypatch):
+    """Whether each gradient of torch.func was computed in inference mode."""
+    made, grad = [], torch.func.grad
+
+    def watched(*args, **kwargs):
+        differentiate = grad(*args, **kwargs)
+
+        def gradient(*x: Tensor):
+            made.append(torch.is_inference_mode_enabled())
+            return differentiate(*x)
+
+        return gradient
+
+    monkeypatch.setattr(torch.func, "grad", watched)
+    return made

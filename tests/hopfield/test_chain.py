@@ -104,9 +104,30 @@ def test_the_couplings_are_those_given_and_not_shared_with_them():
     assert torch.equal(two_layer(5, 7, xi_tilde=torch.ones(5, 7), tied=False).synapse("v-h").feedback, torch.ones(5, 7))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float32])
+def test_a_network_has_the_type_of_the_couplings_that_are_given(dtype):
+    networks = [two_layer(3, 4, xi=torch.ones(4, 3, dtype=dtype), field=True),
+                two_layer(3, 4, xi_tilde=torch.ones(3, 4, dtype=dtype), tied=False),
+                three_layer(3, 4, 5, xi_hx=torch.ones(5, 4, dtype=dtype), field=True)]  # fmt: skip
+    for network in networks:
+        assert {p.dtype for p in network.parameters()} == {dtype}
+        velocity = network.velocity(network.initial_state(v=torch.ones(2, 3, dtype=dtype)))
+        assert {x.dtype for x in velocity.values()} == {dtype}
+
+
+def test_the_widest_of_two_couplings_types_is_the_networks_and_integers_have_none():
+    wide = two_layer(3, 4, xi=torch.ones(4, 3), xi_tilde=torch.ones(3, 4, dtype=torch.float64), tied=False)
+    assert {p.dtype for p in wide.parameters()} == {torch.float64}
+    whole = two_layer(3, 4, xi=torch.ones(4, 3, dtype=torch.int64), field=True)
+    assert {p.dtype for p in whole.parameters()} == {torch.float32}
+    assert torch.equal(whole.synapse("v-h").weight, torch.ones(4, 3))
+
+
 @pytest.mark.parametrize(
     ("build", "named"),
     [
+        (lambda: two_layer(3, 4, xi=torch.ones(4, 3).numpy()), "xi is ndarray; give a tensor"),
+        (lambda: two_layer(3, 4, xi=torch.ones(4, 3) * 1j), "xi is torch.complex64; give a tensor of real numbers"),
         (lambda: two_layer(3, 0), "layer h: shape"),
         (lambda: two_layer(3, 4, "relu", decay=0.0), "layer v: decay is 0"),
         (lambda: two_layer(3, 4, "unit_layernorm"), "layer v: .*did you mean unit_layer_norm"),

@@ -553,6 +553,26 @@ def test_a_users_activation_by_autograd_is_differentiable_again_also_in_its_para
         torch.testing.assert_close(made.activation(x), 1.5 * torch.sinh(x))
 
 
+class Mine(Lagrangian):
+    def density(self, x):
+        return torch.cosh(x)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Elementwise(torch.cosh), lambda: FromDensity(lambda x: torch.cosh(x).sum(1), 3), Mine],
+    ids=["elementwise", "from_density", "subclass"],
+)
+def test_a_density_is_differentiated_outside_inference_mode_where_torch_2_11_gets_it_wrong(make, in_mode):
+    made = make()
+    in_mode.clear()
+    with torch.inference_mode():
+        x = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+        torch.testing.assert_close(made.activation(x), torch.sinh(x))
+        torch.testing.assert_close(made.hessian_product(x, x), torch.cosh(x) * x)
+    assert in_mode == [False, False]
+
+
 @pytest.mark.parametrize(
     ("function", "claims", "message"),
     [

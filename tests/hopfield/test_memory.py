@@ -555,8 +555,62 @@ def test_copies_and_state_dicts_hold_the_patterns_once(kind):
             parameter.mul_(1.5)
     other.load_state_dict(memory.state_dict())
     torch.testing.assert_close(other.patterns, memory.patterns)
-    assert len(memory.state_dict()) == len(list(memory.parameters()))
+    assert list(memory.state_dict()) == ["_extra_state", *(name for name, _ in memory.named_parameters())]
     assert f"{kind}, 3 patterns of shape (8, 8)" in repr(memory)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(kind, {}) for kind in KINDS]
+    + [("modern", {"similarity": "distance"}), ("modern", {"alpha": 1.5}), ("classical", {"rule": "pseudo_inverse"}),
+       ("hierarchical", {"feedback": 0.5, "primitives": 5})],
+)  # fmt: skip
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_memory_of_other_patterns_becomes_the_one_whose_state_dict_it_loads(kind, options, inside):
+    def build(scale: float, seed: int) -> AssociativeMemory:
+        xi = signs(3, seed=seed)
+        # as many patches that differ, in both
+        patches = scale * torch.randn(12, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+        images = patches.view(3, 2, 2, 4, 4).transpose(2, 3).reshape(3, 8, 8)
+        return AssociativeMemory(xi if kind in BINARY else images, kind, **options)
+
+    memory, other = build(1.0, 0), build(3.0, 5)
+    query = memory.patterns.detach() + 0.3 * torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(2))
+    assert not torch.allclose(other(query, 3), memory(query, 3))
+    state = memory.state_dict()
+    if inside:
+        outer = torch.nn.ModuleList([other])
+        outer.load_state_dict({f"0.{name}": value for name, value in state.items()})
+    else:
+        other.load_state_dict(state)
+    assert torch.equal(other(query, 3), memory(query, 3))
+    assert torch.equal(other.patterns, memory.patterns)
+    assert torch.equal(other.energy(other.to_visible(query)), memory.energy(memory.to_visible(query)))
+    assert other.options == memory.options
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_dict_of_before_is_loaded_where_nothing_is_missing_and_refused_otherwise(kind):
+    memory = AssociativeMemory(signs(3), kind)
+    state = {name: value for name, value in memory.state_dict().items() if name != "_extra_state"}
+    again = AssociativeMemory(signs(3), kind)
+    again.load_state_dict(state)
+    assert torch.equal(again(signs(3), 2), memory(signs(3), 2))
+    other = AssociativeMemory(signs(3, seed=1), kind)
+    if kind in BINARY:
+        other.load_state_dict(state)
+        assert torch.equal(other(signs(3), 2), memory(signs(3), 2))
+    else:
+        with pytest.raises(ValueError, match=r"^the state dict has no _extra_state.*get_extra_state\(\)$"):
+            other.load_state_dict(state)
+        beta = other.options["beta"]
+        other.load_state_dict(state | {"_extra_state": other.get_extra_state()})
+        assert other.options["beta"] == beta
+
+
+def test_a_state_dict_of_another_kind_of_memory_is_refused():
+    with pytest.raises(ValueError, match="another kind of memory than classical"):
+        AssociativeMemory(signs(3), "classical").load_state_dict(AssociativeMemory(signs(3), "modern").state_dict())
 
 
 def test_building_one_draws_no_random_numbers():

@@ -16,9 +16,11 @@ from imixer.hopfield import (
     HopfieldNetwork,
     LinearSynapse,
     Neurons,
+    RestingLayerSynapse,
     Synapse,
     chain,
 )
+from imixer.hopfield.lagrangians import FromDensity
 
 thorough = settings(max_examples=150)
 
@@ -30,6 +32,10 @@ def gradient(network: HopfieldNetwork, state: dict[str, Tensor]) -> dict[str, Te
 
 def close(ours: Tensor, theirs: Tensor, scale: float = 1.0) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10 * scale)
+
+
+def _ball(x: Tensor) -> Tensor:
+    return x.square().sum(1) / 2
 
 
 def pair(a=3, b=3, synapse: Synapse | None = None) -> HopfieldNetwork:
@@ -138,6 +144,20 @@ def test_layers_whose_joined_names_coincide_keep_both_synapses():
     assert list(network.connections.values()) == [("a", "b-c"), ("a-b", "c")] and len(network.synapses) == 2
 
 
+def test_a_layer_that_is_called_like_a_synapse_keeps_its_energy():
+    def build(last: str) -> HopfieldNetwork:
+        torch.manual_seed(0)
+        layers = {name: Neurons(2) for name in ("a", "b", last)}
+        return HopfieldNetwork(layers, [(("a", "b"), LinearSynapse(2, 2)), (("b", last), LinearSynapse(2, 2))]).double()
+
+    x = dict(zip("abc", torch.randn(3, 4, 2, dtype=torch.float64), strict=True))
+    plain, named = build("c"), build("a-b")
+    state = {"a": x["a"], "b": x["b"], "a-b": x["c"]}
+    assert len(named.energies(state)) == 5
+    close(named.energy(state), plain.energy(x))
+    close(gradient(named, state)["a-b"], gradient(plain, x)["c"])
+
+
 def test_a_coupling_of_a_layer_with_itself_gives_it_both_ends():
     network = HopfieldNetwork({"v": Neurons(3)}, [(("v", "v"), LinearSynapse(3, 3))]).double()
     W, x = network.synapse("v-v").weight, torch.randn(2, 3, dtype=torch.float64)
@@ -230,12 +250,20 @@ def test_a_state_that_lacks_a_layer_is_refused():
         (lambda: pair((5, 3), (5, 4), AttentionSynapse(3)), "synapse v-h"),
         (lambda: pair(3, 4, EnergySynapse(lambda v, h: (v * h).sum(1))), "synapse v-h"),
         (lambda: pair(3, 3, EnergySynapse(lambda v, h: (v * h).sum())), "synapse v-h: the energy of 2 samples"),
+        (lambda: pair(3, 3, EnergySynapse(lambda v, h: None)), "synapse v-h: the energy of 2 samples is NoneType"),
+        (lambda: pair(3, 3, EnergySynapse(lambda v, h: 0.5)), "synapse v-h: the energy of 2 samples is float"),
+        (lambda: pair(3, 3, EnergySynapse(lambda v: v.sum(1))), "synapse v-h: no energy for layers of .*positional"),
+        (lambda: pair(3, 3, EnergySynapse(lambda v, h: v.sum(2))), "synapse v-h: no energy for layers .*Dimension"),
+        (lambda: pair(3, 3, EnergySynapse(3)), "synapse v-h: no energy for layers .*not callable"),
         (lambda: HopfieldNetwork({"v": Neurons(3)}, [(("v",), LinearSynapse(3, 3))]), "synapse v-v"),
+        (lambda: HopfieldNetwork({"v": Neurons(3)}, [(("v",), RestingLayerSynapse(3, 4, FromDensity(_ball, 8)))]),
+         r"synapse v-v: FromDensity takes neurons of shape \(8,\)"),
     ],
 )  # fmt: skip
 def test_impossible_networks_are_refused_by_name(build, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=named) as refusal:
         build()
+    assert "\n" not in str(refusal.value)
 
 
 def test_state_dict_round_trip_and_deepcopy_keep_the_velocity_and_share_nothing():

@@ -6,7 +6,11 @@ import pytest
 import torch
 
 from imixer.hopfield import LAGRANGIANS, Neurons, lagrangian
-from imixer.hopfield.lagrangians import LayerNorm, Softmax, Spherical
+from imixer.hopfield.lagrangians import FromDensity, LayerNorm, Softmax, Spherical
+
+
+def _ball(x):
+    return x.square().flatten(1).sum(1) / 2
 
 
 def test_energy_of_linear_neurons_is_quadratic():
@@ -47,6 +51,11 @@ def test_a_field_is_a_parameter_of_its_own():
     assert isinstance(layer.field, torch.nn.Parameter) and not layer.field.any()
 
 
+def test_a_density_of_one_shape_serves_a_layer_that_has_others_in_front():
+    layer, x = Neurons((3, 4, 2), FromDensity(_ball, (4, 2))), torch.randn(5, 3, 4, 2)
+    torch.testing.assert_close(layer.activation(x), x)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [
@@ -65,6 +74,8 @@ def test_a_field_is_a_parameter_of_its_own():
         ({"lagrangian": "tahn"}, "tanh"),
         ({"lagrangian": Softmax(axis=-2)}, "Softmax acts on axis -2"),
         ({"lagrangian": LayerNorm((-2, -1))}, "LayerNorm acts on axis -2"),
+        ({"lagrangian": FromDensity(_ball, 8)}, r"FromDensity takes neurons of shape \(8,\), and the layer has \(3,\)"),
+        ({"lagrangian": FromDensity(_ball, (4, 2)), "shape": (2, 4)}, r"takes neurons of shape \(4, 2\)"),
     ],
 )
 def test_impossible_values_are_refused_by_name(kwargs, named):

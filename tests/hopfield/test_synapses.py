@@ -170,6 +170,17 @@ def test_a_given_energy_may_use_tensors_of_any_precision(dtype):
     torch.testing.assert_close(network.inputs({"v": x})["v"], x @ M @ M.T)
 
 
+def test_an_energy_is_differentiated_outside_inference_mode_where_torch_2_11_gets_it_wrong(in_mode):
+    synapse, g = EnergySynapse(lambda a, b: -torch.log1p((a * b).sum(1).square())), drawn((4,), (4,))
+    expected = synapse.inputs(*g)
+    in_mode.clear()
+    with torch.inference_mode():
+        ours = synapse.inputs(*(each + 0 for each in g))
+    assert in_mode == [False]
+    for x, y in zip(ours, expected, strict=True):
+        close(x, y)
+
+
 def test_inputs_are_not_cut_off_from_autograd():
     torch.manual_seed(0)
     synapse = EnergySynapse(lambda a, b: -torch.log1p((a * b).sum(1).square()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from imixer.implicit import Contraction, SpectralLinear, ceiling
+from imixer.implicit import Contraction, SpectralLinear, ceiling, fold
 from imixer.implicit.certificate import (
     Certificate,
     OnData,
@@ -239,9 +239,27 @@ def test_leading_axes_are_kept_and_the_contraction_left_alone():
     assert F.training and all(torch.equal(before[name], value) for name, value in F.state_dict().items())
 
 
+def test_one_point_alone_needs_no_axis_of_points():
+    F, z = make(coeff=0.6), points(1)
+    alone, one = on_data(F, z[0]), on_data(F, z)
+    assert alone.norms.shape == (1,) and alone.converged.shape == ()
+    torch.testing.assert_close(alone.x, one.x[0])
+    assert certify(F, z=z[0]).verdict == certify(F, z=z).verdict
+
+
+@pytest.mark.parametrize("call", [fold, lambda F: certify(F, z=points())], ids=["fold", "certify"])
+def test_looking_draws_no_random_numbers(call):
+    F = make(coeff=0.6)
+    before = torch.random.get_rng_state()
+    call(F)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
+        (lambda: certify(make(), z=points(width=5)), r"z has shape \(5, 5\); this contraction takes \(..., 6\)"),
+        (lambda: on_data(make(), points().sum()), r"z has shape \(\); this contraction takes \(..., 6\)"),
         (lambda: worst_case(make(), [1.0]), "lipschitz"),
         (lambda: on_data(make(), points(), tol=0), "tol"),
         (lambda: on_data(make(), points(), max_steps=0), "max_steps"),

@@ -169,6 +169,20 @@ def test_coins_are_tossed_once_for_all_that_is_mapped_over():
     torch.testing.assert_close(mapped[0], one_by_one)
 
 
+@pytest.mark.parametrize("probes", [2, torch.ones(2, 3, 4)], ids=["drawn", "given"])
+@pytest.mark.parametrize("measure", [jacobian_penalty, residual_log_det, exact_log_det, inverse_log_det])
+def test_determinants_and_penalties_are_the_same_in_inference_mode(measure, probes):
+    results = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.manual_seed(0)
+            W, x = torch.randn(4, 4) / 8, torch.randn(3, 4)
+            given = probes if isinstance(probes, int) else probes + 0 * x  # made in that mode too
+            options = {} if measure is exact_log_det else {"probes": given}
+            results.append(measure(lambda x, W: torch.tanh(x @ W), x, W, **options))
+    assert torch.equal(*results) and not results[1].requires_grad
+
+
 def test_one_tensor_alone_needs_no_tuple():
     for each in (
         lambda W: exact_log_det(F, x, W),

@@ -116,6 +116,46 @@ def test_a_modules_own_parameters_get_their_gradients_on_the_way_back(training):
             assert float(found[i, j]) == pytest.approx(float(above - below) / 2e-6, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+def test_an_activation_that_is_learned_gets_its_gradient_on_the_way_back(sequence):
+    torch.manual_seed(0)
+    layers = [nn.PReLU(), SpectralLinear(3, 5, coeff=0.7), nn.PReLU(), SpectralLinear(5, 3, coeff=0.7)]
+    F = nn.Sequential(*layers) if sequence else Contraction(3, 5, nn.PReLU, coeff=0.7)
+    flow = ResidualFlow(F.double().eval(), exact=True, solver=TIGHT)
+    learned = [p for p in F.parameters() if p.numel() == 1]
+    z = torch.randn(4, 3, dtype=torch.float64)
+
+    def loss():
+        x, log_det = flow.inverse(z)
+        return (x.sin().sum(1) + log_det).sum()
+
+    for p, found in zip(learned, torch.autograd.grad(loss(), learned), strict=True):
+        values = []
+        for shift in (1e-6, -1e-6):
+            with torch.no_grad():
+                p += shift
+                values.append(float(loss()))
+                p -= shift
+        assert float(found) == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("kind", ["contraction", "nest", "module"])
+def test_densities_are_the_same_in_inference_mode(exact, kind):
+    if kind == "module":
+        F = nn.Sequential(SpectralLinear(3, 5, coeff=0.7), nn.Tanh(), SpectralLinear(5, 3, coeff=0.7)).eval()
+    else:
+        F = Contraction(3, 5 if kind == "contraction" else [5, 4], nn.Tanh, coeff=0.6).eval()
+    flow, results = ResidualFlow(F, exact=exact), []
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.manual_seed(0)
+            x = torch.randn(4, 3)
+            results.append([flow.log_prob(x), *flow.inverse(x)])
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs) and not theirs.requires_grad
+
+
 def test_the_solver_goes_by_name_too_and_a_base_gives_one_number_a_sample():
     x = torch.randn(3, 3, dtype=torch.float64)
     flow = ResidualFlow(contraction(), exact=True, solver="broyden")

@@ -156,6 +156,37 @@ def test_an_imlp_that_the_kernel_does_not_compute_is_left_alone(options, calls):
     assert not calls
 
 
+@pytest.mark.parametrize("penalty", ["jacobian_penalty", "trajectory_penalty", "correction_penalty"])
+def test_a_penalty_is_not_dropped_with_it(penalty, calls):
+    torch.manual_seed(0)
+    imlp, v = IMLP(6, 8, n_iter=2, **{penalty: 1.0}).train(), torch.randn(2, 3, 6)
+    other = copy.deepcopy(imlp)
+    torch.manual_seed(1)
+    imlp(v)
+    expected = imlp.penalties.take()
+    torch.manual_seed(1)
+    with fused_mode("on"):
+        other(v)
+    assert not calls
+    torch.testing.assert_close(other.penalties.take(), expected)
+    with fused_mode("on"):
+        other.eval()(v)
+    assert calls
+
+
+def test_what_the_kernel_declines_is_normalised_once_all_the_same():
+    torch.manual_seed(0)
+    imlp, v = IMLP(6, 513).train(), torch.randn(2, 3, 6)
+    with torch.no_grad():
+        torch.nn.init.normal_(imlp.contraction.fc1.weight)  # the vector lags behind
+    other = copy.deepcopy(imlp)
+    expected = imlp(v)
+    with fused_mode("on"):
+        found = other(v)
+    assert torch.equal(other.contraction.fc1.v, imlp.contraction.fc1.v)
+    assert torch.equal(found, expected)
+
+
 def test_a_hook_sees_every_call_with_it_too(calls):
     imlp, seen = IMLP(6, 8, n_iter=2), []
     imlp.contraction.fc1.register_forward_hook(lambda *_: seen.append(1))

@@ -67,6 +67,33 @@ def test_a_module_that_states_none_is_observed_and_named():
     assert certify(Stated(3.0, math.inf), z=torch.randn(4, 3)).verdict == "violated"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_sequence_leaves_the_room_for_rounding_that_a_contraction_of_its_sizes_does(dtype):
+    torch.manual_seed(0)
+    F = Contraction(8, 2000, nn.ReLU, norm="none").eval()
+    with torch.no_grad():
+        for layer in (F.fc1, F.fc2):
+            layer.weight.mul_(0.8 / torch.linalg.matrix_norm(layer.weight, 2))
+    F = F.to(dtype)
+    sequence = nn.Sequential(F.act, F.fc1, F.act_hidden, F.fc2)
+    z = torch.randn(3, 8)  # of another type than the weights
+    as_contraction, as_module = certify(F, z=z), certify(sequence, z=z)
+    assert as_module.worst.bound == pytest.approx(as_contraction.worst.bound)
+    assert as_module.worst.computed_bounds == pytest.approx(as_contraction.worst.computed_bounds)
+    assert as_module.verdict == as_contraction.verdict == ("observed" if dtype == torch.bfloat16 else "guaranteed")
+
+
+def test_what_a_module_states_has_room_for_the_rounding_of_its_type():
+    class Half(Stated):
+        def __init__(self):
+            super().__init__(0.99, 0.99)
+            self.weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+
+    z = torch.randn(5, 3)
+    assert certify(Stated(0.99, 0.99), z=z).verdict == "guaranteed"
+    assert certify(Half(), z=z).worst.computed_bounds == pytest.approx((0.99 * (1 + 3 * 2**-7),))
+
+
 def test_a_contractions_activations_state_their_own_slopes():
     torch.manual_seed(0)
     F, z = Contraction(6, 8, nn.Tanh).eval(), torch.randn(4, 6)
@@ -92,6 +119,7 @@ def test_inputs_per_sample_stay_with_their_samples():
         (lambda z: certify(Stated(0.5, -1.0), z=z), r"Stated.lipschitz_bound\(\) returns -1.0; return a number of 0"),
         (lambda z: certify(Stated(0.5, "x"), z=z), r"Stated.lipschitz_bound\(\) returns 'x'; return"),
         (lambda z: certify(torch.sin, z=z), "F is builtin_function_or_method; give a module"),
+        (lambda z: certify(nn.Linear(4, 4), z=z), r"Linear fails on z of shape \(4, 3\): .*cannot be multiplied"),
         (lambda z: certify(nn.Linear(3, 2), z=z), r"F leads from \(4, 3\) to \(4, 2\); let it give back"),
         (lambda z: certify(Stated(0.5, 0.5), z=z.long()), "z is torch.int64 .*; give one or more real inputs"),
     ],

@@ -225,6 +225,18 @@ def test_fold_gives_plain_linears_and_the_same_output(norm, coeff):
     assert isinstance(F.fc1, SpectralLinear) == (norm == "spectral")  # the original is left as it was
 
 
+def test_fold_takes_a_layer_alone_and_layers_by_each_of_their_names():
+    torch.manual_seed(0)
+    layer, x = SpectralLinear(4, 4, coeff=0.5), torch.randn(3, 4)
+    alone = fold(layer)
+    assert type(alone) is nn.Linear and not any(p.requires_grad for p in alone.parameters())
+    torch.testing.assert_close(alone(x), layer.eval()(x))
+    folded = fold(nn.ModuleDict({"one": layer, "two": layer, "deep": nn.Sequential(nn.Tanh(), layer)}))
+    assert type(folded["one"]) is nn.Linear
+    assert folded["one"] is folded["two"] is folded["deep"][1]  # it stays shared
+    assert isinstance(layer, SpectralLinear) and layer.weight.requires_grad
+
+
 def test_contraction_with_half_the_ceiling_contracts():
     torch.manual_seed(0)
     F = Contraction(24, 48, coeff=0.5).double().eval()

@@ -67,6 +67,25 @@ class LoRA(nn.Module):
         return self.base(x) + x @ self.A.T @ self.B.T
 
 
+class LoRAOfPEFT(nn.Module):
+    """The same with the attributes that PEFT's wrapper has, by which it is known."""
+
+    disable_adapters, merged, merged_adapters, active_adapters = False, False, (), ("default",)
+
+    def __init__(self, base: nn.Linear, rank: int = 2) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, base.out_features, bias=False)})
+        nn.init.zeros_(self.lora_B["default"].weight)
+
+    def get_delta_weight(self, name: str) -> Tensor:
+        return self.lora_B[name].weight @ self.lora_A[name].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+
 class LowRank(nn.Module):
     """The same as a parametrization: W + B A."""
 
@@ -77,6 +96,25 @@ class LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.B @ self.A
+
+
+@of_all([{}, {"tied": True}, {"num_layers": 4, "hidden_ratio": 0.5}, {"legacy": True}])
+def test_power_iterations_follow_a_lora_in_training_though_its_base_is_frozen(kind):
+    model = small(**kind)
+    held = [module for module in model.modules() if isinstance(module, Contraction)]
+    for F in held:
+        for each in ("fc1", "fc2"):
+            if isinstance(getattr(F, each), nn.Linear):
+                setattr(F, each, LoRAOfPEFT(getattr(F, each)))
+    loras = [module for module in model.modules() if isinstance(module, LoRAOfPEFT)]
+    torch.manual_seed(2)
+    model.train()
+    for _ in range(12):
+        for lora in loras:  # as an optimizer moves it
+            lora.lora_B["default"].weight.data.add_(torch.randn_like(lora.lora_B["default"].weight) / 4)
+        model(IMAGES)
+    norms = [float(exact_sigma(W.detach())) for F in held for W in F.weights()[:2]]
+    assert max(norms) < 0.9 * 1.02  # power iteration sees a norm from below
 
 
 # --- hooks and counters -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from timm.models._hub import save_for_hf
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
@@ -138,6 +139,15 @@ def test_the_variant_of_the_same_sizes_is_known(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(timm.create_model("mixer_t2_8").state_dict(), path)
     assert matching_variant(read_mixer(str(path))) == "imixer_t2_8"
+
+
+def test_weights_in_a_directory_are_read_while_a_model_is_built_without_memory(tmp_path):
+    mixer = timm.create_model("mixer_t2_8")
+    save_for_hf(mixer, tmp_path, safe_serialization=True)
+    with torch.device("meta"):
+        read = read_mixer(str(tmp_path))
+        assert timm.create_model("imixer_t2_8", from_mixer=str(tmp_path)).head.weight.is_meta
+    assert torch.equal(read.state["head.weight"], mixer.head.weight)
 
 
 def test_a_random_stream_is_left_where_it_was(file, mixer):

@@ -95,6 +95,36 @@ def test_a_nest_is_solved_outside_and_iterated_inside(gradient):
         assert distance(gradients(model, x), gradients(reference, x)) < 1e-5
 
 
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("num_layers", [3, 4])
+def test_an_activation_that_is_learned_has_its_gradient_whatever_finds_it(gradient, num_layers):
+    options = {"act_layer": "prelu", "coeff": 0.5, "n_iter": 3, "num_layers": num_layers, "gradient_terms": 60}
+    model = small(gradient=gradient, **options).double()
+    with torch.no_grad():
+        for layer in model.modules():
+            if isinstance(layer, SpectralLinear):
+                layer.weight[::2].neg_()  # so that activations see negative numbers
+                layer.warm_up()
+    reference = copy.deepcopy(model)
+    reference.gradient, reference.solver = "unroll", FixedIterations(60)
+    model.solver = FixedIterations(60)
+    if gradient != "recompute":
+        model.solver, model.tolerance, model.max_steps = "anderson", 1e-11, 100
+    x = IMAGES.double()
+    found, expected = gradients(model, x), gradients(reference, x)
+    learned = [name for name, p in model.named_parameters() if p.numel() == 1 and "contraction" in name]
+    assert len(learned) == (4 if num_layers == 3 else 8)
+    assert all(expected[name].abs() > 1e-9 for name in learned)
+    if gradient != "jacobian_free":
+        assert distance(found, expected) < 1e-5
+
+
+def test_an_activation_that_is_learned_changes_its_gradient_on_a_trained_model():
+    model = small(act_layer="prelu")
+    model.gradient = "recompute"
+    assert all(g.isfinite().all() for g in gradients(model).values())
+
+
 def test_names_stand_for_what_they_say():
     def gradient(**kwargs):
         return gradients(small(**kwargs))

@@ -1,5 +1,6 @@
 """Stems and stages: all that timm asks of a model, the counts, and the mathematics of whitening."""
 
+import math
 from functools import partial
 
 import pytest
@@ -263,6 +264,15 @@ def test_the_norm_of_every_stem_is_the_norm_layer_with_its_arguments(options):
     made = create(options=options, stem_norm=True, norm_layer=partial(nn.LayerNorm, eps=1e-3))
     assert made.stem.norm.eps == made.norm.eps == 1e-3
     assert isinstance(create(options=options).stem.norm, nn.Identity)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_blocks": [1, 1], "embed_dim": [8, 16]}], ids=["one", "stages"])
+@pytest.mark.parametrize("name", ["imixer_t4_32", "mixer_t4_32"])
+def test_the_negative_log_bias_is_that_of_the_classifier_with_stages_and_without_classes_too(name, options):
+    sizes = {"embed_dim": 16, "num_blocks": 2} | options
+    head = timm.create_model(name, num_classes=4, nlhb=True, **sizes).head
+    torch.testing.assert_close(head.bias.detach(), torch.full((4,), -math.log(4)))
+    assert isinstance(timm.create_model(name, num_classes=0, nlhb=True, **sizes).head, nn.Identity)
 
 
 def test_stems_have_the_interface_of_timms():

@@ -9,6 +9,7 @@ import timm
 import torch
 from lightning.fabric import Fabric
 from PIL import Image
+from timm.models._hub import save_for_hf
 from torch import nn
 
 from imixer.cli import main
@@ -194,6 +195,35 @@ def test_a_linear_head_reads_as_many_channels_as_there_are_whatever_head_dim_say
         "segmenter", backbone="imixer_t4_32", backbone_args=args, head="linear", head_dim=7, num_classes=3, img_size=32
     )
     assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"head": "multi"}, "head is 'multi'; choose linear or multilevel; did you mean multilevel"),
+        ({"head": "liner"}, r"head is 'liner'; choose linear or multilevel; did you mean linear\?$"),
+        ({"head_dims": 7}, r"Segmenter has no option 'head_dims'; known: .*; did you mean head_dim\?$"),
+    ],
+)
+def test_a_head_or_an_option_that_there_is_not_is_refused_by_name(options, said):
+    with pytest.raises(ValueError, match=said):
+        timm.create_model("segmenter", backbone="unet_16", num_classes=3, **options)
+
+
+@pytest.mark.parametrize("head", ["linear", "multilevel"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_backbone_starts_from_a_mixer(kind, head, tmp_path):
+    sizes = {"num_blocks": 2, "embed_dim": 16}
+    mixer = timm.create_model("mixer_t4_32", **sizes)
+    save_for_hf(mixer, tmp_path, model_args=sizes, safe_serialization=True)
+    args = sizes | {"from_mixer": str(tmp_path / "model.safetensors" if kind == "file" else tmp_path)}
+    model = timm.create_model("segmenter", backbone="imixer_t4_32", backbone_args=args, head=head, num_classes=3)
+    backbone = model.backbone.model
+    assert torch.equal(backbone.blocks[1].mlp_tokens.fc_in.weight, mixer.blocks[1].mlp_tokens.fc1.weight)
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+    assert len({model.group_matcher()(name) for name, _ in model.named_parameters()}) > 2
+    plain = timm.create_model("segmenter", backbone="imixer_t4_32", backbone_args=sizes, head=head, num_classes=3)
+    assert model.levels == plain.levels
 
 
 @pytest.mark.parametrize("fit", ["resize", "window"])

@@ -1,7 +1,8 @@
 """The chains of layers of the paper: v - h, v - x - h, and x1 - x2 - ... - xL."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -35,7 +36,7 @@ def two_layer(
         tau_v dv/dt = xi~ f(h) - alpha v        tau_h dh/dt = xi g(v) - h
 
     Choose it to write the paper's section 3 down as it stands. The synapse is called `v-h`. The Lagrangians are those
-    of (8), with the GELU of (14).
+    of (8), with the GELU of (14). The network has the type of the couplings that are given.
 
     Args:
         v: Shape of the visible layer.
@@ -52,7 +53,7 @@ def two_layer(
         field: Give every layer an external field, zero at first, one number per neuron.
 
     Raises:
-        ValueError: If a layer is impossible, a coupling has another shape or is not finite, or xi_tilde
+        ValueError: If a layer is impossible, a coupling has another shape or is not real and finite, or xi_tilde
             comes with tied couplings.
 
     Source: paper (1)-(5), (8)-(10); alpha (12).
@@ -60,7 +61,7 @@ def two_layer(
     network = chain(
         [v, h], [L_v, L_h], names="vh", axis=axis, tied=tied, tau=[tau_v, tau_h], decay=[decay, 1.0], field=field
     )
-    _set_coupling(network, "v-h", xi=xi, xi_tilde=xi_tilde)
+    _set_couplings(network, {"v-h": {"xi": xi, "xi_tilde": xi_tilde}})
     return network
 
 
@@ -91,7 +92,8 @@ def three_layer(
         tau_h dh/dt = xi^(h,x) e(x) - h
 
     Choose it to write the paper's section 4 down as it stands. The synapses are called `v-x` and `x-h`. The Lagrangians
-    are those of (19), with GELU for both hidden layers as in (30).
+    are those of (19), with GELU for both hidden layers as in (30). The network has the type of the couplings that are
+    given.
 
     Args:
         v: Shape of the visible layer.
@@ -113,7 +115,7 @@ def three_layer(
         field: Give every layer an external field, zero at first, one number per neuron.
 
     Raises:
-        ValueError: If a layer is impossible, a coupling has another shape or is not finite, or one
+        ValueError: If a layer is impossible, a coupling has another shape or is not real and finite, or one
             towards v comes with tied couplings.
 
     Source: paper (15)-(19).
@@ -128,8 +130,7 @@ def three_layer(
         decay=[decay, 1.0, 1.0],
         field=field,
     )
-    _set_coupling(network, "v-x", xi_xv=xi_xv, xi_vx=xi_vx)
-    _set_coupling(network, "x-h", xi_hx=xi_hx, xi_xh=xi_xh)
+    _set_couplings(network, {"v-x": {"xi_xv": xi_xv, "xi_vx": xi_vx}, "x-h": {"xi_hx": xi_hx, "xi_xh": xi_xh}})
     return network
 
 
@@ -191,7 +192,21 @@ def _coupling(a: Neurons, b: Neurons, axis: int | None, tied: bool) -> LinearSyn
     return LinearSynapse(size_a, size_b, axis, tied=tied)
 
 
-def _set_coupling(network: HopfieldNetwork, name: str, **given: Tensor | None) -> None:
+def _set_couplings(network: HopfieldNetwork, given: Mapping[str, Mapping[str, Tensor | None]]) -> None:
+    """Give synapses their matrices, and the network the widest of their types."""
+    matrices = {which: xi for pair in given.values() for which, xi in pair.items() if xi is not None}
+    for which, xi in matrices.items():
+        if not isinstance(xi, Tensor) or xi.is_complex():
+            what = xi.dtype if isinstance(xi, Tensor) else type(xi).__name__
+            raise ValueError(f"{which} is {what}; give a tensor of real numbers")
+    floating = [xi.dtype for xi in matrices.values() if xi.is_floating_point()]
+    if floating:
+        network.to(reduce(torch.promote_types, floating))
+    for name, pair in given.items():
+        _set_coupling(network, name, pair)
+
+
+def _set_coupling(network: HopfieldNetwork, name: str, given: Mapping[str, Tensor | None]) -> None:
     """Give a synapse its two matrices, away from v and towards it, by the names that their caller has for them."""
     synapse = network.synapse(name)
     assert isinstance(synapse, LinearSynapse)
@@ -206,7 +221,7 @@ def _set_coupling(network: HopfieldNetwork, name: str, **given: Tensor | None) -
             raise ValueError(f"{which} has shape {tuple(matrix.shape)}; the layers need {tuple(ours.shape)}")
         if not matrix.isfinite().all():
             raise ValueError(f"{which} has {int((~matrix.isfinite()).sum())} entries that are not finite")
-        ours.data = matrix.detach().clone()
+        ours.data = matrix.detach().to(ours.dtype, copy=True)
 
 
 def _each(value: float | Sequence[float], count: int) -> Sequence[float]:

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from imixer.hopfield.differentiation import gradients
+
 
 class Lagrangian(nn.Module):
     """A function L(x) of the neurons of a layer; g(x) = dL/dx is their activation, M(x) = dg/dx its Hessian.
@@ -21,6 +23,7 @@ class Lagrangian(nn.Module):
             leaves their energy alone and may be switched off.
         proven: Whether `convex` and `lipschitz` are known. Otherwise they were measured at some points, and nothing
             that rests on them is guaranteed.
+        shape: Shape of the neurons that L takes, where that is one; None for any.
 
     Source: Krotov & Hopfield, arXiv 2008.06996; paper (5), (18), the Hessian (13).
     """
@@ -28,6 +31,7 @@ class Lagrangian(nn.Module):
     elementwise: bool = True
     zero_mode: bool = False
     proven: bool = True
+    shape: tuple[int, ...] | None = None
 
     @property
     def convex(self) -> bool:
@@ -56,7 +60,7 @@ class Lagrangian(nn.Module):
 
     def activation(self, x: Tensor) -> Tensor:
         """Compute g(x) = dL/dx, of the shape of x; by differentiating `density` unless a subclass has a closed form."""
-        return torch.func.grad(lambda x: self.density(x).sum())(x)
+        return gradients(self.density, x)[0]
 
     def hessian_product(self, x: Tensor, u: Tensor) -> Tensor:
         """Compute M(x) u, of the shape of x."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from imixer.errors import check_whole
 from imixer.hopfield.adiabatic import AdiabaticUpdate
+from imixer.hopfield.lagrangians.coupled import Attentive
 from imixer.hopfield.lagrangians.masked import Masked
 from imixer.hopfield.lagrangians.parts import at_least_float32, holds
 from imixer.hopfield.memory_kinds import BINARY, Kind, build, from_patches, to_patches
@@ -135,7 +136,9 @@ class AssociativeMemory(nn.Module):
     each neuron with itself, which Hopfield leaves out. With the two hidden layers of `hierarchical` there is no such
     theorem: their fixed point iteration starts anew at every step.
 
-    Couplings and fields are parameters, so that memories can be trained.
+    Couplings and fields are parameters, so that memories can be trained. A state dict has them, and the numbers that
+    were taken from the patterns: whatever patterns of that shape a memory of that kind was built with, it becomes the
+    one that was saved.
 
     Args:
         patterns: To store, (K, *shape).
@@ -329,6 +332,42 @@ class AssociativeMemory(nn.Module):
     def from_visible(self, x: Tensor) -> Tensor:
         """Bring the visible layer's shape back to (..., *shape), as before `to_visible`."""
         return x if self._patch_size is None else from_patches(x, self.shape, self._patch_size)
+
+    def get_extra_state(self) -> Tensor:
+        """Return what was taken from the patterns and is no parameter: the scales, and beta of each softmax."""
+        return torch.tensor([*self._scales, *(float(each.beta) for each in self._softmaxes())], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take what `get_extra_state` gave, in the place of what this memory's own patterns have led to."""
+        softmaxes, count = self._softmaxes(), len(self._scales)
+        numbers = state.tolist()
+        if len(numbers) != count + len(softmaxes):
+            raise ValueError(f"the state dict is of another kind of memory than {self.kind}; build one of that kind")
+        self._scales = tuple(numbers[:count])
+        for each, beta in zip(softmaxes, numbers[count:], strict=True):
+            each.beta = beta
+            self.options = self.options | {"beta": beta}
+
+    def _softmaxes(self) -> list[Attentive]:
+        """List the hidden layers' softmaxes whose inverse temperature is a plain number."""
+        found = (self.network.layer(name).lagrangian for name in self.update.layers[1:])
+        return [each for each in found if isinstance(each, Attentive) and isinstance(each.beta, float)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = f"{prefix}_extra_state"
+        if key not in state_dict:  # it was not always there
+            if self._softmaxes() and not self._has_weights_of(state_dict, prefix):
+                raise ValueError(
+                    f"the state dict has no {key}, where beta and scales are, and other patterns than this memory; "
+                    f"build it from the stored ones, or keep its beta and scales: state_dict[{key!r}] = "
+                    "memory.get_extra_state()"
+                )
+            state_dict[key] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _has_weights_of(self, state_dict: dict[str, Any], prefix: str) -> bool:
+        pairs = [(state_dict.get(f"{prefix}{name}"), parameter) for name, parameter in self.named_parameters()]
+        return all(x is None or (not own.is_meta and torch.equal(x.to(own), own)) for x, own in pairs)
 
     def extra_repr(self) -> str:
         """Show the options in a printed module."""

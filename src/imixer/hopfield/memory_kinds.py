@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from imixer.errors import check_whole, did_you_mean
+from imixer.errors import check_options, check_whole, did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Entmax, Exponential, RectifiedPower, Softmax, Tanh
 from imixer.hopfield.lagrangians.parts import at_least_float32, inverse_temperature, positive
@@ -58,10 +58,7 @@ def build(kind: str, patterns: Tensor, options: Mapping[str, Any]) -> Built:
     """
     if kind not in _KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(_KINDS)}{did_you_mean(kind, _KINDS, 1)}")
-    known = list(inspect.signature(_KINDS[kind]).parameters)[1:]
-    for name in options:
-        if name not in known:
-            raise ValueError(f"{kind} has no option {name!r}; known: {', '.join(known)}{did_you_mean(name, known, 1)}")
+    check_options(kind, options, list(inspect.signature(_KINDS[kind]).parameters)[1:])
     other = patterns[patterns.abs() != 1]
     if kind in BINARY and len(other):
         raise ValueError(

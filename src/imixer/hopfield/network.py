@@ -61,7 +61,7 @@ class HopfieldNetwork(nn.Module):
         except ValueError as error:
             raise ValueError(f"synapse {name}: {error}") from error
         unique, count = name, 1
-        while unique in self.connections:
+        while unique in self.connections or unique in self.neurons:  # energies are of both, by name
             count += 1
             unique = f"{name} ({count})"
         self.connections[unique] = layers

@@ -21,7 +21,7 @@ class Neurons(nn.Module):
         field: External field b, any tensor that broadcasts to `shape`; it becomes a parameter. Default: none.
 
     Raises:
-        ValueError: If shape, tau, decay or field is impossible, or the Lagrangian couples more axes than shape has.
+        ValueError: If shape, tau, decay or field is impossible, or the Lagrangian is of neurons of another shape.
 
     Source: paper (3)-(4), (12), (32). The field is ours, see docs/theory.md, section 1.
     """
@@ -49,12 +49,7 @@ class Neurons(nn.Module):
                 f"decay is 0, but {type(self.lagrangian).__name__} has no zero mode: nothing would hold the neurons; "
                 "give a positive decay, or layer_norm or spherical as the Lagrangian"
             )
-        reach = -min(getattr(self.lagrangian, "axis", (-1,)))
-        if reach > len(self.shape):
-            raise ValueError(
-                f"{type(self.lagrangian).__name__} acts on axis {-reach}, beyond the shape {self.shape}: "
-                "it would couple samples"
-            )
+        require_fit(self.lagrangian, self.shape)
         if field is not None and not fits(field.shape, self.shape):
             raise ValueError(f"field has shape {tuple(field.shape)}, which does not broadcast to {self.shape}")
         self.field = None if field is None else nn.Parameter(field.detach().clone())
@@ -78,6 +73,21 @@ class Neurons(nn.Module):
     def extra_repr(self) -> str:
         """Show the options in a printed module."""
         return f"{self.shape}, tau={self.tau:g}, decay={self.decay:g}" + ("" if self.field is None else ", field")
+
+
+def require_fit(lagrangian: Lagrangian, shape: tuple[int, ...]) -> None:
+    """Refuse a Lagrangian that is not one of neurons of a shape.
+
+    Raises:
+        ValueError: If it couples more axes than there are, or takes neurons of another shape.
+    """
+    kind = type(lagrangian).__name__
+    reach = -min(getattr(lagrangian, "axis", (-1,)))
+    if reach > len(shape):
+        raise ValueError(f"{kind} acts on axis {-reach}, beyond the shape {shape}: it would couple samples")
+    own = lagrangian.shape
+    if own is not None and shape[-len(own) :] != own:
+        raise ValueError(f"{kind} takes neurons of shape {own}, and the layer has {shape}; build it for that shape")
 
 
 def fits(shape: Sequence[int], target: Sequence[int]) -> bool:

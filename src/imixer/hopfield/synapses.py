@@ -11,12 +11,15 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from imixer.errors import check_whole
+from imixer.hopfield.differentiation import gradients
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import lagrangian as named
 from imixer.hopfield.lagrangians.parts import inverse_temperature
-from imixer.hopfield.neurons import fits
+from imixer.hopfield.neurons import fits, require_fit
 
 Shape = tuple[int, ...]
+
+_FAILURES = (RuntimeError, TypeError, IndexError)  # of a function that is given tensors of another shape or number
 
 
 class Synapse(nn.Module):
@@ -63,8 +66,7 @@ class Synapse(nn.Module):
 
     def inputs(self, *g: Tensor) -> tuple[Tensor, ...]:
         """Compute what each connected layer receives, of the shapes of g."""
-        layers = tuple(range(len(g)))
-        return torch.func.grad(lambda *g: -self.energy(*g).sum(), argnums=layers)(*g)
+        return gradients(lambda *g: -self.energy(*g), *g)
 
 
 class EnergySynapse(Synapse):
@@ -88,11 +90,13 @@ class EnergySynapse(Synapse):
             ValueError: If the function fails on their shapes, or does not give one number per sample.
         """
         try:
-            energy = self._probe(shapes)
-        except RuntimeError as error:
-            raise ValueError(f"no energy for layers of shapes {', '.join(map(str, shapes))}: {error}") from error
-        if energy.shape != (2,):
-            raise ValueError(f"the energy of 2 samples has shape {tuple(energy.shape)}; give one number per sample")
+            energy: object = self._probe(shapes)
+        except _FAILURES as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"no energy for layers of shapes {', '.join(map(str, shapes))}: {said}") from error
+        if not isinstance(energy, Tensor) or energy.shape != (2,):
+            what = f"has shape {tuple(energy.shape)}" if isinstance(energy, Tensor) else f"is {type(energy).__name__}"
+            raise ValueError(f"the energy of 2 samples {what}; give one number per sample, a tensor (B,)")
 
     def energy(self, *g: Tensor) -> Tensor:
         """Compute the given function, (B,)."""
@@ -106,7 +110,7 @@ class EnergySynapse(Synapse):
         like = next(self.parameters(), torch.zeros(()))
         try:
             return self.function(*(like.new_zeros(2, *shape) for shape in shapes))
-        except RuntimeError:  # it may use tensors of double precision
+        except _FAILURES:  # it may use tensors of double precision
             return self.function(*(like.new_zeros(2, *shape, dtype=torch.float64) for shape in shapes))
 
 
@@ -388,11 +392,13 @@ class RestingLayerSynapse(Synapse):
         """Refuse layers that do not fit.
 
         Raises:
-            ValueError: If they are not one, or the matrix does not fit its axis.
+            ValueError: If they are not one, the matrix does not fit its axis, or the Lagrangian not the hidden layer.
         """
-        features = self.weight.shape[1]
+        hidden, features = self.weight.shape
         if len(shapes) != 1 or _size(shapes[0], self.axis) != features:
             raise ValueError(f"it joins one layer with {features} neurons along axis {self.axis}, not {shapes}")
+        before, after = _without(shapes[0], self.axis)
+        require_fit(self.lagrangian, (*before, hidden, *after))
 
     def growth(self, *shapes: Shape) -> Tensor | None:
         """Bound the energy by the asymptotic slope of the hidden activation and the norm of xi."""

@@ -101,9 +101,9 @@ def certify(
         The certificate, whose `verdict` is the summary. Of another module than a `Contraction` it has one level.
 
     Raises:
-        ValueError: If z is missing, lipschitz has not one entry per activation or is given for another module, a matrix
-            is not finite, F does not lead from z to its like, a Jacobian is steeper than the bound that F states, tol
-            is not positive or max_steps below 1.
+        ValueError: If z is missing or F does not take it, lipschitz has not one entry per activation or is given for
+            another module, a matrix is not finite, F does not lead from z to its like, a Jacobian is steeper than the
+            bound that F states, tol is not positive or max_steps below 1.
     """
     if not isinstance(F, nn.Module):
         raise ValueError(f"F is {type(F).__name__}; give a module that states its bound by a method lipschitz_bound()")
@@ -123,9 +123,7 @@ def certify(
         raise ValueError(
             f"lipschitz is given, and {type(F).__name__} is no Contraction; let its lipschitz_bound() state a bound"
         )
-    bound, unstated = stated_bound(F)
-    # As many summands as a sample has numbers: no layer here has more.
-    rounded = bound * (1 + z[0].numel() * torch.finfo(z.dtype).eps)
+    bound, rounded, unstated = stated_bound(F, z)
     worst = WorstCase((), None, None, (), (bound,), (rounded,), unstated)
     data = _module_on_data(F, z, as_tuple(tensors), tol, max_steps)
     steepest = float(data.norms.nan_to_num(nan=0.0).max())
@@ -143,7 +141,11 @@ def _module_on_data(F: nn.Module, z: Tensor, tensors: tuple[Tensor, ...], tol: f
     others = [t.detach().double() if t.is_floating_point() else t for t in tensors]
 
     def f(x: Tensor) -> Tensor:
-        fx: Tensor = exact(x, *others)
+        try:
+            fx: Tensor = exact(x, *others)
+        except (RuntimeError, TypeError, IndexError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ValueError(f"{type(F).__name__} fails on z of shape {tuple(x.shape)}: {said}") from error
         if not isinstance(fx, Tensor) or fx.shape != x.shape:
             what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__
             raise ValueError(f"F leads from {tuple(x.shape)} to {what}; let it give back what z is")
@@ -168,9 +170,11 @@ def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 20
         max_steps: Its largest number of steps.
 
     Raises:
-        ValueError: If tol is not positive or max_steps below 1.
+        ValueError: If z is not (..., D), tol is not positive or max_steps below 1.
     """
-    points = z.detach().double().flatten(0, -2)
+    if z.dim() < 1 or z.shape[-1] != F.features:
+        raise ValueError(f"z has shape {tuple(z.shape)}; this contraction takes (..., {F.features})")
+    points = z.detach().double().reshape(-1, F.features)
     solved = fixed_point(F, points)
     norms, settled = jacobian_norms(F, solved.states, tol=tol, max_steps=max_steps)
     axes = z.shape[:-1]

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -23,10 +24,10 @@ class Contraction(nn.Module):
     F' is `inner`, one more contraction, for the layer above; without it the inverse is 1. The paper's F^A is F, and
     F^(A+1) is F'.
 
-    `F(x, weights)` takes all that F depends on besides x from `F.weights()`. These are the effective matrices and the
-    biases. So the caller decides how often matrices are normalised: once per forward, however often F and all inside it
-    are applied. And `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for everything, but with
-    norm=batch. The caller draws the dropout too, see `masks`.
+    `F(x, weights)` takes all that F depends on besides x from `F.weights()`: the effective matrices, the biases, and
+    what activations learn. So the caller decides how often matrices are normalised: once per forward, however often F
+    and all inside it are applied. And `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for
+    everything, but with norm=batch. The caller draws the dropout too, see `masks`.
 
     Each evaluation calls `fc1` and `fc2` as modules, and hands a normalised layer its effective matrix: hooks and
     counters see every call. A layer put in their place, such as a LoRA wrapper, is called with x alone. What it adds is
@@ -119,14 +120,15 @@ class Contraction(nn.Module):
         """Return what F depends on besides x.
 
         Returns:
-            W1, W2, b1 and b2, the matrices as they multiply, after normalisation; then those of `inner`. If another
-            kind of layer is in the place of `fc1` or `fc2`, its parameters instead, after those of `fc1` those of
-            `fc2`.
+            W1, W2, b1 and b2, the matrices as they multiply, after normalisation; then the parameters of `act` and
+            `act_hidden`, if they have any, and those of `inner`. If another kind of layer is in the place of `fc1` or
+            `fc2`, its parameters instead, after those of `fc1` those of `fc2`.
 
         Raises:
             ValueError: If the couplings are tied and `fc1` or `fc2` is wrapped.
         """
         weights = _in_order(*layer_tensors(self.fc1, self.fc2))
+        weights += [*self.act.parameters(), *self.act_hidden.parameters()]
         if self.inner is not None:
             weights += self.inner.weights()
         return weights
@@ -160,8 +162,8 @@ class Contraction(nn.Module):
         Raises:
             ValueError: If n_iter is missing.
         """
-        first, second, deeper = self._divided(weights)
-        g = self.act(x)
+        first, second, of_act, of_act_hidden, deeper = self._divided(weights)
+        g = _call(self.act, x, of_act)
         if masks is not None:
             g = g * masks[0]
         h = _over_features(self.bn1, _call(self.fc1, g, first))
@@ -172,18 +174,19 @@ class Contraction(nn.Module):
             z = h
             for _ in range(n_iter):
                 h = z + self.inner(h, deeper, n_iter, inner_masks)
-        g = self.act_hidden(h)
+        g = _call(self.act_hidden, h, of_act_hidden)
         if masks is not None:
             g = g * masks[1]
         return _over_features(self.bn2, _call(self.fc2, g, second))
 
-    def _divided(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Divide what `weights()` gave into the tensors of fc1, those of fc2, and those of `inner`."""
-        n1, n2 = _count(self.fc1), _count(self.fc2)
-        here, deeper = weights[: n1 + n2], weights[n1 + n2 :]
-        if n1 == n2 == 2:
-            return here[::2], here[1::2], deeper
-        return here[:n1], here[n1:], deeper
+    def _divided(self, weights: list[Tensor]) -> list[list[Tensor]]:
+        """Divide what `weights()` gave into the tensors of fc1, fc2, act, act_hidden, and `inner`."""
+        counts = [_count(part) for part in (self.fc1, self.fc2, self.act, self.act_hidden)]
+        ends = list(accumulate(counts))
+        parts = [weights[end - count : end] for end, count in zip(ends, counts, strict=True)]
+        if counts[:2] == [2, 2]:
+            parts[:2] = weights[:4:2], weights[1:4:2]
+        return [*parts, weights[ends[-1] :]]
 
     def __setattr__(self, name: str, value: Any) -> None:
         old = self.__dict__.get("_modules", {}).get(name)
@@ -277,7 +280,7 @@ def _in_order(first: list[Tensor], second: list[Tensor]) -> list[Tensor]:
 
 
 def _call(layer: Any, x: Tensor, tensors: list[Tensor]) -> Tensor:
-    """Call a layer on x (..., in), with `tensors` in the place of what it depends on."""
+    """Call a layer or an activation on x (..., in), with `tensors` in the place of what it depends on."""
     y: Tensor
     if _is_handed(layer):
         layer = _within_lora(layer)

@@ -1,6 +1,7 @@
 """log|det(1 - dF/dx)|, by which densities change under x = (1 - F)^-1 z and back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -55,10 +56,10 @@ def residual_log_det(
     more = 0
     while roulette and drawn_by_the_host(generator) < roulette:
         more += 1
-    with torch.enable_grad():
+    with with_graph():
         _, pull = linearized(F, x, tensors)
         total = x.new_zeros(len(x))
-        for v in signs:
+        for v in ordinary(signs):
             product = v
             for k in range(1, terms + more + 1):
                 product = pull(product)
@@ -84,7 +85,7 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequenc
         ValueError: If x is not real, or F does not lead back to its shape.
     """
     check_points(x)
-    with torch.enable_grad():
+    with with_graph():
         fx, pull = linearized(F, x, tensors)
         one = torch.eye(per_sample(fx).shape[1], dtype=x.dtype, device=x.device)
         rows = [per_sample(pull(unit.expand(len(x), -1).reshape(x.shape))) for unit in one]
@@ -137,6 +138,19 @@ def check_points(x: Tensor) -> None:
         raise ValueError(f"x is {what}; give real points (B, ...), such as x.float()")
 
 
+@contextmanager
+def with_graph() -> Iterator[None]:
+    """Record a graph, whatever mode the caller is in."""
+    inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    with torch.inference_mode(False) if inference else nullcontext(), torch.enable_grad():
+        yield
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """Return x, or a copy that a graph may hold where inference mode has made it."""
+    return x.clone() if not torch.compiler.is_compiling() and x.is_inference() else x
+
+
 def linearized(
     F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -145,7 +159,7 @@ def linearized(
     Raises:
         ValueError: If F does not lead from x to a tensor of its shape, or what it depends on is no tensor.
     """
-    given = as_tuple(tensors)
+    x, given = ordinary(x), tuple(ordinary(t) for t in as_tuple(tensors))
     if transformed():
         both: Any = torch.func.vjp(lambda x: F(x, *given), x)
         return _alike(both[0], x), lambda g: both[1](g)[0]

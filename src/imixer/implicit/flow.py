@@ -39,7 +39,7 @@ class ResidualFlow(nn.Module):
     Raises:
         ValueError: If an option of the series is impossible, the solver has no tolerance, or F is no module.
 
-    Source: Behrmann et al., arXiv 1811.00995; Chen et al., arXiv 1906.02735; (1 - F)^-1 is paper (24).
+    Source: Behrmann et al., arXiv 1811.00995; Chen et al., arXiv 1906.02735; (1 - F)^-1 is paper (27).
     """
 
     def __init__(

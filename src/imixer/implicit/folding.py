@@ -1,10 +1,11 @@
 """An inference copy in which normalisation costs nothing."""
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from imixer.implicit.contraction import Contraction, layer_tensors
 from imixer.implicit.low_rank import wrapped_by_lora
@@ -22,8 +23,9 @@ def fold(model: ModuleT) -> ModuleT:
     training it further would train without normalisation.
 
     Args:
-        model: Any module with `Contraction` or `NormalizedLinear` inside. It is left as it is. A module that applies
-            the transpose of another layer's weight offers `untie()`, after which it has a plain layer for that.
+        model: Any module that is, or has inside, a `Contraction` or `NormalizedLinear`. It is left as it is. A module
+            that applies the transpose of another layer's weight offers `untie()`, after which it has a plain layer for
+            that.
     """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
@@ -41,10 +43,14 @@ def fold(model: ModuleT) -> ModuleT:
         untie = getattr(module, "untie", None)
         if callable(untie):
             untie()
+    normalised = [module for module in folded.modules() if isinstance(module, NormalizedLinear)]
+    plain = {layer: plain_linear(layer, layer.in_features) for layer in normalised}  # a shared one stays shared
     for module in list(folded.modules()):
-        for name, child in module.named_children():
+        for name, child in module._modules.items():  # by every name that a child has
             if isinstance(child, NormalizedLinear):
-                setattr(module, name, plain_linear(child, child.in_features))
+                module._modules[name] = plain[child]
+    if isinstance(folded, NormalizedLinear):
+        folded = cast(ModuleT, plain[folded])
     return folded.requires_grad_(False)
 
 
@@ -121,7 +127,10 @@ class _Transposed(nn.Module):
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     d_out, d_in = weight.shape
-    plain = nn.Linear(d_in, d_out, bias=bias is not None, device=weight.device, dtype=weight.dtype)
+    # not drawn first, from torch's global generator
+    plain: nn.Linear = skip_init(
+        nn.Linear, d_in, d_out, bias=bias is not None, device=weight.device, dtype=weight.dtype
+    )
     plain.weight.copy_(weight)
     if bias is not None:
         plain.bias.copy_(bias)

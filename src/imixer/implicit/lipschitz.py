@@ -1,6 +1,7 @@
 """Lipschitz constants of modules: what they state themselves, what is known of torch's, and what composition makes."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -9,7 +10,7 @@ from imixer.implicit.contraction import Contraction
 from imixer.implicit.nest import levels
 from imixer.implicit.spectral import NormalizedLinear, exact_sigma
 from imixer.implicit.transposed import owns_weight
-from imixer.implicit.worst_case import worst_case
+from imixer.implicit.worst_case import rounding, worst_case
 
 GELU_SLOPE = (1 + math.erf(1)) / 2 + math.exp(-1) / math.sqrt(math.pi)  # its largest, at sqrt(2): 1.1289...
 GELU_TANH_SLOPE = 1.1289930686587718  # at 1.4185
@@ -81,33 +82,61 @@ def lipschitz_bound(module: nn.Module) -> float:
     Raises:
         ValueError: If a method returns anything but a number of 0 or more.
     """
-    return _bound(module, "F", [])
+    return _bound(module, "F", [], None)[0]
 
 
-def stated_bound(module: nn.Module) -> tuple[float, tuple[str, ...]]:
-    """Return `lipschitz_bound`, and the parts that state none, each as `name (type)`."""
+def stated_bound(module: nn.Module, z: torch.Tensor) -> tuple[float, float, tuple[str, ...]]:
+    """Return `lipschitz_bound`, that with room for rounding in each layer, and the parts that state none.
+
+    Args:
+        module: The module.
+        z: Inputs, samples along the first axis.
+
+    Returns:
+        Both bounds, see `WorstCase`, and the parts, each as `name (type)`.
+    """
     unstated: list[str] = []
-    return _bound(module, "F", unstated), tuple(unstated)
+    return *_bound(module, "F", unstated, z), tuple(unstated)
 
 
 @torch.no_grad()
-def _bound(module: nn.Module, name: str, unstated: list[str]) -> float:
+def _bound(module: nn.Module, name: str, unstated: list[str], z: torch.Tensor | None) -> tuple[float, float]:
+    """Return the bound of what a module computes exactly, and of what it computes with rounding."""
     if type(module) is nn.Sequential:
-        parts = [_bound(part, f"{name}[{i}]", unstated) for i, part in enumerate(module)]
-        return math.inf if math.inf in parts else math.prod(parts)
+        parts = [_bound(part, f"{name}[{i}]", unstated, z) for i, part in enumerate(module)]
+        exact, computed = zip(*parts, strict=True) if parts else ((), ())
+        return _product(exact), _product(computed)
     slope = activation_slope(module)
     if slope is not None:
-        return slope
+        return slope, slope * _rounding(module, z)
     if isinstance(module, NormalizedLinear) and owns_weight(module):
-        return float(exact_sigma(_in_evaluation(module).double()))
+        return _of_matrix(_in_evaluation(module))
     if type(module) is nn.Linear and owns_weight(module):
-        return float(exact_sigma(module.weight.double()))
+        return _of_matrix(module.weight)
     if isinstance(module, Contraction):
         acts = [module.act, *(level.act_hidden for level in levels(module))]
-        slopes = [_bound(act, f"{name}, activation {i}", unstated) for i, act in enumerate(acts, 2)]
-        return worst_case(module, slopes).bound
+        slopes = [_bound(act, f"{name}, activation {i}", unstated, None)[0] for i, act in enumerate(acts, 2)]
+        worst = worst_case(module, slopes)
+        return worst.bounds[0], worst.computed_bounds[0]
     unstated.append(f"{name} ({type(module).__name__})")
-    return math.inf
+    return math.inf, math.inf
+
+
+def _product(factors: Sequence[float]) -> float:
+    return math.inf if math.inf in factors else math.prod(factors)
+
+
+def _of_matrix(weight: torch.Tensor) -> tuple[float, float]:
+    sigma = float(exact_sigma(weight.double()))
+    return sigma, sigma * rounding(weight.shape[1], weight.dtype)
+
+
+def _rounding(module: nn.Module, z: torch.Tensor | None) -> float:
+    """Get the factor of a module that states its bound; what it sums is not known, and taken to be a sample or less."""
+    if z is None or _stated(module) is None:
+        return 1.0
+    types = [z.dtype, *(p.dtype for p in module.parameters() if p.is_floating_point())]
+    return max(rounding(z[0].numel(), dtype) for dtype in types)
 
 
 def _in_evaluation(layer: NormalizedLinear) -> torch.Tensor:

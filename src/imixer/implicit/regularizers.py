@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from imixer.errors import check_whole
-from imixer.implicit.determinants import linearized, rademacher
+from imixer.implicit.determinants import linearized, ordinary, rademacher, with_graph
 from imixer.implicit.states import as_tuple, per_sample
 
 
@@ -39,10 +39,10 @@ def jacobian_penalty(
     Source: Bai, Koltun & Kolter, arXiv 2106.14342, section 4.
     """
     signs = rademacher(x, probes, generator)
-    with torch.enable_grad():
+    with with_graph():
         _, pull = linearized(F, x, tensors)
         total = x.new_zeros(len(x))
-        for v in signs:
+        for v in ordinary(signs):
             total = total + _mean_square(pull(v)) / len(signs)
     return total if torch.is_grad_enabled() else total.detach()
 

@@ -299,7 +299,7 @@ class SpectralLinear(PowerIterated, NormalizedLinear):
 
     def advance(self) -> None:
         """Run one training forward's power iterations. Those of a frozen matrix have come to rest and stay there."""
-        if self.v is not None and (self._lora or not _frozen(self)):
+        if self.v is not None and _is_trained(self):
             self._follow_adapters()
             _power_iteration(self.free_weight(), self.v, self.n_power_iterations)
 
@@ -378,7 +378,7 @@ def advance(layers: Iterable[SpectralLinear]) -> None:
     """
     alike: dict[Any, list[SpectralLinear]] = {}
     for number, layer in enumerate(layers):
-        if _frozen(layer):
+        if not _is_trained(layer):
             continue
         apart = isinstance(layer.weight, torch.fx.Proxy) or layer.weight.device.type == "cpu"
         key = number if apart or layer.v is None else (layer.weight.shape, layer.n_power_iterations)
@@ -387,9 +387,9 @@ def advance(layers: Iterable[SpectralLinear]) -> None:
         group[0].advance() if len(group) == 1 else _advance_together(group)
 
 
-def _frozen(layer: nn.Linear) -> bool:
-    """Tell whether a weight is a parameter that is not trained. One that is computed from others counts as trained."""
-    return isinstance(layer.weight, nn.Parameter) and not layer.weight.requires_grad
+def _is_trained(layer: SpectralLinear) -> bool:
+    """Tell whether training moves what is normalised: a weight, computed ones included, or a LoRA on a frozen one."""
+    return bool(layer._lora) or not isinstance(layer.weight, nn.Parameter) or layer.weight.requires_grad
 
 
 @torch.no_grad()

@@ -104,7 +104,17 @@ def _rounding(layer: nn.Module) -> float:
     """Get the factor by which a matrix may be larger for its products being rounded, with a summand per input."""
     if type(layer) is not nn.Linear:
         return math.inf
-    return 1 + layer.in_features * torch.finfo(layer.weight.dtype).eps
+    return rounding(layer.in_features, layer.weight.dtype)
+
+
+def rounding(summands: int, dtype: torch.dtype) -> float:
+    """Return the factor by which products of so many summands may be larger than exact ones.
+
+    Args:
+        summands: Summands of each product, the width of the input.
+        dtype: The type that they are computed in.
+    """
+    return 1 + summands * torch.finfo(dtype).eps
 
 
 def _estimates(level: Contraction) -> tuple[float, float] | None:

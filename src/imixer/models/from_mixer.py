@@ -199,7 +199,7 @@ def _of_name(name: str, option: str) -> MixerWeights:
             listed = ", ".join(each for each in known if each.startswith("mixer_")) or "none"
             raise InputError(f"{option}: timm has no weights for {name}; it has some for {listed}; or give a file")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             mixer = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub client, the network and timm each raise their own
         said = " ".join(str(error).split())[:120]
@@ -216,7 +216,7 @@ def _of_directory(path: Path, source: str, option: str) -> MixerWeights:
             "finished run, a directory of a model, or a file"
         )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # weights have numbers, wherever a model is built
             # as a file, since timm 1.0.23 takes the safetensors of a directory for a pickle
             overlay = {"source": "", "file": str(weights)}
             mixer = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay)

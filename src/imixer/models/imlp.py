@@ -99,38 +99,45 @@ class IMLP(nn.Module):
 
     def forward(self, v: Tensor) -> Tensor:
         """Mix v (..., S) -> (..., S)."""
-        if may_fuse(v) and (mixed := self._fused(v)) is not None:
-            return mixed
+        weights = None
+        if may_fuse(v) and self._is_fusible():
+            weights = cast(Contraction, self.contraction).weights()
+            mixed = self._fused(v, weights)
+            if mixed is not None:
+                return mixed
         z = self.fc_in(v)  # G(v)
         x = z
         if self.contraction is not None:
             with parametrizations_once(self.contraction):
-                x = self._inverse(self.contraction, z)
+                x = self._inverse(self.contraction, z, weights)
         return self.H(x)
 
-    def _fused(self, v: Tensor) -> Tensor | None:
-        """Mix v in one kernel; None where the kernel does not compute this, or is no faster."""
+    def _is_fusible(self) -> bool:
+        """Tell whether the kernel computes what this module does."""
         F = self.contraction
         if F is None or F.inner is not None or self.legacy or not self.inversion.unrolled or transformed():
-            return None
+            return False
+        if self.training and self.penalties.wanted:  # which need F and the iterates
+            return False
         layers = (self.fc_in, F.fc1, F.fc2, self.fc_out)
         if any(type(each) not in (nn.Linear, SpectralLinear, OrthogonalLinear) or each.bias is None for each in layers):
-            return None  # tied couplings too
+            return False  # tied couplings and parametrized weights too
         if any(type(act) is not nn.GELU or act.approximate != "none" for act in (self.act, F.act, F.act_hidden)):
-            return None
+            return False
         if self.training and max(self.drop1.p, self.drop2.p, F.drop_rate) > 0:
-            return None
-        if not isinstance(F.bn1, nn.Identity) or any(_is_watched(module) for module in self.modules()):
-            return None
-        with parametrizations_once(F):
-            W1, W2, b1, b2 = F.weights()
+            return False
+        return isinstance(F.bn1, nn.Identity) and not any(_is_watched(module) for module in self.modules())
+
+    def _fused(self, v: Tensor, weights_of_F: list[Tensor]) -> Tensor | None:
+        """Mix v in one kernel; None where that is no faster, or the kernel takes no such v."""
+        W1, W2, b1, b2 = weights_of_F
         way_in, way_out = self.fc_in, cast(nn.Linear, self.fc_out)
         weights = [way_in.weight, way_in.bias, W1, b1, W2, b2, way_out.weight, way_out.bias]
         return token_mixing(v, weights, self.n_iter)
 
-    def _inverse(self, F: Contraction, z: Tensor) -> Tensor:
+    def _inverse(self, F: Contraction, z: Tensor, weights: list[Tensor] | None) -> Tensor:
         """Compute x = (1 - F)^-1 z, (..., D_S): Algorithm 1 without its first and last line."""
-        weights = F.weights()  # normalised once, whatever n
+        weights = F.weights() if weights is None else weights  # normalised once, whatever n
         masks = F.masks(z)  # dropout, one map for all iterations
         x = self._solved(F, z, weights, masks)
         if self.training and self.penalties.wanted and not isinstance(z, torch.fx.Proxy):

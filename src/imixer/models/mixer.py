@@ -147,13 +147,18 @@ class Mixer(MlpMixer):
                 grid, reduction = (grid[0] // 2, grid[1] // 2), 2 * reduction
             # a Mixer whose image is the grid has the blocks of this stage
             like: Any = dict(img_size=grid, patch_size=1, in_chans=1, num_blocks=count, embed_dim=dim, mlp_ratio=ratio)
-            modules += MlpMixer(**(kwargs | like | {"num_classes": 0})).blocks
+            without_head = {"num_classes": 0, "nlhb": False}  # log 0 classes would be its bias
+            modules += MlpMixer(**(kwargs | like | without_head)).blocks
             self.grids += [grid] * (len(modules) - len(self.grids))
             if modules:
                 last = len(modules) - 1
                 self.feature_info.append(dict(module=f"blocks.{last}", num_chs=dim, reduction=reduction))
         self.levels = [int(str(info["module"]).removeprefix("blocks.")) for info in self.feature_info]
         self.blocks = nn.Sequential(*modules)
+
+    def init_weights(self, nlhb: bool = False) -> None:
+        """Draw the weights anew, as timm does; the negative log bias is of a head that there is."""
+        super().init_weights(nlhb=nlhb and self.num_classes > 0)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm
 import torch
@@ -28,12 +28,15 @@ from torch import Tensor, nn
 
 import imixer.models.unet
 import imixer.models.variants  # noqa: F401  (registers our models with timm)
+from imixer.errors import check_options, did_you_mean
 from imixer.implicit.solvers import Solver
 from imixer.inverse_options import SolverName
 
 HeadName = Literal["linear", "multilevel"]
 _FINEST = 4  # pixels along a side that one feature tells apart; what is coarser is interpolated
 _MOST_LEVELS = 4
+_OPTIONS = ("backbone", "backbone_args", "head", "head_dim", "levels", "num_classes", "in_chans", "img_size",
+            "pretrained_backbone")  # fmt: skip
 
 
 class Segmenter(nn.Module):
@@ -62,7 +65,7 @@ class Segmenter(nn.Module):
         levels: The indices of the features.
 
     Raises:
-        ValueError: If the backbone has no features of these indices.
+        ValueError: If the backbone has no features of these indices, or an option or the head is unknown.
     """
 
     def __init__(
@@ -76,8 +79,12 @@ class Segmenter(nn.Module):
         in_chans: int = 3,
         img_size: int | Sequence[int] | None = None,
         pretrained_backbone: bool = False,
-        **_: Any,
+        **others: Any,
     ) -> None:
+        check_options("Segmenter", others, _OPTIONS)
+        if head not in get_args(HeadName):
+            hint = did_you_mean(str(head), get_args(HeadName), 1)
+            raise ValueError(f"head is {head!r}; choose {' or '.join(get_args(HeadName))}{hint}")
         super().__init__()
         args = dict(backbone_args or {}) | {"in_chans": in_chans}
         if img_size is not None:
@@ -174,11 +181,7 @@ class Segmenter(nn.Module):
 
     @cached_property
     def _rebuilt(self) -> nn.Module:
-        try:
-            return _without_numbers(self._backbone_name, self._backbone_args)
-        except (NotImplementedError, RuntimeError):  # of models that need numbers to be built
-            with torch.random.fork_rng(devices=[]):
-                return timm.create_model(self._backbone_name, **self._backbone_args)
+        return _alike(self._backbone_name, self._backbone_args)
 
     def _original_names(self) -> dict[str, str]:
         """Return the name that each parameter of the backbone has in its model, by its name here."""
@@ -187,9 +190,14 @@ class Segmenter(nn.Module):
         return {f"backbone.{name}": original[name] for name in own if name in original}
 
 
-def _without_numbers(name: str, args: Mapping[str, Any]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return timm.create_model(name, **args)
+def _alike(name: str, args: Mapping[str, Any]) -> nn.Module:
+    """Build a model for what it is made of, without numbers where it needs none."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name, **args)
+        except (NotImplementedError, RuntimeError):  # of models that look at their numbers
+            return timm.create_model(name, **args)
 
 
 def names_among_features(names: Iterable[str]) -> dict[str, str]:
@@ -221,7 +229,7 @@ def default_levels(backbone: str, args: Mapping[str, Any], head: HeadName) -> tu
     Returns:
         Indices of features, as timm's `out_indices`.
     """
-    whole: Any = _without_numbers(backbone, args)
+    whole: Any = _alike(backbone, args)
     info = whole.feature_info
     count = len(info)
     if head == "linear":

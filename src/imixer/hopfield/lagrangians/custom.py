@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imixer.hopfield.differentiation import gradients
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians.parts import layer_shape
 
@@ -83,11 +84,7 @@ class Elementwise(Lagrangian):
         return f"{_name(self.function)}, convex={self.convex}, lipschitz={self.lipschitz:g}{measured}"
 
     def _gradient(self, x: Tensor) -> Tensor:
-        gradient = torch.func.grad(lambda x: self.function(x).sum())
-        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-            return gradient(x)
-        with torch.inference_mode(False), torch.no_grad():  # inside, torch 2.11 gives other numbers without a word
-            return gradient(x.clone())
+        return gradients(self.function, x)[0]
 
     @torch.no_grad()
     def _slopes(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,6 +134,7 @@ class FromDensity(Lagrangian):
 
     elementwise = False
     proven = False
+    shape: tuple[int, ...]
 
     def __init__(self, function: Callable[[Tensor], Tensor], shape: int | Sequence[int]) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class Masked(Lagrangian):
         self.elementwise = inner.elementwise
         self.zero_mode = inner.zero_mode
         self.proven = inner.proven
+        self.shape = inner.shape
         if isinstance(inner, Attentive):
             self.axis = inner.axis
         self.register_buffer("mask", mask)
