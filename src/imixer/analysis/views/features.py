@@ -55,12 +55,18 @@ def load_one(finished: FinishedRun, image: int | str, data: str | None) -> tuple
         data: Where the run's data lie now. Default: where they lay.
 
     Raises:
-        InputError: If there is no such image, or the data are not there.
+        InputError: If the run gives an image no class, there is no such image, data are given beside a file, or they
+            are not there.
     """
+    from imixer.data.sources.decoding import pixel_format
     from imixer.data.sources.image_files import load_image
 
+    finished.require_classes()
     if isinstance(image, str):
-        return Path(image).name, finished.transform(load_image(image, finished.input_size[0]))
+        if data is not None:
+            raise InputError(f"data is {data}, which is not looked at where image is a file; leave one out")
+        read = load_image(image, finished.input_size[0], pixel_format(finished.config.data))
+        return Path(image).name, finished.transform(read)
     val = finished.data(data).val
     total = len(val)
     if not 0 <= image < total:
