@@ -11,8 +11,8 @@ from PIL import Image
 
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
-from imixer.analysis.features import features_at
 from imixer.analysis.explore.explorer import Explorer
+from imixer.analysis.features import features_at
 from imixer.analysis.views import attribution, features
 from imixer.analysis.views.features import ANALYSIS
 from imixer.cli import main

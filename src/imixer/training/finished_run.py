@@ -173,7 +173,8 @@ class FinishedRun:
             data_path: The place where the data lie now. Default: where they lay in training.
 
         Raises:
-            InputError: If the data are not there, or have other classes or channels, or the run gives an image no class.
+            InputError: If the data are not there, or have other classes or channels, or the run gives an image no
+                class.
         """
         self.require_classes()
         return self._as_in_training(open_dataset(self._data_config(data_path)))

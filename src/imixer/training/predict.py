@@ -81,8 +81,8 @@ def predict(
         The predictions, and the path of the picture.
 
     Raises:
-        InputError: If the run or an image cannot be read, the run gives an image no class, `n_iter` is given for a model
-            that does not iterate, or the weights or the logits are not finite.
+        InputError: If the run or an image cannot be read, the run gives an image no class, `n_iter` is given for a
+            model that does not iterate, or the weights or the logits are not finite.
     """
     if top < 1:
         raise InputError(f"top is {top}; give 1 or more classes")

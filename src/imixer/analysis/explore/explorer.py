@@ -46,8 +46,8 @@ class Explorer:
         patterns: Number of training images to store, for the nearest ones.
 
     Raises:
-        InputError: If the run gives an image no class, `patterns` is out of range, or data are said to lie where they do
-            not.
+        InputError: If the run gives an image no class, `patterns` is out of range, or data are said to lie where they
+            do not.
     """
 
     def __init__(self, run: FinishedRun, *, data_path: str | None = None, patterns: int = 100) -> None:
