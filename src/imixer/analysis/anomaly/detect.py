@@ -114,7 +114,7 @@ def model_features(
 def _energies(model: MlpMixer) -> Callable[[Tensor], Tensor] | None:
     try:
         return token_energies(model)
-    except (ValueError, AttributeError):  # a mixer with parts whose network is unknown
+    except ValueError:  # a mixer with parts whose network is unknown
         return None
 
 
