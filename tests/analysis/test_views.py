@@ -368,7 +368,8 @@ def trips():
     made = []
     for block in (0, 1):
         errors = [torch.tensor([1.0, 3.0]) * 10.0**-power * (1 + block) for power in (2, 13, 1, 11)]
-        made.append(BlockInverse(block, *errors, rank=7, tokens=16, condition=12.5, visible=torch.tensor([0.4, 0.6])))
+        of_G = dict(rank=7, tokens=16, condition=12.5, visible=torch.tensor([0.4, 0.6]))
+        made.append(BlockInverse(block, *errors, **of_G, converged=torch.tensor([True, block == 0])))
     return made
 
 
@@ -386,6 +387,12 @@ def test_the_table_of_inverses(trips):
     names = ["G_from_the_runs_x", "G_from_the_fixed_point", "v_from_the_runs_x", "v_from_the_fixed_point"]
     means = [numbers[f"error_of_{name}"]["mean"] for name in names]
     assert means == pytest.approx([4e-2, 4e-13, 4e-1, 4e-11], rel=1e-6)
+    assert [row["fixed_points_found"] for row in inverse.numbers(trips)["blocks"]] == [1, 0.5]
+
+
+def test_fixed_points_that_were_not_found_are_said_of_each_block(trips):
+    text = said(inverse.show, trips)
+    assert "block 1: no fixed point found for 1 of 2 images" in text and "block 0:" not in text
 
 
 def test_the_figure_of_inverses(trips):
