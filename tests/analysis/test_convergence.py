@@ -298,6 +298,14 @@ def test_iterations_of_several_runs_go_beyond_the_largest_n_of_theirs(run, other
     assert (one.n_iter, other.n_iter, other.stop, other.name) == (13, 13, 12, "b")
 
 
+def test_every_run_that_is_compared_must_be_finite_on_the_images(run):
+    good, bad = load_run(str(run)), load_run(str(run))
+    bad.model.blocks[0].mlp_tokens.fc_in.weight.data.fill_(1e38)
+    for runs in ([good, bad], [bad, good]):
+        with pytest.raises(InputError, match="is not finite, from block 0"):
+            compare_convergence(runs, images=2)
+
+
 @pytest.mark.parametrize(
     ("other", "parts"),
     [

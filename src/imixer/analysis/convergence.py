@@ -18,6 +18,7 @@ from imixer.escaping import few_names
 from imixer.models import IMLP
 from imixer.models.probe import BlockActivations, capture_activations, require_implicit_layers
 from imixer.training.finished_run import FinishedRun
+from imixer.training.finite_checks import require_finite_outputs
 from imixer.training.run.directory import short_names
 
 MOST_ITERATIONS = 10_000  # all are kept; more would never end
@@ -197,7 +198,7 @@ def compare_convergence(
 
     Raises:
         InputError: If two runs differ in images or blocks, a model has no inverse, n_iter or images is below 1, seed is
-            negative, or the data are not there.
+            negative, the data are not there, or what a model makes of them is not finite.
 
     Source: paper appendix C.3.
     """
@@ -241,11 +242,18 @@ def _blocks(run: FinishedRun) -> str:
 
 
 def _draw(runs: Sequence[FinishedRun], images: int, seed: int, data: str | None) -> list[Tensor]:
-    """Draw the images as each run takes them. Raise InputError unless they are the same for all."""
+    """Draw the images as each run takes them.
+
+    Raise InputError unless they are the same for all, and what each model makes of them is finite.
+    """
     drawn: list[Tensor] = []
     for run in runs:
         same = next((i for i, each in enumerate(runs[: len(drawn)]) if _sees_like(each, run)), None)
-        drawn.append(random_images(run, images, seed, data) if same is None else drawn[same].to(run.device))
+        if same is None:
+            drawn.append(random_images(run, images, seed, data))
+        else:
+            drawn.append(drawn[same].to(run.device))
+            require_finite_outputs(run.model, drawn[-1], run.name)  # as `random_images` does
         if drawn[0].shape != drawn[-1].shape or not torch.equal(drawn[0], drawn[-1].to(drawn[0])):
             one, other = (f"{each.name} ({each.config.data.name})" for each in (runs[0], run))
             raise InputError(
