@@ -277,8 +277,8 @@ def test_several_runs_are_compared_on_the_same_images(run, other_runs, capsys, t
     request.getfixturevalue("unsaved")
     for path, model in zip((run, four), written["models"], strict=True):
         alone, _ = analyze(ANALYSIS, str(path), images=5, n_iter=6)  # draws the same images
-        assert (model["tokens"], model["channels"], model["width"]) == (alone.S, alone.C, alone.D)
         for row, block in zip(model["blocks"], alone.blocks, strict=True):
+            assert (row["tokens"], row["channels"], row["width"]) == (block.S, block.C, block.D) == (16, 16, 8)
             assert [norm["mean"] for norm in row["norm"]] == pytest.approx(block.norms.mean(1).tolist())
             assert [norm["max"] for norm in row["norm"]] == pytest.approx(block.norms.amax(1).tolist())
             assert [each["min"] for each in row["cosine"]] == pytest.approx(block.cosines.amin(1).tolist())

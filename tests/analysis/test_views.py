@@ -190,8 +190,9 @@ def followed(trained, name="", shift=0.0):
     """Three iterations of two blocks on two images."""
     norms = torch.tensor([[0.4, 0.8], [0.1, 0.3], [0.02, 0.04]]) + shift
     cosines = torch.tensor([[0.9, 0.92], [0.99, 0.97], [0.999, 0.998]]) - shift
-    blocks = BlockConvergence(0, norms, cosines), BlockConvergence(2, norms + 0.5, cosines - 0.5)
-    return Convergence(trained, blocks, S=16, C=8, D=4, seed=5, name=name)
+    first = BlockConvergence(0, norms, cosines, S=16, C=8, D=4)
+    second = BlockConvergence(2, norms + 0.5, cosines - 0.5, S=4, C=12, D=3)  # of another stage
+    return Convergence(trained, (first, second), seed=5, name=name)
 
 
 def test_the_table_of_convergence():
@@ -236,6 +237,20 @@ def test_numbers_of_several_models_are_those_of_the_curves():
     norm = block["norm"][0]
     assert (norm["mean"], norm["min"], norm["max"]) == pytest.approx((1.1, 0.9, 1.3))
     assert block["cosine"][0]["min"] == pytest.approx(0.4)
+    for block, sizes in zip(numbers["models"][0]["blocks"], ((16, 8, 4), (4, 12, 3)), strict=True):
+        assert (block["tokens"], block["channels"], block["width"]) == sizes
+
+
+def test_sizes_of_stages_are_those_of_each_block():
+    first = followed(1, "one")
+    wide = replace(first, blocks=tuple(replace(block, D=9) for block in first.blocks))
+    for draw, models, part in (
+        (convergence.draw_norms, [first], "of each block."),
+        (convergence.draw_norms, [first, wide], "of each block and model."),
+        (convergence.draw_first_block, [first, wide], "of each model."),
+        (convergence.draw_first_block, [first, first], r"D_S C = 4 \cdot 8$ entries"),
+    ):
+        assert part in draw(models)._supxlabel.get_text()
 
 
 # energy
@@ -499,6 +514,18 @@ def test_the_figure_of_weights(matrices):
                 label = f"block {mixing.block}\n±{end * (1 + mixing.block)}"
                 assert each.get_ylabel() == ("" if number else label)
     assert [half._suptitle.get_text().split()[0] for half in figure.subfigs] == ["read:", "written"]
+
+
+def test_weights_of_a_later_stage_have_its_own_grid_and_fewer_neurons(matrices):
+    fewer = TokenMixing(7, torch.eye(2).double().view(2, 2, 1), torch.eye(2).double().view(2, 2, 1))
+    mixings = [matrices[0], fewer]
+    assert "1 x 2, 2 x 1 tokens" in said(weights.show, mixings)
+    assert [row["grid"] for row in weights.numbers(mixings)["blocks"]] == [[1, 2], [2, 1]]
+    for order in (mixings, mixings[::-1]):
+        for half in weights.draw(order).subfigs:
+            assert [axes.images[0].get_array().shape for axes in half.axes] == [
+                tuple(mixing.reads.shape[1:]) for mixing in order for _ in mixing.reads
+            ]
 
 
 # out of distribution

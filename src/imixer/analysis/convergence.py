@@ -32,11 +32,17 @@ class BlockConvergence:
         block: Number of the block, from 0.
         norms: Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), (n, images).
         cosines: cos_a, cosine of the angle between x^(a+1) and x^a, (n, images).
+        S: Number of tokens, which differs between stages, as C and D do.
+        C: Number of channels.
+        D: Width D_S of x, which has D C entries.
     """
 
     block: int
     norms: Tensor
     cosines: Tensor
+    S: int
+    C: int
+    D: int
 
     @property
     def rate(self) -> Tensor | None:
@@ -52,18 +58,12 @@ class Convergence:
     Attributes:
         trained: Number of iterations n of training; None if the model solves to a tolerance.
         blocks: Convergence of each iMLP.
-        S: Number of tokens.
-        C: Number of channels.
-        D: Width D_S of x, which has D C entries.
         seed: Seed of the draw of images, if they were drawn.
         name: Name of the model beside others.
     """
 
     trained: int | None
     blocks: tuple[BlockConvergence, ...]
-    S: int
-    C: int
-    D: int
     seed: int | None = None
     name: str = ""
 
@@ -102,14 +102,11 @@ def convergence_along_depth(model: nn.Module, images: Tensor, n_iter: int | None
     Source: paper section 5.1 (Figure 3), appendix C.3 (Figures 5 and 6).
     """
     insides = capture_activations(model, images, "iterate")
-    imlp, v = insides[0].imlp, insides[0].v
+    imlp = insides[0].imlp
     n = resolve_n_iter(imlp, n_iter)
     return Convergence(
         trained=imlp.n_iter if imlp.inversion.solver == "fixed" else None,
         blocks=tuple(_measure(inside, n) for inside in insides),
-        S=v.shape[2],
-        C=v.shape[1],
-        D=insides[0].z.shape[2],
     )
 
 
@@ -161,11 +158,14 @@ def iterates(inside: BlockActivations, n_iter: int, dtype: torch.dtype | None = 
 
 def _measure(inside: BlockActivations, n_iter: int) -> BlockConvergence:
     x = iterates(inside, n_iter, torch.float64).flatten(2)
-    tokens_and_channels = inside.v[0].numel()
+    C, S = inside.v.shape[1:]
     return BlockConvergence(
         block=inside.block,
-        norms=(torch.linalg.vector_norm(x.diff(dim=0), dim=2) / tokens_and_channels**0.5).cpu(),
+        norms=(torch.linalg.vector_norm(x.diff(dim=0), dim=2) / (S * C) ** 0.5).cpu(),
         cosines=torch.cosine_similarity(x[1:], x[:-1], dim=2).cpu(),
+        S=S,
+        C=C,
+        D=inside.z.shape[2],
     )
 
 
