@@ -309,6 +309,14 @@ def test_the_figure_of_energies(mixings):
     }
 
 
+def test_every_synapse_of_a_deep_network_has_its_curve(mixings):
+    names = [f"x{i}-x{i + 1}" for i in range(1, 8)]
+    deep = [replace(mixing, asymmetry=dict.fromkeys(names, 0.5)) for mixing in mixings]
+    found = lines(energy.draw(deep).axes[1])
+    assert list(found) == [f"{mixing}, {name}" for mixing in ("tokens", "channels") for name in names]
+    assert [found[f"tokens, {name}"][3] for name in names] == ["-", *["--"] * 6]
+
+
 # attribution
 
 
