@@ -383,6 +383,15 @@ def test_the_figure_of_features(pictures):
     assert f"channel {first}\n$x^a$" in axes[0].get_ylabel() and f"channel {first}\n$H(x^a)$" in axes[5].get_ylabel()
 
 
+def test_of_many_iterations_eight_are_drawn(pictures):
+    many = replace(pictures, x=torch.randn(100, 5, 4), maps=torch.randn(100, 5, 2, 3))
+    _, *axes = features.draw(many, channels=1).axes
+    shown = [0, 14, 28, 42, 57, 71, 85, 99]
+    assert [each.get_title() for each in axes[:9]] == [*(f"$a = {a}$" for a in shown), r"$0 \to 14$"]
+    assert np.asarray(axes[1].images[0].get_array()).tolist() == many.states[14, many.channels(1)[0]].tolist()
+    assert len(axes) == 2 * (8 + 7) and len(features.numbers(many)["changes_of_x"]) == 99
+
+
 # inverse
 
 
