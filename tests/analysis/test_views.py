@@ -478,6 +478,37 @@ def test_the_table_of_iterations(settings):
     assert "tolerance 0.01: 25.00% of the inverses not met in 200 evaluations" in said(iterations.show, settings)
 
 
+@pytest.fixture
+def solved(settings):
+    """The settings beside the model's own solver, which does not tell its evaluations."""
+    own = replace(settings.results[1], setting=Setting(), evaluations=None)
+    return replace(settings, trained="anderson to 0.001", results=(*settings.results, own))
+
+
+def test_the_models_own_solver_has_a_row_and_no_number_of_evaluations(solved):
+    made = iterations.table(solved)
+    *_, (name, accuracy, same, _, evaluations, _) = cells(made)[1]
+    assert (name, accuracy, same, evaluations) == ("as trained", "75.00 +- 21.65", "100.00", "-")
+    assert [cell.style for cell in made.columns[0].cells] == ["", "", "", "bold"]
+    *counted, own = iterations.numbers(solved)["settings"]
+    assert own["evaluations_per_block"] is None and own["accuracy"] == 0.75
+    assert [row["evaluations_per_block"][0]["mean"] for row in counted] == [1, 2, 2.5]
+    accuracy, latency = iterations.draw(solved).axes
+    assert lines(accuracy)["as trained"][1] == [75, 75] and lines(latency)["as trained"][1] == [6, 6]
+    assert set(bars(accuracy)) == {"n iterations", "to a tolerance"}
+
+
+def test_images_without_a_pixel_that_counts_are_no_part_of_the_accuracy(settings):
+    shares = torch.tensor([0.5, torch.nan, 1.0, torch.nan])
+    of_masks = replace(settings, results=tuple(replace(r, correct=shares, miou=0.5) for r in settings.results))
+    numbers = iterations.numbers(of_masks)
+    assert (numbers["images"], numbers["images_without_pixels_that_count"]) == (4, 2)
+    assert numbers["settings"][0]["accuracy"] == 0.75
+    assert numbers["settings"][0]["accuracy_standard_error"] == pytest.approx(0.25)
+    assert "2 of 4 images have no pixel that counts" in said(iterations.show, of_masks)
+    assert "pixel" not in said(iterations.show, settings)
+
+
 def test_the_figure_of_iterations(settings):
     accuracy, latency = iterations.draw(settings).axes
     x = {"n iterations": [1, 2], "to a tolerance": [4.5]}
