@@ -13,7 +13,13 @@ import timm
 import torch
 from PIL import Image
 
-from imixer.analysis.anomaly.detect import detect_anomalies, model_features, pixel_features
+from imixer.analysis.anomaly.detect import (
+    detect_anomalies,
+    learn_normal,
+    model_features,
+    pixel_features,
+    score_images,
+)
 from imixer.analysis.anomaly.detection_quality import best_f1, detection_quality, per_region_overlap
 from imixer.analysis.anomaly.detector_run import evaluate_detector
 from imixer.analysis.anomaly.detectors import NormalFeatures, energy_deviations
@@ -266,6 +272,19 @@ def test_anomalies_that_are_plain_to_see_are_found(tmp_path):
                 assert scores.maps[score].shape == (6, 32, 32)
         assert ("block_energy" in scores.images) == (name == "model")
     assert scores.quality["knn"].pixel_auroc > 0.9
+
+
+@pytest.mark.parametrize("spoilt", ["maps", "energies"])
+def test_features_and_energies_that_are_not_finite_are_no_scores(spoilt):
+    source = pixel_features(1, (8, 8))
+    source = replace(source, energies=lambda images: images.flatten(1)[:, :2])
+    dark = torch.rand(6, 1, 8, 8) / 2
+    learned = learn_normal(dark, source, memory=9)
+    assert "block_energy" in score_images(dark, source, learned)[0]
+    broken = replace(source, **{spoilt: lambda images: getattr(source, spoilt)(images) / 0})
+    for ask in (lambda: score_images(dark, broken, learned), lambda: learn_normal(dark, broken, memory=9)):
+        with pytest.raises(InputError, match="features or energies are not finite on these images"):
+            ask()
 
 
 # --- the study --------------------------------------------------------------------------------------------------------

@@ -106,6 +106,12 @@ def test_tied_couplings_give_symmetric_synapses_where_layer_norm_allows_it():
     assert block_networks(block).tokens.network.asymmetric == ["x1-x2"]
 
 
+@pytest.mark.parametrize(("name", "block"), [("resmlp_12_224", "ResBlock"), ("gmlp_s16_224", "SpatialGatingBlock")])
+def test_blocks_of_another_kind_are_refused_by_name(name, block):
+    with pytest.raises(ValueError, match=f"block 0: a {block} is no block whose networks are known"):
+        model_networks(timm.create_model(name, device="meta"))
+
+
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [

@@ -277,8 +277,8 @@ def test_several_runs_are_compared_on_the_same_images(run, other_runs, capsys, t
     request.getfixturevalue("unsaved")
     for path, model in zip((run, four), written["models"], strict=True):
         alone, _ = analyze(ANALYSIS, str(path), images=5, n_iter=6)  # draws the same images
-        assert (model["tokens"], model["channels"], model["width"]) == (alone.S, alone.C, alone.D)
         for row, block in zip(model["blocks"], alone.blocks, strict=True):
+            assert (row["tokens"], row["channels"], row["width"]) == (block.S, block.C, block.D) == (16, 16, 8)
             assert [norm["mean"] for norm in row["norm"]] == pytest.approx(block.norms.mean(1).tolist())
             assert [norm["max"] for norm in row["norm"]] == pytest.approx(block.norms.amax(1).tolist())
             assert [each["min"] for each in row["cosine"]] == pytest.approx(block.cosines.amin(1).tolist())
@@ -296,6 +296,14 @@ def test_iterations_of_several_runs_go_beyond_the_largest_n_of_theirs(run, other
     runs[1].model.blocks[0].mlp_tokens.n_iter = 12
     one, other = compare_convergence(runs, images=2, names=["a", "b"])
     assert (one.n_iter, other.n_iter, other.stop, other.name) == (13, 13, 12, "b")
+
+
+def test_every_run_that_is_compared_must_be_finite_on_the_images(run):
+    good, bad = load_run(str(run)), load_run(str(run))
+    bad.model.blocks[0].mlp_tokens.fc_in.weight.data.fill_(1e38)
+    for runs in ([good, bad], [bad, good]):
+        with pytest.raises(InputError, match="is not finite, from block 0"):
+            compare_convergence(runs, images=2)
 
 
 @pytest.mark.parametrize(

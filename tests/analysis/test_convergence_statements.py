@@ -28,8 +28,8 @@ def model(n, rates, spread=0.02, n_iter=10, images=16):
     for block, (rate, width) in enumerate(zip(rates, spreads, strict=True)):
         each = math.log(rate) + width * JITTER.roll(5 * block + 3 * n)[:images]  # paired neither by block nor by model
         norms = 0.3 * (torch.arange(n_iter)[:, None] * each).exp()
-        blocks.append(BlockConvergence(block, norms, 1 - norms))
-    return Convergence(n, tuple(blocks), S=16, C=8, D=4)
+        blocks.append(BlockConvergence(block, norms, 1 - norms, S=16, C=8, D=4))
+    return Convergence(n, tuple(blocks))
 
 
 def models(rates_by_n, **kwargs):

@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 
 import imixer  # noqa: F401
 from imixer.analysis.bridge import model_networks
-from imixer.analysis.energy import MixingEnergy, energy_along_depth
+from imixer.analysis.energy import MixingEnergy, energy_along_depth, token_energies
+from imixer.analysis.ood.scores import ood_scores
 from imixer.cli import main
 from imixer.hopfield import AdiabaticUpdate, chain
 from imixer.training.finished_run import load_run
 
 
-def symmetric(act: str, depth: int = 2) -> torch.nn.Module:
+def symmetric(act: str, depth: int = 2, **kwargs: float) -> torch.nn.Module:
     """A mixer whose couplings are all symmetric."""
     torch.manual_seed(0)
-    model = timm.create_model("imixer_t2_8", num_layers=depth, tied=True, act_layer=act, coeff="auto", n_iter=50)
+    model = timm.create_model(
+        "imixer_t2_8", num_layers=depth, tied=True, act_layer=act, coeff="auto", n_iter=50, **kwargs
+    )
     for block in model.eval().blocks:
         block.mlp_channels.fc2.weight.data = block.mlp_channels.fc1.weight.data.T.clone()
     return model
@@ -85,6 +88,52 @@ def test_with_a_contraction_inside_a_converged_step_of_three_layers_never_raises
     state = [dict(zip(update.layers, (x, *update.hidden(x)), strict=True)) for x in (v, update(v))]
     before, after = (network.energy(s) for s in state)
     assert (after <= before + 1e-9 * before.abs()).all()
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.floats(0.1, 30.0), st.floats(0.1, 4.0), st.floats(0.05, 1.0))
+def test_with_a_decay_a_step_of_at_most_one_over_it_never_raises_the_energy(seed, scale, decay, reach):
+    torch.manual_seed(seed)
+    network = chain([(4, 6), (5, 6)], ["layer_norm", "relu"], axis=-2, decay=[decay, 1.0], field=True).double()
+    for p in network.parameters():
+        p.data = scale * torch.randn_like(p)
+    update = AdiabaticUpdate(network)
+    v = torch.randn(8, 4, 6, dtype=torch.float64)
+    state = [dict(zip(update.layers, (x, *update.hidden(x)), strict=True)) for x in (v, update(v, dt=reach / decay))]
+    before, after = (network.energy(s) for s in state)
+    assert (after <= before + 1e-9 * before.abs().max()).all()
+
+
+@pytest.mark.parametrize(("step", "decay", "holds"), [(1, 1.9, False), (0.5, 1.9, True), (1, 1, True), (1.5, 0, True)])
+def test_a_step_beyond_the_decay_stands_against_a_guarantee(step, decay, holds):
+    found = energy_along_depth(symmetric("relu", step=step, decay=decay), torch.randn(3, 3, 8, 8))
+    assert [any("step x decay is 1.9, above 1" in o for o in m.violated_conditions) for m in found[:2]] == [
+        not holds,
+        False,
+    ]
+    assert all(m.verdict == "guaranteed" for m in found if m.mixing == "channels" or holds)
+    assert all(m.verdict != "guaranteed" for m in found if m.mixing == "tokens" and not holds)
+
+
+def test_a_step_that_changes_nothing_violates_nothing():
+    found = energy_along_depth(timm.create_model("imixer_t2_8", zero_init=True).eval(), torch.randn(3, 3, 8, 8))
+    assert all(m.share_falling == 0 and m.verdict == "observed" for m in found)
+    unknown = MixingEnergy(0, "tokens", {}, torch.ones(2), torch.tensor([1.0, torch.nan]), 0.0, ())
+    assert unknown.verdict == "violated"
+
+
+def test_images_that_are_padded_have_the_energies_of_the_padded_ones():
+    sizes = {"img_size": 36, "num_blocks": [1, 1], "embed_dim": [8, 16], "dynamic_img_size": True}
+    model = timm.create_model("imixer_t4_32", **sizes).eval()
+    images, larger = torch.randn(2, 3, 36, 36), [0, 4, 0, 4]  # to whole tokens of 8x8 in the last stage
+    padded = torch.nn.functional.pad(images, larger, mode="replicate")
+    for found, expected in zip(energy_along_depth(model, images), energy_along_depth(model, padded), strict=True):
+        torch.testing.assert_close(found.before, expected.before)
+    torch.testing.assert_close(token_energies(model)(images), token_energies(model)(padded))
+    assert "hopfield_mean" in ood_scores(model, images)
+    for ask in (lambda x: energy_along_depth(model, x), token_energies(model)):
+        with pytest.raises(ValueError, match="images of 64x64 give 16x16 tokens, and the networks have 10x10"):
+            ask(torch.randn(1, 3, 64, 64))
 
 
 def test_an_energy_that_stays_does_not_fall():

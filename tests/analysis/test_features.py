@@ -1,6 +1,7 @@
 """Feature maps are those of the model, of the image, block and iterations asked for."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ from PIL import Image
 
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
+from imixer.analysis.explore.explorer import Explorer
 from imixer.analysis.features import features_at
-from imixer.analysis.views import features
+from imixer.analysis.views import attribution, features
 from imixer.analysis.views.features import ANALYSIS
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.plotting import save_print_figure
 from imixer.training.finished_run import load_run
+from imixer.training.predict import predict
 
 IMAGE = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
 
@@ -130,6 +133,40 @@ def test_an_image_may_be_held_out_or_a_file(run, tmp_path):
     torch.testing.assert_close(finished.transform(shown), finished.transform(image))  # what the model sees
 
 
+@pytest.mark.parametrize("stored", ["12 bits", "transparent"])
+def test_a_file_is_read_as_the_runs_own_images_are(stored, run, tmp_path):
+    finished = load_run(str(run), "cpu")
+    values = np.random.default_rng(0).integers(0, 1000, (8, 8)).astype(np.uint16)
+    shown = (values / 4095 * 255).round().astype(np.uint8)
+    if stored == "transparent":
+        shown, seen = (values % 256).astype(np.uint8), np.repeat([[0, 255]], 4, 1).repeat(8, 0).astype(np.uint8)
+        Image.fromarray(np.stack([shown, seen], 2)).save(tmp_path / "one.png")
+        shown = np.where(seen == 0, 0, shown).astype(np.uint8)
+    else:
+        Image.fromarray(values).save(tmp_path / "one.png")
+    data = replace(finished.config.data, value_range=[0, 4095], background="black")
+    read = replace(finished, config=replace(finished.config, data=data))
+    _, pixels = features.load_one(read, str(tmp_path / "one.png"), None)
+    torch.testing.assert_close(pixels, finished.transform(Image.fromarray(shown)), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("task", "named"), [("segment", "a segmentation"), ("anomaly", "a detector of anomalies")])
+def test_a_run_without_a_class_for_each_image_is_refused_an_image_file_too(task, named, run, tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "one.png")
+    finished = load_run(str(run), "cpu")
+    other = replace(finished, config=replace(finished.config, task=task))
+    monkeypatch.setattr("imixer.training.predict.load_run", lambda *args: other)
+    file = str(tmp_path / "one.png")
+    for ask in (
+        lambda: features.measure(other, image=file),
+        lambda: attribution.measure(other, image=file),
+        lambda: Explorer(other),
+        lambda: predict("run", [file]),
+    ):
+        with pytest.raises(InputError, match=named):
+            ask()
+
+
 def test_analyze_features_writes_numbers_and_figures(run, capsys, is_print_pair, request):
     assert main(["analyze", "features", str(run), "--image", "3", "--n_iter", "4"]) == 0
     written = json.loads((run / "analysis" / "features.json").read_text())
@@ -148,6 +185,7 @@ def test_analyze_features_writes_numbers_and_figures(run, capsys, is_print_pair,
         (["--image", "360"], "image is 360; give 0 to 359"),
         (["--image", "-1"], "image is -1"),
         (["--image", "nowhere.png"], "nowhere.png"),
+        (["--image", "one.png", "--data", "there"], "data is there, which is not looked at where image is a file"),
         (["--block", "5"], "block is 5"),
         (["--n_iter", "0"], "n_iter is 0"),
         (["--images", "3"], "images is 3"),

@@ -61,6 +61,16 @@ def test_blocks_of_a_model():
         inverse_along_depth(timm.create_model("mixer_t2_8"), torch.randn(3, 3, 8, 8))
 
 
+def test_where_no_fixed_point_is_found_the_image_is_counted():
+    torch.manual_seed(0)
+    model = timm.create_model("imixer_t2_8", num_blocks=2, embed_dim=16, norm="none").eval()
+    F = model.blocks[1].mlp_tokens.contraction
+    F.fc1.weight.data *= 100
+    F.fc2.weight.data *= 100
+    first, second = inverse_along_depth(model, torch.randn(3, 3, 8, 8))
+    assert first.converged.tolist() == [True] * 3 and second.converged.tolist() == [False] * 3
+
+
 def test_analyze_inverse_writes_a_table_and_a_figure(run, capsys):
     assert main(["analyze", "inverse", str(run), "--images", "5"]) == 0
     written = json.loads((run / "analysis" / "inverse.json").read_text())

@@ -7,8 +7,9 @@ import timm
 import torch
 
 import imixer  # noqa: F401
-from imixer.analysis.iterations import Setting, compare_iterations
+from imixer.analysis.iterations import NUMBERS, TOLERANCES, Setting, compare_iterations, default_settings
 from imixer.cli import main
+from imixer.data.image_data import IGNORED
 from imixer.errors import InputError
 
 IMAGES = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -55,6 +56,48 @@ def test_images_are_judged_on_their_own():
     together = compare_iterations(model, [(IMAGES, LABELS)], [Setting(tolerance=1e-4)], repeats=2)
     counts = torch.cat([a.results[0].evaluations for a in alone], 1)
     assert ((counts - together.results[0].evaluations).abs() <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "n", "own"),
+    [(dict(n_iter=3), [], []), (dict(n_iter=12), [12], []), (dict(solver="anderson", n_iter=12), [], [Setting()])],
+    ids=str,
+)
+def test_the_models_own_setting_is_always_among_those_that_are_compared(kwargs, n, own):
+    model = create(**kwargs)
+    settings = default_settings(model)
+    numbers = [Setting(n_iter=each) for each in (*NUMBERS, *n)]
+    assert settings == [*numbers, *(Setting(tolerance=t) for t in TOLERANCES), *own]
+    as_trained = own[0] if own else Setting(n_iter=kwargs["n_iter"])
+    (found,) = compare_iterations(model, [(IMAGES, LABELS)], [as_trained], repeats=2).results
+    assert found.change.max() == 0
+    if own:
+        assert found.evaluations is None
+    else:
+        assert (found.evaluations == kwargs["n_iter"]).all() and found.evaluations.shape == (2, 6)
+
+
+class Segmenting(torch.nn.Module):
+    """A model whose logits of an image are those of each of its 2 x 2 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torch.nn.Module()
+        self.backbone.model = create()
+
+    def forward(self, images):
+        return self.backbone.model(images)[:, :, None, None].expand(-1, -1, 2, 2)
+
+
+def test_images_whose_pixels_are_all_ignored_are_no_part_of_the_accuracy():
+    model = Segmenting().eval()
+    masks = model(IMAGES).argmax(1)  # all right
+    masks[1:3], masks[3, 0] = IGNORED, IGNORED
+    (found,) = compare_iterations(
+        model, [(IMAGES[:3], masks[:3]), (IMAGES[3:], masks[3:])], [Setting()], repeats=2
+    ).results
+    assert (found.accuracy, found.accuracy_error, found.without_pixels) == (1, 0, 2)
+    assert found.correct.isnan().tolist() == [False, True, True, False, False, False]
 
 
 def test_a_mixer_has_nothing_to_iterate():

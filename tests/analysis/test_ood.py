@@ -15,7 +15,9 @@ from imixer.analysis.images import held_out_batches, pixels_of
 from imixer.analysis.ood.data import SYNTHETIC_OOD, ood_batches
 from imixer.analysis.ood.measure import _interval, detection
 from imixer.analysis.ood.scores import SCORES, ood_scores
+from imixer.analysis.views import ood
 from imixer.cli import main
+from imixer.errors import InputError
 from imixer.training.finished_run import load_run
 from imixer.training.monitor import convergence
 
@@ -143,6 +145,12 @@ def test_analyze_ood_writes_a_table_and_a_figure(run, capsys, is_print_pair):
     is_print_pair(run / "analysis" / "ood.png")
     out = capsys.readouterr().out
     assert "Hopfield energy, last" in out and "AUROC" in out
+
+
+def test_a_misspelt_name_is_found_before_anything_is_scored(run, monkeypatch):
+    monkeypatch.setattr("imixer.analysis.ood.scores.ood_scores", lambda *args: pytest.fail("an image was scored"))
+    with pytest.raises(InputError, match="'weather' is none of noise, shuffled"):
+        ood.measure(load_run(str(run), "cpu"), images=4, ood_dataset=["noise", "weather"])
 
 
 def test_other_images_are_read_as_the_runs_own_are(elsewhere):

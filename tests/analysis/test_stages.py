@@ -5,6 +5,7 @@ import timm
 import torch
 
 from imixer.analysis.bridge import block_networks, model_networks
+from imixer.analysis.convergence import convergence_along_depth
 from imixer.analysis.energy import energy_along_depth
 from imixer.analysis.features import features_at
 from imixer.analysis.ood.scores import SCORES, ood_scores
@@ -27,6 +28,13 @@ def test_token_mixing_is_drawn_on_each_stages_grid(pyramid):
 @pytest.mark.parametrize(("block", "grid"), [(0, (16, 16)), (3, (8, 8)), (None, (8, 8))])
 def test_features_are_maps_of_the_blocks_grid(pyramid, block, grid):
     assert tuple(features_at(pyramid, torch.randn(3, 32, 32), block=block).maps.shape[-2:]) == grid
+
+
+def test_convergence_has_the_sizes_of_each_block(pyramid):
+    found = convergence_along_depth(pyramid, torch.randn(2, 3, 32, 32))
+    widths = [pyramid.blocks[i].mlp_tokens.fc_in.out_features for i in (0, 2, 3)]
+    sizes = [(0, 256, 8, widths[0]), (2, 64, 12, widths[1]), (3, 64, 12, widths[2])]
+    assert [(block.block, block.S, block.C, block.D) for block in found.blocks] == sizes
 
 
 def test_convergence_is_watched_by_the_numbers_of_the_blocks(pyramid):

@@ -190,8 +190,9 @@ def followed(trained, name="", shift=0.0):
     """Three iterations of two blocks on two images."""
     norms = torch.tensor([[0.4, 0.8], [0.1, 0.3], [0.02, 0.04]]) + shift
     cosines = torch.tensor([[0.9, 0.92], [0.99, 0.97], [0.999, 0.998]]) - shift
-    blocks = BlockConvergence(0, norms, cosines), BlockConvergence(2, norms + 0.5, cosines - 0.5)
-    return Convergence(trained, blocks, S=16, C=8, D=4, seed=5, name=name)
+    first = BlockConvergence(0, norms, cosines, S=16, C=8, D=4)
+    second = BlockConvergence(2, norms + 0.5, cosines - 0.5, S=4, C=12, D=3)  # of another stage
+    return Convergence(trained, (first, second), seed=5, name=name)
 
 
 def test_the_table_of_convergence():
@@ -236,6 +237,20 @@ def test_numbers_of_several_models_are_those_of_the_curves():
     norm = block["norm"][0]
     assert (norm["mean"], norm["min"], norm["max"]) == pytest.approx((1.1, 0.9, 1.3))
     assert block["cosine"][0]["min"] == pytest.approx(0.4)
+    for block, sizes in zip(numbers["models"][0]["blocks"], ((16, 8, 4), (4, 12, 3)), strict=True):
+        assert (block["tokens"], block["channels"], block["width"]) == sizes
+
+
+def test_sizes_of_stages_are_those_of_each_block():
+    first = followed(1, "one")
+    wide = replace(first, blocks=tuple(replace(block, D=9) for block in first.blocks))
+    for draw, models, part in (
+        (convergence.draw_norms, [first], "of each block."),
+        (convergence.draw_norms, [first, wide], "of each block and model."),
+        (convergence.draw_first_block, [first, wide], "of each model."),
+        (convergence.draw_first_block, [first, first], r"D_S C = 4 \cdot 8$ entries"),
+    ):
+        assert part in draw(models)._supxlabel.get_text()
 
 
 # energy
@@ -292,6 +307,14 @@ def test_the_figure_of_energies(mixings):
         "tokens, x2-x3": ([0, 1], [0.3, 0.5], BLUE, "--", "s"),
         "channels, x1-x2": ([0, 1], [0.1, 0.3], ORANGE, "-", "o"),
     }
+
+
+def test_every_synapse_of_a_deep_network_has_its_curve(mixings):
+    names = [f"x{i}-x{i + 1}" for i in range(1, 8)]
+    deep = [replace(mixing, asymmetry=dict.fromkeys(names, 0.5)) for mixing in mixings]
+    found = lines(energy.draw(deep).axes[1])
+    assert list(found) == [f"{mixing}, {name}" for mixing in ("tokens", "channels") for name in names]
+    assert [found[f"tokens, {name}"][3] for name in names] == ["-", *["--"] * 6]
 
 
 # attribution
@@ -360,6 +383,15 @@ def test_the_figure_of_features(pictures):
     assert f"channel {first}\n$x^a$" in axes[0].get_ylabel() and f"channel {first}\n$H(x^a)$" in axes[5].get_ylabel()
 
 
+def test_of_many_iterations_eight_are_drawn(pictures):
+    many = replace(pictures, x=torch.randn(100, 5, 4), maps=torch.randn(100, 5, 2, 3))
+    _, *axes = features.draw(many, channels=1).axes
+    shown = [0, 14, 28, 42, 57, 71, 85, 99]
+    assert [each.get_title() for each in axes[:9]] == [*(f"$a = {a}$" for a in shown), r"$0 \to 14$"]
+    assert np.asarray(axes[1].images[0].get_array()).tolist() == many.states[14, many.channels(1)[0]].tolist()
+    assert len(axes) == 2 * (8 + 7) and len(features.numbers(many)["changes_of_x"]) == 99
+
+
 # inverse
 
 
@@ -368,7 +400,8 @@ def trips():
     made = []
     for block in (0, 1):
         errors = [torch.tensor([1.0, 3.0]) * 10.0**-power * (1 + block) for power in (2, 13, 1, 11)]
-        made.append(BlockInverse(block, *errors, rank=7, tokens=16, condition=12.5, visible=torch.tensor([0.4, 0.6])))
+        of_G = dict(rank=7, tokens=16, condition=12.5, visible=torch.tensor([0.4, 0.6]))
+        made.append(BlockInverse(block, *errors, **of_G, converged=torch.tensor([True, block == 0])))
     return made
 
 
@@ -386,6 +419,12 @@ def test_the_table_of_inverses(trips):
     names = ["G_from_the_runs_x", "G_from_the_fixed_point", "v_from_the_runs_x", "v_from_the_fixed_point"]
     means = [numbers[f"error_of_{name}"]["mean"] for name in names]
     assert means == pytest.approx([4e-2, 4e-13, 4e-1, 4e-11], rel=1e-6)
+    assert [row["fixed_points_found"] for row in inverse.numbers(trips)["blocks"]] == [1, 0.5]
+
+
+def test_fixed_points_that_were_not_found_are_said_of_each_block(trips):
+    text = said(inverse.show, trips)
+    assert "block 1: no fixed point found for 1 of 2 images" in text and "block 0:" not in text
 
 
 def test_the_figure_of_inverses(trips):
@@ -437,6 +476,37 @@ def test_the_table_of_iterations(settings):
     ]
     assert [cell.style for cell in made.columns[0].cells] == ["", "bold", ""]
     assert "tolerance 0.01: 25.00% of the inverses not met in 200 evaluations" in said(iterations.show, settings)
+
+
+@pytest.fixture
+def solved(settings):
+    """The settings beside the model's own solver, which does not tell its evaluations."""
+    own = replace(settings.results[1], setting=Setting(), evaluations=None)
+    return replace(settings, trained="anderson to 0.001", results=(*settings.results, own))
+
+
+def test_the_models_own_solver_has_a_row_and_no_number_of_evaluations(solved):
+    made = iterations.table(solved)
+    *_, (name, accuracy, same, _, evaluations, _) = cells(made)[1]
+    assert (name, accuracy, same, evaluations) == ("as trained", "75.00 +- 21.65", "100.00", "-")
+    assert [cell.style for cell in made.columns[0].cells] == ["", "", "", "bold"]
+    *counted, own = iterations.numbers(solved)["settings"]
+    assert own["evaluations_per_block"] is None and own["accuracy"] == 0.75
+    assert [row["evaluations_per_block"][0]["mean"] for row in counted] == [1, 2, 2.5]
+    accuracy, latency = iterations.draw(solved).axes
+    assert lines(accuracy)["as trained"][1] == [75, 75] and lines(latency)["as trained"][1] == [6, 6]
+    assert set(bars(accuracy)) == {"n iterations", "to a tolerance"}
+
+
+def test_images_without_a_pixel_that_counts_are_no_part_of_the_accuracy(settings):
+    shares = torch.tensor([0.5, torch.nan, 1.0, torch.nan])
+    of_masks = replace(settings, results=tuple(replace(r, correct=shares, miou=0.5) for r in settings.results))
+    numbers = iterations.numbers(of_masks)
+    assert (numbers["images"], numbers["images_without_pixels_that_count"]) == (4, 2)
+    assert numbers["settings"][0]["accuracy"] == 0.75
+    assert numbers["settings"][0]["accuracy_standard_error"] == pytest.approx(0.25)
+    assert "2 of 4 images have no pixel that counts" in said(iterations.show, of_masks)
+    assert "pixel" not in said(iterations.show, settings)
 
 
 def test_the_figure_of_iterations(settings):
@@ -492,6 +562,18 @@ def test_the_figure_of_weights(matrices):
                 label = f"block {mixing.block}\n±{end * (1 + mixing.block)}"
                 assert each.get_ylabel() == ("" if number else label)
     assert [half._suptitle.get_text().split()[0] for half in figure.subfigs] == ["read:", "written"]
+
+
+def test_weights_of_a_later_stage_have_its_own_grid_and_fewer_neurons(matrices):
+    fewer = TokenMixing(7, torch.eye(2).double().view(2, 2, 1), torch.eye(2).double().view(2, 2, 1))
+    mixings = [matrices[0], fewer]
+    assert "1 x 2, 2 x 1 tokens" in said(weights.show, mixings)
+    assert [row["grid"] for row in weights.numbers(mixings)["blocks"]] == [[1, 2], [2, 1]]
+    for order in (mixings, mixings[::-1]):
+        for half in weights.draw(order).subfigs:
+            assert [axes.images[0].get_array().shape for axes in half.axes] == [
+                tuple(mixing.reads.shape[1:]) for mixing in order for _ in mixing.reads
+            ]
 
 
 # out of distribution

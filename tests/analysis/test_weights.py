@@ -74,8 +74,8 @@ def test_analyze_weights_writes_numbers_and_figures(kind, run, mixer_run, capsys
     folder = run if kind == "imixer" else mixer_run
     assert main(["analyze", "weights", str(folder)]) == 0
     written = json.loads((folder / "analysis" / "weights.json").read_text())
-    assert written["grid"] == [4, 4]
     (row,) = written["blocks"]
+    assert row["grid"] == [4, 4]
     assert row["neurons"] == 8 and row["share_of_strongest"] == pytest.approx(1)
     assert sorted(row["strongest"]) == list(range(8))
     is_print_pair(folder / "analysis" / "weights.png")

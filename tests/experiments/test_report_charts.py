@@ -153,6 +153,16 @@ def test_energies_and_asymmetries_stand_in_their_panels():
     assert independent.y0 == independent.y1 == pytest.approx(0.5**0.5)
 
 
+def test_every_synapse_of_a_deep_network_has_its_line():
+    asymmetry = dict.fromkeys("ABCDEFG", 0.5)
+    common = {"block": 0, "change": {"mean": -1.0, "std": 0.0}, "verdict": "observed", "share_falling": 1}
+    steps = [{**common, "mixing": mixing, "asymmetry": asymmetry} for mixing in ("tokens", "channels")]
+    _, right = panels(charts.energy_changes(steps)).values()
+    assert [name for name, *_ in right] == [
+        f"{mixing}, {name}" for mixing in ("tokens", "channels") for name in "ABCDEFG"
+    ]
+
+
 def test_a_confusion_matrix_has_true_classes_down_and_predicted_ones_across():
     figure = charts.confusion_matrix(["cat", "dog"], [[3, 1], [0, 0]])
     (matrix,) = figure.data

@@ -70,12 +70,15 @@ def block_networks(block: MixerBlock) -> BlockNetworks:
         block: The block. It is left as it is; the networks have weights of their own, normalised.
 
     Raises:
-        ValueError: If an activation has no Lagrangian here, or the block mixes in another way.
+        ValueError: If an activation has no Lagrangian here, or the block mixes in another way; the message names its
+            type.
 
     Source: paper sections 3.2 (L = 2) and 4.1 (L = 3), appendix B (deeper); docs/theory.md, section 4.
     """
     if isinstance(block, Merge):
         raise ValueError("it merges tokens between two stages, which is no step of a network")
+    if not isinstance(block, MixerBlock):  # timm's ResMLP and gMLP are an MlpMixer of other blocks
+        raise ValueError(f"a {type(block).__name__} is no block whose networks are known; give a MixerBlock")
     with torch.no_grad():
         tokens, channels = _levels(block.mlp_tokens), _levels(block.mlp_channels)
         shape = tokens[0].up.shape[1], channels[0].up.shape[1]

@@ -18,6 +18,7 @@ from imixer.escaping import few_names
 from imixer.models import IMLP
 from imixer.models.probe import BlockActivations, capture_activations, require_implicit_layers
 from imixer.training.finished_run import FinishedRun
+from imixer.training.finite_checks import require_finite_outputs
 from imixer.training.run.directory import short_names
 
 MOST_ITERATIONS = 10_000  # all are kept; more would never end
@@ -31,11 +32,17 @@ class BlockConvergence:
         block: Number of the block, from 0.
         norms: Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), (n, images).
         cosines: cos_a, cosine of the angle between x^(a+1) and x^a, (n, images).
+        S: Number of tokens, which differs between stages, as C and D do.
+        C: Number of channels.
+        D: Width D_S of x, which has D C entries.
     """
 
     block: int
     norms: Tensor
     cosines: Tensor
+    S: int
+    C: int
+    D: int
 
     @property
     def rate(self) -> Tensor | None:
@@ -51,18 +58,12 @@ class Convergence:
     Attributes:
         trained: Number of iterations n of training; None if the model solves to a tolerance.
         blocks: Convergence of each iMLP.
-        S: Number of tokens.
-        C: Number of channels.
-        D: Width D_S of x, which has D C entries.
         seed: Seed of the draw of images, if they were drawn.
         name: Name of the model beside others.
     """
 
     trained: int | None
     blocks: tuple[BlockConvergence, ...]
-    S: int
-    C: int
-    D: int
     seed: int | None = None
     name: str = ""
 
@@ -101,14 +102,11 @@ def convergence_along_depth(model: nn.Module, images: Tensor, n_iter: int | None
     Source: paper section 5.1 (Figure 3), appendix C.3 (Figures 5 and 6).
     """
     insides = capture_activations(model, images, "iterate")
-    imlp, v = insides[0].imlp, insides[0].v
+    imlp = insides[0].imlp
     n = resolve_n_iter(imlp, n_iter)
     return Convergence(
         trained=imlp.n_iter if imlp.inversion.solver == "fixed" else None,
         blocks=tuple(_measure(inside, n) for inside in insides),
-        S=v.shape[2],
-        C=v.shape[1],
-        D=insides[0].z.shape[2],
     )
 
 
@@ -160,11 +158,14 @@ def iterates(inside: BlockActivations, n_iter: int, dtype: torch.dtype | None = 
 
 def _measure(inside: BlockActivations, n_iter: int) -> BlockConvergence:
     x = iterates(inside, n_iter, torch.float64).flatten(2)
-    tokens_and_channels = inside.v[0].numel()
+    C, S = inside.v.shape[1:]
     return BlockConvergence(
         block=inside.block,
-        norms=(torch.linalg.vector_norm(x.diff(dim=0), dim=2) / tokens_and_channels**0.5).cpu(),
+        norms=(torch.linalg.vector_norm(x.diff(dim=0), dim=2) / (S * C) ** 0.5).cpu(),
         cosines=torch.cosine_similarity(x[1:], x[:-1], dim=2).cpu(),
+        S=S,
+        C=C,
+        D=inside.z.shape[2],
     )
 
 
@@ -197,7 +198,7 @@ def compare_convergence(
 
     Raises:
         InputError: If two runs differ in images or blocks, a model has no inverse, n_iter or images is below 1, seed is
-            negative, or the data are not there.
+            negative, the data are not there, or what a model makes of them is not finite.
 
     Source: paper appendix C.3.
     """
@@ -241,11 +242,18 @@ def _blocks(run: FinishedRun) -> str:
 
 
 def _draw(runs: Sequence[FinishedRun], images: int, seed: int, data: str | None) -> list[Tensor]:
-    """Draw the images as each run takes them. Raise InputError unless they are the same for all."""
+    """Draw the images as each run takes them.
+
+    Raise InputError unless they are the same for all, and what each model makes of them is finite.
+    """
     drawn: list[Tensor] = []
     for run in runs:
         same = next((i for i, each in enumerate(runs[: len(drawn)]) if _sees_like(each, run)), None)
-        drawn.append(random_images(run, images, seed, data) if same is None else drawn[same].to(run.device))
+        if same is None:
+            drawn.append(random_images(run, images, seed, data))
+        else:
+            drawn.append(drawn[same].to(run.device))
+            require_finite_outputs(run.model, drawn[-1], run.name)  # as `random_images` does
         if drawn[0].shape != drawn[-1].shape or not torch.equal(drawn[0], drawn[-1].to(drawn[0])):
             one, other = (f"{each.name} ({each.config.data.name})" for each in (runs[0], run))
             raise InputError(

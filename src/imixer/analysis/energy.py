@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from timm.models.mlp_mixer import MlpMixer
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from imixer.analysis.bridge import model_networks
 from imixer.hopfield import AdiabaticUpdate, LinearSynapse
+from imixer.models.mixer import Mixer
 from imixer.verdict import Verdict
 
 
@@ -28,8 +30,9 @@ class MixingEnergy:
         before, after: Energy (images,) of the step's input and output.
         rest_residual: Largest |inputs - x| of a hidden neuron, which n iterations leave.
         violated_conditions: Conditions of a guarantee of descent that do not hold, each as `name: reason`. If all hold,
-            the energy falls however large the step. E = -L(xi g + b) is concave in g. It therefore changes by at most
-            -<v' - v, g(v') - g(v)>, which a convex Lagrangian of v makes negative.
+            the energy does not rise. Without a decay of v, E = -L(xi g + b) is concave in g. With a decay alpha, a step
+            dt changes it by at most (alpha - 1 / dt) <v' - v, g(v') - g(v)>. A convex Lagrangian of v keeps the product
+            from being negative. The step may therefore be of any length without a decay, and 1 / alpha with one.
         untrained: The same step of the same model before any training, to compare with; None if it was not measured.
     """
 
@@ -54,8 +57,11 @@ class MixingEnergy:
 
     @property
     def verdict(self) -> Verdict:
-        """Verdict on descent: `guaranteed` by theory, `observed` on all images, or `violated` on some."""
-        if self.share_falling < 1:
+        """Verdict on descent: `guaranteed` by theory, `observed` on all images, or `violated` where it rises on some.
+
+        A step that changes nothing violates nothing.
+        """
+        if not (self.change <= 0).all():  # also where it is not a number
             return "violated"
         return "observed" if self.violated_conditions else "guaranteed"
 
@@ -75,13 +81,14 @@ def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
         Two entries per block that mixes: mixing of tokens, then of channels.
 
     Raises:
-        ValueError: If a block is not a Hopfield network of a known kind.
+        ValueError: If a block is not a Hopfield network of a known kind, or the images are of another size than the
+            model's.
 
     Source: paper (6), in the adiabatic limit; taking it there is ours, see docs/theory.md, section 6.
     """
     energies = []
-    v = model.stem(images)
     blocks = model_networks(model)
+    v = _first_tokens(model, images)
     for i, block in enumerate(model.blocks):
         networks = blocks.get(i)
         if networks is None:
@@ -90,7 +97,8 @@ def energy_along_depth(model: MlpMixer, images: Tensor) -> list[MixingEnergy]:
         for mixing in ("tokens", "channels"):
             update: AdiabaticUpdate = getattr(networks, mixing)
             moved = networks.mix_tokens(v) if mixing == "tokens" else update(v)
-            energies.append(_measure(i, mixing, update, v, moved))
+            step = networks.step if mixing == "tokens" else 1.0
+            energies.append(_measure(i, mixing, update, v, moved, step))
             v = moved
     return energies
 
@@ -108,13 +116,14 @@ def token_energies(model: MlpMixer) -> Callable[[Tensor], Tensor]:
         neuron at each block's input, hidden neurons at rest.
 
     Raises:
-        ValueError: If a block is not a Hopfield network of a known kind.
+        ValueError: If a block is not a Hopfield network of a known kind. The function raises it for images of another
+            size than the model's.
     """
     blocks = model_networks(model)
 
     @torch.no_grad()
     def measure(images: Tensor) -> Tensor:
-        v, energies = model.stem(images), []
+        v, energies = _first_tokens(model, images), []
         for i, block in enumerate(model.blocks):
             if i in blocks:
                 energies.append(_energy(blocks[i].tokens, v)[0])
@@ -124,13 +133,30 @@ def token_energies(model: MlpMixer) -> Callable[[Tensor], Tensor]:
     return measure
 
 
-def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved: Tensor) -> MixingEnergy:
+def _first_tokens(model: MlpMixer, images: Tensor) -> Tensor:
+    """Return the tokens (B, S, C) before the first block, of which the networks have as many neurons."""
+    if not isinstance(model, Mixer):
+        return cast(Tensor, model.stem(images))
+    v, grid = model.stem_tokens(images)
+    own = model.stem.grid_size
+    if grid != own:
+        height, width = images.shape[-2:]
+        raise ValueError(
+            f"images of {height}x{width} give {grid[0]}x{grid[1]} tokens, and the networks have {own[0]}x{own[1]}; "
+            "give images of the model's own size"
+        )
+    return v
+
+
+def _measure(block: int, mixing: str, update: AdiabaticUpdate, v: Tensor, moved: Tensor, step: float) -> MixingEnergy:
     before, rest_residual = _energy(update, v)
     after, _ = _energy(update, moved)
     synapses = {name: update.network.synapse(name) for name in update.network.synapses}
     violated_conditions = update.network.violated_conditions()
     if update.depth > 2:
         violated_conditions.append(f"x2: its inverse is cut off after {update.n_iter} iterations")
+    if (decayed := step * update.network.layer("x1").decay) > 1:
+        violated_conditions.append(f"x1: step x decay is {decayed:.4g}, above 1, and such a step may overshoot")
     return MixingEnergy(
         block=block,
         mixing=mixing,

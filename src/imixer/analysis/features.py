@@ -15,6 +15,8 @@ from imixer.errors import InputError
 from imixer.models.mixer import grid_of
 from imixer.models.probe import capture_activations, require_implicit_layers
 
+_MOST_SHOWN = 8  # iterations, as many as fit side by side
+
 
 @dataclass(frozen=True)
 class Features:
@@ -42,6 +44,12 @@ class Features:
     def n_iter(self) -> int:
         """Number of iterations."""
         return len(self.x) - 1
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Iterations a to show pictures of, from 0 to n: all, or 8 of them evenly spread."""
+        count = min(_MOST_SHOWN, self.n_iter + 1)
+        return tuple(sorted({round(i * self.n_iter / (count - 1)) for i in range(count)}))
 
     @property
     def changes_of_x(self) -> Tensor:

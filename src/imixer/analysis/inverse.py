@@ -81,6 +81,8 @@ class BlockInverse:
         condition: Largest over smallest singular value of G's matrix that is not 0: the factor by which going back to v
             may enlarge an error.
         visible: ||what G sees of v||^2 / ||v||^2.
+        converged: Whether the fixed point was found in all channels, (images,). Where it was not, errors from it are
+            those from where the search ended.
     """
 
     block: int
@@ -92,6 +94,7 @@ class BlockInverse:
     tokens: int
     condition: float
     visible: Tensor
+    converged: Tensor
 
 
 def inverse_along_depth(model: nn.Module, images: Tensor) -> list[BlockInverse]:
@@ -111,7 +114,8 @@ def _measure(inside: BlockActivations) -> BlockInverse:
     F, fc_in = inside.F, inside.imlp.fc_in
     v, W = inside.v.double(), fc_in.weight.detach().double()
     z = nn.functional.linear(v, W, None if fc_in.bias is None else fc_in.bias.detach().double())
-    solved = fixed_point(F, z.flatten(0, -2)).states[0].view(z.shape)
+    found = fixed_point(F, z.flatten(0, -2))
+    solved = found.states[0].view(z.shape)
     back_run, back_solved = recover_G(F, inside.x.double()), recover_G(F, solved)
     seen = visible_part(fc_in, v)
     singular = torch.linalg.svdvals(W)
@@ -126,4 +130,5 @@ def _measure(inside: BlockActivations) -> BlockInverse:
         tokens=v.shape[-1],
         condition=float(nonzero[0] / nonzero[-1]),
         visible=(seen.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).cpu(),
+        converged=found.converged.view(z.shape[:-1]).flatten(1).all(1).cpu(),
     )

@@ -52,10 +52,11 @@ class SettingResult:
 
     Attributes:
         setting: The setting.
-        correct: Whether each image is recognised, (images,); of a segmentation, the share of its pixels that are.
+        correct: Whether each image is recognised, (images,); of a segmentation, the share of its pixels that are, and
+            NaN where no pixel counts.
         same: Whether each image is classified as by the model as trained, (images,); likewise.
         change: ||logits - logits as trained|| / ||logits as trained||, (images,).
-        evaluations: Evaluations of F for each image, (blocks, images).
+        evaluations: Evaluations of F for each image, (blocks, images); None if the model's own solver does not tell.
         converged: Share of all pairs of block and image whose tolerance was met; None without a tolerance.
         latency: Milliseconds per image, one entry per repeat.
         miou: Mean IoU of the classes that are there, over all pixels; None unless pixels are classified.
@@ -65,21 +66,27 @@ class SettingResult:
     correct: Tensor
     same: Tensor
     change: Tensor
-    evaluations: Tensor
+    evaluations: Tensor | None
     converged: float | None
     latency: tuple[float, ...]
     miou: float | None = None
 
     @property
     def accuracy(self) -> float:
-        """Share of the images that are recognised, or mean share of their pixels."""
-        return float(self.correct.double().mean())
+        """Share of the images that are recognised, or mean share of their pixels, of images where some count."""
+        return float(self.correct.double().nanmean())
+
+    @property
+    def without_pixels(self) -> int:
+        """Number of images of which no pixel counts, and which are no part of the accuracy."""
+        return int(self.correct.isnan().sum())
 
     @property
     def accuracy_error(self) -> float:
         """Standard error of the accuracy, by the number of images."""
         if self.correct.is_floating_point():
-            return float(self.correct.std() / len(self.correct) ** 0.5) if len(self.correct) > 1 else math.nan
+            judged = self.correct[~self.correct.isnan()]
+            return float(judged.std() / len(judged) ** 0.5) if len(judged) > 1 else math.nan
         return float((self.accuracy * (1 - self.accuracy) / len(self.correct)) ** 0.5)
 
     @property
@@ -140,6 +147,22 @@ class EarlyExit:
         self.counts.append((going.int().cumprod(0).sum(0) + 1).clamp_max(len(going)))
         self.met.append(solution.converged)
         return solution.value
+
+
+def default_settings(model: nn.Module) -> list[Setting]:
+    """List settings that show what iterations are worth: 0 to 8 of them, five tolerances, and the model's own.
+
+    Args:
+        model: An iMixer.
+
+    Raises:
+        InputError: If the model has no inverse.
+    """
+    _, imlp = require_implicit_layers(model, "iterate")[0]
+    fixed = imlp.inversion.solver == "fixed"
+    numbers = sorted({*NUMBERS, *[imlp.n_iter] * fixed})
+    own = [] if fixed else [Setting()]
+    return [*(Setting(n_iter=n) for n in numbers), *(Setting(tolerance=t) for t in TOLERANCES), *own]
 
 
 @contextmanager
@@ -240,18 +263,24 @@ def _run(
         classes = logits.shape[1]
         places = labels[known] * classes + answer[known]
         counts = torch.bincount(places, minlength=classes**2).reshape(classes, classes)
-        correct = (correct & known).flatten(1).sum(1) / known.flatten(1).sum(1).clamp(min=1)
+        correct = (correct & known).flatten(1).sum(1) / known.flatten(1).sum(1)  # NaN where nothing is known
         same = same.flatten(1).double().mean(1)
     norm, dims = torch.linalg.vector_norm, tuple(range(1, logits.ndim))
-    fixed = torch.full((len(imlps), len(images)), imlps[0].n_iter, device=images.device)
     return {
         "correct": correct,
         "same": same,
         "counts": counts,
         "change": norm(logits - reference, dim=dims) / norm(reference, dim=dims),
-        "evaluations": fixed if early is None else torch.stack(early.counts),
+        "evaluations": _evaluations(imlps, images) if early is None else torch.stack(early.counts),
         "met": None if early is None else torch.stack(early.met),
     }
+
+
+def _evaluations(imlps: Sequence[IMLP], images: Tensor) -> Tensor | None:
+    """Return the numbers of iterations as evaluations of F, (blocks, images), unless a solver decides on them."""
+    if any(imlp.inversion.solver != "fixed" for imlp in imlps):
+        return None
+    return torch.tensor([imlp.n_iter for imlp in imlps])[:, None].expand(-1, len(images))
 
 
 def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[float]) -> SettingResult:
@@ -263,7 +292,7 @@ def _joined(setting: Setting, rows: Sequence[dict[str, Any]], latency: list[floa
         correct=join("correct"),
         same=join("same"),
         change=join("change"),
-        evaluations=join("evaluations"),
+        evaluations=None if rows[0]["evaluations"] is None else join("evaluations"),
         converged=None if setting.tolerance is None else float(join("met").double().mean()),
         latency=tuple(latency),
         miou=None if rows[0]["counts"] is None else _miou(sum(row["counts"] for row in rows)),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from imixer.analysis.convergence import Convergence, compare_convergence
+from imixer.analysis.convergence import BlockConvergence, Convergence, compare_convergence
 from imixer.analysis.convergence_statements import (
     Statement,
     agree,
@@ -107,6 +107,7 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
     statements = list(zip(*read, strict=True))
     drawn, first = seeds[0], measured[0][0]
     blocks = range(1 if figure == "first block" else len(first.blocks))
+    shown = first.blocks[: len(blocks)]
     measures = {"first block": ("norm", "cosine"), "norms": ("norm",), "cosines": ("cosine",)}[figure]
     (data,) = result.data.values()
     return _Page(
@@ -134,8 +135,8 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
             f"drawn: the trial with seed {drawn}; finished: {len(trials)}; curves: mean over the images; bands: from "
             "the smallest to the largest; large markers: a = n, where the model itself stops",
             "the paper calls the models imixer_s_ni1, imixer_s_ni2 and imixer_s_ni4",
-            f"Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), as in the paper; x^a has D_S C = {first.D} * {first.C} entries, "
-            f"and S C = {first.S} * {first.C}",
+            f"Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), as in the paper; x^a has D_S C = {_sizes(shown, 'D')} entries, "
+            f"and S C = {_sizes(shown, 'S')}",
             "rate: Norm_(a+1) / Norm_a of an image, geometric mean over a",
             "verdicts: by t intervals over the images, which hold together with 95 % for each statement; a statement "
             "is not confirmed if one of its conditions is not; trials that do not agree decide nothing",
@@ -147,6 +148,11 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
             *((_condition_grid(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
         ),
     )
+
+
+def _sizes(blocks: Sequence[BlockConvergence], name: Literal["S", "D"]) -> str:
+    """Name S or D of blocks, times C, each once."""
+    return " or ".join(dict.fromkeys(f"{getattr(block, name)} * {block.C}" for block in blocks))
 
 
 def _verdict_grid(statements: Sequence[Sequence[Statement]], seeds: Sequence[int]) -> Grid:

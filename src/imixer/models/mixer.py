@@ -202,18 +202,25 @@ class Mixer(MlpMixer):
         super().prune_intermediate_layers([self.levels[-1]], prune_norm, prune_head)
         return taken
 
-    def _tokens(self, x: Tensor, depth: int) -> list[tuple[Tensor, Grid]]:
-        """Return the tokens (B, S, C), and their grid, after the stem and each of the first modules of `blocks`."""
-        own: Grid = self.stem.grid_size
-        grid = own
+    def stem_tokens(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Turn images (B, in_chans, H, W) into the tokens (B, S, C) that the blocks take, and return their grid too.
+
+        A model that takes images of any size pads them first, which the stem alone does not.
+        """
+        grid: Grid = self.stem.grid_size
         if self.dynamic_img_size:
             height, width = x.shape[-2:]
-            shrink = own[0] // self.grids[-1][0] if self.grids else 1
+            shrink = grid[0] // self.grids[-1][0] if self.grids else 1
             tall, wide = _whole((height, width), [side * shrink for side in self.stem.patch_size])
             if (tall, wide) != (height, width):
                 x = F.pad(x, (0, wide - width, 0, tall - height), mode="replicate")
             grid = tall // self.stem.patch_size[0], wide // self.stem.patch_size[1]
-        x = self.stem(x)
+        return self.stem(x), grid
+
+    def _tokens(self, x: Tensor, depth: int) -> list[tuple[Tensor, Grid]]:
+        """Return the tokens (B, S, C), and their grid, after the stem and each of the first modules of `blocks`."""
+        own: Grid = self.stem.grid_size
+        x, grid = self.stem_tokens(x)
         after = [(x, grid)]
         for i, (block, place) in enumerate(zip(self.blocks[:depth], self.grids, strict=False)):
             before, shrink = grid, own[0] // place[0]

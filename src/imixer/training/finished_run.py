@@ -177,7 +177,17 @@ class FinishedRun:
             data_path: The place where the data lie now. Default: where they lay in training.
 
         Raises:
-            InputError: If the data are not there, or have other classes or channels, or the run is a segmentation.
+            InputError: If the data are not there, or have other classes or channels, or the run gives an image no
+                class.
+        """
+        self.require_classes()
+        return self._as_in_training(open_dataset(self._data_config(data_path)))
+
+    def require_classes(self) -> None:
+        """Check that the run gives each image a class, as `data` does too: its model takes any image without a word.
+
+        Raises:
+            InputError: If the run is a segmentation or detects anomalies.
         """
         if self.config.task != "classify":
             kind = {"segment": "a segmentation", "anomaly": "a detector of anomalies"}[self.config.task]
@@ -185,7 +195,6 @@ class FinishedRun:
                 f"{self.name} is {kind}, and this is for runs with a class for each image; `imixer evaluate` "
                 "and `imixer predict` take it"
             )
-        return self._as_in_training(open_dataset(self._data_config(data_path)))
 
     def require_known_to_others(self) -> None:
         """Check that what the run has learned is all in its model, which other programs can compute.

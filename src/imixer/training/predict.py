@@ -81,8 +81,8 @@ def predict(
         The predictions, and the path of the picture.
 
     Raises:
-        InputError: If the run or an image cannot be read, `n_iter` is given for a model that does not iterate, or the
-            weights or the logits are not finite.
+        InputError: If the run or an image cannot be read, the run gives an image no class, `n_iter` is given for a
+            model that does not iterate, or the weights or the logits are not finite.
     """
     if top < 1:
         raise InputError(f"top is {top}; give 1 or more classes")
@@ -91,6 +91,7 @@ def predict(
     if images and data is not None:
         raise InputError(f"data is {data}, which is not looked at where images are given; leave one out")
     run = load_run(path, device, checkpoint)
+    run.require_classes()
     if n_iter is not None:
         _set_n_iter(run.model, n_iter, run.name)
     files = [Path(file) for file in find_images(images)] if images else []

@@ -114,7 +114,7 @@ def model_features(
 def _energies(model: MlpMixer) -> Callable[[Tensor], Tensor] | None:
     try:
         return token_energies(model)
-    except (ValueError, AttributeError):  # a mixer with parts whose network is unknown
+    except ValueError:  # a mixer with parts whose network is unknown
         return None
 
 
@@ -174,7 +174,7 @@ def detect_anomalies(
         device: Where the model is.
 
     Raises:
-        InputError: If memory, neighbours or batch_size is below 1, or features are not finite.
+        InputError: If memory, neighbours or batch_size is below 1, or features or energies are not finite.
     """
     options: dict[str, Any] = dict(batch_size=batch_size, device=device)
     learned = learn_normal(samples.normal, features, memory=memory, neighbours=neighbours, seed=seed, **options)
@@ -195,7 +195,7 @@ def learn_normal(
     """Learn from normal images (N, in_chans, H, W), pixels from 0 to 1. For the rest see `detect_anomalies`.
 
     Raises:
-        InputError: If memory, neighbours or batch_size is below 1, or features are not finite.
+        InputError: If memory, neighbours or batch_size is below 1, or features or energies are not finite.
     """
     for name, value in {"memory": memory, "neighbours": neighbours, "batch_size": batch_size}.items():
         if value < 1:
@@ -229,7 +229,7 @@ def judge_images(
         device: Where the model is.
 
     Raises:
-        InputError: If features are not finite.
+        InputError: If features or energies are not finite.
     """
     images, maps = score_images(samples.test, features, learned, batch_size=batch_size, device=device)
     quality = {name: _quality(samples, values, maps.get(name)) for name, values in images.items()}
@@ -252,7 +252,7 @@ def score_images(
         Scores of images (M,) by name in `DETECTORS`, and of pixels (M, H, W) by name in `BY_POSITION`.
 
     Raises:
-        InputError: If features are not finite.
+        InputError: If features or energies are not finite.
     """
     test = _require_finite(_every(images, features.maps, "features of images to judge", batch_size, device))
     by_position = learned.features.scores(_rows(test))
@@ -263,7 +263,7 @@ def score_images(
         whole[name] = positions.flatten(1).amax(1)
         maps[name] = F.interpolate(positions, size, mode="bilinear", align_corners=False)[:, 0]
     if features.energies is not None and learned.energies is not None:
-        energies = _every(images, features.energies, "energies of images to judge", batch_size, device)
+        energies = _require_finite(_every(images, features.energies, "energies of images to judge", batch_size, device))
         whole["block_energy"] = learned.energies(energies)
     return whole, maps
 
@@ -278,7 +278,9 @@ def _every(
 
 def _require_finite(values: Tensor) -> Tensor:
     if not values.isfinite().all():
-        raise InputError("the model's features are not finite on these images; take another model or checkpoint")
+        raise InputError(
+            "the model's features or energies are not finite on these images; take another model or checkpoint"
+        )
     return values
 
 

@@ -46,10 +46,12 @@ class Explorer:
         patterns: Number of training images to store, for the nearest ones.
 
     Raises:
-        InputError: If `patterns` is out of range, or data are said to lie where they do not.
+        InputError: If the run gives an image no class, `patterns` is out of range, or data are said to lie where they
+            do not.
     """
 
     def __init__(self, run: FinishedRun, *, data_path: str | None = None, patterns: int = 100) -> None:
+        run.require_classes()
         if not 2 <= patterns <= 10_000:
             raise InputError(f"patterns is {patterns}; give 2 to 10,000 training images to store")
         self.run = run

@@ -28,7 +28,6 @@ from imixer.verdict import Verdict
 FEWEST_SHOWN = 10  # iterations whose residuals are shown, however few the model takes
 _MOST_ITERATIONS = 100
 _MOST_EVALUATIONS = 10_000  # of the innermost map, in one block
-_MOST_MAPS = 8  # iterations of which feature maps are shown
 _CHANNELS = 6
 
 Number = float | None
@@ -254,11 +253,9 @@ def _step_energy(energy: MixingEnergy) -> StepEnergy:
 def _feature_maps(model: nn.Module, image: Tensor, block: int | None, n_iter: int) -> FeatureMaps:
     features = features_at(model, image, block=block, n_iter=n_iter)
     channels = features.channels(_CHANNELS)
-    count = min(_MOST_MAPS, n_iter + 1)
-    iterations = sorted({round(i * n_iter / (count - 1)) for i in range(count)})
-    maps = features.maps[iterations][:, list(channels)].transpose(0, 1)
+    maps = features.maps[list(features.shown)][:, list(channels)].transpose(0, 1)
     cells = [[[list(_numbers(row)) for row in picture] for picture in channel] for channel in maps]
-    return FeatureMaps(features.block, tuple(iterations), channels, cells)
+    return FeatureMaps(features.block, features.shown, channels, cells)
 
 
 def _in_words(setting: Setting, insides: Sequence[BlockActivations]) -> str:

@@ -76,14 +76,14 @@ def ood_batches(
         data_path: Where the run's data lie now. Default: where they lay.
         seed: Seed of noise and orders.
 
+    Returns:
+        The batches. A data set is opened at once, before the first is asked for.
+
     Raises:
         InputError: If count is below 1, or the data are not there.
     """
     if ood_dataset in SYNTHETIC_OOD:
-        generator, pixels = torch.Generator().manual_seed(seed), pixels_of(finished)
-        for images, _ in held_out_batches(finished, count, batch_size, data_path):
-            yield pixels.normalised(SYNTHETIC_OOD[ood_dataset](pixels.of(images), generator))
-        return
+        return _synthetic_batches(finished, SYNTHETIC_OOD[ood_dataset], count, batch_size, data_path, seed)
     own = finished.config.data
     try:
         val = open_dataset(DataConfig(name=ood_dataset, root=own.root, background=own.background)).val
@@ -91,7 +91,25 @@ def ood_batches(
         raise InputError(
             f"ood_dataset {ood_dataset!r} is none of {', '.join(SYNTHETIC_OOD)}, and as a data set: {error}"
         ) from error
-    val = _read_as(val, own)
+    return _dataset_batches(finished, _read_as(val, own), count, batch_size)
+
+
+def _synthetic_batches(
+    finished: FinishedRun,
+    made_from: Callable[[Tensor, torch.Generator], Tensor],
+    count: int | None,
+    batch_size: int,
+    data_path: str | None,
+    seed: int,
+) -> Iterator[Tensor]:
+    generator, pixels = torch.Generator().manual_seed(seed), pixels_of(finished)
+    for images, _ in held_out_batches(finished, count, batch_size, data_path):
+        yield pixels.normalised(made_from(pixels.of(images), generator))
+
+
+def _dataset_batches(
+    finished: FinishedRun, val: LabelledImages, count: int | None, batch_size: int
+) -> Iterator[Tensor]:
     places = evenly_spread(len(val), count)
     starts = range(0, len(places), batch_size)
     for start in with_progress(([start] for start in starts), len(starts), "measuring batches"):

@@ -83,7 +83,7 @@ def _token_energies(model: nn.Module, images: Tensor) -> Tensor | None:
         return None
     try:
         steps = energy_along_depth(model, images)
-    except (ValueError, AttributeError):  # a mixer with parts whose network is unknown
+    except ValueError:  # a mixer with parts whose network is unknown
         return None
     return torch.stack([step.before for step in steps if step.mixing == "tokens"]).double()
 

@@ -68,6 +68,9 @@ def numbers(convergence: Convergence) -> dict[str, Any]:
 def _block_numbers(block: BlockConvergence, summary: Callable[[Tensor], dict[str, float]]) -> dict[str, Any]:
     return {
         "block": block.block,
+        "tokens": block.S,
+        "channels": block.C,
+        "width": block.D,
         "norm": [summary(norms) for norms in block.norms],
         "cosine": [summary(cosines) for cosines in block.cosines],
         "rate": None if block.rate is None else summary(block.rate),
@@ -185,9 +188,6 @@ def comparison_numbers(models: Sequence[Convergence]) -> dict[str, Any]:
             {
                 "name": model.name,
                 "trained_n_iter": model.trained,
-                "tokens": model.S,
-                "channels": model.C,
-                "width": model.D,
                 "blocks": [_block_numbers(block, spread_and_ends) for block in model.blocks],
             }
             for model in models
@@ -230,7 +230,7 @@ def draw_first_block(models: Sequence[Convergence]) -> Figure:
             axes.set(title=_block_name(models, 0), xlabel="iteration $a$", ylabel=label)
         norms.set_yscale("log")
         norms.minorticks_off()
-        _explain(figure, models)
+        _explain(figure, models, range(1))
     return figure
 
 
@@ -275,7 +275,7 @@ def _draw_blocks(
             if number + columns >= blocks:
                 axes.set_xlabel("iteration $a$")
         figure.supylabel(label, fontsize=8)
-        _explain(figure, models)
+        _explain(figure, models, range(blocks))
     return figure
 
 
@@ -295,7 +295,7 @@ def _draw_models(
     axes.set_xlim(-0.4, models[0].n_iter - 0.6)
 
 
-def _explain(figure: Figure, models: Sequence[Convergence]) -> None:
+def _explain(figure: Figure, models: Sequence[Convergence], drawn: range) -> None:
     """Draw one legend for all panels, and write below what markers, bands and letters mean."""
     from matplotlib.lines import Line2D
 
@@ -308,7 +308,7 @@ def _explain(figure: Figure, models: Sequence[Convergence]) -> None:
         handles.append(Line2D([], [], label=_STOPS, color="0.6", marker="o", **_STOP))
     columns = _legend_columns([str(handle.get_label()) for handle in handles], figure.get_figwidth())
     figure.legend(handles=handles, loc="outside upper center", frameon=False, ncols=columns, handlelength=2.8)
-    lines = [f"Mean over {models[0].images} images; band: from the smallest to the largest.", _sizes(models)]
+    lines = [f"Mean over {models[0].images} images; band: from the smallest to the largest.", _sizes(models, drawn)]
     figure.supxlabel("\n".join(lines), fontsize=SMALL)
 
 
@@ -326,11 +326,14 @@ def _legend_height(models: Sequence[Convergence]) -> float:
     return 0.15 * (-(-len(labels) // _legend_columns(labels, DOUBLE)) - 1)
 
 
-def _sizes(models: Sequence[Convergence]) -> str:
-    sizes = {(model.S, model.C, model.D) for model in models}
-    if len(sizes) > 1:
-        return r"$x^a$ has $D_S C$ entries; the norm is divided by $\sqrt{SC}$, of each model."
-    ((S, C, D),) = sizes
+def _sizes(models: Sequence[Convergence], drawn: range) -> str:
+    """Name the sizes of the blocks that are drawn, or say what they differ between."""
+    sizes = [[(block.S, block.C, block.D) for block in (model.blocks[i] for i in drawn)] for model in models]
+    between = {"block": any(len(set(each)) > 1 for each in sizes), "model": any(each != sizes[0] for each in sizes)}
+    if any(between.values()):
+        which = " and ".join(name for name, differs in between.items() if differs)
+        return rf"$x^a$ has $D_S C$ entries; the norm is divided by $\sqrt{{SC}}$, of each {which}."
+    S, C, D = sizes[0][0]
     return rf"$x^a$ has $D_S C = {D} \cdot {C}$ entries; the norm is divided by $\sqrt{{SC}} = \sqrt{{{S} \cdot {C}}}$."
 
 

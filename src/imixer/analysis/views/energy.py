@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -116,9 +117,9 @@ def draw(energies: Sequence[MixingEnergy]) -> Figure:
         untrained = [(step.block, float(step.untrained.change.mean())) for step in steps if step.untrained is not None]
         if untrained:
             changes.plot(*zip(*untrained, strict=True), color=color, ls=":", marker=".", label=f"{mixing}, untrained")
-        for name, marker in zip(steps[0].asymmetry, "os^Dv", strict=False):
+        for number, (name, marker) in enumerate(zip(steps[0].asymmetry, cycle("os^Dv"), strict=False)):
             values = [step.asymmetry[name] for step in steps]
-            ls = "-" if marker == "o" else "--"
+            ls = "--" if number else "-"
             asymmetries.plot(blocks, values, color=color, marker=marker, ls=ls, label=f"{mixing}, {name}")
     changes.axhline(0, color="0.5", lw=0.8)
     images = len(energies[0].before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,12 +56,18 @@ def load_one(finished: FinishedRun, image: int | str, data: str | None) -> tuple
         data: Where the run's data lie now. Default: where they lay.
 
     Raises:
-        InputError: If there is no such image, or the data are not there.
+        InputError: If the run gives an image no class, there is no such image, data are given beside a file, or they
+            are not there.
     """
+    from imixer.data.sources.decoding import pixel_format
     from imixer.data.sources.image_files import load_image
 
+    finished.require_classes()
     if isinstance(image, str):
-        return Path(image).name, finished.transform(load_image(image, finished.input_size[0]))
+        if data is not None:
+            raise InputError(f"data is {data}, which is not looked at where image is a file; leave one out")
+        read = load_image(image, finished.input_size[0], pixel_format(finished.config.data))
+        return Path(image).name, finished.transform(read)
     val = finished.data(data).val
     total = len(val)
     if not 0 <= image < total:
@@ -102,7 +109,8 @@ _LONGEST = 14  # letters below the image
 def draw(features: Features, channels: int = 4) -> Figure:
     """Draw two rows per channel, x^a and H(x^a) for a = 0 to n, then by how much each iteration changed them.
 
-    The pictures of a row share a scale, whose ends stand on its left. Each change has its own, or later ones would be
+    Of more than 8 values of a, 8 are drawn, evenly spread, and by how much the iterations between them changed. The
+    pictures of a row share a scale, whose ends stand on its left. Each change has its own, or later ones would be
     blank; its ends stand below it, in per cent of the row's. On the left of all, the image.
 
     Args:
@@ -113,13 +121,13 @@ def draw(features: Features, channels: int = 4) -> Figure:
     from imixer.plotting import DOUBLE, SMALL, print_figure
 
     chosen = features.channels(channels)
-    n = features.n_iter
+    n, shown = len(features.shown) - 1, list(features.shown)
     ratios = [*[1.0] * (n + 2), 0.1, *[1.0] * n]  # the image, the pictures, a space, the changes
     side = min(_LARGEST, max(_SMALLEST, (DOUBLE - 0.8) / sum(ratios)))
     rows: list[tuple[str, Tensor]] = []
     for channel in chosen:
-        rows.append((f"channel {channel}\n$x^a$", features.states[:, channel]))
-        rows.append((f"channel {channel}\n$H(x^a)$", features.maps[:, channel]))
+        rows.append((f"channel {channel}\n$x^a$", features.states[shown, channel]))
+        rows.append((f"channel {channel}\n$H(x^a)$", features.maps[shown, channel]))
     heights = [min(max(values.shape[1] / values.shape[2], 0.25), 2.0) for _, values in rows]
     figure_height = side * sum(heights) + 0.19 * len(rows) + 0.7
     with print_figure(side * sum(ratios) + 0.8, figure_height) as figure:
@@ -130,16 +138,16 @@ def draw(features: Features, channels: int = 4) -> Figure:
             pictures = [figure.add_subplot(grid[row, 1 + a]) for a in range(n + 1)]
             changes = [figure.add_subplot(grid[row, 3 + n + a]) for a in range(n)]
             label_row(pictures[0], f"{label}\n±{end:.2g}")
-            for a, (axes, value) in enumerate(zip(pictures, values, strict=True)):
+            for a, axes, value in zip(shown, pictures, values, strict=True):
                 draw_signed(axes, value, end)
                 if row == 0:
                     axes.set_title(f"$a = {a}$", fontsize=7, pad=3)
-            for a, (axes, value) in enumerate(zip(changes, values.diff(dim=0), strict=True)):
+            for between, axes, value in zip(pairwise(shown), changes, values.diff(dim=0), strict=True):
                 largest = float(value.abs().max())
                 draw_signed(axes, value, largest)
                 axes.set_xlabel(_per_cent(largest / end if end else 0.0), fontsize=SMALL, labelpad=1.5)
                 if row == 0:
-                    axes.set_title(rf"${a} \to {a + 1}$", fontsize=7, pad=3)
+                    axes.set_title(r"${} \to {}$".format(*between), fontsize=7, pad=3)
             if values.shape[1] == 1:  # a row of numbers, of which each is a stripe
                 for axes in (*pictures, *changes):
                     axes.set_aspect("auto")
@@ -152,7 +160,7 @@ def _explanations(features: Features) -> list[str]:
     return [
         states.replace("x^a", "$x^a$"),
         maps.replace("H(x^a)", "$H(x^a)$").replace("after a ", "after $a$ "),
-        r"$a \to a + 1$: the change, in % of the ends of its row",
+        r"$a \to b$: the change, in % of the ends of its row",
     ]
 
 

@@ -49,6 +49,7 @@ def _block_numbers(block: BlockInverse) -> dict[str, Any]:
         "tokens": block.tokens,
         "condition": block.condition,
         "visible_share": spread(block.visible),
+        "fixed_points_found": float(block.converged.double().mean()),
     }
 
 
@@ -75,13 +76,19 @@ def table(blocks: Sequence[BlockInverse]) -> Table:
 
 
 def show(blocks: Sequence[BlockInverse], console: Console) -> None:
-    """Print the table, and what its columns mean."""
+    """Print the table, what its columns mean, and where no fixed point was found."""
     console.print(table(blocks))
     console.print(
         "run's x: as the run computes it, so that the error is the truncation of its iterations, x_(n+1) - x_n. fixed "
         "point: solved to 1e-13 in float64. v: against its projection onto what G sees, whose share of ||v||^2 is in "
         "the last column; an error of G(v) grows by up to the condition of G"
     )
+    for block in blocks:
+        if lost := int((~block.converged).sum()):
+            console.print(
+                f"block {block.block}: no fixed point found for {lost} of {len(block.converged)} images; their errors "
+                "are from where the search ended"
+            )
 
 
 def draw(blocks: Sequence[BlockInverse]) -> Figure:

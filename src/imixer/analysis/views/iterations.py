@@ -28,9 +28,9 @@ def measure(finished: FinishedRun, *, images: int | None = None, data: str | Non
         data: Where the run's data lie now. Default: where they lay.
     """
     from imixer.analysis.images import held_out_batches, held_out_masks
-    from imixer.analysis.iterations import BATCH_SIZE, NUMBERS, TOLERANCES, Setting, compare_iterations
+    from imixer.analysis.iterations import BATCH_SIZE, compare_iterations, default_settings
 
-    settings = [*(Setting(n_iter=n) for n in NUMBERS), *(Setting(tolerance=t) for t in TOLERANCES)]
+    settings = default_settings(finished.model)
     take = held_out_masks if finished.config.task == "segment" else held_out_batches
     return compare_iterations(finished.model, take(finished, images, BATCH_SIZE, data), settings)
 
@@ -40,6 +40,7 @@ def numbers(comparison: SettingsComparison) -> dict[str, Any]:
     first = comparison.results[0]
     return {
         "images": len(first.correct),
+        **({} if first.miou is None else {"images_without_pixels_that_count": first.without_pixels}),
         "trained": comparison.trained,
         "device": comparison.device,
         "latency_batch_size": comparison.batch_size,
@@ -58,7 +59,9 @@ def _setting_numbers(result: SettingResult) -> dict[str, Any]:
         "accuracy_standard_error": result.accuracy_error,
         "same_answer": float(result.same.double().mean()),
         "logit_change": spread(result.change),
-        "evaluations_per_block": [spread(block.double()) for block in result.evaluations],
+        "evaluations_per_block": None
+        if result.evaluations is None
+        else [spread(block.double()) for block in result.evaluations],
         "converged": result.converged,
         "latency_ms_per_image": {"median": middle, "lower_quartile": low, "upper_quartile": high},
     }
@@ -85,29 +88,48 @@ def table(comparison: SettingsComparison) -> Table:
         made.add_column(name, justify="right")
     for result in comparison.results:
         low, middle, high = result.latency_quartiles
-        counts = ", ".join(f"{float(block.double().mean()):.1f}" for block in result.evaluations)
+        own = str(result.setting) in (comparison.trained, _OWN)
         made.add_row(
-            Text(str(result.setting), "bold" if str(result.setting) == comparison.trained else ""),
+            Text(str(result.setting), "bold" if own else ""),
             *([] if result.miou is None else [f"{100 * result.miou:.2f}"]),
             plus_minus(100 * result.accuracy, 100 * result.accuracy_error),
             f"{100 * float(result.same.double().mean()):.2f}",
             spread_text(100 * result.change),
-            counts if result.setting.tolerance is not None else str(result.setting.n_iter),
+            _evaluations(result),
             f"{middle:.3f} ({low:.3f}-{high:.3f})",
         )
     return made
 
 
+_OWN = "as trained"  # of a solver, as `Setting` calls it
+
+
+def _evaluations(result: SettingResult) -> str:
+    """Write the mean evaluations of F of each block, or their one number where it is set."""
+    if result.evaluations is None:
+        return "-"
+    means = result.evaluations.double().mean(1).tolist()
+    if result.setting.tolerance is None:
+        return ", ".join(dict.fromkeys(f"{mean:.0f}" for mean in means))
+    return ", ".join(f"{mean:.1f}" for mean in means)
+
+
 def show(comparison: SettingsComparison, console: Console) -> None:
-    """Print the table, what its columns mean, and which tolerances were not met."""
+    """Print the table, what its columns mean, which images do not count, and which tolerances were not met."""
     from imixer.analysis.iterations import MAX_STEPS
 
     console.print(table(comparison))
     of_what = "" if comparison.results[0].miou is None else " of pixels"
     console.print(
         f"accuracy{of_what}: +- standard error. same answer, logit change (relative, mean +- std): against the model "
-        "as trained. evaluations: of F, of each block, mean over images"
+        "as trained. evaluations: of F, of each block, mean over images; - where the model's own solver does not tell"
     )
+    first = comparison.results[0]
+    if first.without_pixels:
+        console.print(
+            f"{first.without_pixels} of {len(first.correct)} images have no pixel that counts, and no part in the "
+            "accuracy"
+        )
     for result in comparison.results:
         if result.converged is not None and result.converged < 1:
             lost = f"{1 - result.converged:.2%} of the inverses not met in {MAX_STEPS} evaluations"
@@ -117,7 +139,8 @@ def show(comparison: SettingsComparison, console: Console) -> None:
 def draw(comparison: SettingsComparison) -> Figure:
     """Draw accuracy with its standard error (left), and median latency with its quartiles (right).
 
-    Both stand over the evaluations of F per block and image: n, or the mean of what a tolerance takes.
+    Both stand over the evaluations of F per block and image: n, or the mean of what a tolerance takes. The model's own
+    solver, which does not tell how many it takes, is a dotted line.
     """
     from matplotlib.figure import Figure
 
@@ -126,23 +149,30 @@ def draw(comparison: SettingsComparison) -> Figure:
 
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     accuracy, latency = figure.subplots(1, 2)
-    by_number = [result for result in comparison.results if result.setting.tolerance is None]
-    to_tolerance = [result for result in comparison.results if result.setting.tolerance is not None]
-    for label, results, color, marker, ls in (
+    counted = [(result, result.evaluations) for result in comparison.results if result.evaluations is not None]
+    by_number = [pair for pair in counted if pair[0].setting.tolerance is None]
+    to_tolerance = [pair for pair in counted if pair[0].setting.tolerance is not None]
+    for result in comparison.results:
+        if result.evaluations is None:
+            dotted: dict[str, Any] = dict(color="0.3", lw=1, ls=":", label=str(result.setting))
+            accuracy.axhline(100 * result.accuracy, **dotted)
+            latency.axhline(result.latency_quartiles[1], **dotted)
+    for label, pairs, color, marker, ls in (
         ("n iterations", by_number, BLUE, "o", "-"),
         ("to a tolerance", to_tolerance, ORANGE, "s", "--"),
     ):
-        if not results:
+        if not pairs:
             continue
+        results = [result for result, _ in pairs]
         style: dict[str, Any] = dict(color=color, marker=marker, ls=ls, capsize=3, label=label)
-        x = [float(result.evaluations.double().mean()) for result in results]
+        x = [float(evaluations.double().mean()) for _, evaluations in pairs]
         shares = [100 * result.accuracy for result in results]
         accuracy.errorbar(x, shares, [100 * result.accuracy_error for result in results], **style)
         low, middle, high = zip(*(result.latency_quartiles for result in results), strict=True)
         below = [m - q for m, q in zip(middle, low, strict=True)]
         above = [q - m for m, q in zip(middle, high, strict=True)]
         latency.errorbar(x, middle, [below, above], **style)
-        if results is to_tolerance:
+        if pairs is to_tolerance:
             for axes, y in ((accuracy, shares), (latency, middle)):
                 for x_i, y_i, result in zip(x, y, results, strict=True):
                     tolerance = f"{result.setting.tolerance:.0e}"

@@ -52,9 +52,11 @@ def measure(
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     names = dict.fromkeys(SYNTHETIC_OOD if ood_dataset is None else ood_dataset)
-    in_dist = scores(batch for batch, _ in held_out_batches(finished, images, _BATCH_SIZE, data))
-    out_dist = {name: scores(ood_batches(finished, name, images, _BATCH_SIZE, data)) for name in names}
-    return compare_ood(in_dist, out_dist)
+    own = held_out_batches(finished, images, _BATCH_SIZE, data)
+    # all are opened before any is scored, so that a misspelt name costs no time
+    others = {name: ood_batches(finished, name, images, _BATCH_SIZE, data) for name in names}
+    in_dist = scores(batch for batch, _ in own)
+    return compare_ood(in_dist, {name: scores(batches) for name, batches in others.items()})
 
 
 def numbers(comparison: OutOfDistribution) -> dict[str, Any]:

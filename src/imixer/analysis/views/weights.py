@@ -34,12 +34,13 @@ def measure(finished: FinishedRun) -> tuple[TokenMixing, ...]:
 
 def numbers(mixings: Sequence[TokenMixing]) -> dict[str, Any]:
     """Collect what is written as JSON."""
-    return {"grid": list(mixings[0].reads.shape[1:]), "blocks": [_block_numbers(mixing) for mixing in mixings]}
+    return {"blocks": [_block_numbers(mixing) for mixing in mixings]}
 
 
 def _block_numbers(mixing: TokenMixing) -> dict[str, Any]:
     return {
         "block": mixing.block,
+        "grid": list(mixing.reads.shape[1:]),
         "neurons": len(mixing.energies),
         "effective_neurons": mixing.effective,
         "strongest": mixing.strongest(SHOWN).tolist(),
@@ -50,8 +51,8 @@ def _block_numbers(mixing: TokenMixing) -> dict[str, Any]:
 
 def table(mixings: Sequence[TokenMixing]) -> Table:
     """Make the table of the screen, a row per block."""
-    height, width = mixings[0].reads.shape[1:]
-    made = Table(title=f"Token mixing, {height} x {width} tokens", title_justify="left")
+    grids = dict.fromkeys(" x ".join(map(str, mixing.reads.shape[1:])) for mixing in mixings)  # one of each stage
+    made = Table(title=f"Token mixing, {', '.join(grids)} tokens", title_justify="left")
     for name in ("block", "neurons", "effective", f"energy of the strongest {SHOWN}", "cosine of read and written"):
         made.add_column(name, justify="right")
     for mixing in mixings:
@@ -77,29 +78,32 @@ def show(mixings: Sequence[TokenMixing], console: Console) -> None:
 def draw(mixings: Sequence[TokenMixing]) -> Figure:
     """Draw a row per block: what its neurons of most energy read, and what the same neurons write.
 
-    Each half of a row has one scale, symmetric about 0. Of more than 12 blocks, 12 are drawn, evenly spread.
+    Each half of a row has one scale, symmetric about 0. Of more than 12 blocks, 12 are drawn, evenly spread. Places of
+    a block that has fewer neurons than others stay empty.
     """
     from imixer.analysis.plotting import draw_signed, explain_signed, label_row
     from imixer.plotting import DOUBLE, print_figure
 
     rows = min(len(mixings), _BLOCKS)
     shown = [mixings[row * (len(mixings) - 1) // max(rows - 1, 1)] for row in range(rows)]
-    height, width = mixings[0].reads.shape[1:]
-    neurons = min(SHOWN, len(mixings[0].reads))
+    neurons = min(SHOWN, max(len(mixing.reads) for mixing in shown))
     side = (DOUBLE - 1.3) / (2 * neurons)
-    with print_figure(DOUBLE, len(shown) * (side * min(height / width, 2.0) + 0.06) + 0.6) as figure:
+    heights = [side * min(mixing.reads.shape[1] / mixing.reads.shape[2], 2.0) + 0.06 for mixing in shown]
+    with print_figure(DOUBLE, sum(heights) + 0.6) as figure:
         halves: Any = figure.subfigures(1, 2)
         for half, title in zip(
             halves, ("read: rows of the first matrix", "written by the same neurons: columns of the last"), strict=True
         ):
             half.suptitle(title, fontsize=8)
-        grids = [half.subplots(len(shown), neurons, squeeze=False) for half in halves]
+        grids = [half.subplots(len(shown), neurons, squeeze=False, height_ratios=heights) for half in halves]
         for row, mixing in enumerate(shown):
             chosen = mixing.strongest(neurons)
             for grid, patterns in zip(grids, (mixing.reads[chosen], mixing.writes[chosen]), strict=True):
                 end = float(patterns.abs().max())
-                for axes, pattern in zip(grid[row], patterns, strict=True):
+                for axes, pattern in zip(grid[row], patterns, strict=False):
                     draw_signed(axes, pattern, end)
+                for axes in grid[row, len(patterns) :]:
+                    axes.remove()
                 label_row(grid[row, 0], f"block {mixing.block}\n±{end:.2g}")
         explain_signed(figure)
     return figure

@@ -162,7 +162,7 @@ def energy_changes(mixings: Sequence[dict[str, Any]]) -> go.Figure:
             row=1,
             col=1,
         )
-        for synapse, dash in zip(steps[0]["asymmetry"], _DASHES, strict=False):
+        for synapse, dash in zip(steps[0]["asymmetry"], cycle(_DASHES), strict=False):
             figure.add_scatter(
                 x=blocks,
                 y=[step["asymmetry"][synapse] for step in steps],
