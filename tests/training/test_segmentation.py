@@ -413,14 +413,14 @@ def test_a_url_of_images_and_masks_on_this_machine_is_a_folder_and_one_that_is_n
 def test_splits_inside_images_and_masks_or_around_them_are_found(tmp_path):
     for layout in ("images/training masks/training images/validation masks/validation", "train val"):
         root = tmp_path / layout[:3]
-        squares(tmp_path / "one", 4)
         for part in layout.split():
+            ours = squares(tmp_path / ("train" if "train" in part else "val"), 4)
             if "/" in part:
                 (root / part).parent.mkdir(parents=True, exist_ok=True)
-                (root / part).symlink_to(tmp_path / "one" / part.split("/")[0])
+                (root / part).symlink_to(ours / part.split("/")[0])
             else:
                 root.mkdir(exist_ok=True)
-                (root / part).symlink_to(tmp_path / "one")
+                (root / part).symlink_to(ours)
         data = open_masked(DataConfig(name=str(root)), MaskConfig())
         held_out = layout.split()[-1].removeprefix("masks/")
         assert (len(data.train), len(data.val), data.split, data.left_out) == (4, 4, held_out, ())

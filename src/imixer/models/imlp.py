@@ -135,7 +135,7 @@ class IMLP(nn.Module):
         weights = [way_in.weight, way_in.bias, W1, b1, W2, b2, way_out.weight, way_out.bias]
         return token_mixing(v, weights, self.n_iter)
 
-    def _inverse(self, F: Contraction, z: Tensor, weights: list[Tensor] | None) -> Tensor:
+    def _inverse(self, F: Contraction, z: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """Compute x = (1 - F)^-1 z, (..., D_S): Algorithm 1 without its first and last line."""
         weights = F.weights() if weights is None else weights  # normalised once, whatever n
         masks = F.masks(z)  # dropout, one map for all iterations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import ClassVar
 
@@ -37,7 +38,7 @@ class SegmentationMetrics(nn.Module):
     def __init__(self, num_classes: int, window: tuple[int, int], overlap: float = 0.5) -> None:
         super().__init__()
         self.window, self.overlap = window, overlap
-        self.loss = MeanMetric(nan_strategy="disable")  # a mean without them would look fine
+        self.loss = MeanMetric(nan_strategy=math.nan)  # a mean without them would look fine
         self.metrics = MetricCollection(
             {
                 "acc": MulticlassAccuracy(num_classes, average="micro", ignore_index=IGNORED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -52,7 +53,7 @@ class ValidationMetrics(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.loss = MeanMetric(nan_strategy="disable")  # a mean without them would look fine
+        self.loss = MeanMetric(nan_strategy=math.nan)  # a mean without them would look fine
         accuracies: dict[str, Metric | MetricCollection] = {"val_acc": MulticlassAccuracy(num_classes, average="micro")}
         if num_classes > 5:
             accuracies["val_acc_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
