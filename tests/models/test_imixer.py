@@ -106,6 +106,56 @@ def test_every_entry_advances_the_power_iteration_once_in_training_and_never_in_
         assert torch.equal(a.v, b.v)
 
 
+def walks(model: nn.Module) -> dict:
+    """Ways to call the children that pass the model's own forward by."""
+    return {
+        "sequential": nn.Sequential(model.stem, model.blocks, model.norm),
+        "by hand": lambda x: model.norm(model.blocks(model.stem(x))),
+        "block by block": lambda x: [x := block(x) for block in [model.stem, *model.blocks, model.norm]][-1],
+    }
+
+
+@pytest.mark.parametrize("walk", ["sequential", "by hand", "block by block"])
+def test_a_model_whose_children_are_called_one_by_one_advances_as_much(walk):
+    model, reference = cold(small()), cold(small())
+    for _ in range(2):
+        torch.testing.assert_close(walks(model)[walk](IMAGES), reference.forward_features(IMAGES))
+    for a, b in zip(spectral(model), spectral(reference), strict=True):
+        assert torch.equal(a.v, b.v)
+
+
+def test_a_model_whose_children_are_called_one_by_one_keeps_its_ceiling():
+    model = small(num_blocks=1)
+    backbone = nn.Sequential(model.stem, model.blocks, model.norm)
+    optimizer = torch.optim.Adam(backbone.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (backbone(IMAGES) - 3).square().mean().backward()
+        optimizer.step()
+    for layer in spectral(backbone.eval()):
+        assert exact_sigma(layer.normalized_weight()) <= 0.9 * 1.02
+
+
+def test_a_forward_that_fails_leaves_the_layers_advancing():
+    model = small()
+    with pytest.raises(AssertionError):
+        model(torch.randn(1, 3, 8, 8))
+    assert all(layer.advances_itself for layer in spectral(model))
+
+
+def test_a_compiled_model_trains_step_after_step_without_compiling_again():
+    model = cold(small(num_blocks=1))
+    reference = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(IMAGES), reference(IMAGES)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(2):
+            torch.testing.assert_close(compiled(IMAGES), reference(IMAGES))
+    for a, b in zip(spectral(model), spectral(reference), strict=True):
+        torch.testing.assert_close(a.v, b.v)
+
+
 def test_bfloat16_module_and_autocast_stay_near_float32():
     model = small().eval()
     expected = model(IMAGES)

@@ -130,19 +130,23 @@ class IMixer(Mixer):
         for name, module in self.named_modules():
             if isinstance(module, IMLP):
                 module.name = name
-        if not options.get("legacy"):  # which normalises between iterations, hence within the blocks
-            for layer in self._spectral_layers():
-                layer.advances_itself = False
+        self._legacy = bool(options.get("legacy"))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Turn images (B, in_chans, H, W) into tokens (B, S, C)."""
-        self._advance()
-        return super().forward_features(x)
+        advanced = self._advance()
+        try:
+            return super().forward_features(x)
+        finally:
+            _advance_themselves(advanced)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the features after the chosen blocks, and the last, as timm's does."""
-        self._advance()
-        return super().forward_intermediates(*args, **kwargs)
+        advanced = self._advance()
+        try:
+            return super().forward_intermediates(*args, **kwargs)
+        finally:
+            _advance_themselves(advanced)
 
     def penalty(self) -> Tensor | None:
         """Return what the last training forward adds to the loss, a scalar, and forget it.
@@ -188,13 +192,19 @@ class IMixer(Mixer):
             guessed |= bring_to_grid(state, grid, source, within=f"{prefix}blocks.{i}.")
         tell_guesses(guessed, "call model.adapt_weights(state_dict, img_size=(height, width)) before they are loaded")
 
-    def _advance(self) -> None:
-        if self.training:
-            for layer in self._spectral_layers():
-                # Only its block knows a sharded weight as a whole, see torch.distributed.fsdp.fully_shard.
-                if isinstance(layer.weight, nn.Parameter) and hasattr(layer.weight, "device_mesh"):
-                    layer.advances_itself = True
-            advance(layer for layer in self._spectral_layers() if not layer.advances_itself)
+    def _advance(self) -> list[SpectralLinear]:
+        """Run a training forward's power iterations, and return the layers that are not to run them again in it.
+
+        Otherwise each runs its own: whoever calls the blocks alone, as a feature extractor does, keeps the ceiling.
+        """
+        if not self.training or self._legacy:  # which normalises between iterations, hence within the blocks
+            return []
+        # Only its block knows a sharded weight as a whole, see torch.distributed.fsdp.fully_shard.
+        layers = [layer for layer in self._spectral_layers() if layer.advances_itself and not _is_sharded(layer)]
+        advance(layers)
+        for layer in layers:
+            layer.advances_itself = False
+        return layers
 
     def _spectral_layers(self) -> Iterator[SpectralLinear]:
         return (module for module in self.blocks.modules() if isinstance(module, SpectralLinear))
@@ -240,3 +250,12 @@ class IMixer(Mixer):
         cfg = getattr(self, "pretrained_cfg", None)
         self.adapt_weights(state_dict, prefix, cfg["input_size"][-2:] if cfg else None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _is_sharded(layer: SpectralLinear) -> bool:
+    return isinstance(layer.weight, nn.Parameter) and hasattr(layer.weight, "device_mesh")
+
+
+def _advance_themselves(layers: Sequence[SpectralLinear]) -> None:
+    for layer in layers:
+        layer.advances_itself = True

@@ -17,7 +17,6 @@ from torch.distributed.fsdp import fully_shard
 
 from imixer.data.sampler import BatchShard
 from imixer.errors import InputError
-from imixer.implicit import SpectralLinear
 from imixer.training.precision import fabric_precision, measure_precision
 from imixer.training.run.config import TrainConfig
 
@@ -180,9 +179,6 @@ def _strategy(config: TrainConfig, device: str) -> Strategy | str:
 
 def _shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Shard a model block by block. While a block computes, its weights are whole."""
-    for module in model.modules():
-        if isinstance(module, SpectralLinear):
-            module.advances_itself = True  # within its block, where its weight is whole
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mesh=mesh["data_parallel"])
     fully_shard(model, mesh=mesh["data_parallel"])
