@@ -12,6 +12,7 @@ from imixer.writing import (
     check_output_file,
     check_output_folder,
     csv_text,
+    make_folder,
     moved_into_place,
     replacing,
     write_csv,
@@ -139,3 +140,25 @@ def test_what_can_be_written_is_not_refused_and_nothing_is_made(tmp_path, monkey
     for check, place in ((check_output_file, "new"), (check_output_folder, "a")):
         with pytest.raises(InputError, match=r"^out: nothing can be written to"):
             check(tmp_path / place, "out")
+
+
+def test_two_writers_of_one_folder_leave_the_first_whole_folder(tmp_path):
+    def fill(folder):
+        (folder / "a.txt").write_text("first half")
+        make_folder(tmp_path / "model", lambda other: (other / "a.txt").write_text("the other writer's"))
+        (folder / "b.txt").write_text("second half")
+
+    make_folder(tmp_path / "model", fill)
+    assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+    assert {file.name: file.read_text() for file in (tmp_path / "model").iterdir()} == {"a.txt": "the other writer's"}
+
+
+def test_a_folder_may_have_a_name_of_255_bytes(tmp_path):
+    make_folder(tmp_path / ("m" * 255), lambda folder: (folder / "a.txt").touch())
+    assert [file.name for file in tmp_path.rglob("*")] == ["m" * 255, "a.txt"]
+
+
+def test_of_a_folder_that_fails_nothing_is_left(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        make_folder(tmp_path / "model", lambda folder: 1 / 0)
+    assert list(tmp_path.iterdir()) == []

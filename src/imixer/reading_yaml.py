@@ -54,6 +54,14 @@ def parse_yaml(text: str, name: str) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+    ) as error:  # PyYAML's, where a tag such as !!bool is put on other text
+        raise InputError(
+            f"{name}: a value is not what its tag !!... says; leave the tag out, or mend the value"
+        ) from error
 
 
 def _require_few_values(root: Any, name: str) -> None:

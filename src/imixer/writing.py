@@ -205,19 +205,26 @@ def make_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """
     if path.exists():
         return
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+    temporary = path.with_name(f".{_short(path)}.{uuid4().hex}{_TEMPORARY}")  # of this writer alone
     try:
         with _naming(path):
-            temporary.mkdir(exist_ok=True)
+            temporary.mkdir()
             fill(temporary)
             for file in temporary.rglob("*"):
                 _sync(file)
-            os.replace(temporary, path)
-    except BaseException:
+            _move_unless_there(temporary, path)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _sync(path.parent)
+
+
+def _move_unless_there(folder: Path, path: Path) -> None:
+    """Move a folder into place, unless another writer was first."""
+    try:
+        os.replace(folder, path)
+    except OSError:
+        if not path.is_dir():
+            raise
 
 
 def _sync(path: Path) -> None:

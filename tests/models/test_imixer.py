@@ -221,6 +221,17 @@ def test_exported_programs_agree_with_the_model(tmp_path, batch_size):
     assert model.training  # left as it was
 
 
+def test_an_export_leaves_frozen_parts_in_evaluation(tmp_path):
+    from imixer.models.export import export_torch
+
+    model = small(num_blocks=1).train()
+    model.stem.eval()
+    model.blocks[0].norm1.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    export_torch(model, tmp_path / "m.pt2")
+    assert {name: module.training for name, module in model.named_modules()} == before
+
+
 def test_an_export_that_computes_something_else_is_removed_and_reported(tmp_path, monkeypatch):
     from imixer.models import export
 

@@ -219,10 +219,13 @@ def _batches(model: nn.Module, batch_size: int | None) -> list[Tensor]:
 def _compare(
     model: nn.Module, path: Path, exported: Callable[[Tensor], Tensor], batches: list[Tensor]
 ) -> dict[str, float]:
-    training = model.training
+    modes = {module: module.training for module in model.modules()}  # a frozen backbone is in evaluation by itself
     model.eval()
-    expected = torch.cat([_solved(model)(x) for x in batches])
-    model.train(training)
+    try:
+        expected = torch.cat([_solved(model)(x) for x in batches])
+    finally:
+        for module, training in modes.items():
+            module.training = training
     got = torch.cat([exported(x) for x in batches])
     result = {"max_abs_diff": (got - expected).abs().max().item(), "largest_logit": expected.abs().max().item()}
     if not result["max_abs_diff"] <= TOLERANCE * max(1.0, result["largest_logit"]):
