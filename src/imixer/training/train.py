@@ -218,16 +218,16 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         data, config, built.input_size, device=fabric.device, shard=batch_shard(fabric, config)
     )
     loss = task.loss(data, config)
-    steps = config.steps
+    steps, steps_per_epoch = config.steps, len(training) // config.accumulate
     if config.budget is not None:
-        lasts = duration(config, built, len(training) // config.accumulate)
-        config, steps = for_steps(config, lasts.steps, len(training) // config.accumulate), lasts.steps
+        lasts = duration(config, built, steps_per_epoch)
+        steps = lasts.steps
         if fabric.is_global_zero:
             _log.info(lasts.summary)
-    elif steps is not None:
-        config = for_steps(config, steps, len(training) // config.accumulate)
+    if steps is not None:
+        config = for_steps(config, steps, steps_per_epoch)
     if fabric.is_global_zero:
-        all_steps = steps or config.all_epochs * (len(training) // config.accumulate)
+        all_steps = steps or config.all_epochs * steps_per_epoch
         estimate = estimate_time(config, built, loss, training, fabric.device, steps=all_steps, held_out=len(data.val))
         show_preview(data, config, built, steps=steps, estimate=estimate, choices=choices, chosen=chosen)
     if not begun:
@@ -238,7 +238,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         state = _latest(fabric, run) if begun else None
         if state is not None:
             check_same_data(state, data, run)
-            config, steps = _as_begun(config, steps, state, len(training) // config.accumulate)
+            config, steps = _as_begun(config, steps, state, steps_per_epoch)
         elif begun:
             whiten_stem(built.model, config, data, built.input_size)
         if fabric.is_global_zero and not begun:
