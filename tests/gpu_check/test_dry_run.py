@@ -10,6 +10,9 @@ import time
 import pytest
 import torch
 
+from imixer.experiments.experiment import Row
+from imixer.experiments.scales import SCALES
+from imixer.gpu_check import speed
 from imixer.gpu_check.__main__ import main
 from imixer.gpu_check.checks import PROMISES, promises_on
 from imixer.gpu_check.journal import Bench, Journal, last_attempts
@@ -17,6 +20,8 @@ from imixer.gpu_check.part_list import PARTS, Part
 from imixer.gpu_check.part_process import run_parts
 from imixer.gpu_check.promise import Place, at_most, relative_error
 from imixer.gpu_check.results_page import draw_page
+from imixer.gpu_check.trainings import train_rows
+from imixer.sweep.trial import record_failure
 
 SLOW_HERE = [each for each in promises_on("cpu", slow=True) if each.slow]
 
@@ -84,7 +89,7 @@ def bench(folder, part="hardware"):
 
 def test_a_part_that_is_cut_off_or_dies_leaves_its_numbers_and_spoils_no_other(tmp_path, monkeypatch):
     drawn = []
-    parts = [Part(name, name, 1, f"tests_{name}") for name in ("hangs", "dies", "raises", "works")]
+    parts = [Part(name, name, 1, f"tests_{name}") for name in BEHAVIOURS]
     monkeypatch.setattr("imixer.gpu_check.part_process.PARTS", parts)
     monkeypatch.setattr("imixer.gpu_check.part_process.processes", lambda: FORK)
     monkeypatch.setattr(Part, "load", lambda self: BEHAVIOURS[self.name])
@@ -102,6 +107,7 @@ def test_a_part_that_is_cut_off_or_dies_leaves_its_numbers_and_spoils_no_other(t
         "hangs": "cut off",
         "dies": "failed: its process ended with exit code 7",
         "raises": "failed: ValueError: of this part",
+        "skips": "at its limit",
         "works": "finished",
     }
     assert {r["part"] for r in records if "note" in r} == set(BEHAVIOURS)
@@ -124,7 +130,12 @@ def fail(bench):
     raise ValueError("of this part")
 
 
-BEHAVIOURS = {"hangs": hang, "dies": die, "raises": fail, "works": lambda bench: bench.note("done")}
+def skip(bench):
+    bench.deadline = 0
+    assert bench.skipped("the rest")
+
+
+BEHAVIOURS = {"hangs": hang, "dies": die, "raises": fail, "skips": skip, "works": lambda bench: bench.note("done")}
 
 
 class Fork:
@@ -172,6 +183,56 @@ def test_of_a_part_that_was_tried_again_the_last_attempt_that_measured_something
     assert last_attempts([begins, first, other, begins, second]) == [begins, second, other]
     assert last_attempts([begins, first, begins]) == [begins, first]
     assert last_attempts([begins, begins]) == [begins]
+
+
+def test_a_measurement_that_fails_is_said_and_makes_the_exit_code_1(tmp_path, monkeypatch, capsys):
+    def without_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("imixer.gpu_check.speed._time", without_memory)
+    made = bench(tmp_path, "speed")
+    speed.run(made)
+    rows = [r["row"] for r in made.journal.records() if "row" in r]
+    assert len(rows) == len(speed.TINY_CASES) and {row["holds"] for row in rows} == {False}
+    assert rows[0]["what"] == "iMixer at 8x8, eager" and "out of memory" in rows[0]["why_not"]
+    assert "CUDA out of memory" in draw_page(made.journal.records())
+    monkeypatch.setattr("imixer.gpu_check.part_process.run_parts", lambda *args: None)
+    made.journal.append({"begun": {"dry_run": True, "parts": ["speed"]}})
+    assert main(["--resume", str(tmp_path), "--minutes", "1"]) == 1
+    assert "speed: iMixer at 8x8, eager: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().out
+
+
+def test_trainings_that_fail_are_said_with_their_reason_once(tmp_path, monkeypatch):
+    """One says why itself, the other one's process is killed."""
+
+    def work(trial, folder):
+        if trial.cell.name == "killed":
+            os._exit(9)
+        record_failure(folder / trial.name, "no memory")
+
+    monkeypatch.setattr("imixer.gpu_check.side_by_side.run_trial", work)
+    monkeypatch.setattr("imixer.gpu_check.side_by_side.processes", lambda: FORK)
+    made = bench(tmp_path, "pairs")
+    scale = SCALES["smoke"]
+    rows = [
+        Row("killed", {"model": "killed"}, scale.imixer(), scale.data),
+        Row("says", {"model": "says"}, scale.mixer(), scale.data),
+    ]
+    train_rows(made, "title", rows, scale, seeds=2, at_once=2)
+    failed = {r["row"]["what"]: r["row"]["why_not"] for r in made.journal.records() if r.get("table") == "Failed"}
+    killed = "its process ended with exit code 9"
+    assert failed == {
+        f"{name}, seed {seed}": why for name, why in (("killed", killed), ("says", "no memory")) for seed in (0, 1)
+    }
+    assert sum(r.get("table") == "Failed" for r in made.journal.records()) == 4
+
+
+def test_a_dry_run_does_not_go_on_in_the_page_of_a_gpu(tmp_path, capsys):
+    Journal(tmp_path / "results.jsonl").append({"begun": {"dry_run": False, "parts": ["speed"]}})
+    before = (tmp_path / "results.jsonl").read_bytes()
+    assert main(["--resume", str(tmp_path), "--dry_run"]) == 2
+    assert "is no dry run" in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow

@@ -99,6 +99,10 @@ def _run(words: Sequence[str], args: Any) -> int:
     if args.resume is not None:
         earlier = Journal(Path(args.resume) / JOURNAL).records()
         begun: dict[str, Any] = next((record["begun"] for record in earlier if "begun" in record), {})
+        if dry_run and begun and not begun.get("dry_run"):
+            raise InputError(
+                f"dry_run is given, and {args.resume} is no dry run: its page is of a GPU; leave one of them out"
+            )
         dry_run |= bool(begun.get("dry_run"))
         finished = {record["part"] for record in earlier if record.get("ended") == "finished"}
         names = args.parts or [name for name in begun.get("parts", names) if name not in finished]
@@ -144,9 +148,17 @@ def _run(words: Sequence[str], args: Any) -> int:
     bad = [record for record in records if str(record.get("ended", "")).startswith("failed")]
     bad += [record for record in records if record.get("row", {}).get("holds") is False]
     for record in bad:
-        said = record.get("ended") or record["row"].get("promise")
-        print(f"{record['part']}: {one_line(str(said))}")
+        print(f"{record['part']}: {one_line(_what_is_bad(record))}")
     return int(bool(bad))
+
+
+def _what_is_bad(record: dict[str, Any]) -> str:
+    """Say which part, promise or measurement ended badly, and why."""
+    if "ended" in record:
+        return str(record["ended"])
+    row = record["row"]
+    name = next((str(row[title]) for title in ("promise", "what", "shape") if title in row), "")
+    return f"{name}: {row['why_not']}" if row.get("why_not") else name
 
 
 def _interrupt(number: int, _frame: object) -> None:

@@ -15,6 +15,7 @@ import torch
 from imixer.writing import json_text
 
 Record = dict[str, Any]
+_LONGEST_REASON = 200  # characters
 
 
 class Journal:
@@ -83,6 +84,9 @@ class Bench:
         journal: Where results go.
         deadline: When the part is to end, on the clock of `time.monotonic`.
         clock: That clock.
+
+    Attributes:
+        complete: Whether nothing has been left out for want of time.
     """
 
     part: str
@@ -93,6 +97,7 @@ class Bench:
     journal: Journal
     deadline: float
     clock: Callable[[], float] = field(default=time.monotonic)
+    complete: bool = field(default=True, init=False)
 
     @property
     def left(self) -> float:
@@ -107,6 +112,15 @@ class Bench:
             **cells: Its cells, by title of the column, with `_` for blanks.
         """
         self.journal.append({"part": self.part, "table": table, "row": cells})
+
+    def failed(self, what: str, why: str) -> None:
+        """Write down what has failed within this part, which makes the exit code 1.
+
+        Args:
+            what: What was tried.
+            why: Why it failed, which is cut if it is long.
+        """
+        self.row("Failed", what=what, holds=False, why_not=" ".join(why.split())[:_LONGEST_REASON])
 
     def note(self, text: str) -> None:
         """Write down a sentence for the page."""
@@ -125,5 +139,6 @@ class Bench:
         """Return whether no time is left, and write down what is left out if so."""
         if self.left > 0:
             return False
+        self.complete = False
         self.note(f"No time was left for {what}.")
         return True

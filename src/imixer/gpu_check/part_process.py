@@ -87,10 +87,10 @@ def _work(name: str, bench: Bench) -> None:
         os.dup2(log.fileno(), stream.fileno())
     part = next(part for part in PARTS if part.name == name)
     began = time.monotonic()
-    how = "finished"
     try:
         with notices_on_stderr():
             part.load()(bench)
+        how = "finished" if bench.complete else "at its limit"
     except KeyboardInterrupt:  # by SIGTERM
         how = "cut off"
     except BaseException as error:

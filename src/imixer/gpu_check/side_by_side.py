@@ -11,7 +11,7 @@ from pathlib import Path
 
 from imixer.gpu_check.part_process import processes
 from imixer.sweep.plan import Trial
-from imixer.sweep.trial import run_trial
+from imixer.sweep.trial import record_failure, run_trial
 
 _POLL_S = 0.2
 
@@ -54,5 +54,7 @@ class SideBySide:
                 if not process.is_alive():
                     process.join()
                     del self._running[trial]
+                    if process.exitcode:  # killed, for want of memory perhaps: it could not write why
+                        record_failure(folder / trial.name, f"its process ended with exit code {process.exitcode}")
                     yield trial, False
             time.sleep(_POLL_S)

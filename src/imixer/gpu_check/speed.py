@@ -142,12 +142,11 @@ def run(bench: Bench) -> None:
     # compiled, the cheap ones and those of most interest first
     turns = [(case, False) for case in cases] + ([] if bench.tiny else [(case, True) for case in cases])
     for case, compiled in turns:
-        if bench.skipped(f"{case.model} at {case.images}, {'compiled' if compiled else 'eager'}"):
+        what = f"{case.model} at {case.images}, {'compiled' if compiled else 'eager'}"
+        if bench.skipped(what):
             continue
         try:
             _time(bench, case, peak, compiled)
         except Exception as error:  # one that does not fit spoils no other
             traceback.print_exc()
-            bench.note(f"{case.model} at {case.images}: {type(error).__name__}: {str(error)[:200]}")
-            if bench.tiny:
-                raise
+            bench.failed(what, f"{type(error).__name__}: {error}")

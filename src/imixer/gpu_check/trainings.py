@@ -53,12 +53,13 @@ def train_rows(bench: Bench, title: str, rows: list[Row], scale: Scale, *, seeds
     rows = [replace(row, settings=row.settings | common) for row in rows]
     experiment = Experiment(bench.part, title, "the first row", lambda scale: rows, show_time=True)
     page = bench.folder / f"{bench.part}.md"
+    failed: set[Path] = set()
     for trials in range(1, seeds + 1):
         if bench.skipped(f"seed {trials - 1} and later ones"):
             return
         try:
             with _following(bench.folder / "runs" / bench.part, bench):
-                reproduce(
+                (result,) = reproduce(
                     [experiment],
                     scale,
                     PlainConsole(width=160),
@@ -70,6 +71,11 @@ def train_rows(bench: Bench, title: str, rows: list[Row], scale: Scale, *, seeds
         finally:  # interrupted, it has written how far it came
             if page.exists():
                 bench.page(page.read_text(encoding="utf-8"))
+        for row in result.rows:
+            for run in row.runs:
+                if run.outcome.status == "failed" and run.path not in failed:
+                    failed.add(run.path)
+                    bench.failed(f"{row.row.name}, seed {run.seed}", run.outcome.error)
 
 
 @contextmanager
