@@ -25,10 +25,30 @@ def test_it_classifies_images_and_its_classifier_can_be_replaced():
     torch.testing.assert_close(model(image), model.head(maps[0].mean((2, 3))))
     model.reset_classifier(3)
     assert model(image).shape == (2, 3)
+    model.reset_classifier(2, "catavgmax")
+    assert model(image).shape == (2, 2) and model.head.in_features == 32
+    model.reset_classifier(0, "")
+    assert model(image).shape == (2, 16, 16, 16)
+    for build in (lambda: model.reset_classifier(5), lambda: timm.create_model("unet_16", global_pool="")):
+        with pytest.raises(ValueError, match="global_pool is empty"):
+            build()
     with pytest.raises(ValueError, match="NCHW"):
         model.forward_intermediates(image, output_fmt="NLC")
     with pytest.raises(ValueError, match="widths is empty"):
         timm.create_model("unet_16", widths=())
+
+
+def test_it_is_made_where_and_of_what_type_it_is_asked_for():
+    model = timm.create_model("unet_16", device="meta", dtype=torch.bfloat16)
+    model.reset_classifier(3)
+    held = [*model.parameters(), *(buffer for name, buffer in model.named_buffers() if "num_batches" not in name)]
+    assert {(tensor.device.type, tensor.dtype) for tensor in held} == {("meta", torch.bfloat16)}
+
+
+@pytest.mark.parametrize("widths", [(8,), (8, 16), (4, 6, 8, 10, 12)])
+def test_all_maps_of_any_depth_are_features(widths):
+    model = timm.create_model("unet_16", widths=widths, features_only=True).eval()
+    assert [each.shape[1] for each in model(torch.randn(1, 3, 32, 32))] == list(widths)
 
 
 def test_each_depth_is_seen_by_the_last_map():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import create_classifier
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -22,12 +23,24 @@ class ConvPair(nn.Sequential):
     Args:
         dim: Channels before.
         out_dim: Channels after each of the two.
+        device: Where to make the parameters.
+        dtype: Their type.
     """
 
-    def __init__(self, dim: int, out_dim: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        out_dim: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         layers: list[nn.Module] = []
         for before in (dim, out_dim):
-            layers += [nn.Conv2d(before, out_dim, 3, padding=1, bias=False), nn.BatchNorm2d(out_dim), nn.ReLU()]
+            layers += [
+                nn.Conv2d(before, out_dim, 3, padding=1, bias=False, device=device, dtype=dtype),
+                nn.BatchNorm2d(out_dim, device=device, dtype=dtype),
+                nn.ReLU(),
+            ]
         super().__init__(*layers)
 
 
@@ -45,42 +58,50 @@ class UNet(nn.Module):
         num_classes: Number of classes, for images.
         in_chans: Channels of the images.
         widths: Channels C_l from the image's size downwards; each depth has half the side of the one before.
-        global_pool: `avg`, or empty for no pooling before the classifier.
+        global_pool: Pooling before the classifier, by timm's names; empty for none, which needs `num_classes=0`.
         drop_rate: Dropout before the classifier.
+        device: Where to make the parameters.
+        dtype: Their type.
+        **_: Options of other models, which it has no use for: a recipe's model can be exchanged by name alone.
 
     Attributes:
         feature_info: The decoder's maps, the finest first, which is its last.
 
     Raises:
-        ValueError: If there are no widths.
+        ValueError: If there are no widths, or classes are to be told from a map that is not pooled.
 
     Source: Ronneberger, Fischer, Brox, U-Net, arXiv 1505.04597, section 2.
     """
+
+    WIDTHS = (16, 32, 64, 128)
 
     def __init__(
         self,
         num_classes: int = 1000,
         in_chans: int = 3,
-        widths: Sequence[int] = (16, 32, 64, 128),
+        widths: Sequence[int] = WIDTHS,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         **_: Any,
     ) -> None:
         super().__init__()
         if not widths:
             raise ValueError("widths is empty; give one number of channels or more")
         before = [in_chans, *widths[:-1]]
-        self.num_classes, self.num_features, self.global_pool = num_classes, widths[0], global_pool
-        self.down = nn.ModuleList(ConvPair(dim, width) for dim, width in zip(before, widths, strict=True))
+        self.num_features = widths[0]
+        down = zip(before, widths, strict=True)
+        self.down = nn.ModuleList(ConvPair(dim, width, device, dtype) for dim, width in down)
         pairs = reversed(list(pairwise(widths)))
-        self.up = nn.ModuleList(ConvPair(fine + coarse, fine) for fine, coarse in pairs)
+        self.up = nn.ModuleList(ConvPair(fine + coarse, fine, device, dtype) for fine, coarse in pairs)
         places = [*(f"up.{i}" for i in reversed(range(len(self.up)))), f"down.{len(widths) - 1}"]
         self.feature_info = [
             {"module": place, "num_chs": width, "reduction": 2**depth}
             for depth, (place, width) in enumerate(zip(places, widths, strict=True))
         ]
         self.drop = nn.Dropout(drop_rate)
-        self.head = nn.Linear(widths[0], num_classes) if num_classes else nn.Identity()
+        self.reset_classifier(num_classes, global_pool)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -103,8 +124,8 @@ class UNet(nn.Module):
         return self._maps(x)[0]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Average a map over its pixels, and classify the image by it."""
-        y = x.mean((2, 3)) if self.global_pool else x
+        """Pool a map over its pixels, and classify the image by what that gives."""
+        y = self.global_pool(x)
         return y if pre_logits else self.head(self.drop(y))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,10 +171,19 @@ class UNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier by one of another number of classes."""
-        self.num_classes = num_classes
-        self.global_pool = self.global_pool if global_pool is None else global_pool
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        """Replace the classifier by one of another number of classes, and the pooling if one is named.
+
+        Raises:
+            ValueError: If classes are to be told from a map that is not pooled.
+        """
+        pool = self.pool_type if global_pool is None else global_pool
+        if num_classes and not pool:
+            raise ValueError(f"global_pool is empty and num_classes is {num_classes}; give avg, or num_classes=0")
+        like = self.down[0][0].weight
+        self.num_classes, self.pool_type = num_classes, pool
+        self.global_pool, self.head = create_classifier(
+            self.num_features, num_classes, pool, device=like.device, dtype=like.dtype
+        )
 
 
 default_cfgs = generate_default_cfgs(
@@ -174,11 +204,12 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def unet_16(pretrained: bool = False, **kwargs: Any) -> UNet:
     """Build a `UNet` of four depths, with 16 channels at the image's size and twice as many at each depth below."""
+    depths = len(kwargs.get("widths", UNet.WIDTHS))
     model: UNet = build_model_with_cfg(
         UNet,
         "unet_16",
         pretrained,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 4), "feature_cls": "getter"},
+        feature_cfg={"out_indices": kwargs.pop("out_indices", depths), "feature_cls": "getter"},
         **kwargs,
     )
     return model
