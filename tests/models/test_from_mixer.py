@@ -12,7 +12,8 @@ from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from imixer.errors import InputError
-from imixer.models import IMLP, read_mixer, start_from_mixer
+from imixer.models import IMLP, read_mixer, resample_tokens, start_from_mixer
+from imixer.models.checkpoints import rename_published
 from imixer.models.from_mixer import matching_variant
 
 SIZES = {"num_blocks": 2, "embed_dim": 16}
@@ -100,6 +101,22 @@ def test_another_image_size_is_resampled_and_said(file, caplog):
     caplog.clear()
     started(file)
     assert not caplog.text
+
+
+def test_as_many_tokens_of_another_grid_are_resampled_and_said(tmp_path):
+    """They are the same images over the grid, where nothing but the size that the weights are for tells them apart."""
+    wide = trained_mixer(img_size=(4, 16))
+    save_for_hf(wide, tmp_path, model_args={**SIZES, "img_size": (4, 16)}, safe_serialization=True)
+    model = timm.create_model("imixer_t2_8", **SIZES, num_classes=5, in_chans=1)
+    mixer = read_mixer(str(tmp_path))
+    assert mixer.img_size == (4, 16)
+    assert "token mixing resampled to another grid of 16 tokens" in str(start_from_mixer(model, mixer))
+    expected = wide.state_dict()
+    rename_published(expected)
+    resample_tokens(expected, (4, 4), source=(2, 8))
+    for name in ("fc_in.weight", "fc_out.weight", "fc_out.bias"):
+        found = model.state_dict()[f"blocks.1.mlp_tokens.{name}"]
+        assert torch.allclose(found, expected[f"blocks.1.mlp_tokens.{name}"].float())
 
 
 def test_features_only_starts_from_the_mixer_too(mixer, file):

@@ -343,6 +343,24 @@ def test_a_square_that_is_a_guess_is_said_once_and_a_grid_that_is_known_is_not(c
     assert not caplog.records
 
 
+def test_a_packaged_models_weights_are_for_its_size_where_another_has_as_many_tokens():
+    name = "imixer_laptop_32.cifar10"
+    state = timm.create_model(name, pretrained=True).state_dict()
+    model = timm.create_model(name, pretrained=True, img_size=(16, 64))
+    key = "blocks.0.mlp_tokens.fc_in.weight"
+    expected = {k: v for k, v in state.items() if k.startswith("blocks.0.")}
+    imixer.models.resample_tokens(expected, (8, 32), source=(16, 16))
+    assert model.state_dict()[key].shape == state[key].shape
+    assert torch.allclose(model.state_dict()[key], expected[key]) and not torch.allclose(expected[key], state[key])
+
+
+def test_weights_of_this_model_are_loaded_as_they_are_at_any_size():
+    """Its name says a size, of which another may have as many tokens."""
+    source, target = (small(img_size=(16, 64)) for _ in range(2))
+    target.load_state_dict(source.state_dict())
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in target.state_dict().items())
+
+
 def test_the_remedy_works():
     state = small(img_size=(32, 48)).state_dict()
     imixer.models.resample_tokens(state, (8, 8), likely_source=(8, 12))

@@ -97,8 +97,11 @@ def bring_to_grid(
     *,
     source: Grid | None = None,
     within: str = "",
+    certain: bool = False,
 ) -> set[int]:
     """Do what `resample_tokens` does, with its arguments, and return the numbers of tokens that it guessed squares of.
+
+    With `certain`, weights of as many tokens as `likely_source` has are of that grid, even if the target has as many.
 
     Raises:
         ValueError: If the source is neither `likely_source` nor square.
@@ -108,14 +111,15 @@ def bring_to_grid(
     for name in [key for key in state if key.startswith(within) and key.endswith(tuple(ways))]:
         block, entry = name[: name.rindex("mlp_tokens.")] + "mlp_tokens.", name[name.rindex("mlp_tokens.") :]
         tokens = state[name].shape[1]
-        if source == target or (source is None and tokens == target[0] * target[1]):
+        known = source or (likely_source if certain and likely_source and tokens == math.prod(likely_source) else None)
+        if known == target or (known is None and tokens == math.prod(target)):
             continue
-        origin = source or _grid(tokens, likely_source)
+        origin = known or _grid(tokens, likely_source)
         if source is None and origin != likely_source:
             guessed.add(tokens)
         back = block + ways[entry]
         out = back + ".weight"
-        shrink = tokens / (target[0] * target[1])
+        shrink = tokens / math.prod(target)
         state[name] = _resample(state[name], origin, target) * (shrink if out in state else math.sqrt(shrink))
         if out in state:
             state[out] = _resample(state[out].T, origin, target).T.contiguous()
@@ -124,7 +128,7 @@ def bring_to_grid(
 
 
 def _grid(tokens: int, likely: Grid | None) -> Grid:
-    if likely is not None and likely[0] * likely[1] == tokens:
+    if likely is not None and math.prod(likely) == tokens:
         return likely
     side = math.isqrt(tokens)
     if side * side != tokens:

@@ -43,12 +43,14 @@ class MixerWeights:
         state: The state dict, with the names of an iMixer.
         pretrained_cfg: timm's record of the model, with the preparation of images. Empty if a file has none.
         activation: The activation of its MLPs. None if a file does not say, which is taken for GELU.
+        img_size: The image size (height, width) that they are for. None if a file does not say.
     """
 
     source: str
     state: dict[str, Tensor]
     pretrained_cfg: dict[str, Any]
     activation: type[nn.Module] | None = None
+    img_size: tuple[int, int] | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -77,7 +79,7 @@ class MixerStart:
 
     Args:
         source: What the weights were asked for by.
-        resampled: The numbers of tokens there and here, if they differ.
+        resampled: The numbers of tokens there and here, if they are of different grids.
         classifier: Whether the classifier was taken too. It is not if it has another number of classes.
     """
 
@@ -89,7 +91,9 @@ class MixerStart:
         """Describe in one line what was taken."""
         parts = [f"weights taken from the Mixer {self.source}, F starts as zero"]
         if self.resampled:
-            parts.append(f"token mixing resampled from {self.resampled[0]} to {self.resampled[1]} tokens")
+            there, here = self.resampled
+            grids = f"from {there} to {here} tokens" if there != here else f"to another grid of {here} tokens"
+            parts.append(f"token mixing resampled {grids}")
         if not self.classifier:
             parts.append("the classifier, for another number of classes, starts afresh")
         return "; ".join(parts)
@@ -143,10 +147,10 @@ def start_from_mixer(model: IMixer, mixer: MixerWeights, *, option: str = "from_
         raise InputError(f"{option}: {mixer.source} cuts patches, and this stem does not; give {prefix}stem patch")
     _check_sizes(state, own, mixer.source, option, prefix)
     _adapt_channels(state, own, mixer.source, option)
-    tokens = _tokens(state), _tokens(own)
-    size = mixer.pretrained_cfg.get("input_size")
+    before = _token_mixing(state)
+    tokens = before.shape[1], _token_mixing(own).shape[1]
     try:
-        model.adapt_weights(state, img_size=size and size[-2:])
+        model.adapt_weights(state, img_size=mixer.img_size)
     except ValueError as error:
         raise InputError(f"{option}: {mixer.source}: {error}") from error
     heads = [name for name in ("head.weight", "head.bias") if name in own]
@@ -169,7 +173,7 @@ def start_from_mixer(model: IMixer, mixer: MixerWeights, *, option: str = "from_
     for module in model.modules():
         if isinstance(module, IMLP) and module.contraction is not None:
             _make_zero(module.contraction)
-    resampled = tokens if tokens[0] != tokens[1] else None
+    resampled = tokens if _token_mixing(state) is not before else None
     return MixerStart(mixer.source, resampled, kept == heads)
 
 
@@ -228,15 +232,14 @@ def _of_directory(path: Path, source: str, option: str) -> MixerWeights:
     return _of_model(mixer, source, option)
 
 
-def _of_model(mixer: nn.Module, source: str, option: str) -> MixerWeights:
+def _of_model(mixer: Any, source: str, option: str) -> MixerWeights:
     _require_mixer(mixer, source, option)
-    cfg: Any = mixer.pretrained_cfg
     state = dict(mixer.state_dict())
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError(f"{option}: {name} of {source} is not finite; take other weights")
     act = next((type(module.act) for module in mixer.modules() if isinstance(module, Mlp)), None)
-    return MixerWeights(source, _renamed(state), dict(cfg), act)
+    return MixerWeights(source, _renamed(state), dict(mixer.pretrained_cfg), act, mixer.stem.img_size)
 
 
 def _of_file(path: Path, source: str, option: str) -> MixerWeights:
@@ -289,9 +292,9 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
     return sizes
 
 
-def _tokens(state: Mapping[str, Tensor]) -> int:
-    """Count the tokens that the first block mixes."""
-    return next((v.shape[1] for name, v in state.items() if name.endswith(".mlp_tokens.fc_in.weight")), 0)
+def _token_mixing(state: Mapping[str, Tensor]) -> Tensor:
+    """Return the first block's weights (D_S, S) of its tokens."""
+    return next(value for name, value in state.items() if name.endswith(".mlp_tokens.fc_in.weight"))
 
 
 def _check_sizes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, option: str, prefix: str) -> None:

@@ -177,19 +177,24 @@ class IMixer(Mixer):
         Args:
             state: State dict with our names, those of the published code, or MLP-Mixer's.
             prefix: What the names begin with.
-            img_size: Image size (height, width) that the weights may come from. Default: squares, of which a warning
-                tells.
+            img_size: Image size (height, width) that the weights are for. Default: weights of as many tokens as this
+                model has are taken for its grid, and others for squares, of which a warning tells.
 
         Raises:
             ValueError: If the source of the token mixing weights is neither of that size nor square.
         """
+        self._adapt_weights(state, prefix, img_size, certain=True)
+
+    def _adapt_weights(
+        self, state: MutableMapping[str, Tensor], prefix: str, img_size: Sequence[int] | None, *, certain: bool
+    ) -> None:
         rename_published(state)
         likely = self.stem.dynamic_feat_size((img_size[0], img_size[1])) if img_size else None
         guessed: set[int] = set()
         for i, grid in enumerate(self.grids):
             shrink = self.stem.grid_size[0] // grid[0]  # of the stages before
             source = likely and (likely[0] // shrink, likely[1] // shrink)
-            guessed |= bring_to_grid(state, grid, source, within=f"{prefix}blocks.{i}.")
+            guessed |= bring_to_grid(state, grid, source, within=f"{prefix}blocks.{i}.", certain=certain)
         tell_guesses(guessed, "call model.adapt_weights(state_dict, img_size=(height, width)) before they are loaded")
 
     def _advance(self) -> list[SpectralLinear]:
@@ -248,7 +253,8 @@ class IMixer(Mixer):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         cfg = getattr(self, "pretrained_cfg", None)
-        self.adapt_weights(state_dict, prefix, cfg["input_size"][-2:] if cfg else None)
+        # what this model is made for may not be what these weights are for
+        self._adapt_weights(state_dict, prefix, cfg["input_size"][-2:] if cfg else None, certain=False)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

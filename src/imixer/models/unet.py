@@ -74,6 +74,7 @@ class UNet(nn.Module):
     """
 
     WIDTHS = (16, 32, 64, 128)
+    pool_type: str
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class UNet(nn.Module):
         pool = self.pool_type if global_pool is None else global_pool
         if num_classes and not pool:
             raise ValueError(f"global_pool is empty and num_classes is {num_classes}; give avg, or num_classes=0")
-        like = self.down[0][0].weight
+        like = next(self.parameters())
         self.num_classes, self.pool_type = num_classes, pool
         self.global_pool, self.head = create_classifier(
             self.num_features, num_classes, pool, device=like.device, dtype=like.dtype

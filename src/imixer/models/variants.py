@@ -8,11 +8,14 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from timm.layers import to_2tuple
 from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.mlp_mixer import MlpMixer
+from torch import Tensor
 
 from imixer.errors import InputError
 from imixer.models.dense import DenseFeatures
@@ -111,6 +114,8 @@ def _create(
     cfg = kwargs.get("pretrained_cfg")
     packaged = packaged_args(variant, cfg)
     given = pinned | packaged | kwargs
+    if packaged:
+        given["pretrained_filter_fn"] = partial(_from_size, to_2tuple(packaged["img_size"]))
     if isinstance(cfg, dict) and cfg.get("source") == "local-dir":
         weights = Path(cfg["file"]) / "model.safetensors"
         if weights.exists():  # timm 1.0.23 would read it as a pickle, but reads it well as a file
@@ -130,6 +135,12 @@ def _create(
     if packaged:
         model._model_args = packaged  # timm writes them down where it saves the model for elsewhere
     return model
+
+
+def _from_size(size: tuple[int, int], state: dict[str, Tensor], model: IMixer) -> dict[str, Tensor]:
+    """Bring weights for an image size (height, width) to a model for another, which may have as many tokens."""
+    model.adapt_weights(state, img_size=size)
+    return state
 
 
 def _refuse_other_channels(variant: str, channels: int, message: str) -> None:

@@ -133,7 +133,7 @@ def find_start(config: ModelConfig) -> Start:
     packed = read_json(folder / "config.json", ["architecture", "model_args"])
     args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
     preparation = normalisation(packed.get("pretrained_cfg", {}))
-    size = packed["model_args"].get("img_size")
+    size = packed["model_args"].get("img_size") or (packed.get("pretrained_cfg") or {}).get("input_size", ())[-2:]
     return Start(
         packed["architecture"],
         args,
