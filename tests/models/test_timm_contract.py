@@ -351,7 +351,8 @@ def test_a_packaged_models_weights_are_for_its_size_where_another_has_as_many_to
     expected = {k: v for k, v in state.items() if k.startswith("blocks.0.")}
     imixer.models.resample_tokens(expected, (8, 32), source=(16, 16))
     assert model.state_dict()[key].shape == state[key].shape
-    assert torch.allclose(model.state_dict()[key], expected[key]) and not torch.allclose(expected[key], state[key])
+    off = (model.state_dict()[key] - expected[key]).norm() / expected[key].norm()
+    assert off < 1e-3 < (state[key] - expected[key]).norm() / expected[key].norm()  # packed in float16
 
 
 def test_weights_of_this_model_are_loaded_as_they_are_at_any_size():
