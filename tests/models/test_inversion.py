@@ -383,3 +383,12 @@ def test_batch_normalisation_may_be_solved_to_a_tolerance():
 
 def test_an_inversion_is_immutable_and_compares():
     assert replace(Inversion(), solver="picard") == Inversion("picard") != Inversion()
+
+
+def test_a_model_without_blocks_says_that_it_has_no_inverse():
+    model = timm.create_model("imixer_t2_8", num_blocks=0)
+    for name in ("n_iter", "solver"):
+        with pytest.raises(ValueError, match="num_blocks is 0"):
+            getattr(model, name)
+    with pytest.raises(ValueError, match="num_blocks is 0"):
+        model.solver = "anderson"

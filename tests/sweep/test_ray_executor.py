@@ -90,7 +90,7 @@ def test_a_stopped_sweep_lets_its_trials_save(elsewhere, tiny):
             time.sleep(0.1)
         process.terminate()
         _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert err.endswith("imixer: interrupted with 0 of 2 trials finished; the same command goes on\n")
     with open("sweeps/tiny/results.csv", newline="") as file:
         first = next(csv.DictReader(file))

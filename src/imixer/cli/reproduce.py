@@ -9,6 +9,10 @@ from imixer.cli.executor import add_executor, build_executor
 from imixer.cli.terminal import announce_loading, new_console
 from imixer.errors import InputError, did_you_mean
 
+# what a list has no use for, and the values that ask for nothing
+_OF_TRAINING = dict.fromkeys(("image", "margin", "rows", "address", "cpus", "gpus", "retries"))
+_OF_TRAINING |= {"executor": "local", "train": True}
+
 
 def build() -> ArgumentParser:
     """Build the parser of the command."""
@@ -130,8 +134,8 @@ def _list(args: Namespace) -> None:
     """List the experiments of a scale."""
     from imixer.experiments.scales import SCALES
 
-    for option in ("image", "margin", "rows"):
-        if (value := getattr(args, option)) is not None:
+    for option, nothing in _OF_TRAINING.items():
+        if (value := getattr(args, option)) != nothing:
             raise InputError(f"{option} is {value}, and no experiment is named; give WHAT, or leave it out")
     announce_loading("the data")
     from imixer.experiments.reproduce import list_experiments

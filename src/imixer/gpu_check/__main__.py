@@ -92,6 +92,7 @@ def _run(words: Sequence[str], args: Any) -> int:
     from imixer.gpu_check.part_list import PARTS, Part
     from imixer.gpu_check.part_process import run_parts
     from imixer.gpu_check.results_page import draw_page
+    from imixer.training.stop_signals import interrupt
     from imixer.writing import write_text
 
     names: list[str] = args.parts or [part.name for part in PARTS]
@@ -134,7 +135,7 @@ def _run(words: Sequence[str], args: Any) -> int:
     if dry_run:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
     print(f"{args.minutes:g} minutes; results as they come: {folder / PAGE}, {journal.path}", flush=True)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         draw()
         run_parts([part for part in PARTS if part.name in names], bench, args.minutes, draw)
@@ -159,12 +160,6 @@ def _what_is_bad(record: dict[str, Any]) -> str:
     row = record["row"]
     name = next((str(row[title]) for title in ("promise", "what", "shape") if title in row), "")
     return f"{name}: {row['why_not']}" if row.get("why_not") else name
-
-
-def _interrupt(number: int, _frame: object) -> None:
-    from imixer.training.stop_signals import Interrupted
-
-    raise Interrupted("", number)
 
 
 def _make_folder(out: str | None) -> Path:

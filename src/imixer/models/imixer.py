@@ -89,10 +89,10 @@ def _of_inversion(option: str) -> property:
     """Make an option of every block's inversion an attribute of the model."""
 
     def get(self: "IMixer") -> Any:
-        return getattr(self._imlps()[0].inversion, option)
+        return getattr(self._first_imlp().inversion, option)
 
     def set_(self: "IMixer", value: Any) -> None:
-        changed = replace(self._imlps()[0].inversion, **{option: value})  # raises before anything has changed
+        changed = replace(self._first_imlp().inversion, **{option: value})  # raises before anything has changed
         for imlp in self._imlps():
             imlp.inversion = changed
 
@@ -221,7 +221,7 @@ class IMixer(Mixer):
         folded = fold(self)
         if self.solver == "fixed":
             folded.gradient, folded.on_failure = "unroll", None
-        if not folded._imlps()[0].inversion.unrolled:
+        if not folded._first_imlp().inversion.unrolled:
             raise ValueError(f"solver is {self.solver}, and TorchScript knows fixed; set model.solver and model.n_iter")
         for name, imlp in [(name, module) for name, module in folded.named_modules() if isinstance(module, IMLP)]:
             v = next(imlp.parameters()).new_zeros(1, 1, imlp.fc_in.in_features)
@@ -233,7 +233,7 @@ class IMixer(Mixer):
     @property
     def n_iter(self) -> int:
         """Fixed point iterations n of every block."""
-        return self._imlps()[0].n_iter
+        return self._first_imlp().n_iter
 
     @n_iter.setter
     def n_iter(self, value: int) -> None:
@@ -250,6 +250,11 @@ class IMixer(Mixer):
 
     def _imlps(self) -> list[IMLP]:
         return [module for module in self.blocks.modules() if isinstance(module, IMLP)]
+
+    def _first_imlp(self) -> IMLP:
+        for imlp in self._imlps():
+            return imlp
+        raise ValueError("num_blocks is 0, and the model has no block with an inverse; give at least one")
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         cfg = getattr(self, "pretrained_cfg", None)

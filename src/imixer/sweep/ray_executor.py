@@ -18,6 +18,7 @@ from imixer.progress import announce
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import RAY_LOG
 from imixer.sweep.trial import log_file, record_failure, run_trial
+from imixer.training.stop_signals import interrupt
 
 _POLL_S = 0.5
 _SAVING_S = 120  # seconds for running trials to save a checkpoint when interrupted
@@ -66,7 +67,7 @@ class RayExecutor:
             self._start()
         else:
             _connect(self.address)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as after Ctrl-C
+        signal.signal(signal.SIGTERM, interrupt)  # stop as after Ctrl-C
         return self
 
     def __exit__(self, *exception: object) -> None:

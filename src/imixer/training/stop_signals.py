@@ -31,6 +31,18 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signal_number
 
 
+def interrupt(number: int, _frame: FrameType | None = None) -> None:
+    """Stop at once, as Ctrl-C does, with the exit code of the signal: a handler of `signal.signal`.
+
+    Args:
+        number: The signal.
+
+    Raises:
+        Interrupted: Always.
+    """
+    raise Interrupted("", number)
+
+
 class StopRequest:
     """A request to stop, which the training loop looks at after each step.
 
