@@ -105,7 +105,9 @@ def test_text_labels_name_the_classes_and_numbers_among_them_are_texts(tmp_path,
 def test_members_that_the_tools_of_webdataset_leave_are_no_samples(tmp_path, samples):
     extra = [("._0000.png", b"x"), (".hidden", b"x"), ("README", b"x"), ("0003.seg.png", b"x"), ("0003.txt", b"a cat")]
     write_tar(tmp_path / "pets/all.tar", samples(4)[:8] + extra + samples(30, 4))
-    assert len(opened(tmp_path / "pets", tmp_path).train) + len(opened(tmp_path / "pets", tmp_path).val) == 34
+    data = opened(tmp_path / "pets", tmp_path)
+    assert len(data.train) + len(data.val) == 34
+    assert "members that are no image and no label are not read: 5 of all.tar" in data.notes
 
 
 def test_a_sample_without_an_image_is_skipped_only_if_asked_to(tmp_path, samples):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePath
 
@@ -20,6 +20,7 @@ from imixer.data.sources.storage import RemotePath, read_range, require_version
 from imixer.data.sources.streamed import Group, HeldRows, StreamedRows
 from imixer.data.sources.tar_index import Label, TarIndex, load_index
 from imixer.errors import InputError
+from imixer.escaping import few_names
 from imixer.progress import with_progress
 
 _READERS = 8  # files that are indexed at once: most of the time they wait
@@ -106,6 +107,9 @@ class _ByIndex:
         versions = {file: index.version for file, index in indices.items()}
         source = _Samples(groups, versions, indices, self.streamed and not remote)
         labels = self._labels(indices)
+        if others := {file.name: index.others for file, index in indices.items() if index.others}:
+            note = f"members that are no image and no label are not read: {sum(others.values()):,} of {few_names(list(others))}"
+            self.source = replace(self.source, notes=(*self.source.notes, note))
         if self.streamed:
             return labels, lambda of_rows: StreamedRows(source, of_rows, self.config)
         return labels, lambda of_rows: HeldRows(source, of_rows)

@@ -42,7 +42,7 @@ class TarIndex:
         offsets: First byte of each image; -1 where a sample has none.
         sizes: Bytes of each image.
         labels: Label of each sample: a number or a text.
-        others: Members that belong to no sample.
+        others: Members that are neither image nor label.
     """
 
     version: str
@@ -119,7 +119,7 @@ def _build(file: PurePath, version: str) -> TarIndex:
 
 
 def _samples(file: PurePath, stream: IO[bytes], others: list[int]) -> Iterator[_Sample]:
-    """Yield the samples: members in a row that share a key. Count what belongs to none in `others`."""
+    """Yield the samples: members in a row that share a key. Count what is no image and no label in `others`."""
     sample: _Sample | None = None
     seen: set[str] = set()
     for name, offset, size in _members(file, stream):
