@@ -38,6 +38,19 @@ def test_other_units_are_refused_in_one_line(budget):
     assert "\n" not in str(refused.value) and repr(budget) in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--budget", "-1P"], "budget is '-1P'; give multiply-adds above 0"),
+        (["--optim.lr", "-1e-3"], "optim.lr is -0.001; give a learning rate above 0"),
+        (["--seed", "-1"], "seed is -1"),
+    ],
+)
+def test_a_value_below_zero_is_named_and_not_taken_for_an_option(words, said, tmp_path, capsys):
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"imixer: {said}")
+
+
 def test_the_forward_is_counted_with_its_convolutions():
     """A Mixer's by hand. S tokens, C channels, D_S and D_C hidden."""
     S, C, D_S, D_C = 64, 32, 16, 128

@@ -55,6 +55,9 @@ _RIVALS = {  # by setting, those that would be taken in its place
     "steps": ("budget",),
     "schedule.warmup_epochs": ("schedule.warmup_share",),
 }
+_OPTION = re.compile(r"--\w[\w.-]*")
+_NEGATIVE = re.compile(r"-\.?\d")
+_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")  # which argparse takes for a value
 _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -239,9 +242,20 @@ def parse(parser: ArgumentParser, argv: Sequence[str]) -> Namespace:
         InputError: If the parser complains, with its complaint in one line that names what to do.
     """
     try:
-        return parser.parse_args(list(argv))
+        return parser.parse_args(_with_negative_values(argv))
     except argparse.ArgumentError as error:
         raise InputError(explain(str(error), parser)) from error
+
+
+def _with_negative_values(argv: Sequence[str]) -> list[str]:
+    """Join an option and a value such as -1P or -1e-3, which argparse would take for an option, by an equals sign."""
+    words: list[str] = []
+    for word in argv:
+        if words and _OPTION.fullmatch(words[-1]) and _NEGATIVE.match(word) and not _NEGATIVE_NUMBER.fullmatch(word):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def build_config(namespace: Namespace) -> TrainConfig:
