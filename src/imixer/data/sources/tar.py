@@ -108,7 +108,8 @@ class _ByIndex:
         source = _Samples(groups, versions, indices, self.streamed and not remote)
         labels = self._labels(indices)
         if others := {file.name: index.others for file, index in indices.items() if index.others}:
-            note = f"members that are no image and no label are not read: {sum(others.values()):,} of {few_names(list(others))}"
+            counted = f"{sum(others.values()):,} of {few_names(list(others))}"
+            note = f"members that are no image and no label are not read: {counted}"
             self.source = replace(self.source, notes=(*self.source.notes, note))
         if self.streamed:
             return labels, lambda of_rows: StreamedRows(source, of_rows, self.config)
