@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from imixer.errors import InputError
@@ -18,7 +19,7 @@ from imixer.progress import announce
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import RAY_LOG
 from imixer.sweep.trial import log_file, record_failure, run_trial
-from imixer.training.stop_signals import interrupt
+from imixer.training.stop_signals import Interrupted, interrupt
 
 _POLL_S = 0.5
 _SAVING_S = 120  # seconds for running trials to save a checkpoint when interrupted
@@ -62,12 +63,12 @@ class RayExecutor:
 
     def __enter__(self) -> RayExecutor:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self._at_sigterm = signal.getsignal(signal.SIGTERM)
+        self._at_sigterm, self._stopped_by = signal.getsignal(signal.SIGTERM), int(signal.SIGINT)
         if self.address is None:
             self._start()
         else:
             _connect(self.address)
-        signal.signal(signal.SIGTERM, interrupt)  # stop as after Ctrl-C
+        signal.signal(signal.SIGTERM, self._stop)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -75,6 +76,10 @@ class RayExecutor:
 
         signal.signal(signal.SIGTERM, self._at_sigterm)
         ray.shutdown()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopped_by = number
+        interrupt(number, frame)
 
     def run(self, trials: Sequence[Trial], folder: Path) -> Generator[tuple[Trial, bool], None, None]:
         """Run the trials side by side; see `Executor.run`."""
@@ -103,6 +108,8 @@ class RayExecutor:
                             cause = getattr(error, "cause", error)  # without Ray's traceback
                             record_failure(folder / trial.name, f"{type(cause).__name__}: {cause}")
                         yield trial, False
+            except KeyboardInterrupt as error:  # Ray raises its own, which does not know the signal
+                raise Interrupted(str(error), self._stopped_by) from error
             finally:
                 if tasks:
                     announce("stopping: running trials save a checkpoint first")
