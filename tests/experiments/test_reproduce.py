@@ -155,7 +155,7 @@ def test_without_a_name_experiments_are_listed_with_what_they_cost(capsys, prete
     (line,) = (line for line in shown.splitlines() if line.startswith(" tied "))
     cost = f"{3 * sum(per_image) * 2 * 1437 * 2 / 1e9:.1f} G"  # two trials of two epochs
     assert re.sub(" +", " ", line).split("them ")[1].startswith(f"2 2 of 4 {cost} ")
-    assert "left out: cifar100: not part of the scale smoke" in shown
+    assert "left out: cifar100: cifar100 is not part of the scale smoke" in shown
     assert all(f" {name} " in shown for name in ("table1", "fig7", "robustness"))
 
 
@@ -177,6 +177,18 @@ def test_what_another_experiment_has_finished_is_linked(pretend, tiny):
     # elsewhere, nothing is shared
     assert main(["reproduce", "tied", "--out", "other"]) == 0
     assert len(calls) == 15
+
+
+def test_a_link_to_a_run_that_is_no_longer_whole_is_trained(pretend, tiny):
+    calls = pretend()
+    assert main(["reproduce", "tied"]) == 0
+    assert main(["reproduce", "legacy"]) == 0
+    with Path("reproduced/smoke/runs/tied/imixer/seed-0/metrics.csv").open("a") as file:
+        file.write("a damaged line\n")
+    before = len(calls)
+    assert main(["reproduce", "legacy"]) == 0
+    assert calls[before:] == ["legacy/imixer/seed-0"]
+    assert [run["status"] for run in rows("legacy")["imixer"]["runs"]] == ["finished"] * 2
 
 
 def test_other_settings_are_not_shared(pretend, tiny, monkeypatch):
@@ -306,6 +318,10 @@ def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny
         (["tied", "--rows", "tied", "--train", "false"], ["rows is tied", "train is false"]),
         (["--rows", "tied"], ["rows is ['tied']", "no experiment is named"]),
         (["--margin", "1"], ["margin is 1", "no experiment is named"]),
+        (
+            ["laptop", "--data", "cifar100"],
+            ["cifar10 is not part of", "laptop with data cifar100; leave data out"],
+        ),
         (["--gpus", "2"], ["gpus is 2", "no experiment is named"]),
         (["--executor", "ray"], ["executor is ray", "no experiment is named"]),
         (["--train", "false"], ["train is False", "no experiment is named"]),

@@ -238,6 +238,8 @@ def test_a_covariance_of_another_shape_is_refused():
         ({"stem": "patch", "stem_width": 8}, "stem_width is 8; leave it out"),
         ({"stem": "conv", "stem_width": 0}, "stem_width is 0; give 1 or more"),
         ({"stem": "conv", "stem_width": 8, "patch_size": 2}, "only convolution has embed_dim"),
+        ({"stem": "deep", "stem_width": 8, "patch_size": 2}, "only convolution has embed_dim"),
+        ({"stem": "whitened", "stem_width": 256, "patch_size": 8, "embed_dim": 128}, "256, above embed_dim = 128"),
         (
             {"num_blocks": [1, 1], "embed_dim": [8, 8, 8]},
             r"embed_dim is \[8, 8, 8\]; give one number for each",

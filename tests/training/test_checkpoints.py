@@ -56,6 +56,30 @@ def test_saving_a_step_again_keeps_its_honours(tmp_path):
     assert checkpoints.latest()["step"] == 100
 
 
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_whoever_is_killed_while_a_step_is_saved_again_has_one_of_the_two(checkpoints, writes, monkeypatch, caplog):
+    left = iter([None] * writes)
+
+    def write(self, entries, done=Checkpoints._write):
+        if next(left, "none") == "none":
+            raise Killed
+        done(self, entries)
+
+    monkeypatch.setattr(Checkpoints, "_write", write)
+    with pytest.raises(Killed):
+        checkpoints.save(state(30) | {"rows": ["validated"]}, 30)
+    monkeypatch.undo()
+    again = Checkpoints(checkpoints.folder)
+    assert again.latest()["step"] == 30 and again.latest()["rows"] == (["validated"] if writes else [{"epoch": 1}])
+    assert not caplog.messages
+    again.save(state(40), 40)
+    assert again.latest()["step"] == 40
+
+
 def truncate(path):
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)

@@ -20,7 +20,7 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.data.sources.digits import open_digits
 from imixer.errors import InputError
-from imixer.training.devices import resolve_devices
+from imixer.training.devices import resolve_devices, started_by_launcher
 from imixer.training.run.config import TrainConfig
 from imixer.training.validation import require_held_out
 
@@ -200,6 +200,14 @@ def test_the_devices_are_those_that_torchrun_has_started_processes_for(monkeypat
         monkeypatch.setenv(name, value)
     config = resolve_devices(TrainConfig())
     assert (config.devices, config.num_nodes, config.micro_batch) == (4, 2, 8)
+
+
+@pytest.mark.parametrize(("tasks", "devices"), [("1", 4), ("2", 2)])
+def test_one_task_of_slurm_starts_its_own_processes_and_several_are_those(tasks, devices, monkeypatch):
+    for name, value in {"SLURM_NTASKS": tasks, "SLURM_JOB_NAME": "train", "SLURM_NNODES": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_devices(TrainConfig(devices=4)).devices == devices
+    assert started_by_launcher() == (devices == 2)
 
 
 def test_the_learning_rate_scales_with_the_batch_if_it_is_said_what_it_is_for():

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins import MixedPrecision
 from torch import nn
 
 import imixer.models  # noqa: F401
@@ -250,3 +251,21 @@ def test_without_batch_norms_nothing_is_copied():
     statistics = RunningStatistics(timm.create_model("imixer_t2_8", **SIZES))
     statistics.remember()
     assert statistics._before == []
+
+
+def test_a_long_row_of_steps_under_a_loss_scale_is_left_out_and_the_scale_falls():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    fabric = Fabric(accelerator="cpu", devices=1, plugins=MixedPrecision("16-mixed", "cpu", scaler))
+    fabric.launch()
+    model = nn.Linear(4, 3)
+    state = TrainState(fabric, TrainConfig(precision="16"), model, steps_per_epoch=100)
+    before, skipped = model.weight.detach().clone(), 0
+    for step in range(24):
+        _, must_skip = state.gradient([(torch.full((2, 4), math.inf), torch.arange(2))], step)
+        skipped += must_skip
+        (state.skip if must_skip else state.optimizer_step)(step)
+    assert skipped == 4 and torch.equal(model.weight, before) and scaler.get_scale() == 2.0**-8
+    _, must_skip = state.gradient([(torch.ones(2, 4), torch.arange(2))], 24)
+    assert not must_skip
+    state.optimizer_step(24)
+    assert not torch.equal(model.weight, before)

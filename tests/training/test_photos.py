@@ -78,6 +78,12 @@ def test_a_folder_of_photos_gets_the_recipe_unless_a_model_or_weights_are_named(
     assert (configured("--config", str(file)).optim.opt, configured("--config", str(file)).optim.lr) == ("muon", 0.5)
 
 
+def test_a_file_that_chooses_nothing_wins_over_the_recipe(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump({"choose": [], "steps": 500}))
+    assert configured(*RECIPE, "--config", str(file)).choose == []
+
+
 def test_other_data_get_no_recipe_for_photos(tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "train.parquet").touch()

@@ -128,6 +128,8 @@ def test_a_run_stopped_at_any_step_ends_the_same(uninterrupted, stop_at, tmp_pat
     assert not (run / "model").exists()
     assert main(["train", "--resume", str(run)]) == 0
     assert_same(run, uninterrupted)
+    with (run / "metrics.csv").open() as file:
+        assert all(float(row["images_per_s"]) > 0 for row in csv.DictReader(file))
 
 
 def test_loader_processes_change_nothing(uninterrupted, stop_at, tmp_path):

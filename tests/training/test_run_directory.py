@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from imixer.errors import InputError
 from imixer.training.run.checkpoints import Checkpoints
+from imixer.training.run.config import ModelConfig, TrainConfig
 from imixer.training.run.confusion import read_confusion, write_confusion
 from imixer.training.run.directory import RunDirectory, create_run, open_run
-from imixer.training.run.parsing import load_config
+from imixer.training.run.parsing import load_config, merge_settings
 from imixer.training.run.result import read_result
+from imixer.training.run.resume_rules import check_changes
 
 FILES = {
     "config.yaml",
@@ -151,3 +154,16 @@ def test_what_is_missing_is_named(tmp_path, missing):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=missing):
         open_run(str(tmp_path))
+
+
+def test_what_was_taken_out_of_a_mapping_is_a_change_of_a_resumed_run():
+    begun = TrainConfig(model=ModelConfig(name="resnet18", kwargs={"global_pool": "max"}))
+    with pytest.raises(InputError, match=r"model\.kwargs\.global_pool is None, but run was begun with max"):
+        check_changes(begun, replace(begun, model=replace(begun.model, kwargs={})), "run")
+    check_changes(begun, begun, "run")
+
+
+def test_a_setting_wins_over_a_rival_of_0():
+    assert (
+        merge_settings({"schedule.warmup_share": 0.0}, {"schedule.warmup_epochs": 5})["schedule.warmup_share"] is None
+    )

@@ -22,7 +22,7 @@ from imixer.experiments.index_page import write_index
 from imixer.experiments.registry import experiments_at
 from imixer.experiments.reuse import ReuseFinishedRuns
 from imixer.experiments.robustness_output import write_robustness
-from imixer.experiments.scales import DATA_SETS, Scale
+from imixer.experiments.scales import DATA_SETS, SCALES, Scale
 from imixer.experiments.table4 import TABLE_4
 from imixer.experiments.table_output import write_tables
 from imixer.experiments.trained_contraction import measure_contraction
@@ -273,7 +273,8 @@ def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, 
 
 def _find(name: str, scale: Scale, folder: str | None) -> DatasetLocation:
     if name != scale.data and name not in scale.table4_data:
-        return DatasetLocation(name, {}, missing=f"not part of the scale {scale.name}")
+        asked = "" if scale.data == SCALES[scale.name].data else f" with data {scale.data}; leave data out"
+        return DatasetLocation(name, {}, missing=f"{name} is not part of the scale {scale.name}{asked}")
     return locate_dataset(name, folder)
 
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from imixer.sweep.plan import Trial
+from imixer.sweep.results import SweepResults
 from imixer.sweep.spec import SPEC, read_sweep
 from imixer.sweep.sweep import Executor, changed_default
-from imixer.training.run.directory import RunDirectory
 
 
 class ReuseFinishedRuns:
@@ -39,7 +39,7 @@ class ReuseFinishedRuns:
         left: list[Trial] = []
         for trial in trials:
             run = folder / trial.name
-            if run.is_symlink() and not run.exists():  # what it led to is gone
+            if run.is_symlink():  # what it leads to is gone, or no longer whole: it would not be here otherwise
                 run.unlink()
             there = finished.get(_identity(trial))
             if there and not run.exists():
@@ -59,9 +59,10 @@ def _finished(folder: Path) -> dict[tuple[str, int], Path]:
         sweep = read_sweep(str(spec))
         if changed_default(spec.parent, sweep):
             continue
+        outcomes = SweepResults(sweep, spec.parent)
         for trial in sweep.trials:
             run = spec.parent / trial.name
-            if RunDirectory(run).finished and not run.is_symlink():
+            if not run.is_symlink() and outcomes[trial].status == "finished":
                 finished[_identity(trial)] = run
     return finished
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import timm
@@ -65,7 +66,8 @@ class Segmenter(nn.Module):
         levels: The indices of the features.
 
     Raises:
-        ValueError: If the backbone has no features of these indices, or an option or the head is unknown.
+        ValueError: If the backbone has no features of these indices, they do not rise, or an option or the head is
+            unknown.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Segmenter(nn.Module):
         if img_size is not None:
             args["img_size"] = img_size
         self._backbone_name, self._backbone_args = backbone, args
-        self.levels = tuple(levels) if levels else default_levels(backbone, args, head)
+        self.levels = default_levels(backbone, args, head) if levels is None else _rising(levels, backbone, args)
         self.num_classes, self.head_name = num_classes, head
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained_backbone, features_only=True, out_indices=self.levels, **args
@@ -216,6 +218,15 @@ def names_among_features(names: Iterable[str]) -> dict[str, str]:
             found.setdefault(here, name)
         found[name] = name
     return found
+
+
+def _rising(levels: Sequence[int], backbone: str, args: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the indices of features, which must rise: timm gives features in the order of computing."""
+    whole: Any = _alike(backbone, args)
+    places = [level + len(whole.feature_info) if level < 0 else level for level in levels]
+    if not places or any(one >= other for one, other in pairwise(places)):
+        raise ValueError(f"levels is {list(levels)}; give one or more, each once, from the first to the last")
+    return tuple(levels)
 
 
 def default_levels(backbone: str, args: Mapping[str, Any], head: HeadName) -> tuple[int, ...]:

@@ -227,13 +227,24 @@ def _strided(halvings: int, embed_dim: int, width: int | None) -> list[Step]:
     count = max(1, halvings)
     widths = [max(1, embed_dim >> (count - 1 - i)) for i in range(count)]
     if width is not None:
-        if count == 1 and width != embed_dim:
-            raise ValueError(f"stem_width is {width}, but the only convolution has embed_dim = {embed_dim} channels")
+        if count == 1:
+            _require_width(width, embed_dim)
+        elif width > embed_dim:
+            raise ValueError(
+                f"stem_width is {width}, above embed_dim = {embed_dim}, which the stem ends with; lower it"
+            )
         widths = [min(embed_dim, width << i) for i in range(count - 1)] + [embed_dim]
     return [(out, 2 if halvings else 1, False) for out in widths]
 
 
+def _require_width(width: int | None, embed_dim: int) -> None:
+    if width not in (None, embed_dim):
+        raise ValueError(f"stem_width is {width}, but the only convolution has embed_dim = {embed_dim} channels")
+
+
 def _deep(halvings: int, embed_dim: int, width: int | None) -> list[Step]:
+    if halvings == 1:
+        _require_width(width, embed_dim)
     width = width or max(1, embed_dim * 3 // 8)
     steps: list[Step] = [(width, 1, True)]
     for _ in range(halvings - 1):

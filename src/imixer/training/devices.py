@@ -39,7 +39,7 @@ def resolve_devices(config: TrainConfig) -> TrainConfig:
     if TorchElasticEnvironment.detect():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         return replace(config, devices=here, num_nodes=int(os.environ["WORLD_SIZE"]) // here)
-    if SLURMEnvironment.detect() and "SLURM_NTASKS" in os.environ:
+    if _started_by_srun():
         nodes = int(os.environ.get("SLURM_NNODES", 1))
         return replace(config, devices=int(os.environ["SLURM_NTASKS"]) // nodes, num_nodes=nodes)
     return config
@@ -47,9 +47,12 @@ def resolve_devices(config: TrainConfig) -> TrainConfig:
 
 def started_by_launcher() -> bool:
     """Return whether this process is one of several that `torchrun` or `srun` has started."""
-    return TorchElasticEnvironment.detect() or (
-        SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    )
+    return TorchElasticEnvironment.detect() or _started_by_srun()
+
+
+def _started_by_srun() -> bool:
+    """Return whether `srun` has started several processes: with one task, the process starts its own."""
+    return SLURMEnvironment.detect() and int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 def is_first_process() -> bool:

@@ -167,7 +167,7 @@ class Loop:
 
     def _end_epoch(self, request: StopRequest) -> None:
         self._check_previous_step()
-        self.metrics.end_training(self.fabric.device)
+        self.metrics.measure_speed(self.fabric.device)
         if all_reduce_max(self.fabric, time.monotonic() - self._saved_at > _UNSAVED_S)[0]:
             self._save()  # validation may take longer than whoever sends SIGTERM will wait
         total, number = cast(Tensor, self.fabric.all_reduce(self._losses, reduce_op="sum")).tolist()
@@ -222,6 +222,7 @@ class Loop:
         by_steps = config.every_steps is not None and self.step % config.every_steps == 0
         signal_number, due = all_reduce_max(self.fabric, request.signal_number or 0, by_time or by_steps)
         if signal_number or due:
+            self.metrics.measure_speed(self.fabric.device)  # for a run that goes on from the end of an epoch
             self._save()
         self._stop_if_asked(signal_number)
 
@@ -249,6 +250,7 @@ class Loop:
             "losses": self._gathered_losses(),
             "confusion": self.scores.confusion,
             "seconds": self.seconds,
+            "images_per_s": self.metrics.images_per_s,
             "data_fingerprint": self.data_fingerprint,
         }
 
@@ -280,6 +282,7 @@ class Loop:
         self.train_state.load_state_dict(state)
         self.step, self.rows, self._earlier_s = state["step"], state["rows"], state["seconds"]
         self.scores.confusion = state["confusion"]
+        self.metrics.images_per_s = float(state.get("images_per_s", 0.0))  # which earlier checkpoints do not say
         losses = state["losses"]
         same = len(losses) == self.fabric.world_size  # otherwise there is only their mean to go on with
         self._losses = (losses[self.fabric.global_rank] if same else losses.mean(0)).to(self.fabric.device)

@@ -129,7 +129,8 @@ def _batches(images: int, config: TrainConfig) -> str:
 def _cost(data: ImageSet, config: TrainConfig, built: BuiltModel, steps: int | None) -> str:
     cost = forward_cost(built)
     if cost is None:
-        return "not known beforehand: iterations depend on the images"
+        open_ended = getattr(built.model, "solver", "fixed") != "fixed"
+        return "not known beforehand: iterations depend on the images" if open_ended else "cannot be counted"
     one, passes = cost.total, FORWARDS_PER_STEP
     if steps is not None:
         images = steps * config.data.batch_size

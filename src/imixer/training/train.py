@@ -225,7 +225,13 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         if fabric.is_global_zero:
             _log.info(lasts.summary)
     if steps is not None:
+        whole = config.schedule.warmup_epochs
         config = for_steps(config, steps, steps_per_epoch)
+        if config.schedule.warmup_epochs != whole and fabric.is_global_zero:
+            _log.info(
+                f"schedule.warmup_epochs is {whole}, and the run has {config.epochs}, the last without warm-up: "
+                f"{config.schedule.warmup_epochs} warm up; schedule.warmup_share is a share of any run"
+            )
     if fabric.is_global_zero:
         all_steps = steps or config.all_epochs * steps_per_epoch
         estimate = estimate_time(config, built, loss, training, fabric.device, steps=all_steps, held_out=len(data.val))

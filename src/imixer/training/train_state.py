@@ -136,7 +136,7 @@ class TrainState:
         self.optimizer.step()
         if self.fabric.device.type != "cpu":  # where the optimizer may have left the step out by itself
             self._statistics.restore(self.guard.left_out)
-        self.skip(step)
+        self._move_on(step)
         if self.ema is not None:
             self.ema.update(self.module, step + 1)
 
@@ -146,6 +146,11 @@ class TrainState:
         Args:
             step: The number of the step, from 0.
         """
+        if self.guard.patience:  # a loss scaler leaves it out by itself, and must hear of it to go on
+            self.optimizer.step()
+        self._move_on(step)
+
+    def _move_on(self, step: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         step_scheduler(self._scheduler, step + 1, self._steps_per_epoch)
 

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class CheckpointInfo:
         step: Optimizer steps done.
         sha256: The checksum of the file.
         best: Whether it was saved after the best epoch.
+        replaced: The checksum of a file of that name that is being replaced; empty if none is.
     """
 
     file: str
     step: int
     sha256: str
     best: bool = False
+    replaced: str = ""
 
 
 class Checkpoints:
@@ -145,10 +147,14 @@ class Checkpoints:
                 with temporary.open("wb") as opened:  # with a file of its own, torch hides what the system says
                     torch.save(state, opened)
                 checksum = _checksum(temporary)
+                if old := next((entry for entry in before if entry.step == step), None):
+                    # killed from here on, the file is the old one or the new one
+                    both = replace(old, sha256=checksum, replaced=old.sha256)
+                    self._write([both if entry is old else entry for entry in before])
             others = [entry for entry in before if entry.step < step]  # later ones were damaged, and are passed by
             if best:
-                others = [CheckpointInfo(entry.file, entry.step, entry.sha256) for entry in others]
-            best = best or any(entry.best for entry in before if entry.step == step)
+                others = [replace(entry, best=False) for entry in others]
+            best = best or bool(old and old.best)
             wanted = self._wanted([*others, CheckpointInfo(path.name, step, checksum, best)])
             self._write(wanted)
         except (OSError, RuntimeError) as error:  # torch may wrap what the system says
@@ -221,7 +227,8 @@ class Checkpoints:
         return [entry for place, entry in enumerate(entries) if entry.best or place >= len(entries) - self.keep]
 
     def _write(self, entries: list[CheckpointInfo]) -> None:
-        write_text(self.index, json_text([asdict(entry) for entry in entries], indent=1))
+        listed = [{name: value for name, value in asdict(entry).items() if value != ""} for entry in entries]
+        write_text(self.index, json_text(listed, indent=1))
 
     def _unsaved(self, path: Path, error: Exception) -> str:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -271,7 +278,7 @@ def _best_step(state: State) -> int | None:
 def _problem(path: Path, entry: CheckpointInfo) -> str | None:
     if not path.is_file():
         return "is gone"
-    if _checksum(path) != entry.sha256:
+    if _checksum(path) not in (entry.sha256, entry.replaced):
         return "is damaged: its checksum is not the one it was written with"
     return None
 

@@ -350,7 +350,7 @@ class TrainConfig:
             epochs for a few hundred images, over which all other settings win; `--print_config` shows them.
         epochs: Passes over the training data.
         steps: Optimizer steps to train for, instead of `epochs`. The last epoch may be a part of one. A warm-up in
-            epochs that would outlast the run is shortened to it.
+            epochs that would outlast the run is shortened to all epochs but the last.
         budget: Multiply-adds to train for, instead of `epochs`: `0.5P`, `20T` (1 P = 1e15, 1 T = 1e12). It sets the
             number of steps, at 3 times the forward per image. The last epoch may be a part of one.
         choose: What to choose before training, for the images and this device: the `model` with its image size, the

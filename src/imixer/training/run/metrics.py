@@ -30,7 +30,7 @@ class MetricsWriter:
         logger: The logger, or None.
 
     Attributes:
-        images_per_s: The training images of all processes per second spent training, in the last epoch.
+        images_per_s: The training images of all processes per second spent training, in the epoch at hand.
     """
 
     def __init__(self, run: RunDirectory, logger: Logger | None) -> None:
@@ -67,10 +67,11 @@ class MetricsWriter:
         """Count images that were trained on."""
         self._images += images
 
-    def end_training(self, device: torch.device) -> None:
-        """Stop the clock of an epoch's training, once the device has done its work."""
+    def measure_speed(self, device: torch.device) -> None:
+        """Measure the speed of an epoch's training so far, once the device has done its work."""
         wait_for(device)
-        self.images_per_s = round(self._images / (time.perf_counter() - self._began), 1)
+        if self._images:  # else all were before the checkpoint that training goes on from, which has their speed
+            self.images_per_s = round(self._images / (time.perf_counter() - self._began), 1)
 
     def write(self, row: Row, blocks: list[dict[str, float]]) -> None:
         """Write the metrics of an epoch.

@@ -137,7 +137,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     for setting in [] if resumed else _overruled(recipes + brought + files, flags):  # every change is looked at
         group, _, field = setting.partition(".")
         configs.append({group: {field: None} if field else None})
-    choosing = next((each["choose"] for each in reversed(recipes + files) if each.get("choose")), None)
+    choosing = next((chosen for each in reversed(recipes + files) if (chosen := each.get("choose")) is not None), None)
     if choosing:
         configs.append({"choose": left_to_choose(choosing, given | _given(map(flatten, brought)))})
     first = [word for config in configs for word in ("--config", yaml.safe_dump(config, sort_keys=False))]
@@ -155,7 +155,7 @@ def merge_settings(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any
         over: Settings, such as those of the command line.
     """
     pairs = [(name, rival) for name, rivals in _RIVALS.items() for rival in rivals]
-    gone = {rival: None for name, rival in pairs if over.get(name) is not None and under.get(rival)}
+    gone = {rival: None for name, rival in pairs if over.get(name) is not None and under.get(rival) is not None}
     return under | gone | over
 
 

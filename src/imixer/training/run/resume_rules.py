@@ -41,7 +41,8 @@ def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
         InputError: If it would compute something else; the message names the first setting that differs.
     """
     old, new = flatten(asdict(before)), flatten(asdict(now))
-    for name, value in new.items():
+    for name in {**new, **old}:  # an empty mapping has no names of its own
+        value = new.get(name)
         if value != old.get(name) and name not in _FREE and not name.startswith("checkpoints."):
             raise InputError(
                 f"{name} is {value}, but {path} was begun with {old.get(name)}; leave it out to resume, or start a new "
