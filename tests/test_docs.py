@@ -302,7 +302,10 @@ def test_the_site_shows_equations_and_asks_no_network(browser, site, name):
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("request", lambda request: problems.append(request.url) if not request.url.startswith(site) else None)
+    page.set_default_timeout(0)  # however slow the machine is
     page.goto(f"{site}/{name}.html", wait_until="networkidle")
+    page.wait_for_function("[...document.querySelectorAll('.arithmatex')].every(each => each.querySelector('.katex'))")
+    page.evaluate("document.fonts.ready.then(() => null)")
     marked, typeset = page.locator(".arithmatex").count(), page.locator(".arithmatex .katex").count()
     assert marked == typeset >= len(list(equations(ROOT / f"docs/{name}.md"))) > 25
     assert page.locator(".katex-error").count() == 0
