@@ -147,9 +147,9 @@ class Checkpoints:
                 with temporary.open("wb") as opened:  # with a file of its own, torch hides what the system says
                     torch.save(state, opened)
                 checksum = _checksum(temporary)
-                if old := next((entry for entry in before if entry.step == step), None):
-                    # killed from here on, the file is the old one or the new one
-                    both = replace(old, sha256=checksum, replaced=old.sha256)
+                old = next((entry for entry in before if entry.step == step), None)
+                if old and path.is_file():  # killed from here on, it is the old one or the new one
+                    both = replace(old, sha256=checksum, replaced=_checksum(path))
                     self._write([both if entry is old else entry for entry in before])
             others = [entry for entry in before if entry.step < step]  # later ones were damaged, and are passed by
             if best:
