@@ -257,6 +257,19 @@ assert torch.equal(built.model.blocks[0].norm1.weight, model.blocks[0].norm1.wei
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
+def test_a_mixer_can_be_packaged_too(train_quick, tmp_path, elsewhere):
+    run = train_quick(tmp_path / "mixer", "--model.name", "mixer_t2_8")
+    assert main(["export", str(run), "--format", "package", "--out", "mixer_t2_8.mine"]) == 0
+    code = f"""
+import imixer.weights
+from pathlib import Path
+imixer.weights.FOLDER = Path({str(elsewhere)!r})
+import timm, torch, imixer
+assert timm.create_model("mixer_t2_8.mine", pretrained=True).eval()(torch.randn(1, 1, 8, 8)).shape == (1, 10)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
 def test_names_that_no_package_can_have_are_refused(run, laptop, own_folder, elsewhere, capsys):
     for out, parts in {
         "mine": ["mine is no ARCHITECTURE.TAG"],

@@ -137,9 +137,10 @@ def _create(
     return model
 
 
-def _from_size(size: tuple[int, int], state: dict[str, Tensor], model: IMixer) -> dict[str, Tensor]:
+def _from_size(size: tuple[int, int], state: dict[str, Tensor], model: MlpMixer) -> dict[str, Tensor]:
     """Bring weights for an image size (height, width) to a model for another, which may have as many tokens."""
-    model.adapt_weights(state, img_size=size)
+    if isinstance(model, IMixer):
+        model.adapt_weights(state, img_size=size)
     return state
 
 
