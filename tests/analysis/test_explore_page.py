@@ -337,6 +337,11 @@ def test_only_the_page_answers_and_only_to_this_machine(served, run):
     assert served.ask("/", Host="127.0.0.1.example.org")[0] == 403
     assert served.ask("/api/inspect?held_out=0", "POST", Host=host, Origin="http://example.org")[0] == 403
     assert served.ask("/api/inspect?held_out=0", "POST", Host=host, Origin=f"http://{host}")[0] == 200
+    assert served.ask("/", Host=host, Origin="http://[")[0] == 403
+    assert served.ask("/", Host="[")[0] == 403
+    for place in ("9" * 5_000, "-", "1.5"):
+        status, answer = served.ask(f"/api/image/training/{place}.png")
+        assert status == 400 and "give a whole number" in json.loads(answer)["problem"]
     assert served.ask("/", "PUT")[0] == 405
 
 

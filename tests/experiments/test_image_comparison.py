@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from imixer.cli import main
+from imixer.errors import InputError
 from imixer.experiments.image_comparison import compare_on_images
 
 
@@ -106,6 +107,49 @@ def test_another_order_or_another_way_to_the_folder_makes_no_other_images(here, 
     (here / "moved/predictions.csv").write_text("\n".join([text[0], *text[:0:-1]]) + "\n")
     (moved,) = compare_on_images(["short", "moved"]).others
     assert (moved.better, moved.worse) == (0, 0)
+
+
+def test_rows_of_shards_are_told_apart_by_their_numbers_and_found_by_any_way_to_them(here, tmp_path):
+    assert main(["evaluate", "short"]) == 0
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/a.parquet").touch()
+    (tmp_path / "link").symlink_to("shards")
+    for name, folder, first in (("moved", "link", 0), ("other", "shards", 1)):
+        shutil.copytree("short", name)
+        numbers = iter(range(first, 10**6))
+        rewrite(
+            here / name, lambda row, n=numbers, f=folder: row | {"image": f"{tmp_path}/{f}/a.parquet row {next(n)}"}
+        )
+    numbers = iter(range(10**6))
+    rewrite(here / "short", lambda row: row | {"image": f"{tmp_path}/shards/a.parquet row {next(numbers)}"})
+    (moved,) = compare_on_images(["short", "moved"]).others
+    assert (moved.better, moved.worse) == (0, 0)
+    with pytest.raises(InputError, match="of which 359 are the same"):
+        compare_on_images(["short", "other"])
+
+
+def test_all_right_beside_all_wrong_is_decided_by_a_sign_test(here):
+    assert main(["evaluate", "short"]) == 0
+    shutil.copytree("short", "bad")
+    for name, correct in (("short", "1"), ("bad", "0")):
+        kept = iter([True] * 10)
+        rewrite(here / name, lambda row, c=correct, k=kept: row | {"correct": c} if next(k, False) else None)
+    (bad,) = compare_on_images(["short", "bad"]).others
+    assert (bad.worse, bad.judgement.verdict) == (10, "smaller")
+    assert bad.judgement.p == pytest.approx(2**-9)  # McNemar's, exact
+
+
+def test_a_test_set_that_is_gone_is_looked_for_anew(here, capsys):
+    from PIL import Image
+
+    for digit in range(10):
+        (here / "gone" / str(digit)).mkdir(parents=True)
+        Image.new("L", (8, 8), 20 * digit).save(here / "gone" / str(digit) / "a.png")
+    assert main(["compare", "short", "long", "--test", "gone"]) == 0
+    shutil.rmtree("gone")
+    capsys.readouterr()
+    assert main(["compare", "short", "long", "--test", "gone"]) == 2
+    assert "no folder" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_other_data_are_looked_at_where_they_are_given(here, monkeypatch):

@@ -14,6 +14,7 @@ from imixer.experiments.report.collect import differing_settings, find_experimen
 from imixer.experiments.report.html_report import write_report
 from imixer.training.finished_run import load_run
 from imixer.training.run.directory import short_names
+from imixer.training.run.summary import runs_below
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +102,26 @@ def test_pointing_at_a_mark_tells_its_number(open_page):
 
 def test_a_damaged_confusion_matrix_is_named(runs, tmp_path):
     shutil.copytree(runs / "second", tmp_path / "run")
-    (tmp_path / "run" / "confusion_matrix.csv").write_text("true,0,1\n0,3,1\n")
-    with pytest.raises(InputError, match="a row and a column for each class"):
-        write_report([str(tmp_path / "run")])
+    file = tmp_path / "run" / "confusion_matrix.csv"
+    for damaged in ("true,0,1\n0,3,1\n", file.read_text() + "\n"):
+        file.write_text(damaged)
+        with pytest.raises(InputError, match="a row and a column for each class"):
+            write_report([str(tmp_path / "run")])
+
+
+def test_a_link_to_a_run_stands_for_it_unless_it_is_there_itself(runs, tmp_path):
+    (tmp_path / "links" / "row").mkdir(parents=True)
+    for name in ("first", "second"):
+        (tmp_path / "links" / "row" / name).symlink_to(runs / name)
+    (tmp_path / "links" / "row" / "nowhere").symlink_to("gone")
+    (tmp_path / "links" / "up").symlink_to(tmp_path)
+    assert [each.name for each in find_runs([str(tmp_path / "links")])] == ["first", "second"]
+    assert [each.path for each in find_runs([str(tmp_path / "links" / "row" / "first")])] == [
+        tmp_path / "links" / "row" / "first"
+    ]
+    shutil.copytree(runs / "first", tmp_path / "links" / "zuletzt")
+    (tmp_path / "links" / "again").symlink_to("zuletzt")
+    assert runs_below(tmp_path / "links")[-1].name == "zuletzt" and len(runs_below(tmp_path / "links")) == 3
 
 
 def test_the_keyboard_reaches_everything(open_page):

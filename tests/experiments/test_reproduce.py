@@ -323,6 +323,8 @@ def test_an_experiment_with_a_figure_is_drawn_instead_of_tabulated(pretend, tiny
             ["cifar10 is not part of", "laptop with data cifar100; leave data out"],
         ),
         (["--gpus", "2"], ["gpus is 2", "no experiment is named"]),
+        (["tied", "--train", "false", "--executor", "ray"], ["executor is ray", "train is false"]),
+        (["tied", "--train", "false", "--executor", "ray", "--cpus", "2"], ["cpus is 2", "train is false"]),
         (["--executor", "ray"], ["executor is ray", "no experiment is named"]),
         (["--train", "false"], ["train is False", "no experiment is named"]),
         (["--image", "taken"], ["image is taken", "no experiment is named"]),

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from rich.console import Console
@@ -17,11 +18,12 @@ from imixer.experiments.experiment_result import ExperimentResult, RowResult, Tr
 from imixer.experiments.index_page import write_index
 from imixer.experiments.paper import PaperAccuracy
 from imixer.experiments.scales import SCALES
-from imixer.experiments.sentences import describe, row_name, summarise
+from imixer.experiments.sentences import _CONTRACTION, describe, row_name, summarise
 from imixer.experiments.table_output import count_tests, present, write_tables
-from imixer.experiments.trained_contraction import TrainedContraction, measure_contraction, worst_contraction
+from imixer.experiments.trained_contraction import _SEVERITY, TrainedContraction, measure_contraction, worst_contraction
 from imixer.sweep.results import TrialOutcome
 from imixer.training.run.config import TrainConfig
+from imixer.verdict import Verdict
 
 
 def trial(seed, accuracy, contraction=None, seconds=10.0):
@@ -193,6 +195,10 @@ def test_the_worst_of_several_runs_counts():
     )
     assert worst == TrainedContraction(1.1, 0.5, 0.5, 0.2, "observed")
     assert worst_contraction([]) is None
+    lost = TrainedContraction(1.1, 0.9, 0.5, 0.3, "undecided")
+    assert worst_contraction([worst, lost]).verdict == "undecided"
+    assert worst_contraction([lost, replace(lost, verdict="violated")]).verdict == "violated"
+    assert {*get_args(Verdict)} == {*_SEVERITY} == {*_CONTRACTION}
 
 
 def test_the_contraction_of_a_run_is_measured_once(run, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,30 @@ def test_a_begun_trial_is_continued_or_else_trained_anew(pretend, tiny, monkeypa
     assert main(["sweep", "tiny.yaml"]) == 0
     assert resumed == ["sweeps/tiny/n_iter=1/seed-1"]
     assert "n_iter=1/seed-0" in calls and "n_iter=1/seed-1" not in calls and len(calls) == 5
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/step-00000001", "model/model.safetensors"])
+def test_a_trial_that_lost_its_configuration_alone_is_kept_and_named(capsys, pretend, tiny, kept):
+    calls = pretend()
+    assert main(["sweep", tiny(PLAN)]) == 0
+    run = Path("sweeps/tiny/n_iter=1/seed-0")
+    shutil.rmtree(run)
+    (run / kept).parent.mkdir(parents=True)
+    (run / kept).touch()
+    before = len(calls)
+    capsys.readouterr()
+    assert main(["sweep", "tiny.yaml"]) == 1
+    assert (run / kept).exists() and len(calls) == before
+    assert "has lost its config.yaml" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_loss_that_is_not_finite_spoils_no_summary_and_makes_no_best_epoch(capsys, pretend, tiny):
+    pretend(lambda name: (0.9, "nan" if name == "n_iter=1/seed-1" else 1.0))
+    assert main(["sweep", tiny(PLAN)]) == 0
+    (shown,) = (line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("n_iter=1 "))
+    assert "nan" in shown
+    first, second = (row for row in table("sweeps/tiny/results.csv") if row["cell"] == "n_iter=1" and row["seed"] < "2")
+    assert (first["best_epoch"], second["best_epoch"], second["best_val_acc"]) == ("4", "3", "0.1")
 
 
 @pytest.mark.parametrize(

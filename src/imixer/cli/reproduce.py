@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from jsonargparse import ArgumentParser, Namespace
 
 from imixer.cli.command import Command, new_parser
@@ -10,8 +13,8 @@ from imixer.cli.terminal import announce_loading, new_console
 from imixer.errors import InputError, did_you_mean
 
 # what a list has no use for, and the values that ask for nothing
-_OF_TRAINING = dict.fromkeys(("image", "margin", "rows", "address", "cpus", "gpus", "retries"))
-_OF_TRAINING |= {"executor": "local", "train": True}
+_OF_EXECUTION = dict.fromkeys(("address", "cpus", "gpus", "retries")) | {"executor": "local"}
+_OF_TRAINING = dict.fromkeys(("image", "margin", "rows")) | _OF_EXECUTION | {"train": True}
 
 
 def build() -> ArgumentParser:
@@ -108,6 +111,8 @@ def run(args: Namespace) -> int:
         if name != "all" and EXPERIMENTS[name] not in experiments_at(scale):
             others = [other for other in SCALES if EXPERIMENTS[name] in experiments_at(other)]
             raise InputError(f"{name} has no scale {scale}; give --scale {' or '.join(others)}")
+    if not args.train:
+        _refuse_given(args, _OF_EXECUTION, "train is false, which trains nothing; leave one of them out")
     executor = build_executor(args)
     announce_loading("the data")
     from imixer.experiments.reproduce import reproduce
@@ -130,13 +135,27 @@ def run(args: Namespace) -> int:
     return int(any(each.failed for each in results))
 
 
+def _refuse_given(args: Namespace, options: Mapping[str, Any], reason: str) -> None:
+    """Refuse options that ask for something of which there will be none.
+
+    Args:
+        args: The parsed options.
+        options: Names of options, with the values that ask for nothing.
+        reason: Why they have no effect, and what to do.
+
+    Raises:
+        InputError: If one is given.
+    """
+    for option, nothing in options.items():
+        if (value := getattr(args, option)) != nothing:
+            raise InputError(f"{option} is {value}, and {reason}")
+
+
 def _list(args: Namespace) -> None:
     """List the experiments of a scale."""
     from imixer.experiments.scales import SCALES
 
-    for option, nothing in _OF_TRAINING.items():
-        if (value := getattr(args, option)) != nothing:
-            raise InputError(f"{option} is {value}, and no experiment is named; give WHAT, or leave it out")
+    _refuse_given(args, _OF_TRAINING, "no experiment is named; give WHAT, or leave it out")
     announce_loading("the data")
     from imixer.experiments.reproduce import list_experiments
 

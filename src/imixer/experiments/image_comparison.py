@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
+import re
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -193,7 +196,21 @@ def _difference(first: ImageScores, other: ImageScores) -> MeanDifference:
     different = sum(own[i] != baseline[i] for i in own)
     if different < FEWEST_DIFFERENT:
         return MeanDifference(difference.difference, difference.test, difference.pairs)
+    if difference.error is None and difference.difference != 0:
+        return _without_spread(difference)
     return difference
+
+
+def _without_spread(difference: MeanDifference) -> MeanDifference:
+    """Give a difference that is the same on every image, as of all right and all wrong, the p-value of a sign test.
+
+    A t-test has no error to go by there. That at which its p is 2^(1 - images), McNemar's exact one, is taken.
+    """
+    from scipy.special import stdtrit
+
+    df = difference.pairs - 1
+    tail = max(0.5**difference.pairs, sys.float_info.min)
+    return replace(difference, error=abs(difference.difference) / -float(stdtrit(df, tail)), df=df)
 
 
 def _scores(path: str, data: str | None, test: str | None, device: str, checkpoint: WhichWeights) -> ImageScores:
@@ -230,9 +247,13 @@ def _are_there(files: EvaluationFiles, test: str | None) -> bool:
 
 
 def _last_change(path: Path) -> float:
-    """Return when a file, or anything in a folder, was last written, added, removed or renamed; in seconds."""
+    """Return when a file, or anything in a folder, was last written, added, removed or renamed; in seconds.
+
+    It is infinity where that cannot be seen: of what is no longer there, or not on this machine.
+    """
     inside = [os.path.join(folder, name) for folder, _, files in os.walk(path) for name in ("", *files)]
-    return max(os.stat(each).st_ctime for each in (str(path), *inside) if os.path.exists(each))
+    changes = [os.stat(each).st_ctime for each in (str(path), *inside) if os.path.exists(each)]
+    return max(changes, default=math.inf)
 
 
 def _read_predictions(file: Path, column: str) -> tuple[dict[str, float], dict[str, str]]:
@@ -241,8 +262,7 @@ def _read_predictions(file: Path, column: str) -> tuple[dict[str, float], dict[s
     true_classes: dict[str, str] = {}
     try:
         for row in csv.DictReader(io.StringIO(read_text(file)), strict=True):
-            image = from_csv(row["image"])
-            name = os.path.realpath(image) if os.path.exists(image) else image  # a folder has several names
+            name = _resolved(from_csv(row["image"]))
             scores[name] = float(row[column])
             if "true_class" in row:
                 true_classes[name] = from_csv(row["true_class"])
@@ -251,6 +271,16 @@ def _read_predictions(file: Path, column: str) -> tuple[dict[str, float], dict[s
     if not scores:
         raise InputError(f"{file} has no images; `imixer evaluate` writes it anew")
     return scores, true_classes
+
+
+def _resolved(name: str) -> str:
+    """Name an image by the real path of its file or shard, which has several names where folders do."""
+    if os.path.exists(name):
+        return os.path.realpath(name)
+    place = re.fullmatch(r"(.* of )?(.*?)( row \d+)?", name)  # of a row of a shard
+    if place is None or not os.path.exists(place[2]):
+        return name
+    return f"{place[1] or ''}{os.path.realpath(place[2])}{place[3] or ''}"
 
 
 def _require_same_images(first: ImageScores, other: ImageScores) -> None:

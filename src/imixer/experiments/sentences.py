@@ -74,6 +74,8 @@ def describe_contraction(result: ExperimentResult) -> list[str]:
 _CONTRACTION = {
     "guaranteed": "F is a contraction for any input, by its bound",
     "observed": "F is a contraction on the images measured, with no guarantee for others",
+    "undecided": "In at least one block the search for a fixed point came to no end, and whether F is a contraction "
+    "there stays open",
     "violated": "In at least one block F is no contraction, and iterating may enlarge what is left of the equation",
 }
 

@@ -262,7 +262,8 @@ def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
             "bound, norm, residual, inverse: the worst of all blocks and trials. bound: of the Lipschitz constant of "
             f"F, for any input. norm: of its Jacobian at the fixed points of {IMAGES} held-out images. residual: "
             "||x - G(v) - F(x)|| / ||x|| after the row's own iterations. inverse: guaranteed by the bound, observed "
-            "on the images (norm below 1), or violated; and the share of the fixed points that were found, if not all"
+            "on the images (norm below 1), undecided where a search came to no end, or violated; and the share of the "
+            "fixed points that were found, if not all"
         )
     if result.experiment.show_time:
         legend.append("time: of training, over the baseline's; trials that shared a machine with others blur it")

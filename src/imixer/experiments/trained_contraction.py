@@ -15,7 +15,7 @@ from imixer.verdict import Verdict
 from imixer.writing import write_json
 
 IMAGES = 16  # as many as the paper's figures take
-_SEVERITY: tuple[Verdict, ...] = ("guaranteed", "observed", "violated")
+_SEVERITY: tuple[Verdict, ...] = ("guaranteed", "observed", "undecided", "violated")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class TrainedContraction:
         norm: Largest Jacobian norm of F at the images' fixed points. Infinite if it overflows.
         found: Share of the fixed points that the solver found, in the block where it is smallest.
         residual: ||x - G(v) - F(x)|| / ||x|| that the run's own iterations leave over the images.
-        verdict: Whether F is a contraction: `guaranteed` by the bound, `observed` on the images, or `violated`.
+        verdict: Whether F is a contraction: `guaranteed` by the bound, `observed` on the images, `undecided` where the
+            search for a fixed point came to no end, or `violated`.
     """
 
     bound: float

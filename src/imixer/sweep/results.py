@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from imixer.sweep.spec import RESULTS, SUMMARY, setting_text
 from imixer.sweep.trial import failure_reason
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.parsing import load_config
-from imixer.training.run.result import METRIC_NAMES, metric_of
+from imixer.training.run.result import METRIC_NAMES, best_row, metric_of
 from imixer.writing import csv_text, write_text
 
 Status = Literal["waiting", "running", "unfinished", "failed", "finished"]
@@ -62,7 +63,8 @@ class CellSummary:
         trials: Number of finished trials.
         planned: Number of trials that the cell will have.
         mean: Mean. None without a finished trial.
-        std: Standard deviation of the sample (n - 1 in the denominator). None below two trials.
+        std: Standard deviation of the sample (n - 1 in the denominator). None below two trials, or where one is not
+            finite.
     """
 
     trials: int
@@ -103,7 +105,7 @@ class SweepResults:
         metrics: dict[str, Any] = {"epochs": self._planned_epochs(trial)}
         if rows:
             metrics |= {name: float(rows[-1][name]) for name in ("val_acc", "val_loss", "seconds")}
-            best = max(rows, key=lambda row: float(row[by]))
+            best = best_row([{name: float(row[name]) for name in ("epoch", "val_acc", "val_loss", by)} for row in rows])
             metrics |= {"best_val_acc": float(best["val_acc"]), "best_epoch": int(float(best["epoch"]))}
             metrics |= {"score": float(rows[-1][by]), "best_score": float(best[by])}
             metrics["epoch"] = int(float(rows[-1]["epoch"]))
@@ -140,11 +142,12 @@ class SweepResults:
         outcomes = [self[Trial(cell, seed)] for seed in cell.seeds]
         finished = [outcome for outcome in outcomes if outcome.status == "finished"]
         values = [value for outcome in finished if (value := getattr(outcome, metric)) is not None]
+        finite = all(map(math.isfinite, values))  # of others `stdev` fails
         return CellSummary(
             len(finished),
             len(outcomes),
             fmean(values) if values else None,
-            stdev(values) if len(values) > 1 else None,
+            stdev(values) if len(values) > 1 and finite else None,
         )
 
     @cached_property

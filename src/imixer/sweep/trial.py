@@ -69,14 +69,29 @@ def _train(trial: Trial, folder: Path) -> None:
         if RunDirectory(run).config.is_file():
             go_on(str(run))
         else:
-            if run.exists():  # lost before there was anything
-                rmtree(run)
+            _remove_empty(RunDirectory(run))
             begin(trial.config(folder))
     except InputError as error:
         record_failure(run, str(error))
     except Exception as error:  # whatever it is, the other trials go on
         traceback.print_exc()
         record_failure(run, f"{type(error).__name__}: {error}")
+
+
+def _remove_empty(run: RunDirectory) -> None:
+    """Remove the directory of a run that was lost before there was anything.
+
+    Raises:
+        InputError: If there is a checkpoint or a model in it, which nobody could train again in no time.
+    """
+    for folder in (run.checkpoints, run.model):
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InputError(
+                f"{run.path} has lost its config.yaml, and {folder.name} is there; restore it from another trial's, "
+                "or remove the directory, and the trial is trained anew"
+            )
+    if run.path.exists():
+        rmtree(run.path)
 
 
 def _ways(task: TaskName) -> tuple[Callable[[TrainConfig], object], Callable[[str], object]]:

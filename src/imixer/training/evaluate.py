@@ -172,7 +172,7 @@ def evaluate(
     shown = [
         WorstImage(
             image=images.items[place][0],
-            name=Path(sources[place]).name,
+            name=Path(sources[place]).name if Path(sources[place]).exists() else sources[place],
             truth=run.class_names[int(targets[place])],
             predicted=run.class_names[int(logits[place].argmax())],
             confidence=float(logits[place].softmax(0).max()),
@@ -284,14 +284,14 @@ def evaluation_files(outputs: RunDirectory, *, is_test: bool) -> EvaluationFiles
 
 
 def image_names(items: SizedDataset[Any], kind: str) -> list[str]:
-    """Name images: by their files where they have some, by their places elsewhere, such as `held-out 12`.
+    """Name images: by their files, or shards and rows, where they have some, else by place, such as `held-out 12`.
 
     Args:
         items: The images.
         kind: What stands before the place.
     """
-    paths = getattr(items, "paths", None)
-    return list(map(str, paths)) if paths is not None else [f"{kind} {place}" for place in range(len(items))]
+    names = getattr(items, "paths", None) or getattr(items, "names", None)
+    return list(map(str, names)) if names is not None else [f"{kind} {place}" for place in range(len(items))]
 
 
 def _write_predictions(

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
@@ -92,7 +92,7 @@ def application(explorer: Explorer) -> _App:
         return JSONResponse(await computed(lambda: explorer.nearest(upload, held_out)))
 
     async def thumbnail(request: Request) -> Response:
-        split, place = request.path_params["split"], request.path_params["place"]
+        split, place = request.path_params["split"], _read_whole("place", request.path_params["place"])
         return Response(await computed(lambda: explorer.thumbnail(split, place)), media_type="image/png")
 
     async def digits(request: Request) -> Response:
@@ -117,7 +117,7 @@ def application(explorer: Explorer) -> _App:
             Route("/api/facts", facts),
             Route("/api/inspect", inspect, methods=["POST"]),
             Route("/api/nearest", nearest, methods=["POST"]),
-            Route("/api/image/{split}/{place:int}.png", thumbnail),
+            Route("/api/image/{split}/{place}.png", thumbnail),
             Route("/api/digits", digits),
             Route("/api/spoil", spoil, methods=["POST"]),
             Route("/api/recall", recall, methods=["POST"]),
@@ -159,8 +159,10 @@ async def _upload(request: Request) -> bytes | None:
 
 def _whole(request: Request, name: str) -> int | None:
     text = request.query_params.get(name)
-    if text is None:
-        return None
+    return None if text is None else _read_whole(name, text)
+
+
+def _read_whole(name: str, text: str) -> int:
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
         raise InputError(f"{name} is {middle_cut(text, 40)}; give a whole number")
     return int(text)
@@ -217,7 +219,7 @@ def _guarded(app: Any, policy: str) -> _App:
 
         headers = dict(scope["headers"])
         host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        if not is_local_name(_hostname(f"//{host}")) or (origin and urlsplit(origin).netloc != host):
+        if not is_local_name(_split(f"//{host}").hostname or "") or (origin and _split(origin).netloc != host):
             refusal = JSONResponse({"problem": "this page is for this machine alone"}, 403)
             await refusal(scope, receive, with_headers)
         else:
@@ -226,8 +228,9 @@ def _guarded(app: Any, policy: str) -> _App:
     return guarded
 
 
-def _hostname(url: str) -> str:
+def _split(url: str) -> SplitResult:
+    """Split an address into its parts, which all are empty where it is none."""
     try:
-        return urlsplit(url).hostname or ""
+        return urlsplit(url)
     except ValueError:
-        return ""
+        return urlsplit("")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +21,8 @@ from imixer.plotting import drawn, save_figure
 from imixer.progress import announce
 from imixer.training.run.directory import check_out, create_run
 
+_SIZE = 32  # pixels
+_LOUDEST = 1_000.0  # noise, beside which no pattern is heard
 _MOST = {"patterns": 100_000, "queries": 10_000, "steps": 1_000_000, "size": 4_096}  # more would never end
 
 
@@ -34,7 +35,7 @@ def recall(
     mask: str = "none",
     queries: int = 6,
     steps: int = 50,
-    size: int = 32,
+    size: int | None = None,
     seed: int = 0,
     out: str | None = None,
     **options: Any,
@@ -50,7 +51,7 @@ def recall(
         mask: Half that is hidden: `none`, `top`, `bottom`, `left` or `right`. The other is clamped if it has no noise.
         queries: Number of images to retrieve.
         steps: Largest number of steps.
-        size: Side in pixels that `images` are resized to.
+        size: Side in pixels that `images` are resized to. Default: 32.
         seed: Seed of the choice of patterns and of the noise.
         out: Folder to make. Default: the next free `runs/recall-<memory>-<number>`.
         **options: Options of the memory, see `AssociativeMemory`.
@@ -59,8 +60,9 @@ def recall(
         What was recalled, and the folder.
 
     Raises:
-        InputError: If a number is out of range, the memory, mask or an option of the memory is unknown, an image cannot
-            be read, there are fewer images than patterns, what is retrieved is not finite, or `out` exists.
+        InputError: If a number is out of range, size is given without images, the memory, mask or an option of the
+            memory is unknown, an image cannot be read, there are fewer images than patterns, what is retrieved is not
+            finite, or `out` exists.
     """
     noise = (0.0 if mask != "none" else 0.3) if noise is None else noise
     counts = {"patterns": patterns, "queries": queries, "steps": steps, "size": size}
@@ -69,14 +71,16 @@ def recall(
             raise InputError(f"{name} is {value}; give 1 or more, at most {_MOST[name]:,}")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed is {seed}; give 0 or more, below 2**63")
-    most = 1.0 if memory in BINARY else math.inf
-    if not 0 <= noise <= most:
-        what = "a share of flipped pixels from 0 to 1" if memory in BINARY else "a standard deviation of 0 or more"
+    if size is not None and not images:
+        raise InputError(f"size is {size}, and no image is given: digits are of 8 x 8 pixels; leave it out")
+    if not 0 <= noise <= (1.0 if memory in BINARY else _LOUDEST):
+        gray = f"a standard deviation from 0 to {_LOUDEST:,.0f}"
+        what = "a share of flipped pixels from 0 to 1" if memory in BINARY else gray
         raise InputError(f"noise is {noise}; give {what}")
     check_out(out)
     generator = torch.Generator().manual_seed(seed)
     if images:
-        stored, names = image_patterns(images, size, patterns)
+        stored, names = image_patterns(images, size or _SIZE, patterns)
     else:
         stored, names = digit_patterns(20 if patterns is None else patterns, generator)
     try:

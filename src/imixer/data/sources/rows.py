@@ -100,6 +100,11 @@ class ShardImages(Dataset[LabelledImage]):
         """Label of each item."""
         return self.rows.labels[self.chosen]
 
+    @property
+    def names(self) -> list[str]:
+        """Name of each item, by file and number or key."""
+        return [self.rows.name(int(row)) for row in self.chosen]
+
     def hold(self, group: int) -> None:
         """Fetch a group of rows if they are streamed.
 

@@ -21,6 +21,7 @@ from imixer.training.run.directory import RunDirectory, short_names
 from imixer.training.run.parsing import flatten, load_config
 from imixer.training.run.result import best_by, best_row
 from imixer.training.run.safetensors_file import first_non_finite_in
+from imixer.training.run.summary import runs_below
 
 _log = logging.getLogger(__name__)
 _METRICS = ("epoch", "step", "train_loss", "val_loss", "val_acc", "lr", "images_per_s", "seconds")
@@ -164,8 +165,7 @@ def find_runs(paths: Sequence[str]) -> list[ReportedRun]:
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"no run and no folder of runs at {path}; correct the path")
-        inside = (each.parent for each in path.rglob("config.yaml"))
-        runs = [path] if _is_run(path) else sorted(each for each in inside if _is_run(each))
+        runs = [each for each in runs_below(path) if _is_run(each)]
         if not runs and any((path / name).exists() for name in _RUN_FILES):
             raise InputError(f"{path} is a run that has lost its config.yaml, without which nobody knows what it is")
         if not runs:

@@ -39,7 +39,7 @@ def read_confusion(path: Path) -> tuple[list[str], list[list[int]]]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = list(csv.reader(file)) or [[]]
-    names = header[1:]
-    if not names or [row[0] for row in rows] != names or any(len(row) != len(header) for row in rows):
+    names, whole = header[1:], all(len(row) == len(header) for row in rows)
+    if not names or not whole or [row[0] for row in rows] != names:
         raise ValueError(f"{path} has not a row and a column for each class")
     return [from_csv(name) for name in names], [[int(count) for count in row[1:]] for row in rows]

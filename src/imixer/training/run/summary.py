@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -69,7 +70,7 @@ class RunSummary:
 
 
 def find_run_directories(folder: Path) -> list[Path]:
-    """List the directories of runs in a folder, at any depth, sorted. The folder may be a run itself.
+    """List the directories of runs in a folder, as `runs_below` does, and refuse a folder without any.
 
     Args:
         folder: The folder.
@@ -79,15 +80,32 @@ def find_run_directories(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"no folder {middle_cut(str(folder), 80)}; give one that `imixer train` has written to")
-    runs: list[Path] = []
-    for path, folders, files in os.walk(folder):
-        folders.sort()
-        if len(_RUN_FILES.intersection(folders + files)) > 1:  # of a run that lost some, too
-            runs.append(Path(path))
-            folders.clear()
-    if not runs:
+    if not (runs := runs_below(folder)):
         raise InputError(f"{folder} holds no run; give a folder that `imixer train` or `imixer sweep` has written to")
     return runs
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """List the directories of runs in a folder, at any depth, sorted. The folder may be a run itself.
+
+    Runs that lost some of their files are among them. A link to a run, as `imixer reproduce` makes them, stands for it
+    unless it is in the folder itself. Other links to folders are not followed.
+
+    Args:
+        folder: The folder.
+    """
+    runs, links = list[Path](), list[Path]()
+    for path, folders, files in os.walk(folder):
+        if len(_RUN_FILES.intersection(folders + files)) > 1:
+            runs.append(Path(path))
+            folders.clear()
+            continue
+        for link in (os.path.join(path, name) for name in folders if os.path.islink(os.path.join(path, name))):
+            with suppress(OSError):  # of what may not be listed
+                if len(_RUN_FILES.intersection(os.listdir(link))) > 1:
+                    links.append(Path(link))
+    places = {run.resolve(): run for run in (*sorted(links, reverse=True), *runs)}
+    return sorted(places.values())
 
 
 def summarize(path: Path) -> RunSummary:
