@@ -79,6 +79,15 @@ def test_the_readmes_excerpt_is_in_the_source():
         assert code in source, code
 
 
+@pytest.mark.parametrize("package", ["implicit", "hopfield", "models"])
+def test_what_an_api_page_says_is_imported_from_a_package_is(package):
+    page = (ROOT / f"docs/api/{package}.md").read_text(encoding="utf-8")
+    elsewhere = {f"imixer.{package}", *re.findall(rf"`(imixer\.{package}\.[\w.]+)`", page)}
+    for path in re.findall(r"^::: (\S+)$", page, re.MULTILINE):
+        name = path.rpartition(".")[2]
+        assert any(hasattr(importlib.import_module(place), name) for place in elsewhere), path
+
+
 @pytest.mark.parametrize("page", sorted(set(re.findall(r"docs/results/\w+\.md", README))))
 def test_every_figure_of_the_readme_stands_on_the_page_it_leads_to(page):
     known = [float(number) for number in re.findall(r"\d+\.\d+", (ROOT / page).read_text(encoding="utf-8"))]

@@ -1,9 +1,14 @@
-"""Define the one exception that means: the user can mend this; and checks of numbers that all packages share."""
+"""Define the one exception that means: the user can mend this; what other errors say; and checks that all share."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+from imixer.escaping import middle_cut, one_line
+
+_MOST_LETTERS = 200  # of a file's name or a library's message
 
 
 class InputError(ValueError):
@@ -67,3 +72,35 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = 
     """
     close = get_close_matches(word, list(known), n=count, cutoff=cutoff)
     return f"; did you mean {' or '.join(prefix + word for word in close)}?" if close else ""
+
+
+def user_line(error: OSError | MemoryError | RuntimeError) -> str | None:
+    """Turn an error of the system or of torch that a user can mend into one line: a full disk, a lack of memory.
+
+    Args:
+        error: The error.
+
+    Returns:
+        The line; None if it is an error of another kind, of which a traceback tells more.
+    """
+    if isinstance(error, OSError):
+        return _system_said(error)
+    said = middle_cut(one_line(error), _MOST_LETTERS)
+    kind = type(error).__name__
+    # of Python, and of torch on CUDA and on a CPU
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return (
+            f"there is not enough memory ({said or 'of this machine'}); lower data.batch_size, raise accumulate, or "
+            "take a smaller model or image"
+        )
+    # of imixer.implicit, which nobody may have needed yet
+    return said if kind == "NotConvergedError" else None
+
+
+def _system_said(error: OSError) -> str:
+    """Name the file and the reason of the system's error."""
+    if error.errno is None and error.filename is None:
+        return middle_cut(one_line(error), _MOST_LETTERS)
+    why = {errno.ENAMETOOLONG: "its name is too long", errno.ENOSPC: "the disk is full"}.get(error.errno or 0)
+    where = middle_cut(one_line(error.filename), _MOST_LETTERS) if error.filename is not None else "a file or stream"
+    return f"{where}: {why or error.strerror}"

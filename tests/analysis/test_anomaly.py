@@ -587,12 +587,14 @@ def test_a_damaged_memory_is_refused_in_a_line(detector, capsys, spoil_file):
     assert "normal.safetensors is missing or damaged" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_interrupted_run_is_finished_by_resume(detector, capsys):
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:99])])
+def test_an_interrupted_run_is_finished_by_resume(detector, capsys, harm):
     run, _ = detector
-    (run / "model/model.safetensors").unlink()
+    harm(run / "model/model.safetensors")
     (run / "result.json").unlink()
     assert main(["train", "--resume", "found"]) == 0
     assert read_json(run / "result.json", ["epochs"])["epochs"] == 1
+    assert main(["evaluate", "found"]) == 0
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -612,6 +614,9 @@ def spoil(root, what):
         (root / "test").rename(root / "judge")
     elif what == "a second good":
         (root / "test/square").rename(root / "test/Good")
+    elif what == "an empty defect":
+        (root / "test/dent").mkdir()
+        (root / "test/dent/1.pgm").touch()
     elif what == "a loose image":
         Image.new("L", (20, 12)).save(root / "test/7.png")
     elif what == "a small image":
@@ -645,6 +650,7 @@ FOLDERS = [
     ("no good", ["test/good"]),
     ("no test", ["no folder test"]),
     ("a second good", ["test/Good", "call it good"]),
+    ("an empty defect", ["test/dent", "no images"]),
     ("a loose image", ["test/7.png", "no folder"]),
 ]
 FILES = [
@@ -674,6 +680,19 @@ def test_single_bad_files_are_counted_if_that_is_asked_for(tmp_path, what):
     samples = open_defect_folder(tmp_path, 1, (12, 20), smallest=2, skip_bad=True)
     assert len(samples.skipped) == (3 if what == "masks of another defect" else 1)
     assert {GOOD, "square"} == set(samples.kinds)
+
+
+def test_what_only_looks_like_a_mask_is_none(tmp_path):
+    benchmark(tmp_path)
+    before = open_defect_folder(tmp_path, 1, (12, 20), smallest=2)
+    for mask in list((tmp_path / "ground_truth/square").iterdir()):
+        mask.with_suffix(".json").write_text("{}")
+        Image.new("L", (20, 12), 255).save(mask.with_name(f"{mask.stem}.0.png"))  # of another image
+    with pytest.raises(InputError, match="is the mask of no image"):
+        open_defect_folder(tmp_path, 1, (12, 20), smallest=2)
+    for mask in (tmp_path / "ground_truth/square").glob("*.0.png"):
+        mask.unlink()
+    assert torch.equal(open_defect_folder(tmp_path, 1, (12, 20), smallest=2).masks, before.masks)
 
 
 def test_blank_masks_of_good_images_are_no_contradiction(tmp_path):

@@ -1,6 +1,7 @@
 """Several processes train as one does."""
 
 import csv
+import errno
 import os
 import re
 import runpy
@@ -11,6 +12,7 @@ import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +22,10 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.data.sources.digits import open_digits
 from imixer.errors import InputError
+from imixer.training import launch, worker
 from imixer.training.devices import resolve_devices, started_by_launcher
 from imixer.training.run.config import TrainConfig
+from imixer.training.run.parsing import save_config
 from imixer.training.validation import require_held_out
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -223,3 +227,36 @@ def test_fewer_held_out_images_than_processes_are_refused_in_one_line():
     with pytest.raises(InputError, match=r"digits has 1 held-out image for 2 processes; use fewer devices$"):
         require_held_out(few, 2)
     require_held_out(few, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "code"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "there is not enough memory (CUDA out of memory)", 2),
+        (OSError(errno.ENOSPC, "No space left on device", "model"), "model: the disk is full", 2),
+        (RuntimeError("Connection closed by peer"), None, 1),
+    ],
+    ids=["memory", "disk", "peer"],
+)
+def test_a_worker_says_what_its_user_can_mend_in_a_line(tmp_path, monkeypatch, error, said, code):
+    monkeypatch.setenv("IMIXER_REPORTS", str(tmp_path))
+    monkeypatch.setenv("RANK", "0")
+    save_config(TrainConfig(), tmp_path / "config.yaml")
+
+    def fail(config):
+        raise error
+
+    monkeypatch.setattr(worker, "train", fail)
+    assert worker.main(str(tmp_path / "config.yaml")) == code
+    reported = tmp_path / "error-0"
+    assert reported.read_text().startswith(said) if said else not reported.exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_run_that_is_there_is_continued_and_one_that_is_not_is_not_named(tmp_path, there):
+    run = tmp_path / "run"
+    if there:
+        run.mkdir()
+    failure = SimpleNamespace(exitcode=-9, timestamp=0, local_rank=1)
+    said = launch._death({1: failure}, run)
+    assert "process 1 of the run was killed by SIGKILL" in said and ("--resume" in said) == there

@@ -2,15 +2,16 @@
 
 import pytest
 
+from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.training.model import build_model, default_name
 from imixer.training.run.config import ModelConfig
 
 
-def build(native_size=None, image_size=None, **config):
+def build(native_size=None, image_size=None, in_chans=3, **config):
     data = DataConfig(image_size=image_size)
-    return build_model(ModelConfig(**config), data, native_size=native_size, in_chans=3, num_classes=2)
+    return build_model(ModelConfig(**config), data, native_size=native_size, in_chans=in_chans, num_classes=2)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,12 @@ def test_the_input_is_the_models_own_unless_asked(tmp_path):
         ({"name": "imixer_t4_32", "embed_dim": -8}, ["embed_dim"]),
         ({"name": "imixer_t4_32", "pretrained": True}, ["pretrained", "imixer_t4_32"]),
         ({"name": "imixer_t4_32", "checkpoint": "nowhere.pt"}, ["nowhere.pt"]),
+        ({"name": "imixer_t4_32", "num_blocks": 0}, ["model.num_blocks", "no block", "mixer_*"]),
+        ({"name": "imixer_t4_32", "num_blocks": [0, 0, 0], "patch_size": 2}, ["model.num_blocks", "no block"]),
+        (
+            {"name": "imixer_laptop_32.cifar10", "pretrained": True, "in_chans": 1},
+            ["model.pretrained: in_chans is 1", "whitening of 3 channels"],
+        ),
     ],
     ids=str,
 )
@@ -58,3 +65,21 @@ def test_what_cannot_be_is_refused(config, parts):
     assert "\n" not in str(refused.value)
     for part in parts:
         assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["resnet18", "--data.batch_size", "1"], ["batch norms", "1 image of 32x32", "raise data.batch_size"]),
+        (["resnet18", "--data.batch_size", "4", "--accumulate", "4"], ["1 image of 32x32", "lower accumulate"]),
+        (["vgg11", "--data.image_size", "16"], ["vgg11 leaves nothing of an image of 16x16"]),
+    ],
+    ids=str,
+)
+def test_images_that_a_model_cannot_be_trained_on_are_refused_in_a_line(words, parts, elsewhere, capsys):
+    name, *more = words
+    size = [] if "--data.image_size" in more else ["--data.image_size", "32"]
+    assert main(["train", "--recipe", "digits_general", "--out", "run", "--model.name", name, *size, *more]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("imixer: ") and all(part in line for part in parts), line
+    assert list(elsewhere.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,6 +12,8 @@ from imixer.cli import main
 from imixer.cli.dispatch import _COMMANDS
 from imixer.training import model_costs as module
 from imixer.training.model_costs import ModelCost, model_costs, model_grid, show_model_costs
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_parameters_and_multiply_adds_are_those_of_the_model():
@@ -63,6 +66,8 @@ def test_the_commands_that_take_a_packaged_model_are_those_that_are_named():
     named = re.search(r"--model NAME of (.*) takes one that has weights", console.file.getvalue())[1]
     taking = {name for name, command in _COMMANDS.items() if "packaged model in the place" in _help(command)}
     assert set(re.split(", | and ", named)) == taking
+    (listed,) = re.findall(r"`imixer (predict`.*?) take `--model NAME`", (ROOT / "docs/models.md").read_text())
+    assert set(re.findall(r"\w+", listed)) - {"and"} == taking
 
 
 def _help(command):

@@ -1,5 +1,6 @@
 """Steps that are not finite."""
 
+import errno
 import math
 
 import pytest
@@ -121,6 +122,55 @@ def poison(monkeypatch):
         monkeypatch.setattr(TrainState, "loss", spoiled)
 
     return at
+
+
+def test_a_step_that_cannot_be_kept_ends_no_training_and_is_told(tmp_path, poison, monkeypatch, capsys):
+    poison(3)
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device", "step.pt")
+
+    monkeypatch.setattr("imixer.training.step_dump.replacing", full)
+    run = tmp_path / "run"
+    assert main(["train", "--out", str(run), *TINY]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "step 4 (epoch 1)" in line and "could not be kept (step.pt: the disk is full)" in line
+    assert (run / "checkpoints" / "step-00000003.pt").is_file()
+
+
+def test_only_the_first_steps_that_are_left_out_are_kept(tmp_path, poison, monkeypatch, capsys):
+    poison(*range(1, 6))
+    monkeypatch.setattr("imixer.training.loop._MOST_DUMPS", 2)
+    run = tmp_path / "run"
+    assert main(["train", "--out", str(run), *TINY, "--non_finite", "skip"]) == 0
+    assert len(list((run / "nonfinite").iterdir())) == 2
+    assert "2 such steps are kept in" in capsys.readouterr().err
+
+
+def test_what_is_found_a_step_late_is_told_with_the_rate_of_its_step(tmp_path, poison, monkeypatch, capsys):
+    """As where the host does not wait for a device."""
+    poison(3)
+    late = []
+    gradient, skipped = TrainState.gradient, Guard.skipped
+
+    def unnoticed(self, micro_batches, step):
+        loss, must_skip = gradient(self, micro_batches, step)
+        late.append(must_skip)
+        return loss, False
+
+    monkeypatch.setattr(TrainState, "gradient", unnoticed)
+    monkeypatch.setattr(TrainState, "optimizer_step", lambda self, step: self._move_on(step))
+    monkeypatch.setattr(Guard, "skipped", lambda self: bool(late and late[-1]) or skipped(self))
+    run = tmp_path / "run"
+    assert main(["train", "--out", str(run), *TINY]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    (file,) = (run / "nonfinite").iterdir()
+    step, _ = replay(str(file))
+    config = load_config(run / "config.yaml")
+    rates = TrainState(Fabric(accelerator="cpu", devices=1), config, nn.Linear(1, 1), 22)
+    for number in range(3):
+        rates._move_on(number)
+    assert (step.step, step.lr) == (3, pytest.approx(rates.lr)) and f"learning rate {rates.lr:.3g}" in line
 
 
 def test_training_stops_with_step_place_and_rate_before_the_weights_are_touched(tmp_path, capsys):

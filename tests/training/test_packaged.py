@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from imixer.cli import main
 from imixer.implicit import SpectralLinear
 from imixer.training.evaluate import score
 from imixer.training.finished_run import load_run
+from imixer.training.run.parsing import load_config
 from imixer.weights import MOST_BYTES, find_packaged, packaged_models, size_of
 
 SHIPPED = packaged_models()
@@ -166,6 +168,19 @@ def test_every_command_writes_about_a_packaged_model_into_a_folder_of_its_name(e
     assert {f"{DIGITS}/{file}" for file in files} <= written
     assert all(file.startswith(f"{DIGITS}/") for file in written)
     assert size_of(SHIPPED[DIGITS]) == before
+
+
+def test_the_folder_of_what_was_written_about_a_packaged_model_does_not_hide_it(elsewhere, capsys):
+    assert main(["analyze", "weights", "--model", DIGITS]) == 0
+    words = ["train", "--out", "tuned", "--model.checkpoint", DIGITS, "--finetune", "head", "--epochs", "1"]
+    assert main(words) == 0
+    assert load_config(Path("tuned/config.yaml")).model.checkpoint == DIGITS
+    shutil.rmtree("tuned/model")
+    Path("tuned/result.json").unlink()
+    assert main(["train", "--resume", "tuned"]) == 0
+    capsys.readouterr()
+    refused(capsys, ["train", "--model.checkpoint", f"./{DIGITS}"], "is a folder")  # the outputs
+    refused(capsys, [*words[:2], "again", *words[3:], "--optim.opt", "muon"], "none but stem and classifier is trained")
 
 
 def test_runs_and_packaged_models_are_compared(run, elsewhere, capsys):

@@ -19,10 +19,20 @@ from imixer.data.sources.folder import open_folder
 from imixer.data.sources.torchvision_sets import SETS
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
+from imixer.progress import clock
 from imixer.training import photo_settings
+from imixer.training.budget import duration
+from imixer.training.model import build_model_for
 from imixer.training.photo_settings import choose_settings
 from imixer.training.run.config import TrainConfig
-from imixer.training.run.parsing import build_config, expand_config_flags, load_config, parse, train_parser
+from imixer.training.run.parsing import (
+    build_config,
+    default_recipe,
+    expand_config_flags,
+    load_config,
+    parse,
+    train_parser,
+)
 from imixer.training.tasks.classification import Classification
 from imixer.training.time_estimate import StepTime
 
@@ -89,6 +99,20 @@ def test_other_data_get_no_recipe_for_photos(tmp_path):
     (tmp_path / "shards" / "train.parquet").touch()
     for name in ("cifar10", "torch/mnist", str(tmp_path / "shards"), str(tmp_path / "missing"), "s3://bucket/pets"):
         assert configured("--data.name", name).choose == []
+
+
+@pytest.mark.parametrize("start", [("model.checkpoint", "x"), ("model.from_mixer", "x"), ("model.pretrained", "true")])
+def test_weights_to_start_from_take_no_recipe_by_themselves(start):
+    name, value = start
+    assert default_recipe({name: value}) is default_recipe({name: value, "data.name": "digits"}) is None
+    assert default_recipe({"model.pretrained": True}) is None
+    assert default_recipe({"model.pretrained": "false"}) == default_recipe({"model.pretrained": False}) == "digits"
+
+
+def test_finetuning_wins_over_a_recipe_and_flags_over_both():
+    words = ("--recipe", "cifar10/imixer_quick", "--model.checkpoint", "x", "--finetune", "all")
+    config = configured(*words, "--epochs", "7")
+    assert (config.optim.lr, config.data.batch_size, config.epochs) == (5e-4, 32, 7)
 
 
 def test_the_digits_get_their_recipe_whether_they_are_named_or_not():
@@ -179,6 +203,18 @@ def measured_as(monkeypatch, *times):
 
     monkeypatch.setattr(photo_settings, "measure_step", measure)
     return asked
+
+
+def test_with_a_budget_the_model_is_chosen_for_the_time_that_this_takes(monkeypatch):
+    monkeypatch.setattr(photo_settings, "measure_step", lambda *_: StepTime(0.001, 0.0))
+    asked = TrainConfig(choose=["model"], budget="100T")
+    config, said = choose_settings(asked, memory_data(1_000), CPU)
+    built = build_model_for(config, memory_data(1_000))
+    steps = duration(config, built, each := 1_000 // config.data.batch_size).steps
+    seconds = photo_settings._Length(each, steps / each, 3).seconds(config, StepTime(0.001, 0.0))
+    assert seconds == pytest.approx(0.001 * steps * config.data.batch_size, rel=0.01)
+    (words,) = (text for text in said if text.startswith("model "))
+    assert f"about {clock(seconds)} of computing" in words
 
 
 def test_a_model_that_could_not_be_measured_replaces_none_that_trains_in_time(monkeypatch):

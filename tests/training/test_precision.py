@@ -47,3 +47,19 @@ def test_a_run_is_written_down_with_what_was_decided(monkeypatch, train_quick, t
     run = train_quick(tmp_path / "run", "--precision", "auto")
     assert "precision: '32'" in (run / "config.yaml").read_text()
     assert json.loads((run / "environment.json").read_text())["precision"] == "32"
+
+
+def test_float32_is_measured_as_the_run_multiplies_it(monkeypatch):
+    monkeypatch.setattr(devices, "_on_cuda", lambda config: True)
+    before, seen = torch.get_float32_matmul_precision(), []
+    monkeypatch.setattr(
+        devices,
+        "measure_precision",
+        lambda device: seen.append(torch.get_float32_matmul_precision()) or Measurement(1.0, 2.0),
+    )
+    try:
+        for tf32 in (True, False):
+            resolve_precision(TrainConfig(precision="auto", tf32=tf32))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["high", "highest"]

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import resource
 import shutil
 import signal
@@ -265,6 +266,7 @@ def refused(capsys, words, *parts):
     [
         ("--optim.lr 1", ["optim.lr is 1.0", "was begun with 0.002"]),
         ("--epochs 9", ["epochs is 9", "begun with 2"]),
+        ("--out other", ["out is other, and resume writes into", "leave one of them out"]),
         ("--model.n_iter 3", ["model.n_iter is 3"]),
         ("--data.mixup 0", ["data.mixup is 0.0", "begun with 0.8"]),
         ("--recipe cifar10/imixer_quick", ["data.batch_size is 128", "begun with 8"]),
@@ -275,6 +277,13 @@ def test_a_changed_configuration_is_named(uninterrupted, capsys, changes, parts)
     before = (uninterrupted / "config.yaml").read_bytes()
     refused(capsys, ["train", "--resume", str(uninterrupted), *changes.split()], *parts)
     assert (uninterrupted / "config.yaml").read_bytes() == before
+
+
+def test_what_a_refused_change_advises_can_be_done(uninterrupted, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--resume", str(uninterrupted), "--epochs", "9"]) == 2
+    advice = re.search(r"these weights with (--model\.checkpoint \S+)$", capsys.readouterr().err.strip())[1]
+    assert main(["train", "--out", "new", "--epochs", "1", "--schedule.warmup_epochs", "0", *advice.split()]) == 0
 
 
 def test_a_finished_run_is_left_as_it_is(uninterrupted, capsys):
@@ -390,3 +399,18 @@ def test_a_disk_that_fills_up_ends_training_in_one_line_and_what_is_saved_serves
     assert "Traceback" not in said
     assert main(["train", "--resume", str(run)]) == 0
     assert rows(run) == rows(uninterrupted)
+
+
+def test_a_model_that_cannot_be_written_is_one_line(uninterrupted, tmp_path, capsys):
+    with largest_file(20_000) as fill:
+        fill()
+        assert main(["export", str(uninterrupted), "--format", "hub", "--out", str(tmp_path / "hub")]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("imixer: ") and "File too large" in line
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_run_that_may_not_be_written_to_is_refused_before_anything_is_opened(stop_at, tmp_path, monkeypatch, capsys):
+    run = stop_at(tmp_path / "run", 3)
+    monkeypatch.setattr("imixer.writing.os.access", lambda path, mode: False)
+    refused(capsys, ["train", "--resume", str(run)], "resume: nothing can be written to")

@@ -11,7 +11,9 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from imixer.data.config import DataConfig
 from imixer.errors import InputError
+from imixer.training.model import build_model
 from imixer.training.run.checkpoints import Checkpoints
 from imixer.training.run.config import ModelConfig, TrainConfig
 from imixer.training.run.confusion import read_confusion, write_confusion
@@ -19,6 +21,7 @@ from imixer.training.run.directory import RunDirectory, create_run, open_run
 from imixer.training.run.parsing import load_config, merge_settings
 from imixer.training.run.result import read_result
 from imixer.training.run.resume_rules import check_changes
+from imixer.training.train import resolve_defaults
 
 FILES = {
     "config.yaml",
@@ -167,3 +170,16 @@ def test_a_setting_wins_over_a_rival_of_0():
     assert (
         merge_settings({"schedule.warmup_share": 0.0}, {"schedule.warmup_epochs": 5})["schedule.warmup_share"] is None
     )
+
+
+def test_a_run_on_data_that_have_a_name_says_where_they_lie_from_anywhere(elsewhere, monkeypatch):
+    monkeypatch.setenv("HOME", str(elsewhere / "home"))
+    built = build_model(ModelConfig("imixer_t4_32"), DataConfig(), native_size=(32, 32), in_chans=3, num_classes=10)
+
+    def data(name, **settings):
+        return resolve_defaults(TrainConfig(data=DataConfig(name=name, **settings)), built).data
+
+    assert data("cifar10").root == data("torch/svhn").root == str(elsewhere / "data")
+    assert data("cifar10", root="~/sets").root == str(elsewhere / "home" / "sets")
+    assert data("digits").root is data("pets").root is None
+    assert data("s3://bucket/pets", cache_dir="cache").cache_dir == str(elsewhere / "cache")

@@ -77,6 +77,15 @@ def run(trained):
     return trained / "runs" / "one"
 
 
+@pytest.mark.parametrize("task", ["segment", "classify"])
+def test_a_segmentation_is_no_start_for_another_training(trained, run, tmp_path, monkeypatch, capsys, task):
+    monkeypatch.chdir(tmp_path)
+    data = ["--data.name", str(trained / "data")] if task == "segment" else []
+    assert main(["train", "--task", task, *data, "--model.checkpoint", str(run)]) == 2
+    assert "a segmentation" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_runs_and_show_tell_the_mean_iou(trained, run, capsys):
     miou = json.loads((run / "result.json").read_text())["last"]["val_miou"]
     assert main(["runs", str(trained / "runs"), "--sort", "accuracy"]) == 0

@@ -66,5 +66,10 @@ def test_weights_of_classes_weigh_the_loss_of_their_images():
     alike, weighted = ClassificationLoss(0.1), ClassificationLoss(0.1, weights)
     each = torch.stack([alike(logits[i : i + 1], labels[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(weighted(logits, labels), (torch.tensor(weights)[labels] * each).mean())
-    unsmoothed = ClassificationLoss(0.0, weights)
-    torch.testing.assert_close(weighted(logits, torch.eye(3)[labels]), unsmoothed(logits, labels))
+    alone = mixup_target(labels, 3, 1.0, 0.1)  # smoothed, as mixing gives them
+    torch.testing.assert_close(weighted(logits, alone), weighted(logits, labels))
+    half = mixup_target(labels, 3, 0.5, 0.1)  # with the image at the other end
+    both = (weighted.weights[labels[i]] / 2 + weighted.weights[labels[5 - i]] / 2 for i in range(6))
+    torch.testing.assert_close(
+        weighted(logits, half), sum(w * alike(logits[i : i + 1], half[i : i + 1]) for i, w in enumerate(both)) / 6
+    )

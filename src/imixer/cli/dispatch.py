@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import signal
@@ -32,8 +31,8 @@ from imixer.cli import (
     train,
 )
 from imixer.cli.command import Command, relax_run
-from imixer.errors import InputError, did_you_mean
-from imixer.escaping import middle_cut, one_line
+from imixer.errors import InputError, did_you_mean, user_line
+from imixer.escaping import one_line
 from imixer.notices import notices_on_stderr
 from imixer.training.run.parsing import expand_config_flags, parse
 
@@ -57,9 +56,6 @@ _COMMANDS: dict[str, Command] = {
     "push": push.COMMAND,
 }
 
-_MOST_LETTERS = 200  # of a file's name or a library's message
-_MEMORY_REMEDY = "lower data.batch_size, raise accumulate, or take a smaller model or image"
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -82,19 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _reader_gone()
     except InputError as error:
         return _refuse(error)
-    except OSError as error:
-        return _refuse(_system_said(error))
-    except MemoryError as error:
-        return _refuse(f"there is not enough memory ({one_line(error) or 'of this machine'}); {_MEMORY_REMEDY}")
-    except RuntimeError as error:
-        # of torch, on CUDA and on a CPU
-        if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error):
-            return _refuse(
-                f"there is not enough memory ({middle_cut(one_line(error), _MOST_LETTERS)}); {_MEMORY_REMEDY}"
-            )
-        if type(error).__name__ != "NotConvergedError":  # of imixer.implicit, which nobody may have needed yet
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (line := user_line(error)) is None:
             raise
-        return _refuse(error)
+        return _refuse(line)
     except KeyboardInterrupt as error:
         print(f"imixer: interrupted {one_line(error)}".rstrip(), file=sys.stderr)
         return getattr(error, "exit_code", 130)
@@ -106,15 +93,6 @@ def _refuse(error: object) -> int:
     """Say in one line what is wrong, and return the exit code."""
     print(f"imixer: {one_line(error)}", file=sys.stderr)
     return 2
-
-
-def _system_said(error: OSError) -> str:
-    """Name the file and the reason of the system's error."""
-    if error.errno is None and error.filename is None:
-        return middle_cut(one_line(error), _MOST_LETTERS)
-    why = {errno.ENAMETOOLONG: "its name is too long", errno.ENOSPC: "the disk is full"}.get(error.errno or 0)
-    where = middle_cut(one_line(error.filename), _MOST_LETTERS) if error.filename is not None else "a file or stream"
-    return f"{where}: {why or error.strerror}"
 
 
 def _open_missing_streams() -> None:

@@ -45,7 +45,7 @@ _OTHERWISE = {
 }
 _LONGEST_NAME = 150
 _MOST_TRIALS = 10_000
-_NO_RECIPE = {"data", "data.name", "model.from_mixer", "model.checkpoint"}  # where one is set
+_NO_RECIPE = {"data", "data.name", "model.from_mixer", "model.checkpoint", "model.pretrained"}  # where one is set
 
 
 def read_sweep(path: str) -> Sweep:
@@ -70,7 +70,8 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
 
     The fields of a specification are all optional. Settings are dotted (`model.n_iter`) or nested.
 
-    - `recipe`: name of a recipe to start from. Default: `digits` where no data are named, none otherwise.
+    - `recipe`: name of a recipe to start from. Default: where neither data nor weights to start from are
+      named, `digits`, or `scenes` for segmentation; none otherwise.
     - `config`: file to start from, as for `imixer train --config`. It wins over the recipe.
     - `set`: settings of all cells. They win over both.
     - `cases`: settings of cells, by name of the cell. They win over `set`.

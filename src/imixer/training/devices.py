@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from imixer.data.sampler import BatchShard
 from imixer.errors import InputError
-from imixer.training.precision import fabric_precision, measure_precision
+from imixer.training.precision import fabric_precision, measure_precision, set_float32_products
 from imixer.training.run.config import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -102,7 +102,9 @@ def resolve_precision(config: TrainConfig) -> TrainConfig:
         return config
     if started_by_launcher():
         raise InputError("precision is auto, which processes started apart could decide differently; give bf16 or 32")
-    measured = measure_precision(torch.device("cuda" if _on_cuda(config) else "cpu"))
+    device = torch.device("cuda" if _on_cuda(config) else "cpu")
+    set_float32_products(device, config.tf32)  # as the run multiplies
+    measured = measure_precision(device)
     _log.info(measured.summary)
     return replace(config, precision=measured.precision)
 

@@ -24,6 +24,7 @@ from imixer.training.run.config import ModelConfig
 from imixer.weights import packaged_models
 
 FROM_DATA = {"img_size", "in_chans", "num_classes"}
+SEGMENTER = "segmenter"  # the name of a segmentation in timm
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def find_start(config: ModelConfig) -> Start:
         config: The configuration of the model.
 
     Raises:
-        InputError: If a name is close to that of a packaged model, the directory holds no model, or the Mixer cannot
-            be read or has sizes that no iMixer has by name.
+        InputError: If a name is close to that of a packaged model, the directory holds no model or that of a
+            segmentation, or the Mixer cannot be read or has sizes that no iMixer has by name.
     """
     if config.from_mixer:
         mixer = read_mixer(config.from_mixer, "model.from_mixer")
@@ -126,11 +127,16 @@ def find_start(config: ModelConfig) -> Start:
         return Start(name, preparation=mixer.preparation, mixer=mixer)
     if not config.checkpoint:
         return Start()
-    path = _named_place(config.checkpoint)
+    path = named_place(config.checkpoint)
     folder = model_folder(path)
     if not (folder / "config.json").is_file():
         return Start(path=config.checkpoint, key=config.checkpoint_key)
     packed = read_json(folder / "config.json", ["architecture", "model_args"])
+    if packed["architecture"] == SEGMENTER:
+        raise InputError(
+            f"model.checkpoint is {config.checkpoint}, a segmentation, which keeps no more of its model than its head "
+            "reads; give a classification, or the weights that it started from"
+        )
     args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
     preparation = normalisation(packed.get("pretrained_cfg", {}))
     size = packed["model_args"].get("img_size") or (packed.get("pretrained_cfg") or {}).get("input_size", ())[-2:]
@@ -144,15 +150,24 @@ def find_start(config: ModelConfig) -> Start:
     )
 
 
-def _named_place(name: str) -> Path:
-    """Return the path that a name is, or the folder of the packaged model that is called so."""
-    path = Path(name)
-    if os.path.exists(path) or path.name != name:
-        return path
-    packaged = packaged_models()
-    if meant := did_you_mean(name, packaged) if name not in packaged else "":
+def named_place(name: str) -> Path:
+    """Return the folder of the packaged model that is called so, or the path that a name is.
+
+    The package goes first, since what commands write of a packaged model lies in a folder of its name: `./NAME` is the
+    folder.
+
+    Args:
+        name: The value of `model.checkpoint`.
+
+    Raises:
+        InputError: If there is nothing of that name, and it is close to that of a packaged model.
+    """
+    path, packaged = Path(name), packaged_models()
+    if name in packaged:
+        return packaged[name]
+    if not os.path.exists(path) and path.name == name and (meant := did_you_mean(name, packaged)):
         raise InputError(f"model.checkpoint: there is no file, run or packaged model {name!r}{meant}")
-    return packaged.get(name, path)
+    return path
 
 
 def normalisation(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:

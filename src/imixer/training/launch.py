@@ -105,7 +105,7 @@ def _death(failures: dict[int, ProcessFailure], run: Path | None) -> str:
     first = min(failures.values(), key=lambda failure: (failure.exitcode in (1, -signal.SIGTERM), failure.timestamp))
     code = first.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    more = f"; `imixer train --resume {run}` continues from the latest checkpoint" if run else ""
+    more = f"; `imixer train --resume {run}` continues from the latest checkpoint" if run and run.is_dir() else ""
     return f"process {first.local_rank} of the run {how}, and the others were stopped{more}"
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from imixer.errors import InputError
+from imixer.errors import InputError, user_line
 from imixer.training.devices import all_reduce_max
 from imixer.training.model import BuiltModel
 from imixer.training.monitor import convergence
@@ -37,6 +37,7 @@ from imixer.training.train_state import MicroBatch, TrainState
 
 _MONITORED = 64  # images on which convergence is watched
 _UNSAVED_S = 60
+_MOST_DUMPS = 10  # steps that are kept of a run that leaves them out: each holds all weights
 _log = logging.getLogger(__name__)
 
 
@@ -113,6 +114,7 @@ class Loop:
         self._earlier_s = 0.0
         self._began = self._saved_at = time.monotonic()
         self._micro_batches: list[MicroBatch] = []  # of the last step
+        self._lr = self.train_state.lr  # likewise
 
     @property
     def seconds(self) -> float:
@@ -147,6 +149,7 @@ class Loop:
 
     def _take_step(self, micro_batches: list[MicroBatch]) -> None:
         self._check_previous_step()
+        self._lr = self.train_state.lr
         loss, must_skip = self.train_state.gradient(micro_batches, self.step)
         self._micro_batches = micro_batches
         if must_skip:
@@ -295,18 +298,22 @@ class Loop:
 
     def _handle_non_finite(self, step: int) -> None:
         """Dump a step that is not finite, then stop or go on as `config.non_finite` says."""
-        dump = dump_step(
-            self.built, self.config, self.train_state.criterion, step, self.train_state.lr, self.fabric.global_rank
-        )
+        dump = dump_step(self.built, self.config, self.train_state.criterion, step, self._lr, self.fabric.global_rank)
         here = dump.locate(self.train_state.module, self._micro_batches)
         by_rank = self._all_gather((self.fabric.global_rank, here))
         rank, place = next((pair for pair in by_rank if pair[1]), by_rank[0])
         file = self.run.nonfinite / f"step-{step + 1:08d}.pt"
-        if rank == self.fabric.global_rank:
-            dump.write(file, self.train_state.module, self._micro_batches)
+        shows = f"`imixer replay {file}` shows it again"
+        if self.config.non_finite == "skip" and len(list(self.run.nonfinite.glob("step-*.pt"))) >= _MOST_DUMPS:
+            shows = f"{_MOST_DUMPS} such steps are kept in {self.run.nonfinite}, and no more"
+        elif rank == self.fabric.global_rank:
+            try:
+                dump.write(file, self.train_state.module, self._micro_batches)
+            except OSError as error:  # of what only explains: the run goes on, or is saved
+                shows = f"it could not be kept ({user_line(error)})"
         what = (
             f"step {step + 1} (epoch {len(self.rows) + 1}) is not finite: {place or 'its gradient'} is the first that "
-            f"is not, at learning rate {dump.lr:.3g}; `imixer replay {file}` shows it again"
+            f"is not, at learning rate {dump.lr:.3g}; {shows}"
         )
         if self.config.non_finite == "skip":
             if self.fabric.is_global_zero:

@@ -15,11 +15,11 @@ from timm.models import PretrainedCfg
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import imixer.models  # noqa: F401  (registers our models with timm)
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageSet
 from imixer.errors import InputError, did_you_mean
 from imixer.implicit import fold
+from imixer.models import IMLP, IMixer  # which registers our models with timm
 from imixer.models.timm_tags import find_pretrained_cfg, other_tags
 from imixer.models.variants import packaged_args
 from imixer.progress import announce
@@ -106,6 +106,10 @@ def build_model(
     for module in model.modules():
         if isinstance(module, PatchEmbed) and not getattr(module, "dynamic_img_pad", False):
             _check_tiling(name, size, module.patch_size)
+    if isinstance(model, IMixer) and not any(isinstance(module, IMLP) for module in model.modules()):
+        raise InputError(
+            f"model.num_blocks leaves {name} no block, and so no inverse; give at least one, or a mixer_* as model.name"
+        )
     if config.pretrained:
         model = _create_pretrained(name, args)
     report = start.load_into(model)
@@ -238,6 +242,35 @@ def forward_cost(built: BuiltModel) -> ForwardCost | None:
     return ForwardCost(sum(by_kind.values()) // 2, convolutions // 2)
 
 
+def require_trainable(built: BuiltModel, images: int) -> None:
+    """Check that a model can be trained on so many images at once, by a forward pass without weights.
+
+    Args:
+        built: The model, none of whose parts is frozen.
+        images: Images of a forward pass.
+
+    Raises:
+        InputError: If an image is too small for it, or a batch norm would see a single number of each channel.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = timm.create_model(built.name, **built.args)
+        with torch.no_grad():
+            model.train()(torch.empty(images, *built.input_size, device="meta"))
+    except (RuntimeError, TypeError, ValueError) as error:  # also of models that need numbers to be built or run
+        height, width = built.input_size[1:]
+        if "more than 1 value per channel" in str(error):
+            raise InputError(
+                f"{built.title} has batch norms, and {images} image of {height}x{width} at once leaves one of them a "
+                "single number to normalise; raise data.batch_size, lower accumulate, or raise data.image_size"
+            ) from error
+        if any(sign in str(error) for sign in ("Output size is too small", "Kernel size can't be greater")):
+            raise InputError(
+                f"{built.title} leaves nothing of an image of {height}x{width}; raise data.image_size, or give another "
+                "model.name"
+            ) from error
+
+
 def _pretrained_cfg(name: str) -> PretrainedCfg:
     """Return timm's configuration of a model, and refuse a name that it does not know."""
     if ":" in name:
@@ -277,6 +310,8 @@ def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:
     announce(f"loading the pretrained weights of {name}")
     try:
         return timm.create_model(name, pretrained=True, **args)
+    except InputError as error:
+        raise InputError(f"model.pretrained: {error}") from error
     except Exception as error:  # the hub client, the network and timm each raise their own
         raise InputError(
             f"model.pretrained: no weights for {name} could be had; give a file as "

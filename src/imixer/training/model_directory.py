@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import imixer.models  # noqa: F401  (registers our models with timm)
@@ -82,7 +82,7 @@ def write_model(folder: Path, config: dict[str, Any], weights: Mapping[str, Tens
     # cloned, as safetensors refuses tensors that share memory
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     (folder / "config.json").write_text(json_text(config), encoding="utf-8")
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    (folder / _WEIGHTS).write_bytes(save(tensors, metadata={"format": "pt"}))  # `save_file` hides what the system says
 
 
 def read_model_config(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def build_optimizer(
     if info.opt_class is Muon:
         options = {"momentum": _MUON_MOMENTUM, "fallback_list": _not_for_muon(model)} | options
         if not muon_shapes(model):
-            raise InputError(f"{config.opt} moves matrices, and the model has none but stem and classifier; use adamw")
+            raise InputError(f"{config.opt} moves matrices, and none but stem and classifier is trained; use adamw")
     if fused and config.opt.lower() in _FUSED:
         options["fused"] = True
     if config.layer_decay is not None or config.contraction_lr_scale != 1.0:

@@ -16,6 +16,7 @@ from imixer.data.kept import kept_bytes, sample_numbers
 from imixer.data.sampler import steps_per_epoch
 from imixer.errors import InputError
 from imixer.progress import announce, clock
+from imixer.training.budget import duration
 from imixer.training.model import BuiltModel, build_model_for
 from imixer.training.run.config import ModelConfig, TrainConfig
 from imixer.training.tasks.losses import ClassificationLoss, Loss
@@ -88,7 +89,7 @@ def choose_settings(
         config = replace(config, data=replace(config.data, batch_size=size))
         said.append(f"batch_size {size}, for {count:,} training images")
     each = max(1, steps_per_epoch(count, config.data.batch_size, config.data.last_batch == "fill"))
-    passes = _passes(count) if "steps" in wanted or config.budget else config.steps and -(-config.steps // each)
+    passes = _passes(count) if "steps" in wanted else config.steps and -(-config.steps // each)
     length = _Length(each, passes or config.epochs, len(data.val))
     time = None
     if "model" in wanted:
@@ -122,8 +123,15 @@ class _Length:
     """The length of a training: steps of each pass over the images, passes, and held-out images after each."""
 
     steps_per_pass: int
-    passes: int
+    passes: float
     held_out: int
+
+    def of_budget(self, config: TrainConfig, built: BuiltModel) -> _Length:
+        """Return the length that the budget of a run, if it has one, gives it with a model."""
+        if config.budget is None:
+            return self
+        steps = duration(config, built, self.steps_per_pass).steps
+        return replace(self, passes=steps / self.steps_per_pass)
 
     def seconds(self, config: TrainConfig, time: StepTime) -> float:
         """Estimate the seconds that each device computes, of those that share the images."""
@@ -136,7 +144,7 @@ class _Length:
 
 
 def _choose_steps(config: TrainConfig, length: _Length, time: StepTime | None) -> tuple[TrainConfig, list[str]]:
-    passes, why = length.passes, ""
+    passes, why = int(length.passes), ""
     if time is not None and (late := length.seconds(config, time) > config.minutes * 60):
         enough = -(-_ENOUGH_STEPS // length.steps_per_pass)
         allowed = max(enough, int(config.minutes * 60 / length.seconds_of_pass(config, time)))
@@ -158,19 +166,20 @@ def _choose_model(
 ) -> tuple[TrainConfig, StepTime | None, list[str]]:
     """Choose image size and model: of those that train in time, the largest; else the smallest."""
     shorter = median_low([min(data.train[number][0].size) for number in sample_numbers(len(data.train), _SAMPLE)])
-    best: tuple[TrainConfig, BuiltModel, StepTime | None] | None = None
+    best: tuple[TrainConfig, BuiltModel, StepTime | None, _Length] | None = None
     problem: InputError | None = None
     announce("timing models on this device")
     for candidate in _candidates(config, len(data.train), shorter):
         try:
             built = build(candidate)
+            own = length.of_budget(candidate, built)
             time = measure_step(_on_one_device(candidate), built, loss, device, computing_clock(device))
         except InputError as error:  # of options that are given, and do not fit this one
             problem = problem or error
             continue
-        late = time is not None and length.seconds(candidate, time) > config.minutes * 60
+        late = time is not None and own.seconds(candidate, time) > config.minutes * 60
         if best is None or (time is not None and not late):
-            best = candidate, built, time
+            best = candidate, built, time, own
         if late or time is None:
             break
     if best is None:
@@ -178,11 +187,11 @@ def _choose_model(
             f"data.image_size is {config.data.image_size}, which no model here can cut into patches; give a multiple "
             "of 8 pixels, or model.name"
         )
-    chosen, built, time = best
+    chosen, built, time, own = best
     took = (
         ": the smallest, as the time of a step could not be measured"
         if time is None
-        else f": about {clock(length.seconds(chosen, time))} of computing on {_devices(chosen)}"
+        else f": about {clock(own.seconds(chosen, time))} of computing on {_devices(chosen)}"
     )
     parts = [f"{name} {value}" for name, value in chosen.model.overrides().items() if name in _SHAPE]
     said = [f"model {built.title}, {', '.join(parts)}{took}"]

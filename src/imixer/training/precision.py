@@ -45,6 +45,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=dtype) if dtype else nullcontext()
 
 
+def set_float32_products(device: torch.device, tf32: bool) -> None:
+    """Set how a CUDA device multiplies float32 matrices; others know one way.
+
+    Args:
+        device: The device that computes.
+        tf32: Whether it may round to TF32.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
 @dataclass(frozen=True)
 class Measurement:
     """The times of one computation in two precisions.

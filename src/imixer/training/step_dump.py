@@ -83,11 +83,14 @@ class StepDump:
             path: The file. Its folder is made if need be.
             model: The model with the weights before the step.
             micro_batches: The images and targets of each forward pass.
+
+        Raises:
+            OSError: If it cannot be written, because the disk is full, say.
         """
         path.parent.mkdir(exist_ok=True)
         data = {"weights": model.state_dict(), "micro_batches": [list(each) for each in micro_batches]}
-        with replacing(path) as temporary:
-            torch.save(asdict(self) | data, temporary)
+        with replacing(path) as temporary, temporary.open("wb") as opened:  # torch's own hides what the system says
+            torch.save(asdict(self) | data, opened)
 
 
 def dump_step(built: BuiltModel, config: TrainConfig, loss: Loss, step: int, lr: float, rank: int) -> StepDump:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from uuid import uuid4
@@ -22,7 +21,9 @@ from lightning.fabric.utilities.seed import seed_everything
 from imixer.data.batches import worker_message
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageSet
-from imixer.data.names import is_named
+from imixer.data.names import BUILT_IN, is_named
+from imixer.data.sources.group_cache import cache_dir
+from imixer.data.sources.image_files import data_root
 from imixer.errors import InputError
 from imixer.escaping import middle_cut, one_line
 from imixer.models.probe import implicit_layers
@@ -41,15 +42,16 @@ from imixer.training.devices import (
 from imixer.training.finetune import count_parameters, freeze, trained_batch_norms
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
-from imixer.training.model import BuiltModel, enable_grad_checkpointing, require_memory_for_batch
+from imixer.training.model import BuiltModel, enable_grad_checkpointing, require_memory_for_batch, require_trainable
 from imixer.training.model_directory import save_model
 from imixer.training.optimizer import build_optimizer
 from imixer.training.photo_settings import choose_settings
+from imixer.training.precision import set_float32_products
 from imixer.training.preview import show_preview
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State
 from imixer.training.run.config import Choosable, TrainConfig
-from imixer.training.run.damage import damage, model_damage
+from imixer.training.run.damage import damage, set_aside_damaged_model
 from imixer.training.run.directory import RunDirectory, check_out, create_run, open_begun
 from imixer.training.run.environment import environment, environment_changes
 from imixer.training.run.loggers import build_logger, check_logger
@@ -65,7 +67,8 @@ from imixer.training.third_party_warnings import silence
 from imixer.training.time_estimate import estimate_time
 from imixer.training.validation import require_held_out
 from imixer.training.whitening import whiten_stem
-from imixer.writing import json_text, write_text
+from imixer.weights import packaged_models
+from imixer.writing import check_output_folder, json_text, write_text
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -120,6 +123,7 @@ def resume(path: str, config: TrainConfig | None = None) -> TrainingResult:
         if (problem := damage(run)) is None:
             return read_result(run)
         _log.warning(f"{problem}; written again from the checkpoints")
+    check_output_folder(run.path, "resume")
     return _start(config, run)
 
 
@@ -147,6 +151,10 @@ def resolve_defaults(
         and os.path.isdir(value)
         and not (field == "name" and is_named(value, config.task))
     }
+    if is_named(config.data.name, config.task) and config.data.name not in BUILT_IN:
+        absolute["root"] = str(data_root(config.data.root).absolute())
+    if config.data.cache_dir is not None:
+        absolute["cache_dir"] = str(cache_dir(config.data.cache_dir).absolute())
     _, height, width = built.input_size
     size = height if height == width else (height, width)
     data: DataConfig = replace(
@@ -159,7 +167,7 @@ def resolve_defaults(
     starts: dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("checkpoint", "from_mixer")
-        if (value := getattr(config.model, field)) and os.path.exists(value)  # else the name of a model
+        if (value := getattr(config.model, field)) and value not in packaged_models() and os.path.exists(value)
     }
     model = replace(config.model, name=built.title, **starts)
     return replace(config, data=data, model=model, out=None)
@@ -185,8 +193,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     """Train in this process, one of the run's."""
     keep_freed_memory()
     fabric.launch()
+    set_float32_products(fabric.device, config.tf32)
     if fabric.device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
         torch.backends.cudnn.deterministic = True  # of a convolution's gradient; all else repeats by itself
     task = find_task(config.task)
     data = task.open(config)
@@ -205,6 +213,8 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     data = _prepared_alike(data, built)
     if config.finetune is not None:
         freeze(built.model, config.finetune, built.title)
+    else:
+        require_trainable(built, min(config.micro_batch, len(data.train)))
     if begun and trained_batch_norms(built.model):
         why = "a batch norm takes the statistics of each of these parts of a batch"
         check_parts(load_config(begun.config), config, str(begun.path), why)
@@ -381,7 +391,7 @@ def _finish(loop: Loop, task: Task, config: TrainConfig, data: ImageSet, device:
         assert loop.scores.confusion is not None  # set by the last validation
         counts = loop.scores.confusion
         task.write_numbers(run, counts, data)
-        _set_aside_damaged_model(run)
+        set_aside_damaged_model(run)
         save_model(  # after all numbers: it is what makes a run finished
             built,
             weights,
@@ -395,13 +405,6 @@ def _finish(loop: Loop, task: Task, config: TrainConfig, data: ImageSet, device:
         task.draw(run, loop.rows, counts, data)
     loop.fabric.barrier()
     return result
-
-
-def _set_aside_damaged_model(run: RunDirectory) -> None:
-    if run.model.exists() and model_damage(run) is not None:
-        aside = next(path for n in count(1) if not (path := run.path / f"model.damaged-{n}").exists())
-        run.model.rename(aside)
-        _log.warning(f"{run.model} was damaged and is now {aside}")
 
 
 def _begun_with(config: TrainConfig) -> dict[str, Any]:
@@ -435,7 +438,8 @@ def _locked(fabric: Fabric, run: RunDirectory) -> Iterator[None]:
         except OSError as error:
             if isinstance(error, Timeout):
                 raise InputError(f"{run.path} is being trained by another process; wait for it or stop it") from None
-            raise InputError(f"{run.lock} cannot be locked, {error.strerror}; remove it") from error
+            remedy = "; remove it" if isinstance(error, IsADirectoryError) else ""
+            raise InputError(f"{run.lock} cannot be locked, {error.strerror}{remedy}") from error
 
     _by_first(fabric, take)
     try:

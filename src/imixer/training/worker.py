@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from imixer.errors import InputError
+from imixer.errors import InputError, user_line
 from imixer.notices import notices_on_stderr
 from imixer.training.launch import report_error
 from imixer.training.run.parsing import load_config
@@ -40,10 +40,13 @@ def main(config: str, run: str = "") -> int:
     except Interrupted as error:
         report_error(str(error))
         return error.exit_code
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _PEER_GONE):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if any(sign in str(error) for sign in _PEER_GONE):
+            return 1  # the launcher tells of the process that died
+        if (line := user_line(error)) is None:
             raise
-        return 1  # the launcher tells of the process that died
+        report_error(line)
+        return 2
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from uuid import uuid4
 import timm
 import torch
 from lightning.fabric.utilities.seed import seed_everything
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from imixer.analysis.anomaly.detect import (
@@ -42,10 +42,11 @@ from imixer.progress import announce, with_progress
 from imixer.reading import read_json
 from imixer.training.devices import device_name
 from imixer.training.finished_run import FinishedRun, choose_device
+from imixer.training.initial_weights import named_place
 from imixer.training.model import BuiltModel, build_model
 from imixer.training.model_directory import save_model
 from imixer.training.run.config import AnomalyConfig, ModelConfig, TrainConfig
-from imixer.training.run.damage import damage
+from imixer.training.run.damage import damage, set_aside_damaged_model
 from imixer.training.run.directory import RunDirectory, check_out, create_run, open_begun
 from imixer.training.run.environment import environment
 from imixer.training.run.parsing import changed_settings, load_config, save_config
@@ -237,7 +238,7 @@ def _save_normal(learned: LearnedNormal, file: Path) -> None:
     if learned.energies is not None:
         tensors |= {"energy_mean": learned.energies.mean, "energy_std": learned.energies.std}
     with replacing(file) as path:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+        path.write_bytes(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))
 
 
 def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
@@ -289,6 +290,7 @@ def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
         device=device_name(device),
     )
     result.write()
+    set_aside_damaged_model(run)
     save_model(  # after all numbers: it is what makes a run finished
         built,
         model.state_dict(),
@@ -343,7 +345,7 @@ def _unused(config: TrainConfig) -> tuple[str, ...]:
 
 def _own_size(config: ModelConfig) -> tuple[int, Size | None]:
     """Return the channels, and the height and width, that the weights to start from were trained with."""
-    if config.checkpoint and (file := model_folder(Path(config.checkpoint)) / "config.json").is_file():
+    if config.checkpoint and (file := model_folder(named_place(config.checkpoint)) / "config.json").is_file():
         size = read_json(file).get("pretrained_cfg", {}).get("input_size")
         if isinstance(size, list) and len(size) == 3:
             return size[0], (size[1], size[2])

@@ -20,7 +20,14 @@ from imixer.data.sources.decoding import (
     find_unreadable,
     is_high_depth,
 )
-from imixer.data.sources.image_files import expand_user, images_under, list_loose_files, load_image, subfolders
+from imixer.data.sources.image_files import (
+    expand_user,
+    images_under,
+    is_image_file,
+    list_loose_files,
+    load_image,
+    subfolders,
+)
 from imixer.data.sources.statistics import MinMaxObserver, deep_note
 from imixer.errors import InputError
 from imixer.progress import with_progress
@@ -154,7 +161,7 @@ class _BadFiles:
             InputError: If no file may be.
         """
         if not self.skip:
-            raise InputError(f"{problem}, or pass --data.skip_bad true")
+            raise InputError(f"{problem}, or train with --data.skip_bad true")
         self.skipped.append(file)
 
 
@@ -212,10 +219,12 @@ def _kinds(test: Path) -> dict[str, list[Path]]:
         raise InputError(f"{test.parent} has no folder test; put images to judge into test/{GOOD} and test/DEFECT")
     if loose := list_loose_files(test).images:
         raise InputError(f"{loose[0]} lies in no folder that says what it is; put it into test/{GOOD} or test/DEFECT")
-    kinds = {folder.name: files for folder in subfolders(test) if (files := images_under(folder))}
+    kinds = {folder.name: images_under(folder) for folder in subfolders(test)}
+    if empty := [kind for kind, files in kinds.items() if not files and kind != GOOD]:
+        raise InputError(f"{test / empty[0]} holds no images; put images of that defect there, or remove it")
     if twins := [kind for kind in kinds if kind != GOOD and kind.strip().lower() == GOOD]:
         raise InputError(f"{test / twins[0]} would be a defect called {twins[0]}; call it {GOOD}, or like its defect")
-    if GOOD not in kinds:
+    if not kinds.get(GOOD):
         raise InputError(f"{test / GOOD} holds no images; scores need normal images to compare defects with")
     if len(kinds) == 1:
         raise InputError(f"{test} has no defects, only {GOOD}; put images of each defect into a folder of its name")
@@ -245,8 +254,9 @@ def _mask_of(file: Path, folder: Path) -> Path | None:
     """Find the mask of an image in a folder."""
     for stem in (f"{file.stem}_mask", file.stem):
         beside = sorted(folder.glob(f"{_literal(stem)}.*")) if folder.is_dir() else []
-        if beside:
-            return beside[0]
+        for mask in beside:
+            if mask.stem == stem and is_image_file(mask.name):
+                return mask
     return None
 
 

@@ -184,9 +184,10 @@ def show_memory_study(shares: Sequence[RecallShare], folder: Path, console: Cons
         console.print(on_screen(memory_table(shares, patterns), ""))
         console.print()
     console.print(f"per cent of the queries retrieved, mean +- std over {shares[0].draws} draws")
-    rose = [share for share in shares if not share.energy_decreases]
+    with_energy = [share for share in shares if share.memory != LOOK_UP]
+    rose = [share for share in with_energy if not share.energy_decreases]
     where = "".join(f"; {share.memory}, {share.patterns}, {share.varied} {share.x:g}" for share in rose)
-    console.print(f"the energy rose in {len(rose)} of {len(shares)} cells{where}")
+    console.print(f"the energy rose in {len(rose)} of {len(with_energy)} cells{where}")
     _print_files(folder, ("png", "md", "csv", "json"), console)
 
 

@@ -19,7 +19,7 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.progress import with_progress
 
-SKIP_REMEDY = "mend or remove it, or pass --data.check full --data.skip_bad true"
+SKIP_REMEDY = "mend or remove it, or train with --data.check full --data.skip_bad true"
 TURNED = "imixer_turned"  # marks in `image.info` that the pixels were turned upright
 CUT = "imixer_cut"  # that it has colours of 16 bits, of which Pillow gives the upper 8
 FRAMES = "imixer_frames"  # and how many frames the file holds
@@ -344,6 +344,6 @@ def find_unreadable(
         item, why = bad[0]
         rest = f" (and {len(bad) - 1} more like it)" if len(bad) > 1 else ""
         raise InputError(
-            f"cannot read image {name(item)}: {why}{rest}; mend or remove it, or pass --data.skip_bad true"
+            f"cannot read image {name(item)}: {why}{rest}; mend or remove it, or train with --data.skip_bad true"
         )
     return {item: name(item) for item, _ in bad}

@@ -32,6 +32,15 @@ def expand_user(path: str | Path) -> Path:
         raise InputError(f"{path} names a home that does not exist; give the whole path") from error
 
 
+def data_root(setting: str | None) -> Path:
+    """Return the folder of the data sets that have names: the one that is set, or else `data`.
+
+    Raises:
+        InputError: If it names a home that does not exist.
+    """
+    return expand_user(setting or "data")
+
+
 def is_image_file(name: str) -> bool:
     """Tell whether a file name looks like that of an image, and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS

@@ -9,7 +9,7 @@ from pathlib import Path
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import MaskedData
 from imixer.data.names import OXFORD_PETS, VOC_YEARS
-from imixer.data.sources.image_files import expand_user
+from imixer.data.sources.image_files import data_root
 from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
 from imixer.data.sources.masks import given_classes
 from imixer.errors import InputError
@@ -44,7 +44,7 @@ def open_mask_set(
     for option in ("palette", "values", "classes"):
         if getattr(masks, option) is not None:
             raise InputError(f"masks.{option} is given, and {name} has classes of its own; leave it out")
-    root = expand_user(config.root or "data")
+    root = data_root(config.root)
     if config.download:
         raise InputError(
             f"data.download is true, and {name} is not downloaded here; put torchvision's files into {root}"
@@ -81,7 +81,7 @@ def _open(
     if not folder.is_dir():
         raise InputError(
             f"{name} is not in {root}: there is no folder {folder.relative_to(root)}; put torchvision's files there, "
-            "or pass --data.root with its folder"
+            "or name its folder by --data.root, or --data where a run is used"
         )
     parts: list[list[FilePair]] = []
     incomplete: list[Incomplete] = []

@@ -259,7 +259,7 @@ def open_pairs(
     if pairs.incomplete and not config.skip_bad:
         first, rest = pairs.incomplete[0], len(pairs.incomplete) - 1
         more = f" (and {rest} more like it)" if rest else ""
-        raise InputError(f"{first.place} {first.reason}{more}; mend or remove it, or pass --data.skip_bad true")
+        raise InputError(f"{first.place} {first.reason}{more}; mend or remove it, or train with --data.skip_bad true")
     coding = coding_of(masks, len(pairs.class_names) if pairs.class_names else None)
     every = [*pairs.train, *(pairs.val or ())]
     counts, observer = _Counts(), MinMaxObserver()
@@ -333,7 +333,7 @@ def _too_small(sizes: dict[Pair, tuple[int, int]], patch: int, *, skip_bad: bool
         rest = f" (and {len(small) - 1} more like it)" if len(small) > 1 else ""
         raise InputError(
             f"image {small[0].place} has {height}x{width} pixels, less than the model's patch of {patch}x{patch}{rest}"
-            "; remove it, pass a smaller model.patch_size, or --data.skip_bad true"
+            "; remove it, or train with a smaller model.patch_size or --data.skip_bad true"
         )
     return {pair: pair.place for pair in small}
 

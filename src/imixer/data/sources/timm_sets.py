@@ -10,7 +10,7 @@ from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, LabelledImage
 from imixer.data.names import timm_prefix
 from imixer.data.sources.decoding import UnreadableImage, decode_bytes, error_reason
-from imixer.data.sources.image_files import expand_user
+from imixer.data.sources.image_files import data_root
 from imixer.data.sources.statistics import usable_statistics
 from imixer.data.sources.wrapped import WrappedDataset, read_item
 from imixer.errors import InputError
@@ -82,14 +82,15 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
 
 
 def _open_split(name: str, split: str, config: DataConfig) -> Any:
-    root = str(expand_user(config.root or "data"))
+    root = str(data_root(config.root))
     try:
         dataset: Any = create_dataset(name, root=root, split=split, download=config.download)
     except Exception as error:  # network, archive, file and name errors of many kinds
         hint = (
             f"put the files into {root} yourself"
             if config.download
-            else "check the name, or pass --data.download true or --data.root with its folder"
+            else "check the name, name its folder by --data.root, or --data where a run is used, or train with "
+            "--data.download true"
         )
         raise InputError(f"could not open {name} ({split}): {error_reason(error)}; {hint}") from error
     return _ReaderItems(dataset.reader, f"{name} ({split})") if hasattr(dataset, "reader") else dataset

@@ -15,7 +15,7 @@ from torchvision import datasets
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData
 from imixer.data.sources.decoding import error_reason, read_image_file, to_channels
-from imixer.data.sources.image_files import expand_user
+from imixer.data.sources.image_files import data_root
 from imixer.data.sources.wrapped import WrappedDataset
 from imixer.errors import InputError
 
@@ -118,7 +118,7 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
             f"data.value_range is for images of more than 8 bits, and those of {name} have 8; leave it out"
         )
     entry = SETS[name]
-    root = expand_user(config.root or "data")
+    root = data_root(config.root)
     factory = getattr(datasets, entry.factory)
     common: dict[str, Any] = {"root": str(root)}
     if entry.from_files:
@@ -138,7 +138,10 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
         why = "" if isinstance(error, RuntimeError) else f" ({error_reason(error)})"
         missing = f"{name} is not in {root} or is incomplete{why}"
         if entry.downloadable:
-            raise InputError(f"{missing}: pass --data.download true, or --data.root with its folder") from error
+            raise InputError(
+                f"{missing}: name its folder by --data.root, or --data where a run is used, or train with "
+                "--data.download true"
+            ) from error
         raise InputError(f"{missing} and cannot be downloaded automatically; {remedy}") from error
     return ImageData(
         name=name,

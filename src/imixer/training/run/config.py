@@ -347,7 +347,8 @@ class TrainConfig:
         finetune: What of a model that starts from weights is trained: its `head`, the classifier, alone; its `last`
             block with the norm after it and the head; or `all`. What is frozen has neither weight decay nor power
             iterations. On the command line, and in a file for `--config`, it brings a learning rate, batch size and
-            epochs for a few hundred images, over which all other settings win; `--print_config` shows them.
+            epochs for a few hundred images. Other settings win over them, those of a recipe excepted; `--print_config`
+            shows them.
         epochs: Passes over the training data.
         steps: Optimizer steps to train for, instead of `epochs`. The last epoch may be a part of one. A warm-up in
             epochs that would outlast the run is shortened to all epochs but the last.

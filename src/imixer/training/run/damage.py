@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from itertools import count
 from typing import Any
 
 from imixer.data.config import LARGEST_SIDE, SMALLEST_CROP
@@ -11,6 +13,8 @@ from imixer.training.run.config import ModelConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.result import read_result
 from imixer.training.run.safetensors_file import require_whole
+
+_log = logging.getLogger(__name__)
 
 
 def damage(run: RunDirectory) -> str | None:
@@ -53,6 +57,18 @@ def model_damage(run: RunDirectory) -> str | None:
     except (OSError, ValueError) as error:
         return str(error)
     return None
+
+
+def set_aside_damaged_model(run: RunDirectory) -> None:
+    """Rename the folder of a run's model that is not whole, so that the model can be written anew.
+
+    Args:
+        run: The directory of the run.
+    """
+    if run.model.exists() and model_damage(run) is not None:
+        aside = next(path for n in count(1) if not (path := run.path / f"model.damaged-{n}").exists())
+        run.model.rename(aside)
+        _log.warning(f"{run.model} was damaged and is now {aside}")
 
 
 def _first_wrong(config: dict[str, Any]) -> str | None:

@@ -170,9 +170,8 @@ def default_recipe(settings: Mapping[str, Any]) -> str | None:
         `photos` for a folder of class folders, unless a model is named. None for other data, for weights to start from,
         and for the detection of anomalies, which takes no steps.
     """
-    if any(name in settings for name in _STARTS):
-        return None
-    if settings.get("task") == "anomaly":
+    pretrained = str(settings.get("model.pretrained")).lower() in ("true", "yes")  # from a file, or as it was typed
+    if pretrained or any(name in settings for name in _STARTS) or settings.get("task") == "anomaly":
         return None
     if settings.get("task") == "segment":
         return None if {"data", "data.name"} & settings.keys() else "scenes"

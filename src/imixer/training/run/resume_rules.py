@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 from imixer.errors import InputError
 from imixer.training.run.config import TrainConfig
+from imixer.training.run.directory import RunDirectory
 from imixer.training.run.parsing import flatten
 
 _FREE = {
@@ -38,15 +40,20 @@ def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
         path: The directory of the run.
 
     Raises:
-        InputError: If it would compute something else; the message names the first setting that differs.
+        InputError: If it would write elsewhere, or compute something else; the message names the first setting that
+            differs.
     """
+    if now.out not in (None, before.out) and Path(now.out).absolute() != Path(path).absolute():
+        raise InputError(f"out is {now.out}, and resume writes into {path}; leave one of them out")
     old, new = flatten(asdict(before)), flatten(asdict(now))
     for name in {**new, **old}:  # an empty mapping has no names of its own
         value = new.get(name)
         if value != old.get(name) and name not in _FREE and not name.startswith("checkpoints."):
+            of_weights = f", from these weights with --model.checkpoint {path}"  # which a detector has not trained
+            started = of_weights if before.task == "classify" and RunDirectory(Path(path)).finished else ""
             raise InputError(
                 f"{name} is {value}, but {path} was begun with {old.get(name)}; leave it out to resume, or start a new "
-                f"run, from these weights with --model.checkpoint {path}/model/model.safetensors"
+                f"run{started}"
             )
     if before.task == "segment":
         check_parts(before, now, path, "the loss of a segmentation is that of each of these parts of a batch")

@@ -57,7 +57,10 @@ class ClassificationLoss:
             return F.cross_entropy(logits, targets, label_smoothing=smoothing)
         losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
         weights = _on_device_of(losses, self.weights)
-        return ((targets.to(losses.dtype) @ weights if mixed else weights[targets]) * losses).mean()
+        if not mixed:
+            return (weights[targets] * losses).mean()
+        unsmoothed = (targets.to(losses.dtype) - self.smoothing / targets.shape[1]) / (1 - self.smoothing)
+        return (unsmoothed @ weights * losses).mean()
 
     def example_targets(self, images: Tensor, num_classes: int) -> Tensor:
         """Make class numbers (B,)."""

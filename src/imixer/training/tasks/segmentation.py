@@ -18,6 +18,7 @@ from imixer.errors import InputError
 from imixer.models.segmenter import names_among_features
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
+from imixer.training.initial_weights import SEGMENTER
 from imixer.training.model import BuiltModel, build_model_for, default_name
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.confusion import write_confusion
@@ -115,7 +116,7 @@ def with_head(plain: BuiltModel, config: TrainConfig) -> BuiltModel:
     }
     args = {name: value for name, value in args.items() if value is not None}
     try:
-        model = timm.create_model("segmenter", **args)
+        model = timm.create_model(SEGMENTER, **args)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         levels = f" at segment.levels {config.segment.levels}" if config.segment.levels else ""
         raise InputError(
@@ -124,7 +125,7 @@ def with_head(plain: BuiltModel, config: TrainConfig) -> BuiltModel:
         ) from error
     if config.model.sources:
         _take_weights(model.get_submodule("backbone"), plain)
-    return replace(plain, model=model, name="segmenter", args=args)
+    return replace(plain, model=model, name=SEGMENTER, args=args)
 
 
 def class_weights(config: TrainConfig, data: MaskedData) -> tuple[float, ...] | None:
