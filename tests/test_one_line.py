@@ -217,7 +217,7 @@ def test_what_the_system_has_against_a_file_is_one_line(run, capsys, monkeypatch
         raise OSError(28, "No space left on device", str(file))
 
     monkeypatch.setattr(evaluate, "write_text", full)
-    refused(capsys, ["evaluate", str(run)], "evaluation.json: the disk is full")
+    refused(capsys, ["evaluate", str(run)], "evaluation.json: the disk is full; not written was: accuracy ")
 
 
 @pytest.mark.parametrize(

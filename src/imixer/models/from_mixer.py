@@ -147,8 +147,9 @@ def start_from_mixer(model: IMixer, mixer: MixerWeights, *, option: str = "from_
         raise InputError(f"{option}: {mixer.source} cuts patches, and this stem does not; give {prefix}stem patch")
     _check_sizes(state, own, mixer.source, option, prefix)
     _adapt_channels(state, own, mixer.source, option)
-    before = _token_mixing(state)
-    tokens = before.shape[1], _token_mixing(own).shape[1]
+    before, mixing = _token_mixing(state), _token_mixing(own)
+    assert before is not None and mixing is not None  # a Mixer has blocks, and the model as many
+    tokens = before.shape[1], mixing.shape[1]
     try:
         model.adapt_weights(state, img_size=mixer.img_size)
     except ValueError as error:
@@ -286,15 +287,14 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
         sizes["embed_dim"] = len(state["norm.weight"])
     if "stem.proj.weight" in state:
         sizes["patch_size"] = state["stem.proj.weight"].shape[-1]
-    token = next((value for name, value in state.items() if name.endswith(".mlp_tokens.fc_in.weight")), None)
-    if token is not None:
+    if (token := _token_mixing(state)) is not None:
         sizes["tokens_dim"] = len(token)
     return sizes
 
 
-def _token_mixing(state: Mapping[str, Tensor]) -> Tensor:
-    """Return the first block's weights (D_S, S) of its tokens."""
-    return next(value for name, value in state.items() if name.endswith(".mlp_tokens.fc_in.weight"))
+def _token_mixing(state: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the first block's weights (D_S, S) of its tokens; None without blocks."""
+    return next((value for name, value in state.items() if name.endswith(".mlp_tokens.fc_in.weight")), None)
 
 
 def _check_sizes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, option: str, prefix: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from imixer.data.batches import HeldOutBatches, batches_in_order, worker_message
 from imixer.data.image_data import LabelledImages, SizedDataset
 from imixer.data.sources.folder import open_test_folder
-from imixer.errors import InputError
+from imixer.errors import InputError, user_line
 from imixer.escaping import printable
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
@@ -162,13 +163,14 @@ def evaluate(
     files = evaluation_files(run.make_outputs(), is_test=test is not None)
     files.check()
     outcome = _evaluate(run, images, batch_size)
-    outcome.scores.write(files.scores)
     logits, targets = outcome.logits, outcome.targets
     losses = F.cross_entropy(logits, targets, reduction="none")
     worst = losses.argsort(descending=True).tolist()
     sources = image_names(images.items, "held-out" if test is None else "test")
-    _write_predictions(files.predictions, logits, targets, losses, run.class_names, sources, worst)
-    _write_confusion_matrix(files, logits, targets, run.class_names, Path(images.name).name)
+    with result_kept(f"accuracy {outcome.scores.top1:.2%}, cross entropy {outcome.scores.loss:.4f}"):
+        outcome.scores.write(files.scores)
+        _write_predictions(files.predictions, logits, targets, losses, run.class_names, sources, worst)
+        _write_confusion_matrix(files, logits, targets, run.class_names, Path(images.name).name)
     shown = [
         WorstImage(
             image=images.items[place][0],
@@ -281,6 +283,22 @@ def evaluation_files(outputs: RunDirectory, *, is_test: bool) -> EvaluationFiles
         outputs.confusion_matrix,
         outputs.worst_images,
     )
+
+
+@contextmanager
+def result_kept(result: str) -> Iterator[None]:
+    """Keep a result that was just measured, should it be impossible to write: the error tells it.
+
+    Args:
+        result: The result in words.
+
+    Raises:
+        InputError: If the system refuses a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{user_line(error)}; not written was: {result}") from error
 
 
 def image_names(items: SizedDataset[Any], kind: str) -> list[str]:

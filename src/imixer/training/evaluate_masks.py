@@ -17,7 +17,7 @@ from imixer.escaping import printable
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
 from imixer.training.best_weights import WhichWeights
-from imixer.training.evaluate import EvaluationFiles, evaluation_files, image_names, rounded
+from imixer.training.evaluate import EvaluationFiles, evaluation_files, image_names, result_kept, rounded
 from imixer.training.figures import draw_confusion_matrix
 from imixer.training.finished_run import FinishedRun
 from imixer.training.mask_figures import MaskPanel, draw_masks
@@ -142,13 +142,14 @@ def evaluate_masks(
         per_class=_per_class(metrics.confusion, metrics.iou, run.class_names),
         checkpoint=run.checkpoint,
     )
-    write_text(files.scores, json_text(rounded(asdict(evaluation))))
     scores.sort(key=lambda score: (score.miou, -score.loss))
     names = image_names(data.val, "held-out" if test is None else "test")
     rows = [[names[s.place], *(f"{value:.6f}" for value in (s.miou, s.accuracy, s.loss))] for s in scores]
-    write_text(files.predictions, csv_text(["image", "miou", "pixel_accuracy", "loss"], rows))
     counts = metrics.confusion
-    write_confusion(counts.tolist(), run.class_names, files.confusion_counts)
+    with result_kept(f"mIoU {evaluation.miou:.2%}, accuracy of pixels {evaluation.pixel_accuracy:.2%}"):
+        write_text(files.scores, json_text(rounded(asdict(evaluation))))
+        write_text(files.predictions, csv_text(["image", "miou", "pixel_accuracy", "loss"], rows))
+        write_confusion(counts.tolist(), run.class_names, files.confusion_counts)
     drawn(
         files.confusion_matrix,
         lambda path: draw_confusion_matrix(counts.numpy(), run.class_names, path, title=data.name, unit="pixels"),
