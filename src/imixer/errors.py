@@ -74,6 +74,16 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3, prefix: str = 
     return f"; did you mean {' or '.join(prefix + word for word in close)}?" if close else ""
 
 
+def in_short(error: object, width: int = 200) -> str:
+    """Quote what an error of another library says, in one line whose middle is left out where it is long.
+
+    Args:
+        error: The error.
+        width: The largest number of characters.
+    """
+    return middle_cut(one_line(error), width)
+
+
 def user_line(error: OSError | MemoryError | RuntimeError) -> str | None:
     """Turn an error of the system or of torch that a user can mend into one line: a full disk, a lack of memory.
 
@@ -85,7 +95,7 @@ def user_line(error: OSError | MemoryError | RuntimeError) -> str | None:
     """
     if isinstance(error, OSError):
         return _system_said(error)
-    said = middle_cut(one_line(error), _MOST_LETTERS)
+    said = in_short(error)
     kind = type(error).__name__
     # of Python, and of torch on CUDA and on a CPU
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(error):
@@ -100,7 +110,7 @@ def user_line(error: OSError | MemoryError | RuntimeError) -> str | None:
 def _system_said(error: OSError) -> str:
     """Name the file and the reason of the system's error."""
     if error.errno is None and error.filename is None:
-        return middle_cut(one_line(error), _MOST_LETTERS)
+        return in_short(error)
     why = {errno.ENAMETOOLONG: "its name is too long", errno.ENOSPC: "the disk is full"}.get(error.errno or 0)
     where = middle_cut(one_line(error.filename), _MOST_LETTERS) if error.filename is not None else "a file or stream"
     return f"{where}: {why or error.strerror}"

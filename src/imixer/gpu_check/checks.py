@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 
+from imixer.errors import in_short
 from imixer.gpu_check.journal import Bench
 from imixer.gpu_check.model_promises import MODEL_PROMISES
 from imixer.gpu_check.promise import Place, Promise
@@ -37,6 +38,6 @@ def run(bench: Bench) -> None:
             off = promise.attempt(Place(bench.device, folder))
         except Exception as error:  # whatever it is, the other promises are tried
             traceback.print_exc()
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            why = f"{type(error).__name__}: {in_short(error, 160)}"
         cells = {"promise": promise.name, "holds": why is None, "why_not": why}
         bench.row("Promises", **cells, off=off, seconds=time.monotonic() - began)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from imixer.errors import in_short
 from imixer.gpu_check.journal import Bench
 from imixer.gpu_check.promise import relative_error
 from imixer.implicit.fused import fused_mode, fused_ms, step_by_step, step_by_step_ms, token_mixing
@@ -79,7 +80,7 @@ def run(bench: Bench) -> None:
                 _compare(bench, name, shape, dtype)
             except Exception as error:  # of one shape, such as too little shared memory
                 traceback.print_exc()
-                why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                why = f"{type(error).__name__}: {in_short(error)}"
                 bench.row(TABLE, shape=name, type=str(dtype).removeprefix("torch."), holds=False, why_not=why)
     bench.note(
         "B samples, C channels, S tokens, widths D and H, n iterations. Off is the largest relative distance of a "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from imixer.errors import in_short
 from imixer.gpu_check.journal import Bench
 from imixer.gpu_check.part_list import PARTS, Part
 from imixer.notices import notices_on_stderr
@@ -95,7 +96,7 @@ def _work(name: str, bench: Bench) -> None:
         how = "cut off"
     except BaseException as error:
         traceback.print_exc()
-        how = f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        how = f"failed: {type(error).__name__}: {in_short(error)}"
     bench.journal.append({"part": name, "ended": how, "seconds": time.monotonic() - began})
 
 

@@ -15,7 +15,7 @@ from timm.models import adapt_input_conv
 from timm.models.mlp_mixer import MixerBlock, MlpMixer
 from torch import Tensor, nn
 
-from imixer.errors import InputError, did_you_mean
+from imixer.errors import InputError, did_you_mean, in_short
 from imixer.implicit import Contraction, OrthogonalLinear, SpectralLinear, TransposedLinear
 from imixer.models.checkpoints import rename_published
 from imixer.models.imixer import IMixer
@@ -207,7 +207,7 @@ def _of_name(name: str, option: str) -> MixerWeights:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             mixer = timm.create_model(name, pretrained=True)
     except Exception as error:  # the hub client, the network and timm each raise their own
-        said = " ".join(str(error).split())[:120]
+        said = in_short(error, 120)
         raise InputError(f"{option}: no weights for {name} could be had; give a file ({said})") from error
     return _of_model(mixer, name, option)
 
@@ -226,7 +226,7 @@ def _of_directory(path: Path, source: str, option: str) -> MixerWeights:
             overlay = {"source": "", "file": str(weights)}
             mixer = timm.create_model(f"local-dir:{folder}", pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # json, safetensors, torch and timm each raise their own
-        said = " ".join(str(error).split())[:200]
+        said = in_short(error)
         raise InputError(
             f"{option}: {folder} holds no model that can be read ({said}); fetch or copy it again"
         ) from error

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imixer.errors import InputError
+from imixer.errors import InputError, in_short
 
 _KEY = "model.checkpoint_key"  # belongs to the option `model.checkpoint` alone
 _DEPTH = 2  # of mappings in mappings: a file, its parts, the parts of those
@@ -136,7 +136,7 @@ def _read(path: Path, option: str) -> Any:
             "save the state dict alone, best as safetensors"
         ) from error
     except Exception as error:  # torch and safetensors raise many kinds on a damaged file
-        said = " ".join(str(error).split())[:200]
+        said = in_short(error)
         why = f" ({said})" if " " in said else ""  # some say no more than the byte that they stumbled over
         raise InputError(
             f"{option}: {path} cannot be read as weights{why}; it is damaged or cut short: fetch or copy it again"

@@ -7,8 +7,7 @@ from typing import Literal
 
 from torch import nn
 
-from imixer.errors import InputError
-from imixer.escaping import middle_cut, one_line
+from imixer.errors import InputError, in_short
 from imixer.training.run.checkpoints import Checkpoints
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.result import best_by
@@ -40,7 +39,7 @@ def load_best_weights(model: nn.Module, run: RunDirectory) -> None:
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"the checkpoint of the best epoch in {run.checkpoints} does not fit the model "
-            f"({middle_cut(one_line(error), 120)}); take the weights of the last epoch with `--checkpoint last`"
+            f"({in_short(error, 120)}); take the weights of the last epoch with `--checkpoint last`"
         ) from error
     _log.info(
         "the weights are those of epoch %d, the best: %.2f%% %s the held-out images, on which it was chosen",

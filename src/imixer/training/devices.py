@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from imixer.data.sampler import BatchShard
-from imixer.errors import InputError
+from imixer.errors import InputError, in_short
 from imixer.training.precision import fabric_precision, measure_precision, set_float32_products
 from imixer.training.run.config import TrainConfig
 
@@ -128,7 +128,7 @@ def build_fabric(config: TrainConfig) -> Fabric:
         )
     except Exception as error:  # of many kinds
         raise InputError(
-            f"accelerator {config.accelerator!r} with {config.devices} devices: {' '.join(str(error).split())[:200]}"
+            f"accelerator {config.accelerator!r} with {config.devices} devices: {in_short(error)}"
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 import imixer
-from imixer.errors import InputError
+from imixer.errors import InputError, in_short
 from imixer.escaping import few_names, for_markdown, middle_cut, one_line
 from imixer.progress import announce
 from imixer.reading import read_json
@@ -136,7 +136,7 @@ def push(
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Add a model trained with imixer")
         except Exception as error:  # huggingface_hub, its HTTP client and the network each raise their own
             raise InputError(
-                f"{repo_id} could not be pushed ({type(error).__name__}: {middle_cut(one_line(error), 160)}); "
+                f"{repo_id} could not be pushed ({type(error).__name__}: {in_short(error, 160)}); "
                 "`hf auth login` says who you are; `imixer export --format hub` writes the folder without the hub"
             ) from error
     return str(url)

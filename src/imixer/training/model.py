@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageSet
-from imixer.errors import InputError, did_you_mean
+from imixer.errors import InputError, did_you_mean, in_short
 from imixer.implicit import fold
 from imixer.models import IMLP, IMixer  # which registers our models with timm
 from imixer.models.timm_tags import find_pretrained_cfg, other_tags
@@ -315,7 +315,7 @@ def _create_pretrained(name: str, args: dict[str, Any]) -> nn.Module:
     except Exception as error:  # the hub client, the network and timm each raise their own
         raise InputError(
             f"model.pretrained: no weights for {name} could be had; give a file as "
-            f"model.checkpoint, or leave it out ({' '.join(str(error).split())[:120]})"
+            f"model.checkpoint, or leave it out ({in_short(error, 120)})"
         ) from error
 
 

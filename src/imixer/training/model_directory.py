@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import imixer.models  # noqa: F401  (registers our models with timm)
-from imixer.errors import InputError
+from imixer.errors import InputError, in_short
 from imixer.reading import read_json
 from imixer.training.model import BuiltModel, require_memory
 from imixer.writing import json_text, make_folder
@@ -115,5 +115,5 @@ def load_model(path: Path, *, trained: bool = True) -> nn.Module:
         overlay = weights if trained else None
         model = timm.create_model(f"local-dir:{path}", pretrained=trained, pretrained_cfg_overlay=overlay)
     except Exception as error:  # json, safetensors, torch and timm each raise their own
-        raise InputError(f"{path} holds no model that can be read: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{path} holds no model that can be read: {in_short(error)}") from error
     return model.eval()

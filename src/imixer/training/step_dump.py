@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from imixer.data.randomness import seed_globally
-from imixer.errors import InputError
-from imixer.escaping import middle_cut, one_line
+from imixer.errors import InputError, in_short
 from imixer.training.finetune import freeze, frozen_batch_norms
 from imixer.training.model import BuiltModel
 from imixer.training.precision import autocast
@@ -141,7 +140,7 @@ def replay(path: str) -> tuple[StepDump, str]:
         if step.finetune is not None:
             freeze(model, step.finetune, step.name)
     except Exception as error:  # torch and timm raise many kinds on a damaged or foreign file
-        said = f"{type(error).__name__}: {middle_cut(one_line(error), 120)}"
+        said = f"{type(error).__name__}: {in_short(error, 120)}"
         raise InputError(
             f"{path} is no recorded step, or a damaged one; give a file in RUN/nonfinite that training named ({said})"
         ) from error

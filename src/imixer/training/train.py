@@ -24,8 +24,7 @@ from imixer.data.image_data import ImageSet
 from imixer.data.names import BUILT_IN, is_named
 from imixer.data.sources.group_cache import cache_dir
 from imixer.data.sources.image_files import data_root
-from imixer.errors import InputError
-from imixer.escaping import middle_cut, one_line
+from imixer.errors import InputError, in_short
 from imixer.models.probe import implicit_layers
 from imixer.reading import read_json, read_rows
 from imixer.training.allocator import keep_freed_memory
@@ -336,7 +335,7 @@ def _load(loop: Loop, state: State) -> None:
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         file = loop.checkpoints.file(state["step"])
         raise InputError(
-            f"{file} is whole but does not fit {loop.run.config.name} ({middle_cut(one_line(error), 120)}); move it "
+            f"{file} is whole but does not fit {loop.run.config.name} ({in_short(error, 120)}); move it "
             "away to go on from the one before"
         ) from error
 

@@ -34,7 +34,7 @@ from imixer.data.config import DataConfig
 from imixer.data.names import DIGITS, is_named
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import expand_user, find_images, load_image
-from imixer.errors import InputError
+from imixer.errors import InputError, in_short
 from imixer.models.timm_tags import find_pretrained_cfg
 from imixer.models.weight_files import model_folder
 from imixer.plotting import drawn, save_figure
@@ -230,7 +230,7 @@ def load_normal(run: RunDirectory, neighbours: int) -> LearnedNormal:
         return LearnedNormal(features, None if energies is None else EnergyDeviations(energies, tensors["energy_std"]))
     except Exception as error:  # safetensors, the system and torch each raise their own
         again = f"`imixer train --config {run.config}` learns it again, into another folder"
-        raise InputError(f"{file} is missing or damaged ({' '.join(str(error).split())[:120]}); {again}") from error
+        raise InputError(f"{file} is missing or damaged ({in_short(error, 120)}); {again}") from error
 
 
 def _save_normal(learned: LearnedNormal, file: Path) -> None:

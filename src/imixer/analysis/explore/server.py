@@ -26,8 +26,8 @@ from starlette.routing import Route
 from imixer.analysis.explore.digit_recall import recall_digit, spoil_digit, stored_digits
 from imixer.analysis.explore.explorer import LARGEST_UPLOAD, Explorer
 from imixer.analysis.explore.loopback import is_local_name
-from imixer.errors import InputError
-from imixer.escaping import middle_cut, one_line
+from imixer.errors import InputError, in_short
+from imixer.escaping import middle_cut
 from imixer.reading import parse_json
 
 T = TypeVar("T")
@@ -128,7 +128,7 @@ def application(explorer: Explorer) -> _App:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return JSONResponse({"problem": middle_cut(one_line(error), _LONGEST_LINE)}, 400)
+    return JSONResponse({"problem": in_short(error, _LONGEST_LINE)}, 400)
 
 
 async def _not_found(request: Request, error: Exception) -> Response:

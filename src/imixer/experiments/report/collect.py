@@ -12,7 +12,7 @@ from typing import Any
 from imixer.analysis.registry import figure_titles
 from imixer.analysis.views.convergence import ANALYSIS as CONVERGENCE
 from imixer.analysis.views.energy import ANALYSIS as ENERGY
-from imixer.errors import InputError
+from imixer.errors import InputError, in_short
 from imixer.escaping import one_line
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.reading import read_json, read_rows
@@ -263,7 +263,7 @@ def _read(path: Path, name: str) -> ReportedRun:
     except InputError:
         raise
     except (ValueError, OSError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; the run's files are damaged") from error
+        raise InputError(f"{path}: {in_short(error)}; the run's files are damaged") from error
 
 
 def _classes(file: Path) -> tuple[list[str], list[list[int]]] | None:

@@ -14,7 +14,7 @@ from imixer.data.image_data import ImageSet, MaskedData
 from imixer.data.masked_batches import build_masked_batches
 from imixer.data.sampler import BatchShard
 from imixer.data.sources.open_masked import open_masked
-from imixer.errors import InputError
+from imixer.errors import InputError, in_short
 from imixer.models.segmenter import names_among_features
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
@@ -120,7 +120,7 @@ def with_head(plain: BuiltModel, config: TrainConfig) -> BuiltModel:
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         levels = f" at segment.levels {config.segment.levels}" if config.segment.levels else ""
         raise InputError(
-            f"{plain.name} gives no features to segment by{levels} ({' '.join(str(error).split())[:120]}); give "
+            f"{plain.name} gives no features to segment by{levels} ({in_short(error, 120)}); give "
             "another model.name, or leave segment.levels out"
         ) from error
     if config.model.sources:
