@@ -47,7 +47,7 @@ def solve(
         solver: How x is found: an object, or `fixed`, `picard`, `damped`, `anderson` or `broyden`.
         gradient: How the gradient is found: an object, or `unroll`, `implicit`, `neumann`, `jacobian_free` or
             `recompute`. Independent of the solver, but for `CheckpointedUnroll`; by name, `implicit` solves the adjoint
-            equation by a solver to a tolerance likewise.
+            equation by a solver to a tolerance likewise, to its relative tolerance alone.
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
             host wait for the device, once; compiled code does not ask. With a tolerance and `Unroll`, `ignore` looks
