@@ -158,6 +158,7 @@ class _SpectralConv(PowerIterated):
         self.padding_mode: Padding = padding_mode
         self.dilation, self.groups, self.coeff, self.detach_sigma = dilation, groups, coeff, detach_sigma
         self.n_power_iterations = n_power_iterations
+        self.advances_itself = True
         with torch.no_grad():
             self._fourier_sigma()
         v = torch.empty(in_channels, *self.size, device=self.weight.device) if sigma == "power" else None
@@ -173,6 +174,10 @@ class _SpectralConv(PowerIterated):
         if self.v is not None:
             self.v.copy_(self._first_v(self.v))
             self._iterate(WARM_UP_STEPS)
+
+    def advance(self) -> None:
+        """Run one training forward's power iterations."""
+        self._iterate(self.n_power_iterations)
 
     def sigma(self) -> Tensor:
         """Return the norm of the operator before normalisation: exact, or its bound, or an estimate from below."""
@@ -219,8 +224,8 @@ class _SpectralConv(PowerIterated):
 
     def normalized_weight(self) -> Tensor:
         """Return the kernel that multiplies, (O, I / G, *k). In training it advances the power iteration first."""
-        if self.training and not replaying():
-            self._iterate(self.n_power_iterations)
+        if self.training and self.advances_itself and not replaying():
+            self.advance()
         sigma = self.sigma()
         sigma = sigma.detach() if self.detach_sigma else sigma
         return (self.weight / torch.clamp(sigma / self.coeff, min=1.0)).to(self.weight.dtype)
