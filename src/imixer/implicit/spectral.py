@@ -56,7 +56,7 @@ class NormalizedLinear(nn.Linear):
         coeff: Ceiling c of the spectral norm. Must be positive.
 
     Raises:
-        ValueError: If coeff is not positive.
+        ValueError: If coeff is not positive, or a width not whole.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class NormalizedLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_whole(in_features=in_features, out_features=out_features)
         if not coeff > 0:
             raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
