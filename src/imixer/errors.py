@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from imixer.escaping import middle_cut, one_line
 
@@ -31,6 +33,19 @@ def check_whole(**numbers: object) -> None:
     for name, number in numbers.items():
         if not hasattr(number, "__index__"):
             raise ValueError(f"{name} is {number!r}; give a whole number")
+
+
+def as_whole(numbers: object) -> tuple[int, ...] | None:
+    """Return a whole number, or a sequence of such, as a tuple of ints; numpy's too.
+
+    Returns:
+        None if something is no whole number.
+    """
+    each: Sequence[Any] = numbers if isinstance(numbers, Sequence) else (numbers,)
+    try:
+        return tuple(operator.index(number) for number in each)
+    except TypeError:
+        return None
 
 
 def check_n_iter(n_iter: int) -> None:

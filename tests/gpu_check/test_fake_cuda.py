@@ -284,6 +284,9 @@ def test_memories_retrieve_on_one_device(default):
             assert memory.energy(signs).device == GPU
             assert memory.weights(signs).device == GPU
             memory.retrieve(signs[:2], known=known)
+            allowed = torch.ones(3, dtype=torch.bool, device="cpu")
+            assert memory(signs, among=allowed).device == GPU
+            memory.retrieve(signs[:2], among=allowed.expand(2, -1))
 
 
 # Training

@@ -125,6 +125,23 @@ def test_any_batch_and_a_start_at_rest_are_followed():
     assert descent(network, rest).verdict == "guaranteed"
 
 
+@torch.no_grad()
+def test_an_energy_that_overflows_is_refused_with_its_time_and_a_runaway_is_seen_in_float64():
+    network = chain([1, 1], ["relu", "relu"])
+    network.synapse("x1-x2").weight.data.fill_(3.0)
+    start = network.initial_state(x1=torch.tensor([[1.0], [1e-9]]))
+    way = integrate(network, start, 24.0)
+    said = r"^the energy or its rate is not finite from time 22\.\d+ on; integrate in float64 or to an earlier t_end$"
+    with pytest.raises(FloatingPointError, match=said):
+        descent(network, way)
+    assert not network.energy(way.states)[-1, 0].isfinite() and network.energy(way.states)[:, 1].isfinite().all()
+    assert descent(network, integrate(network, start, 21.0)).bounded == "runaway"
+    network, start = network.double(), {name: x.double() for name, x in start.items()}
+    assert descent(network, integrate(network, start, 24.0)).bounded == "runaway"
+    with pytest.raises(FloatingPointError, match=r"on; integrate to an earlier t_end$"):
+        descent(network, integrate(network, start, 200.0))
+
+
 def test_an_asymmetric_network_has_no_descent():
     network = HopfieldNetwork({"v": Neurons(3), "h": Neurons(3)}, [(("v", "h"), LinearSynapse(3, 3, tied=False))])
     way = integrate(network, network.initial_state(v=torch.zeros(1, 3)), 1.0, frames=2)

@@ -323,6 +323,13 @@ def test_nothing_given_is_changed():
         ({"start": {"x1": torch.full((1, 3), math.nan), "x2": torch.zeros(1, 4)}}, "layer x1: 3 values"),
         ({"start": {"x1": torch.zeros(1, 3), "x2": torch.zeros(1, 5)}}, "layer x2"),
         ({"start": {"x1": torch.zeros(1, 3)}}, "the network has x1, x2"),
+        *(
+            (
+                {"start": {"x1": torch.zeros(0, 3), "x2": torch.zeros(0, 4)}, "method": method},
+                "^the start has no samples; ",
+            )
+            for method in ("dopri5", "euler", "bdf")
+        ),
     ],
 )
 def test_impossible_arguments_are_refused_by_name(kwargs, named):

@@ -481,6 +481,35 @@ def test_a_query_does_not_depend_on_the_rest_of_the_batch(kind):
         torch.testing.assert_close(alone.overlap[0], together.overlap[i], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(("pixels", "options"), [(64, {}), (784, {}), (64, {"beta": 20.0, "threshold": 0.3})])
+def test_an_exponential_memorys_energy_at_a_pattern_is_what_the_guide_says(pixels, options):
+    xi = signs(4, pixels)
+    memory = AssociativeMemory(xi, "exponential", **options)
+    beta, threshold = (memory.options[name] for name in ("beta", "threshold"))
+    expected = torch.full((4,), -pixels * math.exp(beta * (1 - threshold)) / beta, dtype=torch.float64)
+    torch.testing.assert_close(memory.energy(xi).detach(), expected, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("pixels", [8, 64, 784])
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.5}, {"threshold": -1.0}])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_default_beta_of_exponentials_keeps_energies_finite_in_every_type(dtype, options, pixels):
+    xi = signs(3, pixels).to(dtype)
+    memory = AssociativeMemory(xi, "exponential", **options)
+    assert memory.retrieve(xi).energies.isfinite().all() and memory.energy(xi).isfinite().all()
+
+
+def test_an_exponential_memory_whose_energies_leave_float16_is_refused():
+    xi = signs(3, 64)
+    said = (
+        r"beta 40 at threshold 0.0 drives the visible neurons by e\^40, beyond e\^5.93; lower beta .* give float32 patt"
+    )
+    with pytest.raises(ValueError, match=said):
+        AssociativeMemory(xi.half(), "exponential", beta=40.0)
+    assert AssociativeMemory(xi.half(), "exponential", beta=5.0).retrieve(xi.half()).energies.isfinite().all()
+    assert AssociativeMemory(xi.bfloat16(), "exponential", beta=40.0).retrieve(xi.bfloat16()).energies.isfinite().all()
+
+
 def test_too_weak_a_query_is_forgotten():
     xi = signs(3)
     found = AssociativeMemory(xi, "exponential", threshold=0.8).retrieve(flip(xi, 0.25))

@@ -49,6 +49,7 @@ def test_a_field_is_a_parameter_of_its_own():
     layer = Neurons((2, 3), field=b)
     b += 1
     assert isinstance(layer.field, torch.nn.Parameter) and not layer.field.any()
+    assert Neurons(3, field=torch.arange(3)).field.dtype == torch.float32
 
 
 def test_a_density_of_one_shape_serves_a_layer_that_has_others_in_front():
@@ -71,6 +72,12 @@ def test_a_density_of_one_shape_serves_a_layer_that_has_others_in_front():
         ({"decay": math.inf}, "decay"),
         ({"field": torch.zeros(2)}, r"field has shape \(2,\)"),
         ({"field": torch.zeros(5, 3)}, r"field has shape \(5, 3\)"),
+        ({"field": [0.0] * 3}, "field is list; give a tensor of real numbers"),
+        ({"field": torch.zeros(3, dtype=torch.complex64)}, "field is torch.complex64; give a tensor of real numbers"),
+        (
+            {"field": torch.tensor([0.0, math.nan, math.inf])},
+            "field has 2 values that are not finite; give finite ones",
+        ),
         ({"lagrangian": "tahn"}, "tanh"),
         ({"lagrangian": Softmax(axis=-2)}, "Softmax acts on axis -2"),
         ({"lagrangian": LayerNorm((-2, -1))}, "LayerNorm acts on axis -2"),

@@ -101,6 +101,7 @@ def test_a_gain_scales_what_goes_up_only():
     g_a, g_b = drawn((2, 4), (2, 5))
     close(synapse.up(g_a), g_a @ (synapse.weight * gain).T)
     close(synapse.down(g_b), g_b @ synapse.feedback.T)
+    assert LinearSynapse(4, 5, tied=False, gain=torch.arange(4)).gain.dtype == torch.float32
     close(synapse.energy(g_a, g_b), -((synapse.up(g_a) * g_b).sum((1, 2)) + (synapse.down(g_b) * g_a).sum((1, 2))) / 2)
 
 
@@ -188,12 +189,26 @@ def test_inputs_are_not_cut_off_from_autograd():
     assert torch.autograd.gradcheck(synapse.inputs, g)
 
 
+def test_one_inverse_temperature_of_attention_may_be_a_tensor():
+    assert (
+        AttentionSynapse(8, 1, beta=torch.tensor(0.5)).beta
+        == AttentionSynapse(8, 2, beta=torch.tensor(0.5)).beta
+        == 0.5
+    )
+
+
 @pytest.mark.parametrize(
     ("build", "named"),
     [
         (lambda: LinearSynapse(0, 3), "a coupling of 0 to 3"),
         (lambda: LinearSynapse(3, 3, axis=0), "axis is 0"),
         (lambda: LinearSynapse(3, 3, gain=torch.ones(3)), "tied=False"),
+        (lambda: LinearSynapse(3, 3, tied=False, gain=[1.0] * 3), "gain is list; give a tensor of real numbers"),
+        (lambda: LinearSynapse(3, 3, tied=False, gain=1j * torch.ones(3)), "gain is torch.complex64; give a tensor"),
+        (
+            lambda: LinearSynapse(3, 3, tied=False, gain=torch.ones(3) / 0),
+            "gain has 3 values that are not finite; give",
+        ),
         (lambda: ConvSynapse(1, 1, 0), "kernel_size"),
         (lambda: ConvSynapse(1, 1, 3, 0), "stride"),
         (lambda: ConvSynapse(1, 1, 3, 1, -1), "padding"),

@@ -9,13 +9,29 @@ from imixer.implicit.choices import GRADIENTS, SOLVERS, chosen
 from imixer.implicit.solvers import Broyden, Picard
 
 
+class Counted(torch.autograd.Function):
+    """The identity, which counts the products with its Jacobian."""
+
+    @staticmethod
+    def forward(ctx, x, products):
+        ctx.products = products
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        ctx.products.append(g)
+        return g, None
+
+
 def test_names_are_the_objects():
     assert chosen("fixed", "unroll") == (FixedIterations(), Unroll())
     assert chosen("picard", "recompute") == (Picard(), CheckpointedUnroll())
     assert chosen("damped", "jacobian_free") == (Picard(damping=0.5), Implicit(FixedIterations(0)))
     assert chosen("broyden", "neumann") == (Broyden(), Implicit(FixedIterations(4)))
     assert chosen("fixed", "implicit") == (FixedIterations(), Implicit())
-    assert chosen("anderson", "implicit") == (Anderson(), Implicit(Anderson()))
+    assert chosen("anderson", "implicit") == (Anderson(), Implicit(Anderson(atol=0.0)))
+    assert chosen(Anderson(rtol=0.0, atol=1e-9), "implicit")[1] == Implicit(Anderson(rtol=1e-9, atol=0.0))
+    assert chosen(Anderson(rtol=0.0, atol=1e-2), "implicit")[1] == Implicit(Anderson(rtol=1e-5, atol=0.0))
     assert chosen(Anderson(memory=3), Implicit()) == (Anderson(memory=3), Implicit())
 
 
@@ -25,6 +41,34 @@ def test_every_name_goes_with_every_other(solver, gradient):
     p = PROBLEMS["tanh"]()
     x = solve(p.F, p.z, p.tensors, solver=solver, gradient=gradient).value
     assert x.sum().backward() is None and p.z.grad.isfinite().all() and p.gap(x) < 0.2
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "fixed"])
+def test_the_gradient_of_a_small_loss_by_name_is_that_of_the_loss_in_small(solver):
+    z, W = randn(4, 3), 0.15 * randn(3, 3, seed=1)
+
+    def loss(z, W):
+        return solve(lambda x, W: (x @ W).tanh(), z, W, solver=solver, gradient="implicit").value.sin().sum()
+
+    leaves = z.requires_grad_(), W.requires_grad_()
+    whole = torch.autograd.grad(loss(*leaves), leaves)
+    small = torch.autograd.grad(1e-8 * loss(*leaves), leaves)
+    mapped = torch.func.grad(lambda z, W: 1e-8 * loss(z, W), argnums=(0, 1))(z.detach(), W.detach())
+    tangent = torch.func.jvp(loss, (z.detach(), W.detach()), (1e-8 * z.detach(), 1e-8 * W.detach()))[1]
+    for a, b, c in zip(whole, small, mapped, strict=True):
+        torch.testing.assert_close(1e8 * b, a, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(1e8 * c, a, rtol=1e-9, atol=1e-9)
+    along = torch.func.jvp(loss, (z.detach(), W.detach()), (z.detach(), W.detach()))[1]
+    torch.testing.assert_close(1e8 * tangent, along, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "fixed"])
+def test_a_gradient_of_zero_takes_one_product(solver):
+    products = []
+    z = randn(4, 3).requires_grad_()
+    x = solve(lambda x: Counted.apply(0.5 * x.sin(), products), z, solver=solver, gradient="implicit").value
+    x.backward(torch.zeros_like(x))
+    assert len(products) == 1 and not z.grad.any()
 
 
 def test_an_expansive_map_by_name_has_its_gradient():

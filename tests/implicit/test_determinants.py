@@ -79,6 +79,17 @@ def test_the_trajectory_cost_is_written_out_and_descends_with_the_slope():
     assert gradcheck(lambda W: trajectory_cost(iterates(F, z, (W,), steps=2)), leaf(W))
 
 
+def test_the_trajectory_cost_of_complex_states_is_that_of_pairs_of_real_ones():
+    z = torch.complex(randn(2, 3), randn(2, 3, seed=1))
+
+    def squared_length(step):
+        return torch.view_as_real(step).square().mean((1, 2))
+
+    path = iterates(lambda x: 0.5j * x, z, steps=2)
+    expected = squared_length(0.5j * z) + squared_length(0.5j * (0.5j * z))
+    torch.testing.assert_close(trajectory_cost(path), expected)
+
+
 def test_a_corrections_gradient_is_that_of_one_step_from_each_iterate():
     weight, states = leaf(W), [randn(2, 3, seed=s) for s in (1, 2, 3)]
     correction = fixed_point_correction(F, x, (weight,), states, lambda x: x.square().sum(), decay=0.5)
@@ -108,6 +119,24 @@ def test_a_corrections_gradient_is_that_of_one_step_from_each_iterate():
             "the loss of a state is float; give one number",
         ),
         (lambda: trajectory_cost([x]), "path has 1 states; give two or more"),
+        (
+            lambda: iterates(lambda x: x[:, :1], x, steps=1),
+            r"F leads from \(2, 3\) to \(2, 1\); let it give back what x is",
+        ),
+        (lambda: iterates(torch.sin, {"x": x}, steps=1), "z is dict; give one tensor of states"),
+        (lambda: iterates(torch.sin, x, steps=1, start=x[:1]), r"start has shape \(1, 3\); give \(2, 3\)"),
+        (lambda: iterates(torch.sin, x.long(), steps=1), r"z is of torch.int64; convert it, z.float\(\)"),
+        (lambda: iterates(torch.sin, x[0, 0], steps=1), r"z has no axis of samples; give it one, z\[None\]"),
+        (lambda: trajectory_cost([x, x[:, :1]]), r"path\[1\] has shape \(2, 1\); give \(2, 3\)"),
+        (lambda: trajectory_cost([{"x": x}] * 2), r"path\[0\] is dict; give one tensor of states"),
+        (
+            lambda: fixed_point_correction(lambda x: x[:, :1], x, (), [x], torch.sum),
+            r"F leads from \(2, 3\) to \(2, 1\); let it",
+        ),
+        (
+            lambda: fixed_point_correction(torch.sin, x, (), [x[:1]], torch.sum),
+            r"path\[0\] has shape \(1, 3\); give \(2, 3\)",
+        ),
         (lambda: residual_log_det(lambda x: x[:, :2], x), r"F leads from \(2, 3\) to \(2, 2\); let it give back"),
         (lambda: jacobian_penalty(lambda x: (x,), x), r"F leads from \(2, 3\) to tuple; let it give back what x is"),
         (lambda: residual_log_det(F, torch.ones(2, 3, dtype=torch.long), (W,)), "x is torch.int64; give real points"),

@@ -1,12 +1,22 @@
 """1 - F as an invertible transform, against exact determinants and integrals."""
 
+import copy
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 import imixer  # noqa: F401
-from imixer.implicit import Anderson, Contraction, FixedIterations, ResidualFlow, SpectralLinear, exact_log_det
+from imixer.implicit import (
+    Anderson,
+    Contraction,
+    FixedIterations,
+    ResidualFlow,
+    SpectralConv2d,
+    SpectralLinear,
+    exact_log_det,
+)
 
 
 def contraction(width=3, **options):
@@ -114,6 +124,72 @@ def test_a_modules_own_parameters_get_their_gradients_on_the_way_back(training):
             below = loss()
             weight[i, j] += 1e-6
             assert float(found[i, j]) == pytest.approx(float(above - below) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+def moving(kind):
+    """A map in training, whose power iterations are far from rest."""
+    torch.manual_seed(0)
+    if kind == "contraction":
+        F, x = Contraction(3, 5, nn.Tanh, coeff=0.7, n_power_iterations=1), torch.randn(4, 3)
+    elif kind == "linear":
+        options = dict(coeff=0.7, n_power_iterations=1)
+        F = nn.Sequential(SpectralLinear(3, 5, **options), nn.Tanh(), SpectralLinear(5, 3, **options))
+        x = torch.randn(4, 3)
+    else:
+        F = SpectralConv2d(1, 1, 3, (4, 3), padding_mode="zeros", coeff=0.4, sigma="power", n_power_iterations=1)
+        x = torch.randn(2, 1, 4, 3)
+    with torch.no_grad():
+        for layer in iterated(F):
+            layer.weight.mul_(4)
+            layer.v.copy_(layer.v + 0.5 * torch.randn(layer.v.shape))
+    return F.double(), x.double()
+
+
+def iterated(F):
+    return [module for module in F.modules() if hasattr(module, "v")]
+
+
+def applied(F, x):
+    return F(x, F.weights()) if isinstance(F, Contraction) else F(x)
+
+
+@pytest.mark.parametrize("kind", ["contraction", "linear", "convolution"])
+def test_in_training_a_call_runs_the_power_iterations_once_and_knows_one_map(kind):
+    F, x = moving(kind)
+    flow, once = ResidualFlow(F, exact=True, solver=TIGHT), copy.deepcopy(F).eval()
+    for call in (flow, flow.inverse):
+        for layer in iterated(once):
+            layer.advance()
+        y, log_det = call(x)
+        for layer, other in zip(iterated(F), iterated(once), strict=True):
+            assert torch.equal(layer.v, other.v) and layer.advances_itself
+        point, image = (x, y) if call == flow else (y, x)
+        torch.testing.assert_close(point - applied(once, point), image)
+        expected = exact_log_det(lambda x: applied(once, x), point)
+        torch.testing.assert_close(log_det, expected if call == flow else -expected)
+
+
+@pytest.mark.parametrize("kind", ["contraction", "linear", "convolution"])
+def test_a_backward_pass_after_the_next_call_is_that_of_its_own_map(kind):
+    def gradients(between):
+        F, z = moving(kind)
+        flow = ResidualFlow(F, exact=True, solver=TIGHT)
+        x, log_det = flow.inverse(z)
+        if between:
+            flow(z)
+        return torch.autograd.grad((x.sin().flatten(1).sum(1) + log_det).sum(), list(F.parameters()))
+
+    for ours, theirs in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_way_back_has_the_gradient_of_a_small_loss_too():
+    F, z = contraction(), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    expected, found = (
+        torch.autograd.grad(factor * ResidualFlow(F, exact=True).inverse(z)[0].sin().sum(), z)[0] / factor
+        for factor in (1.0, 1e-8)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sequence", [False, True])

@@ -1,5 +1,6 @@
 """Bounds that modules state, what they compose to, and their certificates, against Jacobians and dense matrices."""
 
+import copy
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from imixer.implicit import (
     L2Attention,
     MonotoneContraction,
     OrthogonalLinear,
+    SpectralConv1d,
     SpectralConv2d,
     SpectralLinear,
     certify,
@@ -249,6 +251,30 @@ def test_the_slopes_of_torchs_activations_are_those_of_their_chords(act):
     with torch.no_grad():
         steepest = float((act.double().eval()(x).diff() / x.diff()).abs().max())
     assert steepest <= lipschitz_bound(act) * (1 + 1e-9) and lipschitz_bound(act) == pytest.approx(steepest, abs=1e-3)
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(4, 4),
+        SpectralLinear(4, 4),
+        SpectralLinear(4, 4, sigma="exact"),
+        OrthogonalLinear(4, 4),
+        SpectralConv1d(4, 4, 3, 4),
+        L2Attention(4, 2, tokens=4),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_matrix_that_is_not_finite_has_no_bound_and_is_named(layer, number):
+    layer = copy.deepcopy(layer)
+    with torch.no_grad():
+        next(layer.parameters()).view(-1)[0] = number
+    for call in (lipschitz_bound, lambda F: certify(F, z=torch.randn(2, 4, 4))):
+        with pytest.raises(
+            ValueError, match=rf"^(F\[1\] \()?{type(layer).__name__}\)? is not finite; no bound is to be"
+        ):
+            call(nn.Sequential(nn.Tanh(), layer))
 
 
 @pytest.mark.parametrize("grows", [2.0, 0.9])

@@ -8,7 +8,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from imixer.errors import check_n_iter
+from imixer.errors import check_n_iter, check_whole
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons, fits
 from imixer.hopfield.synapses import BilinearSynapse
@@ -97,10 +97,11 @@ class AdiabaticUpdate(nn.Module):
             dt: Length of a step, in the time unit of tau_1. Default: tau_1, the paper's.
 
         Raises:
-            ValueError: If steps is negative, or dt not positive and finite.
+            ValueError: If steps is negative or not whole, or dt not positive and finite.
 
         Source: paper (14), (20), (26), (42), which have dt = tau_1 and alpha = 0; before that step (12).
         """
+        check_whole(steps=steps)
         if steps < 0:
             raise ValueError(f"steps is {steps}; give 0 or more")
         if dt is not None and not (dt > 0 and math.isfinite(dt)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imixer.hopfield.lagrangian import Lagrangian
+from imixer.hopfield.lagrangians.parts import layer_shape
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse
@@ -175,9 +176,9 @@ def chain(
         raise ValueError(f"names are {', '.join(names)}; give each layer one of its own")
     neurons = {}
     for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
-        whole = (shape,) if isinstance(shape, int) else tuple(shape)
-        start = torch.zeros(whole) if field else None
         try:
+            whole = layer_shape(shape)
+            start = torch.zeros(whole) if field else None
             neurons[name] = Neurons(whole, lagrangians[i], tau=taus[i], decay=decays[i], field=start)
         except ValueError as error:
             raise ValueError(f"layer {name}: {error}") from error

@@ -88,6 +88,7 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
 
     Raises:
         ValueError: If a coupling is not symmetric, so that there is no energy; with its name.
+        FloatingPointError: If the energy or its rate is not finite: states have outgrown their type.
 
     Source: paper (6)-(7) and the two conditions stated there. How boundedness is decided is ours.
     """
@@ -95,8 +96,10 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     components = torch.stack(list(network.energies(trajectory.states).values()))
     energy = components.sum(0)
     rate = network.energy_rate(trajectory.states, trajectory.held)
-    # Rounding of the parts, which are far larger than their sum, and what the solver allows itself.
-    scale = float(components.abs().sum(0).max())
+    sizes = components.abs().sum(0)  # of the parts, which are far larger than their sum
+    _require_finite(sizes + rate.abs(), trajectory.times)
+    # Rounding of the parts, and what the solver allows itself.
+    scale = float(sizes.max())
     tolerance = 10 * (torch.finfo(energy.dtype).eps * scale + trajectory.rtol * scale + trajectory.atol)
     steps = energy.diff(dim=0).flatten(1)
     rises = [(int(i) + 1, int(j), float(steps[i, j])) for i, j in (steps > tolerance).nonzero()]
@@ -106,6 +109,17 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     runs = bool(unbounded) and bool(_runs_away(network, trajectory, energy, rate).any())
     bounded: Bounded = "runaway" if runs else "unknown" if unbounded else "known"
     return Descent(verdict, bounded, energy, rate, violated_conditions, unbounded, rises, tolerance, trajectory.times)
+
+
+def _require_finite(sizes: Tensor, times: Tensor) -> None:
+    """Refuse sizes (T, ...) of energies of which neither a rise nor a runaway can be told."""
+    finite = sizes.isfinite().reshape(len(times), -1).all(1)
+    if not finite.all():
+        first = float(times[int((~finite).int().argmax())])
+        wider = "in float64 or " if sizes.dtype != torch.float64 else ""
+        raise FloatingPointError(
+            f"the energy or its rate is not finite from time {first:.4g} on; integrate {wider}to an earlier t_end"
+        )
 
 
 def _runs_away(network: HopfieldNetwork, trajectory: Trajectory, energy: Tensor, rate: Tensor) -> Tensor:

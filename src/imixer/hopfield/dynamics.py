@@ -459,6 +459,8 @@ def _check(
     step_size: float | None,
     held: Mapping[str, Tensor] | None,
 ) -> None:
+    if any(x.numel() == 0 for x in start.values()):
+        raise ValueError("the start has no samples; give one or more")
     if not (t_end > 0 and math.isfinite(t_end)):
         raise ValueError(f"t_end is {t_end}; give a positive time")
     check_whole(frames=frames)

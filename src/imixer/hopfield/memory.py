@@ -111,8 +111,8 @@ class AssociativeMemory(nn.Module):
     - `polynomial` (Krotov & Hopfield 2016): x <- sum_mu xi_mu (max(m_mu, 0) / threshold)^(order - 1), g as above.
       `order=4` of the energy in the overlaps, `threshold=0.2`, `steepness=10`.
     - `exponential` (Demircigil et al. 2017): x <- sum_mu xi_mu e^(beta (m_mu - threshold)), g as above.
-      `beta`: min(N, 40); N is the published one; a tensor (K,) gives each pattern its own. `threshold=0`, the hidden
-      neurons' field. `steepness=10`.
+      `beta`: min(N, 40), or less where e^60 or the range of float16 asks for it; N is the published one; a tensor
+      (K,) gives each pattern its own. `threshold=0`, the hidden neurons' field. `steepness=10`.
     - `modern` (Ramsauer et al. 2020): x <- softmax(beta x xi^T) xi, which is attention, g = x.
       `beta`: 100 / mean |xi|^2, so that a similarity 5 % lower weighs e^-5; more if two patterns are more similar than
       that: (5 + log K) / (1 - their cosine) / mean |xi|^2. `similarity="dot"`: in it patterns of large norm win.
@@ -465,6 +465,7 @@ class AssociativeMemory(nn.Module):
                 raise ValueError(f"among is of {_kind_of(among)}; give booleans, true where a pattern may be retrieved")
             if among.shape not in ((K,), (batch, K)):
                 raise ValueError(f"among has shape {tuple(among.shape)}; give ({K},) or ({batch}, {K})")
+            among = among.to(self._synapses()[0].weight.device)
             if not holds(among.any(-1)):
                 which = "the queries" if among.dim() == 1 else f"query {int((~among.any(1)).int().argmax())}"
                 raise ValueError(f"among leaves {which} no pattern to retrieve; allow one or more")

@@ -140,15 +140,21 @@ def _exponential(
 ) -> Built:
     """Build x = sum_mu xi_mu e^(beta_mu (m_mu - threshold))."""
     N = patterns[0].numel()
-    beta = min(N, 40.0) if beta is None else inverse_temperature(beta)
+    if not -1 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; give an overlap from -1 to 1")
+    room = _room(patterns.dtype, max(N, 2 * positive("steepness", steepness)))
+    if beta is None:
+        beta = min(N, 40.0)
+        if 0 < room < beta * (1 - threshold):
+            beta = room / (1 - threshold)
+    beta = inverse_temperature(beta)
     if isinstance(beta, Tensor) and beta.shape not in ((), (len(patterns),)):
         raise ValueError(f"beta has shape {tuple(beta.shape)}; give one number, or {len(patterns)}, one per pattern")
     sharpest = float(beta.max()) if isinstance(beta, Tensor) else beta
-    if not -1 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; give an overlap from -1 to 1")
-    _check_drive(
-        sharpest * (1 - threshold), f"beta {sharpest:g} at threshold {threshold}", "lower beta or raise the threshold"
-    )
+    remedy = "lower beta or raise the threshold"
+    if room < _LARGEST_EXPONENT:
+        remedy = f"{remedy}, or give float32 patterns: energies leave {str(patterns.dtype).removeprefix('torch.')}"
+    _check_drive(sharpest * (1 - threshold), f"beta {sharpest:g} at threshold {threshold}", remedy, room)
     field = patterns.new_full((1,), -threshold * N)
     hidden = Neurons(len(patterns), Exponential(beta / N, cutoff=_LARGEST_EXPONENT), tau=_HIDDEN_TAU, field=field)
     network = _two_layers(patterns, 1.0, Tanh(positive("steepness", steepness)), hidden)
@@ -309,12 +315,15 @@ def _check_patch_size(patch_size: int, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_drive(exponent: float, what: str, remedy: str) -> None:
-    """Refuse a full overlap that drives the visible neurons by more than e^60."""
-    if exponent > _LARGEST_EXPONENT:
-        raise ValueError(
-            f"{what} drives the visible neurons by e^{exponent:.0f}, beyond e^{_LARGEST_EXPONENT:.0f}; {remedy}"
-        )
+def _room(dtype: torch.dtype, factor: float) -> float:
+    """Return the largest exponent of a drive, at most 60, whose energies, larger by a factor, a type still holds."""
+    return min(_LARGEST_EXPONENT, math.log(torch.finfo(dtype).max) - math.log(factor) - 1)
+
+
+def _check_drive(exponent: float, what: str, remedy: str, largest: float = _LARGEST_EXPONENT) -> None:
+    """Refuse a full overlap that drives the visible neurons by more than e^largest."""
+    if exponent > largest * (1 + 1e-9):  # of rounding, where it is the default
+        raise ValueError(f"{what} drives the visible neurons by e^{exponent:.3g}, beyond e^{largest:.3g}; {remedy}")
 
 
 def _mean_square(squares: Tensor) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import lagrangian as named
-from imixer.hopfield.lagrangians.parts import layer_shape
+from imixer.hopfield.lagrangians.parts import layer_shape, real_numbers
 
 
 class Neurons(nn.Module):
@@ -50,9 +50,10 @@ class Neurons(nn.Module):
                 "give a positive decay, or layer_norm or spherical as the Lagrangian"
             )
         require_fit(self.lagrangian, self.shape)
+        field = None if field is None else real_numbers("field", field)
         if field is not None and not fits(field.shape, self.shape):
             raise ValueError(f"field has shape {tuple(field.shape)}, which does not broadcast to {self.shape}")
-        self.field = None if field is None else nn.Parameter(field.detach().clone())
+        self.field = None if field is None else nn.Parameter(field.clone())
 
     def activation(self, x: Tensor) -> Tensor:
         """Compute g(x) for x (..., *shape)."""

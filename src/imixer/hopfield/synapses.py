@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from imixer.errors import check_whole
+from imixer.errors import check_whole, in_short
 from imixer.hopfield.differentiation import gradients
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import lagrangian as named
-from imixer.hopfield.lagrangians.parts import inverse_temperature
+from imixer.hopfield.lagrangians.parts import inverse_temperature, real_numbers
 from imixer.hopfield.neurons import fits, require_fit
 
 Shape = tuple[int, ...]
@@ -92,7 +92,7 @@ class EnergySynapse(Synapse):
         try:
             energy: object = self._probe(shapes)
         except _FAILURES as error:
-            said = " ".join(str(error).split())[:200]
+            said = in_short(error)
             raise ValueError(f"no energy for layers of shapes {', '.join(map(str, shapes))}: {said}") from error
         if not isinstance(energy, Tensor) or energy.shape != (2,):
             what = f"has shape {tuple(energy.shape)}" if isinstance(energy, Tensor) else f"is {type(energy).__name__}"
@@ -163,7 +163,8 @@ class LinearSynapse(BilinearSynapse):
             have. It becomes a parameter.
 
     Raises:
-        ValueError: If a size is below 1, axis is not negative, or a tied coupling is given a gain.
+        ValueError: If a size is below 1, axis is not negative, a tied coupling is given a gain, or that is no tensor of
+            real and finite numbers.
 
     Source: paper (2), and xi^(A,B) of (15)-(17), (32). Matrix-shaped neurons are ours, see docs/theory.md, section 3.
     """
@@ -186,7 +187,7 @@ class LinearSynapse(BilinearSynapse):
         self.axis = axis
         self.weight = nn.Parameter(_drawn(out_features, in_features))
         self.feedback = None if tied else nn.Parameter(_drawn(in_features, out_features))
-        self.gain = None if gain is None else nn.Parameter(gain.detach().clone())
+        self.gain = None if gain is None else nn.Parameter(real_numbers("gain", gain).clone())
         self._shapes: tuple[Shape, ...] = ()
 
     @property
@@ -295,7 +296,8 @@ class ConvSynapse(BilinearSynapse):
         tied: bool = True,
     ) -> None:
         super().__init__()
-        check_whole(kernel_size=kernel_size, stride=stride, padding=padding)
+        check_whole(in_channels=in_channels, out_channels=out_channels, kernel_size=kernel_size)
+        check_whole(stride=stride, padding=padding)
         if min(kernel_size, stride) < 1 or padding < 0:
             raise ValueError(
                 f"kernel_size, stride and padding are {kernel_size}, {stride}, {padding}; give 1, 1, 0 or more"
@@ -450,12 +452,15 @@ class AttentionSynapse(Synapse):
         super().__init__()
         check_whole(features=features, num_heads=num_heads)
         width = features // max(1, num_heads) if head_features is None else head_features
+        check_whole(head_features=width)
         if min(features, num_heads, width) < 1:
             raise ValueError(
                 f"features, num_heads and head_features are {features}, {num_heads}, {width}; give 1 or more"
             )
         self.beta: float | Tensor
         beta = inverse_temperature(1 / math.sqrt(width) if beta is None else beta)
+        if isinstance(beta, Tensor) and beta.dim() == 0:
+            beta = float(beta)
         if isinstance(beta, Tensor):
             if beta.shape != (num_heads,):
                 raise ValueError(f"beta has shape {tuple(beta.shape)}; give one number, or {num_heads}, one per head")

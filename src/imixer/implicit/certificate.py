@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from imixer.errors import in_short
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.lipschitz import lipschitz_bound, stated_bound
 from imixer.implicit.nest import fixed_point, jacobian_norms, levels, map_norms, settle
@@ -144,7 +145,7 @@ def _module_on_data(F: nn.Module, z: Tensor, tensors: tuple[Tensor, ...], tol: f
         try:
             fx: Tensor = exact(x, *others)
         except (RuntimeError, TypeError, IndexError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = in_short(error)
             raise ValueError(f"{type(F).__name__} fails on z of shape {tuple(x.shape)}: {said}") from error
         if not isinstance(fx, Tensor) or fx.shape != x.shape:
             what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from imixer.errors import did_you_mean
-from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll
+from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll, adjoint_like
 from imixer.implicit.solvers import Anderson, Broyden, FixedIterations, Picard, Solver, ToTolerance
 
 SOLVERS: Mapping[str, Callable[..., Solver]] = {
@@ -38,8 +38,8 @@ def named_gradient(name: str, adjoint: Solver | None = None, terms: int = 5) -> 
 
     Args:
         name: One of `GRADIENTS`.
-        adjoint: How `implicit` solves the adjoint equation. Fixed iterations, which would cut it off, are not taken.
-            Default: that of `Implicit`.
+        adjoint: How `implicit` solves the adjoint equation, by its relative tolerance alone. Fixed iterations, which
+            would cut it off, are not taken. Default: that of `Implicit`.
         terms: Terms of `neumann`.
 
     Raises:
@@ -50,7 +50,7 @@ def named_gradient(name: str, adjoint: Solver | None = None, terms: int = 5) -> 
     if name == "recompute":
         return CheckpointedUnroll()
     if name == "implicit":
-        return Implicit(adjoint) if isinstance(adjoint, ToTolerance) else Implicit()
+        return Implicit(adjoint_like(adjoint)) if isinstance(adjoint, ToTolerance) else Implicit()
     if name == "neumann":
         return Implicit(FixedIterations(terms - 1))
     if name == "jacobian_free":

@@ -11,6 +11,7 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from imixer.errors import as_whole, check_whole
 from imixer.implicit.low_rank import wrapped_by_lora
 from imixer.implicit.spectral import NormalizedLinear, OrthogonalLinear, Scaling, Sigma, SpectralLinear
 from imixer.implicit.transposed import TransposedLinear, owns_weight, refuse_wrapped
@@ -51,8 +52,8 @@ class Contraction(nn.Module):
 
     Raises:
         ValueError: If norm is none of the four, sigma, scaling or detach_sigma is asked of another norm than
-            `spectral`, drop_rate is not from 0, below 1, the activations are not one more than the inner widths, or
-            SpectralLinear refuses its arguments.
+            `spectral`, drop_rate is not from 0, below 1, a width is not whole or there is no inner one, the activations
+            are not one more than the inner widths, or SpectralLinear refuses its arguments.
 
     Source: paper (24); F^2 = H^3 . G^2 by (40); for any depth the nest (38)-(41).
     """
@@ -86,7 +87,11 @@ class Contraction(nn.Module):
                 )
         if not 0 <= drop_rate < 1:
             raise ValueError(f"the dropout inside F is {drop_rate}; give a probability from 0, below 1")
-        hidden, *deeper = [hidden_features] if isinstance(hidden_features, int) else hidden_features
+        check_whole(features=features)
+        widths = as_whole(hidden_features)
+        if not widths:
+            raise ValueError(f"hidden_features is {hidden_features!r}; give a whole number, or one per inner layer")
+        hidden, *deeper = widths
         acts = list(act_layer) if isinstance(act_layer, Sequence) else [act_layer] * (len(deeper) + 2)
         if len(acts) != len(deeper) + 2:
             raise ValueError(f"act_layer has {len(acts)} entries; {len(deeper) + 1} inner widths take one more")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
-from imixer.errors import check_whole
+from imixer.errors import as_whole, check_whole
 from imixer.implicit.spectral import WARM_UP_STEPS, PowerIterated, at_least_float32, full_precision, replaying
 
 Padding = Literal["circular", "zeros", "reflect", "replicate"]
@@ -46,6 +46,7 @@ def convolution_sigma(
     if axes < 1:
         raise ValueError(f"the kernel is {tuple(kernel.shape)}; give (O, I, *k), with the sizes of the kernel last")
     size = _checked(size, padding_mode, axes)
+    check_whole(dilation=dilation, groups=groups)
     if dilation < 1 or groups < 1 or kernel.shape[0] % groups:
         raise ValueError(
             f"dilation and groups are {dilation} and {groups}, for {kernel.shape[0]} channels out; give 1 or more of "
@@ -68,12 +69,11 @@ def _checked(size: int | Sequence[int], padding_mode: str, axes: int) -> tuple[i
     """Return the size of images as a tuple."""
     if padding_mode not in get_args(Padding):
         raise ValueError(f"padding_mode is {padding_mode!r}; choose {', '.join(get_args(Padding))}")
-    sizes: Any = (size,) if isinstance(size, int) and axes == 1 else size
-    whole = isinstance(sizes, (tuple, list)) and all(isinstance(n, int) and n > 0 for n in sizes)
-    if not whole or len(sizes) != axes:
+    sizes = as_whole(size)
+    if not sizes or min(sizes) < 1 or len(sizes) != axes:
         wanted = {1: "the length of the sequences, such as (100,)", 2: "the height and the width, such as (32, 32)"}
         raise ValueError(f"size is {size!r}; give {wanted.get(axes, f'{axes} sizes, such as {(8,) * axes}')}")
-    return tuple(sizes)
+    return sizes
 
 
 def _reach(kernel: Tensor, dilation: int) -> tuple[int, ...]:
@@ -131,8 +131,10 @@ class _SpectralConv(PowerIterated):
         super().__init__()
         if not coeff > 0:
             raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
-        kernel: Any = (kernel_size,) * self.axes if isinstance(kernel_size, int) else kernel_size
-        if not isinstance(kernel, (tuple, list)) or len(kernel) != self.axes or any(k != int(k) for k in kernel):
+        kernel = as_whole(kernel_size)
+        if kernel and not isinstance(kernel_size, Sequence):
+            kernel = kernel * self.axes
+        if not kernel or len(kernel) != self.axes:
             raise ValueError(f"kernel_size is {kernel_size}; give one odd number, or {self.axes}")
         if any(k % 2 == 0 or k < 1 for k in kernel):
             raise ValueError(f"kernel_size is {kernel_size}, which has no middle; give an odd one")
@@ -151,13 +153,14 @@ class _SpectralConv(PowerIterated):
             raise ValueError(f"sigma is {sigma!r}; choose {' or '.join(get_args(ConvolutionSigma))}")
         self.size = _checked(size, padding_mode, self.axes)
         made = getattr(nn, f"Conv{self.axes}d")(
-            in_channels, out_channels, tuple(kernel), groups=groups, device=device, dtype=dtype
+            in_channels, out_channels, kernel, groups=groups, device=device, dtype=dtype
         )
         self.weight = made.weight
         self.bias: nn.Parameter = made.bias
         self.padding_mode: Padding = padding_mode
         self.dilation, self.groups, self.coeff, self.detach_sigma = dilation, groups, coeff, detach_sigma
         self.n_power_iterations = n_power_iterations
+        self.advances_itself = True
         with torch.no_grad():
             self._fourier_sigma()
         v = torch.empty(in_channels, *self.size, device=self.weight.device) if sigma == "power" else None
@@ -173,6 +176,10 @@ class _SpectralConv(PowerIterated):
         if self.v is not None:
             self.v.copy_(self._first_v(self.v))
             self._iterate(WARM_UP_STEPS)
+
+    def advance(self) -> None:
+        """Run one training forward's power iterations."""
+        self._iterate(self.n_power_iterations)
 
     def sigma(self) -> Tensor:
         """Return the norm of the operator before normalisation: exact, or its bound, or an estimate from below."""
@@ -219,8 +226,8 @@ class _SpectralConv(PowerIterated):
 
     def normalized_weight(self) -> Tensor:
         """Return the kernel that multiplies, (O, I / G, *k). In training it advances the power iteration first."""
-        if self.training and not replaying():
-            self._iterate(self.n_power_iterations)
+        if self.training and self.advances_itself and not replaying():
+            self.advance()
         sigma = self.sigma()
         sigma = sigma.detach() if self.detach_sigma else sigma
         return (self.weight / torch.clamp(sigma / self.coeff, min=1.0)).to(self.weight.dtype)

@@ -162,14 +162,19 @@ def linearized(
     x, given = ordinary(x), tuple(ordinary(t) for t in as_tuple(tensors))
     if transformed():
         both: Any = torch.func.vjp(lambda x: F(x, *given), x)
-        return _alike(both[0], x), lambda g: both[1](g)[0]
+        return alike(both[0], x), lambda g: both[1](g)[0]
     at = x if x.requires_grad else x.detach().requires_grad_()
-    fx = _alike(F(at, *given), x)
+    fx = alike(F(at, *given), x)
     fx = fx if fx.requires_grad else fx + 0 * at  # constant
     return fx, lambda g: torch.autograd.grad(fx, at, g, create_graph=True, materialize_grads=True)[0]
 
 
-def _alike(fx: object, x: Tensor) -> Tensor:
+def alike(fx: object, x: Tensor) -> Tensor:
+    """Return F(x), if it is a tensor of the shape of x.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if not isinstance(fx, Tensor) or fx.shape != x.shape:
         what = tuple(fx.shape) if isinstance(fx, Tensor) else type(fx).__name__
         raise ValueError(f"F leads from {tuple(x.shape)} to {what}; let it give back what x is")

@@ -1,6 +1,7 @@
 """Residual flows: 1 - F as an invertible transform, and how it changes densities."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,9 +12,10 @@ from imixer.errors import check_whole
 from imixer.implicit.choices import named_solver
 from imixer.implicit.contraction import Contraction
 from imixer.implicit.determinants import exact_log_det, residual_log_det
-from imixer.implicit.gradients import Implicit
+from imixer.implicit.gradients import Implicit, adjoint_like
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import Anderson, ToTolerance
+from imixer.implicit.spectral import PowerIterated, advance_once, release
 from imixer.implicit.states import per_sample
 
 DEFAULT_INVERSE = Anderson(rtol=1e-5, atol=1e-6)
@@ -28,7 +30,8 @@ class ResidualFlow(nn.Module):
 
     Args:
         F: A `Contraction`, or any module from x (B, ...) to its like. If it has a method `weights()`, these are
-            computed once per call and handed on, as `F(x, *weights)`. Otherwise its parameters get the gradients.
+            computed once per call and handed on, as `F(x, *weights)`. Otherwise its parameters get the gradients. In
+            training its power iterations run once per call.
         exact: Compute determinants from the whole Jacobian, of N x N for N numbers a sample. Choose it for small N.
         terms: Terms of the series otherwise, see `residual_log_det`.
         roulette: Probability that one more is taken.
@@ -77,8 +80,8 @@ class ResidualFlow(nn.Module):
         Returns:
             z (B, ...), and log|det dz/dx| (B,).
         """
-        F, weights = self._map()
-        return x - F(x, *weights), self._log_det(F, x, weights)
+        with self._map() as (F, weights):
+            return x - F(x, *weights), self._log_det(F, x, weights)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Solve x = z + F(x).
@@ -92,9 +95,10 @@ class ResidualFlow(nn.Module):
         Raises:
             NotConvergedError: If the inverse is not found.
         """
-        F, weights = self._map()
-        x = solve(F, z, weights, solver=self.solver, gradient=Implicit(self.solver), name="ResidualFlow").value
-        return x, -self._log_det(F, x, weights)
+        gradient = Implicit(adjoint_like(self.solver))
+        with self._map() as (F, weights):
+            x = solve(F, z, weights, solver=self.solver, gradient=gradient, name="ResidualFlow").value
+            return x, -self._log_det(F, x, weights)
 
     def log_prob(self, x: Tensor, base: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Compute the log-density of x, whose z has a known one.
@@ -115,14 +119,30 @@ class ResidualFlow(nn.Module):
             raise ValueError(f"base gives {tuple(density.shape)}; return one log-density a sample, ({len(z)},)")
         return log_det + density
 
-    def _map(self) -> tuple[Callable[..., Tensor], Sequence[Tensor]]:
+    @contextmanager
+    def _map(self) -> Iterator[tuple[Callable[..., Tensor], Sequence[Tensor]]]:
+        """Give F, the same map however often it is evaluated, and what it depends on besides x."""
         F: Any = self.F
-        if isinstance(F, Contraction):
-            return lambda x, *w: F(x, list(w), self.n_iter), F.weights()
-        if callable(getattr(F, "weights", None)):
-            return F, F.weights()
-        own = dict(F.named_parameters())
-        return lambda x, *w: functional_call(F, dict(zip(own, w, strict=True)), (x,)), list(own.values())
+        held = advance_once(module for module in F.modules() if isinstance(module, PowerIterated))
+        try:
+            if isinstance(F, Contraction):
+                yield lambda x, *w: F(x, list(w), self.n_iter), F.weights()
+            elif callable(getattr(F, "weights", None)):
+                yield F, F.weights()
+            else:
+                own = dict(F.named_parameters())
+                # Copies: the backward may come after the next forward has moved the buffers on.
+                vectors = {
+                    f"{name}.v".removeprefix("."): module.v.clone()
+                    for name, module in F.named_modules()
+                    if module in held and module.v is not None
+                }
+                yield (
+                    lambda x, *w: functional_call(F, vectors | dict(zip(own, w, strict=True)), (x,)),
+                    list(own.values()),
+                )
+        finally:
+            release(held)
 
     def _log_det(self, F: Callable[..., Tensor], x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         return exact_log_det(F, x, weights) if self.exact else residual_log_det(F, x, weights, **self.series)

@@ -19,9 +19,19 @@ from imixer.implicit.functional import refusal, solve_functionally
 from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import RandomState, drawing_from, random_state
 from imixer.implicit.solution import Solution, choose, finite_samples, spoilt
-from imixer.implicit.solvers import FixedIterations, Picard, Solver
+from imixer.implicit.solvers import FixedIterations, Picard, Solver, ToTolerance
 
 DEFAULT_ADJOINT = Picard(rtol=1e-5, atol=0.0)
+
+
+def adjoint_like(solver: ToTolerance) -> ToTolerance:
+    """Return a solver of the adjoint equation that is like the forward's, but with a relative tolerance alone.
+
+    The adjoint is proportional to the incoming gradient, which may be of any size: by an absolute tolerance a small one
+    would have converged at the first step. It takes the place of a relative tolerance of 0.
+    """
+    rtol = solver.rtol or min(solver.atol, DEFAULT_ADJOINT.rtol)
+    return replace(solver, rtol=rtol, atol=0.0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Implicit:
     These are no derivatives of anything, and have none; with an adjoint to a tolerance, second derivatives are exact.
 
     Args:
-        adjoint: Solver of y = g + J^T y.
+        adjoint: Solver of y = g + J^T y. Of a solver to a tolerance `atol` is to be 0, since y is of the size of g.
 
     Source: Bai et al., arXiv 1909.01377, theorem 1; Fung et al., arXiv 2103.12803; Geng et al., arXiv 2111.05177.
     """

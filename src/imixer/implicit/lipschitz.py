@@ -80,7 +80,7 @@ def lipschitz_bound(module: nn.Module) -> float:
         The bound; infinity if some part states none.
 
     Raises:
-        ValueError: If a method returns anything but a number of 0 or more.
+        ValueError: If a matrix is not finite, or a method returns anything but a number of 0 or more.
     """
     return _bound(module, "F", [], None)[0]
 
@@ -109,10 +109,8 @@ def _bound(module: nn.Module, name: str, unstated: list[str], z: torch.Tensor | 
     slope = activation_slope(module)
     if slope is not None:
         return slope, slope * _rounding(module, z)
-    if isinstance(module, NormalizedLinear) and owns_weight(module):
-        return _of_matrix(_in_evaluation(module))
-    if type(module) is nn.Linear and owns_weight(module):
-        return _of_matrix(module.weight)
+    if (isinstance(module, NormalizedLinear) or type(module) is nn.Linear) and owns_weight(module):
+        return _of_matrix(module, name)
     if isinstance(module, Contraction):
         acts = [module.act, *(level.act_hidden for level in levels(module))]
         slopes = [_bound(act, f"{name}, activation {i}", unstated, None)[0] for i, act in enumerate(acts, 2)]
@@ -126,9 +124,16 @@ def _product(factors: Sequence[float]) -> float:
     return math.inf if math.inf in factors else math.prod(factors)
 
 
-def _of_matrix(weight: torch.Tensor) -> tuple[float, float]:
+def _of_matrix(layer: nn.Linear, name: str) -> tuple[float, float]:
+    _require_finite(layer, f"{name} ({type(layer).__name__})")
+    weight = _in_evaluation(layer) if isinstance(layer, NormalizedLinear) else layer.weight
     sigma = float(exact_sigma(weight.double()))
     return sigma, sigma * rounding(weight.shape[1], weight.dtype)
+
+
+def _require_finite(module: nn.Module, name: str) -> None:
+    if not all(p.isfinite().all() for p in module.parameters()):
+        raise ValueError(f"{name} is not finite; no bound is to be had of it")
 
 
 def _rounding(module: nn.Module, z: torch.Tensor | None) -> float:
@@ -152,11 +157,16 @@ def _stated(module: nn.Module) -> float | None:
     method = getattr(module, "lipschitz_bound", None)
     if not callable(method):
         return None
-    bound = method()
+    try:
+        bound = method()
+    except torch.linalg.LinAlgError:  # of a matrix that is not finite
+        bound = math.nan
     try:
         value = float(bound)
     except (TypeError, ValueError, RuntimeError):
         value = math.nan
+    if math.isnan(value):
+        _require_finite(module, type(module).__name__)
     if not value >= 0:
         raise ValueError(
             f"{type(module).__name__}.lipschitz_bound() returns {bound!r}; return a number of 0 or more, infinity if "

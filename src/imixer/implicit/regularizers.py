@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from imixer.errors import check_whole
-from imixer.implicit.determinants import linearized, ordinary, rademacher, with_graph
+from imixer.implicit.determinants import alike, linearized, ordinary, rademacher, with_graph
 from imixer.implicit.states import as_tuple, per_sample
 
 
@@ -59,41 +59,46 @@ def iterates(
 
     Args:
         F: The contraction.
-        z: (B, ...).
+        z: (B, ...), real or complex.
         tensors: What F depends on besides x. One alone needs no tuple.
         steps: Steps, 1 or more.
         start: x_0. Default: z.
 
     Raises:
-        ValueError: If there is no step.
+        ValueError: If there is no step, z or the start is no tensor, or the start has another shape or F leads to one.
     """
     check_whole(steps=steps)
     if steps < 1:
         raise ValueError(f"steps is {steps}; give 1 or more")
+    _check_state("z", z, z)
+    if start is not None:
+        _check_state("start", start, z)
     path, given = [z if start is None else start], as_tuple(tensors)
     for _ in range(steps):
-        path.append(z + F(path[-1], *given))
+        path.append(z + alike(F(path[-1], *given), z))
     return path
 
 
 def trajectory_cost(path: Sequence[Tensor]) -> Tensor:
-    """Sum the squared lengths of the steps of a path, (B,), divided by the numbers in a sample.
+    """Sum the squared lengths of the steps of a path, (B,), divided by the real numbers in a sample.
 
     Choose it to make the iteration short: it is the kinetic energy of a path in unit steps.
 
     Args:
-        path: x_0, x_1, ..., each (B, ...), such as `iterates` gives.
+        path: x_0, x_1, ..., each (B, ...), such as `iterates` gives. Complex numbers count as pairs of real ones.
 
     Returns:
-        Costs (B,).
+        Costs (B,), real.
 
     Raises:
-        ValueError: If there is no step.
+        ValueError: If there is no step, or the states are no tensors of one shape.
 
     Source: Finlay et al., arXiv 2002.02798, for ordinary differential equations; here of steps.
     """
     if len(path) < 2:
         raise ValueError(f"path has {len(path)} states; give two or more, such as iterates(F, z, tensors, steps=2)")
+    for i, x in enumerate(path):
+        _check_state(f"path[{i}]", x, path[0])
     return torch.stack([_mean_square(after - before) for before, after in pairwise(path)]).sum(0)
 
 
@@ -113,7 +118,7 @@ def fixed_point_correction(
 
     Args:
         F: The contraction.
-        z: (B, ...).
+        z: (B, ...), real or complex.
         tensors: What F depends on besides x. One alone needs no tuple.
         path: Intermediate iterates, the last one last.
         loss: The loss of a state, one number.
@@ -123,7 +128,8 @@ def fixed_point_correction(
         The sum of decay^(K - k) loss(z + F(x_k)) over the K iterates.
 
     Raises:
-        ValueError: If decay is not in (0, 1], the path is empty, or the loss is not one number.
+        ValueError: If decay is not in (0, 1], the path is empty, z or an iterate is no tensor or has another shape, F
+            leads to one, or the loss is not one number.
 
     Source: Bai et al., arXiv 2204.08442.
     """
@@ -132,7 +138,9 @@ def fixed_point_correction(
     if not path:
         raise ValueError("path has no states; give one or more, such as iterates(F, z, tensors, steps=2)")
     given = as_tuple(tensors)
-    losses = [decay ** (len(path) - k) * loss(z + F(x.detach(), *given)) for k, x in enumerate(path, 1)]
+    for name, x in (("z", z), *((f"path[{i}]", x) for i, x in enumerate(path))):
+        _check_state(name, x, z)
+    losses = [decay ** (len(path) - k) * loss(z + alike(F(x.detach(), *given), z)) for k, x in enumerate(path, 1)]
     first: object = losses[0]
     if not isinstance(first, Tensor) or first.dim() > 0:
         what = f"has shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"is {type(first).__name__}"
@@ -140,5 +148,17 @@ def fixed_point_correction(
     return torch.stack(losses).sum()
 
 
+def _check_state(name: str, x: object, like: object) -> None:
+    """Refuse what is no state (B, ...), or none of the shape of another."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} is {type(x).__name__}; give one tensor of states (B, ...)")
+    if x.dim() == 0:
+        raise ValueError(f"{name} has no axis of samples; give it one, {name}[None]")
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"{name} is of {x.dtype}; convert it, {name}.float()")
+    if isinstance(like, Tensor) and x.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; give {tuple(like.shape)}, as the others have")
+
+
 def _mean_square(x: Tensor) -> Tensor:
-    return per_sample(x).square().mean(1)
+    return per_sample(torch.view_as_real(x) if x.is_complex() else x).square().mean(1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from imixer.errors import in_short
 from imixer.implicit.choices import chosen
 from imixer.implicit.func_transforms import every
 from imixer.implicit.gradients import Gradient, Unroll
@@ -47,7 +48,7 @@ def solve(
         solver: How x is found: an object, or `fixed`, `picard`, `damped`, `anderson` or `broyden`.
         gradient: How the gradient is found: an object, or `unroll`, `implicit`, `neumann`, `jacobian_free` or
             `recompute`. Independent of the solver, but for `CheckpointedUnroll`; by name, `implicit` solves the adjoint
-            equation by a solver to a tolerance likewise.
+            equation by a solver to a tolerance likewise, to its relative tolerance alone.
         on_failure: What to do about samples that do not converge or are not finite, in either direction: `raise`,
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
             host wait for the device, once; compiled code does not ask. With a tolerance and `Unroll`, `ignore` looks
@@ -172,7 +173,7 @@ class _OnlyWhatMoves:
             try:
                 alone = self._on(row, x, tensors, cut)
             except Exception as error:  # whatever F raises on shapes that do not fit each other
-                trouble = f"raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                trouble = f"raises {type(error).__name__}: {in_short(error)}"
                 continue
             if alone.shape != fx[row].shape:
                 trouble = trouble or f"gives the shape {tuple(alone.shape)}"

@@ -9,7 +9,7 @@ near its largest entry, so that neither the size of W nor this division costs a 
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from imixer.errors import check_whole
 from imixer.implicit.low_rank import added_weight, changes_weight, chosen_adapters
 
 WARM_UP_STEPS = 64
+
+PowerIteratedT = TypeVar("PowerIteratedT", bound="PowerIterated")
 
 Sigma = Literal["power", "exact", "row_norm"]
 Scaling = Literal["soft", "hard"]
@@ -54,7 +56,7 @@ class NormalizedLinear(nn.Linear):
         coeff: Ceiling c of the spectral norm. Must be positive.
 
     Raises:
-        ValueError: If coeff is not positive.
+        ValueError: If coeff is not positive, or a width not whole.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class NormalizedLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_whole(in_features=in_features, out_features=out_features)
         if not coeff > 0:
             raise ValueError(f"coeff is {coeff}; the spectral norm ceiling must be above 0")
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
@@ -134,11 +137,15 @@ class PowerIterated(nn.Module):
     other bases.
 
     Attributes:
+        advances_itself: Whether a training forward runs the power iterations. An owner that calls `advance()` once per
+            forward, outside whatever it checkpoints, sets it to False: the replay of a checkpointed region inside a
+            compiled graph cannot be told from its forward. `advance_once` does both.
         v: The vector, a buffer; None where the norm is found otherwise.
     """
 
     v: Tensor | None
     weight: Tensor
+    advances_itself: bool
     _loaded_v = False
 
     def init_non_persistent_buffers(self) -> None:
@@ -161,6 +168,10 @@ class PowerIterated(nn.Module):
 
     def warm_up(self) -> None:
         """Bring the power iteration to rest: call it whenever `weight` was changed other than by training."""
+        raise NotImplementedError
+
+    def advance(self) -> None:
+        """Run one training forward's power iterations."""
         raise NotImplementedError
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -208,9 +219,7 @@ class SpectralLinear(PowerIterated, NormalizedLinear):
             come below its ceiling again.
 
     Attributes:
-        advances_itself: Whether a training forward runs the power iterations. An owner that calls `advance()` once per
-            forward, outside whatever it checkpoints, sets it to False: the replay of a checkpointed region inside a
-            compiled graph cannot be told from its forward.
+        advances_itself: Whether a training forward runs the power iterations, see `PowerIterated`.
         v: The power iteration's vector, (in_features,). None unless sigma is `power`.
 
     Raises:
@@ -370,7 +379,31 @@ class OrthogonalLinear(NormalizedLinear):
         return self.sigma()
 
 
-def advance(layers: Iterable[SpectralLinear]) -> None:
+def advance_once(layers: Iterable[PowerIteratedT]) -> list[PowerIteratedT]:
+    """Run the power iterations that a training forward of layers would, once however often they are then called.
+
+    Choose it before a forward that evaluates layers several times, or checkpoints them; `release` comes after it.
+
+    Args:
+        layers: The layers. Those that are in evaluation, or that another owner has advanced, are left alone.
+
+    Returns:
+        The layers that do not run their power iterations until they are released.
+    """
+    held = [layer for layer in layers if layer.training and layer.advances_itself and not replaying()]
+    advance(held)
+    for layer in held:
+        layer.advances_itself = False
+    return held
+
+
+def release(layers: Iterable[PowerIterated]) -> None:
+    """Let layers that `advance_once` gave run their power iterations themselves again."""
+    for layer in layers:
+        layer.advances_itself = True
+
+
+def advance(layers: Iterable[PowerIterated]) -> None:
     """Run one training forward's power iterations of several layers.
 
     On an accelerator those of one shape are run at once, by few large kernels instead of many small ones; on a CPU that
@@ -378,6 +411,9 @@ def advance(layers: Iterable[SpectralLinear]) -> None:
     """
     alike: dict[Any, list[SpectralLinear]] = {}
     for number, layer in enumerate(layers):
+        if not isinstance(layer, SpectralLinear):
+            layer.advance()
+            continue
         if not _is_trained(layer):
             continue
         apart = isinstance(layer.weight, torch.fx.Proxy) or layer.weight.device.type == "cpu"

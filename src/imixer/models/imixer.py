@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imixer.errors import check_n_iter
 from imixer.implicit import SpectralLinear, fold
-from imixer.implicit.spectral import advance
+from imixer.implicit.spectral import advance_once, release
 from imixer.inverse_options import shows_options, split_options
 from imixer.models.activations import ActLayers, activation
 from imixer.models.checkpoints import bring_to_grid, rename_published, tell_guesses
@@ -138,7 +138,7 @@ class IMixer(Mixer):
         try:
             return super().forward_features(x)
         finally:
-            _advance_themselves(advanced)
+            release(advanced)
 
     def forward_intermediates(self, *args: Any, **kwargs: Any) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the features after the chosen blocks, and the last, as timm's does."""
@@ -146,7 +146,7 @@ class IMixer(Mixer):
         try:
             return super().forward_intermediates(*args, **kwargs)
         finally:
-            _advance_themselves(advanced)
+            release(advanced)
 
     def penalty(self) -> Tensor | None:
         """Return what the last training forward adds to the loss, a scalar, and forget it.
@@ -205,11 +205,7 @@ class IMixer(Mixer):
         if not self.training or self._legacy:  # which normalises between iterations, hence within the blocks
             return []
         # Only its block knows a sharded weight as a whole, see torch.distributed.fsdp.fully_shard.
-        layers = [layer for layer in self._spectral_layers() if layer.advances_itself and not _is_sharded(layer)]
-        advance(layers)
-        for layer in layers:
-            layer.advances_itself = False
-        return layers
+        return advance_once(layer for layer in self._spectral_layers() if not _is_sharded(layer))
 
     def _spectral_layers(self) -> Iterator[SpectralLinear]:
         return (module for module in self.blocks.modules() if isinstance(module, SpectralLinear))
@@ -265,8 +261,3 @@ class IMixer(Mixer):
 
 def _is_sharded(layer: SpectralLinear) -> bool:
     return isinstance(layer.weight, nn.Parameter) and hasattr(layer.weight, "device_mesh")
-
-
-def _advance_themselves(layers: Sequence[SpectralLinear]) -> None:
-    for layer in layers:
-        layer.advances_itself = True

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imixer.errors import in_short
 from imixer.hopfield.differentiation import gradients
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians.parts import layer_shape
@@ -183,7 +184,7 @@ class FromDensity(Lagrangian):
             with torch.enable_grad():
                 value = self.function(x.detach().requires_grad_())
         except (RuntimeError, TypeError, IndexError) as error:
-            said = " ".join(str(error).split())[:200]
+            said = in_short(error)
             raise ValueError(
                 f"the density fails on {len(x)} samples of shape {self.shape}: {said}; let it take (B, *shape)"
             ) from error

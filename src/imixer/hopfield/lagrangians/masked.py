@@ -19,7 +19,7 @@ class Masked(Lagrangian):
 
     Raises:
         ValueError: If the Lagrangian couples its neurons in another way, or the mask is not of booleans or leaves
-            nothing.
+            nothing, or no neuron to one of the distributions.
     """
 
     mask: Tensor
@@ -31,8 +31,7 @@ class Masked(Lagrangian):
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"the mask is of {kind}; give booleans, true for neurons that take part")
-        together = isinstance(inner, Attentive) and inner.axis == (-1,) and mask.dim() > 0
-        if not holds(mask.any(-1) if together else mask.any()):
+        if not holds(_leaves_some(mask, inner.axis) if isinstance(inner, Attentive) else mask.any()):
             raise ValueError("the mask leaves no neuron that takes part; let it be true for one or more")
         self.inner = inner
         self.elementwise = inner.elementwise
@@ -71,3 +70,10 @@ class Masked(Lagrangian):
     def _lowered(self, x: Tensor) -> Tensor:
         # Far below all others, with room for a factor of beta.
         return torch.where(self.mask, x, -(torch.finfo(x.dtype).max ** 0.75))
+
+
+def _leaves_some(mask: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Tell which distributions have a neuron that takes part; along axes that the mask has not, it is the same."""
+    for axis in axes:
+        mask = mask.any(axis, keepdim=True) if -axis <= mask.dim() else mask
+    return mask

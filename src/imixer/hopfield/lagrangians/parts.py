@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from imixer.errors import as_whole
 from imixer.hopfield.lagrangian import Lagrangian
 
 
@@ -91,11 +91,10 @@ def layer_shape(shape: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         ValueError: If it is no size, or one is below 1.
     """
-    sizes: Any = (shape,) if isinstance(shape, int) else shape
-    whole = isinstance(sizes, Sequence) and all(isinstance(size, int) for size in sizes)
-    if not whole or not sizes or min(sizes) < 1:
-        raise ValueError(f"shape is {sizes}; give one or more sizes of 1 or more")
-    return tuple(sizes)
+    sizes = as_whole(shape)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"shape is {shape}; give one or more sizes of 1 or more")
+    return sizes
 
 
 def positive(name: str, value: float) -> float:
@@ -109,14 +108,29 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def real_numbers(name: str, value: object) -> Tensor:
+    """Return a tensor of real numbers in a floating type, without gradient; whole numbers in torch's default one.
+
+    Raises:
+        ValueError: If it is no tensor, or one of complex numbers or of some that are not finite; with the name.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name} is {what}; give a tensor of real numbers")
+    if not value.is_meta and not holds(value.isfinite()):
+        raise ValueError(f"{name} has {int((~value.isfinite()).sum())} values that are not finite; give finite ones")
+    value = value.detach()
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+
+
 def from_the_end(axis: int | tuple[int, ...]) -> tuple[int, ...]:
     """Return axes as a tuple.
 
     Raises:
         ValueError: If they are not distinct and counted from the end.
     """
-    axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    if not axes or not all(isinstance(a, int) and a < 0 for a in axes):
+    axes = as_whole(axis)
+    if not axes or max(axes) >= 0:
         raise ValueError(
             f"axis is {axis}; count from the end (the last is -1), so that batch axes in front do not matter"
         )
