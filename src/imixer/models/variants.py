@@ -209,7 +209,7 @@ _LAPTOP: dict[str, Any] = dict(
 
 @register_model
 def imixer_s32_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """Build iMixer-S/32 at 224x224 (paper)."""
+    """Build iMixer-S/32 at 224x224 (published code)."""
     return _imixer("imixer_s32_224", pretrained, dict(patch_size=32, **_S), kwargs)
 
 
@@ -221,7 +221,7 @@ def imixer_s16_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
 
 @register_model
 def imixer_b32_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """Build iMixer-B/32 at 224x224 (paper)."""
+    """Build iMixer-B/32 at 224x224 (published code)."""
     return _imixer("imixer_b32_224", pretrained, dict(patch_size=32, **_B), kwargs)
 
 
@@ -233,7 +233,7 @@ def imixer_b16_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
 
 @register_model
 def imixer_l32_224(pretrained: bool = False, **kwargs: Any) -> IMixer:
-    """Build iMixer-L/32 at 224x224 (paper)."""
+    """Build iMixer-L/32 at 224x224 (published code)."""
     return _imixer("imixer_l32_224", pretrained, dict(patch_size=32, **_L), kwargs)
 
 
