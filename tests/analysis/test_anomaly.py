@@ -21,7 +21,7 @@ from imixer.analysis.anomaly.detect import (
     score_images,
 )
 from imixer.analysis.anomaly.detection_quality import best_f1, detection_quality, per_region_overlap
-from imixer.analysis.anomaly.detector_run import evaluate_detector
+from imixer.analysis.anomaly.detector_run import evaluate_detector, features_of
 from imixer.analysis.anomaly.detectors import NormalFeatures, energy_deviations
 from imixer.analysis.anomaly.heat_maps import _fill_maps
 from imixer.analysis.anomaly.samples import GOOD, OTHER_CLASS, digit_samples, open_defect_folder
@@ -38,6 +38,7 @@ from imixer.experiments.anomaly_study import (
 )
 from imixer.reading import read_json
 from imixer.training.finished_run import load_run
+from imixer.training.run.config import TrainConfig
 from imixer.weights import find_packaged
 from imixer.writing import write_json
 
@@ -566,7 +567,7 @@ def test_a_run_lends_its_features_to_a_detector(detector, elsewhere, capsys):
 
 def test_what_has_no_effect_is_said(elsewhere, capsys):
     assert main(["train", "--task", "anomaly", *SMALL, "--optim.lr", "0.5", "--epochs", "9", "--out", "found"]) == 0
-    assert "no effect, as no step is taken: optim.lr, epochs" in capsys.readouterr().out
+    assert "no effect on how anomalies are learned here: optim.lr, epochs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["export"], ["push", "who/what"], ["analyze", "features"], ["evaluate"]])
@@ -595,6 +596,42 @@ def test_an_interrupted_run_is_finished_by_resume(detector, capsys, harm):
     assert main(["train", "--resume", "found"]) == 0
     assert read_json(run / "result.json", ["epochs"])["epochs"] == 1
     assert main(["evaluate", "found"]) == 0
+
+
+@pytest.mark.parametrize("image_size", ["50", "20"])
+@pytest.mark.parametrize("features", ["model", "pixels"])
+def test_a_defect_far_from_the_corner_is_drawn_where_it_is(elsewhere, image_size, features):
+    size = int(image_size)
+    begins = size // 4 * 4 - 8  # on the grid of patches of 4 pixels
+    rng = np.random.default_rng(0)
+    for part, count in (("train/good", 8), ("test/good", 2), ("test/dot", 1)):
+        (elsewhere / "parts" / part).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(100, 108, (size, size)).astype(np.uint8)
+            if part == "test/dot":
+                pixels[begins : begins + 4, begins : begins + 4] = 255
+            Image.fromarray(pixels).save(elsewhere / "parts" / part / f"{i}.png")
+    words = ["--data.name", "parts", "--data.image_size", image_size, "--anomaly.features", features]
+    assert main(["train", "--task", "anomaly", "--out", "found", *words]) == 0
+    run = load_run("found", "cpu")
+    samples = open_defect_folder("parts", run.input_size[0], (size, size))
+    source = features_of(run, run.config.anomaly, (size, size))
+    learned = learn_normal(samples.normal, source)
+    _, maps = score_images(samples.test[[samples.kinds.index("dot")]], source, learned)
+    place = np.unravel_index(int(maps["knn"].argmax()), (size, size))
+    off = 0 if features == "model" else source.stride // 2
+    assert all(begins - off <= each < begins + 4 + off for each in place), place
+
+
+def test_a_segmentation_and_what_has_no_effect_are_told(elsewhere, capsys):
+    words = ["--data.value_range", "[0, 16]", "--data.skip_bad", "true", "--anomaly.features", "pixels"]
+    assert main(["train", "--task", "anomaly", "--out", "found", *words, "--anomaly.levels", "[99]"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name in ("data.value_range", "data.skip_bad", "anomaly.levels"):
+        assert name in said.split("no effect")[1]
+    run = SimpleNamespace(name="mine", config=TrainConfig(task="segment"))
+    with pytest.raises(InputError, match="mine is a segmentation"):
+        evaluate_detector(run)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +17,13 @@ from torch import nn
 from imixer.cli import main
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import IGNORED
+from imixer.data.masked_batches import joint_transform
 from imixer.data.sources.open_masked import open_masked
 from imixer.data.sources.scenes import CLASSES, open_scenes
 from imixer.errors import InputError
 from imixer.training.finished_run import load_run
 from imixer.training.mask_logits import MaskPredictor
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import ModelConfig, SegmentConfig, TrainConfig
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
 from imixer.training.run.result import best_row
 from imixer.training.run.resume_rules import check_changes
@@ -92,6 +95,48 @@ def test_the_loss_is_cross_entropy_and_dice_of_the_pixels_that_count():
     torch.testing.assert_close(SegmentationLoss(dice=0, weights=weights)(logits, targets), weighted)
     for loss in (SegmentationLoss(0.1, 0.5, weights), SegmentationLoss()):
         assert build_loss(json.loads(json.dumps(loss_settings(loss)))) == loss
+
+
+def test_pixels_without_a_weight_have_no_loss_whatever_the_smoothing():
+    logits = torch.randn(1, 2, 4, 4, requires_grad=True)
+    loss = SegmentationLoss(0.1, 0.0, (0.0, 1.0))(logits, torch.zeros(1, 4, 4, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and not logits.grad.any()
+    with pytest.raises(InputError, match="give one above 0"):
+        SegmentConfig(class_weights=[0.0, 0.0])
+
+
+def pair_of(options, size, *, train=True, mean=(0.5,)):
+    """The transform of a gray image and its mask."""
+    data = SimpleNamespace(mean=mean, std=(1.0,))
+    config, masks = (kind(**options.get(name, {})) for name, kind in (("data", DataConfig), ("masks", MaskConfig)))
+    return joint_transform(data, config, masks, (1, *size), train=train)
+
+
+@pytest.mark.parametrize("crop", ["center", "resized"])
+@pytest.mark.parametrize("edge", [13, 32, 40])
+def test_a_mask_stays_where_its_image_is_when_both_are_scaled(crop, edge):
+    step = np.zeros((64, 64), np.uint8)
+    step[:, edge:] = 1
+    transform = pair_of({"data": {"crop": crop, "hflip": 0.0}}, (8, 8))
+    torch.manual_seed(0)
+    for _ in range(5):
+        image, mask = transform(Image.fromarray(step * 255), step)
+        brightness = image[0] + 0.5
+        certain = (brightness - 0.5).abs() > 0.2  # the filter blurs the edge, and rings beside it
+        assert torch.equal((brightness > 0.5)[certain], (mask == 1)[certain])
+
+
+def test_a_mask_of_the_models_size_is_taken_as_it_is():
+    mask = np.random.default_rng(0).integers(0, 3, (8, 12)).astype(np.uint8)
+    _, taken = pair_of({}, (8, 12), train=False)(Image.fromarray(mask), mask)
+    assert np.array_equal(taken.numpy(), mask)
+
+
+def test_a_window_over_a_smaller_image_is_filled_as_it_is_afterwards():
+    transform = pair_of({"data": {"hflip": 0.0}, "masks": {"fit": "window"}}, (8, 8), mean=(100 / 255,))
+    image, mask = transform(Image.new("L", (4, 4), 100), np.zeros((4, 4), np.uint8))
+    assert image.abs().max() < 0.01 and (mask == IGNORED).sum() == 48
 
 
 def test_mean_iou_is_over_the_classes_that_are_there_and_leaves_out_what_is_ignored():
@@ -411,6 +456,18 @@ def test_a_url_of_images_and_masks_on_this_machine_is_a_folder_and_one_that_is_n
     assert len(open_masked(DataConfig(name=f"file://{root}"), MaskConfig()).train) > 0
     with pytest.raises(InputError, match="write s3://b/x for a URL"):
         open_masked(DataConfig(name="s3:/b/x"), MaskConfig())
+
+
+def test_an_image_below_a_patch_of_the_model_that_weights_are_for_is_left_out_if_that_is_asked_for(tmp_path):
+    squares(tmp_path / "data")
+    save(tmp_path / "data" / "images" / "small.png", np.zeros((1, 1, 3)))
+    save(tmp_path / "data" / "masks" / "small.png", np.zeros((1, 1)))
+    config = TrainConfig(
+        task="segment",
+        data=DataConfig(name=str(tmp_path / "data"), skip_bad=True),
+        model=ModelConfig(checkpoint="imixer_laptop_32.cifar10"),
+    )
+    assert [Path(name).name for name in find_task("segment").open(config).skipped] == ["small.png"]
 
 
 def test_splits_inside_images_and_masks_or_around_them_are_found(tmp_path):

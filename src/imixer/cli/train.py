@@ -41,7 +41,7 @@ def _train_detector(config: TrainConfig, resumed: str | None) -> None:
         return
     show_anomalies(outcome.scores, outcome.score, outcome.files, console)
     if outcome.unused:
-        console.print(f"no effect, as no step is taken: {', '.join(outcome.unused)}", soft_wrap=True)
+        console.print(f"no effect on how anomalies are learned here: {', '.join(outcome.unused)}", soft_wrap=True)
     console.print(f"next: imixer evaluate {outcome.files[0].parent} --data FOLDER", soft_wrap=True)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
 from imixer.data.batches import Draw, HeldOutBatches, TrainingBatches, loading_options, seed_draw
 from imixer.data.config import DataConfig, MaskConfig
@@ -157,7 +157,8 @@ def joint_transform(
     if masks.fit == "resize":
         steps = _resized(config, size, augment=train)
     elif train:
-        steps = [v2.RandomCrop(size, pad_if_needed=True, fill=_fill())]
+        mean = [round(255 * value) for value in data.mean]  # as windows are padded afterwards
+        steps = [v2.RandomCrop(size, pad_if_needed=True, fill=_fill(mean))]
     if train and config.hflip:
         steps.append(v2.RandomHorizontalFlip(config.hflip))
     if train and masks.jitter:
@@ -186,8 +187,8 @@ def _resized(config: DataConfig, size: tuple[int, int], *, augment: bool) -> lis
     bilinear = config.interpolation == "bilinear"
     mode = v2.InterpolationMode.BILINEAR if bilinear else v2.InterpolationMode.BICUBIC
     if augment and config.crop == "resized":
-        return [v2.RandomResizedCrop(size, scale=config.scale, ratio=config.ratio, interpolation=mode, antialias=True)]
-    whole: list[Any] = [v2.Resize(size, interpolation=mode, antialias=True)]
+        return [_ScaledCrop(size, mode, config.scale, config.ratio)]
+    whole: list[Any] = [_Scaled(size, mode)]
     if not augment or config.crop == "center":
         return whole
     down, right = shifts(config, size)
@@ -195,8 +196,42 @@ def _resized(config: DataConfig, size: tuple[int, int], *, augment: bool) -> lis
     return [*whole, v2.RandomCrop(size, padding=[right, down], **padding)]
 
 
-def _fill() -> dict[Any, int]:
-    return {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}
+def _fill(image: int | list[int] = 0) -> dict[Any, Any]:
+    return {tv_tensors.Image: image, tv_tensors.Mask: IGNORED}
+
+
+class _Scaled:
+    """Scale an image to (height, width) by a filter, and its mask by the pixels nearest to the middles of the new ones.
+
+    torchvision would take their upper left ones, which moves a mask against its image.
+    """
+
+    def __init__(self, size: tuple[int, int], mode: v2.InterpolationMode) -> None:
+        self.size, self.mode = size, mode
+
+    def __call__(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        scaled = v2.functional.resize(image, list(self.size), interpolation=self.mode, antialias=True)
+        rows, columns = (_nearest(there, here) for there, here in zip(mask.shape, self.size, strict=True))
+        return scaled, tv_tensors.Mask(mask.as_subclass(Tensor)[rows[:, None], columns])
+
+
+class _ScaledCrop(_Scaled):
+    """Scale a random part of an image and its mask, drawn as torchvision's `RandomResizedCrop` does."""
+
+    def __init__(
+        self, size: tuple[int, int], mode: v2.InterpolationMode, scale: Sequence[float], ratio: Sequence[float]
+    ) -> None:
+        super().__init__(size, mode)
+        self.scale, self.ratio = list(scale), list(ratio)
+
+    def __call__(self, image: Any, mask: Any) -> tuple[Any, Any]:
+        part = RandomResizedCrop.get_params(image, self.scale, self.ratio)
+        return super().__call__(*(v2.functional.crop(each, *part) for each in (image, mask)))
+
+
+def _nearest(there: int, here: int) -> Tensor:
+    """Return the numbers of the `there` pixels in a row that are nearest to the middles of `here` that replace them."""
+    return ((torch.arange(here) + 0.5) * there / here).long()
 
 
 def require_masks_allow(config: DataConfig) -> None:

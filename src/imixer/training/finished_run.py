@@ -18,6 +18,7 @@ from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channe
 from imixer.data.names import BUILT_IN, is_named
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import expand_user
+from imixer.data.sources.mask_folder import has_masks
 from imixer.data.sources.mask_sets import own_masks
 from imixer.data.sources.masked_pairs import StoredMasks
 from imixer.data.sources.masks import coding_of, default_palette
@@ -228,6 +229,8 @@ class FinishedRun:
         place = test if is_remote(test) else str(expand_user(local_path(test)).absolute())  # so it is no built-in name
         if not is_remote(test) and not os.path.isdir(place):
             raise InputError(f"test: no folder {middle_cut(test, 80)}; correct the path")
+        if not is_remote(test) and has_masks(Path(place)):  # columns are of the shards that the run was trained on
+            masks = replace(masks, image_column=None, mask_column=None)
         data = open_masked(replace(self.config.data, name=place, root=None), masks, whole=True)
         if isinstance(data.val, StoredMasks):
             data.val.in_chans, data.val.pixels = self.input_size[0], pixel_format(self.config.data)

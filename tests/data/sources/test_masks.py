@@ -1,6 +1,8 @@
 """Images with masks are found in folders, parquet files and torchvision's layouts, and what does not fit is named."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pyarrow as pa
@@ -429,6 +431,36 @@ def test_files_beside_the_images_are_named_but_that_of_the_classes(tmp_path):
     for file in ("classes.txt", "README.md", "train/notes.txt", "train/images/9.heic"):
         (root / file).write_text("a\nb\nc\n")
     assert opened(root).left_out == (f"1 .md in {root.name}", "1 .txt in train", "1 .heic in train/images/")
+
+
+def test_classes_txt_names_the_values_of_masks_and_has_as_many(tmp_path):
+    folder(tmp_path, values=(0, 255))
+    (tmp_path / "classes.txt").write_text("background\nobject\n")
+    assert opened(tmp_path, values=[0, 255]).class_names == ("background", "object")
+    assert opened(tmp_path, values=[0, 255], classes=["a", "b"]).class_names == ("a", "b")
+    (tmp_path / "classes.txt").write_text("background\nobject\nother\n")
+    with pytest.raises(InputError, match=r"names 3 classes, and masks\.values has 2"):
+        opened(tmp_path, values=[0, 255])
+
+
+def test_an_image_in_a_folder_of_its_own_is_told_which_mask_it_lacks(tmp_path):
+    folder(tmp_path)
+    save(tmp_path / "images" / "a" / "1.jpg", picture())
+    with pytest.raises(InputError, match=r"has no mask a/1\.png in "):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_gray_mask_of_few_bits_is_named(tmp_path, bits):
+    folder(tmp_path)
+    rows = b"".join(b"\0" + bytes(-(-10 * bits // 8)) for _ in range(12))
+    header = struct.pack(">IIBBBBB", 10, 12, bits, 0, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        png += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    (tmp_path / "masks" / "0.png").write_bytes(png)
+    with pytest.raises(InputError, match="grays of 2 or 4 bits"):
+        opened(tmp_path)
 
 
 def test_an_image_below_the_patch_of_the_model_that_is_meant_is_counted(tmp_path):

@@ -53,18 +53,21 @@ class FeatureSource:
         energies: From images to energies (B, blocks), if the model has any.
         in_chans: Channels that images must have.
         patch: Smallest side in pixels that an image may have.
+        stride: Side in pixels of the square that a position stands for. The first begins at the upper left; the last
+            may reach beyond the image.
     """
 
     maps: Callable[[Tensor], Tensor]
     energies: Callable[[Tensor], Tensor] | None
     in_chans: int
     patch: int = 1
+    stride: int = 1
 
 
 def model_features(
     model: nn.Module, *, mean: Tensor, std: Tensor, size: tuple[int, int], levels: tuple[int, ...] | None = None
 ) -> FeatureSource:
-    """Take features from a model: maps of some levels, each averaged over 3 x 3 positions, on the grid of the first.
+    """Take features from a model: maps of some levels, each averaged over 3 x 3 positions, on the finest grid.
 
     Args:
         model: A Mixer, or another model of timm's that has `forward_intermediates`, in evaluation mode.
@@ -87,6 +90,8 @@ def model_features(
         raise InputError(
             f"levels is {' '.join(map(str, chosen))}; the model has {count}, give some of 0 to {count - 1}"
         )
+    chosen = sorted({level % count for level in chosen})
+    stride = int(info[chosen[0]]["reduction"])
     cfg: Any = model.pretrained_cfg
     in_chans, *own = cfg["input_size"]
     fits = tuple(own) == size
@@ -100,7 +105,9 @@ def model_features(
         given = take((images - mean) / std, indices=chosen, intermediates_only=True)
         smooth = [F.avg_pool2d(y, _NEIGHBOURHOOD, 1, _NEIGHBOURHOOD // 2, count_include_pad=False) for y in given]
         grid = smooth[0].shape[-2:]
-        return torch.cat([F.interpolate(y, grid, mode="bilinear", align_corners=False) for y in smooth], 1)
+        whole = torch.cat([F.interpolate(y, grid, mode="bilinear", align_corners=False) for y in smooth], 1)
+        tall, wide = (-(-side // stride) for side in images.shape[-2:])
+        return whole[..., :tall, :wide]  # what lies beyond is the model's padding
 
     energies = _energies(model) if fits and isinstance(model, MlpMixer) else None
     return FeatureSource(
@@ -108,6 +115,7 @@ def model_features(
         None if energies is None else lambda images: energies((images - mean) / std),
         int(in_chans),
         int(info[0]["reduction"]),
+        stride,
     )
 
 
@@ -119,7 +127,7 @@ def _energies(model: MlpMixer) -> Callable[[Tensor], Tensor] | None:
 
 
 def pixel_features(in_chans: int, size: tuple[int, int]) -> FeatureSource:
-    """Take features without a model: the pixels of overlapping squares, 8 x 8 of them.
+    """Take features without a model: the pixels of overlapping squares, 8 along the shorter side, or one or two more.
 
     Choose them as the baseline of features that were learned.
 
@@ -132,11 +140,12 @@ def pixel_features(in_chans: int, size: tuple[int, int]) -> FeatureSource:
 
     def maps(images: Tensor) -> Tensor:
         before = (kernel - stride) // 2
-        padded = F.pad(images, (before, kernel - stride - before) * 2, mode="replicate")
+        after_x, after_y = (kernel - stride - before + -side % stride for side in (images.shape[-1], images.shape[-2]))
+        padded = F.pad(images, (before, after_x, before, after_y), mode="replicate")
         tall, wide = ((side - kernel) // stride + 1 for side in padded.shape[-2:])
         return F.unfold(padded, kernel, stride=stride).unflatten(2, (tall, wide))
 
-    return FeatureSource(maps, None, in_chans)
+    return FeatureSource(maps, None, in_chans, stride=stride)
 
 
 @dataclass(frozen=True)
@@ -256,12 +265,15 @@ def score_images(
     """
     test = _require_finite(_every(images, features.maps, "features of images to judge", batch_size, device))
     by_position = learned.features.scores(_rows(test))
-    grid, size = test.shape[-2:], images.shape[-2:]
+    grid, (height, width) = test.shape[-2:], images.shape[-2:]
+    # Models that cut away what is less than a patch have no position there: the others are stretched over it.
+    covered = max(height, grid[0] * features.stride), max(width, grid[1] * features.stride)
     whole, maps = {}, {}
     for name in BY_POSITION:
         positions = by_position[name].view(len(test), 1, *grid)
         whole[name] = positions.flatten(1).amax(1)
-        maps[name] = F.interpolate(positions, size, mode="bilinear", align_corners=False)[:, 0]
+        pixels = F.interpolate(positions, covered, mode="bilinear", align_corners=False)
+        maps[name] = pixels[:, 0, :height, :width]
     if features.energies is not None and learned.energies is not None:
         energies = _require_finite(_every(images, features.energies, "energies of images to judge", batch_size, device))
         whole["block_energy"] = learned.energies(energies)

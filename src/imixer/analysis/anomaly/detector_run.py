@@ -59,6 +59,7 @@ from imixer.writing import check_output_file, json_text, replacing, write_csv, w
 DEFAULT_MODEL = "imixer_laptop_32.cifar10"
 _NORMAL_DIGIT = 3
 _USED = ("task", "anomaly.", "model.", "seed", "out", "accelerator", "logger")  # of the settings
+_UNUSED_OF_DIGITS = ("skip_bad", "value_range", "background")
 _USED_OF_DATA = ("name", "image_size", "batch_size", "skip_bad", "value_range", "background")
 
 Size = tuple[int, int]
@@ -136,12 +137,15 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
     Raises:
         InputError: If the data are not there or cannot be used, or the model gives no features.
     """
+    if run.config.task == "segment":
+        raise InputError(f"{run.name} is a segmentation, whose features are for its head alone; give a classification")
     config, own = run.config, run.config.task == "anomaly"
     options = config.anomaly if own else AnomalyConfig()
     name = data or (config.data.name if own else DIGITS)
     if name != DIGITS and not expand_user(name).is_dir():
         raise InputError(f"{name} is no folder; say with --data where the images to judge lie now")
-    read_alike = DataConfig(value_range=config.data.value_range, background=config.data.background)
+    read = config.data
+    read_alike = DataConfig(value_range=read.value_range, background=read.background, skip_bad=read.skip_bad)
     seen = replace(config.data if own else read_alike, name=name)
     size = _sides(config.data.image_size if own else None, run.input_size[1:])
     source = features_of(run, options, size)
@@ -333,13 +337,16 @@ def _with_model(config: TrainConfig) -> TrainConfig:
 
 
 def _unused(config: TrainConfig) -> tuple[str, ...]:
-    """List the settings that were chosen and have no effect, as no step is taken."""
+    """List the settings that were chosen and have no effect: no step is taken, digits are digits, pixels no levels."""
     used = (*_USED, *(f"data.{name}" for name in _USED_OF_DATA))
+    idle = {f"data.{name}" for name in _UNUSED_OF_DIGITS} if config.data.name == DIGITS else set[str]()
+    if config.anomaly.features == "pixels":
+        idle.add("anomaly.levels")
     single_pass = {"epochs": 1, "schedule.warmup_epochs": 0}  # what a run's configuration has
     return tuple(
         name
         for name, value in changed_settings(config).items()
-        if not name.startswith(used) and single_pass.get(name) != value
+        if (name in idle or not name.startswith(used)) and single_pass.get(name) != value
     )
 
 

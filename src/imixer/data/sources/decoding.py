@@ -22,6 +22,7 @@ from imixer.progress import with_progress
 SKIP_REMEDY = "mend or remove it, or train with --data.check full --data.skip_bad true"
 TURNED = "imixer_turned"  # marks in `image.info` that the pixels were turned upright
 CUT = "imixer_cut"  # that it has colours of 16 bits, of which Pillow gives the upper 8
+SCALED = "imixer_scaled"  # that its grays of 2 or 4 bits were scaled to 8
 FRAMES = "imixer_frames"  # and how many frames the file holds
 
 _MODES = {1: "L", 3: "RGB"}
@@ -149,9 +150,10 @@ def _open(source: Any, size: int, *, load: bool, upright: bool = True) -> Image.
             if load:
                 frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # whose second is a preview
                 cut = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
+                scaled = image.mode == "L" and any(bits in str(image.tile) for bits in ("L;2", "L;4"))
                 turned = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _TURNS
                 image.load()  # which turns TIFFs
-                image.info |= {FRAMES: frames, CUT: cut} | ({TURNED: True} if turned else {})
+                image.info |= {FRAMES: frames, CUT: cut, SCALED: scaled} | ({TURNED: True} if turned else {})
     except (MemoryError, UnreadableImage):
         raise
     except Exception as error:  # on corrupted bytes, decoders raise almost anything

@@ -65,7 +65,7 @@ def open_mask_folder(
             _below(val_folders[0], root) if val_folders else "",
         ),
         split=folders.split,
-        class_names=given_classes(masks) or _names_in_file(root),
+        class_names=_class_names(root, masks),
         incomplete=incomplete + incomplete_val,
         left_out=folders.left_out,
     )
@@ -228,7 +228,7 @@ def pair_files(images: Path, masks: Path, root: Path) -> tuple[list[FilePair], l
         name = path.relative_to(images).with_suffix("").as_posix()
         key = next((name + ending for ending in _ENDINGS if name + ending in by_name), None)
         if key is None:
-            lacks(path, "image", f"has no mask {path.stem}.png in {masks}")
+            lacks(path, "image", f"has no mask {name}.png in {masks}")
         elif key in of_image:
             lacks(path, "image", f"has the mask of {of_image[key].name}, {by_name[key].name}")
         else:
@@ -238,6 +238,17 @@ def pair_files(images: Path, masks: Path, root: Path) -> tuple[list[FilePair], l
     for name in sorted(unused):
         lacks(by_name[name], "mask", f"has no image in {images}")
     return pairs, incomplete
+
+
+def _class_names(root: Path, masks: MaskConfig) -> tuple[str, ...] | None:
+    """Return the names of the classes: of the settings, or else of `classes.txt`, or else the values of masks."""
+    if masks.palette is not None or masks.classes is not None or (names := _names_in_file(root)) is None:
+        return given_classes(masks)
+    if masks.values is not None and len(names) != len(masks.values):
+        raise InputError(
+            f"{root / _NAMES} names {len(names)} classes, and masks.values has {len(masks.values)}; make them as many"
+        )
+    return names
 
 
 def _names_in_file(root: Path) -> tuple[str, ...] | None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from imixer.data.config import MaskConfig, parse_colour
 from imixer.data.image_data import IGNORED
-from imixer.data.sources.decoding import CUT, FRAMES, UnreadableImage, is_transparent
+from imixer.data.sources.decoding import CUT, FRAMES, SCALED, UnreadableImage, is_transparent
 
 _GOLDEN = 0.618  # of the circle of hues: neighbours among classes are far apart
 _SHOWN = 3  # values named in a message
@@ -109,6 +109,8 @@ def _require_exact(mask: Image.Image) -> None:
         raise UnreadableImage("its mask holds fractions, and classes are whole numbers; save their indices")
     if mask.info.get(CUT):
         raise UnreadableImage("its mask has colours of 16 bits, of which 8 are read; save it with 8")
+    if mask.info.get(SCALED):
+        raise UnreadableImage("its mask has grays of 2 or 4 bits, which are read as others; save it with 8")
     if mask.info.get(FRAMES, 1) > 1:
         raise UnreadableImage(f"its mask holds {mask.info[FRAMES]} frames; save one")
     if is_transparent(mask):

@@ -272,6 +272,8 @@ class SegmentConfig:
             raise InputError(f"segment.dice is {self.dice}; give 0 or more")
         if isinstance(self.class_weights, list) and not all(0 <= weight < math.inf for weight in self.class_weights):
             raise InputError(f"segment.class_weights is {self.class_weights}; give numbers from 0")
+        if isinstance(self.class_weights, list) and not any(self.class_weights):
+            raise InputError(f"segment.class_weights is {self.class_weights}; give one above 0, or leave it out")
 
 
 @dataclass

@@ -103,8 +103,8 @@ class SegmentationLoss:
             logits, targets, weight, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum"
         )
         known = targets.masked_fill(~counted, 0)
-        scale = (counted if weight is None else weight[known] * counted).sum().clamp(min=1e-9)
-        loss = total / scale
+        scale = (counted if weight is None else weight[known] * counted).sum()
+        loss = total * (scale > 0) / scale.clamp(min=1e-9)  # smoothing alone has a loss where no pixel has a weight
         if not self.dice:
             return loss
         chances = logits.softmax(1) * counted[:, None]

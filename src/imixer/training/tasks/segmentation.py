@@ -18,7 +18,7 @@ from imixer.errors import InputError, in_short
 from imixer.models.segmenter import names_among_features
 from imixer.plotting import drawn
 from imixer.training.figures import draw_confusion_matrix, draw_learning_curves
-from imixer.training.initial_weights import SEGMENTER
+from imixer.training.initial_weights import SEGMENTER, find_start
 from imixer.training.model import BuiltModel, build_model_for, default_name
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.confusion import write_confusion
@@ -168,13 +168,14 @@ def _take_weights(backbone: nn.Module, plain: BuiltModel) -> None:
 
 def _patch_side(config: TrainConfig, native: tuple[int, int] | None) -> int:
     """Return the side in pixels of a patch of the model that a configuration means for images of a size."""
-    if config.model.checkpoint or config.model.from_mixer:
-        return 1  # which may name the model; images are looked at again when it is built
-    wanted = config.data.image_size
-    name = config.model.name or default_name((wanted, wanted) if isinstance(wanted, int) else wanted or native)
+    if config.model.from_mixer:
+        return 1  # which names the model; images are looked at again when it is built
+    start = find_start(config.model)
+    wanted, own = config.data.image_size, config.model.name or start.name
+    name = own or default_name((wanted, wanted) if isinstance(wanted, int) else wanted or native)
     if not timm.is_model(name.partition(".")[0]):
         return 1
-    options = config.model.overrides()
+    options = (start.args if name == start.name else {}) | config.model.overrides()
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             info: Any = timm.create_model(name, **options).feature_info
@@ -193,5 +194,5 @@ def _require_larger_than_a_patch(plain: BuiltModel, data: MaskedData) -> None:
     if min(height, width) < patch:
         raise InputError(
             f"image {name} has {height}x{width} pixels, less than a patch of {patch}x{patch} of {plain.name}; remove "
-            "it, or pass a smaller model.patch_size"
+            "it, or take a model of smaller patches"
         )
