@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# `make demo RUN=DIR` chooses another, which must not be there. The default is removed first. Not what the environment calls so.
+# `make demo RUN=DIR` chooses another, which must not be there: nothing is removed. The default is, first. Not what the environment calls so.
 RUN := runs/demo
 # Where torch and torchvision come from, such as PyTorch's index of builds without CUDA. Default: pip's own.
 TORCH_INDEX ?=
@@ -16,17 +16,17 @@ LOWEST := .venv-lowest
 NEWEST := .venv-newest
 CORE := -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core.py
 
-# How long the check of a GPU may take, and where CIFAR-10 lies
-MINUTES ?= 8
-DATA ?= data
+# How long the check of a GPU may take, and where CIFAR-10 lies: `make gpu DATA=DIR`. Not what the environment calls so.
+MINUTES := 8
+DATA := data
 
 .PHONY: demo gpu test test-slow test-elsewhere test-dense test-remote test-lowest test-newest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
-	$(if $(filter runs/demo,$(RUN)),rm -rf runs/demo)
-	$(BIN)/imixer train --out $(RUN)
-	$(BIN)/imixer evaluate $(RUN)
-	$(BIN)/imixer predict $(RUN)
+	$(if $(filter file,$(origin RUN)),rm -rf runs/demo)
+	$(BIN)/imixer train --out "$(RUN)"
+	$(BIN)/imixer evaluate "$(RUN)"
+	$(BIN)/imixer predict "$(RUN)"
 
 test: lint  ## lint, types, tests: what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist worksteal
@@ -55,7 +55,7 @@ test-newest: $(NEWEST)/.installed  ## the same tests with the newest versions
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(CORE)
 
 gpu: $(VENV)/.installed-test  ## on a GPU: check, measure and train within minutes, then the tests marked cuda and the benchmarks
-	-$(BIN)/python -m imixer.gpu_check --minutes $(MINUTES) $(if $(wildcard $(DATA)),--data_dir $(DATA))
+	-$(BIN)/python -m imixer.gpu_check --minutes $(MINUTES) $(if $(filter file,$(origin DATA)),$(if $(wildcard data),--data_dir data),--data_dir "$(DATA)")
 	-$(BIN)/python -m pytest -m cuda
 	-$(BIN)/python benchmarks/step.py --pairs laptop s16_224 --batches 512 --modes train
 	-$(BIN)/python benchmarks/train.py --batch 512
@@ -73,7 +73,7 @@ docs: $(VENV)/.installed-test $(VENV)/.installed-docs  ## the documentation in s
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "imixer needs Python 3.10 or newer, this is " + sys.version'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.torch: $(VENV)/bin/python  # without what they need, which comes from pip's own index below
 	$(INSTALL) --no-deps --index-url $(TORCH_INDEX) torch torchvision

@@ -276,7 +276,7 @@ def memory_rows(sizes: dict[str, int], device: str, depth: int) -> list[list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, help="default: 7, or 3 with --quick")
     parser.add_argument("--threads", type=int, help="that torch uses on the CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--markdown", type=Path, help="write the tables to this file too")
@@ -289,7 +289,8 @@ def main() -> None:
     if args.device == "cuda":
         sizes |= dict(rows=512)
     if args.quick:
-        sizes, args.repeats = dict(batch=4, rows=32, features=64, hidden=128), 3
+        sizes = dict(batch=4, rows=32, features=64, hidden=128)
+    args.repeats = args.repeats or (3 if args.quick else 7)
     least = 0.05 if args.quick else 0.3
 
     console = Console(width=170)

@@ -118,9 +118,10 @@ def build(
 def peak_memory(device: str, pair: str, which: str, mode: str, compiled: bool, dtype: torch.dtype, batch: int) -> float:
     """MiB that a step needs at its highest, above the imports: in a process of its own on the CPU."""
     if device == "cuda":
+        before = torch.cuda.memory_allocated()  # of the models that are timed
         step, x = build(pair, which, mode, compiled, dtype, device), images(pair, batch, device)
         step(x)
-        return (peak_memory_of(partial(step, x), x.device) or 0) / 2**20
+        return ((peak_memory_of(partial(step, x), x.device) or 0) - before) / 2**20
     command = [
         sys.executable,
         __file__,

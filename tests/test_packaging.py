@@ -106,4 +106,5 @@ def test_make_removes_no_run_but_that_of_the_demo_whatever_the_environment_says(
         return [word for line in lines if line[:2] == ["rm", "-rf"] for word in line[2:]]
 
     assert removed("demo") == ["runs/demo"] and removed("demo", "RUN=mine") == []
+    assert removed("demo", "RUN=runs/demo 2") == removed("demo", "RUN=runs/demo") == []
     assert removed("clean") and not [word for word in removed("clean") if word.startswith(("runs", "precious"))]

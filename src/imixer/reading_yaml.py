@@ -15,6 +15,8 @@ from imixer.reading import read_text
 
 _LARGEST = 2**20  # bytes
 _MOST_VALUES = 100_000  # of a file whose aliases are written out
+_DEEPEST = 100  # levels: more could be read, and not be written again
+_LONGEST_NUMBER = 400  # characters, for the same reason
 
 
 def read_yaml(file: Path) -> Any:
@@ -45,6 +47,7 @@ def parse_yaml(text: str, name: str) -> Any:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is None:
             return None
+        _require_writable(node, name)
         _require_few_values(node, name)
         _require_single_keys(node, name)
         return yaml.safe_load(text)
@@ -62,6 +65,26 @@ def parse_yaml(text: str, name: str) -> Any:
         raise InputError(
             f"{name}: a value is not what its tag !!... says; leave the tag out, or mend the value"
         ) from error
+
+
+def _require_writable(root: Any, name: str) -> None:
+    """Refuse what could be read and not be written again: many levels, endless numbers, halves of letters."""
+    level, seen = {id(root): root}, set[int]()
+    for _ in range(_DEEPEST):
+        seen |= level.keys()
+        for node in level.values():
+            if not isinstance(node, yaml.ScalarNode):
+                continue
+            line = node.start_mark.line + 1
+            if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
+                raise InputError(f"{name}: the number in line {line} has {len(node.value):,} digits; give fewer")
+            if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+                raise InputError(f"{name}: the text in line {line} has half a letter, \\ud800 to \\udfff; write it out")
+        inside = (child for node in level.values() for child in _children(node))
+        level = {id(child): child for child in inside if id(child) not in seen}
+    if level:
+        line = next(iter(level.values())).start_mark.line + 1
+        raise InputError(f"{name} nests too deep, in line {line}; give at most {_DEEPEST} levels")
 
 
 def _require_few_values(root: Any, name: str) -> None:

@@ -236,6 +236,57 @@ def test_a_dry_run_does_not_go_on_in_the_page_of_a_gpu(tmp_path, capsys):
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
 
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """A call that believes in a GPU, whose parts are done by a function that writes into the journal."""
+
+    def call(*words, parts=lambda bench: None, device="A100"):
+        seen = []
+
+        def run_parts(chosen, bench, minutes, draw):
+            for part in chosen:
+                seen.append(bench(part, 0.0))
+                parts(seen[-1])
+
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("imixer.gpu_check.part_process.name_device", lambda: device)
+        monkeypatch.setattr("imixer.gpu_check.part_process.run_parts", run_parts)
+        return main([*words, "--parts", "speed"]), seen
+
+    return call
+
+
+def test_a_resumed_call_finds_the_data_and_refuses_another_gpu(tmp_path, on_gpu, capsys):
+    (tmp_path / "cifar").mkdir()
+    folder = str(tmp_path / "out")
+    code, (bench,) = on_gpu("--out", folder, "--data_dir", str(tmp_path / "cifar"))
+    assert code == 0 and bench.data_dir == str(tmp_path / "cifar")
+    code, (bench,) = on_gpu("--resume", folder)
+    assert code == 0 and bench.data_dir == str(tmp_path / "cifar")
+    assert on_gpu("--resume", folder, device="H100") == (2, [])
+    assert "was begun on A100, and this is H100" in capsys.readouterr().err
+    (tmp_path / "cifar").rmdir()
+    assert on_gpu("--resume", folder) == (2, [])
+    assert "which is gone; give it anew" in capsys.readouterr().err
+
+
+def test_a_part_that_fails_when_it_is_resumed_is_told_though_the_page_has_an_earlier_attempt(tmp_path, on_gpu, capsys):
+    def measure(bench):
+        bench.journal.append({"part": "speed", "begins": 0.0})
+        bench.row("Steps", ms=1.0)
+        bench.journal.append({"part": "speed", "ended": "at its limit", "seconds": 1.0})
+
+    def fail(bench):
+        bench.journal.append({"part": "speed", "begins": 1.0})
+        bench.journal.append({"part": "speed", "ended": "failed: it died", "seconds": 1.0})
+
+    folder = str(tmp_path / "out")
+    assert on_gpu("--out", folder, parts=measure)[0] == 0
+    capsys.readouterr()
+    assert on_gpu("--resume", folder, parts=fail)[0] == 1
+    assert capsys.readouterr().out.count("speed: failed: it died") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks into /proc")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])

@@ -105,6 +105,7 @@ def test_bad_input_is_refused_before_anything_is_written(capsys, elsewhere, tiny
         ("tiny.yaml --address auto", ["address", "--executor ray"]),
         ("tiny.yaml --executor ray --cpus 0", ["cpus is 0"]),
         ("tiny.yaml --executor ray --gpus 1.5", ["gpus is 1.5"]),
+        ("tiny.yaml --executor ray --gpus .nan", ["gpus is nan"]),
         ("tiny.yaml --executor ray --retries -1", ["retries is -1"]),
         ("tiny.yaml --share 2/2", ["share is '2/2'"]),
         ("tiny.yaml --share one", ["share is 'one'"]),

@@ -90,16 +90,17 @@ def _run(words: Sequence[str], args: Any) -> int:
 
     from imixer.gpu_check.journal import Bench, Journal, last_attempts
     from imixer.gpu_check.part_list import PARTS, Part
-    from imixer.gpu_check.part_process import run_parts
+    from imixer.gpu_check.part_process import name_device, run_parts
     from imixer.gpu_check.results_page import draw_page
     from imixer.training.stop_signals import interrupt
     from imixer.writing import write_text
 
     names: list[str] = args.parts or [part.name for part in PARTS]
     dry_run: bool = args.dry_run
+    begun: dict[str, Any] = {}
     if args.resume is not None:
         earlier = Journal(Path(args.resume) / JOURNAL).records()
-        begun: dict[str, Any] = next((record["begun"] for record in earlier if "begun" in record), {})
+        begun = next((record["begun"] for record in earlier if "begun" in record), {})
         if dry_run and begun and not begun.get("dry_run"):
             raise InputError(
                 f"dry_run is given, and {args.resume} is no dry run: its page is of a GPU; leave one of them out"
@@ -109,6 +110,12 @@ def _run(words: Sequence[str], args: Any) -> int:
         names = args.parts or [name for name in begun.get("parts", names) if name not in finished]
     if not dry_run and not torch.cuda.is_available():
         raise InputError("torch sees no CUDA device here; add --dry_run to try the script itself on the CPU")
+    data_dir: str | None = begun.get("data_dir") if args.data_dir is None else str(Path(args.data_dir).absolute())
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise InputError(f"{args.resume} was begun with data_dir {data_dir}, which is gone; give it anew")
+    name = "" if dry_run else name_device()
+    if begun.get("device", name) != name:
+        raise InputError(f"{args.resume} was begun on {begun['device']}, and this is {name}; leave resume out")
     folder = _make_folder(args.out) if args.resume is None else Path(args.resume)
     device = torch.device("cpu" if dry_run else "cuda")
     journal = Journal(folder / JOURNAL)
@@ -118,6 +125,8 @@ def _run(words: Sequence[str], args: Any) -> int:
                 "command": shlex.join(["python", "-m", "imixer.gpu_check", *words]),
                 "date": time.strftime("%Y-%m-%d"),
                 "dry_run": dry_run,
+                "device": name,
+                "data_dir": data_dir,
                 "parts": names,
             }
         }
@@ -127,7 +136,7 @@ def _run(words: Sequence[str], args: Any) -> int:
         earlier = (folder / f"{part.name}{'' if number == 1 else f'-{number}'}" for number in count(1))
         own = next(each for each in earlier if not each.exists())
         own.mkdir()
-        return Bench(part.name, device, dry_run, own.absolute(), args.data_dir, journal, deadline)
+        return Bench(part.name, device, dry_run, own.absolute(), data_dir, journal, deadline)
 
     def draw() -> None:
         write_text(folder / PAGE, draw_page(journal.records()))
@@ -135,6 +144,7 @@ def _run(words: Sequence[str], args: Any) -> int:
     if dry_run:
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton
     print(f"{args.minutes:g} minutes; results as they come: {folder / PAGE}, {journal.path}", flush=True)
+    written = len(journal.records())
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         draw()
@@ -146,7 +156,8 @@ def _run(words: Sequence[str], args: Any) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     records = last_attempts(journal.records())
-    bad = [record for record in records if str(record.get("ended", "")).startswith("failed")]
+    ends = [record for record in records + journal.records()[written:] if "ended" in record]
+    bad = [end for number, end in enumerate(ends) if end["ended"].startswith("failed") and end not in ends[:number]]
     bad += [record for record in records if record.get("row", {}).get("holds") is False]
     for record in bad:
         print(f"{record['part']}: {one_line(_what_is_bad(record))}")

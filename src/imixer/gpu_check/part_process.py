@@ -13,10 +13,13 @@ from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
+
 from imixer.errors import in_short
 from imixer.gpu_check.journal import Bench
 from imixer.gpu_check.part_list import PARTS, Part
 from imixer.notices import notices_on_stderr
+from imixer.training.devices import device_name
 
 _POLL_S = 0.5
 _GRACE_S = 5.0  # to write a line, after SIGTERM
@@ -31,6 +34,25 @@ def processes() -> Any:
     context = multiprocessing.get_context(method)
     context.set_forkserver_preload(["imixer.training.train", "matplotlib.pyplot", *(part.path for part in PARTS)])
     return context
+
+
+def name_device() -> str:
+    """Name the CUDA device, as a process of its own says: this one must not touch it."""
+    context = processes()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_name, args=(sender,))
+    process.start()
+    sender.close()
+    try:
+        name: str = receiver.recv()
+    except EOFError:  # the first part will say what is wrong
+        name = "a device without a name"
+    process.join()
+    return name
+
+
+def _send_name(sender: Any) -> None:
+    sender.send(device_name(torch.device("cuda")))
 
 
 def run_parts(

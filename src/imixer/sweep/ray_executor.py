@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import signal
@@ -55,7 +56,7 @@ class RayExecutor:
     def __post_init__(self) -> None:
         if self.cpus is not None and self.cpus < 1:
             raise InputError(f"cpus is {self.cpus}; give 1 or more")
-        if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus % 1)):
+        if self.gpus is not None and (not 0 <= self.gpus < math.inf or (self.gpus > 1 and self.gpus % 1)):
             raise InputError(f"gpus is {self.gpus}; give 0, a share of one such as 0.5, or a whole number")
         if self.retries < 0:
             raise InputError(f"retries is {self.retries}; give 0 or more")

@@ -371,7 +371,8 @@ class TrainConfig:
             measurement of milliseconds finds it faster, and `32` elsewhere.
         tf32: Let NVIDIA GPUs round the factors of float32 matrix products to TF32.
         compile: Compile the model with `torch.compile`.
-        channels_last: Keep images and convolutions in channels-last order: for convolutional models on a GPU.
+        channels_last: Keep the kernels of convolutions in channels-last order, in which they then compute: for
+            convolutional models on a GPU.
         grad_checkpointing: Keep block inputs only and compute the rest again in the backward: less memory, more time.
         accelerator: `auto`, `cpu`, `cuda`, or another that Lightning knows.
         devices: How many devices, per machine.
