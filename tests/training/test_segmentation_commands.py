@@ -72,6 +72,13 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
+def undrawn_masks(monkeypatch):
+    """Draw no picture after training or evaluation, where a test looks at numbers."""
+    for module in ("tasks.segmentation", "evaluate_masks"):
+        monkeypatch.setattr(f"imixer.training.{module}.drawn", lambda path, draw: True)
+
+
+@pytest.fixture
 def run(trained):
     return trained / "runs" / "one"
 
@@ -193,6 +200,7 @@ def test_a_card_for_the_hub_says_the_task_and_the_mean_iou_and_its_code_runs(run
     assert (names["transform"](image) - seen).abs().max() < 0.15  # the whole image, but for two steps of gray
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_a_sweep_compares_segmentations_by_their_mean_iou(trained, tmp_path, capsys):
     spec = {
         "name": "swept",
@@ -227,6 +235,7 @@ def test_a_segmentation_that_is_killed_goes_on_where_it_was(trained, tmp_path):
     assert all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_data_with_other_classes_are_refused_at_resume(tmp_path, capsys):
     data = squares(tmp_path / "data")
     out = tmp_path / "run"
@@ -243,6 +252,7 @@ def test_data_with_other_classes_are_refused_at_resume(tmp_path, capsys):
     assert "with other classes (3; now 6)" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_settings_are_chosen_for_masks_too_and_a_budget_sets_the_length(tmp_path, capsys):
     data = squares(tmp_path / "data", 12, (40, 40))
     words = [f"--{name}={value}" for name, value in SMALL.items() if name in ("task", "precision", "logger")]
@@ -329,6 +339,7 @@ def test_data_that_are_not_there_are_one_line(words, said, tmp_path, capsys):
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_a_run_on_parquet_files_is_evaluated_where_they_lie_now(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
