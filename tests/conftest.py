@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,6 +12,11 @@ from hypothesis import HealthCheck, settings
 
 from imixer.cli import main
 from imixer.data.randomness import seed_globally
+
+# By these, whoever calls the tests would choose how wide, in what colours and in what letters the commands print,
+# here and in every process that a test starts.
+for _name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "PYTHONIOENCODING"):
+    os.environ.pop(_name, None)
 
 # The same examples everywhere, and as long as they take: no test may pass on one machine and fail on a slower one.
 settings.register_profile(

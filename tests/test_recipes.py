@@ -1,6 +1,7 @@
 """Recipes build on each other, give the paper's Table 5, and the fast ones cost what docs/recipes.md says."""
 
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -27,14 +28,22 @@ SIZES = {"s": (512, 5e-4, 0.1), "b": (256, 2.5e-4, 0.2), "l": (64, 6.25e-5, 0.3)
 CIFAR10_IMAGES = 50_000
 
 
+parser = cache(train_parser)
+models_on_meta = {}
+
+
 def configured(*words):
-    return build_config(parse(train_parser(), expand_config_flags(words)))
+    return build_config(parse(parser(), expand_config_flags(words)))
 
 
 def on_meta(config):
-    """The model of a configuration, without its weights."""
-    with torch.device("meta"):
-        return build_model(config.model, config.data, native_size=None, in_chans=3, num_classes=10)
+    """The model of a configuration, without its weights: one for all recipes that have it."""
+    described = repr((config.model, config.data.image_size))
+    if described not in models_on_meta:
+        with torch.device("meta"):
+            built = build_model(config.model, config.data, native_size=None, in_chans=3, num_classes=10)
+        models_on_meta[described] = built
+    return models_on_meta[described]
 
 
 def forward_macs(config):

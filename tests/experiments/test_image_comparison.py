@@ -12,12 +12,45 @@ from imixer.errors import InputError
 from imixer.experiments.image_comparison import compare_on_images
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    """Draw nothing: no test here looks at a picture."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("imixer.training.evaluate.drawn", lambda path, draw: True)
+        yield
+
+
 @pytest.fixture(scope="module")
-def runs(run, train_quick, tmp_path_factory):
+def unevaluated_runs(run, train_quick, tmp_path_factory):
     """Two runs on the digits, the second trained for longer."""
     folder = tmp_path_factory.mktemp("compare")
     shutil.copytree(run, folder / "short")
     train_quick(folder / "long", "--epochs", "12", "--seed", "1")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(unevaluated_runs, tmp_path_factory):
+    """The same, evaluated."""
+    folder = tmp_path_factory.mktemp("compare") / "runs"
+    shutil.copytree(unevaluated_runs, folder)
+    for name in ("short", "long"):
+        assert main(["evaluate", str(folder / name)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def spoilt_runs(runs, tmp_path_factory):
+    """Copies of the first run that cannot be compared with it."""
+    folder = tmp_path_factory.mktemp("compare") / "runs"
+    shutil.copytree(runs, folder)
+    for name in ("fewer", "relabelled", "damaged", "empty"):
+        shutil.copytree(folder / "short", folder / name)
+    left_out = iter([None])
+    rewrite(folder / "fewer", lambda row: next(left_out, row))
+    rewrite(folder / "relabelled", lambda row: row | {"true_class": str(9 - int(row["true_class"]))})
+    rewrite(folder / "damaged", lambda row: row | {"correct": "perhaps"})
+    (folder / "empty/predictions.csv").write_text("image,correct\n")
     return folder
 
 
@@ -44,7 +77,12 @@ def rewrite(run, change, scores=None):
         writer.writerows(rows)
 
 
-def test_runs_that_are_not_evaluated_are_and_the_counts_are_those_of_their_predictions(here, capsys):
+def test_runs_that_are_not_evaluated_are_and_the_counts_are_those_of_their_predictions(
+    unevaluated_runs, tmp_path, monkeypatch, capsys
+):
+    here = tmp_path / "runs"
+    shutil.copytree(unevaluated_runs, here)
+    monkeypatch.chdir(here)
     assert main(["compare", "short", "long", "--out", "images.csv"]) == 0
     shown = capsys.readouterr().out
     short, long = right(here / "short"), right(here / "long")
@@ -68,7 +106,6 @@ def test_runs_that_are_not_evaluated_are_and_the_counts_are_those_of_their_predi
 
 
 def test_what_has_been_evaluated_is_read_and_several_runs_are_corrected_for(here):
-    assert main(["evaluate", "short"]) == 0
     for name in ("same", "worse"):
         shutil.copytree("short", name)
     flipped = iter([True] * 30)
@@ -84,7 +121,6 @@ def test_what_has_been_evaluated_is_read_and_several_runs_are_corrected_for(here
 
 
 def test_nothing_is_said_where_hardly_an_image_differs(here):
-    assert main(["evaluate", "short"]) == 0
     shutil.copytree("short", "near")
     flipped = iter([True] * 9)
     rewrite(here / "near", lambda row: row | {"correct": "0"} if row["correct"] == "1" and next(flipped, 0) else row)
@@ -93,7 +129,6 @@ def test_nothing_is_said_where_hardly_an_image_differs(here):
 
 
 def test_another_order_or_another_way_to_the_folder_makes_no_other_images(here, tmp_path):
-    assert main(["evaluate", "short"]) == 0
     shutil.copytree("short", "moved")
     images = [tmp_path / "images" / f"{number}.png" for number in range(len(right(here / "short")))]
     images[0].parent.mkdir()
@@ -110,7 +145,6 @@ def test_another_order_or_another_way_to_the_folder_makes_no_other_images(here, 
 
 
 def test_rows_of_shards_are_told_apart_by_their_numbers_and_found_by_any_way_to_them(here, tmp_path):
-    assert main(["evaluate", "short"]) == 0
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/a.parquet").touch()
     (tmp_path / "link").symlink_to("shards")
@@ -129,7 +163,6 @@ def test_rows_of_shards_are_told_apart_by_their_numbers_and_found_by_any_way_to_
 
 
 def test_all_right_beside_all_wrong_is_decided_by_a_sign_test(here):
-    assert main(["evaluate", "short"]) == 0
     shutil.copytree("short", "bad")
     for name, correct in (("short", "1"), ("bad", "0")):
         kept = iter([True] * 10)
@@ -152,8 +185,8 @@ def test_a_test_set_that_is_gone_is_looked_for_anew(here, capsys):
     assert "no folder" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_other_data_are_looked_at_where_they_are_given(here, monkeypatch):
-    assert main(["compare", "short", "long"]) == 0
+@pytest.mark.usefixtures("here")
+def test_other_data_are_looked_at_where_they_are_given(monkeypatch):
     asked = []
     monkeypatch.setattr(
         "imixer.experiments.image_comparison.evaluate", lambda path, **words: asked.append(words["data"])
@@ -163,7 +196,6 @@ def test_other_data_are_looked_at_where_they_are_given(here, monkeypatch):
 
 
 def test_a_class_whose_name_a_spreadsheet_would_compute_keeps_it(here):
-    assert main(["evaluate", "short"]) == 0
     rewrite(here / "short", lambda row: row | {"true_class": "'-foo"})
     shutil.copytree(here / "short", here / "other")
     compared = compare_on_images(["short", "other"])
@@ -207,16 +239,8 @@ def test_the_test_set_of_a_comparison_is_the_one_that_is_asked_for(here):
         (["short", "empty"], ["empty/predictions.csv", "imixer evaluate"]),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_a_line(here, capsys, words, parts):
-    assert main(["evaluate", "short"]) == 0
-    for name in ("fewer", "relabelled", "damaged", "empty"):
-        shutil.copytree("short", name)
-    left_out = iter([None])
-    rewrite(here / "fewer", lambda row: next(left_out, row))
-    rewrite(here / "relabelled", lambda row: row | {"true_class": str(9 - int(row["true_class"]))})
-    rewrite(here / "damaged", lambda row: row | {"correct": "perhaps"})
-    (here / "empty/predictions.csv").write_text("image,correct\n")
-    capsys.readouterr()
+def test_what_cannot_be_compared_is_refused_in_a_line(spoilt_runs, monkeypatch, capsys, words, parts):
+    monkeypatch.chdir(spoilt_runs)
     assert main(["compare", *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("imixer: ") and all(part in line for part in parts), line

@@ -104,7 +104,8 @@ def test_the_mixer_has_as_many_multiply_adds(scale):
     assert mixer == pytest.approx(imixer, rel=0.005)
 
 
-def test_the_command_measures_each_run_once_and_writes_page_numbers_and_index(tiny, elsewhere, capsys):
+def test_the_command_measures_each_run_once_and_writes_page_numbers_and_index(tiny, elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr("imixer.experiments.trained_robustness.IMAGES", 60)
     assert main(["reproduce", "robustness", "tied"]) == 0
     text = capsys.readouterr().out
     assert "accuracy within 8/255" in text and "Hopfield energy, mean" in text

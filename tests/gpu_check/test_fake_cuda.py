@@ -54,6 +54,13 @@ from imixer.training.train_state import TrainState
 from imixer.training.validation import ValidationMetrics
 
 CLASSES = 5
+SOLVED = [
+    (solver, gradient)
+    for solver in get_args(SolverName)
+    for gradient in get_args(GradientName)
+    if solver == "fixed" or gradient != "recompute"
+]
+EACH_ONCE = [(solver, gradient) for solver, gradient in SOLVED if solver == "fixed" or gradient == "implicit"]
 OPTIONS = [
     *({"n_iter": 4}, {"num_layers": 2}, {"num_layers": 4}, {"tied": True}, {"legacy": True}),
     *({"norm": name} for name in ("batch", "orthogonal", "none")),
@@ -64,12 +71,7 @@ OPTIONS = [
     *({"patch_size": 4, "stem": name} for name in ("conv", "whitened", "deep")),
     {"embed_dim": [16, 32], "num_blocks": [1, 1]},
     *({"dynamic_img_size": True}, {"zero_init": True}, {"decay": 0.1, "step": 0.5}),
-    *(
-        {"solver": solver, "gradient": gradient}
-        for solver in get_args(SolverName)
-        for gradient in get_args(GradientName)
-        if solver == "fixed" or gradient != "recompute"
-    ),
+    *({"solver": solver, "gradient": gradient} for solver, gradient in EACH_ONCE),
 ]
 
 
@@ -167,12 +169,9 @@ def test_problems_of_any_state_are_solved_on_one_device(default):
     with fake_gpu(default) as host:
         W = torch.randn(3, 3, device=GPU, requires_grad=True)
         z = torch.randn(2, 3, device=GPU, requires_grad=True)
-        for solver in get_args(SolverName):
-            for gradient in get_args(GradientName):
-                if gradient == "recompute" and solver != "fixed":
-                    continue
-                x = solve(lambda x, W: torch.tanh(x @ W) / 4, z, (W,), solver=solver, gradient=gradient).value
-                x.sum().backward()
+        for solver, gradient in EACH_ONCE if default else SOLVED:
+            x = solve(lambda x, W: torch.tanh(x @ W) / 4, z, (W,), solver=solver, gradient=gradient).value
+            x.sum().backward()
         state = {"a": z, "b": (torch.complex(z, z),)}
         x = solve(lambda x: {"a": x["a"] / 2, "b": (x["b"][0] / 2,)}, state, solver="anderson").value
         assert x["b"][0].device == GPU

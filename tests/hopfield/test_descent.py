@@ -21,7 +21,7 @@ def alone(kind: str, x: list[float], field: list[float], **kwargs) -> tuple[Hopf
 
 
 @given(data=st.data())
-@settings(max_examples=30)
+@settings(max_examples=15)
 @torch.no_grad()
 def test_energy_never_rises_where_lagrangians_are_convex_and_couplings_symmetric(networks, random_state, data):
     options = data.draw(st.sampled_from(ADAPTIVE + FIXED))
@@ -34,7 +34,7 @@ def test_energy_never_rises_where_lagrangians_are_convex_and_couplings_symmetric
 
 
 @given(data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=10)
 @torch.no_grad()
 def test_clamped_neurons_whose_lagrangian_is_elementwise_leave_the_guarantee(networks, random_state, data):
     network = data.draw(networks(names=[name for name in CONVEX if lagrangian(name).elementwise]))

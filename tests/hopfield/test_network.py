@@ -1,6 +1,7 @@
 """The energy of any network of neurons and synapses, and how its flow goes down (paper (6), (7), (32))."""
 
 import copy
+import os
 from itertools import product
 
 import pytest
@@ -22,7 +23,7 @@ from imixer.hopfield import (
 )
 from imixer.hopfield.lagrangians import FromDensity
 
-thorough = settings(max_examples=150)
+thorough = settings(max_examples=int(os.environ.get("IMIXER_FUZZ_EXAMPLES", 0)) or 50)
 
 
 def gradient(network: HopfieldNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:

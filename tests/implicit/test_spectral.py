@@ -196,14 +196,17 @@ def test_weights_that_are_put_into_a_model_without_memory_get_a_vector_with_one(
     torch.testing.assert_close(layer.sigma(), source.sigma(), rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles_to_one_graph_with_the_same_result(training):
+@pytest.mark.parametrize(
+    ("training", "backend"),
+    [(True, "aot_eager"), (False, "aot_eager"), pytest.param(True, "inductor", marks=pytest.mark.slow)],
+)
+def test_compiles_to_one_graph_with_the_same_result(training, backend):
     made, x = layer(3.0).train(training), torch.randn(4, 24)
     twin = copy.deepcopy(made)
     torch.compiler.reset()
     assert torch._dynamo.explain(twin)(x).graph_break_count == 0
     twin.load_state_dict(made.state_dict())
-    compiled = torch.compile(twin, fullgraph=True)
+    compiled = torch.compile(twin, backend=backend, fullgraph=True)
     for _ in range(2):
         torch.testing.assert_close(compiled(x), made(x), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(twin.v, made.v, rtol=1e-5, atol=1e-6)

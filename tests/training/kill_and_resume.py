@@ -20,6 +20,7 @@ import sklearn.datasets  # noqa: F401
 import torch
 
 import imixer.training.tasks.classification
+import imixer.training.tasks.segmentation
 import imixer.training.worker
 from imixer.cli import main
 from imixer.training.progress_bar import TrainingProgress
@@ -68,7 +69,8 @@ def attempt(run, flags, steps=None, chance=None):
 if __name__ == "__main__":
     whole, path, kills, longest, seed, *flags = sys.argv[1:]
     torch.set_num_threads(1)
-    imixer.training.tasks.classification.drawn = lambda path, draw: True
+    for task in (imixer.training.tasks.classification, imixer.training.tasks.segmentation):
+        task.drawn = lambda path, draw: True
     attempt(Path(whole), flags)
     chance = random.Random(int(seed))
     for _ in range(int(kills)):

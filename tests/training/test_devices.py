@@ -22,8 +22,9 @@ from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.data.sources.digits import open_digits
 from imixer.errors import InputError
-from imixer.training import launch, worker
+from imixer.training import worker
 from imixer.training.devices import resolve_devices, started_by_launcher
+from imixer.training.launch import _death, launch
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import save_config
 from imixer.training.validation import require_held_out
@@ -98,9 +99,7 @@ def numbers(run):
 
 def workers():
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [
-        int(child) for child in children if b"imixer.training.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+    return [int(child) for child in children if b"waiting_worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @contextmanager
@@ -127,6 +126,10 @@ def sent(number, whom, once):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes through /proc")
 def test_a_killed_process_ends_the_run_and_one_device_finishes_it(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent), prepend=os.pathsep)
+    monkeypatch.setattr(
+        "imixer.training.train.launch", lambda _, *words, devices: launch("waiting_worker", *words, devices=devices)
+    )
     run = tmp_path / "run"
     flags = [*TINY, "--epochs", "6", "--checkpoints.every_steps", "5", "--checkpoints.keep", "3"]
     index = run / "checkpoints" / "index.json"
@@ -258,5 +261,5 @@ def test_a_run_that_is_there_is_continued_and_one_that_is_not_is_not_named(tmp_p
     if there:
         run.mkdir()
     failure = SimpleNamespace(exitcode=-9, timestamp=0, local_rank=1)
-    said = launch._death({1: failure}, run)
+    said = _death({1: failure}, run)
     assert "process 1 of the run was killed by SIGKILL" in said and ("--resume" in said) == there

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
-from imixer.data.image_data import ImageData
+from imixer.data.image_data import ImageData, training_labels
 from imixer.data.kept import keep_images
 from imixer.data.names import TORCHVISION
 from imixer.data.sampler import BatchShard
@@ -33,7 +33,7 @@ from imixer.training.run.parsing import (
     parse,
     train_parser,
 )
-from imixer.training.tasks.classification import Classification
+from imixer.training.tasks.classification import Classification, inverse_class_sizes
 from imixer.training.time_estimate import StepTime
 
 CPU = torch.device("cpu")
@@ -255,7 +255,8 @@ def test_a_size_that_no_model_here_cuts_is_refused_with_a_remedy(fast):
 def test_choosing_leaves_the_random_generators_alone():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    choose_settings(configured(*RECIPE, "--precision", "32"), memory_data(8), CPU)
+    small = ("--precision", "32", "--model.embed_dim", "[8,16,24]")
+    choose_settings(configured(*RECIPE, *small), memory_data(8), CPU)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -294,12 +295,24 @@ def test_photos_of_any_size_train_and_the_run_has_what_was_chosen(tmp_path, caps
 
 
 @pytest.mark.parametrize("balance", ["sampling", "loss"])
-def test_classes_of_unequal_size_train_balanced_on_request(tmp_path, balance):
+def test_classes_of_unequal_size_train_balanced_on_request(tmp_path, monkeypatch, balance):
+    built, loss = [], Classification.loss
+
+    def watch(self, data, config):
+        built.append(loss(self, data, config))
+        labels = training_labels(data, "balance")
+        assert np.bincount(labels).tolist() == [6, 2]
+        expected = inverse_class_sizes(labels, 2) if balance == "loss" else None
+        assert built[-1].weights == expected
+        return built[-1]
+
+    monkeypatch.setattr(Classification, "loss", watch)
     folder = photos(tmp_path, [(20, 20)], per_class=8)
     for number in range(5):
         (folder / "dog" / f"{number}.png").unlink()
     words = ["--data.balance", balance, "--steps", "2", "--logger", "csv", "--out", str(tmp_path / "run")]
     assert main(["train", "--data.name", str(folder), *words]) == 0
+    assert built
 
 
 def test_held_out_images_that_are_kept_look_as_if_they_were_read_anew(tmp_path):

@@ -5,15 +5,14 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -70,6 +69,13 @@ def trained(tmp_path_factory):
     assert main(["train", "--data.name", str(root / "data"), "--out", str(root / "runs" / "one"), *flags()]) == 0
     assert main(["evaluate", str(root / "runs" / "one")]) == 0
     return root
+
+
+@pytest.fixture
+def undrawn_masks(monkeypatch):
+    """Draw no picture after training or evaluation, where a test looks at numbers."""
+    for module in ("tasks.segmentation", "evaluate_masks"):
+        monkeypatch.setattr(f"imixer.training.{module}.drawn", lambda path, draw: True)
 
 
 @pytest.fixture
@@ -203,6 +209,7 @@ def test_a_card_for_the_hub_says_the_task_and_the_mean_iou_and_its_code_runs(run
     assert (names["transform"](image) - seen).abs().max() < 0.15  # the whole image, but for two steps of gray
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_a_sweep_compares_segmentations_by_their_mean_iou(trained, tmp_path, capsys):
     spec = {
         "name": "swept",
@@ -227,23 +234,17 @@ def test_a_sweep_compares_segmentations_by_their_mean_iou(trained, tmp_path, cap
 
 
 def test_a_segmentation_that_is_killed_goes_on_where_it_was(trained, tmp_path):
-    """A real SIGKILL, between two steps that are both saved."""
-    settings = ["--data.name", str(trained / "data"), *flags(epochs=6), "--checkpoints.every_steps", "1"]
-    command = [sys.executable, "-m", "imixer", "train", "--out", str(tmp_path / "cut"), *settings]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while process.poll() is None and len(list((tmp_path / "cut" / "checkpoints").glob("step-*"))) < 2:
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
-    assert main(["train", "--out", str(tmp_path / "whole"), *settings]) == 0
+    """Real SIGKILLs, at random moments of its twelve steps, each of which is saved."""
+    script = Path(__file__).with_name("kill_and_resume.py")
+    command = [sys.executable, str(script), str(tmp_path / "whole"), str(tmp_path / "cut"), "2", "6", "7"]
+    command += ["--data.name", str(trained / "data"), *flags(epochs=6), "--checkpoints.every_steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
     one, other = (load_run(str(tmp_path / name)).model.state_dict() for name in ("cut", "whole"))
     assert all(one[name].equal(other[name]) for name in one)
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_data_with_other_classes_are_refused_at_resume(tmp_path, capsys):
     data = squares(tmp_path / "data")
     out = tmp_path / "run"
@@ -260,6 +261,7 @@ def test_data_with_other_classes_are_refused_at_resume(tmp_path, capsys):
     assert "with other classes (3; now 6)" in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_settings_are_chosen_for_masks_too_and_a_budget_sets_the_length(tmp_path, capsys):
     data = squares(tmp_path / "data", 12, (40, 40))
     words = [f"--{name}={value}" for name, value in SMALL.items() if name in ("task", "precision", "logger")]
@@ -301,9 +303,18 @@ def test_analyses_of_the_inverse_take_a_segmentation(run, capsys):
 
 
 def test_a_quantised_segmentation_agrees_pixel_by_pixel(run, tmp_path, capsys):
-    pytest.importorskip("onnxruntime")
+    onnxruntime = pytest.importorskip("onnxruntime")
     assert main(["export", str(run), "--quantize", "int8", "--out", str(tmp_path / "q.onnx")]) == 0
-    assert "random" not in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "random" not in shown.err
+    loaded = load_run(str(run), "cpu")
+    images = torch.stack([loaded.transform(image) for image, _ in loaded.masked_data().val])
+    session = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
+    got = np.concatenate([session.run(None, {"image": image[None].numpy()})[0] for image in images])
+    with torch.no_grad():
+        same = (got.argmax(1) == loaded.model(images).argmax(1).numpy()).mean()
+    assert got.shape == (2, 3, 16, 16) and same >= 0.9
+    assert float(re.search(r"same_class (\S+)", shown.out)[1]) == pytest.approx(same, abs=5e-3)
 
 
 def test_a_segmentation_that_diverges_is_stopped_and_its_step_can_be_replayed(trained, tmp_path, capsys):
@@ -337,6 +348,7 @@ def test_data_that_are_not_there_are_one_line(words, said, tmp_path, capsys):
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.usefixtures("undrawn_masks")
 def test_a_run_on_parquet_files_is_evaluated_where_they_lie_now(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq

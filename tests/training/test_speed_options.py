@@ -1,12 +1,17 @@
 """What saves memory or time leaves the numbers as they are."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from imixer.cli import main
+from imixer.training.run.config import TrainConfig
+from imixer.training.train import train
+from imixer.training.train_state import TrainState
 
 
 def scores(run):
@@ -36,19 +41,60 @@ def test_training_comes_to_the_same(run, train_quick, tmp_path, flags, tolerance
         torch.testing.assert_close(weights[name], weight, rtol=tolerance * 10, atol=tolerance)
 
 
-def test_gradient_checkpointing_reaches_the_model(monkeypatch, train_quick, tmp_path):
-    from imixer.training.train_state import TrainState
+@pytest.fixture
+def models(monkeypatch):
+    """Look at the model in each step of a training."""
 
-    seen = []
-    gradient = TrainState.gradient
+    def watch(look):
+        seen = []
 
-    def watch(self, parts, step):
-        seen.append(self.module.grad_checkpointing)
-        return gradient(self, parts, step)
+        def gradient(self, parts, step):
+            seen.append(look(self.module))
+            return compute(self, parts, step)
 
-    monkeypatch.setattr(TrainState, "gradient", watch)
+        monkeypatch.setattr(TrainState, "gradient", gradient)
+        return seen
+
+    compute = TrainState.gradient
+    return watch
+
+
+def test_gradient_checkpointing_reaches_the_model(models, train_quick, tmp_path):
+    seen = models(lambda model: model.grad_checkpointing)
     train_quick(tmp_path / "run", "--grad_checkpointing", "true")
-    assert all(seen)
+    assert seen and all(seen)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_channels_last_reaches_the_convolutions(models, train_quick, tmp_path, wanted):
+    def look(model):
+        kernels = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1]
+        return [kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels]
+
+    seen = models(look)
+    pyramid = ["--model.num_blocks", "[1,1]", "--model.embed_dim", "[8,16]"]
+    train_quick(tmp_path / "run", *pyramid, "--channels_last", str(wanted).lower())
+    assert seen and all(each == [wanted] for each in seen)
+
+
+@pytest.mark.parametrize(("tf32", "precision"), [(True, "high"), (False, "highest")])
+def test_tf32_is_allowed_on_a_gpu_unless_it_is_refused(monkeypatch, tf32, precision):
+    class Begun(Exception):
+        pass
+
+    def begin(task):
+        raise Begun
+
+    said = []
+    fabric = SimpleNamespace(device=torch.device("cuda"), launch=lambda: None)
+    monkeypatch.setattr("imixer.training.train.build_fabric", lambda config: fabric)
+    monkeypatch.setattr("imixer.training.train.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("imixer.training.train.find_task", begin)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    with pytest.raises(Begun):
+        train(TrainConfig(accelerator="cpu", tf32=tf32))
+    assert said == [precision] and torch.backends.cudnn.deterministic
 
 
 @pytest.mark.parametrize("name", ["dla46_c", "unet_16"])
