@@ -167,6 +167,10 @@ def test_a_disabled_adapter_leaves_the_base_as_it_was():
     with wrapped.disable_adapter():
         torch.testing.assert_close(wrapped(images()), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(wrapped(images()), adapted)
+    wrapped.merge_adapter()
+    with wrapped.disable_adapter():
+        torch.testing.assert_close(wrapped(images()), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wrapped(images()), adapted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(wrapped.unload().eval()(images()), expected, rtol=1e-5, atol=1e-6)
 
 

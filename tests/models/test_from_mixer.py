@@ -1,7 +1,9 @@
 """An iMixer that starts from a Mixer has its logits, then F learns; what cannot is refused in one line."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -199,6 +201,32 @@ def test_what_would_not_be_the_mixer_is_refused_with_what_to_give(file, options,
     with pytest.raises(InputError, match=re.escape(said)) as error:
         started(file, **options)
     assert "\n" not in str(error.value) and file in str(error.value)
+
+
+@pytest.mark.parametrize("channels", [3, 4, 6])
+def test_filters_of_any_number_of_channels_are_summed_for_gray_images(tmp_path, channels):
+    mixer = trained_mixer(in_chans=channels)
+    save_file(mixer.state_dict(), tmp_path / "many.safetensors")
+    model = started(str(tmp_path / "many.safetensors"), in_chans=1)
+    expected = mixer.stem.proj.weight.sum(1, keepdim=True)
+    torch.testing.assert_close(model.stem.proj.weight, expected.float())
+
+
+def test_a_model_that_began_as_a_mixer_loads_from_timms_folder_without_it(file, tmp_path):
+    model = started(file)
+    save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    if "from_mixer" not in (tmp_path / "saved" / "config.json").read_text():
+        pytest.skip("this timm saves no arguments by itself")
+    Path(file).unlink()
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True)
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(loaded.eval()(images), model.eval()(images))
+
+
+def test_a_file_of_numpy_is_named_as_one(tmp_path):
+    np.savez(tmp_path / "Mixer-B_16.npz", a=np.zeros(3))
+    with pytest.raises(InputError, match="a file of numpy, which is not read"):
+        read_mixer(str(tmp_path / "Mixer-B_16.npz"))
 
 
 def test_a_mixer_of_another_number_of_channels_that_cannot_be_adapted_is_refused(tmp_path):

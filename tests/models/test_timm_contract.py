@@ -13,6 +13,7 @@ from torch import nn
 
 import imixer.models
 from imixer.errors import InputError
+from imixer.models.export import example_images, onnx_metadata
 
 NAMES = timm.list_models("imixer*")
 SMALL = "imixer_t4_32"
@@ -355,6 +356,46 @@ def test_a_packaged_models_weights_are_for_its_size_where_another_has_as_many_to
     assert off < 1e-3 < (state[key] - expected[key]).norm() / expected[key].norm()  # packed in float16
 
 
+def test_a_folders_weights_are_for_its_size_where_another_has_as_many_tokens(tmp_path):
+    model = small(img_size=(32, 32))
+    if not hasattr(model, "pretrained_model_args"):
+        pytest.skip("this timm does not say what was saved")
+    args = {"img_size": (32, 32), "num_blocks": 3, "num_classes": 10}
+    save_for_hf(model, tmp_path, model_args=args, safe_serialization=True)
+    state = model.state_dict()
+    key = "blocks.0.mlp_tokens.fc_in.weight"
+    expected = {k: v.clone() for k, v in state.items() if k.startswith("blocks.0.")}
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, img_size=(16, 64)).state_dict()[key]
+    imixer.models.resample_tokens(expected, (4, 16), source=(8, 8))
+    torch.testing.assert_close(loaded, expected[key])
+    assert not torch.allclose(loaded, state[key])
+
+
+def test_what_is_set_on_a_model_is_saved_with_it(tmp_path):
+    model = timm.create_model("imixer_t2_8", num_blocks=1, embed_dim=16)
+    model.n_iter, model.solver, model.tolerance = 7, "anderson", 1e-3
+    save_for_hf(model, tmp_path, safe_serialization=True)
+    if "model_args" not in json.loads((tmp_path / "config.json").read_text()):
+        pytest.skip("this timm saves no arguments by itself")
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert (loaded.n_iter, loaded.solver, loaded.tolerance) == (7, "anderson", 1e-3)
+
+
+def test_a_state_dict_with_others_is_renamed_within_its_prefix_only():
+    model, mixer = timm.create_model("imixer_t2_8", num_layers=2), timm.create_model("mixer_t2_8")
+    state = {f"{name}.{key}": value for name in ("student", "teacher") for key, value in mixer.state_dict().items()}
+    model.adapt_weights(state, prefix="student.")
+    assert {key for key in state if key.startswith("teacher.")} == {f"teacher.{key}" for key in mixer.state_dict()}
+    model.load_state_dict({key[8:]: value for key, value in state.items() if key.startswith("student.")})
+
+
+def test_a_unet_and_a_segmenter_say_how_many_channels_they_take():
+    for name, args in (("unet_16", {}), ("segmenter", {"backbone": "imixer_n2_8", "img_size": 8})):
+        model = timm.create_model(name, in_chans=1, **args)
+        assert model.in_chans == 1
+        assert timm.data.resolve_model_data_config(model)["input_size"][0] == 1
+
+
 def test_weights_of_this_model_are_loaded_as_they_are_at_any_size():
     """Its name says a size, of which another may have as many tokens."""
     source, target = (small(img_size=(16, 64)) for _ in range(2))
@@ -403,3 +444,15 @@ def test_authors_checkpoint_loads_at_another_size_too(golden):
     state = load_state_dict(str(golden / "authors_a_checkpoint.pth"))
     model = timm.create_model("imixer_s16_224", img_size=48, patch_size=8, num_blocks=2, embed_dim=48, num_classes=10)
     assert model.load_state_dict(state).missing_keys == []
+
+
+def test_images_for_an_export_have_the_channels_that_the_model_takes():
+    for name in ("repvgg_a0", "imixer_t2_8", "resnet18"):  # the first has two convolutions at its beginning
+        model = timm.create_model(name, in_chans=2, device="meta")
+        assert example_images(model, 1).shape[1] == 2
+
+
+def test_an_exported_file_says_which_stored_values_are_black_and_white():
+    model = timm.create_model("imixer_t2_8", num_blocks=1)
+    assert json.loads(onnx_metadata(model)["value_range"]) == [0, 255]
+    assert json.loads(onnx_metadata(model, (0.0, 4095.0))["value_range"]) == [0, 4095]

@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -17,9 +18,11 @@ import torch
 import yaml
 
 from imixer.cli import main
+from imixer.data.config import DataConfig
 from imixer.training.finished_run import load_run
-from imixer.training.hub import push
+from imixer.training.hub import _about_range, push
 from imixer.training.run.checkpoints import Checkpoints
+from imixer.training.run.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +212,11 @@ def test_a_folder_that_is_there_is_not_overwritten(run, tmp_path, capsys):
         assert main(["export", str(run), "--format", "hub", *words]) == 2
         *_, line = capsys.readouterr().err.splitlines()
         assert line.startswith("imixer: ") and part in line
+
+
+def test_a_card_says_which_stored_values_were_black_and_white():
+    def about(**data):
+        return "".join(_about_range(SimpleNamespace(config=TrainConfig(data=DataConfig(**data)))))
+
+    assert about() == ""
+    assert "0 is black and 4095 is white" in about(value_range=(0.0, 4095.0))

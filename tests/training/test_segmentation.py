@@ -181,6 +181,10 @@ def test_sliding_a_map_of_pixels_over_an_image_gives_the_map_of_the_whole():
         ("imixer_laptop_32", {"embed_dim": [8, 16, 24], "tokens_dim": [8, 8, 8], "num_blocks": [1, 1, 1]}),
         ("resnet10t", {}),
         ("vit_tiny_patch16_224", {"depth": 2}),
+        (
+            "swin_tiny_patch4_window7_224",  # whose maps are (B, H, W, C)
+            {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "window_size": 1},
+        ),
     ],
 )
 def test_a_head_gives_logits_of_every_pixel_on_any_backbone_of_timm(head, backbone, args):

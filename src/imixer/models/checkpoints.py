@@ -27,13 +27,17 @@ _PUBLISHED = {
 }
 
 
-def rename_published(state: MutableMapping[str, Tensor]) -> None:
+def rename_published(state: MutableMapping[str, Tensor], within: str = "") -> None:
     """Give the parameters of the published iMixer, or of timm's MLP-Mixer, their names here, in place.
 
     Does nothing to a state dict of ours.
+
+    Args:
+        state: The state dict.
+        within: What the names of the model's parameters begin with; others are left alone.
     """
     mark = ".mlp_tokens.fc1.weight"
-    for block in [key[: -len(mark)] for key in state if key.endswith(mark)]:
+    for block in [key[: -len(mark)] for key in state if key.startswith(within) and key.endswith(mark)]:
         for theirs, ours in _PUBLISHED.items():
             if f"{block}.mlp_tokens.{theirs}" in state:
                 state[f"{block}.mlp_tokens.{ours}"] = state.pop(f"{block}.mlp_tokens.{theirs}")

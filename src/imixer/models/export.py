@@ -22,7 +22,13 @@ TOLERANCE = 1e-4  # of the largest logit, float32
 SOLVED = 1e-6  # relative residual to compare inverses at: that of training leaves more in the logits than TOLERANCE
 
 
-def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) -> dict[str, float]:
+def export_onnx(
+    model: nn.Module,
+    path: Path,
+    *,
+    batch_size: int | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> dict[str, float]:
     """Write an image model as ONNX, normalisation folded, and compare its logits with onnxruntime's.
 
     Choose it for programs outside Python. The file has what a program needs to prepare images and to name classes as
@@ -36,6 +42,7 @@ def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) 
         model: A timm model; its `pretrained_cfg` tells the input size.
         path: File to write.
         batch_size: Batch size to fix. Default: any.
+        value_range: Stored pixel values that are black and white. Default: 0 and 255.
 
     Returns:
         `max_abs_diff`: largest difference of a logit over the batches tried; `largest_logit`: for scale.
@@ -59,19 +66,21 @@ def export_onnx(model: nn.Module, path: Path, *, batch_size: int | None = None) 
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props.update(onnx_metadata(model))
+    program.model.metadata_props.update(onnx_metadata(model, value_range))
     program.save(str(path))
     return _compare(model, path, _run_onnx(path), _batches(folded, batch_size))
 
 
-def onnx_metadata(model: nn.Module) -> dict[str, str]:
+def onnx_metadata(model: nn.Module, value_range: tuple[float, float] | None = None) -> dict[str, str]:
     """Return what an exported file says about a model, each value as JSON.
 
-    `input_size` is (in_chans, height, width). `mean` and `std` are those of pixels in [0, 1]. `crop_pct` and
-    `interpolation` say how validation resizes an image, and `class_names` are in the order of the logits.
+    `input_size` is (in_chans, height, width). `mean` and `std` are those of pixels in [0, 1], for which `value_range`
+    says which stored values are 0 and 1. `crop_pct` and `interpolation` say how validation resizes an image, and
+    `class_names` are in the order of the logits.
 
     Args:
         model: A timm model; its `pretrained_cfg` tells how images are prepared.
+        value_range: Stored pixel values that are black and white. Default: 0 and 255.
     """
     cfg: Any = model.pretrained_cfg
     facts = {
@@ -81,6 +90,7 @@ def onnx_metadata(model: nn.Module) -> dict[str, str]:
         "input_size": list(example_images(model, 1).shape[1:]),
         "mean": list(cfg["mean"]),
         "std": list(cfg["std"]),
+        "value_range": list(value_range or (0, 255)),
         "crop_pct": cfg.get("crop_pct"),
         "interpolation": cfg.get("interpolation"),
     }
@@ -204,8 +214,8 @@ def example_images(model: nn.Module, batch_size: int) -> Tensor:
     cfg: Any = model.pretrained_cfg
     channels = cfg["input_size"][0]
     if cfg["first_conv"]:  # which a model with a backbone leaves to that
-        first_conv: Any = model.get_submodule(cfg["first_conv"])
-        channels = first_conv.in_channels
+        name = cfg["first_conv"] if isinstance(cfg["first_conv"], str) else cfg["first_conv"][0]
+        channels = getattr(model.get_submodule(name), "in_channels", channels)
     size = getattr(getattr(model, "stem", None), "img_size", None) or cfg["input_size"][-2:]
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batch_size, channels, *size, generator=generator)

@@ -330,6 +330,9 @@ def _adapt_channels(state: dict[str, Tensor], own: Mapping[str, Tensor], source:
     if there == 1:
         state[name] = state[name].repeat(1, here, 1, 1) / here
         return
+    if here == 1:  # timm sums in threes only
+        state[name] = state[name].sum(1, keepdim=True)
+        return
     try:
         state[name] = adapt_input_conv(here, state[name])
     except NotImplementedError as error:

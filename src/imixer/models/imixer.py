@@ -95,6 +95,7 @@ def _of_inversion(option: str) -> property:
         changed = replace(self._first_imlp().inversion, **{option: value})  # raises before anything has changed
         for imlp in self._imlps():
             imlp.inversion = changed
+        self._keep_arg(option, value)
 
     return property(get, set_)
 
@@ -188,7 +189,7 @@ class IMixer(Mixer):
     def _adapt_weights(
         self, state: MutableMapping[str, Tensor], prefix: str, img_size: Sequence[int] | None, *, certain: bool
     ) -> None:
-        rename_published(state)
+        rename_published(state, prefix)
         likely = self.stem.dynamic_feat_size((img_size[0], img_size[1])) if img_size else None
         guessed: set[int] = set()
         for i, grid in enumerate(self.grids):
@@ -236,6 +237,7 @@ class IMixer(Mixer):
         check_n_iter(value)
         for imlp in self._imlps():
             imlp.n_iter = value
+        self._keep_arg("n_iter", value)
 
     solver = _of_inversion("solver")
     gradient = _of_inversion("gradient")
@@ -243,6 +245,11 @@ class IMixer(Mixer):
     max_steps = _of_inversion("max_steps")
     gradient_terms = _of_inversion("gradient_terms")
     on_failure = _of_inversion("on_failure")
+
+    def _keep_arg(self, name: str, value: Any) -> None:
+        """Tell timm of an option that was set on the model: it saves those that the model was made with."""
+        if hasattr(self, "_model_args"):
+            self._model_args = {**self._model_args, name: value}
 
     def _imlps(self) -> list[IMLP]:
         return [module for module in self.blocks.modules() if isinstance(module, IMLP)]

@@ -66,8 +66,8 @@ class Segmenter(nn.Module):
         levels: The indices of the features.
 
     Raises:
-        ValueError: If the backbone has no features of these indices, they do not rise, or an option or the head is
-            unknown.
+        ValueError: If the backbone has no features of these indices or no maps, the indices do not rise, or an option
+            or the head is unknown.
     """
 
     def __init__(
@@ -93,10 +93,14 @@ class Segmenter(nn.Module):
             args["img_size"] = img_size
         self._backbone_name, self._backbone_args = backbone, args
         self.levels = default_levels(backbone, args, head) if levels is None else _rising(levels, backbone, args)
-        self.num_classes, self.head_name = num_classes, head
+        self.num_classes, self.in_chans, self.head_name = num_classes, in_chans, head
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained_backbone, features_only=True, out_indices=self.levels, **args
         )
+        layout = str(getattr(self.backbone, "output_fmt", None) or "NCHW").rpartition(".")[2]
+        if layout not in ("NCHW", "NHWC"):
+            raise ValueError(f"{backbone} gives features as {layout}, which are no maps; give another backbone")
+        self._channels_last = layout == "NHWC"
         info: Any = self.backbone.feature_info
         channels, reductions = info.channels(), info.reduction()
         if head == "linear":
@@ -119,6 +123,8 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (B, K, H, W) of images (B, in_chans, H, W)."""
         taken = self.backbone(x)[-len(self.norms) :]
+        if self._channels_last:  # (B, H, W, C)
+            taken = [level.permute(0, 3, 1, 2) for level in taken]
         features = [norm(level) for norm, level in zip(self.norms, taken, strict=True)]
         y = self._sum_levels(features) if self.head_name == "multilevel" else features[0]
         logits = F.pixel_shuffle(self.head(y), self.fine)

@@ -91,7 +91,7 @@ class UNet(nn.Module):
         if not widths:
             raise ValueError("widths is empty; give one number of channels or more")
         before = [in_chans, *widths[:-1]]
-        self.num_features = widths[0]
+        self.in_chans, self.num_features = in_chans, widths[0]
         down = zip(before, widths, strict=True)
         self.down = nn.ModuleList(ConvPair(dim, width, device, dtype) for dim, width in down)
         pairs = reversed(list(pairwise(widths)))

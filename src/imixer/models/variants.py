@@ -114,8 +114,11 @@ def _create(
     cfg = kwargs.get("pretrained_cfg")
     packaged = packaged_args(variant, cfg)
     given = pinned | packaged | kwargs
-    if packaged:
-        given["pretrained_filter_fn"] = partial(_from_size, to_2tuple(packaged["img_size"]))
+    size, saved = packaged.get("img_size"), kwargs.get("pretrained_model_args")
+    if saved and isinstance(cfg, dict):  # of a folder or the hub; without arguments, nobody knows if its size is meant
+        size = saved.get("img_size") or (cfg.get("input_size") or ())[-2:]
+    if size:
+        given["pretrained_filter_fn"] = partial(_from_size, to_2tuple(size))
     if isinstance(cfg, dict) and cfg.get("source") == "local-dir":
         weights = Path(cfg["file"]) / "model.safetensors"
         if weights.exists():  # timm 1.0.23 would read it as a pickle, but reads it well as a file
@@ -165,7 +168,8 @@ def _refuse_other_channels(variant: str, channels: int, message: str) -> None:
 def _imixer(variant: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[str, Any]) -> IMixer:
     pinned = _PAPER | sizes
     source = kwargs.pop("from_mixer", None)
-    if source is None:
+    saved = kwargs.get("pretrained_model_args") or {}
+    if source is None or source == saved.get("from_mixer"):  # which the weights of a saved model hold already
         return _create(IMixer, variant, pretrained, pinned, kwargs)
     return _imixer_from_mixer(variant, pretrained, str(source), pinned, kwargs)
 

@@ -119,6 +119,11 @@ def _read(path: Path, option: str) -> Any:
         raise InputError(f"{option}: {path} is a folder; name a file in it, or a finished run")
     if not path.is_file():
         raise InputError(f"{option}: no file {path}; correct the path")
+    if path.suffix in (".npz", ".npy"):
+        raise InputError(
+            f"{option}: {path} is a file of numpy, which is not read; give the name that timm has for such weights, "
+            "as mixer_b16_224.goog_in21k_ft_in1k is one, or a state dict"
+        )
     stand_ins: list[Any] = [(_Record, name) for name in (*_RECORDS, *_ARRAYS)]
     stand_ins += [(OrderedDict, name) for name in _MAPPINGS] + [(_mapping, "collections.defaultdict")]
     try:

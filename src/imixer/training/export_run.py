@@ -88,7 +88,8 @@ def export(
     announce(f"exporting the model as {format}, and comparing what it computes")
     write, _ = _PROGRAMS[format]
     with moved_into_place(file) as temporary:
-        differences = write(run.model, temporary, batch_size=batch_size)
+        told = {"value_range": run.config.data.value_range} if format == "onnx" else {}
+        differences = write(run.model, temporary, batch_size=batch_size, **told)
         if quantize is not None:
             differences = quantize_onnx(temporary, _images(run, data))
     return file, differences

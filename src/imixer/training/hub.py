@@ -189,6 +189,7 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
         "The model is one of timm's, once `imixer` is installed and imported.\n",
         f"```python\n{_snippet(repo_id, channels, task)}```\n",
         *_about_windows(run, f"{height}x{width}"),
+        *_about_range(run),
         "From a copy of this folder, `local-dir:FOLDER` takes the place of `hf-hub:...`.\n",
         *(f"## {caption}\n\n![{caption}]({file})\n" for file, caption in figures.items()),
         "## How it was trained\n",
@@ -205,6 +206,17 @@ def _about_windows(run: FinishedRun, size: str) -> list[str]:
     return [
         f"This model was trained on pieces of {size} pixels of images as they are. Cut an image into such pieces; the "
         "code above scales it instead.\n"
+    ]
+
+
+def _about_range(run: FinishedRun) -> list[str]:
+    """Say where the code before reads an image and the run did otherwise."""
+    if (values := run.config.data.value_range) is None:
+        return []
+    black, white = (f"{value:g}" for value in values)
+    return [
+        f"This model was trained on images in which {black} is black and {white} is white. Bring an image of more than "
+        "8 bits to 0 to 255 by that before the code above.\n"
     ]
 
 
