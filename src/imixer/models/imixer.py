@@ -122,6 +122,8 @@ class IMixer(Mixer):
     Source: paper section 4.
     """
 
+    _model_args: dict[str, Any]  # those that timm made the model with, and saves
+
     @shows_options
     def __init__(self, *, decay: float = 0.0, step: float = 1.0, act_layer: ActLayers = nn.GELU, **kwargs: Any) -> None:
         options, others = split_options(kwargs)
