@@ -119,7 +119,7 @@ def user_line(error: OSError | MemoryError | RuntimeError) -> str | None:
             "take a smaller model or image"
         )
     # of imixer.implicit, which nobody may have needed yet
-    return said if kind == "NotConvergedError" else None
+    return one_line(error) if kind == "NotConvergedError" else None
 
 
 def _system_said(error: OSError) -> str:

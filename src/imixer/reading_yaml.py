@@ -26,8 +26,7 @@ def read_yaml(file: Path) -> Any:
         file: The file.
 
     Raises:
-        InputError: If it cannot be read, is not YAML, a key stands twice in a mapping, or its aliases hold each other
-            or far more values than anybody wrote.
+        InputError: If it cannot be read, or `parse_yaml` refuses it.
     """
     return parse_yaml(read_text(file, _LARGEST), str(file))
 
@@ -40,8 +39,8 @@ def parse_yaml(text: str, name: str) -> Any:
         name: The name of it in messages.
 
     Raises:
-        InputError: If it is not YAML, a key stands twice in a mapping, or its aliases hold each other or far more
-            values than anybody wrote.
+        InputError: If it is not YAML, a key stands twice in a mapping, its aliases hold each other or far more values
+            than anybody wrote, it nests too deep, or it has endless numbers or halves of letters.
     """
     try:
         node = yaml.compose(text, yaml.SafeLoader)

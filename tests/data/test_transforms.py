@@ -163,6 +163,12 @@ def test_an_unknown_policy_is_refused_at_construction(policy):
         train_transform(DataConfig(auto_augment=policy), (3, 32, 32), *COLOUR)
 
 
+@pytest.mark.parametrize("policy", ["augmix-a0", "augmix-m5-a0.0", "rand-n16-tweights"])
+def test_a_policy_that_would_fail_at_the_first_image_is_refused_at_construction(policy):
+    with pytest.raises(InputError, match=r"data\.auto_augment is .*; change -a or -n"):
+        train_transform(DataConfig(auto_augment=policy), (3, 32, 32), *COLOUR)
+
+
 @pytest.mark.parametrize(
     ("field", "value"), [("scale", (0.9, 0.1)), ("scale", (0.0, 1.0)), ("scale", (0.5, 2.0)), ("ratio", (2.0, 1.0))]
 )

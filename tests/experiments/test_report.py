@@ -120,6 +120,7 @@ def test_a_link_to_a_run_stands_for_it_unless_it_is_there_itself(runs, tmp_path)
     assert [each.path for each in find_runs([str(tmp_path / "links" / "row" / "first")])] == [
         tmp_path / "links" / "row" / "first"
     ]
+    assert len(find_runs([str(runs), str(tmp_path / "links")])) == len(find_runs([str(runs)]))
     shutil.copytree(runs / "first", tmp_path / "links" / "zuletzt")
     (tmp_path / "links" / "again").symlink_to("zuletzt")
     assert runs_below(tmp_path / "links")[-1].name == "zuletzt" and len(runs_below(tmp_path / "links")) == 3

@@ -265,9 +265,13 @@ def test_a_resumed_call_finds_the_data_and_refuses_another_gpu(tmp_path, on_gpu,
     assert code == 0 and bench.data_dir == str(tmp_path / "cifar")
     assert on_gpu("--resume", folder, device="H100") == (2, [])
     assert "was begun on A100, and this is H100" in capsys.readouterr().err
-    (tmp_path / "cifar").rmdir()
+    assert on_gpu("--resume", folder, device=None)[0] == 0  # the first part will say why it has no name
+    (tmp_path / "cifar").rename(tmp_path / "moved")
     assert on_gpu("--resume", folder) == (2, [])
     assert "which is gone; give it anew" in capsys.readouterr().err
+    assert on_gpu("--resume", folder, "--data_dir", str(tmp_path / "moved"))[0] == 0
+    code, (bench,) = on_gpu("--resume", folder)
+    assert code == 0 and bench.data_dir == str(tmp_path / "moved")
 
 
 def test_a_part_that_fails_when_it_is_resumed_is_told_though_the_page_has_an_earlier_attempt(tmp_path, on_gpu, capsys):

@@ -221,6 +221,7 @@ def test_a_model_that_began_as_a_mixer_loads_from_timms_folder_without_it(file, 
     loaded = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True)
     images = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(loaded.eval()(images), model.eval()(images))
+    timm.create_model(f"local-dir:{tmp_path / 'saved'}")
 
 
 def test_a_file_of_numpy_is_named_as_one(tmp_path):

@@ -102,6 +102,12 @@ def test_pixels_without_a_weight_have_no_loss_whatever_the_smoothing():
     loss = SegmentationLoss(0.1, 0.0, (0.0, 1.0))(logits, torch.zeros(1, 4, 4, dtype=torch.int64))
     loss.backward()
     assert loss == 0 and not logits.grad.any()
+    few = torch.zeros(1, 4, 4, dtype=torch.int64)
+    few[0, 0, 0] = 1
+    alone = SegmentationLoss(0.1, 0.0)(logits[..., :1, :1], few[..., :1, :1])
+    weighted = SegmentationLoss(0.1, 0.0, (1e-9, 1.0))(logits[..., :1, :1], few[..., :1, :1])
+    torch.testing.assert_close(SegmentationLoss(0.1, 0.0, (0.0, 1.0))(logits, few), weighted)
+    assert weighted <= alone
     with pytest.raises(InputError, match="give one above 0"):
         SegmentConfig(class_weights=[0.0, 0.0])
 

@@ -29,7 +29,7 @@ class DataConfig:
             With `task: segment`: `scenes` (built in), a folder of images and masks, a folder or URL of parquet shards
             with a column of each, `voc`, `voc2007` to `voc2012` or `oxford_pets` (torchvision's, in `root`).
         root: Folder where a named data set lies or is downloaded to. Default: `data`.
-        download: Download a named data set that is not in `root`.
+        download: Download a named data set that is not in `root`. Those called `hfds/...` always are.
         val_fraction: Share held out for validation when the data have no split of their own.
         split_seed: Seed of that split. It does not depend on the training seed.
         streaming: Whether the images of shards are fetched a part at a time instead of being held in memory: `always`,

@@ -61,6 +61,13 @@ def train_transform(
         if policy is None:
             raise
         raise _policy_error(policy) from error
+    for step in augment.transforms:
+        too_many = getattr(step, "choice_weights", None) is not None and step.num_layers > len(step.ops)
+        if too_many or getattr(step, "alpha", 1.0) <= 0:  # which timm finds out at the first image
+            raise InputError(
+                f"data.auto_augment is {policy!r}, and timm mixes by an alpha above 0, and chooses by weights as many "
+                "operations as there are at most; change -a or -n"
+            )
     mend_posterize(augment.transforms)
     if config.crop != "resized":
         build = _center_crop if config.crop == "center" else _shifted_crop

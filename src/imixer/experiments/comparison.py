@@ -34,6 +34,7 @@ class MeanDifference:
         pairs: Number of seeds that both have.
         error: Standard error of the difference. None where it cannot be estimated, for want of trials or of spread.
         df: Degrees of freedom of t. None where there is no error.
+        exact_p: Two-sided p-value of another test, where there is no error.
     """
 
     difference: float
@@ -41,11 +42,12 @@ class MeanDifference:
     pairs: int
     error: float | None = None
     df: float | None = None
+    exact_p: float | None = None
 
     @property
     def p(self) -> float | None:
         """Two-sided p-value of no difference, uncorrected."""
-        return None if self.error is None else min(1.0, 2 * self._tail(abs(self.difference) / self.error))
+        return self.exact_p if self.error is None else min(1.0, 2 * self._tail(abs(self.difference) / self.error))
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -211,9 +213,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def _judged(
     comparison: MeanDifference, margin: float, p: float | None, p_equivalence: float | None, level: float
 ) -> Judgement:
-    if p is None or p_equivalence is None:
+    if p is None:
         return Judgement(comparison, margin, "undecided")
-    within = p_equivalence <= 1 - CONFIDENCE
+    within = p_equivalence is not None and p_equivalence <= 1 - CONFIDENCE
     verdict: ComparisonVerdict = "equivalent" if within else "undecided"
     if p <= 1 - CONFIDENCE:
         verdict = "larger" if comparison.difference > 0 else "smaller"

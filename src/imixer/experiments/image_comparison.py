@@ -7,7 +7,6 @@ import io
 import math
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -163,8 +162,9 @@ def show_image_comparison(compared: ImageComparison, console: Console) -> None:
     console.print(on_screen(grid, f"{count:,} images of {first.data}, each model beside the first"))
     console.print(
         "better on, worse on: images on which it scores higher or lower. difference: in points. p: of a paired test "
-        f"over the images, from {FEWEST_DIFFERENT} that differ, corrected for the number of models. It tells what "
-        "these weights do on more such images, and nothing of other seeds: `imixer sweep` trains several",
+        f"over the images, from {FEWEST_DIFFERENT} that differ, or of a sign test if all differ alike, corrected for "
+        "the number of models. It tells what these weights do on more such images, and nothing of other seeds: `imixer "
+        "sweep` trains several",
         markup=False,
     )
 
@@ -197,20 +197,9 @@ def _difference(first: ImageScores, other: ImageScores) -> MeanDifference:
     if different < FEWEST_DIFFERENT:
         return MeanDifference(difference.difference, difference.test, difference.pairs)
     if difference.error is None and difference.difference != 0:
-        return _without_spread(difference)
+        # The same on every image, as of all right and all wrong: McNemar's exact test, or any other score's sign test.
+        return replace(difference, exact_p=0.5 ** (difference.pairs - 1))
     return difference
-
-
-def _without_spread(difference: MeanDifference) -> MeanDifference:
-    """Give a difference that is the same on every image, as of all right and all wrong, the p-value of a sign test.
-
-    A t-test has no error to go by there. That at which its p is 2^(1 - images), McNemar's exact one, is taken.
-    """
-    from scipy.special import stdtrit
-
-    df = difference.pairs - 1
-    tail = max(0.5**difference.pairs, sys.float_info.min)
-    return replace(difference, error=abs(difference.difference) / -float(stdtrit(df, tail)), df=df)
 
 
 def _scores(path: str, data: str | None, test: str | None, device: str, checkpoint: WhichWeights) -> ImageScores:

@@ -100,7 +100,9 @@ def _run(words: Sequence[str], args: Any) -> int:
     begun: dict[str, Any] = {}
     if args.resume is not None:
         earlier = Journal(Path(args.resume) / JOURNAL).records()
-        begun = next((record["begun"] for record in earlier if "begun" in record), {})
+        calls = [record["begun"] for record in earlier if "begun" in record]
+        for call in reversed(calls):  # the first says what was to be done, a later one where data lie now
+            begun = begun | {name: value for name, value in call.items() if name != "data_dir" or not begun.get(name)}
         if dry_run and begun and not begun.get("dry_run"):
             raise InputError(
                 f"dry_run is given, and {args.resume} is no dry run: its page is of a GPU; leave one of them out"
@@ -113,8 +115,8 @@ def _run(words: Sequence[str], args: Any) -> int:
     data_dir: str | None = begun.get("data_dir") if args.data_dir is None else str(Path(args.data_dir).absolute())
     if data_dir is not None and not Path(data_dir).is_dir():
         raise InputError(f"{args.resume} was begun with data_dir {data_dir}, which is gone; give it anew")
-    name = "" if dry_run else name_device()
-    if begun.get("device", name) != name:
+    name = None if dry_run else name_device()
+    if name and begun.get("device") and begun["device"] != name:
         raise InputError(f"{args.resume} was begun on {begun['device']}, and this is {name}; leave resume out")
     folder = _make_folder(args.out) if args.resume is None else Path(args.resume)
     device = torch.device("cpu" if dry_run else "cuda")

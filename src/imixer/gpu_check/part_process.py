@@ -36,17 +36,20 @@ def processes() -> Any:
     return context
 
 
-def name_device() -> str:
-    """Name the CUDA device, as a process of its own says: this one must not touch it."""
+def name_device() -> str | None:
+    """Name the CUDA device, as a process of its own says: this one must not touch it. None if that fails.
+
+    The first part will say what is wrong.
+    """
     context = processes()
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_name, args=(sender,))
     process.start()
     sender.close()
     try:
-        name: str = receiver.recv()
-    except EOFError:  # the first part will say what is wrong
-        name = "a device without a name"
+        name: str | None = receiver.recv()
+    except EOFError:
+        name = None
     process.join()
     return name
 

@@ -142,7 +142,7 @@ def _exponential(
     N = patterns[0].numel()
     if not -1 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give an overlap from -1 to 1")
-    room = _room(patterns.dtype, max(N, 2 * positive("steepness", steepness)))
+    room = _room(patterns.dtype, max(N * len(patterns), 2 * positive("steepness", steepness)))
     if beta is None:
         beta = min(N, 40.0)
         if 0 < room < beta * (1 - threshold):
@@ -323,7 +323,8 @@ def _room(dtype: torch.dtype, factor: float) -> float:
 def _check_drive(exponent: float, what: str, remedy: str, largest: float = _LARGEST_EXPONENT) -> None:
     """Refuse a full overlap that drives the visible neurons by more than e^largest."""
     if exponent > largest * (1 + 1e-9):  # of rounding, where it is the default
-        raise ValueError(f"{what} drives the visible neurons by e^{exponent:.3g}, beyond e^{largest:.3g}; {remedy}")
+        shown = f"{exponent:.3g}" if exponent < 1000 else f"{exponent:.0f}"
+        raise ValueError(f"{what} drives the visible neurons by e^{shown}, beyond e^{largest:.3g}; {remedy}")
 
 
 def _mean_square(squares: Tensor) -> float:

@@ -34,7 +34,6 @@ def chosen_adapters(lora: nn.Module) -> tuple[str, ...]:
     """
     wrapper: Any = lora
     if wrapper.disable_adapters:
-        _unmerge(wrapper)
         return ()
     names: Sequence[str] = wrapper.merged_adapters if wrapper.merged else wrapper.active_adapters
     return tuple(sorted(name for name in names if name in wrapper.lora_A))
@@ -56,18 +55,12 @@ def added_weight(lora: nn.Module) -> Tensor | None:
             "adapter_names gives each sample an adapter of its own, and a contraction has one weight for all; call the "
             "model once for each adapter, see PeftModel.set_adapter"
         )
-    if wrapper.disable_adapters:
-        _unmerge(wrapper)
+    if wrapper.disable_adapters and wrapper.merged:  # as PEFT does where a disabled layer is called: here its base is
+        wrapper.unmerge()
     if wrapper.merged:
         return None
     deltas = _deltas(lora)
     return sum(deltas[1:], start=deltas[0]) if deltas else None
-
-
-def _unmerge(wrapper: Any) -> None:
-    """Take merged adapters out of the weight, as PEFT does where a disabled layer is called: here its base is."""
-    if wrapper.merged:
-        wrapper.unmerge()
 
 
 def changes_weight(lora: nn.Module) -> bool:

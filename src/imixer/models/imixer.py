@@ -249,8 +249,8 @@ class IMixer(Mixer):
     on_failure = _of_inversion("on_failure")
 
     def _keep_arg(self, name: str, value: Any) -> None:
-        """Tell timm of an option that was set on the model: it saves those that the model was made with."""
-        if hasattr(self, "_model_args"):
+        """Tell timm of an option that was set on the model by name or number: it saves those that it was made with."""
+        if hasattr(self, "_model_args") and (value is None or isinstance(value, (str, int, float))):
             self._model_args = {**self._model_args, name: value}
 
     def _imlps(self) -> list[IMLP]:

@@ -169,7 +169,8 @@ def _imixer(variant: str, pretrained: bool, sizes: dict[str, Any], kwargs: dict[
     pinned = _PAPER | sizes
     source = kwargs.pop("from_mixer", None)
     saved = kwargs.get("pretrained_model_args") or {}
-    if source is None or source == saved.get("from_mixer"):  # which the weights of a saved model hold already
+    # The weights of a saved model hold its beginning already; without them it is drawn anew, as any model.
+    if source is None or source == saved.get("from_mixer"):
         return _create(IMixer, variant, pretrained, pinned, kwargs)
     return _imixer_from_mixer(variant, pretrained, str(source), pinned, kwargs)
 

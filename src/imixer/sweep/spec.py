@@ -45,7 +45,7 @@ _OTHERWISE = {
 }
 _LONGEST_NAME = 150
 _MOST_TRIALS = 10_000
-_NO_RECIPE = {"data", "data.name", "model.from_mixer", "model.checkpoint", "model.pretrained"}  # where one is set
+_NO_RECIPE = {"data", "data.name", "model.from_mixer", "model.checkpoint"}  # where one is set
 
 
 def read_sweep(path: str) -> Sweep:
@@ -103,7 +103,9 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
         if both := settings.keys() & grid:
             raise InputError(f"{min(both)} stands in {where} and in grid; leave it out of one")
     named = {field for settings in (base, fixed, grid, *cases.values()) for field in settings}
-    if spec.get("recipe") is None and not named & _NO_RECIPE and (recipe := default_recipe(base | fixed)):
+    varied = [*grid.get("model.pretrained", ()), *(own.get("model.pretrained") for own in cases.values())]
+    open_start = not named & _NO_RECIPE and not any(varied)
+    if spec.get("recipe") is None and open_start and (recipe := default_recipe(base | fixed)):
         base = merge_settings(_flat(load_recipe(recipe), "the file"), base)
     base = {field: value for field, value in merge_settings(base, fixed).items() if field not in grid}
     name, seeds, case_seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1)), _case_seeds(spec, cases)

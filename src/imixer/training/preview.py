@@ -119,7 +119,9 @@ def _batches(images: int, config: TrainConfig) -> str:
     batch_size, fill = config.data.batch_size, config.data.last_batch == "fill"
     left = images % batch_size
     text = f"{steps_per_epoch(images, batch_size, fill):,} of {batch_size:,} images per epoch"
-    if left and fill and config.data.balance != "sampling":
+    if config.data.balance == "sampling":
+        return text
+    if left and fill:
         text += f"; the last one takes {batch_size - left:,} images of the one before again"
     elif left and not fill:
         text += f"; the other {left:,} of the {images:,} fill no batch and sit the epoch out, other ones each time"

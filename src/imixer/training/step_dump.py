@@ -88,8 +88,12 @@ class StepDump:
         """
         path.parent.mkdir(exist_ok=True)
         data = {"weights": model.state_dict(), "micro_batches": [list(each) for each in micro_batches]}
-        with replacing(path) as temporary, temporary.open("wb") as opened:  # torch's own hides what the system says
-            torch.save(asdict(self) | data, opened)
+        with replacing(path) as temporary:
+            try:
+                with temporary.open("wb") as opened:
+                    torch.save(asdict(self) | data, opened)
+            except RuntimeError as error:  # torch may wrap what the system says
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def dump_step(built: BuiltModel, config: TrainConfig, loss: Loss, step: int, lr: float, rank: int) -> StepDump:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -235,3 +236,31 @@ def _terminal():
     from rich.console import Console
 
     return Console(file=io.StringIO(), force_terminal=True)
+
+
+def nested_splits(make_folder, tmp_path):
+    """Both parts have their class folders in a folder of one name."""
+    root = tmp_path / "root"
+    for part in ("train", "test"):
+        make_folder(root / part / "imgs", {"cat": 3, "dog": 3})
+    return root
+
+
+def test_parts_whose_class_folders_lie_in_folders_of_one_name_are_told_apart(make_folder, tmp_path):
+    root = nested_splits(make_folder, tmp_path)
+    assert open_dataset(DataConfig(name=str(root))).split == "test"
+    shutil.rmtree(root / "test/imgs/cat")
+    (root / "test/imgs/cat").symlink_to("../../train/imgs/cat")
+    with pytest.raises(InputError, match=r"share .*, by a link"):
+        open_dataset(DataConfig(name=str(root)))
+
+
+def test_thumbnails_of_operating_systems_are_no_images_and_are_named(make_folder, tmp_path):
+    root = tmp_path / "root"
+    make_folder(root, {"cat": 5, "dog": 5})
+    for name in ("cat", "dog"):
+        (root / name / "@eaDir").mkdir()
+        shutil.copy(next((root / name).glob("*.*")), root / name / "@eaDir" / "thumb.png")
+    data = open_dataset(DataConfig(name=str(root)))
+    assert len(data.train) + len(data.val) == 10
+    assert any("2 @eadir/" in each.lower() for each in data.left_out)

@@ -191,7 +191,7 @@ def test_a_set_that_is_absent_or_incomplete_or_contradicted_says_what_to_do(name
         with pytest.raises(InputError, match=said):
             open_masked(DataConfig(name=name, root=str(tmp_path), **config), MaskConfig())
 
-    refused(f"{name} is not in {tmp_path}: there is no folder .*; put torchvision's files there, or pass --data.root")
+    refused(f"{name} is not in {tmp_path}: there is no folder .*; put torchvision's files there, or name its folder by")
     make(tmp_path)
     refused("data.download is true", download=True)
     with pytest.raises(InputError, match=r"masks.classes is given, and"):

@@ -119,7 +119,7 @@ def test_a_name_of_timm_is_opened_and_measured(tmp_path, monkeypatch):
     mnist(tmp_path, monkeypatch)
     data = open_dataset(DataConfig(name="torch/mnist", root=str(tmp_path)))
     assert (data.name, data.in_chans, data.native_size, len(data.class_names)) == ("torch_mnist", 1, (28, 28), 10)
-    assert data.mean == pytest.approx([0.5], abs=0.02)
+    assert data.mean == pytest.approx([0.5], abs=0.02) and data.split == "test"
     assert (data.val[3][0].mode, data.val[3][1]) == ("L", 3)
 
 
@@ -253,3 +253,9 @@ def test_the_same_data_are_found_in_a_root_in_parquet_files_and_in_a_folder(tmp_
     assert relocated(known, str(tmp_path)) == DataConfig(name="cifar10", root=str(tmp_path))
     (tmp_path / "train-0.parquet").touch()
     assert relocated(known, str(tmp_path)) == relocated(own, str(tmp_path)) == DataConfig(name=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["torch/image_folder", "torch/Folder"])
+def test_a_folder_by_the_name_that_timm_has_for_it_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"give the folder itself as data\.name"):
+        open_dataset(DataConfig(name=name, root=str(tmp_path)))

@@ -12,6 +12,7 @@ import pytest
 
 from imixer.data.config import DataConfig
 from imixer.data.sources.open import open_dataset
+from imixer.data.sources.parquet_columns import _sorted_words
 from imixer.errors import InputError
 
 CIFAR10 = Path(__file__).parents[4] / "shared/data/cifar10"
@@ -235,3 +236,8 @@ def test_cifar10_shards_are_cifar10():
     assert data.class_names[0] == "airplane"
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.01)
     assert data.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=0.01)
+
+
+def test_labels_of_one_number_have_one_order():
+    words = {"1", "01", "001", "0", "-0"}
+    assert _sorted_words(words) == ("-0", "0", "001", "01", "1")

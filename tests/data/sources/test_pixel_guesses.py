@@ -120,6 +120,14 @@ def test_a_range_without_effect_is_refused(tmp_path, make_folder):
         read(make_folder(tmp_path, {"a": 5, "b": 5}), value_range=(0.0, 15.0))
 
 
+def test_a_range_that_was_measured_before_is_kept_where_not_all_images_are_looked_at(
+    tmp_path, make_folder, monkeypatch
+):
+    monkeypatch.setattr("imixer.data.sources.statistics._SAMPLE", 2)
+    data = read(make_folder(tmp_path, {"a": 5, "b": 5}), value_range=(0.0, 4095.0), check="off")
+    assert data.value_range == (0, 4095)
+
+
 @pytest.mark.parametrize("value", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
 def test_a_range_that_is_none_is_refused(value):
     with pytest.raises(InputError, match="give two finite numbers"):

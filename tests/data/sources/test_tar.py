@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -231,3 +232,30 @@ def test_labels_in_cls_beside_labels_in_json_are_refused(tmp_path, samples):
         write_tar(tmp_path / f"pets/{shard}.tar", samples(20, 20 * shard, label))
     with pytest.raises(InputError, match=r"0\.tar has labels in member cls, and .*1\.tar in label of member json"):
         opened(tmp_path / "pets", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize("name", ["0001.png", "0001.cls"])
+def test_an_image_or_label_that_is_a_link_is_named_with_what_to_do(tmp_path, samples, kind, name):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        link = tarfile.TarInfo(name)
+        link.type, link.linkname = kind, "elsewhere"
+        archive.addfile(link)
+    with pytest.raises(InputError, match=rf"{name} is a link, .*--dereference"):
+        load_index(tmp_path / "a.tar", folder=None)
+
+
+@pytest.mark.parametrize("sizes", [(6e-6, 1.2e-5), (1.2e-5, 6e-6)])
+def test_runs_with_caches_of_other_sizes_share_a_folder_and_read_their_own_images(tmp_path, samples, sizes):
+    write_tar(tmp_path / "shards" / "train.tar", samples(60))
+    place = fsspec.filesystem("memory")
+    place.put(str(tmp_path / "shards"), "/shared", recursive=True)
+    held = open_dataset(DataConfig(name=str(tmp_path / "shards"), streaming="never"))
+    try:
+        for size in sizes:
+            config = DataConfig(name="memory://shared", cache_gb=size, cache_dir=str(tmp_path / "cache"))
+            streamed = open_dataset(config)
+            for one, other in ((streamed.train, held.train), (streamed.val, held.val)):
+                assert all(np.array_equal(one[i][0], other[i][0]) for i in range(len(other)))
+    finally:
+        place.rm("/shared", recursive=True)

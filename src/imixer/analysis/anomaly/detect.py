@@ -127,7 +127,7 @@ def _energies(model: MlpMixer) -> Callable[[Tensor], Tensor] | None:
 
 
 def pixel_features(in_chans: int, size: tuple[int, int]) -> FeatureSource:
-    """Take features without a model: the pixels of overlapping squares, 8 along the shorter side, or one or two more.
+    """Take features without a model: the pixels of overlapping squares, 8 to 15 along the shorter side.
 
     Choose them as the baseline of features that were learned.
 

@@ -125,7 +125,7 @@ def resume_detector(path: str, config: TrainConfig | None = None) -> DetectorOut
 def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int | None = None) -> DetectorOutcome:
     """Find anomalies with a finished run, and write what came out into its outputs, over that of an earlier time.
 
-    A run of task `anomaly` judges by what it has learned. Of any other run the features are judged: it learns from
+    A run of task `anomaly` judges by what it has learned. Of a classification the features are judged: it learns from
     normal images first, with the default settings.
 
     Args:
@@ -135,7 +135,8 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
         batch_size: Images at once. Default: that of the run.
 
     Raises:
-        InputError: If the data are not there or cannot be used, or the model gives no features.
+        InputError: If the run is a segmentation, the data are not there or cannot be used, or the model gives no
+            features.
     """
     if run.config.task == "segment":
         raise InputError(f"{run.name} is a segmentation, whose features are for its head alone; give a classification")

@@ -35,7 +35,7 @@ from imixer.data.sources.image_files import (
 )
 from imixer.data.sources.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
 from imixer.data.sources.shard_files import parquet_files
-from imixer.data.sources.splitting import held_out_share, require_two_classes, stratified_split
+from imixer.data.sources.splitting import held_out_share, require_two_classes, split_role, stratified_split
 from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
 from imixer.errors import InputError
 from imixer.escaping import few_names, middle_cut
@@ -76,7 +76,7 @@ class FolderImages(Dataset[LabelledImage]):
 class _ClassFolders:
     """The images of one split, with the name of the class each belongs to."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, test: bool = False) -> None:
         self.folder = folder
         self.paths: list[Path] = []
         self.classes: list[str] = []
@@ -92,7 +92,7 @@ class _ClassFolders:
             self.paths += listing.images
             self.classes += [class_folder.name] * len(listing.images)
         if not self.paths:
-            raise InputError(_no_images_message(folder))
+            raise InputError(_no_images_message(folder, test))
         require_disjoint({f"class {name!r}": listing for name, listing in self.listings.items()}, folder)
 
     @property
@@ -128,11 +128,13 @@ class _ClassFolders:
             raise InputError(f"no image of class {emptied[0]!r} in {self.folder} is readable; replace them")
 
 
-def _no_images_message(folder: Path) -> str:
-    """Explain why a folder has no images of classes."""
+def _no_images_message(folder: Path, test: bool) -> str:
+    """Explain why a folder to train on, or a test set, has no images of classes."""
+    option = "test" if test else "data.name"
     if images_under(folder):
-        return f"data.name: {folder} holds images but no class folders; put the images of each class in a folder"
-    return f"data.name: {folder} holds neither class folders with images nor .parquet files; give another folder"
+        return f"{option}: {folder} holds images but no class folders; put the images of each class in a folder"
+    wanted = "no class folders with images" if test else "neither class folders with images nor .parquet or .tar files"
+    return f"{option}: {folder} holds {wanted}; give another folder"
 
 
 def _require_same_classes(train: _ClassFolders, val: _ClassFolders) -> None:
@@ -194,7 +196,7 @@ def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, conf
         raise InputError(f"test: no folder {middle_cut(str(root), 80)}; correct the path")
     if parquet_files(root):
         raise InputError(f"test: {root} holds parquet files; give a folder with a folder of images for each class")
-    listing = _ClassFolders(root)
+    listing = _ClassFolders(root, test=True)
     for name in sorted(set(listing.classes) - set(class_names)):
         close = next((each for each in class_names if each.casefold() == name.casefold()), None)
         knows = f"it knows {close!r}" if close else f"it knows {few_names(class_names)}"
@@ -227,7 +229,8 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
     val = _ClassFolders(layout.val) if layout.val else None
     if val:
         _require_same_classes(train, val)
-        parts = {layout.train.name: train.listings, val.folder.name: val.listings}
+        folders = {layout.train: train.listings, val.folder: val.listings}
+        parts = {folder.relative_to(root).as_posix(): listings for folder, listings in folders.items()}
         require_disjoint({name: _merged(listings) for name, listings in parts.items()}, root)
     class_names = tuple(sorted(set(train.classes)))
     require_two_classes(train.labels(class_names), class_names, str(layout.train))
@@ -268,8 +271,13 @@ def open_folder(root: Path, config: DataConfig) -> ImageData:
         notes=layout.notes + train.notes + statistics.notes,
         left_out=layout.left_out + train.left_out + (val.left_out if val else ()),
         value_range=statistics.pixels.value_range,
-        split=val.folder.name if val else None,
+        split=_split_name(val.folder, root) if val else None,
     )
+
+
+def _split_name(folder: Path, root: Path) -> str:
+    """Return the name of the folder of a split, in which its class folders may lie deeper."""
+    return next((part for part in folder.relative_to(root).parts if split_role(part)), folder.name)
 
 
 def _merged(listings: dict[str, FolderListing]) -> FolderListing:

@@ -92,12 +92,17 @@ def _shared_error(one: str, other: str, folder: Path, real_path: str) -> InputEr
     )
 
 
-def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Enter a folder and its subfolders, each once, however many links lead to it; hidden ones are left out.
+def visible_folders(
+    folder: Path, onerror: Callable[[OSError], None] | None = None, left_out: Counter[str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Enter a folder and its subfolders, each once, however many links lead to it.
+
+    Hidden ones are left out, and those of operating systems, such as the thumbnails in `@eaDir`.
 
     Args:
         folder: The folder to begin with.
         onerror: Called where a folder cannot be listed. Default: it is left out.
+        left_out: Counts folders of operating systems, by name.
 
     Yields:
         The path of a folder, and the names of its files.
@@ -109,7 +114,9 @@ def visible_folders(folder: Path, onerror: Callable[[OSError], None] | None = No
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        if left_out is not None:
+            left_out.update(f"{name}/" for name in folders if name.lower() in _OF_SYSTEMS)
+        folders[:] = [name for name in folders if not _is_left_out(name)]
         yield path, files
 
 
@@ -127,7 +134,7 @@ def list_folder(folder: Path) -> FolderListing:
             f"cannot list folder {error.filename}: {error_reason(error)}; change its permissions or remove it"
         )
 
-    for parent, files in visible_folders(folder, fail):
+    for parent, files in visible_folders(folder, fail, listing.other_files):
         listing.real_folders.append(os.path.realpath(parent))
         images = [name for name in files if is_image_file(name)]
         listing.other_files.update(_extension(name) for name in files if not is_image_file(name))

@@ -320,7 +320,7 @@ def _used_words(shard: ShardLabels) -> list[str]:
 def _sorted_words(words: set[str]) -> tuple[str, ...]:
     """Sort words by number if all are whole numbers, else by letters."""
     by_number = all(re.fullmatch(r"-?\d+", word) for word in words)
-    return tuple(sorted(words, key=int) if by_number else sorted(words))
+    return tuple(sorted(words, key=lambda word: (int(word), word)) if by_number else sorted(words))
 
 
 def _refuse_alike(names: Sequence[str], source: LabelSource) -> None:

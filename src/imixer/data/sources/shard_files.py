@@ -197,10 +197,9 @@ def _file_pattern(files: Sequence[PurePath], root: PurePath) -> str:
 
 def _left_out(root: Path, used: set[PurePath]) -> tuple[str, ...]:
     """List the files and folders at the root and beside the used files that hold no rows of either split."""
-    unused = set()
+    unused, inside = set(), {parent for file in used for parent in file.parents}
     for folder in {root, *(Path(file.parent) for file in used)}:
         for path in folder.iterdir():
-            inside = any(path in file.parents for file in used)
-            if path not in used and not inside and not path.name.startswith("."):
+            if path not in used and path not in inside and not path.name.startswith("."):
                 unused.add(f"{path.relative_to(root).as_posix()}{'/' if path.is_dir() else ''}")
     return tuple(sorted(unused))

@@ -96,7 +96,9 @@ class StreamedRows(Rows):
         self.window = int(config.cache_gb * GIGABYTE / 2)  # one that is read, and one that is fetched meanwhile
         self.cache: GroupCache | None = None
         if not source.single_reads:
-            self.cache = GroupCache(cache_dir(config.cache_dir), 2 * self.window, _digest(self._versions()))
+            cut = " ".join(str(group.rows) for group in source.groups)  # which may follow the size of the cache
+            content = _digest(f"{self._versions()}\n{cut}")
+            self.cache = GroupCache(cache_dir(config.cache_dir), 2 * self.window, content)
         rows = [group.rows for group in source.groups]
         self.sizes = np.array([stored_size(group.rows, group.size) for group in source.groups], dtype=np.int64)
         self.group_of_row = np.repeat(np.arange(len(rows)), rows)

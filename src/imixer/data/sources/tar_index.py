@@ -172,6 +172,9 @@ def _members(file: PurePath, stream: IO[bytes]) -> Iterator[tuple[str, int, int]
                 if member.offset_data + member.size > total:
                     raise InputError(f"{file} ends in the middle of {_shown(member.name)}; fetch it again")
                 yield member.name, member.offset_data, member.size
+            elif not member.isdir():
+                _refuse_link(file, member.name)
+                yield member.name, 0, 0
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise InputError(f"cannot read tar file {file}: {error_reason(error)}; fetch it again") from error
     stream.seek(archive.offset if archive.offset < total else total)
@@ -180,6 +183,16 @@ def _members(file: PurePath, stream: IO[bytes]) -> Iterator[tuple[str, int, int]
         raise InputError(f"{file} ends without the mark of its end; fetch it again")
     if any(rest):
         raise InputError(f"{file} is damaged behind byte {archive.offset:,}, or several files in one; fetch it again")
+
+
+def _refuse_link(file: PurePath, name: str) -> None:
+    """Refuse an image or a label that is a link, a sparse file or the like, whose bytes do not stand in its place."""
+    kind = (_KEY.fullmatch(name) or ("", "", ""))[2].lower()
+    if f".{kind}" in EXTENSIONS or kind in ("cls", "json"):
+        raise InputError(
+            f"{file}: {_shown(name)} is a link, or another file without bytes of its own; write it with `tar "
+            "--dereference --hard-dereference`, not sparse"
+        )
 
 
 def _index(file: PurePath, version: str, samples: list[_Sample], others: int) -> TarIndex:

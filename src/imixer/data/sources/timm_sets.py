@@ -17,6 +17,7 @@ from imixer.errors import InputError
 from imixer.extras import require_extra
 
 _STREAMS = ("hfids", "tfds", "wds")
+_FOLDERS = ("torch/image_folder", "torch/folder")
 _VAL_SPLITS = ("validation", "test")
 
 
@@ -58,6 +59,11 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
             f"data.name {name!r} is a stream of images without random access; "
             "use hfds/..., or a folder of parquet shards or class folders"
         )
+    if name.lower() in _FOLDERS:
+        raise InputError(
+            f"data.name {name!r} is a folder of class folders, of which timm holds out what it trains on; give the "
+            "folder itself as data.name"
+        )
     if prefix == "hfds":
         require_extra("data", f"data.name {name!r}")
 
@@ -87,7 +93,9 @@ def _open_split(name: str, split: str, config: DataConfig) -> Any:
         dataset: Any = create_dataset(name, root=root, split=split, download=config.download)
     except Exception as error:  # network, archive, file and name errors of many kinds
         hint = (
-            f"put the files into {root} yourself"
+            "check the name, and that it can be fetched or was before"
+            if timm_prefix(name) == "hfds"  # which asks no `download`
+            else f"put the files into {root} yourself"
             if config.download
             else "check the name, name its folder by --data.root, or --data where a run is used, or train with "
             "--data.download true"
@@ -100,9 +108,10 @@ def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
     """Open the held-out split; return it and its name."""
     for split in _VAL_SPLITS[:-1]:
         try:
-            return _open_split(name, split, config), split
+            opened = _open_split(name, split, config)
         except InputError:
             continue
+        return opened, "test" if getattr(opened, "train", None) is False else split  # torchvision's has no third one
     return _open_split(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
 
 

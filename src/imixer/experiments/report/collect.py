@@ -161,7 +161,7 @@ def find_runs(paths: Sequence[str]) -> list[ReportedRun]:
     Raises:
         InputError: If a path does not exist or holds no run, or a run's files are damaged.
     """
-    directories: dict[Path, None] = {}  # keeps order, drops repetition
+    directories: dict[Path, Path] = {}  # keeps order, drops repetition, also by links
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"no run and no folder of runs at {path}; correct the path")
@@ -170,8 +170,10 @@ def find_runs(paths: Sequence[str]) -> list[ReportedRun]:
             raise InputError(f"{path} is a run that has lost its config.yaml, without which nobody knows what it is")
         if not runs:
             raise InputError(f"{path} holds no run; give what `imixer train`, `sweep` or `reproduce` has written")
-        directories.update(dict.fromkeys(runs))
-    return [_read(path, name) for path, name in zip(directories, short_names(list(directories)), strict=True)]
+        for run in runs:
+            directories.setdefault(run.resolve(), run)
+    chosen = list(directories.values())
+    return [_read(path, name) for path, name in zip(chosen, short_names(chosen), strict=True)]
 
 
 def find_experiments(path: str) -> list[ReportedExperiment]:

@@ -99,12 +99,13 @@ class SegmentationLoss:
         """
         weight = None if self.weights is None else _on_device_of(logits, self.weights)
         counted = targets != IGNORED
-        total = F.cross_entropy(
-            logits, targets, weight, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum"
-        )
         known = targets.masked_fill(~counted, 0)
-        scale = (counted if weight is None else weight[known] * counted).sum()
-        loss = total * (scale > 0) / scale.clamp(min=1e-9)  # smoothing alone has a loss where no pixel has a weight
+        weights = counted.to(logits.dtype) if weight is None else weight[known] * counted
+        judged = targets.masked_fill(weights == 0, IGNORED)  # of the others, smoothing would have a loss
+        total = F.cross_entropy(
+            logits, judged, weight, ignore_index=IGNORED, label_smoothing=self.smoothing, reduction="sum"
+        )
+        loss = total / weights.sum().clamp(min=1e-9)
         if not self.dice:
             return loss
         chances = logits.softmax(1) * counted[:, None]
