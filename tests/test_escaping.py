@@ -6,6 +6,7 @@ import html
 import io
 import random
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from imixer.escaping import (
     middle_cut,
     one_line,
     printable,
+    shell_word,
 )
 
 NAMES = [
@@ -189,3 +191,8 @@ def test_the_first_five_of_many_names_are_listed_with_their_number():
     assert few_names(list("abcde")) == "a, b, c, d, e"
     assert few_names(list("abcdef")) == "a, b, c, d, e, ... (6)"
     assert few_names(["x" * 50]) == "x" * 20 + "…" + "x" * 19
+
+
+def test_a_path_in_a_command_is_one_word():
+    for path in ("runs/first", "my runs/a'b", "$run$ [i]"):
+        assert shlex.split(f"imixer evaluate {shell_word(path)}") == ["imixer", "evaluate", path]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -56,6 +57,11 @@ def printable_lines(text: str) -> str:
 def one_line(text: object) -> str:
     """Escape for a terminal, in one line: every stretch of white space becomes one blank."""
     return printable(" ".join(str(text).split()))
+
+
+def shell_word(path: object) -> str:
+    """Write a path as one word of a command that can be typed as it is printed."""
+    return shlex.quote(str(path))
 
 
 def middle_cut(text: str, width: int) -> str:

@@ -317,7 +317,7 @@ def test_the_study_reads_what_it_has_measured(tmp_path):
     (first, *_) = measure_detectors(run, tmp_path, **options)
     assert first.source == "model" and set(first.values) == {"image", "other", "defects", "pixel", "pro", "f1"}
     file = tmp_path / "model-3-seed-0.json"
-    stored = read_json(file, ["scores"])
+    stored = read_json(file, ["scores", "ran_on"])
     assert first.values["image"] == {0: pytest.approx(100 * stored["scores"]["memory_energy"]["image"])}
     write_json(file, stored | {"scores": {"memory_energy": {"image": 0.25}}})
     assert measure_detectors(run, tmp_path, **options)[0].values == {"image": {0: 25.0}}
@@ -621,6 +621,14 @@ def test_a_defect_far_from_the_corner_is_drawn_where_it_is(elsewhere, image_size
     place = np.unravel_index(int(maps["knn"].argmax()), (size, size))
     off = 0 if features == "model" else source.stride // 2
     assert all(begins - off <= each < begins + 4 + off for each in place), place
+
+
+def test_the_energies_of_blocks_are_learned_by_a_model_that_was_trained_at_another_size(elsewhere, train_quick):
+    benchmark(elsewhere / "parts")
+    train_quick(Path("classes"), "--data.name", "digits", "--data.image_size", "12")
+    words = ["--model.checkpoint", "classes", "--anomaly.memory", "20", "--anomaly.score", "block_energy"]
+    assert main(["train", "--task", "anomaly", "--data.name", "parts", *words, "--out", "found"]) == 0
+    assert "block_energy" in read_json(Path("found/anomaly.json"), ["scores"])["scores"]
 
 
 def test_a_segmentation_and_what_has_no_effect_are_told(elsewhere, capsys):

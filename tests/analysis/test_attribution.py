@@ -10,7 +10,7 @@ from torch import nn
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
 from imixer.analysis.attribution import attribution_of
-from imixer.analysis.views.attribution import ANALYSIS
+from imixer.analysis.views.attribution import ANALYSIS, draw
 from imixer.errors import InputError
 
 NAMES = ("cat", "dog", "owl")
@@ -41,6 +41,26 @@ def test_the_map_is_that_of_the_formula(name, options, block):
     assert found.map.shape == (4, 6)
     assert (found.class_name, found.predicted) == ("owl", NAMES[logits.argmax()])
     assert found.probability == pytest.approx(float(logits.softmax(0)[2]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "block", "shape", "covered"),
+    [
+        ({"num_blocks": 3, "embed_dim": 16}, 0, (3, 4), (6, 8)),
+        ({"num_blocks": [1, 1, 1], "embed_dim": [8, 12, 16]}, 0, (3, 4), (6, 8)),
+        ({"num_blocks": [1, 1, 1], "embed_dim": [8, 12, 16]}, 4, (1, 1), (8, 8)),
+    ],
+    ids=["blocks", "first stage", "last stage"],
+)
+def test_tokens_of_padding_alone_are_no_part_of_the_map(options, block, shape, covered):
+    torch.manual_seed(0)
+    model = timm.create_model("imixer_t2_8", num_classes=3, dynamic_img_size=True, **options).eval()
+    nn.init.normal_(model.head.weight)
+    found = attribution_of(model, torch.randn(3, 5, 8), NAMES, block=block)
+    assert found.map.shape == shape and found.covered == covered
+    (over,) = (axes for axes in draw(found).axes if len(axes.images) == 2)
+    assert over.images[1].get_extent() == [0, covered[1], covered[0], 0]
+    assert (over.get_xlim(), over.get_ylim()) == ((0, 8), (5, 0))
 
 
 def test_it_is_what_the_package_grad_cam_finds():

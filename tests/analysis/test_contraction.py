@@ -45,9 +45,9 @@ def test_verdicts():
     assert [f[0].verdict for f in found] == ["guaranteed", "observed", "violated"]
     assert [failed_blocks(f, "observed") is None for f in found] == [True, True, False]
     assert [failed_blocks(f, "guaranteed") is None for f in found] == [True, False, False]
-    assert "0 (violated), 1 (violated)" in failed_blocks(found[2], "observed") and "coeff auto" in failed_blocks(
-        found[2], "observed"
-    )
+    said = failed_blocks(found[2], "observed")
+    assert "0 (violated), 1 (violated)" in said and "--model.norm spectral --model.coeff auto" in said
+    assert "retrain with --model.coeff auto, or" in failed_blocks(found[1], "guaranteed")
     assert found[1][0].needed(1e-2)["bound"] is None and found[1][0].needed(1e-2)["data"] > 1
 
 
@@ -55,8 +55,10 @@ def test_an_activation_of_unknown_slope_leaves_the_data():
     class Shrunk(nn.Tanhshrink):
         pass
 
-    first = contraction_along_depth(create(act_layer=Shrunk), IMAGES)[0]
-    assert first.unknown == ("Shrunk",) and first.verdict == "observed"
+    found = contraction_along_depth(create(act_layer=Shrunk), IMAGES)
+    assert found[0].unknown == ("Shrunk",) and found[0].verdict == "observed"
+    said = failed_blocks(found, "guaranteed")
+    assert "another --model.act_layer: how steep Shrunk may be is not known" in said and "coeff" not in said
 
 
 @pytest.mark.parametrize("name", ["imixer", "mixer"])

@@ -17,6 +17,7 @@ from imixer.analysis.views import attribution, features
 from imixer.analysis.views.features import ANALYSIS
 from imixer.cli import main
 from imixer.errors import InputError
+from imixer.models.probe import number_ranges
 from imixer.plotting import save_print_figure
 from imixer.training.finished_run import load_run
 from imixer.training.predict import predict
@@ -27,6 +28,13 @@ IMAGE = torch.randn(3, 8, 12, generator=torch.Generator().manual_seed(0))
 def create(**kwargs):
     torch.manual_seed(0)
     return timm.create_model("imixer_t2_8", img_size=(8, 12), num_blocks=3, embed_dim=16, **kwargs).eval()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"), [((0,), "0"), ((0, 1, 2), "0 to 2"), ((0, 2, 3, 4, 7), "0, 2 to 4, 7")], ids=str
+)
+def test_numbers_of_blocks_with_gaps_are_written_as_ranges(numbers, said):
+    assert number_ranges(numbers) == said
 
 
 @pytest.mark.parametrize("kwargs", [dict(), dict(tied=True), dict(num_layers=4)], ids=str)

@@ -274,7 +274,7 @@ def test_tables_and_figures_of_reproduce_are_shown_in_their_order(reproduced):
     assert text.count('data-chart="iterations-compared-1"') == text.count("<img") == 1
     assert '<td class="text">Mixer</td><td>88.08' in text
     (folder / "table1.json").write_text("{")
-    with pytest.raises(InputError, match="`imixer reproduce table1` writes it again"):
+    with pytest.raises(InputError, match="`imixer reproduce table1`, with the options that it had, writes it again"):
         write_report([str(folder)])
 
 

@@ -24,13 +24,14 @@ from imixer.training import photo_settings
 from imixer.training.budget import duration
 from imixer.training.model import build_model_for
 from imixer.training.photo_settings import choose_settings
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import ModelConfig, TrainConfig
 from imixer.training.run.parsing import (
     build_config,
     default_recipe,
     expand_config_flags,
     load_config,
     parse,
+    save_config,
     train_parser,
 )
 from imixer.training.tasks.classification import Classification, inverse_class_sizes
@@ -88,6 +89,14 @@ def test_a_folder_of_photos_gets_the_recipe_unless_a_model_or_weights_are_named(
     assert (configured("--config", str(file)).optim.opt, configured("--config", str(file)).optim.lr) == ("muon", 0.5)
 
 
+def test_a_configuration_that_is_printed_chooses_what_it_chose(tmp_path):
+    folder = str(photos(tmp_path, [(20, 20)]))
+    assert configured("--data.name", folder, "--model.pretrained", "false") == configured("--data.name", folder)
+    whole = configured("--data.name", folder)
+    save_config(whole, tmp_path / "whole.yaml")
+    assert configured("--config", str(tmp_path / "whole.yaml")) == whole
+
+
 def test_a_file_that_chooses_nothing_wins_over_the_recipe(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump({"choose": [], "steps": 500}))
@@ -135,6 +144,9 @@ def test_the_names_of_torchvision_are_those_that_are_opened():
         (("--data.workers", "2"), ["model", "batch_size", "steps"]),
         (("--model.checkpoint", "x", "--finetune", "all"), ["loading"]),
         (("--choose", "[steps]"), ["steps"]),
+        (("--choose", "[model, batch_size, steps]", "--model.name", "x", "--steps", "3"), ["batch_size"]),
+        (("--choose=[loading]", "--data.workers", "2"), []),
+        (("--model.pretrained", "false"), ["model", "batch_size", "steps", "loading"]),
     ],
 )
 def test_what_is_given_is_not_chosen(given, left):
@@ -215,6 +227,20 @@ def test_with_a_budget_the_model_is_chosen_for_the_time_that_this_takes(monkeypa
     assert seconds == pytest.approx(0.001 * steps * config.data.batch_size, rel=0.01)
     (words,) = (text for text in said if text.startswith("model "))
     assert f"about {clock(seconds)} of computing" in words
+
+
+@pytest.mark.usefixtures("slow")
+def test_steps_of_a_model_that_is_given_stay_within_the_minutes_too():
+    asked = TrainConfig(choose=["steps"], minutes=10, model=ModelConfig("mixer_t4_32"), data=DataConfig(batch_size=32))
+    config, said = choose_settings(asked, memory_data(110), CPU)
+    (words,) = (text for text in said if text.startswith("steps "))
+    assert "instead of 193" in words and config.steps < 193 * 3
+
+
+def test_photos_are_kept_decoded_for_a_model_that_is_given(monkeypatch):
+    asked = TrainConfig(choose=["loading"], model=ModelConfig("mixer_t4_32"))
+    config, _ = choose_settings(asked, memory_data(110), CPU)
+    assert config.data.keep_decoded
 
 
 def test_a_model_that_could_not_be_measured_replaces_none_that_trains_in_time(monkeypatch):

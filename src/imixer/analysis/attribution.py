@@ -3,6 +3,7 @@
 S: tokens on a grid (gh, gw), C: channels.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,7 +28,9 @@ class Attribution:
         probability: Its probability.
         predicted: The class that the model puts first.
         block: Number of the block, from 0, after which the tokens are looked at.
-        map: Weight of each token, (gh, gw), 0 or more. The largest is 1, unless nothing speaks for the class.
+        map: Weight of each token, (gh, gw), 0 or more. The largest is 1, unless nothing speaks for the class. Tokens of
+            padding alone are no part of it.
+        covered: Height and width in pixels that the map covers, which may be more than the picture's. None: as many.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Attribution:
     predicted: str
     block: int
     map: Tensor
+    covered: tuple[int, int] | None = None
 
 
 def attribution_of(
@@ -86,7 +90,8 @@ def attribution_of(
         (gradient,) = torch.autograd.grad(logits[index], seen[0])
     weights_C = gradient[0].mean(0)
     cam_S = (seen[0][0].detach() @ weights_C).clamp_min(0)
-    largest = cam_S.max()
+    cam, sides = _without_padding(model, block, cam_S, image.shape[-2:])
+    largest = cam.max()
     return Attribution(
         name=name,
         picture=picture_of(image, cast(dict[str, Any], model.pretrained_cfg)),
@@ -94,5 +99,17 @@ def attribution_of(
         probability=float(logits.detach().softmax(0)[index]),
         predicted=class_names[predicted],
         block=block,
-        map=(cam_S / largest if largest > 0 else cam_S).unflatten(0, grid_of(model, block)).double().cpu(),
+        map=(cam / largest if largest > 0 else cam).double().cpu(),
+        covered=(cam.shape[0] * sides[0], cam.shape[1] * sides[1]),
     )
+
+
+def _without_padding(model: MlpMixer, block: int, cam_S: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[int, int]]:
+    """Return the map (gh, gw) without tokens beyond an image of a size, and the sides of a token in pixels."""
+    grid, own = grid_of(model, block), cast(tuple[int, int], model.stem.img_size)
+    high, wide = own[0] // grid[0], own[1] // grid[1]
+    if getattr(model, "dynamic_img_size", False):  # it pads to whole tokens of its last stage
+        last = grid_of(model, len(model.blocks) - 1)
+        units = own[0] // last[0], own[1] // last[1]
+        grid = -(-size[0] // units[0]) * units[0] // high, -(-size[1] // units[1]) * units[1] // wide
+    return cam_S.unflatten(0, grid)[: -(-size[0] // high), : -(-size[1] // wide)], (high, wide)

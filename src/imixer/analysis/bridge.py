@@ -160,7 +160,7 @@ def _iterations(mlp: nn.Module) -> int:
     if steps != mlp.n_iter and mlp.contraction is not None and mlp.contraction.inner is not None:
         raise ValueError(
             f"its outer inverse takes up to {steps} steps and those inside {mlp.n_iter}, and a network has one n_iter; "
-            "set the model's solver to fixed"
+            "train with --model.solver fixed, or set the solver of a model in Python"
         )
     return steps
 

@@ -117,7 +117,9 @@ def failed_blocks(blocks: Sequence[BlockContraction], require: Requirement) -> s
     if not bad:
         return None
     named = ", ".join(f"{block.block} ({block.verdict})" for block in bad)
-    return (
-        f"{require} is required of every block, and these are not: {named}; retrain with --model.coeff auto, or with a "
-        "lower --model.coeff"
-    )
+    remedy = "--model.coeff auto, or with a lower --model.coeff"
+    if unknown := sorted({name for block in bad for name in block.unknown}):
+        remedy = f"another --model.act_layer: how steep {' and '.join(unknown)} may be is not known"
+    elif any(block.certificate.worst.coeff is None for block in bad):
+        remedy = "--model.norm spectral --model.coeff auto: these have no ceiling"
+    return f"{require} is required of every block, and these are not: {named}; retrain with {remedy}"

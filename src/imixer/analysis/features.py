@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from imixer.analysis.convergence import iterates, resolve_n_iter
 from imixer.errors import InputError
 from imixer.models.mixer import grid_of
-from imixer.models.probe import capture_activations, require_implicit_layers
+from imixer.models.probe import capture_activations, number_ranges, require_implicit_layers
 
 _MOST_SHOWN = 8  # iterations, as many as fit side by side
 
@@ -106,7 +106,7 @@ def features_at(
     blocks = [number for number, _ in require_implicit_layers(model, "draw")]
     block = blocks[-1] if block is None else block
     if block not in blocks:
-        raise InputError(f"block is {block}; this model has the blocks {blocks[0]} to {blocks[-1]}")
+        raise InputError(f"block is {block}; this model has inverses in the blocks {number_ranges(blocks)}")
     inside = capture_activations(model, image[None], "draw")[blocks.index(block)]
     x = iterates(inside, resolve_n_iter(inside.imlp, n_iter))[:, 0]
     return Features(

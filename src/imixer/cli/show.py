@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from imixer.cli.command import Command, new_parser
 from imixer.cli.terminal import new_console
 from imixer.errors import InputError
+from imixer.escaping import shell_word
 
 
 def build() -> ArgumentParser:
@@ -25,7 +26,7 @@ def run(args: Namespace) -> None:
 
     path = Path(args.run)
     if find_run_directories(path) != [path]:
-        raise InputError(f"{path} is a folder of runs; `imixer runs {path}` lists them")
+        raise InputError(f"{path} is a folder of runs; `imixer runs {shell_word(path)}` lists them")
     show_run(summarize(path), new_console())
 
 

@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 
 from imixer.cli.command import Command
 from imixer.cli.terminal import announce_loading, new_console
+from imixer.escaping import shell_word
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import build_config, train_parser
 
@@ -37,12 +38,14 @@ def _train_detector(config: TrainConfig, resumed: str | None) -> None:
     console = new_console()
     outcome = train_detector(config) if resumed is None else resume_detector(resumed, config)
     if not isinstance(outcome, DetectorOutcome):
-        console.print(f"{resumed} is finished; `imixer evaluate {resumed}` judges its images again", soft_wrap=True)
+        console.print(
+            f"{resumed} is finished; `imixer evaluate {shell_word(resumed)}` judges its images again", soft_wrap=True
+        )
         return
     show_anomalies(outcome.scores, outcome.score, outcome.files, console)
     if outcome.unused:
         console.print(f"no effect on how anomalies are learned here: {', '.join(outcome.unused)}", soft_wrap=True)
-    console.print(f"next: imixer evaluate {outcome.files[0].parent} --data FOLDER", soft_wrap=True)
+    console.print(f"next: imixer evaluate {shell_word(outcome.files[0].parent)} --data FOLDER", soft_wrap=True)
 
 
 COMMAND = Command("Train a model.", train_parser, run)

@@ -123,7 +123,7 @@ def measure_detectors(
                     samples, sources[source], memory=memory, neighbours=neighbours, seed=seed, device=finished.device
                 )
                 own = {name: _measures(quality) for name, quality in scores.quality.items()}
-                write_json(file, {**alike, "scores": own})
+                write_json(file, {**alike, "scores": own, "ran_on": machine(environment())})
             there = read_json(file, [*alike, "scores"])
             for name, value in alike.items():
                 if there[name] != value:
@@ -180,7 +180,7 @@ def write_detectors(result: ExperimentResult, console: Console, *, measure: bool
             "in per cent, mean +- standard deviation over the seeds; defects: mean of cut, blot and shift",
             "differences: memory energy minus the other score on the same features, in points, paired by seed",
             verdict_legend(tests, result.margin, "of this experiment"),
-            f"ran on: {machine(environment())}",
+            f"ran on: {_ran_on(files)}",
         ],
     )
     written = page.write(result, {"classes": list(CLASSES), "trials": [asdict(each) for each in trials]})
@@ -211,6 +211,11 @@ def describe_detectors(comparisons: Sequence[DetectorComparison]) -> list[str]:
     if undecided:
         sentences.append(f"Undecided against: {'; '.join(undecided)}")
     return sentences
+
+
+def _ran_on(files: Sequence[Path]) -> str:
+    """Name the machines that measured the parts: a page may be written elsewhere, or from parts of several."""
+    return "; ".join(dict.fromkeys(read_json(file, []).get("ran_on", "a machine that is not noted") for file in files))
 
 
 def _measures(quality: DetectionQuality) -> dict[str, float]:

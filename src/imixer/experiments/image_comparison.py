@@ -209,7 +209,7 @@ def _scores(path: str, data: str | None, test: str | None, device: str, checkpoi
         raise InputError(f"{run.name} is a detector of anomalies, and this is for classes; leave it out")
     masks = run.config.task == "segment"
     files = evaluation_files(run.outputs, is_test=test is not None)
-    if data is not None or not _are_there(files, test):  # what is there may be of other data
+    if data is not None or not _are_there(files, test, run.config.data.name):  # what is there may be of other data
         if masks:
             evaluate_masks(run, data, 0, test)
         else:
@@ -225,12 +225,12 @@ def _scores(path: str, data: str | None, test: str | None, device: str, checkpoi
     )
 
 
-def _are_there(files: EvaluationFiles, test: str | None) -> bool:
-    """Tell whether a run has been evaluated already, on this test set as it is now if there is one."""
+def _are_there(files: EvaluationFiles, test: str | None, data: str) -> bool:
+    """Tell whether a run has been evaluated already, on this test set, or the folder of its data, as it is now."""
     if not (files.scores.is_file() and files.predictions.is_file()):
         return False
     if test is None:
-        return True
+        return not os.path.isdir(data) or _last_change(Path(data)) < files.predictions.stat().st_mtime
     same = Path(read_json(files.scores, ["data"])["data"]).resolve() == Path(test).resolve()
     return same and _last_change(Path(test)) < files.predictions.stat().st_mtime
 

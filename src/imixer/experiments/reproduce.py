@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from imixer.analysis.robustness.corruptions import require_corruptions
 from imixer.data.sources.image_files import load_image
 from imixer.errors import InputError, did_you_mean
+from imixer.escaping import shell_word
 from imixer.experiments.anomaly_study import write_detectors
 from imixer.experiments.comparison import check_margin
 from imixer.experiments.complexity import model_complexity
@@ -97,9 +98,11 @@ def reproduce(
     if rows is not None and not train:
         raise InputError(f"rows is {' '.join(rows)}, and train is false, which trains none; leave one of them out")
     _check_image(image, experiments)
-    if any(experiment.measured == "robustness" for experiment in experiments):
-        require_corruptions()
-    command = _command(experiments, scale, trials, data, margin)
+    if train and any(experiment.measured == "robustness" for experiment in experiments):
+        require_corruptions("the experiment robustness")
+    options = {"scale": scale.name, "out": out, "trials": trials, "data": data, "data_dir": data_dir, "margin": margin}
+    whole = list(experiments) == experiments_at(scale.name)
+    command = _typed(["all"] if whole else [each.name for each in experiments], options)
     scale, folder = _at(scale, experiments, out, trials, data)
     plans = _plans(experiments, scale, trials, data_dir)
     _check_rows(rows, plans)
@@ -164,7 +167,8 @@ def list_experiments(
         if data_set.missing:
             console.print(f"left out: {name}: {data_set.missing}", markup=False, soft_wrap=True)
     console.print("multiply-adds of training, each experiment by itself; runs that several have are trained once")
-    console.print(f"imixer reproduce NAME --scale {scale.name} trains what is not finished", markup=False)
+    options = {"scale": scale.name, "out": out, "trials": trials, "data": data, "data_dir": data_dir}
+    console.print(f"{_typed(['NAME'], options)} trains what is not finished", markup=False, soft_wrap=True)
 
 
 def _check_image(image: str | None, experiments: Sequence[Experiment]) -> None:
@@ -235,14 +239,10 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
     return replace(scale, data=data)
 
 
-def _command(
-    experiments: Sequence[Experiment], scale: Scale, trials: int | None, data: str | None, margin: float | None
-) -> str:
-    names = [each.name for each in experiments]
-    what = "all" if list(experiments) == experiments_at(scale.name) else " ".join(names)
-    options = {"scale": scale.name, "trials": trials, "data": data, "margin": margin}
-    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
-    return " ".join(["imixer reproduce", what, *given])
+def _typed(names: Sequence[str], options: Mapping[str, object]) -> str:
+    """Write the command that does it again, with the options that were given."""
+    given = [f"--{name} {shell_word(value)}" for name, value in options.items() if value is not None]
+    return " ".join(["imixer reproduce", *names, *given])
 
 
 def _plans(experiments: Sequence[Experiment], scale: Scale, trials: int | None, folder: str | None) -> list[_Plan]:

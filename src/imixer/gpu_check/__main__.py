@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imixer.errors import InputError, did_you_mean
-from imixer.escaping import one_line
+from imixer.escaping import one_line, shell_word
 from imixer.extras import require_extra
 from imixer.writing import check_output_folder
 
@@ -152,7 +152,7 @@ def _run(words: Sequence[str], args: Any) -> int:
         draw()
         run_parts([part for part in PARTS if part.name in names], bench, args.minutes, draw)
     except KeyboardInterrupt as error:
-        said = f"imixer: interrupted; what was measured is written, and --resume {shlex.quote(str(folder))} goes on"
+        said = f"imixer: interrupted; what was measured is written, and --resume {shell_word(folder)} goes on"
         print(said, file=sys.stderr)
         return getattr(error, "exit_code", 130)
     finally:

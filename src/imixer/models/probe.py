@@ -3,6 +3,7 @@
 S: tokens, C: channels, D: D_S, width of x.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -111,3 +112,15 @@ def _kind(model: nn.Module) -> str:
     return f"{'an' if name[0] in 'AEIOUi' else 'a'} {name}" + (
         " with num_layers 2" if any(isinstance(m, IMLP) for m in model.modules()) else ""
     )
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers of blocks in short, such as `0, 1, 3 to 6`: a model of stages has gaps.
+
+    Args:
+        numbers: The numbers.
+    """
+    starts = [number for place, number in enumerate(numbers) if place == 0 or numbers[place - 1] != number - 1]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in pairs)

@@ -27,7 +27,7 @@ from imixer.data.sources.open_masked import open_masked, relocated_masks
 from imixer.data.sources.storage import is_remote, local_path
 from imixer.data.transforms import eval_transform
 from imixer.errors import InputError
-from imixer.escaping import few_names, middle_cut
+from imixer.escaping import few_names, middle_cut, shell_word
 from imixer.training.best_weights import WhichWeights, load_best_weights
 from imixer.training.finite_checks import require_finite_weights
 from imixer.training.model_directory import load_model
@@ -292,7 +292,7 @@ def load_run(path: str, device: str = "auto", checkpoint: WhichWeights = "last")
     config = load_config(run.config)
     chosen = choose_device(device)
     if (problem := model_damage(run)) is not None:
-        raise InputError(f"{problem}; `imixer train --resume {path}` writes it again from the checkpoints")
+        raise InputError(f"{problem}; `imixer train --resume {shell_word(path)}` writes it again from the checkpoints")
     model = load_model(run.model)
     if checkpoint == "best":
         load_best_weights(model, run)

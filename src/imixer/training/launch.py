@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from imixer.errors import InputError
+from imixer.escaping import shell_word
 from imixer.training.stop_signals import Interrupted
 
 _REPORTS = "IMIXER_REPORTS"
@@ -105,7 +106,11 @@ def _death(failures: dict[int, ProcessFailure], run: Path | None) -> str:
     first = min(failures.values(), key=lambda failure: (failure.exitcode in (1, -signal.SIGTERM), failure.timestamp))
     code = first.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    more = f"; `imixer train --resume {run}` continues from the latest checkpoint" if run and run.is_dir() else ""
+    more = (
+        f"; `imixer train --resume {shell_word(run)}` continues from the latest checkpoint"
+        if run and run.is_dir()
+        else ""
+    )
     return f"process {first.local_rank} of the run {how}, and the others were stopped{more}"
 
 

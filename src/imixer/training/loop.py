@@ -20,6 +20,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from imixer.errors import InputError, user_line
+from imixer.escaping import shell_word
 from imixer.training.devices import all_reduce_max
 from imixer.training.model import BuiltModel
 from imixer.training.monitor import convergence
@@ -234,7 +235,7 @@ class Loop:
             self.progress.stop()
             raise Interrupted(
                 f"after step {self.step} (epoch {self.step / self.steps_per_epoch:.2f} of {self.epochs}), which is "
-                f"saved; `imixer train --resume {self.run.path}` continues",
+                f"saved; `imixer train --resume {shell_word(self.run.path)}` continues",
                 signal_number,
             )
 
@@ -303,7 +304,7 @@ class Loop:
         by_rank = self._all_gather((self.fabric.global_rank, here))
         rank, place = next((pair for pair in by_rank if pair[1]), by_rank[0])
         file = self.run.nonfinite / f"step-{step + 1:08d}.pt"
-        shows = f"`imixer replay {file}` shows it again"
+        shows = f"`imixer replay {shell_word(file)}` shows it again"
         if self.config.non_finite == "skip" and len(list(self.run.nonfinite.glob("step-*.pt"))) >= _MOST_DUMPS:
             shows = f"{_MOST_DUMPS} such steps are kept in {self.run.nonfinite}, and no more"
         elif rank == self.fabric.global_rank:
@@ -322,7 +323,7 @@ class Loop:
         self._save()
         raise InputError(
             f"training diverged: {what}; lower optim.lr, warm up longer or set optim.clip_grad, or continue without "
-            f"the step: imixer train --resume {self.run.path} --non_finite skip"
+            f"the step: imixer train --resume {shell_word(self.run.path)} --non_finite skip"
         )
 
     def _all_gather(self, mine: tuple[int, str | None]) -> list[tuple[int, str | None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median_low
 from typing import Any
@@ -91,17 +91,27 @@ def choose_settings(
     each = max(1, steps_per_epoch(count, config.data.batch_size, config.data.last_batch == "fill"))
     passes = _passes(count) if "steps" in wanted else config.steps and -(-config.steps // each)
     length = _Length(each, passes or config.epochs, len(data.val))
-    time = None
+    time, build, loss = None, build or (lambda given: build_model_for(given, data)), loss or ClassificationLoss()
+    seen: int | Sequence[int] | None = config.data.image_size
     if "model" in wanted:
         with untouched_generators(device):
-            build = build or (lambda candidate: build_model_for(candidate, data))
-            config, time, words = _choose_model(config, data, device, length, build, loss or ClassificationLoss())
+            config, time, words = _choose_model(config, data, device, length, build, loss)
         said += words
+        seen = config.data.image_size
+    elif wanted & {"steps", "loading"}:
+        with untouched_generators(device):
+            built = build(config)
+            seen = built.input_size[1:]
+            if "steps" in wanted:
+                announce(f"timing {built.title} on this device")
+                time = measure_step(_on_one_device(config), built, loss, device, computing_clock(device))
+                if time is None:
+                    said.append(f"minutes {config.minutes:g} have no say, as the time of a step could not be measured")
     if "steps" in wanted:
         config, words = _choose_steps(config, length, time)
         said += words
     if "loading" in wanted:
-        config, words = _choose_loading(config, data, device)
+        config, words = _choose_loading(config, data, device, seen)
         said += words
     return replace(config, choose=[]), tuple(said)
 
@@ -247,10 +257,11 @@ def _patch(height: int, width: int) -> int | None:
     return next((patch for patch in fitting if max(height, width) <= patch * _GRID), next(reversed(fitting), None))
 
 
-def _choose_loading(config: TrainConfig, data: ImageSet, device: torch.device) -> tuple[TrainConfig, list[str]]:
-    """Choose whether decoded images are kept, and how many processes load them."""
+def _choose_loading(
+    config: TrainConfig, data: ImageSet, device: torch.device, size: int | Sequence[int] | None
+) -> tuple[TrainConfig, list[str]]:
+    """Choose whether decoded images are kept, of the size that the model sees, and how many processes load them."""
     said, settings = [], config.data
-    size = settings.image_size
     if isinstance(data, ImageData) and settings.pipeline == "timm" and data.windows is None and size is not None:
         height, width = (size, size) if isinstance(size, int) else size
         needed = kept_bytes(data, settings, (data.in_chans, height, width))

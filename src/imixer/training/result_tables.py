@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from imixer.escaping import shell_word
 from imixer.training.evaluate import Evaluation, EvaluationFiles
 from imixer.training.predict import SHOWN, Prediction
 from imixer.training.run.result import TrainingResult, best_by
@@ -44,10 +45,10 @@ def report_training(result: TrainingResult, wall_s: float, console: Console) -> 
         grid.add_row("skipped", _skipped(result.skipped))
     drawn = [f", {file.name}" for file in (run.learning_curves, run.confusion_matrix) if file.exists()]
     grid.add_row("files", f"{run.path}: model/, metrics.csv{''.join(drawn)}")
-    grid.add_row("next", f"imixer evaluate {run.path}")
-    grid.add_row("", f"imixer predict {run.path}")
+    grid.add_row("next", f"imixer evaluate {shell_word(run.path)}")
+    grid.add_row("", f"imixer predict {shell_word(run.path)}")
     if run.tensorboard.is_dir():
-        grid.add_row("", f"tensorboard --logdir {run.tensorboard}")
+        grid.add_row("", f"tensorboard --logdir {shell_word(run.tensorboard)}")
     console.print(Panel(grid, title="trained", title_align="left", expand=False))
 
 

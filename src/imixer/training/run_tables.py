@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from imixer.escaping import middle_cut
+from imixer.escaping import middle_cut, shell_word
 from imixer.tables import Grid, on_screen
 from imixer.training.run.directory import short_names
 from imixer.training.run.result import METRIC_NAMES, best_by
@@ -52,7 +52,7 @@ def show_runs(runs: Sequence[RunSummary], console: Console) -> None:
         if run.problem:
             console.print(f"{run.run.path} is damaged: {run.problem}", soft_wrap=True)
     if unfinished := [run for run in runs if run.state == "unfinished"]:
-        console.print(f"imixer train --resume {unfinished[0].run.path} goes on with it", soft_wrap=True)
+        console.print(f"imixer train --resume {shell_word(unfinished[0].run.path)} goes on with it", soft_wrap=True)
 
 
 def show_run(run: RunSummary, console: Console) -> None:
@@ -91,7 +91,7 @@ def show_run(run: RunSummary, console: Console) -> None:
     files = sorted(file.name + "/" * file.is_dir() for file in run.run.path.iterdir() if not file.name.startswith("."))
     grid.add_row("files", ", ".join(files))
     if run.state == "unfinished":
-        grid.add_row("next", f"imixer train --resume {run.run.path}")
+        grid.add_row("next", f"imixer train --resume {shell_word(run.run.path)}")
     title = middle_cut(str(run.run.path), max(1, console.width - _FRAME))
     console.print(Panel(grid, title=Text(title), title_align="left", expand=False))
 

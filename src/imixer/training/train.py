@@ -25,6 +25,7 @@ from imixer.data.names import BUILT_IN, is_named
 from imixer.data.sources.group_cache import cache_dir
 from imixer.data.sources.image_files import data_root
 from imixer.errors import InputError, in_short
+from imixer.escaping import shell_word
 from imixer.models.probe import implicit_layers
 from imixer.reading import read_json, read_rows
 from imixer.training.allocator import keep_freed_memory
@@ -476,4 +477,5 @@ def _what_is_saved(run: RunDirectory) -> str:
     entries = Checkpoints(run.checkpoints).entries() if run.path.exists() else []
     if not entries:
         return "before the first checkpoint, nothing is saved"
-    return f"in the middle of a step; `imixer train --resume {run.path}` continues from step {entries[-1].step}"
+    goes_on = f"`imixer train --resume {shell_word(run.path)}` continues from step {entries[-1].step}"
+    return f"in the middle of a step; {goes_on}"

@@ -35,6 +35,7 @@ from imixer.data.names import DIGITS, is_named
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import expand_user, find_images, load_image
 from imixer.errors import InputError, in_short
+from imixer.escaping import shell_word
 from imixer.models.timm_tags import find_pretrained_cfg
 from imixer.models.weight_files import model_folder
 from imixer.plotting import drawn, save_figure
@@ -191,7 +192,9 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
         InputError: If there are no images, one cannot be read, or the file of scores cannot be written.
     """
     if not paths:
-        raise InputError(f"IMAGE is missing; name files or folders, or let `imixer evaluate {run.name}` judge its own")
+        raise InputError(
+            f"IMAGE is missing; name files or folders, or let `imixer evaluate {shell_word(run.name)}` judge its own"
+        )
     if csv_file is not None:
         check_output_file(Path(csv_file), "csv")
     config, options = run.config, run.config.anomaly
@@ -234,7 +237,7 @@ def load_normal(run: RunDirectory, neighbours: int) -> LearnedNormal:
         energies = tensors.get("energy_mean")
         return LearnedNormal(features, None if energies is None else EnergyDeviations(energies, tensors["energy_std"]))
     except Exception as error:  # safetensors, the system and torch each raise their own
-        again = f"`imixer train --config {run.config}` learns it again, into another folder"
+        again = f"`imixer train --config {shell_word(run.config)}` learns it again, into another folder"
         raise InputError(f"{file} is missing or damaged ({in_short(error, 120)}); {again}") from error
 
 
@@ -262,7 +265,8 @@ def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
         num_classes=1,
     )
     device = choose_device({"cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}.get(config.accelerator, "auto"))
-    model = built.model.eval().to(device)
+    model: Any = built.model.eval().to(device)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": built.input_size}  # its own, not that of its name
     size = _sides(config.data.image_size, built.input_size[1:])
     patch = _patch_side(model) if options.features == "model" else 1
     samples = _samples(config.data, options, channels, size, patch, config.seed)

@@ -212,7 +212,7 @@ def show_anomalies(scores: AnomalyScores, score: str, files: Sequence[Path], con
         noun = "file" if len(samples.skipped) == 1 else "files"
         console.print(f"skipped {len(samples.skipped):,} {noun}, the first {samples.skipped[0]}", soft_wrap=True)
     if missing := [DETECTORS[name].label for name in DETECTORS if name not in scores.images]:
-        console.print(f"not measured, as the model has no such energy at this size: {', '.join(missing)}")
+        console.print(f"not measured, as there is no such energy of these features at this size: {', '.join(missing)}")
     if samples.masks is None:
         console.print("no ground_truth: pixels are not measured")
     console.print(f"written: {', '.join(map(str, files))}", soft_wrap=True)

@@ -20,7 +20,7 @@ from imixer.analysis.iterations import MAX_STEPS, EarlyExit, Setting, solving_by
 from imixer.errors import InputError
 from imixer.implicit import NotConvergedError
 from imixer.implicit.nest import levels
-from imixer.models.probe import BlockActivations, capture_activations, implicit_layers
+from imixer.models.probe import BlockActivations, capture_activations, implicit_layers, number_ranges
 from imixer.training.finished_run import FinishedRun
 from imixer.training.finite_checks import require_finite_logits
 from imixer.verdict import Verdict
@@ -183,7 +183,7 @@ def _inspect_implicit(run: FinishedRun, image: Tensor, setting: Setting, block: 
     model, most = run.model, most_iterations(run.model)
     numbers = [number for number, _ in implicit_layers(model)]
     if block is not None and block not in numbers:
-        raise InputError(f"block is {block}; this model has inverses in the blocks {numbers[0]} to {numbers[-1]}")
+        raise InputError(f"block is {block}; this model has inverses in the blocks {number_ranges(numbers)}")
     with solving_by(model, setting) as early:
         classes = _classes(run, image, top)
         solver = _solver(model, early, len(numbers))

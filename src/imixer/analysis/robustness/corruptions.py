@@ -70,13 +70,16 @@ def _mean_and_error(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std(correction=min(1, len(values) - 1)) / len(values) ** 0.5)
 
 
-def require_corruptions() -> None:
+def require_corruptions(purpose: str = "--corruptions") -> None:
     """Check that the package that corrupts images is installed.
+
+    Args:
+        purpose: What needs it.
 
     Raises:
         MissingExtraError: If it is not.
     """
-    require_extra("robust", "--corruptions")
+    require_extra("robust", purpose)
 
 
 def applicable(height: int, width: int) -> tuple[str, ...]:

@@ -90,7 +90,10 @@ def draw(attribution: Attribution) -> Figure:
             axes.imshow(attribution.picture.numpy(), vmin=0, vmax=1, interpolation="nearest", **place, **options)
             axes.set_xticks([])
             axes.set_yticks([])
-        shown = over.imshow(attribution.map.numpy(), vmin=0, vmax=1, cmap="inferno", alpha=0.6, **place)
+        down, right = attribution.covered or (height, width)
+        extent = (0, right, down, 0)
+        shown = over.imshow(attribution.map.numpy(), vmin=0, vmax=1, cmap="inferno", alpha=0.6, extent=extent)
+        over.set(xlim=(0, width), ylim=(height, 0))
         figure.colorbar(shown, ax=over, label="weight of a token", fraction=0.046)
         alone.set_title(for_figure(attribution.name, 30), fontsize=7, pad=3)
         title = f"{for_figure(attribution.class_name, 24)}, {100 * attribution.probability:.0f} %"

@@ -13,7 +13,7 @@ from imixer.analysis.registry import figure_titles
 from imixer.analysis.views.convergence import ANALYSIS as CONVERGENCE
 from imixer.analysis.views.energy import ANALYSIS as ENERGY
 from imixer.errors import InputError, in_short
-from imixer.escaping import one_line
+from imixer.escaping import one_line, shell_word
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.reading import read_json, read_rows
 from imixer.training.run.confusion import read_confusion
@@ -116,6 +116,7 @@ class ReportedRun:
         test_classes: The same of the test set, if there is one.
         iterations: What `imixer analyze convergence` measured in each block, if it did.
         energy: What `imixer analyze energy` measured at each mixing step, if it did.
+        anomaly_data: The name of the images of these.
         anomalies: The quality of each score that tells anomalies, if the run is a detector or was evaluated as one.
         pictures: What `imixer train`, `predict` and `analyze` have drawn, without what is in the numbers above.
     """
@@ -133,6 +134,7 @@ class ReportedRun:
     test_classes: tuple[list[str], list[list[int]]] | None
     iterations: list[dict[str, Any]]
     energy: list[dict[str, Any]]
+    anomaly_data: str
     anomalies: dict[str, Any]
     pictures: list[RunPicture]
 
@@ -209,9 +211,12 @@ def find_experiments(path: str) -> list[ReportedExperiment]:
                     )
                 )
             elif file.with_suffix(".png").is_file():
-                experiments.append(ReportedExperiment(name, experiment.title, picture=file.with_suffix(".png")))
+                told, notes = str(facts.get("conditions", "")), list(facts.get("notes", ()))
+                picture = file.with_suffix(".png")
+                experiments.append(ReportedExperiment(name, experiment.title, told, notes=notes, picture=picture))
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged; `imixer reproduce {name}` writes it again") from error
+            again = f"`imixer reproduce {name}`, with the options that it had, writes it again"
+            raise InputError(f"{file} is damaged; {again}") from error
     return experiments
 
 
@@ -259,6 +264,7 @@ def _read(path: Path, name: str) -> ReportedRun:
             test_classes=test_classes,
             iterations=iterations,
             energy=energy,
+            anomaly_data=str(_json(run.anomalies).get("data", "")),
             anomalies=_json(run.anomalies, ("scores",)).get("scores", {}),
             pictures=_pictures(run, [name for name, numbers in charted.items() if numbers], masks=masks),
         )
@@ -282,7 +288,7 @@ def _energy(run: RunDirectory) -> list[dict[str, Any]]:
     file = run.analysis / f"{ENERGY.name}.json"
     mixings = _json(file).get("mixings", [])
     if not isinstance(mixings, list) or not all(isinstance(each, dict) for each in mixings):
-        again = f"`imixer analyze {ENERGY.name} {run.path}` writes it again"
+        again = f"`imixer analyze {ENERGY.name} {shell_word(run.path)}` writes it again"
         raise InputError(f"{file} is damaged: mixings is no list; {again}")
     return mixings if all("change" in each for each in mixings) else []  # of an earlier version
 
@@ -325,7 +331,8 @@ def _table(file: Path, columns: Sequence[str]) -> list[dict[str, float]]:
     rows, damaged = read_rows(file, columns)
     if damaged and not rows:
         raise InputError(
-            f"{file} is damaged, and no line of it whole; `imixer train --resume {file.parent}` writes it again"
+            f"{file} is damaged, and no line of it whole; `imixer train --resume {shell_word(file.parent)}` writes it "
+            "again"
         )
     if damaged:
         _log.warning(f"{file}: {damaged} damaged lines are left out")

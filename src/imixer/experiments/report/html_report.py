@@ -289,7 +289,12 @@ def _anomalies(runs: list[ReportedRun]) -> list[Item]:
             ]
         items += [
             Heading(run.name),
-            HtmlTable("How well each score tells anomalies", ["score", *_ANOMALY_MEASURES.values()], rows, 1),
+            HtmlTable(
+                f"How well each score tells anomalies in {run.anomaly_data or 'its data'}",
+                ["score", *_ANOMALY_MEASURES.values()],
+                rows,
+                1,
+            ),
         ]
     return items
 
@@ -305,7 +310,8 @@ def _pictures(runs: list[ReportedRun]) -> list[Item]:
             items.append(Heading(run.name))
             items += [PictureFile(f"{picture.title} of {run.name}", picture.file) for picture in run.pictures]
     if len(runs) > _MOST_RUNS:
-        items.append(Paragraph(f"Pictures and convergence are of the first {_MOST_RUNS} of {len(runs)} runs."))
+        sections = "Convergence, energies, classes, anomalies and pictures"
+        items.append(Paragraph(f"{sections} are of the first {_MOST_RUNS} of {len(runs)} runs."))
     return items
 
 

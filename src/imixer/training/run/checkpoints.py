@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from imixer.errors import InputError
+from imixer.escaping import shell_word
 from imixer.reading import parse_json, read_text
 from imixer.training.run.result import best_by, best_row
 from imixer.writing import json_text, replacing, write_text
@@ -235,7 +236,7 @@ class Checkpoints:
         why = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         entries = self.entries()
         left = f"that of step {entries[-1].step} is whole" if entries else "there is none before it"
-        again = f"make room, then `imixer train --resume {self.folder.parent}`"
+        again = f"make room, then `imixer train --resume {shell_word(self.folder.parent)}`"
         return f"checkpoint {path} could not be written ({why}); {left}; {again}"
 
 

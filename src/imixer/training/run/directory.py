@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from imixer.errors import InputError
-from imixer.escaping import middle_cut, printable, slug
+from imixer.escaping import middle_cut, printable, shell_word, slug
 from imixer.writing import check_output_folder
 
 _LONGEST_PART = 255  # bytes of a name, on all common file systems
@@ -266,7 +266,7 @@ def open_begun(path: str) -> RunDirectory:
     if run.path.exists() and not run.path.is_dir():
         raise InputError(f"{path} is a file and no run; give a folder that `imixer train` has written to")
     if not run.path.is_dir():
-        raise InputError(f"no run at {path}; `imixer train --out {path}` makes one")
+        raise InputError(f"no run at {path}; `imixer train --out {shell_word(path)}` makes one")
     if not run.config.is_file():
         raise InputError(
             f"{path} is no run: it has no {run.config.name}; give a folder that `imixer train` has written to"
@@ -287,8 +287,8 @@ def open_run(path: str) -> RunDirectory:
     for file in (run.model / "config.json", run.model / "model.safetensors"):
         if not file.is_file():
             raise InputError(
-                f"{path} is not a finished run: it has no {file.relative_to(run.path)}; `imixer train --resume {path}` "
-                "finishes it"
+                f"{path} is not a finished run: it has no {file.relative_to(run.path)}; `imixer train --resume "
+                f"{shell_word(path)}` finishes it"
             )
     return run
 

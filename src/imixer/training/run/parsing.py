@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -42,6 +43,7 @@ _GROUPS: dict[str, Any] = {
     "anomaly": AnomalyConfig,
     "checkpoints": CheckpointConfig,
 }
+_TRUE = ("true", "yes")  # of a setting in a file, or as it was typed
 _STARTS = ("model.checkpoint", "model.from_mixer")
 _CHOSEN_BY_HAND: dict[str, tuple[str, ...]] = {  # by what `choose` may name, the settings that leave nothing to choose
     "model": ("model.name", "model.pretrained", *_STARTS),
@@ -128,7 +130,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     recipes = [load_recipe(name) for name in taken["--recipe"]]
     files = [_read_settings(Path(file)) for file in taken["--config"]]
     _refuse_rivals(flags)  # a file may be a run's own configuration, which spells out every setting
-    given = _given([*map(flatten, files), flags])
+    given = _given([*map(_chosen_settings, files), flags])
     if not (resumed or recipes) and (recipe := default_recipe(given)):
         recipes = [load_recipe(recipe)]
     part = None if resumed else _finetuned(files, flags)  # of a run, the configuration has all that was brought
@@ -138,8 +140,11 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
         group, _, field = setting.partition(".")
         configs.append({group: {field: None} if field else None})
     choosing = next((chosen for each in reversed(recipes + files) if (chosen := each.get("choose")) is not None), None)
+    given |= _given(map(flatten, brought))
     if choosing:
-        configs.append({"choose": left_to_choose(choosing, given | _given(map(flatten, brought)))})
+        configs.append({"choose": left_to_choose(choosing, given)})
+    if asked := _names(flags.get("choose")):
+        rest += ["--choose", json.dumps(left_to_choose(asked, given))]
     first = [word for config in configs for word in ("--config", yaml.safe_dump(config, sort_keys=False))]
     return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
 
@@ -170,7 +175,7 @@ def default_recipe(settings: Mapping[str, Any]) -> str | None:
         `photos` for a folder of class folders, unless a model is named. None for other data, for weights to start from,
         and for the detection of anomalies, which takes no steps.
     """
-    pretrained = str(settings.get("model.pretrained")).lower() in ("true", "yes")  # from a file, or as it was typed
+    pretrained = str(settings.get("model.pretrained")).lower() in _TRUE
     if pretrained or any(name in settings for name in _STARTS) or settings.get("task") == "anomaly":
         return None
     if settings.get("task") == "segment":
@@ -192,9 +197,31 @@ def left_to_choose(choosing: Sequence[str], settings: Mapping[str, Any]) -> list
     return [each for each in choosing if not any(name in settings for name in _CHOSEN_BY_HAND.get(each, ()))]
 
 
+def _chosen_settings(file: dict[str, Any]) -> dict[str, Any]:
+    """Flatten the settings of a file; of one that says itself what to choose, those alone that are not the default.
+
+    A whole configuration, as `--print_config` writes it, spells out the others.
+    """
+    settings = flatten(file)
+    if not settings.get("choose"):
+        return settings
+    default = flatten(asdict(TrainConfig()))
+    return {name: value for name, value in settings.items() if name not in default or value != default[name]}
+
+
+def _names(text: str | None) -> list[str]:
+    """Read a list of names as it is typed; anything else is left to the parser, which refuses it."""
+    try:
+        names = None if text is None else yaml.safe_load(text)
+    except yaml.YAMLError:
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+
+
 def _given(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge settings that files and flags give, without those that say nothing."""
-    return {name: value for layer in layers for name, value in layer.items() if value is not None}
+    """Merge settings that files and flags give, without those that say nothing, as `model.pretrained false` does."""
+    given = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    return {name: value for name, value in given.items() if name != "model.pretrained" or str(value).lower() in _TRUE}
 
 
 def _flags(words: Sequence[str]) -> dict[str, str | None]:

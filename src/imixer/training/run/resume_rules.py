@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from imixer.errors import InputError
+from imixer.escaping import shell_word
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.directory import RunDirectory
 from imixer.training.run.parsing import flatten
@@ -49,7 +50,7 @@ def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
     for name in {**new, **old}:  # an empty mapping has no names of its own
         value = new.get(name)
         if value != old.get(name) and name not in _FREE and not name.startswith("checkpoints."):
-            of_weights = f", from these weights with --model.checkpoint {path}"  # which a detector has not trained
+            of_weights = f", from these weights with --model.checkpoint {shell_word(path)}"
             started = of_weights if before.task == "classify" and RunDirectory(Path(path)).finished else ""
             raise InputError(
                 f"{name} is {value}, but {path} was begun with {old.get(name)}; leave it out to resume, or start a new "
