@@ -207,6 +207,18 @@ def test_images_that_come_again_are_the_same_for_resumed_and_shared_epochs(few, 
         assert torch.equal(batch[0], torch.cat([images for images, _ in parts]))
 
 
+def test_the_parts_of_a_step_are_mixed_alike_on_any_number_of_devices(digits):
+    settings = AUGMENT | {"mixup": 0.8, "cutmix": 1.0, "erase": "after_mixing", "batch_size": 128}
+    parts = first(training(digits, shard=BatchShard(0, 1, 4), **settings), 8)
+    for world_size in (2, 4):
+        each = 4 // world_size
+        shards = [BatchShard(rank, world_size, each) for rank in range(world_size)]
+        apart = [first(training(digits, shard=shard, **settings), 2 * each) for shard in shards]
+        assert same(
+            parts, [part for step in (0, 1) for mine in apart for part in mine[step * each : (step + 1) * each]]
+        )
+
+
 def test_channels_that_do_not_match_the_model_are_refused(digits):
     with pytest.raises(InputError, match="digits has 1-channel images, but the model takes 3"):
         training(digits, size=(3, 8, 8))

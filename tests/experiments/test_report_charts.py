@@ -31,6 +31,7 @@ def made_run(name, *epochs, **parts):
         evaluation={},
         test_evaluation={},
         iterations=[],
+        anomaly_data="",
         anomalies={},
         energy=[],
         pictures=[],

@@ -513,6 +513,15 @@ def test_an_exponential_memory_whose_energies_leave_float16_is_refused():
     assert AssociativeMemory(xi.bfloat16(), "exponential", beta=40.0).retrieve(xi.bfloat16()).energies.isfinite().all()
 
 
+def test_a_polynomial_memory_whose_energies_leave_float16_is_refused():
+    xi = signs(3, 784)
+    said = r"order 4 at threshold 0.2 drives .* beyond e\^3.43; raise the threshold .* or give float32 patterns"
+    with pytest.raises(ValueError, match=said):
+        AssociativeMemory(xi.half(), "polynomial")
+    for fitting, options in ((xi.half(), {"threshold": 0.5}), (signs(3, 64).half(), {}), (xi.bfloat16(), {})):
+        assert AssociativeMemory(fitting, "polynomial", **options).retrieve(fitting).energies.isfinite().all()
+
+
 def test_too_weak_a_query_is_forgotten():
     xi = signs(3)
     found = AssociativeMemory(xi, "exponential", threshold=0.8).retrieve(flip(xi, 0.25))

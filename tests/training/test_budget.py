@@ -96,7 +96,11 @@ def test_a_budget_below_one_epoch_is_refused_with_what_an_epoch_takes(tmp_path, 
     [
         (
             {"schedule": ScheduleConfig(cooldown_epochs=2)},
-            r"budget 1T and schedule\.cooldown_epochs 2 each say how long",
+            r"budget 1T and schedule\.cooldown_epochs 2 each say how long.*or give --schedule\.cooldown_epochs 0",
+        ),
+        (
+            {"schedule": ScheduleConfig(sched="step", cooldown_epochs=2)},
+            r"cooldown_epochs 2 are at the lowest rate, and sched step has none; raise epochs",
         ),
     ],
 )

@@ -55,6 +55,23 @@ def test_each_part_is_what_its_name_says():
         assert trained_parameters(model) == {name for name in names if name.startswith(begins)}
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "part"),
+    [
+        ("convnext_atto", {"depths": (1, 1, 1, 2), "dims": (8, 8, 8, 8)}, "stages.3.blocks.1."),
+        ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 48, "global_pool": "avg", "img_size": 32}, "blocks.1."),
+    ],
+)
+def test_the_last_block_is_trained_where_a_norm_stands_before_the_classifier(name, args, part):
+    model = timm.create_model(name, num_classes=3, **args)
+    freeze(model, "last", name)
+    trained = trained_parameters(model)
+    assert any(each.startswith(part) for each in trained)
+    assert {each for each in trained if not each.startswith(part)} == {
+        each for each, _ in model.named_parameters() if each.startswith(("head.", "fc_norm."))
+    }
+
+
 def test_other_models_of_timm_can_be_frozen_too():
     model = timm.create_model("resnet18", num_classes=3)
     freeze(model, "last", "resnet18")

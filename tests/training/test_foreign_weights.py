@@ -23,7 +23,9 @@ import imixer.models  # noqa: F401
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.implicit import SpectralLinear
-from imixer.training.initial_weights import load_weights
+from imixer.models import read_mixer
+from imixer.training.initial_weights import find_start, load_weights
+from imixer.training.run.config import ModelConfig
 
 
 def model(name="imixer_t2_8", seed=0, **kwargs):
@@ -321,6 +323,21 @@ def test_a_key_without_a_file_and_a_folder_are_refused(monkeypatch, capsys, tmp_
     assert main(["train", "--model.checkpoint_key", "ema"]) == 2
     assert "there is no model.checkpoint" in capsys.readouterr().err
     assert "is a folder; name a file in it" in refusal(tmp_path)
+
+
+def test_weights_of_another_image_size_that_are_not_resampled_are_refused_with_theirs(tmp_path):
+    save_file(model("mixer_t2_8").state_dict(), tmp_path / "weights.safetensors")
+    for size, said in (((8, 8), "images of 8x8: give data.image_size 8"), ((4, 16), r"give data.image_size \[4, 16\]")):
+        with pytest.raises(InputError, match=said):
+            load_weights(model("mixer_t2_8", img_size=16), str(tmp_path / "weights.safetensors"), img_size=size)
+
+
+def test_a_home_is_found_where_no_shell_has_expanded_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_file(model("mixer_t2_8").state_dict(), tmp_path / "weights.safetensors")
+    start = find_start(ModelConfig(name="mixer_t2_8", checkpoint="~/weights.safetensors"))
+    assert start.path == str(tmp_path / "weights.safetensors")
+    assert read_mixer("~/weights.safetensors").state["norm.weight"].shape == (16,)
 
 
 def test_the_command_says_in_one_line_which_weights_it_took(tmp_path, capsys, train_quick):

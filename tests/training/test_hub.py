@@ -16,9 +16,11 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
+from imixer.data.sources.image_files import load_image
 from imixer.training.finished_run import load_run
 from imixer.training.hub import _about_range, push
 from imixer.training.run.checkpoints import Checkpoints
@@ -49,8 +51,13 @@ def logits_of(model):
 def test_no_folder_of_this_machine_is_in_a_portable_configuration(evaluated):
     run = load_run(str(evaluated), "cpu")
     places = {"name": "/srv/alice/shards", "root": "/srv/alice/data", "cache_dir": "/srv/alice/cache"}
-    config = replace(run.config, data=replace(run.config.data, **places), out="/srv/alice/run")
-    assert "alice" not in str(replace(run, config=config).portable_config())
+    for start in ({"checkpoint": "alice/run"}, {"from_mixer": "../alice/mixer.pth"}):
+        model = replace(run.config.model, **start)
+        config = replace(run.config, data=replace(run.config.data, **places), model=model, out="/srv/alice/run")
+        portable = replace(run, config=config).portable_config()
+        assert "alice" not in str(portable) and (portable.model.from_mixer or "mixer.pth") == "mixer.pth"
+    named = replace(run.config, model=replace(run.config.model, from_mixer="hf-hub:timm/mixer_b16_224"))
+    assert replace(run, config=named).portable_config().model.from_mixer == "hf-hub:timm/mixer_b16_224"
 
 
 def test_the_folder_loads_in_timm_and_its_card_tells_all(evaluated, capsys):
@@ -86,11 +93,18 @@ def test_no_path_of_this_machine_is_handed_over(evaluated, tmp_path):
 def test_the_snippet_of_the_card_runs(evaluated, tmp_path, monkeypatch, capsys):
     assert main(["export", str(evaluated), "--format", "hub", "--out", str(tmp_path / "m")]) == 0
     code = (tmp_path / "m" / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    load_run(str(evaluated)).data().val[0][0].save(tmp_path / "image.png")
+    run = load_run(str(evaluated), "cpu")
+    upright = run.data().val[0][0].transpose(Image.Transpose.ROTATE_90)
+    turned = Image.Exif()
+    turned[274] = 6  # as phones say how to turn what they stored
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "image.png", exif=turned)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
-    exec(code.replace("hf-hub:USER/NAME", f"local-dir:{tmp_path / 'm'}"), {})
+    seen = {}
+    exec(code.replace("hf-hub:USER/NAME", f"local-dir:{tmp_path / 'm'}"), seen)
     assert capsys.readouterr().out.strip() in map(str, range(10))
+    expected = run.model(run.transform(load_image("image.png", 1))[None])
+    torch.testing.assert_close(seen["logits"], expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_best_weights_are_handed_over_if_asked_for(evaluated):

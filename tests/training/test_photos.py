@@ -1,7 +1,5 @@
 """The recipe `photos` chooses for a folder of photos and this device, says so, and yields to what is given."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -179,7 +177,7 @@ def test_batch_and_steps_follow_the_number_of_images(images, batch, passes, fast
 
 
 def test_a_batch_divides_into_the_parts_of_a_step(fast):
-    config = replace(configured(*RECIPE), accumulate=3, data=DataConfig(batch_size=3))
+    config = configured(*RECIPE, "--accumulate", "3")
     assert choose_settings(config, memory_data(110), CPU)[0].data.batch_size == 30
 
 

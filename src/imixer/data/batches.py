@@ -243,10 +243,12 @@ class TrainingBatches:
             prefetcher.stop()
 
     def _on_device(self, loaded: Iterator[Batch], epoch: int, start: int) -> Iterator[Batch]:
+        shard = self.order.shard
         for number, (images, labels) in enumerate(loaded, start):
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-            position = (self.images.seed, epoch, number, self.order.shard.rank)
+            step, part = divmod(number, shard.accumulate)
+            position = (self.images.seed, epoch, step, shard.rank * shard.accumulate + part)  # on any devices
             if self.mixup is not None:
                 np.random.seed(mixed_seed(*position))
                 images, labels = self.mixup(images, labels)

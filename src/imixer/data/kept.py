@@ -89,7 +89,7 @@ def keep_images(data: ImageData, config: DataConfig, input_size: tuple[int, int,
     if needed > free / 2:
         raise InputError(
             f"data.keep_decoded is true, and the images of {data.name} take about {needed / 2**30:.2f} GiB of the "
-            f"{free / 2**30:.2f} GiB that are free; leave it out, or lower data.image_size"
+            f"{free / 2**30:.2f} GiB that are free; free some, or begin a run without it or of smaller images"
         )
     shrink, resize = _shrinker(config, input_size), _eval_resize(data, config, input_size)
     return replace(data, train=KeptImages(data.train, shrink, "training"), val=KeptImages(data.val, resize, "held-out"))

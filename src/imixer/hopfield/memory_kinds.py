@@ -127,7 +127,9 @@ def _polynomial(patterns: Tensor, *, order: float = 4, threshold: float = 0.2, s
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; give an overlap above 0, up to 1")
     exponent = -(order - 1) * math.log(threshold)
-    _check_drive(exponent, f"order {order} at threshold {threshold}", "raise the threshold or lower the order")
+    room = _room(patterns.dtype, patterns[0].numel())
+    remedy = _with_wider("raise the threshold or lower the order", patterns.dtype, room)
+    _check_drive(exponent, f"order {order} at threshold {threshold}", remedy, room)
     # Couplings c xi give c xi (c N m)^(order - 1), both ways.
     scale = (patterns[0].numel() * threshold) ** (1 / order - 1)
     hidden = Neurons(len(patterns), RectifiedPower(order - 1), tau=_HIDDEN_TAU)
@@ -151,9 +153,7 @@ def _exponential(
     if isinstance(beta, Tensor) and beta.shape not in ((), (len(patterns),)):
         raise ValueError(f"beta has shape {tuple(beta.shape)}; give one number, or {len(patterns)}, one per pattern")
     sharpest = float(beta.max()) if isinstance(beta, Tensor) else beta
-    remedy = "lower beta or raise the threshold"
-    if room < _LARGEST_EXPONENT:
-        remedy = f"{remedy}, or give float32 patterns: energies leave {str(patterns.dtype).removeprefix('torch.')}"
+    remedy = _with_wider("lower beta or raise the threshold", patterns.dtype, room)
     _check_drive(sharpest * (1 - threshold), f"beta {sharpest:g} at threshold {threshold}", remedy, room)
     field = patterns.new_full((1,), -threshold * N)
     hidden = Neurons(len(patterns), Exponential(beta / N, cutoff=_LARGEST_EXPONENT), tau=_HIDDEN_TAU, field=field)
@@ -318,6 +318,13 @@ def _check_patch_size(patch_size: int, shape: tuple[int, ...]) -> None:
 def _room(dtype: torch.dtype, factor: float) -> float:
     """Return the largest exponent of a drive, at most 60, whose energies, larger by a factor, a type still holds."""
     return min(_LARGEST_EXPONENT, math.log(torch.finfo(dtype).max) - math.log(factor) - 1)
+
+
+def _with_wider(remedy: str, dtype: torch.dtype, room: float) -> str:
+    """Add float32 to a remedy where it is the type that leaves less room than e^60."""
+    if room >= _LARGEST_EXPONENT:
+        return remedy
+    return f"{remedy}, or give float32 patterns: energies leave {str(dtype).removeprefix('torch.')}"
 
 
 def _check_drive(exponent: float, what: str, remedy: str, largest: float = _LARGEST_EXPONENT) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def read_mixer(source: str, option: str = "from_mixer") -> MixerWeights:
     Raises:
         InputError: If there are no such weights, they cannot be read, are not finite, or are not those of a Mixer.
     """
-    path = Path(source)
+    path = Path(os.path.expanduser(source))
     if path.is_dir():
         return _of_directory(path, source, option)
     if path.is_file() or _FILE.search(source) or source.startswith((".", "/", "~")):

@@ -74,7 +74,7 @@ def check_devices(config: TrainConfig) -> None:
     if config.accelerator in ("cuda", "gpu") and not on_cuda:
         raise InputError(f"accelerator is {config.accelerator!r}, but torch sees no CUDA device here; use auto or cpu")
     if config.precision == "16" and not on_cuda:
-        raise InputError("precision is '16', which needs CUDA; use bf16 or 32")
+        raise InputError("precision is '16', which needs CUDA; begin a run with bf16 or 32")
     there, what = (torch.cuda.device_count(), "CUDA devices") if on_cuda else (os.cpu_count() or 1, "processors")
     if config.devices > there:
         raise InputError(f"devices is {config.devices}, but there are {there} {what} here; give fewer")

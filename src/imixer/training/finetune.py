@@ -90,11 +90,13 @@ def _head(model: nn.Module, name: str) -> list[str]:
 
 
 def _last_block(model: Any, name: str) -> list[str]:
-    """Name the parameters of the last block and of the norm after it, which timm counts to it."""
+    """Name the parameters of the last block, of the norm after it, and of all that timm counts to the classifier."""
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
         raise InputError(f"finetune is last, but {name} does not tell its blocks; give finetune head or all")
     layers: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
-    head = set(_head(model, name))
-    last = max(number for parameter, number in layers.items() if parameter not in head)
-    return [parameter for parameter, number in layers.items() if number == last]
+    beside = {layers[parameter] for parameter in _head(model, name)}  # a norm before the classifier may be among them
+    blocks = [number for number in layers.values() if number not in beside]
+    if not blocks:
+        raise InputError(f"finetune is last, but {name} does not tell its blocks; give finetune head or all")
+    return [parameter for parameter, number in layers.items() if number == max(blocks) or number in beside]

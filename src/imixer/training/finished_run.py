@@ -136,7 +136,7 @@ class FinishedRun:
             model=replace(
                 model,
                 checkpoint=checkpoint and Path(checkpoint).name,
-                from_mixer=Path(from_mixer).name if from_mixer and Path(from_mixer).is_absolute() else from_mixer,
+                from_mixer=from_mixer if not from_mixer or ":" in from_mixer else Path(from_mixer).name,
             ),
         )
 

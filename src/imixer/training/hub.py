@@ -190,6 +190,7 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
         f"```python\n{_snippet(repo_id, channels, task)}```\n",
         *_about_windows(run, f"{height}x{width}"),
         *_about_range(run),
+        *_about_transparency(run),
         "From a copy of this folder, `local-dir:FOLDER` takes the place of `hf-hub:...`.\n",
         *(f"## {caption}\n\n![{caption}]({file})\n" for file, caption in figures.items()),
         "## How it was trained\n",
@@ -220,16 +221,22 @@ def _about_range(run: FinishedRun) -> list[str]:
     ]
 
 
+def _about_transparency(run: FinishedRun) -> list[str]:
+    """Say what lies under transparent pixels, which the code before drops."""
+    return [f"Lay an image with transparent pixels on {run.config.data.background} before the code above.\n"]
+
+
 def _snippet(repo_id: str, channels: int, task: _Kind) -> str:
     mode = "L" if channels == 1 else "RGB"
     return f"""import imixer.models  # so that timm knows it
 import timm, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model){task.prepared})
+image = ImageOps.exif_transpose(Image.open("image.png"))
 with torch.no_grad():
-    logits = model(transform(Image.open("image.png").convert("{mode}"))[None])
+    logits = model(transform(image.convert("{mode}"))[None])
 {task.last_line}
 """
 

@@ -130,7 +130,7 @@ def find_start(config: ModelConfig) -> Start:
     path = named_place(config.checkpoint)
     folder = model_folder(path)
     if not (folder / "config.json").is_file():
-        return Start(path=config.checkpoint, key=config.checkpoint_key)
+        return Start(path=str(path), key=config.checkpoint_key)
     packed = read_json(folder / "config.json", ["architecture", "model_args"])
     if packed["architecture"] == SEGMENTER:
         raise InputError(
@@ -162,7 +162,7 @@ def named_place(name: str) -> Path:
     Raises:
         InputError: If there is nothing of that name, and it is close to that of a packaged model.
     """
-    path, packaged = Path(name), packaged_models()
+    path, packaged = Path(os.path.expanduser(name)), packaged_models()
     if name in packaged:
         return packaged[name]
     if not os.path.exists(path) and path.name == name and (meant := did_you_mean(name, packaged)):
@@ -208,7 +208,9 @@ def load_weights(
             model.adapt_weights(state, img_size=img_size)
         result = model.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"model.checkpoint: {path} does not fit the model: {_first_mismatch(str(error))}") from error
+        sizes = _other_size(model, img_size)
+        what = _first_mismatch(str(error))
+        raise InputError(f"model.checkpoint: {path} does not fit the model: {what}{sizes}") from error
     missing = [name for name in result.missing_keys if name not in heads]
     for names, problem in ((missing, "it has no"), (result.unexpected_keys, "the model has no")):
         if names:
@@ -228,6 +230,16 @@ def _drop_other_classifier(model: Any, state: dict[str, Tensor]) -> list[str]:
             del state[key]
             dropped.append(key)
     return dropped
+
+
+def _other_size(model: Any, img_size: tuple[int, int] | None) -> str:
+    """Name the image size of weights that are for another than the model's, which only an iMixer resamples."""
+    embedding: Any = getattr(model, "stem", None) or getattr(model, "patch_embed", None)
+    if img_size is None or img_size == getattr(embedding, "img_size", img_size) or isinstance(model, IMixer):
+        return ""
+    height, width = img_size
+    given = f"{height}" if height == width else f"[{height}, {width}]"
+    return f"; they are for images of {height}x{width}: give data.image_size {given}"
 
 
 def _first_mismatch(message: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,13 +40,13 @@ class MaskPredictor:
         )
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Image.Image]) -> list[Tensor]:
-        """Compute the logits of images.
+    def logits(self, images: Sequence[Image.Image]) -> Iterator[Tensor]:
+        """Compute the logits of images, and scale them to the size of each as it is asked for.
 
         Args:
             images: Images of the run's mode, `L` or `RGB`, of any sizes.
 
-        Returns:
+        Yields:
             Of each image (num_classes, height, width), float32, on the CPU.
 
         Raises:
@@ -60,7 +60,8 @@ class MaskPredictor:
             batch = batch.to(self.run.device)
             window = self.run.input_size[1:]
             computed += list(sliding_logits(self._of_window, batch, window, self.run.config.masks.overlap))
-        return [_to_size(each, image).cpu() for each, image in zip(computed, images, strict=True)]
+        for each, image in zip(computed, images, strict=True):
+            yield _to_size(each, image).cpu()
 
     def _of_window(self, images: Tensor) -> Tensor:
         logits: Tensor = self.run.model(images)

@@ -213,7 +213,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     data = _prepared_alike(data, built)
     if config.finetune is not None:
         freeze(built.model, config.finetune, built.title)
-    else:
+    if config.finetune in (None, "all"):  # a batch norm that is frozen takes any batch
         require_trainable(built, min(config.micro_batch, len(data.train)))
     if begun and trained_batch_norms(built.model):
         why = "a batch norm takes the statistics of each of these parts of a batch"

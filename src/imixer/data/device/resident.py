@@ -16,7 +16,7 @@ from imixer.data.image_data import ImageData, LabelledImages
 from imixer.errors import InputError
 from imixer.progress import with_progress
 
-REMEDY = "use data.pipeline timm"
+REMEDY = "use data.pipeline timm, in a new run"
 
 _CHUNK = 256
 

@@ -456,7 +456,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give 1 or more")
         parts = self.devices * self.num_nodes * self.accumulate
-        if self.data.batch_size % parts:
+        if self.data.batch_size % parts and "batch_size" not in self.choose:  # which is chosen to divide
             raise InputError(
                 f"data.batch_size is {self.data.batch_size}, the images of a step over all devices, and does not "
                 f"divide into devices x num_nodes x accumulate = {parts} equal parts; change one of them"
@@ -482,8 +482,11 @@ class TrainConfig:
         lengths = [f"{name} {value}" for name in ("budget", "steps") if (value := getattr(self, name)) is not None]
         if self.schedule.cooldown_epochs:
             lengths.append(f"schedule.cooldown_epochs {self.schedule.cooldown_epochs}")
+            if self.schedule.sched == "step":
+                raise InputError(f"{lengths[-1]} are at the lowest rate, and sched step has none; raise epochs instead")
         if len(lengths) > 1:
-            raise InputError(f"{' and '.join(lengths)} each say how long to train; leave all but one of them out")
+            none = ", or give --schedule.cooldown_epochs 0" if self.schedule.cooldown_epochs else ""
+            raise InputError(f"{' and '.join(lengths)} each say how long to train; leave all but one of them out{none}")
         if not 0 < self.minutes < math.inf:
             raise InputError(f"minutes is {self.minutes}; give minutes above 0")
         if self.length_in_epochs and self.schedule.warmup_share is None and self.schedule.warmup_epochs >= self.epochs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -31,7 +30,7 @@ from imixer.training.run.config import (
     TrainConfig,
 )
 from imixer.training.run.directory import RunDirectory, open_begun
-from imixer.writing import write_text
+from imixer.writing import json_text, write_text
 
 _GROUPS: dict[str, Any] = {
     "data": DataConfig,
@@ -144,7 +143,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
     if choosing:
         configs.append({"choose": left_to_choose(choosing, given)})
     if asked := _names(flags.get("choose")):
-        rest += ["--choose", json.dumps(left_to_choose(asked, given))]
+        rest += ["--choose", json_text(left_to_choose(asked, given), indent=None)]
     first = [word for config in configs for word in ("--config", yaml.safe_dump(config, sort_keys=False))]
     return first + [word for path in taken["--resume"] for word in ("--resume", path)] + rest
 
