@@ -176,7 +176,7 @@ def test_integrated_gradients_sum_to_the_logit(name):
 
 
 def shard_and_train(rank, world, store):
-    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed import barrier, destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
 
     torch.set_num_threads(1)
@@ -197,6 +197,7 @@ def shard_and_train(rank, world, store):
             torch.testing.assert_close(got.full_tensor(), expected, rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
         for (key, expected), got in zip(whole.named_buffers(), sharded.buffers(), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
+    barrier()  # a process that leaves while another still talks to it may abort
     destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from imixer.cli import main
 from imixer.errors import InputError
 from imixer.sweep.spec import build_sweep, read_sweep, select_share
 from imixer.training.run.config import TrainConfig
-from imixer.training.run.parsing import load_config, save_config
+from imixer.training.run.parsing import (
+    build_config,
+    expand_config_flags,
+    load_config,
+    parse,
+    save_config,
+    train_parser,
+)
 
 
 def sweep(text, **given):
@@ -175,6 +183,36 @@ def test_settings_are_dotted_or_nested_and_the_more_particular_wins(elsewhere):
     (trial, _) = found.trials
     assert trial.config(Path("dir")).seed == 4
     assert trial.config(Path("dir")).out == str(Path("dir/a,num_blocks=3/seed-4"))
+
+
+FINETUNED = "set: {model.checkpoint: weights.pt, data.name: pets%s}\n"
+
+
+def test_a_sweep_that_fine_tunes_has_what_the_part_brings_as_training_has_it(elsewhere):
+    words = ["--data.name", "pets", "--model.checkpoint", "weights.pt", "--finetune", "all", "--epochs", "5"]
+    trained = build_config(parse(train_parser(), expand_config_flags(words)))
+    (cell,) = sweep(FINETUNED % ", finetune: all, epochs: 5").cells
+    assert cell.config == trained and trained.optim.layer_decay is not None
+
+
+def test_each_case_has_what_its_own_part_brings_and_no_more(elsewhere):
+    cases = "cases: {head: {finetune: head}, all: {finetune: all, epochs: 5}, none: }"
+    found = sweep(FINETUNED % ", optim.lr: 3e-4" + cases)
+    head, every, none = (cell.config for cell in found.cells)
+    alone = [sweep(FINETUNED % f", optim.lr: 3e-4, finetune: {part}").cells[0].config for part in ("head", "all")]
+    assert head == alone[0] and every == replace(alone[1], epochs=5)
+    assert none == sweep(FINETUNED % ", optim.lr: 3e-4").cells[0].config
+    (elsewhere / "again.yaml").write_text(yaml.safe_dump(found.spec, sort_keys=False))
+    assert [cell.config for cell in read_sweep("again.yaml").cells] == [head, every, none]
+    with pytest.raises(InputError, match=r"grid\.finetune: each part brings settings of its own; spell them out under"):
+        sweep(FINETUNED % "" + "grid: {finetune: [head, all]}")
+
+
+def test_a_palette_is_one_value(elsewhere):
+    (elsewhere / "mine.yaml").write_text("task: segment\nmasks: {palette: {road: '#000000', sky: '#ffffff'}}\n")
+    found = sweep("config: mine.yaml\nset: {masks.palette: {car: '#112233', st. wall.: '#445566'}}", folder=elsewhere)
+    (cell,) = found.cells
+    assert list(cell.config.masks.palette) == ["car", "st. wall."]
 
 
 def test_a_runs_own_configuration_is_a_base(elsewhere):

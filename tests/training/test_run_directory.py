@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -18,9 +19,10 @@ from imixer.training.run.checkpoints import Checkpoints
 from imixer.training.run.config import ModelConfig, TrainConfig
 from imixer.training.run.confusion import read_confusion, write_confusion
 from imixer.training.run.directory import RunDirectory, create_run, open_run
-from imixer.training.run.parsing import load_config, merge_settings
+from imixer.training.run.parsing import load_config, merge_settings, save_config
 from imixer.training.run.result import read_result
 from imixer.training.run.resume_rules import check_changes
+from imixer.training.run.summary import runs_below
 from imixer.training.train import resolve_defaults
 
 FILES = {
@@ -157,6 +159,22 @@ def test_what_is_missing_is_named(tmp_path, missing):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=missing):
         open_run(str(tmp_path))
+
+
+def test_a_folder_that_is_not_named_in_utf_8_is_refused_before_anything_is_written(tmp_path):
+    place = os.fsdecode(b"/data/caf\xe9")
+    with pytest.raises(InputError, match=r"data\.name: /data/caf\\udce9 is not named in UTF-8; rename that folder"):
+        save_config(TrainConfig(data=DataConfig(name=place)), tmp_path / "config.yaml")
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_project_that_looks_like_a_run_hides_no_run(tmp_path):
+    for name in ("config.yaml", "model/config.json", "runs/one/config.yaml", "runs/one/metrics.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert runs_below(tmp_path) == [tmp_path / "runs/one"]
+    (tmp_path / "runs/one/metrics.csv").unlink()
+    assert runs_below(tmp_path) == [tmp_path]  # it lost its files
 
 
 def test_what_was_taken_out_of_a_mapping_is_a_change_of_a_resumed_run():

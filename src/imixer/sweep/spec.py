@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -17,9 +17,9 @@ from jsonargparse import ArgumentParser
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import slug
 from imixer.reading_yaml import read_yaml
-from imixer.recipes import load_recipe
+from imixer.recipes import finetune_settings, load_recipe
 from imixer.sweep.plan import Sweep, SweepCell, Trial
-from imixer.training.run.config import TrainConfig
+from imixer.training.run.config import FinetunePart, TrainConfig
 from imixer.training.run.parsing import (
     build_config,
     default_recipe,
@@ -43,6 +43,7 @@ _OTHERWISE = {
     "recipe": "name the recipe beside set, not in it",
     "config": "name the file beside set, not in it",
 }
+_WHOLE = {"masks.palette"}  # mappings that are one value
 _LONGEST_NAME = 150
 _MOST_TRIALS = 10_000
 _NO_RECIPE = {"data", "data.name", "model.from_mixer", "model.checkpoint"}  # where one is set
@@ -96,7 +97,8 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
             raise InputError(
                 f"unknown field {field}{did_you_mean(str(field), _FIELDS)}; there are {', '.join(_FIELDS)}"
             )
-    base = _base(spec, folder)
+    recipe, file = _starts(spec, folder)
+    base = merge_settings(recipe, file)
     fixed = _settings(spec.get("set", {}), "set")
     grid, cases = _grid(spec), _cases(spec)
     for where, settings in {"set": fixed, **{f"cases.{case}": own for case, own in cases.items()}}.items():
@@ -105,9 +107,9 @@ def build_sweep(spec: object, name: str = "sweep", folder: Path = Path()) -> Swe
     named = {field for settings in (base, fixed, grid, *cases.values()) for field in settings}
     varied = [*grid.get("model.pretrained", ()), *(own.get("model.pretrained") for own in cases.values())]
     open_start = not named & _NO_RECIPE and not any(varied)
-    if spec.get("recipe") is None and open_start and (recipe := default_recipe(base | fixed)):
-        base = merge_settings(_flat(load_recipe(recipe), "the file"), base)
-    base = {field: value for field, value in merge_settings(base, fixed).items() if field not in grid}
+    if spec.get("recipe") is None and open_start and (default := default_recipe(base | fixed)):
+        recipe = _flat(load_recipe(default), "the file")
+    base, cases = _with_finetune([recipe, file, fixed], cases, grid)
     name, seeds, case_seeds = _name(spec.get("name", name)), _seeds(spec.get("seeds", 1)), _case_seeds(spec, cases)
     cells = tuple(_cells(base, grid, cases, seeds, case_seeds))
     resolved = {
@@ -143,25 +145,52 @@ def setting_text(value: object) -> str:
     return value if isinstance(value, str) else json_text(value, non_finite="null", indent=None, default=str)
 
 
-def _base(spec: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Load the settings of the recipe, and of the file over it.
+def _starts(spec: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Load the settings of the recipe, and those of the file.
 
     Seed and folder are left out: the file may be that of a finished run.
     """
-    base: dict[str, Any] = {}
+    starts: list[dict[str, Any]] = []
     for field, load in (("recipe", load_recipe), ("config", lambda file: read_yaml(folder / file))):
         given = spec.get(field)
         if given is None:
+            starts.append({})
             continue
         if not isinstance(given, str):
             raise InputError(f"{field} is {given!r}; give text")
         try:
             loaded = _flat(load(given), "the file")
             settings = {name: loaded[name] for name in loaded if name not in ("seed", "out")}
-            base = merge_settings(base, _settings(settings, "the file"))
+            starts.append(_settings(settings, "the file"))
         except InputError as error:
             raise InputError(f"{field} {given}: {error}") from error
-    return base
+    return starts
+
+
+def _with_finetune(
+    layers: Sequence[dict[str, Any]], cases: dict[str, dict[str, Any]], grid: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Merge recipe, file and fixed settings, and what `finetune` brings over the recipe, as on the command line.
+
+    Where a case says what is fine-tuned, each has what its own part brings.
+    """
+    if "finetune" in grid:
+        raise InputError("grid.finetune: each part brings settings of its own; spell them out under cases")
+
+    def merged(part: object) -> dict[str, Any]:
+        brought = _flat(finetune_settings(str(part)), "finetune") if part in get_args(FinetunePart) else {}
+        whole = reduce(merge_settings, [layers[0], brought, *layers[1:]])
+        return {field: value for field, value in whole.items() if field not in grid}
+
+    part = reduce(merge_settings, layers).get("finetune")
+    if not any("finetune" in own for own in cases.values()):
+        return merged(part), cases
+    base = merged(None)
+    wholes = {case: merged(own.get("finetune", part)) for case, own in cases.items()}
+    return base, {
+        case: merge_settings({k: v for k, v in wholes[case].items() if k not in base or base[k] != v}, own)
+        for case, own in cases.items()
+    }
 
 
 def _settings(given: object, where: str) -> dict[str, Any]:
@@ -289,15 +318,15 @@ def _slug(value: str) -> str:
     return slug(value, kept=r"\w.+=-", edges="._", empty="none")
 
 
-def _flat(settings: object, where: str) -> dict[str, Any]:
-    """Flatten nested settings to dotted names: `{a: {b: 1}}` becomes `{a.b: 1}`."""
+def _flat(settings: object, where: str, group: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names: `{a: {b: 1}}` becomes `{a.b: 1}`. What is one value stays whole."""
     if not isinstance(settings, dict):
         raise InputError(f"{where} is {settings!r}; give a mapping of settings to values")
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        inner = _flat(value, where) if isinstance(value, dict) else {"": value}
-        for rest, leaf in inner.items():
-            field = f"{key}.{rest}".rstrip(".")
+        name = f"{group}{key}"
+        nested = isinstance(value, dict) and name not in _WHOLE
+        for field, leaf in (_flat(value, where, f"{name}.") if nested else {name: value}).items():
             if field in flat:
                 raise InputError(f"{where}: {field} stands there twice")
             flat[field] = leaf

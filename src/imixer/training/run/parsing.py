@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.names import is_photo_folder
 from imixer.errors import InputError, did_you_mean
+from imixer.escaping import printable
 from imixer.reading_yaml import read_yaml
 from imixer.recipes import finetune_settings, load_recipe
 from imixer.training.run.config import (
@@ -359,7 +360,18 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write every field of a configuration to a YAML file."""
+    """Write every field of a configuration to a YAML file.
+
+    Args:
+        config: The configuration.
+        path: The file.
+
+    Raises:
+        InputError: If a path in it is not named in UTF-8, as YAML could not be read again.
+    """
+    for name, value in flatten(asdict(config)).items():
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InputError(f"{name}: {printable(value)} is not named in UTF-8; rename that folder")
     write_text(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
 
 

@@ -23,6 +23,7 @@ RunState = Literal["finished", "training", "unfinished", "damaged"]
 _RUN_FILES = frozenset(
     {"config.yaml", "environment.json", "metrics.csv", "checkpoints", "result.json", "model", "learning_curves.png"}
 )
+_OURS = frozenset({"environment.json", "metrics.csv", "result.json"})  # of these; a project may have the others
 _METRICS = ("epoch", "val_acc", "val_loss", "seconds")
 
 
@@ -94,16 +95,20 @@ def runs_below(folder: Path) -> list[Path]:
     Args:
         folder: The folder.
     """
-    runs, links = list[Path](), list[Path]()
+    runs, links, perhaps = list[Path](), list[Path](), list[Path]()
     for path, folders, files in os.walk(folder):
-        if len(_RUN_FILES.intersection(folders + files)) > 1:
+        found = _RUN_FILES.intersection(folders + files)
+        if len(found) > 1 and found & _OURS:
             runs.append(Path(path))
             folders.clear()
             continue
+        if len(found) > 1:
+            perhaps.append(Path(path))
         for link in (os.path.join(path, name) for name in folders if os.path.islink(os.path.join(path, name))):
             with suppress(OSError):  # of what may not be listed
                 if len(_RUN_FILES.intersection(os.listdir(link))) > 1:
                     links.append(Path(link))
+    runs += [place for place in perhaps if not any(place in run.parents for run in runs)]
     places = {run.resolve(): run for run in (*sorted(links, reverse=True), *runs)}
     return sorted(places.values())
 
