@@ -54,6 +54,11 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def is_encodable(text: str) -> bool:
+    """Tell whether a text can be encoded: no byte of no encoding, and no half of a letter, stands in it."""
+    return _OF_NO_ENCODING.search(text) is None
+
+
 def one_line(text: object) -> str:
     """Escape for a terminal, in one line: every stretch of white space becomes one blank."""
     return printable(" ".join(str(text).split()))

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from imixer.errors import InputError
+from imixer.escaping import is_encodable
 from imixer.reading import read_text
 
 _LARGEST = 2**20  # bytes
@@ -77,7 +78,7 @@ def _require_writable(root: Any, name: str) -> None:
             line = node.start_mark.line + 1
             if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _LONGEST_NUMBER:
                 raise InputError(f"{name}: the number in line {line} has {len(node.value):,} digits; give fewer")
-            if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            if not is_encodable(node.value):
                 raise InputError(f"{name}: the text in line {line} has half a letter, \\ud800 to \\udfff; write it out")
         inside = (child for node in level.values() for child in _children(node))
         level = {id(child): child for child in inside if id(child) not in seen}

@@ -108,8 +108,4 @@ def _without_padding(model: MlpMixer, block: int, cam_S: Tensor, size: Sequence[
     """Return the map (gh, gw) without tokens beyond an image of a size, and the sides of a token in pixels."""
     grid, own = grid_of(model, block), cast(tuple[int, int], model.stem.img_size)
     high, wide = own[0] // grid[0], own[1] // grid[1]
-    if getattr(model, "dynamic_img_size", False):  # it pads to whole tokens of its last stage
-        last = grid_of(model, len(model.blocks) - 1)
-        units = own[0] // last[0], own[1] // last[1]
-        grid = -(-size[0] // units[0]) * units[0] // high, -(-size[1] // units[1]) * units[1] // wide
-    return cam_S.unflatten(0, grid)[: -(-size[0] // high), : -(-size[1] // wide)], (high, wide)
+    return cam_S.unflatten(0, grid_of(model, block, size))[: -(-size[0] // high), : -(-size[1] // wide)], (high, wide)

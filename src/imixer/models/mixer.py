@@ -210,12 +210,16 @@ class Mixer(MlpMixer):
         grid: Grid = self.stem.grid_size
         if self.dynamic_img_size:
             height, width = x.shape[-2:]
-            shrink = grid[0] // self.grids[-1][0] if self.grids else 1
-            tall, wide = _whole((height, width), [side * shrink for side in self.stem.patch_size])
+            tall, wide = self._padded_size((height, width))
             if (tall, wide) != (height, width):
                 x = F.pad(x, (0, wide - width, 0, tall - height), mode="replicate")
             grid = tall // self.stem.patch_size[0], wide // self.stem.patch_size[1]
         return self.stem(x), grid
+
+    def _padded_size(self, size: Sequence[int]) -> Grid:
+        """Return the size (height, width) in whole tokens of every stage to which images of a size are padded."""
+        shrink = self.stem.grid_size[0] // self.grids[-1][0] if self.grids else 1
+        return _whole(size, [side * shrink for side in self.stem.patch_size])
 
     def _tokens(self, x: Tensor, depth: int) -> list[tuple[Tensor, Grid]]:
         """Return the tokens (B, S, C), and their grid, after the stem and each of the first modules of `blocks`."""
@@ -284,10 +288,21 @@ def _whole(size: Sequence[int], unit: Sequence[int]) -> Grid:
     return height, width
 
 
-def grid_of(model: nn.Module, block: int) -> Grid:
-    """Return the token grid (height, width) that a module of a Mixer's `blocks` gives."""
+def grid_of(model: nn.Module, block: int, size: Sequence[int] | None = None) -> Grid:
+    """Return the token grid (height, width) that a module of a Mixer's `blocks` gives.
+
+    Args:
+        model: The Mixer.
+        block: Number of the module.
+        size: Size of the images. Default: that for which the model was built.
+    """
     grids: list[Grid] | None = getattr(model, "grids", None)
-    height, width = grids[block] if grids else cast(PatchEmbed, model.stem).grid_size
+    stem = cast(PatchEmbed, model.stem)
+    height, width = grids[block] if grids else stem.grid_size
+    if size is not None and isinstance(model, Mixer) and model.dynamic_img_size:
+        tall, wide = model._padded_size(size)
+        own: Any = stem.img_size
+        return tall * height // own[0], wide * width // own[1]
     return height, width
 
 

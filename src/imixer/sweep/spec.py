@@ -182,10 +182,10 @@ def _with_finetune(
         whole = reduce(merge_settings, [layers[0], brought, *layers[1:]])
         return {field: value for field, value in whole.items() if field not in grid}
 
-    part = reduce(merge_settings, layers).get("finetune")
+    base = merged(None)
+    part = base.get("finetune")
     if not any("finetune" in own for own in cases.values()):
         return merged(part), cases
-    base = merged(None)
     wholes = {case: merged(own.get("finetune", part)) for case, own in cases.items()}
     return base, {
         case: merge_settings({k: v for k, v in wholes[case].items() if k not in base or base[k] != v}, own)

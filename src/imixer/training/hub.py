@@ -190,7 +190,7 @@ def _card(run: FinishedRun, repo_id: str, figures: Mapping[str, str]) -> str:
         f"```python\n{_snippet(repo_id, channels, task)}```\n",
         *_about_windows(run, f"{height}x{width}"),
         *_about_range(run),
-        *_about_transparency(run),
+        f"Lay an image with transparent pixels on {run.config.data.background} before the code above.\n",
         "From a copy of this folder, `local-dir:FOLDER` takes the place of `hf-hub:...`.\n",
         *(f"## {caption}\n\n![{caption}]({file})\n" for file, caption in figures.items()),
         "## How it was trained\n",
@@ -219,11 +219,6 @@ def _about_range(run: FinishedRun) -> list[str]:
         f"This model was trained on images in which {black} is black and {white} is white. Bring an image of more than "
         "8 bits to 0 to 255 by that before the code above.\n"
     ]
-
-
-def _about_transparency(run: FinishedRun) -> list[str]:
-    """Say what lies under transparent pixels, which the code before drops."""
-    return [f"Lay an image with transparent pixels on {run.config.data.background} before the code above.\n"]
 
 
 def _snippet(repo_id: str, channels: int, task: _Kind) -> str:

@@ -98,7 +98,7 @@ def choose_settings(
             config, time, words = _choose_model(config, data, device, length, build, loss)
         said += words
         seen = config.data.image_size
-    elif wanted & {"steps", "loading"}:
+    elif "steps" in wanted or ("loading" in wanted and seen is None):
         with untouched_generators(device):
             built = build(config)
             seen = built.input_size[1:]

@@ -19,7 +19,7 @@ from imixer.data.sources.image_files import (
 )
 from imixer.data.sources.splitting import ROLES, split_role, split_words
 from imixer.errors import InputError
-from imixer.escaping import few_names
+from imixer.escaping import few_names, is_encodable
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def class_folders(split_folder: Path) -> list[Path]:
     alike: dict[str, str] = {}
     for folder in folders:
         name = folder.name
-        if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+        if not is_encodable(name):
             raise InputError(
                 f"class folder {name.encode(errors='surrogateescape')!r} in {split_folder} is not named in UTF-8; "
                 "rename it"

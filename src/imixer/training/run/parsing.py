@@ -16,7 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.names import is_photo_folder
 from imixer.errors import InputError, did_you_mean
-from imixer.escaping import printable
+from imixer.escaping import is_encodable, printable
 from imixer.reading_yaml import read_yaml
 from imixer.recipes import finetune_settings, load_recipe
 from imixer.training.run.config import (
@@ -203,10 +203,7 @@ def _chosen_settings(file: dict[str, Any]) -> dict[str, Any]:
     A whole configuration, as `--print_config` writes it, spells out the others.
     """
     settings = flatten(file)
-    if not settings.get("choose"):
-        return settings
-    default = flatten(asdict(TrainConfig()))
-    return {name: value for name, value in settings.items() if name not in default or value != default[name]}
+    return _not_default(settings) if settings.get("choose") else settings
 
 
 def _names(text: str | None) -> list[str]:
@@ -370,7 +367,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
         InputError: If a path in it is not named in UTF-8, as YAML could not be read again.
     """
     for name, value in flatten(asdict(config)).items():
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if isinstance(value, str) and not is_encodable(value):
             raise InputError(f"{name}: {printable(value)} is not named in UTF-8; rename that folder")
     write_text(path, yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
 
@@ -386,8 +383,12 @@ def flatten(settings: dict[str, Any]) -> dict[str, Any]:
 
 def changed_settings(config: TrainConfig) -> dict[str, Any]:
     """Return the settings of a configuration that are not the default, by dotted name."""
+    return _not_default(flatten(asdict(config)))
+
+
+def _not_default(settings: Mapping[str, Any]) -> dict[str, Any]:
     default = flatten(asdict(TrainConfig()))
-    return {name: value for name, value in flatten(asdict(config)).items() if value != default.get(name)}
+    return {name: value for name, value in settings.items() if value != default.get(name)}
 
 
 def explain(text: str, parser: ArgumentParser) -> str:
