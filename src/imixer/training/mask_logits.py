@@ -46,7 +46,7 @@ class MaskPredictor:
         Args:
             images: Images of the run's mode, `L` or `RGB`, of any sizes.
 
-        Yields:
+        Returns:
             Of each image (num_classes, height, width), float32, on the CPU.
 
         Raises:
@@ -60,8 +60,7 @@ class MaskPredictor:
             batch = batch.to(self.run.device)
             window = self.run.input_size[1:]
             computed += list(sliding_logits(self._of_window, batch, window, self.run.config.masks.overlap))
-        for each, image in zip(computed, images, strict=True):
-            yield _to_size(each, image).cpu()
+        return (_to_size(each, image).cpu() for each, image in zip(computed, images, strict=True))
 
     def _of_window(self, images: Tensor) -> Tensor:
         logits: Tensor = self.run.model(images)
