@@ -168,9 +168,10 @@ def test_hugging_face_names_say_which_package_they_need(without):
 class HubReader:
     """Stands for timm's reader of a Hugging Face data set: encoded files and labels."""
 
-    def __init__(self, contents):
+    def __init__(self, contents, listed=None):
         self.class_to_idx = {"dog": 1, "cat": 0}
         self.contents = contents
+        self.dataset = SimpleNamespace(info=SimpleNamespace(splits=listed))
 
     def __len__(self):
         return len(self.contents)
@@ -179,11 +180,11 @@ class HubReader:
         return io.BytesIO(self.contents[index]), index % 2
 
 
-def open_hub(monkeypatch, contents, splits=("train", "test")):
+def open_hub(monkeypatch, contents, splits=("train", "test"), listed=None):
     def create(name, *, root, split, download):
         if split not in splits:
             raise ValueError(f'Unknown split "{split}". Should be one of {list(splits)}.')
-        return SimpleNamespace(reader=HubReader(contents))
+        return SimpleNamespace(reader=HubReader(contents, listed))
 
     monkeypatch.setattr(timm_sets, "create_dataset", create)
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(__spec__=object()))
@@ -204,6 +205,30 @@ def test_a_hub_set_falls_back_to_its_test_split(monkeypatch, make_image):
     assert (data.name, data.class_names, data.native_size) == ("hfds_some_pets", ("cat", "dog"), (8, 8))
     assert (data.split, data.sources) == ("test", ("its split train", "its split test"))
     assert np.array_equal(data.val[5][0], make_image(5))
+
+
+@pytest.mark.parametrize(
+    ("splits", "held_out"),
+    [
+        (("train", "valid"), "valid"),
+        (("train", "test", "dev"), "dev"),
+        (("test", "train"), "test"),
+        (("train", "unlabelled", "Validation"), "Validation"),
+    ],
+)
+def test_a_hub_set_holds_out_the_split_that_it_lists_under_any_name_for_it(monkeypatch, make_image, splits, held_out):
+    data = open_hub(monkeypatch, encoded(make_image, 6), splits, dict.fromkeys(splits))
+    assert (data.split, data.sources) == (held_out, ("its split train", f"its split {held_out}"))
+
+
+def test_a_hub_set_that_lists_no_held_out_split_is_refused_with_those_it_has(monkeypatch, make_image):
+    with pytest.raises(InputError, match=r"no held-out split among its splits \(train, extra\); save its images"):
+        open_hub(monkeypatch, encoded(make_image, 6), ("train", "extra"), dict.fromkeys(("train", "extra")))
+
+
+def test_a_held_out_split_that_cannot_be_fetched_is_not_replaced_by_another(monkeypatch, make_image):
+    with pytest.raises(InputError, match=r"could not open hfds/Some/Pets \(validation\)"):
+        open_hub(monkeypatch, encoded(make_image, 6), ("train", "test"), dict.fromkeys(("train", "validation", "test")))
 
 
 def test_a_hub_set_without_held_out_split_gives_the_reason(monkeypatch, make_image):

@@ -11,6 +11,7 @@ from imixer.data.image_data import ImageData, LabelledImage
 from imixer.data.names import timm_prefix
 from imixer.data.sources.decoding import UnreadableImage, decode_bytes, error_reason
 from imixer.data.sources.image_files import data_root
+from imixer.data.sources.splitting import split_role
 from imixer.data.sources.statistics import usable_statistics
 from imixer.data.sources.wrapped import WrappedDataset, read_item
 from imixer.errors import InputError
@@ -42,7 +43,9 @@ class _ReaderItems:
 
 
 def open_timm(name: str, config: DataConfig) -> ImageData:
-    """Open a data set by timm's prefixed name. Its `validation` split is held out, else its `test` split.
+    """Open a data set by timm's prefixed name. Its split of validation is held out, else that of test.
+
+    Of `hfds/...` that is the first listed split that is called so, such as `valid` or `dev`.
 
     Channels, size, mean and deviation are measured on a sample of the training images.
 
@@ -68,7 +71,7 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
         require_extra("data", f"data.name {name!r}")
 
     train = _open_split(name, "train", config)
-    val, val_split = _open_held_out(name, config)
+    val, val_split = _open_held_out(name, config, train)
     class_names = _class_names(train, name)
     statistics = usable_statistics(lambda index: read_item(train, index, name)[0], len(train), config, name)
     return ImageData(
@@ -104,8 +107,17 @@ def _open_split(name: str, split: str, config: DataConfig) -> Any:
     return _ReaderItems(dataset.reader, f"{name} ({split})") if hasattr(dataset, "reader") else dataset
 
 
-def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
+def _open_held_out(name: str, config: DataConfig, train: Any) -> tuple[Any, str]:
     """Open the held-out split; return it and its name."""
+    listed = _listed_splits(train)
+    if listed:
+        held_out = [split for role in ("val", "test") for split in listed if split_role(split) == role]
+        if not held_out:
+            raise InputError(
+                f"{name} has no held-out split among its splits ({', '.join(listed)}); save its images in a folder and "
+                "give that as data.name with data.val_fraction"
+            )
+        return _open_split(name, held_out[0], config), held_out[0]
     for split in _VAL_SPLITS[:-1]:
         try:
             opened = _open_split(name, split, config)
@@ -113,6 +125,12 @@ def _open_held_out(name: str, config: DataConfig) -> tuple[Any, str]:
             continue
         return opened, "test" if getattr(opened, "train", None) is False else split  # torchvision's has no third one
     return _open_split(name, _VAL_SPLITS[-1], config), _VAL_SPLITS[-1]
+
+
+def _listed_splits(train: Any) -> list[str]:
+    """Name the splits that Hugging Face's data set of the training images lists; none where it lists none."""
+    info = getattr(getattr(getattr(train, "reader", None), "dataset", None), "info", None)
+    return list(getattr(info, "splits", None) or ())
 
 
 def _class_names(dataset: Any, name: str) -> tuple[str, ...]:
