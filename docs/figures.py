@@ -356,6 +356,8 @@ def draw_cost() -> None:
             seeds = [float(run["accuracy"]) for run in runs]
             label = f"{name} here, 0.5 P, {len(seeds)} seeds"
             axes.errorbar(0.5 * beside, fmean(seeds), stdev(seeds), fmt="o", ms=5, color=color, label=label)
+        (plain,) = (float(run["accuracy"]) for run in table("laptop") if run["row"] == "plain")
+        axes.plot(0.5, plain, "D", ms=5, color=ORANGE, mfc="none", label="iMixer without convolutions, one seed")
         axes.set(xscale="log", xlim=(0.1, 1000), ylim=(88, 95))
         axes.set(xlabel="multiply-adds of the training / P", ylabel="accuracy on CIFAR-10 / %")
         axes.xaxis.set_major_formatter("{x:g}")

@@ -1,22 +1,26 @@
 """Fine-tuning trains what it says, leaves the rest as it was, and starts from a run, a file, timm or a Mixer."""
 
+import json
 import re
 from dataclasses import asdict
 
+import huggingface_hub
 import pytest
 import timm
 import torch
 import yaml
 from lightning.fabric import Fabric
 from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 from torch import nn
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
+from imixer.models import read_mixer
 from imixer.recipes import finetune_settings
 from imixer.training.finetune import describe_parameters, freeze
-from imixer.training.initial_weights import load_weights
+from imixer.training.initial_weights import find_start, load_weights
 from imixer.training.model import BuiltModel, build_model
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
@@ -267,6 +271,92 @@ def test_a_run_brings_its_sizes_and_its_preparation_of_images(mixer_run):
     assert torch.equal(built.model.stem.proj.weight, theirs["stem.proj.weight"])
 
 
+def directory_of(folder, name, size, **args):
+    """A model's directory as a run or a push leaves it, for images of a size, and the model."""
+    model = timm.create_model(name, img_size=size, num_classes=4, **args)
+    save_for_hf(model, folder, model_args={**args, "img_size": size, "num_classes": 4}, safe_serialization=True)
+    return model
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "from_mixer"])
+def test_training_goes_on_at_the_image_size_of_the_weights_unless_another_is_given(tmp_path, option):
+    name = "mixer_t2_8" if option == "from_mixer" else "imixer_t2_8"
+    theirs = directory_of(tmp_path / "model", name, 16).eval()
+    config = ModelConfig(**{option: str(tmp_path / "model")})
+    numbers = {"native_size": (8, 8), "in_chans": 3, "num_classes": 4}
+    built = build_model(config, DataConfig(), **numbers)
+    assert built.input_size == (3, 16, 16)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.allclose(built.model.eval()(images), theirs(images), atol=1e-5)
+    assert build_model(config, DataConfig(image_size=8), **numbers).input_size == (3, 8, 8)
+
+
+def test_another_model_of_timm_goes_on_at_the_image_size_of_its_weights_too(tmp_path):
+    theirs = timm.create_model("resnet18", num_classes=4)
+    theirs.pretrained_cfg["input_size"] = (3, 64, 64)
+    save_for_hf(theirs, tmp_path, model_args={"num_classes": 4}, safe_serialization=True)
+    built = build_model(
+        ModelConfig(checkpoint=str(tmp_path)), DataConfig(), native_size=(32, 32), in_chans=3, num_classes=4
+    )
+    assert built.input_size == (3, 64, 64)
+
+
+def test_it_is_said_that_token_mixing_is_resampled_and_between_which_grids(tmp_path):
+    directory_of(tmp_path / "model", "imixer_t2_8", 16)
+    start = find_start(ModelConfig(checkpoint=str(tmp_path / "model")))
+    report = start.load_into(timm.create_model("imixer_t2_8", num_classes=4))
+    assert "token mixing resampled from 8x8 to 4x4 tokens" in report
+
+
+def test_a_folder_of_timms_hub_without_arguments_of_the_model_is_one(tmp_path):
+    theirs = timm.create_model("resnet18", num_classes=4)
+    save_for_hf(theirs, tmp_path, safe_serialization=True)
+    packed = json.loads((tmp_path / "config.json").read_text())
+    packed.pop("model_args", None)
+    (tmp_path / "config.json").write_text(json.dumps(packed))
+    start = find_start(ModelConfig(checkpoint=str(tmp_path)))
+    assert (start.name, start.args) == ("resnet18", {})
+
+
+def test_the_weights_in_a_models_folder_bring_what_the_folder_says(mixer_run):
+    file, folder = mixer_run / "model" / "model.safetensors", mixer_run / "model"
+    assert find_start(ModelConfig(checkpoint=str(file))) == find_start(ModelConfig(checkpoint=str(folder)))
+    assert read_mixer(str(file)).preparation == read_mixer(str(folder)).preparation
+
+
+def test_the_record_of_another_library_beside_weights_is_not_read(mixer_run, tmp_path):
+    save_file(weights(mixer_run), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
+    start = find_start(ModelConfig(checkpoint=str(tmp_path / "model.safetensors")))
+    assert (start.name, start.path) == (None, str(tmp_path / "model.safetensors"))
+
+
+def test_a_model_of_the_hub_is_fetched_by_its_id(mixer_run, monkeypatch):
+    asked = []
+
+    def fetch(repository, **options):
+        asked.append((repository, options["revision"]))
+        return str(mixer_run / "model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert find_start(ModelConfig(checkpoint="hf-hub:ada/digits")).name == "mixer_t2_8"
+    find_start(ModelConfig(checkpoint="hf-hub:ada/digits@v2"))
+    assert asked == [("ada/digits", None), ("ada/digits", "v2")]
+
+
+@pytest.mark.parametrize("name", ["hf-hub:ada/digits", "hf-hub:a/b/c", "hf-hub:"])
+def test_a_model_that_the_hub_does_not_give_is_refused_in_one_line(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"could not be fetched \(.*\); check the name and the network"):
+        find_start(ModelConfig(checkpoint=name))
+
+
+def test_a_model_of_the_hub_as_the_models_name_is_told_its_option():
+    with pytest.raises(InputError, match=r"give hf-hub:ada/digits as model\.checkpoint"):
+        build_model(ModelConfig(name="hf-hub:ada/digits"), DataConfig(), native_size=(8, 8), in_chans=1, num_classes=3)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_packaged_model_is_fine_tuned_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -298,13 +388,24 @@ def test_an_imixer_run_starts_from_a_mixer_run_and_resumes(mixer_run, tmp_path, 
     assert all(torch.equal(after[name], value) for name, value in weights(run).items())
 
 
-def test_the_head_alone_of_a_file_is_fine_tuned(mixer_run, tmp_path, train_quick):
+def test_gray_images_are_normalised_as_colours_that_are_all_normalised_alike(tmp_path, train_quick, capsys):
+    mixer = timm.create_model("mixer_t2_8", num_blocks=1, embed_dim=16, num_classes=4)
+    mixer.pretrained_cfg.update(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    args = {"num_blocks": 1, "embed_dim": 16, "num_classes": 4}
+    save_for_hf(mixer, tmp_path / "model", model_args=args, safe_serialization=True)
+    train_quick(tmp_path / "run", "--model.name", "imixer_t2_8", "--model.from_mixer", str(tmp_path / "model"))
+    assert "normalised as for the weights to start from: mean 0.5, std 0.25" in capsys.readouterr().err
+
+
+def test_the_head_alone_of_a_file_is_fine_tuned(mixer_run, tmp_path, train_quick, capsys):
     path = tmp_path / "w.safetensors"
     save_file(weights(mixer_run), path)
     run = train_quick(
         tmp_path / "head", "--model.name", "mixer_t2_8", "--model.checkpoint", str(path), "--finetune", "head",
         "--data.batch_size", "256",
     )  # fmt: skip
+    said = "normalised by their own mean and deviation, as the weights to start from do not say how theirs were"
+    assert said in " ".join(capsys.readouterr().err.split())
     changed = {name for name, value in weights(run).items() if not torch.equal(value, weights(mixer_run)[name])}
     assert changed == {"head.weight", "head.bias"}
 

@@ -112,7 +112,7 @@ def read_mixer(source: str, option: str = "from_mixer") -> MixerWeights:
         InputError: If there are no such weights, they cannot be read, are not finite, or are not those of a Mixer.
     """
     path = Path(os.path.expanduser(source))
-    if path.is_dir():
+    if path.is_dir() or model_folder(path) != path:
         return _of_directory(path, source, option)
     if path.is_file() or _FILE.search(source) or source.startswith((".", "/", "~")):
         return _of_file(path, source, option)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections import OrderedDict
@@ -93,8 +94,22 @@ def read_weights(
 
 
 def model_folder(path: Path) -> Path:
-    """Return the directory with the `config.json` of a model: that in a finished run, or else the path itself."""
-    return path / "model" if (path / "model" / "config.json").is_file() else path
+    """Return the directory with the `config.json` of a model: that in a finished run, or else the path itself.
+
+    For the `model.safetensors` of such a directory it is the directory, which says more of the weights.
+    """
+    if (path / "model" / "config.json").is_file():
+        return path / "model"
+    return path.parent if path.name == "model.safetensors" and _is_of_timm(path.parent / "config.json") else path
+
+
+def _is_of_timm(config: Path) -> bool:
+    """Whether a file is timm's record of a model, and not that of another library."""
+    try:
+        record = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and "architecture" in record
 
 
 class _Record:

@@ -15,7 +15,7 @@ from typing import Any
 from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from imixer.errors import InputError, did_you_mean
+from imixer.errors import InputError, did_you_mean, in_short
 from imixer.models import IMixer, MixerWeights, read_mixer, start_from_mixer
 from imixer.models.from_mixer import matching_variant
 from imixer.models.weight_files import model_folder, read_weights
@@ -25,6 +25,7 @@ from imixer.weights import packaged_models
 
 FROM_DATA = {"img_size", "in_chans", "num_classes"}
 SEGMENTER = "segmenter"  # the name of a segmentation in timm
+_HUB = "hf-hub:"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class LoadedWeights:
         others: The names of the other sets that would have fitted.
         ignored: The entries beside the weights of that set that the model does not have.
         classifier: Whether the classifier was loaded too. It is not if it has another number of classes.
+        resampled: The token grids (height, width) there and here, if token mixing was resampled from one to another.
     """
 
     path: str
@@ -44,6 +46,7 @@ class LoadedWeights:
     others: tuple[str, ...]
     ignored: tuple[str, ...]
     classifier: bool
+    resampled: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     def __str__(self) -> str:
         """Describe in one line which weights were taken."""
@@ -53,6 +56,9 @@ class LoadedWeights:
         if self.ignored:
             more = f" and {len(self.ignored) - 3} more" if len(self.ignored) > 3 else ""
             parts.append(f"{', '.join(self.ignored[:3])}{more} left out")
+        if self.resampled:
+            there, here = (f"{height}x{width}" for height, width in self.resampled)
+            parts.append(f"token mixing resampled from {there} to {here} tokens")
         if not self.classifier:
             parts.append("the classifier, for another number of classes, starts afresh")
         return "; ".join(parts)
@@ -124,22 +130,23 @@ def find_start(config: ModelConfig) -> Start:
                 f"model.from_mixer: {mixer.source} has sizes that no iMixer has by name; give model.name, such as "
                 f"imixer_s16_224, with {sizes}"
             )
-        return Start(name, preparation=mixer.preparation, mixer=mixer)
+        return Start(name, preparation=mixer.preparation, mixer=mixer, img_size=mixer.img_size)
     if not config.checkpoint:
         return Start()
     path = named_place(config.checkpoint)
     folder = model_folder(path)
     if not (folder / "config.json").is_file():
         return Start(path=str(path), key=config.checkpoint_key)
-    packed = read_json(folder / "config.json", ["architecture", "model_args"])
+    packed = read_json(folder / "config.json", ["architecture"])
+    built_with = packed.get("model_args") or {}  # which timm leaves out of models with its own defaults
     if packed["architecture"] == SEGMENTER:
         raise InputError(
             f"model.checkpoint is {config.checkpoint}, a segmentation, which keeps no more of its model than its head "
             "reads; give a classification, or the weights that it started from"
         )
-    args = {name: value for name, value in packed["model_args"].items() if name not in FROM_DATA}
-    preparation = normalisation(packed.get("pretrained_cfg", {}))
-    size = packed["model_args"].get("img_size") or (packed.get("pretrained_cfg") or {}).get("input_size", ())[-2:]
+    args = {name: value for name, value in built_with.items() if name not in FROM_DATA}
+    preparation = normalisation(packed.get("pretrained_cfg") or {})
+    size = built_with.get("img_size") or (packed.get("pretrained_cfg") or {}).get("input_size", ())[-2:]
     return Start(
         packed["architecture"],
         args,
@@ -151,7 +158,7 @@ def find_start(config: ModelConfig) -> Start:
 
 
 def named_place(name: str) -> Path:
-    """Return the folder of the packaged model that is called so, or the path that a name is.
+    """Return the folder of the packaged model that is called so, a copy of the hub's, or the path that a name is.
 
     The package goes first, since what commands write of a packaged model lies in a folder of its name: `./NAME` is the
     folder.
@@ -160,14 +167,32 @@ def named_place(name: str) -> Path:
         name: The value of `model.checkpoint`.
 
     Raises:
-        InputError: If there is nothing of that name, and it is close to that of a packaged model.
+        InputError: If there is nothing of that name, and it is close to that of a packaged model, or a model of the hub
+            cannot be fetched.
     """
     path, packaged = Path(os.path.expanduser(name)), packaged_models()
     if name in packaged:
         return packaged[name]
+    if name.startswith(_HUB):
+        return _fetched(name)
     if not os.path.exists(path) and path.name == name and (meant := did_you_mean(name, packaged)):
         raise InputError(f"model.checkpoint: there is no file, run or packaged model {name!r}{meant}")
     return path
+
+
+def _fetched(name: str) -> Path:
+    """Fetch `hf-hub:USER/NAME` or `hf-hub:USER/NAME@REVISION`, and return the folder of its copy."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.removeprefix(_HUB).partition("@")
+    try:
+        wanted = ["config.json", "model.safetensors"]
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:  # the hub client, its HTTP client and the network each raise their own
+        raise InputError(
+            f"model.checkpoint: {name} could not be fetched ({in_short(error, 120)}); check the name and the network, "
+            "or give the folder of a copy"
+        ) from error
 
 
 def normalisation(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,9 +228,12 @@ def load_weights(
     chosen, others = read_weights(Path(path), set(model.state_dict()), key)
     state = dict(chosen.state)
     heads = _drop_other_classifier(model, state)
+    resampled = None
     try:
         if img_size is not None and isinstance(model, IMixer):
             model.adapt_weights(state, img_size=img_size)
+            grids = model.stem.dynamic_feat_size(img_size), model.stem.grid_size
+            resampled = grids if grids[0] != grids[1] else None
         result = model.load_state_dict(state, strict=False)
     except (RuntimeError, ValueError) as error:
         sizes = _other_size(model, img_size)
@@ -217,7 +245,7 @@ def load_weights(
             raise InputError(
                 f"model.checkpoint: {path} does not fit the model: {problem} {names[0]}{_shape(state, names[0])}"
             )
-    return LoadedWeights(path, chosen.name, tuple(each.name for each in others), chosen.ignored, not heads)
+    return LoadedWeights(path, chosen.name, tuple(each.name for each in others), chosen.ignored, not heads, resampled)
 
 
 def _drop_other_classifier(model: Any, state: dict[str, Tensor]) -> list[str]:

@@ -76,7 +76,8 @@ def build_model(
 
     Args:
         config: The configuration of the model.
-        data: The configuration of the data, whose `image_size` goes before the model's own.
+        data: The configuration of the data, whose `image_size` goes before that of the weights to start from, and this
+            before the model's own.
         native_size: The size (height, width) of the images as stored, if they share one.
         in_chans: The number of channels of the images.
         num_classes: The number of classes.
@@ -89,7 +90,7 @@ def build_model(
     start = find_start(config)
     name = config.name or start.name or default_name(wanted or native_size)
     cfg = _pretrained_cfg(name)
-    size: Size = wanted or (cfg.input_size[-2], cfg.input_size[-1])
+    size: Size = wanted or start.img_size or (cfg.input_size[-2], cfg.input_size[-1])
     if config.patch_size is not None:
         _check_tiling(name, size, (config.patch_size, config.patch_size))
     options = config.overrides()
@@ -274,7 +275,10 @@ def require_trainable(built: BuiltModel, images: int) -> None:
 def _pretrained_cfg(name: str) -> PretrainedCfg:
     """Return timm's configuration of a model, and refuse a name that it does not know."""
     if ":" in name:
-        raise InputError(f"model.name is {name!r}; give the architecture's name, and its weights as model.checkpoint")
+        raise InputError(
+            f"model.name is {name!r}; give {name.removeprefix('local-dir:')} as model.checkpoint, which says what "
+            "architecture it is of"
+        )
     if not timm.is_model(name.partition(".")[0]):
         meant = (
             did_you_mean(name, timm.list_models()) or "; give one that timm.list_models() names, such as imixer_s16_224"

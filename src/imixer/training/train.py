@@ -210,7 +210,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         )
     seed_everything(config.seed, workers=True, verbose=False)
     built = task.build_model(config, data)
-    data = _prepared_alike(data, built)
+    data = _prepared_alike(data, built, config)
     if config.finetune is not None:
         freeze(built.model, config.finetune, built.title)
     if config.finetune in (None, "all"):  # a batch norm that is frozen takes any batch
@@ -289,11 +289,17 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         return _finish(loop, task, config, data, device_name(fabric.device))
 
 
-def _prepared_alike(data: ImageSet, built: BuiltModel) -> ImageSet:
+def _prepared_alike(data: ImageSet, built: BuiltModel, config: TrainConfig) -> ImageSet:
     """Normalise images as they were for the weights that the model starts from, if these say how."""
     mean, std = (built.preparation.get(name) for name in ("mean", "std"))
+    if mean and std and data.in_chans == 1 and len(set(mean)) == len(set(std)) == 1:
+        mean, std = mean[:1], std[:1]  # of colours alike, as of gray
     if not mean or not std or not len(mean) == len(std) == data.in_chans:
-        return data
+        if not config.model.sources:
+            return data
+        said = f"say it for {len(mean)} channels" if mean and std else "do not say how theirs were"
+        note = f"normalised by their own mean and deviation, as the weights to start from {said}"
+        return replace(data, notes=(*data.notes, note))
     numbers = [", ".join(f"{value:.3g}" for value in values) for values in (mean, std)]
     note = f"normalised as for the weights to start from: mean {numbers[0]}, std {numbers[1]}"
     return replace(data, mean=tuple(mean), std=tuple(std), notes=(*data.notes, note))
