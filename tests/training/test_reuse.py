@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,20 @@ def test_predict_files_and_folders(run, images, capsys):
     assert first == sorted(first, reverse=True)
     assert sum(first) == pytest.approx(1, abs=1e-4)
     refused(capsys, ["predict", run, images / "0.png", "--csv", out], "exists")
+
+
+def test_an_unreadable_image_among_others_is_left_out_and_named(run, images, tmp_path, capsys):
+    there = shutil.copytree(images, tmp_path / "there")
+    (there / "1.png").write_bytes((there / "1.png").read_bytes()[:40])
+    (there / "none.png").touch()
+    out = tmp_path / "p.csv"
+    assert main(["predict", str(run), str(there), "--csv", str(out), "--top", "1"]) == 0
+    with out.open() as file:
+        assert [Path(row["image"]).name for row in csv.DictReader(file)] == ["0.png", "2.png"]
+    assert re.search(r"left out 2 of 4 images; the first: cannot read image \S+1\.png", capsys.readouterr().err)
+    (there / "0.png").unlink()
+    (there / "2.png").unlink()
+    refused(capsys, ["predict", run, there], "1.png")
 
 
 def test_predict_takes_the_true_class_from_class_folders(run, test_set, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 
 from imixer.data.sources.decoding import pixel_format
-from imixer.data.sources.image_files import find_images, load_image
+from imixer.data.sources.image_files import find_images, load_images
 from imixer.errors import InputError
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
@@ -65,7 +66,8 @@ def predict(
 ) -> tuple[list[Prediction], Path]:
     """Predict the classes of images, and draw the first `SHOWN` as `prediction.png` in the run's outputs.
 
-    The true class of a file is known where it lies in a class folder, that is, one of a class's name.
+    The true class of a file is known where it lies in a class folder, that is, one of a class's name. Files that
+    cannot be read are left out, of which a warning tells.
 
     Args:
         path: The run's directory.
@@ -81,8 +83,8 @@ def predict(
         The predictions, and the path of the picture.
 
     Raises:
-        InputError: If the run or an image cannot be read, the run gives an image no class, `n_iter` is given for a
-            model that does not iterate, or the weights or the logits are not finite.
+        InputError: If the run or any image at all cannot be read, the run gives an image no class, `n_iter` is given
+            for a model that does not iterate, or the weights or the logits are not finite.
     """
     if top < 1:
         raise InputError(f"top is {top}; give 1 or more classes")
@@ -97,17 +99,16 @@ def predict(
     files = [Path(file) for file in find_images(images)] if images else []
     held_out = [] if files else _held_out(run, data)
     picture = run.make_outputs().prediction
-    announce(f"predicting {len(files) or len(held_out):,} images")
+    total = len(files) or len(held_out)
+    announce(f"predicting {total:,} images")
     predictions: list[Prediction] = []
     shown: list[_Source] = []
-    in_chans, pixels = run.input_size[0], pixel_format(run.config.data)
-    starts = range(0, len(files) or len(held_out), _BATCH)
-    for start in with_progress(([start] for start in starts), len(starts), "predicting batches"):
-        batch = [
-            _Source(str(file), class_of_folder(file, images, run.class_names), load_image(file, in_chans, pixels))
-            for file in files[start : start + _BATCH]
-        ]
-        batch = batch or held_out[start : start + _BATCH]
+    loaded = (
+        _Source(str(file), class_of_folder(file, images, run.class_names), image)
+        for file, image in load_images(files, run.input_size[0], pixel_format(run.config.data))
+    )
+    sources = with_progress(([source] for source in (loaded if files else held_out)), total, "predicting images")
+    while batch := list(islice(sources, _BATCH)):
         predictions += _predict(run, batch, top)
         shown += batch[: max(0, SHOWN - len(shown))]
     if csv_file:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imixer.data.sources.decoding import pixel_format
-from imixer.data.sources.image_files import find_images, load_image
+from imixer.data.sources.image_files import find_images, load_images
 from imixer.data.sources.masks import mask_image, overlay
 from imixer.escaping import slug, unlike
 from imixer.plotting import drawn
@@ -54,6 +54,8 @@ def predict_masks(
 ) -> tuple[list[MaskPrediction], Path]:
     """Predict masks, and write them as index PNGs into `predictions/` of the run's outputs, and overlays below.
 
+    Files that cannot be read are left out, of which a warning tells.
+
     Args:
         run: The run.
         images: Files, or folders of files, of any size. Default: eight of the held-out images, evenly spread.
@@ -63,7 +65,7 @@ def predict_masks(
         The predictions, and the path of a picture of the first 16, which need not be there.
 
     Raises:
-        InputError: If the data or an image cannot be read, or the logits are not finite.
+        InputError: If the data or any image at all cannot be read, or the logits are not finite.
     """
     files = find_images(images) if images else []
     held_out = [] if files else _held_out(run, data_path)
@@ -77,14 +79,11 @@ def predict_masks(
     announce(f"predicting {len(names):,} images")
     predictions: list[MaskPrediction] = []
     panels: list[MaskPanel] = []
-    places = range(len(names))
-    for place in with_progress(([place] for place in places), len(places), "predicting images"):
-        if files:
-            source = _MaskSource(names[place], load_image(files[place], run.input_size[0], pixels), None)
-        else:
-            source = held_out[place]
+    stem_of = dict(zip(names, stems, strict=True))
+    loaded = (_MaskSource(str(file), image, None) for file, image in load_images(files, run.input_size[0], pixels))
+    for source in with_progress(([each] for each in (loaded if files else held_out)), len(names), "predicting images"):
         classes = predictor.classes([source.image])[0]
-        mask, laid = folder / f"{stems[place]}.png", overlays / f"{stems[place]}.png"
+        mask, laid = (place / f"{stem_of[source.name]}.png" for place in (folder, overlays))
         for file, picture in ((mask, mask_image(classes, palette)), (laid, overlay(source.image, classes, palette))):
             with replacing(file) as temporary:
                 picture.save(temporary, format="PNG")

@@ -33,7 +33,7 @@ from imixer.analysis.images import pixels_of
 from imixer.data.config import DataConfig
 from imixer.data.names import DIGITS, is_named
 from imixer.data.sources.decoding import pixel_format
-from imixer.data.sources.image_files import expand_user, find_images, load_image
+from imixer.data.sources.image_files import expand_user, find_images, load_images
 from imixer.errors import InputError, in_short
 from imixer.escaping import shell_word
 from imixer.models.timm_tags import find_pretrained_cfg
@@ -189,7 +189,7 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
         What is said of each image, the least normal first; and the picture, which may not be there.
 
     Raises:
-        InputError: If there are no images, one cannot be read, or the file of scores cannot be written.
+        InputError: If there are no images, none can be read, or the file of scores cannot be written.
     """
     if not paths:
         raise InputError(
@@ -203,8 +203,9 @@ def judge_files(run: FinishedRun, paths: Sequence[str], csv_file: str | None = N
     threshold = read_result(run.directory).last["threshold"]
     files = find_images(paths)
     stored = pixel_format(config.data)
-    read = ([to_tensor(load_image(file, run.input_size[0], stored), size)] for file in files)
-    images = torch.stack(list(with_progress(read, len(files), "reading images")))
+    loaded = ([each] for each in load_images(files, run.input_size[0], stored))
+    read = {file: to_tensor(image, size) for file, image in with_progress(loaded, len(files), "reading images")}
+    files, images = list(read), torch.stack(list(read.values()))
     learned = load_normal(run.directory, options.neighbours)
     picture = run.make_outputs().prediction
     many: dict[str, Any] = dict(batch_size=config.micro_batch, device=run.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -13,6 +14,8 @@ from PIL import Image
 from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, convert_image, error_reason, read_image_file
 from imixer.errors import InputError
 from imixer.escaping import middle_cut
+
+_log = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"})
 _OF_SYSTEMS = frozenset(
@@ -215,6 +218,36 @@ def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS
     if path.is_dir():
         raise InputError(f"{path} is a folder; give an image file")
     return convert_image(read_image_file(path, "give a complete image file"), in_chans, pixels, str(path))
+
+
+def load_images(
+    files: Sequence[Path], in_chans: int, pixels: PixelFormat = EIGHT_BITS
+) -> Iterator[tuple[Path, Image.Image]]:
+    """Read image files one by one, and leave out those that cannot be read, of which a warning tells at the end.
+
+    Args:
+        files: The files.
+        in_chans: 1 or 3.
+        pixels: How stored pixel values become bytes, as in training.
+
+    Yields:
+        A file that could be read, and its image as of `load_image`.
+
+    Raises:
+        InputError: If none of them can be read. The message is that of the first.
+    """
+    unreadable: list[InputError] = []
+    for file in files:
+        try:
+            image = load_image(file, in_chans, pixels)
+        except InputError as error:
+            unreadable.append(error)
+            continue
+        yield file, image
+    if unreadable and len(unreadable) == len(files):
+        raise unreadable[0]
+    if unreadable:
+        _log.warning(f"left out {len(unreadable):,} of {len(files):,} images; the first: {unreadable[0]}")
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:

@@ -44,8 +44,8 @@ class _Start:
         name: Name of a timm model, ours (`imixer_*`) or any other. Default: the iMixer for the data's image size.
         checkpoint: Weights to start from: a file of safetensors, a checkpoint of timm, Lightning, Fabric or ours, or
             the directory of a finished run or of a model, the name of a packaged model, such as
-            `imixer_laptop_32.cifar10`, or `hf-hub:USER/NAME`, whose sizes and image size are taken too. Nothing in it is
-            executed.
+            `imixer_laptop_32.cifar10`, or `hf-hub:USER/NAME`, whose sizes and image size are taken too. Nothing in it
+            is executed.
         checkpoint_key: Which weights of a file with several, such as `state_dict`. Default: the only ones, or their
             average, or `state_dict` or `model`.
         pretrained: Start from the weights that timm knows for this name.
