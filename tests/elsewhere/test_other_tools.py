@@ -70,12 +70,14 @@ def test_the_script_without_imixer_gives_the_models_probabilities(tmp_path):
     pytest.importorskip("onnxruntime")
     (script,) = [code for title, code in SNIPPETS if title]
     assert "imixer" not in script
-    assert len(script.splitlines()) <= 16
+    assert len(script.splitlines()) <= 20
     model = make()
     model.pretrained_cfg |= {"label_names": ["cat", "dog", "owl"], "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
-    export_onnx(model, tmp_path / "model.onnx")
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    export_onnx(model, tmp_path / "model.onnx", background=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    pixels[..., 3] = 255 * (pixels[..., 3] < 128)
     Image.fromarray(pixels).save(tmp_path / "image.png")
+    pixels = pixels[..., :3] * (pixels[..., 3:] == 255)  # the black that it is laid on
     (tmp_path / "predict.py").write_text(script)
     command = [sys.executable, "predict.py", "model.onnx", "image.png"]
     printed = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.splitlines()

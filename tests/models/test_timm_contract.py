@@ -458,3 +458,4 @@ def test_an_exported_file_says_which_stored_values_are_black_and_white():
     model = timm.create_model("imixer_t2_8", num_blocks=1)
     assert json.loads(onnx_metadata(model)["value_range"]) == [0, 255]
     assert json.loads(onnx_metadata(model, (0.0, 4095.0))["value_range"]) == [0, 4095]
+    assert [onnx_metadata(model)["background"], onnx_metadata(model, None, 0)["background"]] == ["255", "0"]

@@ -56,8 +56,27 @@ def test_no_folder_of_this_machine_is_in_a_portable_configuration(evaluated):
         config = replace(run.config, data=replace(run.config.data, **places), model=model, out="/srv/alice/run")
         portable = replace(run, config=config).portable_config()
         assert "alice" not in str(portable) and (portable.model.from_mixer or "mixer.pth") == "mixer.pth"
-    named = replace(run.config, model=replace(run.config.model, from_mixer="hf-hub:timm/mixer_b16_224"))
-    assert replace(run, config=named).portable_config().model.from_mixer == "hf-hub:timm/mixer_b16_224"
+    for start in ("hf-hub:timm/mixer_b16_224", "mixer_b16_224.goog_in21k_ft_in1k"):
+        named = replace(run.config, model=replace(run.config.model, from_mixer=start))
+        assert replace(run, config=named).portable_config().model.from_mixer == start
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        ({"from_mixer": "local-dir:/srv/alice/mixer"}, "hfds//srv/alice/pets"),
+        ({"checkpoint": "hf-hub:ada/digits"}, "hfds/~alice/pets"),
+        ({"checkpoint": "local-dir:alice/x"}, "hfds/../alice/pets"),
+    ],
+)
+def test_no_folder_stands_behind_a_prefix_of_a_portable_configuration_either(evaluated, model, data):
+    run = load_run(str(evaluated), "cpu")
+    config = replace(run.config, data=replace(run.config.data, name=data), model=replace(run.config.model, **model))
+    portable = replace(run, config=config).portable_config()
+    assert "alice" not in str(portable) and portable.data.name == "hfds/pets"
+    assert portable.model.checkpoint in (None, "hf-hub:ada/digits", "local-dir:x")
+    hub = replace(config, data=replace(config.data, name="hfds/some/pets"))
+    assert replace(run, config=hub).portable_config().data.name == "hfds/some/pets"
 
 
 def test_the_folder_loads_in_timm_and_its_card_tells_all(evaluated, capsys):

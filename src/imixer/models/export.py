@@ -28,6 +28,7 @@ def export_onnx(
     *,
     batch_size: int | None = None,
     value_range: tuple[float, float] | None = None,
+    background: int = 255,
 ) -> dict[str, float]:
     """Write an image model as ONNX, normalisation folded, and compare its logits with onnxruntime's.
 
@@ -43,6 +44,7 @@ def export_onnx(
         path: File to write.
         batch_size: Batch size to fix. Default: any.
         value_range: Stored pixel values that are black and white. Default: 0 and 255.
+        background: Gray value, 0 to 255, under transparent pixels.
 
     Returns:
         `max_abs_diff`: largest difference of a logit over the batches tried; `largest_logit`: for scale.
@@ -66,21 +68,24 @@ def export_onnx(
         verbose=False,
     )
     assert program is not None
-    program.model.metadata_props.update(onnx_metadata(model, value_range))
+    program.model.metadata_props.update(onnx_metadata(model, value_range, background))
     program.save(str(path))
     return _compare(model, path, _run_onnx(path), _batches(folded, batch_size))
 
 
-def onnx_metadata(model: nn.Module, value_range: tuple[float, float] | None = None) -> dict[str, str]:
+def onnx_metadata(
+    model: nn.Module, value_range: tuple[float, float] | None = None, background: int = 255
+) -> dict[str, str]:
     """Return what an exported file says about a model, each value as JSON.
 
     `input_size` is (in_chans, height, width). `mean` and `std` are those of pixels in [0, 1], for which `value_range`
-    says which stored values are 0 and 1. `crop_pct` and `interpolation` say how validation resizes an image, and
-    `class_names` are in the order of the logits.
+    says which stored values are 0 and 1. `background` is the gray value under transparent pixels. `crop_pct` and
+    `interpolation` say how validation resizes an image, and `class_names` are in the order of the logits.
 
     Args:
         model: A timm model; its `pretrained_cfg` tells how images are prepared.
         value_range: Stored pixel values that are black and white. Default: 0 and 255.
+        background: Gray value, 0 to 255, under transparent pixels.
     """
     cfg: Any = model.pretrained_cfg
     facts = {
@@ -91,6 +96,7 @@ def onnx_metadata(model: nn.Module, value_range: tuple[float, float] | None = No
         "mean": list(cfg["mean"]),
         "std": list(cfg["std"]),
         "value_range": list(value_range or (0, 255)),
+        "background": background,
         "crop_pct": cfg.get("crop_pct"),
         "interpolation": cfg.get("interpolation"),
     }

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from imixer.data.sources.decoding import pixel_format
 from imixer.errors import InputError
 from imixer.models.export import example_images, export_onnx, export_torch, quantize_onnx
 from imixer.progress import announce
@@ -88,7 +89,8 @@ def export(
     announce(f"exporting the model as {format}, and comparing what it computes")
     write, _ = _PROGRAMS[format]
     with moved_into_place(file) as temporary:
-        told = {"value_range": run.config.data.value_range} if format == "onnx" else {}
+        pixels = pixel_format(run.config.data)
+        told = {"value_range": pixels.value_range, "background": pixels.background} if format == "onnx" else {}
         differences = write(run.model, temporary, batch_size=batch_size, **told)
         if quantize is not None:
             differences = quantize_onnx(temporary, _images(run, data))

@@ -15,7 +15,7 @@ from torch import nn
 
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, ImageSet, MaskedData, check_channels
-from imixer.data.names import BUILT_IN, is_named
+from imixer.data.names import BUILT_IN, is_named, timm_prefix
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import expand_user
 from imixer.data.sources.mask_folder import has_masks
@@ -125,8 +125,11 @@ class FinishedRun:
     def portable_config(self) -> TrainConfig:
         """Return the configuration without the places where the run and its files lay on the machine that trained."""
         data, model = self.config.data, self.config.model
-        name, checkpoint, from_mixer = data.name, model.checkpoint, model.from_mixer
-        if not is_named(name, self.config.task):
+        name = data.name
+        if timm_prefix(name) is not None:
+            prefix, _, path = name.partition("/")
+            name = f"{prefix}/{Path(path).name}" if _is_place(path) else name
+        elif not is_named(name, self.config.task):
             folder = Path(name).name
             name = f"./{folder}" if folder in BUILT_IN else folder  # which is not the built-in data set
         return replace(
@@ -134,9 +137,7 @@ class FinishedRun:
             out=None,
             data=replace(data, name=name, root=None, cache_dir=None, download=False),
             model=replace(
-                model,
-                checkpoint=checkpoint and Path(checkpoint).name,
-                from_mixer=from_mixer if not from_mixer or ":" in from_mixer else Path(from_mixer).name,
+                model, checkpoint=_without_place(model.checkpoint), from_mixer=_without_place(model.from_mixer)
             ),
         )
 
@@ -271,6 +272,19 @@ class FinishedRun:
         check_channels(data, self.input_size)
         cfg = self.pretrained_cfg
         return replace(data, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]))
+
+
+def _without_place(start: str | None) -> str | None:
+    """Return weights to start from as a hub's id, or by their name without the folders where they lay."""
+    if start is None or start.startswith("hf-hub:"):
+        return start
+    kind, colon, path = start.rpartition(":")
+    return f"{kind}{colon}{Path(path).name}"
+
+
+def _is_place(path: str) -> bool:
+    """Whether what follows a prefix of timm is a place on this machine, and not the name of a data set."""
+    return path.startswith(("/", ".", "~")) or os.path.isdir(path)
 
 
 def load_run(path: str, device: str = "auto", checkpoint: WhichWeights = "last") -> FinishedRun:

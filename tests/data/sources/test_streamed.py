@@ -140,3 +140,24 @@ def test_text_labels_are_read_without_reading_images(tmp_path):
     pq.write_table(table, tmp_path / "shards/all.parquet", row_group_size=5)
     with pytest.raises(InputError, match="one colour"):  # the statistics, which come after labels and split
         opened(tmp_path / "shards", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("s3://bucket/pets", r"pip install 'imixer\[remote\]'$"),
+        ("gs://bucket/pets", r"pip install 'imixer\[remote\]'$"),
+        ("abfs://container/pets", "Install adlfs"),
+        ("sftp://host/pets", "paramiko"),
+    ],
+)
+def test_a_missing_library_is_named_that_reads_the_protocol(url, remedy, monkeypatch):
+    known = {"s3": "Install s3fs", "gs": "Install gcsfs", "abfs": "Install adlfs", "sftp": "it requires paramiko"}
+
+    def missing(*args, **options):
+        raise ImportError(known[url.partition(":")[0]])
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    monkeypatch.setattr("fsspec.url_to_fs", missing, raising=False)
+    with pytest.raises(InputError, match=remedy):
+        open_dataset(DataConfig(name=url))

@@ -22,6 +22,7 @@ _VERSIONS = ("ETag", "etag", "generation", "blob_id", "md5Hash", "mtime", "LastM
 _SIGNED = re.compile(r"\?\S+|//[^/\s@]+@")  # where URLs carry what is secret
 _HERE = "file://"
 _PROTOCOLS = ("s3", "gs", "gcs", "hf", "https", "http", "file", "az", "abfs")
+_OF_EXTRA = ("s3", "gs", "gcs", "https", "http")  # whose libraries the extra `remote` installs
 _NEARLY = re.compile(rf"({'|'.join(_PROTOCOLS)})(?::/*|//+)(?=[^/])(.+)", re.IGNORECASE)
 
 
@@ -230,7 +231,9 @@ def _explain(file: RemotePath, error: BaseException) -> str:
     shown, protocol = middle_cut(str(file), 120), str(file).partition("://")[0]
     kind, reason = type(error).__name__, middle_cut(_SIGNED.sub("...", error_reason(error)), 160)
     if isinstance(error, ImportError):
-        return f"{shown}: a library for {protocol}:// is not installed; pip install 'imixer[remote]'"
+        if protocol in _OF_EXTRA:
+            return f"{shown}: a library for {protocol}:// is not installed; pip install 'imixer[remote]'"
+        return f"{shown}: a library for {protocol}:// is not installed: {reason}"
     if isinstance(error, ValueError) and "rotocol" in reason:
         return f"data.name: {protocol}:// is no protocol that fsspec knows; use s3, gs, hf or https"
     if isinstance(error, ValueError) and "Decode" not in kind:  # what a server answers may be no JSON
