@@ -146,6 +146,8 @@ def test_loader_processes_change_nothing(uninterrupted, stop_at, tmp_path):
     [
         ["--data.pipeline", "device", "--data.auto_augment", "rand-m9-mstd0.5-inc1"],
         ["--data.erase", "after_mixing", "--schedule.sched_on_updates", "false"],
+        ["--model.n_iter", "0"],  # F has no gradient, and so no moments
+        ["--optim.opt", "momentum", "--optim.momentum", "0", "--optim.betas", "null"],  # nothing has
     ],
 )
 def test_other_augmentations_and_schedules_are_resumed_too(train, stop_at, tmp_path, more):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imixer.errors import InputError
+from imixer.models import IMLP
 from imixer.models.segmenter import Segmenter
 from imixer.training.run.config import FinetunePart
 
@@ -32,6 +33,22 @@ def freeze(model: nn.Module, part: FinetunePart, name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         if parameter_name not in trained:
             parameter.requires_grad_(False)
+
+
+def freeze_unused(model: nn.Module) -> None:
+    """Freeze what the forward of an iMixer never reaches: F where n_iter is 0, or the inverse inside F there.
+
+    It would get no gradient, which an optimizer and several devices wait for.
+
+    Args:
+        model: Any model; those without an iMLP stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, IMLP) and module.contraction is not None and module.n_iter == 0:
+            reached = module.inversion.steps(0) or module.penalties.wanted  # which look at F though nothing is solved
+            unused = module.contraction.inner if reached else module.contraction
+            if unused is not None:
+                unused.requires_grad_(False)
 
 
 def trained_batch_norms(model: nn.Module) -> list[nn.Module]:

@@ -39,7 +39,7 @@ from imixer.training.devices import (
     resolve_precision,
     started_by_launcher,
 )
-from imixer.training.finetune import count_parameters, freeze, trained_batch_norms
+from imixer.training.finetune import count_parameters, freeze, freeze_unused, trained_batch_norms
 from imixer.training.launch import launch, report_run
 from imixer.training.loop import Loop
 from imixer.training.model import BuiltModel, enable_grad_checkpointing, require_memory_for_batch, require_trainable
@@ -211,6 +211,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     seed_everything(config.seed, workers=True, verbose=False)
     built = task.build_model(config, data)
     data = _prepared_alike(data, built, config)
+    freeze_unused(built.model)
     if config.finetune is not None:
         freeze(built.model, config.finetune, built.title)
     if config.finetune in (None, "all"):  # a batch norm that is frozen takes any batch
@@ -339,7 +340,7 @@ def _load(loop: Loop, state: State) -> None:
     """
     try:
         loop.load(state)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         file = loop.checkpoints.file(state["step"])
         raise InputError(
             f"{file} is whole but does not fit {loop.run.config.name} ({in_short(error, 120)}); move it "

@@ -10,7 +10,12 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import Optimizer
 
 from imixer.data.randomness import seed_globally
@@ -251,10 +256,7 @@ def gather_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 def scatter_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Give each process its shard of what `gather_state` returned. All processes must call it with the whole state."""
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-        options=StateDictOptions(full_state_dict=True),
-    )
+    set_model_state_dict(model, state["model"], options=StateDictOptions(full_state_dict=True))
+    # What never had a gradient has no moments, and under plain gradient descent nothing has: torch knows no device then.
+    options = StateDictOptions(full_state_dict=bool(state["optimizer"].get("state")), strict=False)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
