@@ -55,11 +55,13 @@ test-newest: $(NEWEST)/.installed  ## the same tests with the newest versions
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(CORE)
 
 gpu: $(VENV)/.installed-test  ## on a GPU: check, measure and train within minutes, then the tests marked cuda and the benchmarks
-	-$(BIN)/python -m imixer.gpu_check --minutes $(MINUTES) $(if $(filter file,$(origin DATA)),$(if $(wildcard data),--data_dir data),--data_dir "$(DATA)")
-	-$(BIN)/python -m pytest -m cuda
-	-$(BIN)/python benchmarks/step.py --pairs laptop s16_224 --batches 512 --modes train
-	-$(BIN)/python benchmarks/train.py --batch 512
-	-$(BIN)/python benchmarks/data.py --batch 512 --step
+	code=0; \
+	$(BIN)/python -m imixer.gpu_check --minutes $(MINUTES) $(if $(filter file,$(origin DATA)),$(if $(wildcard data),--data_dir data),--data_dir "$(DATA)") || code=1; \
+	$(BIN)/python -m pytest -m cuda || code=1; \
+	$(BIN)/python benchmarks/step.py --pairs laptop s16_224 --batches 512 --modes train || code=1; \
+	$(BIN)/python benchmarks/train.py --batch 512 || code=1; \
+	$(BIN)/python benchmarks/data.py --batch 512 --step || code=1; \
+	exit $$code
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -128,7 +128,7 @@ def test_a_killed_process_ends_the_run_and_one_device_finishes_it(tmp_path, monk
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(SCRIPT.parent), prepend=os.pathsep)
     monkeypatch.setattr(
-        "imixer.training.train.launch", lambda _, *words, devices: launch("waiting_worker", *words, devices=devices)
+        "imixer.training.train.launch", lambda _, *words, **options: launch("waiting_worker", *words, **options)
     )
     run = tmp_path / "run"
     flags = [*TINY, "--epochs", "6", "--checkpoints.every_steps", "5", "--checkpoints.keep", "3"]

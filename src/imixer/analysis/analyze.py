@@ -137,6 +137,7 @@ def compare_runs(
         check_output_folder(Path(out), "out")
     runs = [load_run(path, device, checkpoint) for path in paths]
     folder = runs[0].make_outputs().analysis if out is None else Path(out)
+    announce(f"measuring {analysis.name} of {len(runs)} runs")
     measurement = analysis.measure(runs, **options)
     return measurement, write(analysis, measurement, folder)
 

@@ -20,6 +20,8 @@ from imixer.errors import InputError
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 
 _POLICY = re.compile(r"(rand|augmix|v0|v0r|original|originalr|3a)(-([a-z]+\d[\d.]*|t(weights|3a|3aw)))*")
+_OPERATIONS = re.compile(r"-[nwd](\d+)")  # of an image: their number, chains of them, their length
+_MOST_OPERATIONS = 100
 
 
 def train_transform(
@@ -41,7 +43,9 @@ def train_transform(
         InputError: If timm knows no such augmentation policy.
     """
     policy = config.auto_augment or None
-    if policy is not None and not _POLICY.fullmatch(policy):
+    if policy is not None and (
+        not _POLICY.fullmatch(policy) or any(int(each) > _MOST_OPERATIONS for each in _OPERATIONS.findall(policy))
+    ):
         raise _policy_error(policy)
     settings: dict[str, Any] = {
         "scale": tuple(config.scale),

@@ -25,7 +25,8 @@ from imixer.escaping import for_markdown
 from imixer.experiments.data_sets import DatasetLocation
 from imixer.experiments.experiment import FigureKind
 from imixer.experiments.experiment_result import ExperimentResult, TrialRun
-from imixer.plotting import save_print_figure
+from imixer.plotting import drawn, save_print_figure
+from imixer.progress import with_progress
 from imixer.tables import Grid, markdown, on_screen
 from imixer.training.finished_run import load_run
 from imixer.writing import write_json, write_text
@@ -59,15 +60,16 @@ def draw_figure(result: ExperimentResult, console: Console, image: str | None = 
         return
     name = result.experiment.name
     picture = result.folder / f"{name}.png"
-    page = _draw_features(result, trials, picture, image) if result.experiment.figure == "features" else None
-    page = page or _draw_convergence(result, trials, picture)
+    wanted = result.experiment.figure == "features"
+    page = _measure_features(result, trials, image) if wanted else _measure_convergence(result, trials)
     write_json(picture.with_suffix(".json"), _facts(result, page), non_finite="null")
     write_text(picture.with_suffix(".md"), _markdown(result, page, picture))
+    made = drawn(picture, lambda path: save_print_figure(page.draw(), path))
     for grid, title in page.grids:
         console.print(on_screen(grid, title))
     for note in [page.conditions, *page.notes]:
         console.print(note, markup=False, soft_wrap=True)
-    files = [picture.with_suffix(f".{suffix}") for suffix in ("png", "pdf", "json", "md")]
+    files = [picture.with_suffix(f".{suffix}") for suffix in (*(("png", "pdf") if made else ()), "json", "md")]
     console.print(f"written: {', '.join(map(str, files))}", markup=False, soft_wrap=True)
 
 
@@ -79,12 +81,14 @@ class _Page:
         conditions: Scale, data and images.
         numbers: All numbers that were measured.
         notes: Explanations of what is drawn.
+        draw: Draws the figure.
         grids: Tables, each with its title.
     """
 
     conditions: str
     numbers: dict[str, Any]
     notes: list[str]
+    draw: Callable[[], Figure]
     grids: tuple[tuple[Grid, str], ...] = ()
 
 
@@ -94,18 +98,19 @@ def _complete_trials(result: ExperimentResult) -> list[list[TrialRun]]:
     return [[row[seed] for row in rows] for seed in sorted(set.intersection(*map(set, rows)))]
 
 
-def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], picture: Path) -> _Page:
+def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]]) -> _Page:
     figure = result.experiment.figure
     assert figure is not None
     names = [f"n = {row_result.row.labels['n']}" for row_result in result.rows]
-    measured = [
-        compare_convergence([load_run(str(run.path)) for run in trial], images=IMAGES, names=names) for trial in trials
-    ]
-    save_print_figure(_DRAWINGS[figure](measured[0]), picture)
+    compared = (
+        [compare_convergence([load_run(str(run.path)) for run in trial], images=IMAGES, names=names)]
+        for trial in trials
+    )
+    measured = list(with_progress(compared, len(trials), "measuring convergence"))
     seeds = [trial[0].seed for trial in trials]
     read = [[test(each) for test in _READINGS[figure]] for each in measured]  # by trial
     statements = list(zip(*read, strict=True))
-    drawn, first = seeds[0], measured[0][0]
+    shown_seed, first = seeds[0], measured[0][0]
     blocks = range(1 if figure == "first block" else len(first.blocks))
     shown = first.blocks[: len(blocks)]
     measures = {"first block": ("norm", "cosine"), "norms": ("norm",), "cosines": ("cosine",)}[figure]
@@ -116,7 +121,7 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
         ),
         numbers=comparison_numbers(measured[0])
         | {
-            "drawn_seed": drawn,
+            "drawn_seed": shown_seed,
             "panels": [{"block": block, "measure": measure} for block in blocks for measure in measures],
             "statements": [
                 {
@@ -132,7 +137,7 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
             ],
         },
         notes=[
-            f"drawn: the trial with seed {drawn}; finished: {len(trials)}; curves: mean over the images; bands: from "
+            f"drawn: the trial with seed {shown_seed}; finished: {len(trials)}; curves: mean over the images; bands: from "
             "the smallest to the largest; large markers: a = n, where the model itself stops",
             "the paper calls the models imixer_s_ni1, imixer_s_ni2 and imixer_s_ni4",
             f"Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), as in the paper; x^a has D_S C = {_sizes(shown, 'D')} entries, "
@@ -143,6 +148,7 @@ def _draw_convergence(result: ExperimentResult, trials: list[list[TrialRun]], pi
             *(f"criterion: {each[0].text} {each[0].criterion}" for each in statements),
             *(f"not decidable, since {each[0].missing}: {each[0].text}" for each in statements if each[0].missing),
         ],
+        draw=lambda: _DRAWINGS[figure](measured[0]),
         grids=(
             (_verdict_grid(statements, seeds), "What the paper reads off it"),
             *((_condition_grid(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
@@ -171,16 +177,16 @@ def _condition_grid(statement: Statement) -> Grid:
     return Grid(("condition", "asked", "mean", "interval", "verdict"), rows, 2)
 
 
-def _draw_features(result: ExperimentResult, trials: list[list[TrialRun]], picture: Path, image: str | None) -> _Page:
+def _measure_features(result: ExperimentResult, trials: list[list[TrialRun]], image: str | None) -> _Page:
     (run,) = trials[0]
     chosen: dict[str, Any] = {} if image is None else {"image": image}
     measured = features.measure(load_run(str(run.path)), **chosen)
-    save_print_figure(features.draw(measured), picture)
     (data,) = result.data.values()
     return _Page(
         conditions=_conditions(result, data, f"image: {measured.name}"),
         numbers=features.numbers(measured) | {"drawn_seed": run.seed},
         notes=[f"drawn: the trial with seed {run.seed}, block {measured.block}", *measured.explanations],
+        draw=lambda: features.draw(measured),
     )
 
 

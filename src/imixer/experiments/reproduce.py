@@ -301,7 +301,8 @@ def _measured(
             own = [Trial(cell, seed) for seed in cell.seeds]
             runs = [TrialRun(trial.seed, results.folder / trial.name, results[trial]) for trial in own]
             if contraction and plan.experiment.show_contraction:
-                runs = [_with_contraction(run) for run in runs]
+                looked_at = ([_with_contraction(run)] for run in runs)
+                runs = list(with_progress(looked_at, len(runs), f"measuring contraction of {cell.name}"))
             lines[cell.name] = RowResult(
                 row,
                 cell.config,

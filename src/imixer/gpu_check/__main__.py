@@ -88,6 +88,7 @@ def _check(words: Sequence[str]) -> int:
 def _run(words: Sequence[str], args: Any) -> int:
     import torch
 
+    from imixer.experiments.data_sets import DEFAULT_FOLDER
     from imixer.gpu_check.journal import Bench, Journal, last_attempts
     from imixer.gpu_check.part_list import PARTS, Part
     from imixer.gpu_check.part_process import name_device, run_parts
@@ -113,6 +114,8 @@ def _run(words: Sequence[str], args: Any) -> int:
     if not dry_run and not torch.cuda.is_available():
         raise InputError("torch sees no CUDA device here; add --dry_run to try the script itself on the CPU")
     data_dir: str | None = begun.get("data_dir") if args.data_dir is None else str(Path(args.data_dir).absolute())
+    if data_dir is None and args.resume is None and Path(DEFAULT_FOLDER).is_dir():  # for a resumption from elsewhere
+        data_dir = str(Path(DEFAULT_FOLDER).absolute())
     if data_dir is not None and not Path(data_dir).is_dir():
         raise InputError(f"{args.resume} was begun with data_dir {data_dir}, which is gone; give it anew")
     name = None if dry_run else name_device()

@@ -7,6 +7,7 @@ It is off. `python -m imixer.gpu_check` shows on a device whether it is right an
 `PROVEN`, and there a measurement at first use chooses for each shape.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -59,7 +60,7 @@ def may_fuse(v: Tensor) -> bool:
         return False
     if _mode == "measured" and not (PROVEN and v.is_cuda and torch.cuda.get_device_name(v.device) in PROVEN):
         return False
-    return find_spec("triton") is not None
+    return find_spec("triton") is not None and (v.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 def token_mixing(v: Tensor, weights: Sequence[Tensor | None], n_iter: int) -> Tensor | None:

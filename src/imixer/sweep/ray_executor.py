@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import socket
+import time
 from collections.abc import Generator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from imixer.extras import require_extra
 from imixer.progress import announce
 from imixer.sweep.plan import Trial
 from imixer.sweep.spec import RAY_LOG
-from imixer.sweep.trial import log_file, record_failure, run_trial
+from imixer.sweep.trial import is_training, log_file, record_failure, run_trial
 from imixer.training.stop_signals import Interrupted, interrupt
 
 _POLL_S = 0.5
+_ORPHANS_S = 20  # seconds
 _SAVING_S = 120  # seconds for running trials to save a checkpoint when interrupted
 _QUIET: dict[str, Any] = dict(log_to_driver=False, logging_level="ERROR")
 _OBJECT_STORE = 100 * 2**20  # bytes; trials exchange nothing but their configuration
@@ -69,6 +71,9 @@ class RayExecutor:
             self._start()
         else:
             _connect(self.address)
+            for name, wanted, there in self._shares():
+                if wanted is not None and wanted > there:
+                    announce(f"{name} is {wanted:g}, and no machine there has more than {there:g}; waiting for one")
         signal.signal(signal.SIGTERM, self._stop)
         return self
 
@@ -122,10 +127,14 @@ class RayExecutor:
         import ray
 
         ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, **_QUIET)
-        for name, wanted, there in (("cpus", self.cpus, _most("CPU")), ("gpus", self.gpus, _most("GPU"))):
+        for name, wanted, there in self._shares():
             if wanted is not None and wanted > there:  # Ray would wait for a larger machine, for ever
                 ray.shutdown()
                 raise InputError(f"{name} is {wanted:g}, and this machine has {there:g}; give at most that")
+
+    def _shares(self) -> tuple[tuple[str, float | None, float], ...]:
+        """Return what a trial is to have, by name, and the most that a machine has of it."""
+        return (("cpus", self.cpus, _most("CPU")), ("gpus", self.gpus, _most("GPU")))
 
     def _share(self, trial: Trial) -> tuple[int, float]:
         config, gpus = trial.cell.config, self.gpus
@@ -167,6 +176,10 @@ def _run_trial(trial: Trial, folder: Path, here: str, threads: int) -> None:
     except OSError as error:
         raise InputError(f"{here} is not on {platform.node()}; the machines must share a file system") from error
     torch.set_num_threads(threads)
+    for _ in range(_ORPHANS_S):  # processes of a worker that was killed hold the trial's lock until they notice
+        if not is_training(folder / trial.name):
+            break
+        time.sleep(1)
     try:
         run_trial(trial, folder)
     except KeyboardInterrupt as error:  # unless the whole sweep is stopped, Ray goes on with the trial elsewhere

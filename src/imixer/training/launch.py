@@ -24,7 +24,9 @@ _GRACE_S = 600  # for a step and a checkpoint, after SIGTERM
 _PERIOD_S = 0.2
 
 
-def launch(module: str, *words: str, devices: int) -> Path:
+def launch(
+    module: str, *words: str, devices: int, saved: str = "before the first checkpoint, nothing is saved"
+) -> Path:
     """Run `python -m MODULE WORDS...` once per device, and wait. When one process dies, the others are ended.
 
     Each process finds its rank in the environment variables that `torchrun` would set.
@@ -33,6 +35,7 @@ def launch(module: str, *words: str, devices: int) -> Path:
         module: The module to run. It calls `report_run` with its run, and `report_error` with why it ends.
         *words: The arguments of the module.
         devices: The number of processes.
+        saved: What is said of the run where it is stopped and no process says it.
 
     Returns:
         The run's directory.
@@ -55,7 +58,7 @@ def launch(module: str, *words: str, devices: int) -> Path:
             result = processes.wait(period=_PERIOD_S)
         except SignalException as asked:
             processes.close(death_sig=asked.sigval, timeout=_GRACE_S)
-            said = _errors(reports) or "before the first checkpoint, nothing is saved"
+            said = _errors(reports) or saved
             raise Interrupted(said, asked.sigval) from asked
         finally:
             processes.close(timeout=_GRACE_S)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, cast
@@ -20,7 +21,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from imixer.errors import InputError, user_line
-from imixer.escaping import shell_word
+from imixer.escaping import one_line, shell_word
+from imixer.implicit import NotConvergedError
 from imixer.training.devices import all_reduce_max
 from imixer.training.model import BuiltModel
 from imixer.training.monitor import convergence
@@ -127,7 +129,7 @@ class Loop:
 
         Raises:
             Interrupted: On SIGTERM or Ctrl-C, after the step at hand is finished and saved.
-            InputError: If a step is not finite and `non_finite` is `stop`, or a checkpoint cannot be written.
+            InputError: If a step is not finite and `non_finite` is `stop`, an inverse is not found, or a checkpoint cannot be written.
         """
         self._began = self._saved_at = time.monotonic()
         with stop_on_signals(loud=self.fabric.is_global_zero) as request:
@@ -151,7 +153,8 @@ class Loop:
     def _take_step(self, micro_batches: list[MicroBatch]) -> None:
         self._check_previous_step()
         self._lr = self.train_state.lr
-        loss, must_skip = self.train_state.gradient(micro_batches, self.step)
+        with self._saved_if_unsolved():
+            loss, must_skip = self.train_state.gradient(micro_batches, self.step)
         self._micro_batches = micro_batches
         if must_skip:
             self._handle_non_finite(self.step)
@@ -177,7 +180,8 @@ class Loop:
         total, number = cast(Tensor, self.fabric.all_reduce(self._losses, reduce_op="sum")).tolist()
         self.progress.validate(len(self.held_out))
         rounds = all_reduce_max(self.fabric, len(self.held_out))[0]
-        scores = self.scores.score(self.train_state.eval_forward(), self.held_out, rounds)
+        with self._saved_if_unsolved():
+            scores = self.scores.score(self.train_state.eval_forward(), self.held_out, rounds)
         row: Row = {
             "epoch": len(self.rows) + 1,
             "step": self.step,
@@ -297,16 +301,33 @@ class Loop:
             return self._losses[None].cpu()
         return cast(Tensor, self.fabric.all_gather(self._losses)).cpu()
 
+    @contextmanager
+    def _saved_if_unsolved(self) -> Iterator[None]:
+        """Save before an inverse that is not found ends the run, and say how it can go on."""
+        try:
+            yield
+        except NotConvergedError as error:
+            if self.fabric.world_size == 1:  # others may have found theirs, and would wait
+                self._save()
+            raise InputError(
+                f"step {self.step + 1} (epoch {len(self.rows) + 1}): {one_line(error)}; continue with more steps, or "
+                f"with what they give: imixer train --resume {shell_word(self.run.path)} --model.max_steps N, or "
+                "--model.on_failure warn"
+            ) from error
+
     def _handle_non_finite(self, step: int) -> None:
         """Dump a step that is not finite, then stop or go on as `config.non_finite` says."""
         dump = dump_step(self.built, self.config, self.train_state.criterion, step, self._lr, self.fabric.global_rank)
-        here = dump.locate(self.train_state.module, self._micro_batches)
+        sharded = self.train_state.sharded  # no process has the weights to look at the step again
+        here = None if sharded else dump.locate(self.train_state.module, self._micro_batches)
         by_rank = self._all_gather((self.fabric.global_rank, here))
         rank, place = next((pair for pair in by_rank if pair[1]), by_rank[0])
         file = self.run.nonfinite / f"step-{step + 1:08d}.pt"
         shows = f"`imixer replay {shell_word(file)}` shows it again"
         if self.config.non_finite == "skip" and len(list(self.run.nonfinite.glob("step-*.pt"))) >= _MOST_DUMPS:
             shows = f"{_MOST_DUMPS} such steps are kept in {self.run.nonfinite}, and no more"
+        elif sharded:
+            shows = "a step of weights in shards is not kept"
         elif rank == self.fabric.global_rank:
             try:
                 dump.write(file, self.train_state.module, self._micro_batches)

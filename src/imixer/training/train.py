@@ -185,7 +185,8 @@ def _start(config: TrainConfig, run: RunDirectory | None) -> TrainingResult:
         settings = Path(folder) / "config.yaml"
         save_config(config, settings)
         resumed = [] if run is None else [str(run.path)]
-        path = launch("imixer.training.worker", str(settings), *resumed, devices=config.devices)
+        saved = {} if run is None else {"saved": _what_is_saved(run)}
+        path = launch("imixer.training.worker", str(settings), *resumed, devices=config.devices, **saved)
     return read_result(RunDirectory(path))
 
 

@@ -85,7 +85,7 @@ class TrainState:
         self._scheduler, _ = build_scheduler(self._optimizer, config.schedule, config.epochs, steps_per_epoch, steps)
         self.optimizer: Any = fabric.setup_optimizers(self._optimizer)
         self.guard = Guard(self._optimizer, scaled)
-        self._sharded = isinstance(fabric.strategy, ModelParallelStrategy)
+        self.sharded = isinstance(fabric.strategy, ModelParallelStrategy)
 
     @property
     def lr(self) -> float:
@@ -168,7 +168,7 @@ class TrainState:
         Returns:
             A function from images (B, in_chans, H, W) to logits.
         """
-        if self._sharded:
+        if self.sharded:
             self.model.eval()
             return self.model
         model = self.eval_model
@@ -187,7 +187,7 @@ class TrainState:
 
     def eval_state_dict(self) -> dict[str, Tensor]:
         """Return the state dict of `eval_model`. All processes must call it."""
-        if self._sharded:
+        if self.sharded:
             return gather_state(self.module, self._optimizer)["model"]
         return self.eval_model.state_dict()
 

@@ -24,6 +24,7 @@ _MOST: dict[str, int] = {
     "gradient_terms": 10_000,
     "num_blocks": 1_000,
     "embed_dim": 65_536,
+    "tokens_dim": 65_536,
     "patch_size": 4_096,
     "hidden_ratio": 1_000,
 }
@@ -116,7 +117,8 @@ class ModelConfig(_OptionalInverseOptions, _Start):
         chosen = self.overrides()
         for name, most in _MOST.items():
             value = chosen.get(name)
-            if isinstance(value, (int, float)) and not value <= most:
+            numbers = value if isinstance(value, (list, tuple)) else [value]
+            if any(isinstance(each, (int, float)) and not each <= most for each in numbers):
                 raise InputError(f"model.{name} is {value}; give at most {most:,}")
         layers, n_iter = chosen.get("num_layers"), chosen.get("n_iter", 2)
         if isinstance(layers, int) and isinstance(n_iter, int) and n_iter ** max(0, layers - 2) > _MOST_EVALUATIONS:

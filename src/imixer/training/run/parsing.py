@@ -17,7 +17,7 @@ from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.names import is_photo_folder
 from imixer.errors import InputError, did_you_mean
 from imixer.escaping import is_encodable, printable
-from imixer.reading_yaml import read_yaml
+from imixer.reading_yaml import parse_yaml, read_yaml
 from imixer.recipes import finetune_settings, load_recipe
 from imixer.training.run.config import (
     AnomalyConfig,
@@ -126,6 +126,7 @@ def expand_config_flags(argv: Sequence[str]) -> list[str]:
         else:
             raise InputError(f"{name} needs a value")
     flags = _flags(rest)
+    _require_single_keys(flags)
     resumed = [_read_settings(open_begun(path).config) for path in taken["--resume"]]
     recipes = [load_recipe(name) for name in taken["--recipe"]]
     files = [_read_settings(Path(file)) for file in taken["--config"]]
@@ -239,6 +240,17 @@ def _overruled(configs: Sequence[dict[str, Any]], flags: dict[str, str | None]) 
         settings = merge_settings(settings, over)
     rivals = {rival for each in _RIVALS.values() for rival in each}
     return sorted(rival for rival in rivals if rival in settings and settings[rival] is None)
+
+
+def _require_single_keys(flags: Mapping[str, str | None]) -> None:
+    """Refuse mappings in flags of which two keys are equal, as in files: the last would be taken without a word."""
+    for name, value in flags.items():
+        if value is not None and value.lstrip().startswith(("{", "[")):
+            try:
+                yaml.compose(value, yaml.SafeLoader)
+            except yaml.YAMLError:  # text such as a folder's name, or what the parser refuses
+                continue
+            parse_yaml(value, f"--{name}")
 
 
 def _refuse_rivals(flags: Mapping[str, str | None]) -> None:

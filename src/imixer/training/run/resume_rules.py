@@ -26,6 +26,8 @@ _FREE = {
     "devices",
     "grad_checkpointing",
     "logger",
+    "model.max_steps",  # the remedy for an inverse that is not found
+    "model.on_failure",
     "non_finite",
     "num_nodes",
     "strategy",
