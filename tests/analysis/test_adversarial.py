@@ -9,6 +9,7 @@ from torch import nn
 
 import imixer  # noqa: F401
 from imixer.analysis.images import Pixels
+from imixer.analysis.robustness import adversarial
 from imixer.analysis.robustness.adversarial import pgd, score_attack
 from imixer.analysis.robustness.attack import Attack
 from imixer.cli import main
@@ -28,6 +29,10 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
+def start():
+    return 2 * torch.rand(PIXELS.shape, generator=generator()) - 1
+
+
 class Never(nn.Module):
     """Recognises class 0 in everything, with a gradient that goes on pushing."""
 
@@ -39,7 +44,7 @@ class Never(nn.Module):
 @pytest.mark.parametrize("step_size", [0.01, 0.5, 10.0])
 def test_it_never_leaves_the_ball_or_the_pixels(step_size):
     labels = torch.zeros(len(PIXELS), dtype=torch.long)
-    goal = dict(steps=5, step_size=step_size, generator=generator())
+    goal = dict(steps=5, step_size=step_size, start=start())
     reached, survives = pgd(Never(), PIXELS, labels, 0.1, **goal)
     assert survives.all()
     assert (reached - PIXELS).abs().max() <= 0.1 + 1e-6
@@ -51,7 +56,7 @@ def test_without_room_nothing_changes():
     m = model()
     labels = m(PIXELS).argmax(1)
     labels[:5] = (labels[:5] + 1) % 4
-    reached, survives = pgd(m, PIXELS, labels, 0.0, steps=3, step_size=0.1, generator=generator())
+    reached, survives = pgd(m, PIXELS, labels, 0.0, steps=3, step_size=0.1, start=start())
     assert torch.equal(reached, PIXELS)
     assert survives.tolist() == [False] * 5 + [True] * 11
 
@@ -59,7 +64,7 @@ def test_without_room_nothing_changes():
 def test_it_does_more_harm_than_chance():
     m = model()
     labels = m(PIXELS).argmax(1)
-    _, survives = pgd(m, PIXELS, labels, 0.1, steps=10, step_size=0.025, generator=generator())
+    _, survives = pgd(m, PIXELS, labels, 0.1, steps=10, step_size=0.025, start=start())
     noise = (0.1 * torch.randn(20, *PIXELS.shape, generator=generator()).sign() + PIXELS).clamp(0, 1)
     by_chance = torch.stack([m(x).argmax(1) == labels for x in noise]).all(0)  # the best of twenty tries
     assert survives.sum() < by_chance.sum()
@@ -82,6 +87,28 @@ def test_accuracy_falls_from_the_clean_one_and_never_rises_with_epsilon(kwargs):
     assert (found.accuracy.diff() <= 0).all() and found.accuracy[-1] < 0.5
     assert not (found.survives[1:] & ~found.survives[:-1]).any()
     assert all(p.grad is None for p in m.parameters())
+
+
+def test_an_image_starts_alike_whatever_is_recognised_before_it_and_in_whatever_batch(monkeypatch):
+    starts = []
+
+    def watched(*args, start, **options):
+        starts.append(start)
+        return pgd(*args, start=start, **options)
+
+    def score(wrong, sizes):
+        labels = torch.zeros(16, dtype=torch.long)
+        labels[wrong] = 1
+        starts.clear()
+        batches = zip(PIXELS.split(sizes), labels.split(sizes), strict=True)
+        score_attack(Never(), list(batches), PLAIN, Attack([8], steps=1), total=16)
+        return torch.cat(starts)
+
+    monkeypatch.setattr(adversarial, "pgd", watched)
+    whole = score([], (16,))
+    assert whole.shape == PIXELS.shape and len(whole.unique()) > 3000 and whole.abs().max() <= 1
+    for wrong, sizes in (([0, 5], (16,)), ([], (10, 6)), ([0, 5, 9], (1, 15))):
+        assert torch.equal(score(wrong, sizes), whole[[i for i in range(16) if i not in wrong]])
 
 
 def test_evaluate_adversarial_begins_with_the_accuracy_of_evaluate(run, capsys):

@@ -3,6 +3,8 @@
 import csv
 import math
 import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -442,6 +444,67 @@ def test_the_range_of_deep_images_is_measured_where_none_is_set(tmp_path, kind, 
     assert torch.equal(deep.normal, plain.normal) and torch.equal(deep.test, plain.test)
 
 
+def png_of_16_bits(values):
+    """Encode colours (H, W, 3) of 16 bits, which Pillow reads and does not write."""
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    png = b"\x89PNG\r\n\x1a\n"
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    for kind, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        png += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return png
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_colours_of_16_bits_are_told_and_refused_where_they_would_be_black(tmp_path, bits):
+    for file in [*benchmark(tmp_path).glob("train/**/*.png"), *tmp_path.glob("test/**/*.png")]:
+        values = np.asarray(Image.open(file)).astype(np.uint16)[..., None].repeat(3, 2) << (bits - 8)
+        file.write_bytes(png_of_16_bits(values))
+    if bits == 12:
+        with pytest.raises(InputError, match=r"images of .* have 16-bit colours, .* only 15 of 255; convert them to 8"):
+            open_defect_folder(tmp_path, 3, (12, 20))
+    else:
+        assert open_defect_folder(tmp_path, 3, (12, 20)).notes == (
+            "12 of 12 looked at have 16-bit colours, of which the upper 8 bits are used",
+        )
+
+
+def test_what_is_not_used_of_a_folder_is_named(tmp_path):
+    root = benchmark(tmp_path / "parts")
+    for file in ("train/good/1.heic", "train/good/2.heic", "test/good/a.txt", "train/notes.md", "license.txt"):
+        (root / file).write_text("a")
+    for folder in ("train/scratch", "validation/good"):
+        shutil.copytree(root / "test/square", root / folder)
+    Image.new("L", (20, 12)).save(root / "9.png")
+    (note,) = open_defect_folder(root, 1, (12, 20)).notes
+    assert note == f"not used of {root}: " + "; ".join(
+        [
+            "validation/ (3 images)",
+            "1 image in parts, outside of train/ and test/ and ground_truth/",
+            "1 .txt in parts",
+            "train/scratch/ (3 images)",
+            "1 .md in train",
+            "2 .heic in train/good/",
+            "1 .txt in test/good/",
+        ]
+    )
+    (note,) = open_defect_folder(root, 1, (12, 20), learn=False).notes
+    assert "train/scratch" not in note and "validation/ (3 images)" in note
+
+
+@pytest.mark.parametrize("link", ["a folder", "an image"])
+def test_a_link_makes_no_image_one_to_learn_from_and_one_to_judge(tmp_path, link):
+    root = benchmark(tmp_path)
+    if link == "a folder":
+        shutil.rmtree(root / "test/good")
+        (root / "test/good").symlink_to(root / "train/good")
+    else:
+        (root / "test/square/0.png").unlink()
+        (root / "test/square/0.png").symlink_to(root / "train/good/0.png")
+    with pytest.raises(InputError, match=r"train/good and test/\w+ of .* share .*, by a link"):
+        open_defect_folder(root, 1, (12, 20))
+
+
 def test_floats_among_deep_integers_are_refused_with_the_remedy(tmp_path):
     deepen(benchmark(tmp_path), "12 bits")
     Image.new("F", (20, 12), 0.5).save(tmp_path / "test/good/9.tif")
@@ -566,8 +629,34 @@ def test_a_run_lends_its_features_to_a_detector(detector, elsewhere, capsys):
 
 
 def test_what_has_no_effect_is_said(elsewhere, capsys):
-    assert main(["train", "--task", "anomaly", *SMALL, "--optim.lr", "0.5", "--epochs", "9", "--out", "found"]) == 0
-    assert "no effect on how anomalies are learned here: optim.lr, epochs" in capsys.readouterr().out
+    words = ["--optim.lr", "0.5", "--epochs", "9", "--logger", "wandb", "--out", "found"]
+    assert main(["train", "--task", "anomaly", *SMALL, *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no effect on how anomalies are learned here: optim.lr, epochs, logger" in said
+
+
+def test_a_heat_map_that_cannot_be_drawn_costs_no_number_and_no_model(elsewhere, capsys, monkeypatch):
+    def fail(*args):
+        raise OSError("no ink")
+
+    benchmark(elsewhere / "parts")
+    monkeypatch.setattr("imixer.analysis.anomaly.heat_maps._fill_maps", fail)
+    words = ["--data.name", "parts", "--data.image_size", "16", "--anomaly.features", "pixels", "--out", "found"]
+    assert main(["train", "--task", "anomaly", *SMALL, *words]) == 0
+    said = capsys.readouterr()
+    assert "heat_maps was not drawn (OSError: no ink); all else is written" in said.err
+    for file in ("metrics.csv", "result.json", "anomaly.csv", "model/model.safetensors", "heat_maps.png"):
+        assert Path("found", file).is_file(), file
+    assert not Path("found/heat_maps").exists() and "found/heat_maps," not in said.out
+
+
+def test_numbers_and_model_are_written_before_anything_is_drawn(elsewhere, monkeypatch):
+    there = []
+    files = ("metrics.csv", "result.json", "anomaly.csv", "model/model.safetensors")
+    look = lambda path, draw: there.append([Path("found", file).is_file() for file in files])  # noqa: E731
+    monkeypatch.setattr("imixer.analysis.anomaly.heat_maps.drawn", look)
+    assert main(["train", "--task", "anomaly", *SMALL, "--anomaly.features", "pixels", "--out", "found"]) == 0
+    assert there == [[True] * 4] * 2
 
 
 @pytest.mark.parametrize("command", [["export"], ["push", "who/what"], ["analyze", "features"], ["evaluate"]])
@@ -794,6 +883,8 @@ def test_gray_and_coloured_images_and_images_of_16_bits_stand_side_by_side(tmp_p
         (["--data.image_size", "0"], ["data.image_size is 0"]),
         (["--seed", "-1"], ["seed is -1"]),
         (["--devices", "2"], ["devices is 2"]),
+        (["--accelerator", "mps"], ["accelerator is 'mps'", "takes auto, cpu, cuda, gpu; give one"]),
+        (["--accelerator", "cudda"], ["accelerator is 'cudda'", "did you mean cuda?"]),
         (["--choose", "[steps]"], ["choose is"]),
         (["--model.checkpoint", "nowhere"], ["nowhere"]),
     ],

@@ -16,6 +16,8 @@ from imixer.analysis.recall.images import MASKS, add_noise, digit_patterns, imag
 from imixer.analysis.recall.measure import nearest_pattern, retrieve, share_with_error
 from imixer.analysis.recall.run import compare_memories, recall
 from imixer.cli import main
+from imixer.data.sources import statistics
+from imixer.data.sources.decoding import CUT
 from imixer.errors import InputError
 from imixer.hopfield.memory import AssociativeMemory, binarised, overlaps
 from imixer.hopfield.memory_kinds import Kind
@@ -58,6 +60,44 @@ def test_images_become_gray_squares(photos):
     assert image_patterns([str(photos)], 6, 2)[1] == ("0.png", "1.png")
     with pytest.raises(InputError, match="patterns is 6; there are 5 images"):
         image_patterns([str(photos)], 6, 6)
+
+
+def deepened(photos, bits):
+    """The same photos in gray, of more bits, so many of which are used."""
+    folder = photos.parent / f"of {bits} bits"
+    folder.mkdir()
+    for file in photos.iterdir():
+        gray = np.asarray(Image.open(file).convert("L")).astype(np.uint16)
+        gray[0, 0] = 255
+        deep = gray << (bits - 8)
+        Image.fromarray(deep if bits > 8 else deep.astype(np.uint8)).save(folder / file.name)
+    return folder
+
+
+def test_images_of_more_than_8_bits_are_as_bright_as_their_range_and_it_is_said(photos, caplog):
+    plain, _ = image_patterns([str(deepened(photos, 8))], 6)
+    assert caplog.messages == []
+    with caplog.at_level("INFO"):
+        deep, _ = image_patterns([str(deepened(photos, 12))], 6)
+    assert (deep - plain).abs().max() < 0.02
+    assert caplog.messages[0].startswith("more than 8 bits: 0 and 4095 become black and white, as values run from ")
+    Image.new("F", (7, 9), 0.5).save(photos / "9.tif")
+    Image.new("I", (7, 9), 5).save(photos / "8.tif")
+    with pytest.raises(InputError, match=r"some images hold floats .* both; convert them to one kind$"):
+        image_patterns([str(photos)], 6)
+
+
+def test_colours_of_16_bits_that_would_be_black_are_refused(photos, monkeypatch):
+    shown = Image.new("RGB", (7, 9), (15, 3, 0))
+    for module in ("decode_header", "decode_file"):
+        monkeypatch.setattr(statistics, module, lambda file: with_cut(shown))
+    with pytest.raises(InputError, match=r"the images have 16-bit colours, .* reach only 15 of 255; convert them"):
+        image_patterns([str(photos)], 6)
+
+
+def with_cut(image):
+    image.info[CUT] = True
+    return image
 
 
 @pytest.mark.parametrize("flips", [0.0, 0.1, 0.5, 1.0])

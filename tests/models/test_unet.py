@@ -45,6 +45,29 @@ def test_it_is_made_where_and_of_what_type_it_is_asked_for():
     assert {(tensor.device.type, tensor.dtype) for tensor in held} == {("meta", torch.bfloat16)}
 
 
+@pytest.mark.parametrize("levels", [(3,), (2, 3), (0,), (1, 3)])
+def test_what_no_chosen_map_needs_is_neither_kept_nor_computed(levels):
+    torch.manual_seed(0)
+    model = timm.create_model("unet_16", features_only=True, out_indices=levels).eval()
+    torch.manual_seed(0)
+    whole = timm.create_model("unet_16", features_only=True).eval()
+    image = torch.randn(2, 3, 16, 24)
+    assert len(model.model.up) == 3 - min(levels)
+    for one, other in zip(model(image), [whole(image)[level] for level in levels], strict=True):
+        torch.testing.assert_close(one, other)
+    early = whole.model.forward_intermediates(image, list(levels), stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early, model(image))
+
+
+@pytest.mark.parametrize("levels", [None, [0], [2], [0, 3]])
+def test_every_parameter_of_a_linear_head_on_it_is_trained(levels):
+    model = timm.create_model("segmenter", backbone="unet_16", head="linear", levels=levels, num_classes=5)
+    assert model.levels == ((0,) if levels is None else (levels[-1],))
+    model(torch.randn(2, 3, 16, 16)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert timm.create_model("unet_16", num_classes=2).prune_intermediate_layers([3], prune_head=False) == [3]
+
+
 @pytest.mark.parametrize("widths", [(8,), (8, 16), (4, 6, 8, 10, 12)])
 def test_all_maps_of_any_depth_are_features(widths):
     model = timm.create_model("unet_16", widths=widths, features_only=True).eval()
@@ -62,8 +85,8 @@ def test_each_depth_is_seen_by_the_last_map():
         handle.remove()
 
 
-def test_a_linear_head_at_level_0_is_the_usual_unet():
-    model = timm.create_model("segmenter", backbone="unet_16", head="linear", levels=[0], num_classes=5).eval()
+def test_a_linear_head_is_the_usual_unet():
+    model = timm.create_model("segmenter", backbone="unet_16", head="linear", num_classes=5).eval()
     image = torch.randn(2, 3, 24, 16)
     last = model.backbone(image)[0]
     torch.testing.assert_close(model(image), model.head(model.norms[0](last)))

@@ -21,6 +21,7 @@ from imixer.data.masked_batches import joint_transform
 from imixer.data.sources.open_masked import open_masked
 from imixer.data.sources.scenes import CLASSES, open_scenes
 from imixer.errors import InputError
+from imixer.training import mask_figures
 from imixer.training.finished_run import load_run
 from imixer.training.mask_logits import MaskPredictor
 from imixer.training.run.config import ModelConfig, SegmentConfig, TrainConfig
@@ -459,6 +460,26 @@ def test_binary_masks_of_0_and_255_are_told_how_to_be_two_classes(tmp_path):
     assert open_masked(DataConfig(name=str(root)), MaskConfig(values=[0, 255])).class_names == ("0", "255")
     palette = {"background": "#000000", "object": "#ffffff"}
     assert open_masked(DataConfig(name=str(root)), MaskConfig(palette=palette)).class_names == ("background", "object")
+
+
+@pytest.mark.parametrize(
+    ("names", "palette", "listed"),
+    [
+        (("road", "sky"), ((128, 64, 128), (0, 0, 255)), ["road", "sky"]),
+        (("background", "sky"), ((128, 64, 128), (0, 0, 255)), ["sky"]),
+        (("ground", "sky"), ((0, 0, 0), (0, 0, 255)), ["sky"]),
+    ],
+)
+def test_the_legend_lists_every_class_that_is_drawn_also_the_first(names, palette, listed, monkeypatch):
+    figures = []
+    monkeypatch.setattr(mask_figures, "save_figure", lambda figure, path, dpi: figures.append(figure))
+    classes = np.array([[0, 1], [IGNORED, 1]], np.uint8)
+    panel = mask_figures.MaskPanel(Image.new("RGB", (2, 2), (40, 90, 60)), np.minimum(classes, 1), classes, "a")
+    mask_figures.draw_masks([panel], names, palette, Path("drawn.png"))
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == listed
+    drawn = np.asarray(figures[0].axes[1].images[0].get_array())
+    assert (tuple(drawn[0, 0]) == (40, 90, 60)) == (names[0] not in listed)
 
 
 def test_a_url_of_images_and_masks_on_this_machine_is_a_folder_and_one_that_is_nearly_one_is_told(tmp_path):

@@ -137,8 +137,8 @@ def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]])
             ],
         },
         notes=[
-            f"drawn: the trial with seed {shown_seed}; finished: {len(trials)}; curves: mean over the images; bands: from "
-            "the smallest to the largest; large markers: a = n, where the model itself stops",
+            f"drawn: the trial with seed {shown_seed}; finished: {len(trials)}; curves: mean over the images; bands: "
+            "from the smallest to the largest; large markers: a = n, where the model itself stops",
             "the paper calls the models imixer_s_ni1, imixer_s_ni2 and imixer_s_ni4",
             f"Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), as in the paper; x^a has D_S C = {_sizes(shown, 'D')} entries, "
             f"and S C = {_sizes(shown, 'S')}",
@@ -151,7 +151,11 @@ def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]])
         draw=lambda: _DRAWINGS[figure](measured[0]),
         grids=(
             (_verdict_grid(statements, seeds), "What the paper reads off it"),
-            *((_condition_grid(each[0]), f"{each[0].text} Seed {drawn}") for each in statements if each[0].conditions),
+            *(
+                (_condition_grid(each[0]), f"{each[0].text} Seed {shown_seed}")
+                for each in statements
+                if each[0].conditions
+            ),
         ),
     )
 

@@ -54,8 +54,9 @@ class Segmenter(nn.Module):
         backbone_args: Keyword arguments of `timm.create_model` for it.
         head: `linear` or `multilevel`.
         head_dim: Channels in which `multilevel` adds its levels. Default: those of the first of them.
-        levels: Indices of the features, as timm's `out_indices`. Default: the last for `linear`; for `multilevel` the
-            last of each reduction, or where all are the same, up to four evenly spread over the depth.
+        levels: Indices of the features, as timm's `out_indices`, of which `linear` reads the last. Default: for
+            `linear` the one that is computed last; for `multilevel` the last of each reduction, or where all are the
+            same, up to four evenly spread over the depth.
         num_classes: Number of classes K.
         in_chans: Channels of the images.
         img_size: Image size, for backbones that are built for one.
@@ -93,6 +94,8 @@ class Segmenter(nn.Module):
             args["img_size"] = img_size
         self._backbone_name, self._backbone_args = backbone, args
         self.levels = default_levels(backbone, args, head) if levels is None else _rising(levels, backbone, args)
+        if head == "linear":  # what only others need is not computed
+            self.levels = self.levels[-1:]
         self.num_classes, self.in_chans, self.head_name = num_classes, in_chans, head
         self.backbone = timm.create_model(
             backbone, pretrained=pretrained_backbone, features_only=True, out_indices=self.levels, **args
@@ -103,8 +106,6 @@ class Segmenter(nn.Module):
         self._channels_last = layout == "NHWC"
         info: Any = self.backbone.feature_info
         channels, reductions = info.channels(), info.reduction()
-        if head == "linear":
-            channels, reductions = channels[-1:], reductions[-1:]
         self.num_features = channels[0] if head == "linear" or head_dim is None else head_dim
         self.norms = nn.ModuleList(LayerNorm2d(count) for count in channels)
         self.projections = nn.ModuleList()
@@ -122,7 +123,7 @@ class Segmenter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (B, K, H, W) of images (B, in_chans, H, W)."""
-        taken = self.backbone(x)[-len(self.norms) :]
+        taken = self.backbone(x)
         if self._channels_last:  # (B, H, W, C)
             taken = [level.permute(0, 3, 1, 2) for level in taken]
         features = [norm(level) for norm, level in zip(self.norms, taken, strict=True)]
@@ -250,7 +251,7 @@ def default_levels(backbone: str, args: Mapping[str, Any], head: HeadName) -> tu
     info = whole.feature_info
     count = len(info)
     if head == "linear":
-        return (count - 1,)
+        return (getattr(whole, "last_level", count - 1),)
     reductions = [each["reduction"] for each in info]
     last_of_each = [i for i in range(count) if i + 1 == count or reductions[i + 1] != reductions[i]]
     if len(last_of_each) > 1:

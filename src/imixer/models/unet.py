@@ -47,8 +47,8 @@ class ConvPair(nn.Sequential):
 class UNet(nn.Module):
     """A U-Net: an encoder that halves the image, and a decoder that doubles it again and sees every depth's features.
 
-    Choose it as the backbone of a segmentation to compare others with. The head `linear` at level 0 makes it the usual
-    U-Net: it reads the decoder's last map, which has the size of the image.
+    Choose it as the backbone of a segmentation to compare others with. The head `linear` makes it the usual U-Net: it
+    reads the decoder's last map, which has the size of the image.
 
     It departs from its source in three things: convolutions are padded, so that maps keep their size; maps are enlarged
     by repetition, to the size of the one that they are joined to, so that any image size will do; and convolutions are
@@ -66,6 +66,7 @@ class UNet(nn.Module):
 
     Attributes:
         feature_info: The decoder's maps, the finest first, which is its last.
+        last_level: Index of the map that is computed last, among these.
 
     Raises:
         ValueError: If there are no widths, or classes are to be told from a map that is not pooled.
@@ -74,6 +75,7 @@ class UNet(nn.Module):
     """
 
     WIDTHS = (16, 32, 64, 128)
+    last_level = 0
     pool_type: str
 
     def __init__(
@@ -107,14 +109,14 @@ class UNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        """Return the decoder's maps, the finest first."""
+    def _maps(self, x: Tensor, ups: int | None = None) -> list[Tensor]:
+        """Return the decoder's maps after so many of its blocks, all by default; the finest first."""
         seen: list[Tensor] = []
         for i, pair in enumerate(self.down):
             x = pair(F.max_pool2d(x, 2, ceil_mode=True) if i else x)
             seen.append(x)
         maps = [seen.pop()]
-        for pair in self.up:
+        for pair in self.up[:ups]:
             skip = seen.pop()
             enlarged = F.interpolate(maps[0], size=skip.shape[-2:], mode="nearest")
             maps.insert(0, pair(torch.cat([skip, enlarged], 1)))
@@ -142,7 +144,7 @@ class UNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the decoder's maps of the indices, as timm's models do. The finest is computed last: none is left out.
+        """Return the decoder's maps of the indices, as timm's models do. The finest is computed last.
 
         Raises:
             ValueError: If the format is not NCHW.
@@ -150,18 +152,28 @@ class UNet(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; choose NCHW")
         taken, _ = feature_take_indices(len(self.feature_info), indices)
-        maps = self._maps(x)
-        chosen = [maps[i] for i in taken]
+        maps = self._maps(x, self._ups(taken) if stop_early else None)
+        finest = len(self.down) - len(maps)
+        chosen = [maps[i - finest] for i in taken]
         return chosen if intermediates_only else (maps[0], chosen)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Remove the classifier, which no map needs, and return the indices."""
+        """Remove the classifier and the decoder's blocks that no map of the indices needs, and return the indices.
+
+        With `prune_head` false both are kept, as the classifier reads the finest map.
+        """
         taken, _ = feature_take_indices(len(self.feature_info), indices)
         if prune_head:
+            self.up = self.up[: self._ups(taken)]
+            self.num_features = self.feature_info[min(taken)]["num_chs"]
             self.reset_classifier(0)
         return taken
+
+    def _ups(self, indices: Sequence[int]) -> int:
+        """Return the number of blocks of the decoder that the maps of the indices need."""
+        return len(self.down) - 1 - min(indices)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Return patterns of the parameters of each depth, in the order of computing, as timm's models do."""

@@ -251,7 +251,7 @@ class FinishedRun:
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """The colour of each class of a segmentation, (red, green, blue)."""
-        return coding_of(self.config.masks).palette or default_palette(len(self.class_names))
+        return coding_of(self.config.masks).palette or default_palette(self.class_names)
 
     def _data_config(self, data_path: str | None) -> DataConfig:
         config = self.config.data

@@ -129,7 +129,8 @@ class Loop:
 
         Raises:
             Interrupted: On SIGTERM or Ctrl-C, after the step at hand is finished and saved.
-            InputError: If a step is not finite and `non_finite` is `stop`, an inverse is not found, or a checkpoint cannot be written.
+            InputError: If a step is not finite and `non_finite` is `stop`, an inverse is not found, or a checkpoint
+                cannot be written.
         """
         self._began = self._saved_at = time.monotonic()
         with stop_on_signals(loud=self.fabric.is_global_zero) as request:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imixer.data.image_data import IGNORED
-from imixer.data.sources.masks import overlay
+from imixer.data.sources.masks import background_class, overlay
 from imixer.escaping import for_figure
 from imixer.plotting import save_figure
 
@@ -52,6 +52,8 @@ def draw_masks(
 ) -> None:
     """Draw each image beside its true mask, if any is known, and its predicted one, as colours over the image.
 
+    The background is left bare; `background_class` finds it. The legend has all other classes that are there.
+
     Args:
         panels: The images, in the order to draw them in.
         class_names: The names of the classes.
@@ -59,6 +61,7 @@ def draw_masks(
         path: The PNG to write.
         heading: The title of the figure.
     """
+    bare = background_class(class_names, palette)
     wide = 3 if any(panel.truth is not None for panel in panels) else 2
     lines = -(-len(panels) // _PER_LINE)
     per_line = min(_PER_LINE, len(panels))
@@ -72,9 +75,9 @@ def draw_masks(
         own[0].imshow(panel.image, cmap="gray" if panel.image.mode == "L" else None, vmin=0, vmax=255)
         own[0].set_title(for_figure(panel.title, 34), fontsize=8, loc="left")
         if panel.truth is not None:
-            own[1].imshow(overlay(panel.image, panel.truth, palette))
+            own[1].imshow(overlay(panel.image, panel.truth, palette, bare))
             own[1].set_title("true", fontsize=8)
-        own[-1].imshow(overlay(panel.image, panel.predicted, palette))
+        own[-1].imshow(overlay(panel.image, panel.predicted, palette, bare))
         own[-1].set_title("predicted", fontsize=8)
     there = sorted(
         {
@@ -83,7 +86,7 @@ def draw_masks(
             for mask in (panel.truth, panel.predicted)
             if mask is not None
             for value in np.unique(mask)
-            if value not in (0, IGNORED)
+            if value not in (bare, IGNORED)
         }
     )
     if 0 < len(there) <= _MANY_CLASSES:

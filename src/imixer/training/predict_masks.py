@@ -12,7 +12,7 @@ from PIL import Image
 
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import find_images, load_images
-from imixer.data.sources.masks import mask_image, overlay
+from imixer.data.sources.masks import background_class, mask_image, overlay
 from imixer.escaping import slug, unlike
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
@@ -77,6 +77,7 @@ def predict_masks(
     stems = unlike([slug(Path(name).stem, empty="image") for name in names])
     predictor, palette, pixels = MaskPredictor(run), run.palette, pixel_format(run.config.data)
     announce(f"predicting {len(names):,} images")
+    bare = background_class(run.class_names, palette)
     predictions: list[MaskPrediction] = []
     panels: list[MaskPanel] = []
     stem_of = dict(zip(names, stems, strict=True))
@@ -84,7 +85,8 @@ def predict_masks(
     for source in with_progress(([each] for each in (loaded if files else held_out)), len(names), "predicting images"):
         classes = predictor.classes([source.image])[0]
         mask, laid = (place / f"{stem_of[source.name]}.png" for place in (folder, overlays))
-        for file, picture in ((mask, mask_image(classes, palette)), (laid, overlay(source.image, classes, palette))):
+        coloured = overlay(source.image, classes, palette, bare)
+        for file, picture in ((mask, mask_image(classes, palette)), (laid, coloured)):
             with replacing(file) as temporary:
                 picture.save(temporary, format="PNG")
         counts = np.bincount(classes.ravel(), minlength=len(run.class_names))

@@ -14,7 +14,7 @@ from torchvision import datasets
 from imixer.data.config import DataConfig, MaskConfig
 from imixer.data.image_data import IGNORED
 from imixer.data.sources.decoding import CUT, UnreadableImage
-from imixer.data.sources.masks import MaskCoding
+from imixer.data.sources.masks import MaskCoding, background_class, default_palette, overlay
 from imixer.data.sources.open_masked import open_masked, relocated_masks
 from imixer.errors import InputError
 
@@ -294,6 +294,91 @@ def with_info(image, **info):
 def test_a_mask_that_says_no_exact_classes_is_named(make, said):
     with pytest.raises(UnreadableImage, match=said):
         MaskCoding(3).decode(make())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_masks_of_one_class_and_ignored_pixels_are_refused_however_many_names_there_are(named, tmp_path):
+    root = folder(tmp_path, values=(1, 255))
+    options = {"classes": ["background", "object"]} if named else {}
+    with pytest.raises(InputError, match=r'only one class; .* as 255, which is ignored, pass .*"\[1, 255\]"'):
+        opened(root, **options)
+    assert len(opened(root, values=[1, 255], **options).class_names) == 2
+    blue_on_black = {"ground": "#000000", "sky": "#0000ff"}
+    with pytest.raises(InputError, match=r"have only one class in the images to train on"):
+        opened(folder(tmp_path / "black", values=(0,)), palette=blue_on_black)
+
+
+def test_a_test_set_may_have_one_class_but_not_0_and_255(tmp_path):
+    def held_out(values):
+        root = folder(tmp_path / f"{values}", values=values)
+        return open_masked(DataConfig(name=str(root)), MaskConfig(classes=["a", "b"]), whole=True)
+
+    assert "no pixel of the test masks is of b" in held_out((0,)).notes
+    assert "no pixel of the test masks is of a" in held_out((1, 255)).notes
+    with pytest.raises(InputError, match=r"hold 0 and 255 alone, and 255 is ignored; store the indices that the run"):
+        held_out((0, 255))
+
+
+def test_classes_without_pixels_and_the_share_of_ignored_ones_are_told(tmp_path):
+    root = folder(tmp_path, values=(0, 2))
+    save(root / "masks" / "0.png", Image.fromarray(np.tile(np.array([0, 2, 255, 255], np.uint8), (12, 3))[:, :10]))
+    names = ["a", "b", "c"]
+    data = open_masked(DataConfig(name=str(root), val_fraction=0.01, split_seed=1), MaskConfig(classes=names))
+    share = f"{sum((mask == IGNORED).sum() for _, mask in data.train) / (len(data.train) * 120):.2%}"
+    assert data.notes[:2] == (
+        "no pixel of the training masks is of b",
+        f"{share} of the pixels of the training masks are 255, and count for nothing",
+    )
+    assert not any("pixels of the" in note for note in opened(folder(tmp_path / "whole"), classes=names).notes)
+
+
+def test_colours_of_no_class_are_counted_and_the_first_is_named(tmp_path):
+    root = folder(tmp_path)
+    colours = np.array([(0, 0, 0), (255, 0, 0), (0, 0, 255)], np.uint8)
+    for file in (root / "masks").iterdir():
+        save(file, Image.fromarray(colours[np.asarray(Image.open(file))]))
+    data = opened(root, palette={"ground": "#000000", "road": "#ff0000"})
+    share = np.mean([mask == IGNORED for _, mask in data.train])
+    told = f"{share:.2%} of the pixels of the training masks have colours of no class, first #0000ff, and count for"
+    assert share > 0.2 and data.notes[0].startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: mask((0, 1)), "is gray with the value 1, which is an index and no colour of masks.palette; leave"),
+        (lambda: Image.merge("LA", (mask((0, 1)), mask((255,)))), "is gray with the value 1"),
+        (lambda: Image.fromarray(np.ones((3, 3), np.uint16)), "stores numbers of more than 8 bits, and no colours"),
+        (lambda: Image.fromarray(np.ones((3, 3), np.int32)), "stores numbers of more than 8 bits, and no colours"),
+    ],
+)
+def test_a_mask_of_indices_beside_a_palette_is_named(make, said):
+    coding = MaskCoding(2, ((0, 0, 0), (128, 64, 128)))
+    with pytest.raises(UnreadableImage, match=said):
+        coding.decode(make())
+    gray = MaskCoding(2, ((0, 0, 0), (255, 255, 255)))
+    assert gray.decode(Image.fromarray(np.array([[0, 255, 9]], np.uint8))).tolist() == [[0, 1, IGNORED]]
+
+
+@pytest.mark.parametrize(
+    ("names", "palette", "bare"),
+    [
+        (("pet", "background", "border"), None, 1),
+        (("road", "sky"), None, None),
+        (("road", "sky"), ((128, 64, 128), (0, 0, 255)), None),
+        (("ground", "sky"), ((0, 0, 0), (0, 0, 255)), 0),
+        (("Background", "sky"), ((9, 9, 9), (0, 0, 255)), 0),
+        (("0", "1", "2"), None, 0),
+    ],
+)
+def test_an_overlay_leaves_the_background_bare_and_draws_every_other_class(names, palette, bare):
+    palette = palette or default_palette(names)
+    assert background_class(names, palette) == bare and len(set(palette)) == len(names)
+    classes = np.array([[*range(len(names)), IGNORED]], np.uint8)
+    image = Image.new("RGB", classes.shape[::-1], (40, 90, 60))
+    drawn = np.asarray(overlay(image, classes, palette, bare))[0]
+    same = [number for number, pixel in enumerate(drawn) if tuple(pixel) == (40, 90, 60)]
+    assert same == [*([] if bare is None else [bare]), len(names)]
 
 
 def lossy(root):

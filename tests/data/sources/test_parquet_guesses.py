@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 
 from imixer.data.config import DataConfig
 from imixer.data.sources.open import open_dataset
+from imixer.data.sources.parquet_columns import read_labels
 from imixer.errors import InputError
 
 HALF = [0, 1] * 10
@@ -203,6 +205,15 @@ def test_dictionaries_of_numbers_are_numbers(tmp_path, make_table):
     make_table(tmp_path / "test.parquet", [1, 0], names=["cat", "dog"])
     data = read(tmp_path)
     assert classes(data, data.train)[:2] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("values", [["cat", "dog", None], [0, 1, None]])
+def test_a_null_among_the_values_of_a_dictionary_is_no_label(values):
+    indices = pa.array([0, 1, 0, 2, 1], pa.int8())
+    column = pa.chunked_array([pa.DictionaryArray.from_arrays(indices, pa.array(values))])
+    assert column.null_count == 0
+    with pytest.raises(InputError, match=r"train\.parquet row 3 has no label; remove unlabelled rows"):
+        read_labels(column, pa.schema([]), "label", Path("train.parquet"))
 
 
 def test_text_that_only_the_held_out_part_has_is_refused(tmp_path, make_table):

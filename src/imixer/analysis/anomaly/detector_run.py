@@ -27,14 +27,14 @@ from imixer.analysis.anomaly.detect import (
 )
 from imixer.analysis.anomaly.detection_quality import DetectionQuality, best_threshold
 from imixer.analysis.anomaly.detectors import EnergyDeviations, NormalFeatures
-from imixer.analysis.anomaly.heat_maps import MAPS_OF, draw_judged, write_anomalies
+from imixer.analysis.anomaly.heat_maps import MAPS_OF, draw_anomalies, draw_judged, write_anomalies
 from imixer.analysis.anomaly.samples import AnomalySamples, digit_samples, open_defect_folder, to_tensor
 from imixer.analysis.images import pixels_of
 from imixer.data.config import DataConfig
 from imixer.data.names import DIGITS, is_named
 from imixer.data.sources.decoding import pixel_format
 from imixer.data.sources.image_files import expand_user, find_images, load_images
-from imixer.errors import InputError, in_short
+from imixer.errors import InputError, did_you_mean, in_short
 from imixer.escaping import shell_word
 from imixer.models.timm_tags import find_pretrained_cfg
 from imixer.models.weight_files import model_folder
@@ -59,7 +59,8 @@ from imixer.writing import check_output_file, json_text, replacing, write_csv, w
 
 DEFAULT_MODEL = "imixer_laptop_32.cifar10"
 _NORMAL_DIGIT = 3
-_USED = ("task", "anomaly.", "model.", "seed", "out", "accelerator", "logger")  # of the settings
+_USED = ("task", "anomaly.", "model.", "seed", "out", "accelerator")  # of the settings
+_ACCELERATORS = ("auto", "cpu", "cuda", "gpu")
 _UNUSED_OF_DIGITS = ("skip_bad", "value_range", "background")
 _USED_OF_DATA = ("name", "image_size", "batch_size", "skip_bad", "value_range", "background")
 
@@ -157,7 +158,8 @@ def evaluate_detector(run: FinishedRun, data: str | None = None, batch_size: int
     outputs = run.make_outputs()
     announce(f"judging {len(samples.test):,} images")
     scores = judge_images(samples, source, learned, **many)
-    files = write_anomalies(scores, _settings(run.name, samples, options, size, config.seed), outputs, options.score)
+    files = write_anomalies(scores, _settings(run.name, samples, options, size, config.seed), outputs)
+    files += draw_anomalies(scores, outputs, options.score)
     return DetectorOutcome(scores, options.score, files)
 
 
@@ -265,7 +267,7 @@ def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
         in_chans=channels,
         num_classes=1,
     )
-    device = choose_device({"cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}.get(config.accelerator, "auto"))
+    device = choose_device("cuda" if config.accelerator == "gpu" else config.accelerator)
     model: Any = built.model.eval().to(device)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": built.input_size}  # its own, not that of its name
     size = _sides(config.data.image_size, built.input_size[1:])
@@ -282,8 +284,7 @@ def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
     save_config(replace(whole, data=replace(whole.data, image_size=image_size)), run.config)
     write_text(run.environment, json_text({"run": uuid4().hex} | environment()))
     _save_normal(learned, run.normal_features)
-    settings = _settings(built.title, samples, options, size, config.seed)
-    files = write_anomalies(scores, settings, run, options.score)
+    files = write_anomalies(scores, _settings(built.title, samples, options, size, config.seed), run)
     row = _metrics(scores, options.score, time.perf_counter() - began)
     write_csv(run.metrics, [row])
     result = TrainingResult(
@@ -311,6 +312,7 @@ def _train(config: TrainConfig, begun: RunDirectory | None) -> DetectorOutcome:
         crop_pct=1.0,
         interpolation="bicubic",
     )
+    files += draw_anomalies(scores, run, options.score)
     return DetectorOutcome(scores, options.score, [*files, run.normal_features], unused)
 
 
@@ -321,6 +323,10 @@ def _with_model(config: TrainConfig) -> TrainConfig:
             f"devices is {config.devices} and num_nodes {config.num_nodes}, and task anomaly learns in seconds on one; "
             "leave them out"
         )
+    if config.accelerator not in _ACCELERATORS:
+        hint = did_you_mean(config.accelerator, _ACCELERATORS, 1)
+        known = ", ".join(_ACCELERATORS)
+        raise InputError(f"accelerator is {config.accelerator!r}, and task anomaly takes {known}{hint or '; give one'}")
     for name in ("choose", "finetune"):
         if value := getattr(config, name):
             raise InputError(f"{name} is {value}, and task anomaly trains no model; leave it out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,25 +43,20 @@ def _row(name: str, quality: DetectionQuality, kinds: list[str]) -> tuple[str, .
     return (DETECTORS[name].label, *("-" if value is None else f"{100 * value:.1f}" for value in every))
 
 
-def write_anomalies(
-    scores: AnomalyScores, settings: dict[str, Any], outputs: RunDirectory, score: str = MAPS_OF
-) -> list[Path]:
-    """Write the numbers, the table, a row per image, and heat maps, over those of an earlier time.
+def write_anomalies(scores: AnomalyScores, settings: dict[str, Any], outputs: RunDirectory) -> list[Path]:
+    """Write the numbers, the table and a row per image, over those of an earlier time.
 
-    `anomaly.json`, `anomaly.md`, `anomaly.csv`; `heat_maps.png`, an overview; and in the folder `heat_maps` the map of
-    each image as a gray PNG, black at the lowest score of all and white at the highest, by kind, the least normal image
-    of a kind first.
+    They are `anomaly.json`, `anomaly.md` and `anomaly.csv`.
 
     Args:
         scores: What was found.
         settings: Settings, for the JSON file.
         outputs: Directory to write into.
-        score: Score whose maps are drawn. One that is of whole images has none: then the memory's energy.
 
     Returns:
-        The files, and the folder of the maps.
+        The files.
     """
-    samples, score = scores.samples, score if score in scores.maps else MAPS_OF
+    samples = scores.samples
     counts = {kind: samples.kinds.count(kind) for kind in dict.fromkeys(samples.kinds)}
     numbers = {
         **settings,
@@ -81,12 +76,30 @@ def write_anomalies(
         for i, kind in enumerate(samples.kinds)
     ]
     write_csv(files[2], rows)
-    if drawn(outputs.heat_maps, lambda path: save_figure(draw_heat_maps(scores, score), path)):
-        files.append(outputs.heat_maps)
-    maps = outputs.path / "heat_maps"
+    return files
+
+
+def draw_anomalies(scores: AnomalyScores, outputs: RunDirectory, score: str = MAPS_OF) -> list[Path]:
+    """Draw heat maps, over those of an earlier time, or log why that failed.
+
+    They are `heat_maps.png`, an overview, and in the folder `heat_maps` the map of each image as a gray PNG, black at
+    the lowest score of all and white at the highest, by kind, the least normal image of a kind first.
+
+    Args:
+        scores: What was found.
+        outputs: Directory to write into.
+        score: Score whose maps are drawn. One that is of whole images has none: then the memory's energy.
+
+    Returns:
+        What was drawn: the overview, and the folder of the maps.
+    """
+    shown, maps = score if score in scores.maps else MAPS_OF, outputs.path / "heat_maps"
     shutil.rmtree(maps, ignore_errors=True)
-    make_folder(maps, lambda path: _fill_maps(scores, score, path))
-    return [*files, maps]
+    draws: dict[Path, Callable[[Path], None]] = {
+        outputs.heat_maps: lambda path: save_figure(draw_heat_maps(scores, shown), path),
+        maps: lambda path: make_folder(path, lambda folder: _fill_maps(scores, shown, folder)),
+    }
+    return [path for path, draw in draws.items() if drawn(path, draw)]
 
 
 def _fill_maps(scores: AnomalyScores, score: str, folder: Path) -> None:

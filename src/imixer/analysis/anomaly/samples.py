@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +15,23 @@ from torch import Tensor
 from imixer.data.sources.decoding import (
     EIGHT_BITS,
     PixelFormat,
-    decode_file,
-    decode_header,
-    find_unreadable,
-    is_high_depth,
 )
 from imixer.data.sources.image_files import (
+    FolderListing,
+    count_by_extension,
     expand_user,
     images_under,
     is_image_file,
+    list_folder,
     list_loose_files,
     load_image,
+    require_disjoint,
     subfolders,
 )
-from imixer.data.sources.statistics import MinMaxObserver, deep_note
+from imixer.data.sources.layout import left_out_beside, with_image_count
+from imixer.data.sources.statistics import measured_format
 from imixer.errors import InputError
+from imixer.escaping import printable
 from imixer.progress import with_progress
 
 GOOD = "good"
@@ -90,7 +92,7 @@ def open_defect_folder(
     """Open `train/good`, `test/good`, `test/DEFECT`, and if it is there `ground_truth/DEFECT` with its masks.
 
     The mask of `test/DEFECT/NAME.EXT` is `ground_truth/DEFECT/NAME_mask.png`, or an image called NAME. Whatever is not
-    black is defect. Images and masks are scaled to one size, without a crop.
+    black is defect. Images and masks are scaled to one size, without a crop. What is not used is named in the notes.
 
     Args:
         path: The folder.
@@ -103,17 +105,25 @@ def open_defect_folder(
             of images of more than 8 bits is measured.
 
     Raises:
-        InputError: If a folder is missing or empty, an image cannot be read or is smaller than a patch, or a mask is
-            missing, of another size than its image, of no image, or marks nothing; a mask marks a defect in a good
-            image; or the range of the images cannot be told.
+        InputError: If a folder is missing or empty, two share an image by a link, an image cannot be read or is smaller
+            than a patch, or a mask is missing, of another size than its image, of no image, or marks nothing; a mask
+            marks a defect in a good image; the range of the images cannot be told; or all have colours of 16 bits and
+            are nearly black.
     """
     root = expand_user(path)
     test, truth, bad = root / "test", root / "ground_truth", _BadFiles(skip_bad)
-    normal_files = _normal_files(root) if learn else []
-    kinds = _kinds(test)
+    learned = {f"train/{GOOD}": _normal_files(root)} if learn else {}
+    listings = _kinds(test)
+    used = learned | {f"test/{kind}": listing for kind, listing in listings.items()}
+    require_disjoint(used, root)
+    normal_files = [file for listing in learned.values() for file in listing.images]
+    kinds = {kind: listing.images for kind, listing in listings.items()}
     notes: tuple[str, ...] = ()
-    if learn and pixels.value_range is None:
-        pixels, notes = _measured(pixels, [*normal_files, *(file for files in kinds.values() for file in files)])
+    if learn:
+        files = [file for listing in used.values() for file in listing.images]
+        pixels, notes = measured_format(files, pixels, f"the images of {root}")
+    if left_out := _left_out(root, used, learn=learn):
+        notes += (f"not used of {root}: {'; '.join(map(printable, left_out))}",)
     reading = (in_chans, size, smallest, pixels, bad)
     normal = _normal_images(root, normal_files, *reading) if learn else []
     images, masks, labels, names = [], [], [], []
@@ -165,34 +175,32 @@ class _BadFiles:
         self.skipped.append(file)
 
 
-def _measured(pixels: PixelFormat, files: Sequence[Path]) -> tuple[PixelFormat, tuple[str, ...]]:
-    """Measure the range of images of more than 8 bits, as for other data; return it, and a sentence if there are any.
-
-    An image that cannot be read is told of when it is read for its pixels.
-    """
-    observer = MinMaxObserver()
-
-    def look(file: Path) -> None:
-        if is_high_depth(decode_header(file)):
-            observer.observe(decode_file(file))
-
-    find_unreadable(files, look, str, skip_bad=True)
-    value_range, seen = observer.value_range(), observer.min_max()
-    if value_range is None or seen is None:
-        return pixels, ()
-    return replace(pixels, value_range=value_range), (deep_note(value_range, seen),)
+def _left_out(root: Path, used: Mapping[str, FolderListing], *, learn: bool) -> tuple[str, ...]:
+    """List the folders and files that are not used, in words."""
+    train, test = root / "train", root / "test"
+    parts = {root: (train, test, root / "ground_truth"), test: tuple(subfolders(test))}
+    if learn:
+        parts[train] = (train / GOOD,)
+    left_out: list[str] = []
+    for folder, own in parts.items():
+        left_out += (with_image_count(each, root) for each in subfolders(folder) if each not in own)
+        left_out += left_out_beside(folder, " and ".join(f"{each.name}/" for each in own))
+    left_out += (
+        f"{count_by_extension(listing.other_files)} in {name}/" for name, listing in used.items() if listing.other_files
+    )
+    return tuple(left_out)
 
 
-def _normal_files(root: Path) -> list[Path]:
+def _normal_files(root: Path) -> FolderListing:
     """List the images to learn from."""
     good = root / "train" / GOOD
     if not good.is_dir():
         there = "is no folder" if not root.is_dir() else f"has no folder train/{GOOD}"
         raise InputError(f"{root} {there}; put normal images to learn from into {good}")
-    files = images_under(good)
-    if not files:
+    listing = list_folder(good)
+    if not listing.images:
         raise InputError(f"{good} holds no images; put normal images to learn from there")
-    return files
+    return listing
 
 
 def _normal_images(
@@ -213,18 +221,18 @@ def _normal_images(
     return normal
 
 
-def _kinds(test: Path) -> dict[str, list[Path]]:
+def _kinds(test: Path) -> dict[str, FolderListing]:
     """List the images to judge by their kind."""
     if not test.is_dir():
         raise InputError(f"{test.parent} has no folder test; put images to judge into test/{GOOD} and test/DEFECT")
     if loose := list_loose_files(test).images:
         raise InputError(f"{loose[0]} lies in no folder that says what it is; put it into test/{GOOD} or test/DEFECT")
-    kinds = {folder.name: images_under(folder) for folder in subfolders(test)}
-    if empty := [kind for kind, files in kinds.items() if not files and kind != GOOD]:
+    kinds = {folder.name: list_folder(folder) for folder in subfolders(test)}
+    if empty := [kind for kind, listing in kinds.items() if not listing.images and kind != GOOD]:
         raise InputError(f"{test / empty[0]} holds no images; put images of that defect there, or remove it")
     if twins := [kind for kind in kinds if kind != GOOD and kind.strip().lower() == GOOD]:
         raise InputError(f"{test / twins[0]} would be a defect called {twins[0]}; call it {GOOD}, or like its defect")
-    if not kinds.get(GOOD):
+    if GOOD not in kinds or not kinds[GOOD].images:
         raise InputError(f"{test / GOOD} holds no images; scores need normal images to compare defects with")
     if len(kinds) == 1:
         raise InputError(f"{test} has no defects, only {GOOD}; put images of each defect into a folder of its name")

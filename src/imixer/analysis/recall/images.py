@@ -1,5 +1,6 @@
 """Choose images to store in a memory, and corrupt them to queries."""
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -9,11 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from imixer.data.config import DataConfig
+from imixer.data.sources.decoding import EIGHT_BITS
 from imixer.data.sources.digits import open_digits
 from imixer.data.sources.image_files import find_images, load_image
+from imixer.data.sources.statistics import measured_format
 from imixer.errors import InputError
+from imixer.escaping import one_line
 from imixer.hopfield.memory import binarised
 
+_log = logging.getLogger(__name__)
 MASKS = ("none", "top", "bottom", "left", "right")
 
 
@@ -46,21 +51,27 @@ def _digits() -> tuple[Tensor, list[int], Tensor]:
 def image_patterns(paths: Sequence[str], size: int, count: int | None = None) -> tuple[Tensor, tuple[str, ...]]:
     """Load image files as gray squares (K, size, size) from -1 (black) to 1 (white), and return them and their names.
 
+    Of images of more than 8 bits the range is measured and said.
+
     Args:
         paths: Files or folders.
         size: Side in pixels.
         count: Number of images to take, the first ones. Default: all.
 
     Raises:
-        InputError: If a file cannot be read, or there are fewer than count.
+        InputError: If a file cannot be read, there are fewer than count, some images of more than 8 bits hold integers
+            and others floats, or all have colours of 16 bits and are nearly black.
     """
     files = find_images(paths)
     if count is not None and count > len(files):
         raise InputError(f"patterns is {count}; there are {len(files)} images")
     files = files[:count]
-    squares = [load_image(file, 1).resize((size, size), Image.Resampling.BICUBIC) for file in files]
-    pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
-    return pixels.float() / 127.5 - 1, tuple(file.name for file in files)
+    pixels, notes = measured_format(files, EIGHT_BITS, "the images", "convert them to one kind")
+    for note in notes:
+        _log.info(one_line(note))
+    squares = [load_image(file, 1, pixels).resize((size, size), Image.Resampling.BICUBIC) for file in files]
+    values = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
+    return values.float() / 127.5 - 1, tuple(file.name for file in files)
 
 
 def add_noise(patterns: Tensor, noise: float, binary: bool, generator: torch.Generator) -> Tensor:

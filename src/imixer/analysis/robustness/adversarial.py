@@ -50,11 +50,11 @@ def pgd(
     *,
     steps: int,
     step_size: float,
-    generator: torch.Generator,
+    start: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Attack images by projected gradient ascent on the cross entropy, each until it is not recognised.
 
-    The ascent starts at random in the ball. Use it for one epsilon; `score_attack` goes through several.
+    Use it for one epsilon; `score_attack` goes through several, and starts at random in the ball.
 
     Args:
         model: From pixels (B, C, H, W) to logits (B, classes).
@@ -63,7 +63,7 @@ def pgd(
         epsilon: Largest change of a pixel.
         steps: Steps of the ascent.
         step_size: Change of every pixel in a step, before it is brought back into the ball and [0, 1].
-        generator: Source of the start, on the CPU.
+        start: Change of each pixel that the ascent begins with, (B, C, H, W), from -1 to 1 in units of epsilon.
 
     Returns:
         For each image the first that is not recognised, or else the last, (B, C, H, W); and whether that one is still
@@ -72,8 +72,7 @@ def pgd(
     Source: Madry et al., Towards deep learning models resistant to adversarial attacks, 2018, section 2.
     """
     low, high = (pixels - epsilon).clamp_min(0), (pixels + epsilon).clamp_max(1)
-    offset = epsilon * (2 * torch.rand(pixels.shape, generator=generator) - 1)
-    x = (pixels + offset.to(pixels)).clamp(low, high)
+    x = (pixels + epsilon * start.to(pixels)).clamp(low, high)
     reached, survives = x.clone(), torch.ones_like(labels, dtype=torch.bool)
     left = torch.arange(len(pixels), device=pixels.device)
     for step in range(steps + 1):
@@ -102,7 +101,9 @@ def score_attack(
 ) -> AttackScores:
     """Measure accuracy under attack, within one epsilon after the other.
 
-    An image that fell to a smaller epsilon counts as fallen to a larger one, whose ball holds the same changes.
+    An image that fell to a smaller epsilon counts as fallen to a larger one, whose ball holds the same changes. The
+    start of an image depends on the seed, the epsilon and its place among all images alone: attacks on two models begin
+    alike, whatever either recognises and however many images a batch holds.
 
     Args:
         model: From images to logits, in evaluation mode. It is differentiated as it is, whatever its solver and
@@ -117,13 +118,16 @@ def score_attack(
     def on_pixels(x: Tensor) -> Tensor:
         return model(pixels.normalised(x))
 
+    generators = [torch.Generator().manual_seed(mixed_seed(seed, place)) for place in range(len(attack.epsilons))]
+
     def chunks() -> Iterator[list[Tensor]]:
-        for number, (images, labels) in enumerate(batches):
+        for images, labels in batches:
             stored = pixels.of(images)
             with torch.no_grad():
                 survives = [on_pixels(stored).argmax(1) == labels]
-            for place, epsilon in enumerate(attack.epsilons):
+            for generator, epsilon in zip(generators, attack.epsilons, strict=True):
                 left, after = survives[-1], survives[-1].clone()
+                start = 2 * torch.rand(stored.shape, generator=generator) - 1
                 if left.any():
                     _, after[left] = pgd(
                         on_pixels,
@@ -132,7 +136,7 @@ def score_attack(
                         epsilon / 255,
                         steps=attack.steps,
                         step_size=attack.step(epsilon) / 255,
-                        generator=torch.Generator().manual_seed(mixed_seed(seed, number, place)),
+                        start=start[left.cpu()],
                     )
                 survives.append(after)
             yield list(torch.stack(survives, 1).cpu())

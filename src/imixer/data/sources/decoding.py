@@ -113,7 +113,7 @@ def decode_header(path: str | Path) -> Image.Image:
     """Read the first bytes of an image file only, which finds no file that is cut off later.
 
     Returns:
-        An image with mode and size, and without pixels.
+        An image with mode, size and `CUT`, and without pixels.
 
     Raises:
         UnreadableImage: If the file is missing, no regular file, empty or no image.
@@ -147,9 +147,10 @@ def _open(source: Any, size: int, *, load: bool, upright: bool = True) -> Image.
         # closing matters for files with several frames; pixels that were loaded stay
         with Image.open(source) as image:
             _require_readable(image.mode)
+            cut = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
+            image.info[CUT] = cut
             if load:
                 frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # whose second is a preview
-                cut = image.mode in ("LA", "RGB", "RGBA") and ";16" in str(image.tile)
                 scaled = image.mode == "L" and any(bits in str(image.tile) for bits in ("L;2", "L;4"))
                 turned = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION) in _TURNS
                 image.load()  # which turns TIFFs

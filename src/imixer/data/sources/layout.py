@@ -82,7 +82,7 @@ def find_layout(given: Path) -> Layout:
             "part? Leave only one kind there"
         )
     used = {train, held_out}
-    left_out += [_with_image_count(folder) for folder in folders if folder not in used]
+    left_out += [with_image_count(folder, root) for folder in folders if folder not in used]
     left_out += left_out_beside(root)
     return Layout(given, parents[train], parents[held_out] if held_out else None, tuple(notes), tuple(left_out))
 
@@ -228,10 +228,16 @@ def left_out_beside(folder: Path, outside: str = "the class folders", used: Coll
     return tuple(left_out)
 
 
-def _with_image_count(folder: Path) -> str:
-    """Write a folder's name and how many images it holds."""
-    count = len(list_folder(folder).images)
-    return f"{folder.name}/ ({count:,} {'image' if count == 1 else 'images'})"
+def with_image_count(folder: Path, root: Path, inside: Path | None = None) -> str:
+    """Write where a folder lies and how many images it holds.
+
+    Args:
+        folder: The folder.
+        root: The folder that paths are told from.
+        inside: The folder in it whose images count. Default: itself.
+    """
+    count = len(list_folder(inside or folder).images)
+    return f"{_relative(folder, root)} ({count:,} {'image' if count == 1 else 'images'})"
 
 
 def _has_class_folders(folder: Path) -> bool:

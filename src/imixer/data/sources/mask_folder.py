@@ -16,7 +16,7 @@ from imixer.data.sources.image_files import (
     require_disjoint,
     subfolders,
 )
-from imixer.data.sources.layout import left_out_beside, require_one_of_each
+from imixer.data.sources.layout import left_out_beside, require_one_of_each, with_image_count
 from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
 from imixer.data.sources.masks import given_classes
 from imixer.data.sources.splitting import ROLES, split_role
@@ -164,15 +164,9 @@ def _left_out(folder: Path, used: Sequence[Path], root: Path) -> tuple[str, ...]
     names = " and ".join(f"{each.name}/" for each in used)
     others = [each for each in subfolders(folder) if each not in used]
     return (
-        *(_with_count(each, root) for each in others),
+        *(with_image_count(each, root, _named(each, _IMAGES)) for each in others),  # masks aside
         *left_out_beside(folder, names, (_NAMES,) if folder == root else ()),
     )
-
-
-def _with_count(folder: Path, root: Path) -> str:
-    """Write where a folder lies and how many images it holds, masks aside."""
-    count = len(images_under(_named(folder, _IMAGES) or folder))
-    return f"{_below(folder, root)} ({count:,} {'image' if count == 1 else 'images'})"
 
 
 def _no_images(folder: Path, root: Path) -> tuple[str, ...]:

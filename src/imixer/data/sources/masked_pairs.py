@@ -29,6 +29,7 @@ from imixer.data.sources.masks import MaskCoding, coding_of, default_palette
 from imixer.data.sources.rows import NO_BYTES
 from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
 from imixer.errors import InputError
+from imixer.escaping import few_names
 
 PatchSide: TypeAlias = "Callable[[tuple[int, int] | None], int]"
 _STREAM = 12  # keeps the draw of held-out images apart from others
@@ -254,7 +255,8 @@ def open_pairs(
 
     Raises:
         InputError: If a pair is incomplete or unreadable, its sizes differ, a mask has a value of no class or no pixel
-            that counts, an image is smaller than a patch, or there are fewer than two classes.
+            that counts, an image is smaller than a patch, or fewer than two classes have pixels to train on; of a test
+            set, if all pixels are of the first class or ignored.
     """
     if pairs.incomplete and not config.skip_bad:
         first, rest = pairs.incomplete[0], len(pairs.incomplete) - 1
@@ -294,11 +296,8 @@ def open_pairs(
     pixels = sum((counts.pixels[pair] for pair in train), np.zeros(256, np.int64))
     most = max(int(np.flatnonzero(counts.pixels[pair][:IGNORED]).max(initial=-1)) for pair in [*train, *val])
     class_names = pairs.class_names or tuple(map(str, range(most + 1)))
-    if len(class_names) < 2:
-        raise InputError(
-            f"the masks of {pairs.place} have only one class; if one is stored as {masks.ignore_index}, which is "
-            f'ignored, pass --masks.values "[0, {masks.ignore_index}]"'
-        )
+    if problem := _too_few_classes(pixels, coding, whole=whole):
+        raise InputError(f"the masks of {pairs.place} {problem}")
     statistics = usable_statistics(lambda index: train[index].image(), len(train), config, pairs.place, observer)
     sizes = {pair: sizes[pair] for pair in [*train, *val]}
     least = min(sizes, key=lambda pair: min(sizes[pair]))
@@ -315,14 +314,62 @@ def open_pairs(
         std=statistics.std,
         skipped=(*(each.name for each in pairs.incomplete), *(pair.name for pair in unfit)),
         sources=(pairs.sources[0], pairs.sources[1] or f"{config.val_fraction:.0%} of them"),
-        notes=(*pairs.notes, *statistics.notes),
+        notes=(*pairs.notes, *_pixel_notes(pixels, class_names, train, counts, coding, whole=whole), *statistics.notes),
         left_out=pairs.left_out,
         value_range=statistics.pixels.value_range,
         split=pairs.split,
         pixels=tuple(pixels[: len(class_names)].tolist()),
-        palette=coding.palette or default_palette(len(class_names)),
+        palette=coding.palette or default_palette(class_names),
         smallest=(least.name, *sizes[least]),
     )
+
+
+def _too_few_classes(pixels: NDArray[np.int64], coding: MaskCoding, *, whole: bool) -> str:
+    """Explain why the pixels of each class (256,) are of too few classes; empty if they are not.
+
+    A test set may have a single class. One that has the first class and ignored pixels alone is most likely stored as
+    0 and 255, where another class was meant.
+    """
+    there = np.flatnonzero(pixels[:IGNORED]).tolist()
+    ignored = coding.palette is None and bool(pixels[IGNORED])
+    if len(there) > 1 or (whole and not (ignored and there == [0])):
+        return ""
+    (only,) = there
+    stored = coding.values[only] if coding.values else only
+    if whole:
+        return (
+            f"hold {stored} and {coding.ignored} alone, and {coding.ignored} is ignored; store the indices that the "
+            "run was trained on"
+        )
+    if ignored:
+        return (
+            f"have only one class; if one is stored as {coding.ignored}, which is ignored, pass --masks.values "
+            f'"[{stored}, {coding.ignored}]"'
+        )
+    return "have only one class in the images to train on; look whether they hold what you think"
+
+
+def _pixel_notes(
+    pixels: NDArray[np.int64],
+    class_names: Sequence[str],
+    pairs: Sequence[Pair],
+    counts: _Counts,
+    coding: MaskCoding,
+    *,
+    whole: bool,
+) -> tuple[str, ...]:
+    """Write which classes have no pixel, and how many pixels count for nothing, a sentence each."""
+    notes, which = [], "test" if whole else "training"
+    absent = [name for name, count in zip(class_names, pixels[: len(class_names)], strict=True) if not count]
+    if absent:
+        notes.append(f"no pixel of the {which} masks is of {few_names(absent)}")
+    if pixels[IGNORED]:
+        first = next(pair for pair in pairs if counts.pixels[pair][IGNORED])
+        colour = coding.unknown_colour(first.mask())
+        what = f"are {coding.ignored}" if colour is None else f"have colours of no class, first {colour}"
+        share = f"{pixels[IGNORED] / pixels.sum():.2%} of the pixels of the {which} masks"
+        notes.append(f"{share} {what}, and count for nothing")
+    return tuple(notes)
 
 
 def _too_small(sizes: dict[Pair, tuple[int, int]], patch: int, *, skip_bad: bool) -> dict[Pair, str]:

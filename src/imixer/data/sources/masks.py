@@ -17,6 +17,9 @@ from imixer.data.sources.decoding import CUT, FRAMES, SCALED, UnreadableImage, i
 _GOLDEN = 0.618  # of the circle of hues: neighbours among classes are far apart
 _SHOWN = 3  # values named in a message
 _COLOURS = frozenset({"RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"})
+_GRAYS = frozenset({"L", "LA", "La"})
+_BACKGROUNDS = frozenset({"background", "bg"})  # names of the class that drawings leave bare
+_BLACK = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ class MaskCoding:
             Class of each pixel (height, width), `IGNORED` where it counts for nothing.
 
         Raises:
-            UnreadableImage: If there is a colour without a palette, a value or colour of no class, or pixels that are
-                transparent, fractions, or not exact.
+            UnreadableImage: If there is a colour without a palette, an index beside one, a value or colour of no class,
+                or pixels that are transparent, fractions, or not exact.
         """
         _require_exact(mask)
         if self.palette is not None:
+            self._require_colours(mask)
             return self._decode_colours(np.asarray(mask.convert("RGB")).astype(np.int64))
         if mask.mode in _COLOURS:
             mask = mask.convert("RGB")
@@ -89,11 +93,37 @@ class MaskCoding:
         for number, colour in enumerate(self.palette or ()):
             classes[packed == _packed(np.array(colour))] = number
         if self.ignored is None and (classes == IGNORED).any():
-            red, green, blue = values[classes == IGNORED][0]
             raise UnreadableImage(
-                f"its mask has the colour #{red:02x}{green:02x}{blue:02x}, which masks.palette gives to no class"
+                f"its mask has the colour {_first_colour(values, classes)}, which masks.palette gives to no class"
             )
         return classes
+
+    def _require_colours(self, mask: Image.Image) -> None:
+        """Refuse masks of indices, which a palette would take for shades of gray."""
+        remedy = "leave masks.palette out, and name classes by --masks.classes"
+        if mask.mode.startswith("I"):
+            raise UnreadableImage(f"its mask stores numbers of more than 8 bits, and no colours; {remedy}")
+        if mask.mode in _GRAYS:
+            palette = self.palette or ()
+            grays = {red for red, green, blue in palette if red == green == blue}
+            there = np.flatnonzero(mask.getchannel(0).histogram()[: len(palette)]).tolist()
+            if indices := [value for value in there if value not in grays]:
+                raise UnreadableImage(
+                    f"its mask is gray with the value {indices[0]}, which is an index and no colour of masks.palette; "
+                    f"{remedy}"
+                )
+
+    def unknown_colour(self, mask: Image.Image) -> str | None:
+        """Return the first colour of a mask that the palette gives to no class, such as `#0000ff`. None: there is none.
+
+        Args:
+            mask: The mask as it is stored.
+        """
+        if self.palette is None:
+            return None
+        values = np.asarray(mask.convert("RGB")).astype(np.int64)
+        classes = self._decode_colours(values)
+        return _first_colour(values, classes) if (classes == IGNORED).any() else None
 
 
 def _require_exact(mask: Image.Image) -> None:
@@ -115,6 +145,12 @@ def _require_exact(mask: Image.Image) -> None:
         raise UnreadableImage(f"its mask holds {mask.info[FRAMES]} frames; save one")
     if is_transparent(mask):
         raise UnreadableImage("its mask has transparent pixels, which say no class; save it without transparency")
+
+
+def _first_colour(values: NDArray[np.int64], classes: NDArray[np.uint8]) -> str:
+    """Write the first colour of no class."""
+    red, green, blue = values[classes == IGNORED][0]
+    return f"#{red:02x}{green:02x}{blue:02x}"
 
 
 def _packed(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -151,13 +187,42 @@ def coding_of(config: MaskConfig, classes: int | None = None) -> MaskCoding:
     return MaskCoding(known, palette or None, config.ignore_index, values)
 
 
-def default_palette(classes: int) -> tuple[tuple[int, int, int], ...]:
-    """Choose a colour for each class, far from that of the next: black for the first, then hues."""
-    colours: list[tuple[int, int, int]] = [(0, 0, 0)]
-    for number in range(classes - 1):
+def default_palette(class_names: Sequence[str]) -> tuple[tuple[int, int, int], ...]:
+    """Choose a colour for each class, far from that of the next: black for the background, hues for the others.
+
+    The background is the class of that name, or the first of classes that are numbers.
+
+    Args:
+        class_names: The names of the classes.
+    """
+    black = _named_background(class_names)
+    if black is None and all(name.isdecimal() for name in class_names):
+        black = 0
+    colours: list[tuple[int, int, int]] = []
+    for number in range(len(class_names) - (black is not None)):
         shade = colorsys.hsv_to_rgb(number * _GOLDEN % 1.0, 0.85 if number % 2 else 0.6, 0.95)
         colours.append((round(shade[0] * 255), round(shade[1] * 255), round(shade[2] * 255)))
-    return tuple(colours[:classes])
+    if black is not None:
+        colours.insert(black, _BLACK)
+    return tuple(colours)
+
+
+def background_class(class_names: Sequence[str], palette: Sequence[Sequence[int]]) -> int | None:
+    """Find the class that drawings leave bare: the one called background, or else the first if it is black.
+
+    Args:
+        class_names: The names of the classes.
+        palette: The colour of each class.
+
+    Returns:
+        Its number. None: all are drawn.
+    """
+    named = _named_background(class_names)
+    return named if named is not None else 0 if tuple(palette[0]) == _BLACK else None
+
+
+def _named_background(class_names: Sequence[str]) -> int | None:
+    return next((number for number, name in enumerate(class_names) if name.strip().lower() in _BACKGROUNDS), None)
 
 
 def mask_image(classes: NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> Image.Image:
@@ -176,19 +241,25 @@ def mask_image(classes: NDArray[np.uint8], palette: Sequence[Sequence[int]]) -> 
 
 
 def overlay(
-    image: Image.Image, classes: NDArray[np.uint8], palette: Sequence[Sequence[int]], strength: float = 0.55
+    image: Image.Image,
+    classes: NDArray[np.uint8],
+    palette: Sequence[Sequence[int]],
+    background: int | None,
+    strength: float = 0.55,
 ) -> Image.Image:
-    """Lay the colours of classes over an image; the first class and ignored pixels stay as they are.
+    """Lay the colours of classes over an image; the background and ignored pixels stay as they are.
 
     Args:
         image: The image.
         classes: Class of each of its pixels (height, width).
         palette: Colour of each class.
+        background: Number of the class that is left bare, as `background_class` finds it. None: there is none.
         strength: Share of the colour, from 0 to 1.
     """
     pixels = np.asarray(image.convert("RGB")).astype(np.float32)
     colours = np.zeros((256, 3), np.float32)
     colours[: len(palette)] = palette
-    shown = ((classes != 0) & (classes != IGNORED))[..., None]
+    bare = classes == (IGNORED if background is None else background)
+    shown = (~bare & (classes != IGNORED))[..., None]
     mixed = np.where(shown, (1 - strength) * pixels + strength * colours[classes], pixels)
     return Image.fromarray(np.rint(mixed).astype(np.uint8))

@@ -146,13 +146,13 @@ def read_labels(column: pa.ChunkedArray, schema: pa.Schema, name: str, file: Pur
     Raises:
         InputError: If a row has no label, or one that is no class: a fraction, an empty text, a number too large.
     """
+    kind = column.type
+    if pa.types.is_dictionary(kind):  # whose own count of nulls is not that of its values
+        kind = kind.value_type
+        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind)
     if column.null_count:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise InputError(f"{file} row {row} has no label; remove unlabelled rows")
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        column = pa.chunked_array([chunk.dictionary_decode() for chunk in column.chunks], kind)
     if pa.types.is_boolean(kind):
         return ShardLabels(file, column.to_numpy().astype(np.int64), ("False", "True"), "truth")
     if _is_text(kind):

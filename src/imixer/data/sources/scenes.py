@@ -171,5 +171,5 @@ def open_scenes(config: DataConfig) -> MaskedData:
         std=tuple(values.std(0).tolist()),
         sources=("digits and photographs of scikit-learn, composed", f"of other digits, {config.val_fraction:.0%}"),
         pixels=tuple(np.bincount(train.masks.ravel(), minlength=len(CLASSES)).tolist()),
-        palette=default_palette(len(CLASSES)),
+        palette=default_palette(CLASSES),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ from imixer.data.sources.decoding import (
     FRAMES,
     TURNED,
     PixelFormat,
+    decode_file,
+    decode_header,
+    find_unreadable,
     is_gray,
     is_high_depth,
     is_transparent,
@@ -26,6 +30,7 @@ from imixer.data.sources.decoding import (
 from imixer.errors import InputError
 from imixer.progress import with_progress
 
+_SET_OR_CONVERT = "pass --data.value_range, or convert them to one kind"
 _SAMPLE = 2000
 _SAMPLE_OF_LARGE = 500
 _BARELY_USED = 64  # of 256 values
@@ -82,8 +87,11 @@ class MinMaxObserver:
             else None
         )
 
-    def value_range(self) -> tuple[float, float] | None:
+    def value_range(self, remedy: str = _SET_OR_CONVERT) -> tuple[float, float] | None:
         """Choose the customary range that holds all values, else the values' own.
+
+        Args:
+            remedy: What to do if there is none, to end the message with.
 
         Returns:
             (low, high). None: no image had more than 8 bits.
@@ -96,11 +104,96 @@ class MinMaxObserver:
         if len(self._by_kind) > 1:
             raise InputError(
                 "some images hold floats and others integers of more than 8 bits, and black and white are not the same "
-                "values in both; pass --data.value_range, or convert them to one kind"
+                f"values in both; {remedy}"
             )
         ((kind, (low, high)),) = self._by_kind.items()
         fitting = _FLOAT_RANGES if kind == "floats" else [(0.0, 2.0**bits - 1) for bits in _DEPTHS]
         return next((each for each in fitting if each[0] <= low and high <= each[1]), (low, high))
+
+
+class CutObserver:
+    """The images with colours of 16 bits, of which the upper 8 are read. Several threads may feed it.
+
+    Attributes:
+        images: Number of those that were seen.
+        brightest: Largest value that they show, 0 to 255.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.images, self.brightest = 0, 0
+
+    def observe(self, stored: Image.Image, shown: Image.Image) -> None:
+        """Count an image in, if it has such colours.
+
+        Args:
+            stored: The image in the mode it is stored in.
+            shown: The same in mode `L` or `RGB`.
+        """
+        if not stored.info.get(CUT):
+            return
+        brightest = int(np.asarray(shown).max())
+        with self._lock:
+            self.images, self.brightest = self.images + 1, max(self.brightest, brightest)
+
+    def problem(self, count: int, what: str) -> str:
+        """Explain why images would be nearly black; empty if they are not.
+
+        Args:
+            count: Number of images that were looked at.
+            what: What these are, in messages.
+        """
+        if self.images < count or self.brightest >= _BARELY_USED:
+            return ""
+        return (
+            f"{what} have 16-bit colours, of which the upper 8 bits are read, and these reach only {self.brightest} of "
+            "255; convert them to 8 bits"
+        )
+
+    def notes(self, count: int) -> tuple[str, ...]:
+        """Write how many of the images that were looked at have such colours, in a sentence if any has."""
+        if not self.images:
+            return ()
+        return (f"{self.images:,} of {count:,} looked at have 16-bit colours, of which the upper 8 bits are used",)
+
+
+def measured_format(
+    files: Sequence[Path], pixels: PixelFormat, what: str, remedy: str = _SET_OR_CONVERT
+) -> tuple[PixelFormat, tuple[str, ...]]:
+    """Measure what becomes black and white in image files of more than 8 bits, where nothing says it.
+
+    A file that cannot be read is left to those who read it for its pixels.
+
+    Args:
+        files: The files.
+        pixels: How stored pixel values become bytes, where that is known.
+        what: What the images are, in messages.
+        remedy: See `MinMaxObserver.value_range`.
+
+    Returns:
+        How they do, and what was seen, a sentence each.
+
+    Raises:
+        InputError: If some images hold integers and others floats, or all have colours of 16 bits and are nearly black.
+    """
+    observer, cut = MinMaxObserver(), CutObserver()
+
+    def look(file: Path) -> None:
+        header = decode_header(file)
+        if is_high_depth(header) and pixels.value_range is None:
+            observer.observe(decode_file(file))
+        elif header.info.get(CUT):
+            image = decode_file(file)
+            cut.observe(image, to_channels(image, 3, pixels))
+
+    unreadable = find_unreadable(files, look, str, skip_bad=True)
+    count = len(files) - len(unreadable)
+    if count and (problem := cut.problem(count, what)):
+        raise InputError(problem)
+    value_range, seen = observer.value_range(remedy), observer.min_max()
+    if value_range is None or seen is None:
+        return pixels, cut.notes(count)
+    return replace(pixels, value_range=value_range), (deep_note(value_range, seen), *cut.notes(count))
 
 
 class _SampleCounts:
@@ -108,7 +201,8 @@ class _SampleCounts:
 
     def __init__(self) -> None:
         self.sizes: set[tuple[int, int]] = set()
-        self.gray = self.turned = self.transparent = self.several_frames = self.cut = self.single_colour = 0
+        self.gray = self.turned = self.transparent = self.several_frames = self.single_colour = 0
+        self.cut = CutObserver()
         self.gray_histogram = np.zeros(256)
         self.colour_histogram = np.zeros((3, 256))
         self.distinct_images: set[bytes] = set()
@@ -205,13 +299,13 @@ def _count_sample(
         sample.sizes.add((image.height, image.width))
         sample.turned += TURNED in image.info
         sample.several_frames += image.info.get(FRAMES, 1) > 1
-        sample.cut += bool(image.info.get(CUT))
         sample.gray += is_gray(image)
         if is_high_depth(image) and pixels.value_range is None:
             observer.observe(image)
             continue
         sample.transparent += is_transparent(image)
         converted = to_channels(image, 1 if is_gray(image) else 3, pixels)
+        sample.cut.observe(image, converted)
         histogram = _histogram(converted)
         if is_gray(image):
             sample.gray_histogram += histogram[0]
@@ -240,12 +334,8 @@ def _problem(sample: _SampleCounts, histogram: NDArray[np.float64], count: int, 
             remedy = f"black and white are {_span(pixels.value_range)}: pass --data.value_range, or {remedy}"
         values = [int(np.flatnonzero(channel)[0]) for channel in histogram]
         return f"all {count:,} sampled images of {what} are of one colour, {_colour(values)}; {remedy}"
-    brightest = int(np.flatnonzero(histogram.sum(axis=0))[-1])
-    if sample.cut == count and brightest < _BARELY_USED:
-        return (
-            f"the sampled images of {what} have 16-bit colours, of which the upper 8 bits are read, and these reach "
-            f"only {brightest} of 255; convert them to 8 bits"
-        )
+    if problem := sample.cut.problem(count, f"the sampled images of {what}"):
+        return problem
     if count > 1 and len(sample.distinct_images) == 1:
         return f"all {count:,} sampled images of {what} are the same picture; look whether they hold what you think"
     return ""
@@ -274,8 +364,7 @@ def _notes(
     else:
         used = np.flatnonzero(histogram.sum(axis=0))
         notes.append(f"8 bits: values from {used[0]} to {used[-1]}, where 0 is black and 255 white")
-    if sample.cut:
-        notes.append(f"{sample.cut:,} {of_sample} have 16-bit colours, of which the upper 8 bits are used")
+    notes += sample.cut.notes(count)
     if sample.transparent:
         notes.append(f"{sample.transparent:,} {of_sample} are transparent in part and lie on {settings.background}")
     if sample.turned:

@@ -253,10 +253,10 @@ class SegmentConfig:
     """The head that classifies pixels, and its loss.
 
     Args:
-        head: `linear` reads the last features of the backbone, `multilevel` adds those of up to four depths.
+        head: `linear` reads the features that the backbone computes last, `multilevel` adds those of up to four depths.
         head_dim: Channels in which `multilevel` adds its levels. Default: those of the first of them.
-        levels: Features to read, as timm's `out_indices`. Default: the last of each reduction, or up to four evenly
-            spread over the depth.
+        levels: Features to read, as timm's `out_indices`, of which `linear` reads the last. Default: the last of each
+            reduction, or up to four evenly spread over the depth; for `linear` those that are computed last.
         dice: Weight of the Dice loss beside the cross entropy. 0: cross entropy alone.
         class_weights: Weight of each class in the cross entropy; `balanced` takes the inverse square root of its share
             of the training pixels. Default: all alike.
