@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from imixer.errors import check_whole
-from imixer.implicit.func_transforms import every, transformed
+from imixer.implicit.func_transforms import every, has_tangent, transformed
 from imixer.implicit.functional import refusal, solve_functionally
 from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import RandomState, drawing_from, random_state
@@ -65,11 +65,12 @@ class Implicit:
 
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution[Tensor]:
         """Solve without a graph, and differentiate the equation in the backward pass."""
-        if not torch.is_grad_enabled():
-            return problem.solve(z, tensors)
+        inside = transformed()  # where torch.no_grad stops no derivative in forward mode
+        if not inside and not torch.is_grad_enabled():
+            return _without_derivatives(problem, z, tensors)
         start = None if problem.start is None else problem.start.detach()  # the solution is the same from anywhere
         problem = replace(problem, start=start)
-        if transformed():
+        if inside:
             return solve_functionally(problem, self.adjoint, z, tensors)
         return _apply(_ImplicitFunction, problem, self.adjoint, z, tensors)
 
@@ -105,12 +106,26 @@ class CheckpointedUnroll:
                 f"{problem.name}: CheckpointedUnroll replays fixed iterations, and the solver is "
                 f"{type(problem.solver).__name__}; choose the solver FixedIterations, or the gradient Implicit"
             )
-        if not torch.is_grad_enabled() or transformed():
+        if transformed():
             return problem.solve(z, tensors)
+        if not torch.is_grad_enabled():
+            return _without_derivatives(problem, z, tensors)
         return _apply(_CheckpointedUnrollFunction, problem, self.checkpoints, z, tensors)
 
 
 Gradient = Unroll | Implicit | CheckpointedUnroll
+
+_DUAL_NUMBERS = (
+    "dual numbers do not go through Implicit or CheckpointedUnroll; take torch.func.jvp, or the gradient Unroll"
+)
+
+
+def _without_derivatives(problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution[Tensor]:
+    """Solve where no graph is recorded. The steps' derivative, which dual numbers would take along, is another."""
+    solution = problem.solve(z, tensors)
+    if has_tangent(solution.value):
+        raise RuntimeError(_DUAL_NUMBERS)
+    return solution
 
 
 def _apply_eagerly(
@@ -158,9 +173,7 @@ def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[
 class _BackwardOnly(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(
-            "dual numbers do not go through Implicit or CheckpointedUnroll; take torch.func.jvp, or the gradient Unroll"
-        )
+        raise RuntimeError(_DUAL_NUMBERS)
 
 
 class _ImplicitFunction(_BackwardOnly):
