@@ -149,6 +149,40 @@ def test_the_series_of_the_gradient_is_cut_off_there_too_and_is_the_last(terms):
         hessian(loss)(W)
 
 
+@pytest.mark.parametrize("adjoint", [FixedIterations(0), FixedIterations(2), Anderson(**TIGHT)], ids=repr)
+@pytest.mark.parametrize("name", ["grad", "jvp", "reverse twice", "gradients per sample"])
+def test_what_f_draws_is_drawn_again_in_every_derivative(name, adjoint):
+    if name == "reverse twice" and isinstance(adjoint, FixedIterations):
+        pytest.skip("which has no second derivative")
+
+    def masked(x, W, *masks):
+        return (masks[0] if masks else torch.rand_like(x) < 0.5) * (x @ W)
+
+    def loss(*tensors):
+        return (
+            solve(masked, tensors[0], tensors[1:], solver=FixedIterations(1), gradient=Implicit(adjoint))
+            .value.sin()
+            .sum()
+        )
+
+    transforms = {
+        "grad": lambda f, z, W, *masks: grad(f, argnums=(0, 1))(z, W, *masks),
+        "jvp": lambda f, z, W, *masks: jvp(lambda z, W: f(z, W, *masks), (z, W), (2 * z, W.T)),
+        "reverse twice": lambda f, z, W, *masks: grad(lambda z: grad(f, argnums=1)(z, W, *masks).sin().sum())(z),
+        "gradients per sample": lambda f, z, W, *masks: vmap(
+            grad(f, argnums=1), in_dims=(0, None, *[0 for _ in masks]), randomness="different"
+        )(z[:, None], W, *(mask[:, None] for mask in masks)),
+    }
+    torch.manual_seed(4)
+    mask = torch.rand_like(z) < 0.5
+    assert mask.any() and not mask.all()
+    expected = transforms[name](loss, z, W, mask)
+    after = torch.get_rng_state()
+    torch.manual_seed(4)
+    torch.testing.assert_close(transforms[name](loss, z, W), expected)
+    assert torch.equal(torch.get_rng_state(), after)  # drawn once, as far as anybody sees
+
+
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 @pytest.mark.parametrize("gradient", [Implicit(), CheckpointedUnroll()], ids=repr)
 def test_dual_numbers_outside_torch_func_are_refused_with_the_remedy(gradient, mode):
