@@ -272,10 +272,10 @@ def test_impossible_arguments_are_named(call, named):
         call()
 
 
-def hand_made(bound: float, norm: float) -> Certificate:
+def hand_made(bound: float, norm: float, settled: bool = True) -> Certificate:
     ones = torch.ones(1, dtype=torch.bool)
     worst = WorstCase(((1.0, bound),), None, None, (1.0, 1.0), (bound,), (bound,))
-    return Certificate(worst, OnData(torch.zeros(1, 2), ones, ones, torch.tensor([[norm]]), ones[None]))
+    return Certificate(worst, OnData(torch.zeros(1, 2), ones, ones, torch.tensor([[norm]]), ones[None] & settled))
 
 
 @pytest.mark.parametrize(
@@ -288,3 +288,29 @@ def test_a_bound_or_a_norm_of_exactly_1_is_none_of_a_contraction(bound, norm, ve
     assert certificate.verdict == verdict
     assert certificate.worst.proves == (bound < 1)
     assert certificate.data.holds == (norm < 1) != certificate.data.refutes
+
+
+@pytest.mark.parametrize(
+    ("bound", "norm", "verdict"), [(1.0, 0.5, "undecided"), (1.0, 1.5, "violated"), (0.9, 0.5, "guaranteed")]
+)
+def test_a_norm_that_has_not_settled_is_a_lower_bound_and_observes_nothing(bound, norm, verdict):
+    certificate = hand_made(bound, norm, settled=False)
+    assert certificate.verdict == verdict and not certificate.data.holds
+
+
+def test_norms_whose_two_largest_singular_values_are_close_settle_by_default():
+    F = scaled(0.5, width=6)
+    F.fc2.weight.data = torch.diag(torch.linspace(0.98, 1.0, 6).double())
+    assert not on_data(F, points(), max_steps=100).settled.any()
+    assert certify(F, [1.0, 2.0], points()).verdict == "observed"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_inputs_that_are_not_finite_are_refused_and_speak_for_no_contraction(value):
+    z = points()
+    z[1, 2] = value
+    for F in (make(coeff=0.5), nn.Linear(6, 6)):
+        with pytest.raises(ValueError, match="z has 1 of 30 numbers that are not finite"):
+            certify(F, z=z)
+    with pytest.raises(ValueError, match=r"tensors\[1\] has 1 of 30 numbers that are NaN"):
+        certify(nn.Linear(6, 6), z=points(), tensors=(points(), torch.where(z.isfinite(), z, torch.nan)))

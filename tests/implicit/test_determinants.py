@@ -71,6 +71,28 @@ def test_the_jacobian_penalty_is_the_frobenius_norm():
     assert gradcheck(lambda x, W: jacobian_penalty(F, x, (W,), probes=SIGNS), (leaf(x), leaf(W)), fast_mode=True)
 
 
+FUNCTIONS = {
+    "residual": lambda x: residual_log_det(F, x, (W,), terms=3, roulette=0, probes=SIGNS),
+    "inverse": lambda x: inverse_log_det(F, x, (W,), terms=3, roulette=0, probes=SIGNS),
+    "exact": lambda x: exact_log_det(F, x, (W,)),
+    "penalty": lambda x: jacobian_penalty(F, x, (W,), probes=SIGNS),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("f", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_derivatives_in_forward_mode_are_those_of_backward_mode_whatever_is_recorded(f, mode):
+    dx = randn(2, 3, seed=5)
+    at = leaf(x)
+    (gradient,) = torch.autograd.grad(f(at).sum(), at)
+    expected = (gradient * dx).sum(1)
+    with mode():
+        torch.testing.assert_close(torch.func.jvp(f, (x,), (dx,))[1], expected)
+        with torch.autograd.forward_ad.dual_level():
+            dual = f(torch.autograd.forward_ad.make_dual(x, dx))
+            torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, expected)
+
+
 def test_the_trajectory_cost_is_written_out_and_descends_with_the_slope():
     z, first = x, x + F(x, W)
     second = x + F(first, W)

@@ -57,6 +57,46 @@ def test_every_transform_of_every_gradient(way, name):
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_transform_where_no_gradient_is_recorded(way, name, mode):
+    """With two steps, whose own derivative is another than the equation's."""
+    _, gradient = WAYS[way]
+    solver = FixedIterations(2)
+
+    def value(z, W):
+        return solve(F, z, W, solver=solver, gradient=gradient).value
+
+    expected = TRANSFORMS[name](value, lambda z, W: value(z, W).sin().sum())
+    with mode():
+        found = TRANSFORMS[name](value, lambda z, W: value(z, W).sin().sum())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("gradient", ["unroll", "recompute", "implicit"])
+def test_no_grad_inside_a_jvp_changes_no_derivative(gradient):
+    def value(z):
+        return solve(F, z, W, gradient=gradient).value
+
+    expected = jvp(value, (z,), (z,))
+    torch.testing.assert_close(jvp(torch.no_grad()(value), (z,), (z,)), expected)
+
+
+@torch.no_grad()
+def test_early_exit_is_refused_where_derivatives_are_taken():
+    """What it remembers of samples that rest would have the derivatives of an earlier step."""
+
+    def value(z, W):
+        return solve(F, z, W, solver=Picard(), early_exit=True).value
+
+    for name in ("jvp", "jacfwd"):
+        with pytest.raises(ValueError, match=r"early_exit is for inference, .* leave early_exit out"):
+            TRANSFORMS[name](value, None)
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(ValueError, match="leave early_exit out"):
+        value(z, torch.autograd.forward_ad.make_dual(W, W))
+
+
 def as_dict(z):
     return {"v": z, "h": 2 * z}
 
@@ -109,10 +149,48 @@ def test_the_series_of_the_gradient_is_cut_off_there_too_and_is_the_last(terms):
         hessian(loss)(W)
 
 
+@pytest.mark.parametrize("adjoint", [FixedIterations(0), FixedIterations(2), Anderson(**TIGHT)], ids=repr)
+@pytest.mark.parametrize("name", ["grad", "jvp", "reverse twice", "gradients per sample"])
+def test_what_f_draws_is_drawn_again_in_every_derivative(name, adjoint):
+    if name == "reverse twice" and isinstance(adjoint, FixedIterations):
+        pytest.skip("which has no second derivative")
+
+    def masked(x, W, *masks):
+        return (masks[0] if masks else torch.rand_like(x) < 0.5) * (x @ W)
+
+    def loss(*tensors):
+        return (
+            solve(masked, tensors[0], tensors[1:], solver=FixedIterations(1), gradient=Implicit(adjoint))
+            .value.sin()
+            .sum()
+        )
+
+    transforms = {
+        "grad": lambda f, z, W, *masks: grad(f, argnums=(0, 1))(z, W, *masks),
+        "jvp": lambda f, z, W, *masks: jvp(lambda z, W: f(z, W, *masks), (z, W), (2 * z, W.T)),
+        "reverse twice": lambda f, z, W, *masks: grad(lambda z: grad(f, argnums=1)(z, W, *masks).sin().sum())(z),
+        "gradients per sample": lambda f, z, W, *masks: vmap(
+            grad(f, argnums=1), in_dims=(0, None, *[0 for _ in masks]), randomness="different"
+        )(z[:, None], W, *(mask[:, None] for mask in masks)),
+    }
+    torch.manual_seed(4)
+    mask = torch.rand_like(z) < 0.5
+    assert mask.any() and not mask.all()
+    expected = transforms[name](loss, z, W, mask)
+    after = torch.get_rng_state()
+    torch.manual_seed(4)
+    torch.testing.assert_close(transforms[name](loss, z, W), expected)
+    assert torch.equal(torch.get_rng_state(), after)  # drawn once, as far as anybody sees
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 @pytest.mark.parametrize("gradient", [Implicit(), CheckpointedUnroll()], ids=repr)
-def test_dual_numbers_outside_torch_func_are_refused_with_the_remedy(gradient):
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="dual numbers do not go through"):
-        solve(F, z, torch.autograd.forward_ad.make_dual(W, W), gradient=gradient)
+def test_dual_numbers_outside_torch_func_are_refused_with_the_remedy(gradient, mode):
+    said = "dual numbers do not go through"
+    with mode(), torch.autograd.forward_ad.dual_level():
+        solve(F, z, W, gradient=gradient)  # which is none
+        with pytest.raises(RuntimeError, match=said):
+            solve(F, z, torch.autograd.forward_ad.make_dual(W, W), gradient=gradient)
 
 
 def test_what_f_depends_on_must_be_handed_over():

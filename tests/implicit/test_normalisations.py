@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from imixer.implicit import Contraction, OrthogonalLinear, SpectralLinear, certify, exact_sigma, fold
+from imixer.implicit import (
+    Contraction,
+    OrthogonalLinear,
+    SpectralConv2d,
+    SpectralLinear,
+    certify,
+    exact_sigma,
+    fold,
+)
 from imixer.implicit.spectral import _advance_together, row_norm_bound
 
 C = 0.9
@@ -124,6 +132,40 @@ def test_power_iteration_is_right_to_rounding_at_any_scale_alone_and_together(sc
     for each in (alone, *together):
         assert float(each.sigma()) == pytest.approx(true, rel=1e-6, abs=0)
         assert each.v.isfinite().all() and each.v.norm() > 0.5
+
+
+def convolution(scale: float, **options) -> SpectralConv2d:
+    torch.manual_seed(0)
+    made = SpectralConv2d(2, 4, 3, (5, 6), coeff=C, **options)
+    with torch.no_grad():
+        made.weight.copy_(scale * torch.randn(made.weight.shape, dtype=torch.float64))
+    made.warm_up()
+    return made
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("options", [{}, {"sigma": "power"}, {"sigma": "power", "padding_mode": "zeros"}], ids=str)
+def test_a_convolution_of_any_scale_has_its_norm_to_rounding_in_single_precision(options, scale):
+    made, unscaled = convolution(scale, **options), convolution(1.0, **options)
+    true = scale * float(unscaled.sigma())
+    assert float(made.sigma()) == pytest.approx(true, rel=1e-5, abs=0)
+    kernel = made.train().normalized_weight()
+    torch.testing.assert_close(kernel, made.weight / max(1.0, true / C), rtol=1e-3, atol=0)  # which advanced
+    kernel.sum().backward()
+    assert made.weight.grad.isfinite().all()
+    if made.v is not None:
+        assert made.v.isfinite().all() and made.v.norm() > 0.5
+
+
+@pytest.mark.parametrize("broken", [0.0, math.nan, math.inf])
+def test_a_kernel_that_was_zero_or_broken_once_is_tracked_again(broken):
+    made = convolution(3.0, sigma="power").train()
+    kernel, sigma = made.weight.detach().clone(), float(made.sigma())
+    made.weight.data.fill_(broken)
+    made.advance()
+    made.weight.data.copy_(kernel)
+    made.advance()
+    assert float(made.sigma()) == pytest.approx(sigma, rel=1e-5)
 
 
 def test_a_vector_that_the_matrix_sends_to_zero_is_replaced():

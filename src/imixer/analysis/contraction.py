@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from imixer.analysis.statistics import relative_error
-from imixer.implicit.certificate import Certificate, certify, iterations_needed
+from imixer.implicit.certificate import Certificate, iterations_needed, on_data, worst_case
 from imixer.implicit.nest import levels
 from imixer.models.activations import slope_or_infinity
 from imixer.models.probe import BlockActivations, capture_activations
@@ -17,7 +17,7 @@ from imixer.verdict import Verdict
 Requirement = Literal["guaranteed", "observed"]
 ERRORS = (1e-2, 1e-4, 1e-6)
 TOLERANCE = 1e-3
-MAX_STEPS = 200
+MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def contraction_along_depth(model: nn.Module, images: Tensor) -> list[BlockContr
 def _measure(inside: BlockActivations) -> BlockContraction:
     F, imlp = inside.F, inside.imlp
     slopes, unknown = _slopes([F.act, *(level.act_hidden for level in levels(F))])
-    certificate = certify(F, slopes, inside.z, tol=TOLERANCE, max_steps=MAX_STEPS)
+    # not by `certify`, which refuses what an earlier block that diverges makes of the images
+    data = on_data(F, inside.z, tol=TOLERANCE, max_steps=MAX_STEPS)
+    certificate = Certificate(worst_case(F, slopes), data)
     x = certificate.data.x
     norms, channel = certificate.data.norms.max(-1)
     solver = imlp.inversion.solver

@@ -41,8 +41,8 @@ class OnData:
 
     @property
     def holds(self) -> bool:
-        """Whether all fixed points were found and all norms are below 1."""
-        return bool(self.converged.all() and (self.norms < 1).all())
+        """Whether all fixed points were found, and all norms have settled below 1."""
+        return bool(self.converged.all() and self.settled.all() and (self.norms < 1).all())
 
     @property
     def refutes(self) -> bool:
@@ -65,7 +65,7 @@ class Certificate:
         """`guaranteed` by the bound, `observed` at all given inputs, `violated` at some, or `undecided`.
 
         A proof outranks whatever a search found or did not find. Undecided are inputs whose fixed points were not
-        found, without a sign that there are none.
+        found, without a sign that there are none, and those whose norms have not settled, which are lower bounds.
         """
         if self.worst.proves:
             return "guaranteed"
@@ -81,7 +81,7 @@ def certify(
     *,
     tensors: Tensor | Sequence[Tensor] = (),
     tol: float = 1e-3,
-    max_steps: int = 200,
+    max_steps: int = 1000,
 ) -> Certificate:
     """Examine one contraction by its matrices, or by the bound that it states, and at given inputs.
 
@@ -102,9 +102,9 @@ def certify(
         The certificate, whose `verdict` is the summary. Of another module than a `Contraction` it has one level.
 
     Raises:
-        ValueError: If z is missing or F does not take it, lipschitz has not one entry per activation or is given for
-            another module, a matrix is not finite, F does not lead from z to its like, a Jacobian is steeper than the
-            bound that F states, tol is not positive or max_steps below 1.
+        ValueError: If z is missing or not finite or F does not take it, a tensor has NaN, lipschitz has not one entry
+            per activation or is given for another module, a matrix is not finite, F does not lead from z to its like, a
+            Jacobian is steeper than the bound that F states, tol is not positive or max_steps below 1.
     """
     if not isinstance(F, nn.Module):
         raise ValueError(f"F is {type(F).__name__}; give a module that states its bound by a method lipschitz_bound()")
@@ -115,6 +115,14 @@ def certify(
         raise ValueError(
             f"z is {z.dtype} of shape {tuple(z.shape)}; give one or more real inputs (B, ...), such as z.float()"
         )
+    given = as_tuple(tensors)
+    if broken := int((~z.isfinite()).sum()):
+        raise ValueError(f"z has {broken} of {z.numel()} numbers that are not finite; give inputs that are")
+    for i, x in enumerate(given):
+        if x.isnan().any():  # not infinity, which masks of attention are made of
+            raise ValueError(
+                f"tensors[{i}] has {int(x.isnan().sum())} of {x.numel()} numbers that are NaN; give others"
+            )
     if isinstance(F, Contraction):
         if lipschitz is None:
             acts = [F.act, *(level.act_hidden for level in levels(F))]
@@ -126,7 +134,7 @@ def certify(
         )
     bound, rounded, unstated = stated_bound(F, z)
     worst = WorstCase((), None, None, (), (bound,), (rounded,), unstated)
-    data = _module_on_data(F, z, as_tuple(tensors), tol, max_steps)
+    data = _module_on_data(F, z, given, tol, max_steps)
     steepest = float(data.norms.nan_to_num(nan=0.0).max())
     if steepest > bound * (1 + ROUNDING):
         raise ValueError(
@@ -158,7 +166,7 @@ def _module_on_data(F: nn.Module, z: Tensor, tensors: tuple[Tensor, ...], tol: f
     return OnData(x, converged, approaching, norms[None], settled[None])
 
 
-def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 200) -> OnData:
+def on_data(F: Contraction, z: Tensor, *, tol: float = 1e-3, max_steps: int = 1000) -> OnData:
     """Solve x = z + F(x) and measure the Jacobians there, in float64.
 
     F acts on the last axis; the Jacobian of a whole image, all its channels at once, is block diagonal and its norm the

@@ -9,7 +9,16 @@ import torch.nn.functional as fn
 from torch import Tensor, nn
 
 from imixer.errors import as_whole, check_whole
-from imixer.implicit.spectral import WARM_UP_STEPS, PowerIterated, at_least_float32, full_precision, replaying
+from imixer.implicit.spectral import (
+    WARM_UP_STEPS,
+    PowerIterated,
+    at_least_float32,
+    binade,
+    full_precision,
+    replaying,
+    unit,
+    unless_lost,
+)
 
 Padding = Literal["circular", "zeros", "reflect", "replicate"]
 ConvolutionSigma = Literal["fourier", "power"]
@@ -74,6 +83,13 @@ def _checked(size: int | Sequence[int], padding_mode: str, axes: int) -> tuple[i
         wanted = {1: "the length of the sequences, such as (100,)", 2: "the height and the width, such as (32, 32)"}
         raise ValueError(f"size is {size!r}; give {wanted.get(axes, f'{axes} sizes, such as {(8,) * axes}')}")
     return sizes
+
+
+def _scaled(kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Divide a kernel by a power of two near its largest entry, lest squares overflow; return both."""
+    kernel = at_least_float32(kernel)
+    scale = binade(kernel.flatten())[0]
+    return kernel / scale, scale
 
 
 def _reach(kernel: Tensor, dilation: int) -> tuple[int, ...]:
@@ -185,8 +201,9 @@ class _SpectralConv(PowerIterated):
         """Return the norm of the operator before normalisation: exact, or its bound, or an estimate from below."""
         if self.v is None:
             return self._fourier_sigma()
-        v = self.v.to(at_least_float32(self.weight).dtype, copy=True)  # the backward may come after the next forward
-        return torch.linalg.vector_norm(self._apply_kernel(v, self.weight)) / torch.linalg.vector_norm(v)
+        kernel, scale = _scaled(self.weight)
+        v = self.v.to(kernel.dtype, copy=True)  # the backward may come after the next forward
+        return scale * torch.linalg.vector_norm(self._apply_kernel(v, kernel)) / torch.linalg.vector_norm(v)
 
     def _fourier_sigma(self) -> Tensor:
         return convolution_sigma(self.weight, self.size, self.padding_mode, dilation=self.dilation, groups=self.groups)
@@ -199,15 +216,15 @@ class _SpectralConv(PowerIterated):
         # Inference mode takes no derivatives, nor of what was made there. Hooks would take what this saves
         # for a part of the forward, which a checkpointed one would miss in its replay.
         with torch.inference_mode(False), torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
-            kernel = at_least_float32(self.weight.detach().clone())
-            v = self.v.detach().clone().to(kernel.dtype)
+            kernel, _ = _scaled(self.weight.detach().clone())
+            before = v = self.v.detach().clone().to(kernel.dtype)
             for _ in range(steps):
                 with torch.enable_grad():
                     at = v.detach().requires_grad_()
                     u = self._apply_kernel(at, kernel)
                 moved = torch.autograd.grad(u, at, u.detach())[0]
-                length = torch.linalg.vector_norm(moved)
-                v = torch.where(length > 0, moved / length.clamp_min(torch.finfo(v.dtype).tiny), v)
+                v = unit(moved.flatten()).view_as(v)
+            v = unless_lost(v.flatten(), before.flatten()).view_as(v)
         self.v.copy_(v)
 
     def _apply_kernel(self, v: Tensor, kernel: Tensor) -> Tensor:

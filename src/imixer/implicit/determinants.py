@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imixer.errors import check_whole
-from imixer.implicit.func_transforms import drawn_by_the_host, transformed
+from imixer.implicit.func_transforms import differentiable, drawn_by_the_host, duals_in_use, transformed
 from imixer.implicit.spectral import at_least_float32
 from imixer.implicit.states import as_tuple, per_sample
 
@@ -65,7 +65,7 @@ def residual_log_det(
                 product = pull(product)
                 weight = roulette ** -(k - terms) if k > terms else 1.0
                 total = total - weight / (k * len(signs)) * per_sample(product * v).sum(1)
-    return total if torch.is_grad_enabled() else total.detach()
+    return total if differentiable() else total.detach()
 
 
 def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequence[Tensor] = ()) -> Tensor:
@@ -90,7 +90,7 @@ def exact_log_det(F: Callable[..., Tensor], x: Tensor, tensors: Tensor | Sequenc
         one = torch.eye(per_sample(fx).shape[1], dtype=x.dtype, device=x.device)
         rows = [per_sample(pull(unit.expand(len(x), -1).reshape(x.shape))) for unit in one]
         total: Tensor = torch.linalg.slogdet(at_least_float32(one - torch.stack(rows, 1))).logabsdet.to(x.dtype)
-    return total if torch.is_grad_enabled() else total.detach()
+    return total if differentiable() else total.detach()
 
 
 def inverse_log_det(
@@ -160,7 +160,7 @@ def linearized(
         ValueError: If F does not lead from x to a tensor of its shape, or what it depends on is no tensor.
     """
     x, given = ordinary(x), tuple(ordinary(t) for t in as_tuple(tensors))
-    if transformed():
+    if transformed() or duals_in_use():
         both: Any = torch.func.vjp(lambda x: F(x, *given), x)
         return alike(both[0], x), lambda g: both[1](g)[0]
     at = x if x.requires_grad else x.detach().requires_grad_()

@@ -6,11 +6,27 @@ step more changes none.
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def transformed() -> bool:
     """Tell whether a transform of `torch.func` is running."""
     return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
+
+
+def duals_in_use() -> bool:
+    """Tell whether derivatives are taken by dual numbers, by `torch.func` or without it."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Tell whether x is a dual number."""
+    return duals_in_use() and forward_ad.unpack_dual(x).tangent is not None
+
+
+def differentiable() -> bool:
+    """Tell whether derivatives may be taken: by a graph, a transform, or dual numbers, which no `no_grad` stops."""
+    return torch.is_grad_enabled() or transformed() or duals_in_use()
 
 
 def physical(x: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from imixer.implicit.func_transforms import every
 from imixer.implicit.problem import ContractionMap, Problem
+from imixer.implicit.random_state import RandomState, Watched, drawing_as, drawing_from, random_state
 from imixer.implicit.solution import Solution, choose, finite_samples, spoilt
 from imixer.implicit.solvers import FixedIterations, Solver
 
@@ -23,7 +24,9 @@ def solve_functionally(problem: Problem, adjoint: Solver, z: Tensor, tensors: Se
     Raises:
         ValueError: If F depends on a tensor that needs a gradient and is not among `tensors`.
     """
-    if problem.F(z.detach(), *(t.detach() for t in tensors)).requires_grad:
+    with drawing_from(random_state(z), z):
+        fx = problem.F(z.detach(), *(t.detach() for t in tensors))
+    if fx.requires_grad:
         raise ValueError(
             f"{problem.name}: F depends on a tensor that needs a gradient and is not among its arguments; let F take "
             "it, and pass it: solve(F, z, tensors)"
@@ -47,10 +50,12 @@ class _Tally:
     Attributes:
         n_evaluations: Evaluations of F.
         measured: Whether residuals, convergence and relapse are known.
+        last: State of the random generators before the last evaluation of F, if it draws.
     """
 
     n_evaluations: int = 0
     measured: tuple[bool, bool, bool] = (False, False, False)
+    last: RandomState | None = None
 
 
 class _Solve(torch.autograd.Function):
@@ -62,7 +67,9 @@ class _Solve(torch.autograd.Function):
     def forward(
         problem: Problem, adjoint: Solver, tally: _Tally, start: Tensor | None, z: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        solution = replace(problem, start=start).solve(z, tensors)
+        watched = Watched(problem.F)
+        solution = replace(problem, F=watched, start=start).solve(z, tensors)
+        tally.last = watched.last if watched.last is not None and watched.last.differs(random_state(z)) else None
         measured = solution.residuals, solution.converged, solution.relapsed
         tally.n_evaluations = solution.n_evaluations
         tally.measured = (measured[0] is not None, measured[1] is not None, measured[2] is not None)
@@ -71,9 +78,9 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        problem, adjoint, _, _, _, *tensors = inputs
+        problem, adjoint, tally, _, _, *tensors = inputs
         value, *measured = output
-        ctx.problem, ctx.adjoint = replace(problem, start=None), adjoint
+        ctx.problem, ctx.adjoint = replace(problem, F=drawing_as(tally.last, problem.F), start=None), adjoint
         ctx.save_for_backward(value, *measured, *tensors)
         ctx.save_for_forward(value, *measured, *tensors)
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from imixer.errors import check_whole
-from imixer.implicit.func_transforms import every, transformed
+from imixer.implicit.func_transforms import every, has_tangent, transformed
 from imixer.implicit.functional import refusal, solve_functionally
-from imixer.implicit.problem import ContractionMap, Problem
-from imixer.implicit.random_state import RandomState, drawing_from, random_state
+from imixer.implicit.problem import Problem
+from imixer.implicit.random_state import RandomState, Watched, drawing_as, drawing_from, random_state
 from imixer.implicit.solution import Solution, choose, finite_samples, spoilt
 from imixer.implicit.solvers import FixedIterations, Picard, Solver, ToTolerance
 
@@ -65,11 +65,12 @@ class Implicit:
 
     def __call__(self, problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution[Tensor]:
         """Solve without a graph, and differentiate the equation in the backward pass."""
-        if not torch.is_grad_enabled():
-            return problem.solve(z, tensors)
+        inside = transformed()  # where torch.no_grad stops no derivative in forward mode
+        if not inside and not torch.is_grad_enabled():
+            return _without_derivatives(problem, z, tensors)
         start = None if problem.start is None else problem.start.detach()  # the solution is the same from anywhere
         problem = replace(problem, start=start)
-        if transformed():
+        if inside:
             return solve_functionally(problem, self.adjoint, z, tensors)
         return _apply(_ImplicitFunction, problem, self.adjoint, z, tensors)
 
@@ -105,12 +106,26 @@ class CheckpointedUnroll:
                 f"{problem.name}: CheckpointedUnroll replays fixed iterations, and the solver is "
                 f"{type(problem.solver).__name__}; choose the solver FixedIterations, or the gradient Implicit"
             )
-        if not torch.is_grad_enabled() or transformed():
+        if transformed():
             return problem.solve(z, tensors)
+        if not torch.is_grad_enabled():
+            return _without_derivatives(problem, z, tensors)
         return _apply(_CheckpointedUnrollFunction, problem, self.checkpoints, z, tensors)
 
 
 Gradient = Unroll | Implicit | CheckpointedUnroll
+
+_DUAL_NUMBERS = (
+    "dual numbers do not go through Implicit or CheckpointedUnroll; take torch.func.jvp, or the gradient Unroll"
+)
+
+
+def _without_derivatives(problem: Problem, z: Tensor, tensors: tuple[Tensor, ...]) -> Solution[Tensor]:
+    """Solve where no graph is recorded. The steps' derivative, which dual numbers would take along, is another."""
+    solution = problem.solve(z, tensors)
+    if has_tangent(solution.value):
+        raise RuntimeError(_DUAL_NUMBERS)
+    return solution
 
 
 def _apply_eagerly(
@@ -129,22 +144,8 @@ def _apply_eagerly(
 _apply: Callable[..., Solution[Tensor]] = torch.compiler.disable(_apply_eagerly)
 
 
-@dataclass
-class _Watched:
-    """F, and the state of the random generators before its first and its last evaluation."""
-
-    F: ContractionMap
-    first: RandomState | None = None
-    last: RandomState | None = None
-
-    def __call__(self, x: Tensor, *tensors: Tensor) -> Tensor:
-        self.last = random_state(x)
-        self.first = self.first or self.last
-        return self.F(x, *tensors)
-
-
 def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
-    watched = _Watched(problem.F)
+    watched = Watched(problem.F)
     # Detached, lest autocast remember casts of the tensors that were made without a graph.
     solution = replace(problem, F=watched).solve(z, [t.detach() for t in tensors])
     problem.solutions.append(solution)
@@ -158,9 +159,7 @@ def _forward(ctx: Any, problem: Problem, option: Any, z: Tensor, tensors: tuple[
 class _BackwardOnly(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise RuntimeError(
-            "dual numbers do not go through Implicit or CheckpointedUnroll; take torch.func.jvp, or the gradient Unroll"
-        )
+        raise RuntimeError(_DUAL_NUMBERS)
 
 
 class _ImplicitFunction(_BackwardOnly):
@@ -176,7 +175,7 @@ class _ImplicitFunction(_BackwardOnly):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, *tensors = ctx.saved_tensors
         create_graph = torch.is_grad_enabled()  # somebody will differentiate again
-        p = replace(ctx.problem, F=_drawing_as(ctx.last, ctx.problem.F))
+        p = replace(ctx.problem, F=drawing_as(ctx.last, ctx.problem.F))
         if create_graph and isinstance(ctx.option, FixedIterations):
             raise RuntimeError(refusal(p.name))
         with torch.autocast(**ctx.autocast), torch.enable_grad():
@@ -190,18 +189,6 @@ class _ImplicitFunction(_BackwardOnly):
             with torch.set_grad_enabled(create_graph):
                 y = _differentiable_adjoint(adjoint, g, x, inputs) if create_graph else _adjoint(adjoint, g, x, fx)
             return None, None, None, y, *_gradients(fx, inputs, y, create_graph, retain_graph=create_graph)
-
-
-def _drawing_as(state: RandomState | None, F: ContractionMap) -> ContractionMap:
-    """Let F draw the same in every evaluation; without a state, as it draws nothing, return F itself."""
-    if state is None:
-        return F
-
-    def drawn(x: Tensor, *tensors: Tensor) -> Tensor:
-        with drawing_from(state, x):
-            return F(x, *tensors)
-
-    return drawn
 
 
 def _adjoint(problem: Problem, g: Tensor, x: Tensor, fx: Tensor) -> Tensor:

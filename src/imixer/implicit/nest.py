@@ -129,7 +129,7 @@ def apply(F: Contraction, x: Tensor, solver: Solver = CONVERGED) -> Tensor:
 
 
 def jacobian_norms(
-    F: Contraction, states: tuple[Tensor, ...], *, tol: float = 1e-3, max_steps: int = 200
+    F: Contraction, states: tuple[Tensor, ...], *, tol: float = 1e-3, max_steps: int = 1000
 ) -> tuple[Tensor, Tensor]:
     """Measure the norm of dF^A/dx at x^A for every level A, inverses inside being exact: power iteration on J^T J.
 
@@ -162,7 +162,7 @@ def jacobian_norms(
     return norms, settled
 
 
-def map_norms(F: Map, x: Tensor, *, tol: float = 1e-3, max_steps: int = 200) -> tuple[Tensor, Tensor]:
+def map_norms(F: Map, x: Tensor, *, tol: float = 1e-3, max_steps: int = 1000) -> tuple[Tensor, Tensor]:
     """Measure the norm of dF/dx at points x (R, ...) as `jacobian_norms` does, F being any map that treats them apart.
 
     Returns:

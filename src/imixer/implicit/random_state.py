@@ -1,6 +1,6 @@
 """The state of torch's global random generators, to draw the same again in a backward pass."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,3 +63,30 @@ def drawing_from(state: RandomState | None, x: Tensor) -> Iterator[None]:
         yield
     finally:
         outside.set()
+
+
+@dataclass
+class Watched:
+    """F, and the state of the random generators before its first and its last evaluation."""
+
+    F: Callable[..., Tensor]
+    first: RandomState | None = None
+    last: RandomState | None = None
+
+    def __call__(self, x: Tensor, *tensors: Tensor) -> Tensor:
+        """Evaluate F at x."""
+        self.last = random_state(x)
+        self.first = self.first or self.last
+        return self.F(x, *tensors)
+
+
+def drawing_as(state: RandomState | None, F: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Let F draw the same in every evaluation; without a state, as it draws nothing, return F itself."""
+    if state is None:
+        return F
+
+    def drawn(x: Tensor, *tensors: Tensor) -> Tensor:
+        with drawing_from(state, x):
+            return F(x, *tensors)
+
+    return drawn

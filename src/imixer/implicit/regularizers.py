@@ -8,6 +8,7 @@ from torch import Tensor
 
 from imixer.errors import check_whole
 from imixer.implicit.determinants import alike, linearized, ordinary, rademacher, with_graph
+from imixer.implicit.func_transforms import differentiable
 from imixer.implicit.states import as_tuple, per_sample
 
 
@@ -44,7 +45,7 @@ def jacobian_penalty(
         total = x.new_zeros(len(x))
         for v in ordinary(signs):
             total = total + _mean_square(pull(v)) / len(signs)
-    return total if torch.is_grad_enabled() else total.detach()
+    return total if differentiable() else total.detach()
 
 
 def iterates(

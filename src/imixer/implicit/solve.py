@@ -9,7 +9,7 @@ from torch import Tensor
 
 from imixer.errors import in_short
 from imixer.implicit.choices import chosen
-from imixer.implicit.func_transforms import every
+from imixer.implicit.func_transforms import differentiable, every
 from imixer.implicit.gradients import Gradient, Unroll
 from imixer.implicit.problem import ContractionMap, Problem
 from imixer.implicit.random_state import drawing_from, random_state
@@ -53,7 +53,7 @@ def solve(
             `warn` or `ignore`. Without a tolerance only values that are not finite are a failure. Finding out makes the
             host wait for the device, once; compiled code does not ask. With a tolerance and `Unroll`, `ignore` looks
             too, for what the gradient must leave out.
-        early_exit: Evaluate F on those samples only that still move. Only where no gradient is recorded. Tensors with
+        early_exit: Evaluate F on those samples only that still move. Only where no derivative is taken. Tensors with
             one entry per sample along their first axis are cut like z; evaluating one sample alone tells which.
         name: What to call it in messages.
 
@@ -68,19 +68,25 @@ def solve(
     Raises:
         NotConvergedError: If it fails, with the policy `raise`; in the backward pass, if that of an implicit gradient
             fails.
-        RuntimeError: In the backward pass, if a second derivative is asked of an adjoint of fixed iterations.
+        RuntimeError: If dual numbers outside `torch.func` meet another gradient than `Unroll`; in the backward pass, if
+            a second derivative is asked of an adjoint of fixed iterations.
         ValueError: If F cannot be called, on_failure is none of the three, there is no solver or gradient of that name,
             the tensors hold something else, z holds something else than tensors with an axis of samples and not of
             integers, the start differs from z in structure, shape or dtype, F changes the structure, shape, dtype or
-            device, or its argument in place, early_exit is asked where gradients are recorded or F does not treat
-            samples apart, `CheckpointedUnroll` is asked of a solver with a tolerance, or F depends on a tensor that
-            needs a gradient and is not among `tensors` (for `Implicit` and `CheckpointedUnroll`; mostly found in the
-            backward pass).
+            device, or its argument in place, early_exit is asked where gradients are recorded, in a transform of
+            `torch.func`, with dual numbers, or of an F that does not treat samples apart, `CheckpointedUnroll` is asked
+            of a solver with a tolerance, or F depends on a tensor that needs a gradient and is not among `tensors` (for
+            `Implicit` and `CheckpointedUnroll`; mostly found in the backward pass).
     """
     if on_failure not in POLICIES:
         raise ValueError(f"{name}: on_failure is {on_failure!r}; choose {', '.join(POLICIES)}")
     if early_exit and torch.is_grad_enabled():
         raise ValueError(f"{name}: early_exit is for inference; call it under torch.no_grad()")
+    if early_exit and differentiable():
+        raise ValueError(
+            f"{name}: early_exit is for inference, and a transform of torch.func or dual numbers are in use; leave "
+            "early_exit out"
+        )
     solver, gradient = chosen(solver, gradient)
     if not callable(F):
         raise ValueError(f"{name}: F is {type(F).__name__}; give a function of x and the tensors, solve(F, z, tensors)")

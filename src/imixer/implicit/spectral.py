@@ -441,11 +441,11 @@ def _advance_together(layers: Sequence[SpectralLinear]) -> None:
     v_GI = start_GI
     # not as matrix products, which GPUs round to TF32
     u_GO = (W_GOI * v_GI[:, None, :]).sum(2)
-    scale_G1 = _binade(u_GO)
+    scale_G1 = binade(u_GO)
     for step in range(layers[0].n_power_iterations):
         u_GO = (W_GOI * v_GI[:, None, :]).sum(2) if step else u_GO
-        v_GI = _unit((W_GOI * (u_GO / scale_G1)[:, :, None]).sum(1) / scale_G1)
-    for v, moved in zip(vectors, _unless_lost(v_GI, start_GI).unbind(), strict=True):
+        v_GI = unit((W_GOI * (u_GO / scale_G1)[:, :, None]).sum(1) / scale_G1)
+    for v, moved in zip(vectors, unless_lost(v_GI, start_GI).unbind(), strict=True):
         v.copy_(moved)
 
 
@@ -468,32 +468,33 @@ def _power_iteration(weight: Tensor, v: Tensor, steps: int, restart: bool = Fals
     with full_precision(W.device):
         if restart:
             row = W.index_select(0, W.abs().amax(1).argmax(0, keepdim=True))[0]  # no number is asked for
-            scale = _binade(row)
+            scale = binade(row)
             seen = torch.linalg.vector_norm(torch.mv(W, start) / scale)
             kept = (seen >= 1e-6 * torch.linalg.vector_norm(row / scale)) & seen.isfinite()
-            start = torch.where(~kept, _unit(row / scale), start)
+            start = torch.where(~kept, unit(row / scale), start)
         moved, u = start, torch.mv(W, start)
-        scale = _binade(u)
+        scale = binade(u)
         for step in range(steps):
             u = torch.mv(W, moved) if step else u
-            moved = _unit(torch.mv(W.t(), u / scale) / scale)
-    v.copy_(_unless_lost(moved, start))
+            moved = unit(torch.mv(W.t(), u / scale) / scale)
+    v.copy_(unless_lost(moved, start))
 
 
 torch.fx.node.has_side_effect(_power_iteration)  # lest it be removed from a graph, whose value nothing uses
 
 
-def _unless_lost(v: Tensor, before: Tensor) -> Tensor:
+def unless_lost(v: Tensor, before: Tensor) -> Tensor:
     """Return v (..., I), or what was before where it has no length: W is zero, or not finite."""
     length = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     return torch.where((length > 0) & length.isfinite(), v, before)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Divide vectors along the last axis by their lengths, if these are not 0."""
     return F.normalize(x, dim=-1, eps=torch.finfo(x.dtype).tiny)
 
 
-def _binade(x: Tensor) -> Tensor:
+def binade(x: Tensor) -> Tensor:
     """Return a power of two near the largest |x| along the last axis, (..., 1). Dividing by it is exact."""
     tiny, most = _limits(x)
     largest = torch.linalg.vector_norm(x.detach(), ord=math.inf, dim=[-1], keepdim=True)
@@ -538,7 +539,7 @@ def _sigma(weight: Tensor, v: Tensor | None, estimator: str) -> Tensor:
 def _stretch(W: Tensor, v: Tensor) -> Tensor:
     """Compute ||W v|| / ||v||."""
     u = torch.mv(W, v)
-    scale = _binade(u)
+    scale = binade(u)
     return scale[0] * torch.linalg.vector_norm(u / scale) / torch.linalg.vector_norm(v)
 
 
