@@ -104,6 +104,10 @@ LONG = "n" * 300
         ("--model.num_blocks 1000000000", "model.num_blocks"),
         ("--model.embed_dim 1000000000", "model.embed_dim"),
         ("--model.hidden_ratio 1e12", "model.hidden_ratio"),
+        ("--model.num_blocks [2,1000000000,2]", "model.num_blocks is [2, 1000000000, 2]"),
+        ("--model.tokens_dim 1000000000", "model.tokens_dim is 1000000000"),
+        ("--data.auto_augment rand-m9-n1000000000", "data.auto_augment"),
+        ("--data.auto_augment augmix-m5-w1000000000", "data.auto_augment"),
         ("--model.embed_dim 60000 --model.num_blocks 90", "parameters, which take"),
         ("--model.patch_size 0", "do not tile"),
         ("--data.workers 9999", "data.workers is 9999"),
@@ -282,6 +286,15 @@ def test_a_ctrl_c_before_a_command_begins_is_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err == "imixer: interrupted\n"
 
 
+@pytest.mark.parametrize("value", ["{mlp_ratio: 1, mlp_ratio: 2}", "{mlp_ratio: [0.5, 4], 'mlp_ratio': [0.5, 3]}"])
+def test_doubled_keys_of_a_flag_are_refused_as_those_of_a_file(capsys, elsewhere, value):
+    refused(capsys, [*TINY, "--out", "out", "--model.kwargs", value], "--model.kwargs: mlp_ratio stands twice")
+
+
+def test_a_folder_that_is_called_like_yaml_is_still_a_folder(capsys, elsewhere):
+    refused(capsys, [*TINY, "--out", "out", "--data.name", "{a: 1, a"], "{a: 1, a")
+
+
 def test_doubled_keys_hide_nowhere():
     for text in ("a: 1\na: 2", "[{a: 1, a: 2}]", "b: &x {a: 1, a: 1}\nc: *x", "? {a: 1, a: 2}\n: 1"):
         with pytest.raises(InputError, match="a stands twice"):
@@ -346,6 +359,8 @@ def test_json_that_is_damaged_is_named(tmp_path, content):
             ["model.n_iter 3: solver is picard, which goes"],
         ),
         ({"model": ModelConfig(gradient_terms=4)}, ["model.gradient_terms 4: gradient is unroll"]),
+        ({"model": ModelConfig(on_failure="raise"), "compile": True}, ["model.on_failure raise: compile is true"]),
+        ({"model": ModelConfig(on_failure="raise")}, []),
         ({"model": ModelConfig(gradient_terms=4, gradient="neumann")}, []),
         ({"model": ModelConfig(norm="none", coeff=0.8)}, ["model.coeff 0.8: norm is none"]),
         ({"model": ModelConfig(norm="orthogonal", n_power_iterations=4)}, ["model.n_power_iterations 4: norm is orth"]),

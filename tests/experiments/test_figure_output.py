@@ -54,7 +54,7 @@ def deeper(tiny, monkeypatch):
     return scale
 
 
-def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper):
+def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper, monkeypatch):
     assert main(["reproduce", *FIGURES, "--trials", "1"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     trained = [run for run in HERE.glob("runs/*/*/seed-*") if run.is_dir() and not run.is_symlink()]
@@ -88,6 +88,16 @@ def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper):
         assert "held-out fifth of the training images (360 images)" in page(name)
         assert "the trial with seed 0" in page(name) and "imixer\\_s\\_ni1" in page(name)
         assert f"]({name}.png)" in page(name)
+
+    def no_ink(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("imixer.experiments.figure_output.save_print_figure", no_ink)
+    (HERE / "fig3.json").unlink()
+    assert main(["reproduce", "fig3", "--trials", "1"]) == 0  # results first
+    written = capsys.readouterr()
+    assert "fig3.png was not drawn (RuntimeError: no ink)" in written.err
+    assert facts("fig3")["images"] == 16 and "fig3.png" not in written.out and not (HERE / "fig3.png").exists()
 
 
 def without(result, row, seed):

@@ -274,6 +274,16 @@ def test_a_resumed_call_finds_the_data_and_refuses_another_gpu(tmp_path, on_gpu,
     assert code == 0 and bench.data_dir == str(tmp_path / "moved")
 
 
+def test_a_resumed_call_finds_the_data_of_the_folder_where_the_first_was_made(tmp_path, on_gpu, monkeypatch):
+    for name in ("here/data", "elsewhere/data"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert on_gpu("--out", str(tmp_path / "out"))[0] == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, (bench,) = on_gpu("--resume", str(tmp_path / "out"))
+    assert code == 0 and bench.data_dir == str(tmp_path / "here/data")
+
+
 def test_a_part_that_fails_when_it_is_resumed_is_told_though_the_page_has_an_earlier_attempt(tmp_path, on_gpu, capsys):
     def measure(bench):
         bench.journal.append({"part": "speed", "begins": 0.0})

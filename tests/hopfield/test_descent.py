@@ -121,6 +121,8 @@ def test_any_batch_and_a_start_at_rest_are_followed():
     network = chain([3, 4], ["relu", "tanh"])
     way = integrate(network, network.initial_state(x1=torch.randn(2, 1, 3, 3)), 1.0, frames=5)
     assert descent(network, way).energy.shape == (5, 2, 1, 3)
+    alone = integrate(network, network.initial_state(x1=torch.randn(3)), 1.0, frames=5)
+    assert descent(network, alone).energy.shape == (5,) and descent(network, alone).verdict == "guaranteed"
     rest = integrate(network, network.initial_state(x1=torch.zeros(2, 3)), 1.0, until_steady=1e-3)
     assert descent(network, rest).verdict == "guaranteed"
 

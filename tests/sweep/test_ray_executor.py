@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from imixer.cli import main
+from imixer.sweep import ray_executor
 
 pytest.importorskip("ray")
 
@@ -80,6 +82,19 @@ def test_trials_run_side_by_side_and_a_killed_one_goes_on(capfd, tiny, one_threa
 
 
 @pytest.mark.slow
+def test_a_trial_waits_until_the_processes_of_a_lost_worker_have_let_go_of_it(tmp_path, monkeypatch):
+    held, trained = [True, True, False], []
+    monkeypatch.setattr(ray_executor, "is_training", lambda run: held.pop(0))
+    monkeypatch.setattr(ray_executor, "run_trial", lambda trial, folder: trained.append(not held))
+    monkeypatch.setattr(ray_executor.time, "sleep", lambda seconds: None)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        ray_executor._run_trial(SimpleNamespace(name="a"), tmp_path, str(tmp_path), torch.get_num_threads())
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert trained == [True]
+
+
 def test_a_stopped_sweep_lets_its_trials_save(elsewhere, tiny):
     tiny(PLAN.replace("epochs: 15", "epochs: 1000"))
     command = [sys.executable, "-m", "imixer", "sweep", "tiny.yaml", "--executor", "ray"]

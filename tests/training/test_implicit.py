@@ -1,5 +1,6 @@
 """Solvers and gradients are set from the command line, and survive in the run."""
 
+import pytest
 import timm
 import yaml
 
@@ -24,3 +25,16 @@ def test_impossible_combinations_are_one_line(tmp_path, capsys):
     assert "gradient is recompute" in capsys.readouterr().err
     assert main(["train", "--model.solver", "newton", "--out", str(tmp_path / "x")]) == 2
     assert "model.solver is 'newton'; give one of fixed, picard" in capsys.readouterr().err
+
+
+def test_a_run_whose_inverse_is_not_found_is_saved_and_can_go_on_with_what_it_finds(train_quick, tmp_path, capsys):
+    options = {"solver": "picard", "gradient": "implicit", "tolerance": "1e-7", "max_steps": "1"}
+    flags = [word for name, value in options.items() for word in (f"--model.{name}", value)]
+    run = tmp_path / "run"
+    assert main(["train", "--epochs", "1", "--out", str(run), *flags, "--data.batch_size", "256"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "step 1 (epoch 1): " in line and f"imixer train --resume {run} --model.max_steps N" in line
+    assert any((run / "checkpoints").iterdir())
+    with pytest.warns(UserWarning, match="did not converge in 1 steps"):
+        assert main(["train", "--resume", str(run), "--model.on_failure", "warn"]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["on_failure"] in ("warn", None)

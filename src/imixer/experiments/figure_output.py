@@ -110,7 +110,7 @@ def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]])
     seeds = [trial[0].seed for trial in trials]
     read = [[test(each) for test in _READINGS[figure]] for each in measured]  # by trial
     statements = list(zip(*read, strict=True))
-    shown_seed, first = seeds[0], measured[0][0]
+    of_seed, first = seeds[0], measured[0][0]
     blocks = range(1 if figure == "first block" else len(first.blocks))
     shown = first.blocks[: len(blocks)]
     measures = {"first block": ("norm", "cosine"), "norms": ("norm",), "cosines": ("cosine",)}[figure]
@@ -121,7 +121,7 @@ def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]])
         ),
         numbers=comparison_numbers(measured[0])
         | {
-            "drawn_seed": shown_seed,
+            "drawn_seed": of_seed,
             "panels": [{"block": block, "measure": measure} for block in blocks for measure in measures],
             "statements": [
                 {
@@ -137,7 +137,7 @@ def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]])
             ],
         },
         notes=[
-            f"drawn: the trial with seed {shown_seed}; finished: {len(trials)}; curves: mean over the images; bands: "
+            f"drawn: the trial with seed {of_seed}; finished: {len(trials)}; curves: mean over the images; bands: "
             "from the smallest to the largest; large markers: a = n, where the model itself stops",
             "the paper calls the models imixer_s_ni1, imixer_s_ni2 and imixer_s_ni4",
             f"Norm_a = ||x^(a+1) - x^a|| / sqrt(S C), as in the paper; x^a has D_S C = {_sizes(shown, 'D')} entries, "
@@ -151,11 +151,7 @@ def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]])
         draw=lambda: _DRAWINGS[figure](measured[0]),
         grids=(
             (_verdict_grid(statements, seeds), "What the paper reads off it"),
-            *(
-                (_condition_grid(each[0]), f"{each[0].text} Seed {shown_seed}")
-                for each in statements
-                if each[0].conditions
-            ),
+            *((_condition_grid(each[0]), f"{each[0].text} Seed {shown}") for each in statements if each[0].conditions),
         ),
     )
 

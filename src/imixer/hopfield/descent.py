@@ -101,7 +101,7 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     # Rounding of the parts, and what the solver allows itself.
     scale = float(sizes.max())
     tolerance = 10 * (torch.finfo(energy.dtype).eps * scale + trajectory.rtol * scale + trajectory.atol)
-    steps = energy.diff(dim=0).flatten(1)
+    steps = energy.diff(dim=0).reshape(len(energy) - 1, energy[0].numel())
     rises = [(int(i) + 1, int(j), float(steps[i, j])) for i, j in (steps > tolerance).nonzero()]
     violated_conditions = network.violated_conditions(trajectory.held)
     verdict: Verdict = "violated" if rises else "observed" if violated_conditions else "guaranteed"

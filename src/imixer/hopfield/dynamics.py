@@ -156,7 +156,7 @@ def integrate(
             f"event is {type(event).__name__}; give a function of time and state, such as one that returns "
             "state['v'].amax() - 1"
         )
-    _check(network, start, t_end, frames, until_steady, method, step_size, held)
+    _check(network, start, t_end, frames, until_steady, event is not None, method, step_size, held)
     _check_stops(kept_times, until_steady, event, method, max_steps, adjoint)
     dtype = next(iter(start.values())).dtype
     usual = (1e-6, 1e-8) if dtype == torch.float64 else (1e-4, 1e-5)
@@ -455,6 +455,7 @@ def _check(
     t_end: float,
     frames: int,
     until_steady: float | None,
+    has_event: bool,
     method: str,
     step_size: float | None,
     held: Mapping[str, Tensor] | None,
@@ -473,13 +474,19 @@ def _check(
     if step_size is not None and (method not in FIXED_STEP or not step_size > 0):
         raise ValueError(f"step_size is {step_size} with {method}; give a positive step to a method of fixed step")
     steps = 0 if step_size is None else _count(t_end, step_size)
-    if until_steady is not None and steps > MOST_STEPS:
+    if (until_steady is not None or has_event) and steps > MOST_STEPS:
+        what = "until_steady" if until_steady is not None else "event"
         raise ValueError(
-            f"step_size is {step_size}: {steps} steps to t_end, and until_steady takes {MOST_STEPS} at most"
+            f"step_size is {step_size}: {steps} steps to t_end, and {what} takes {MOST_STEPS} at most; give a larger "
+            "step, an earlier t_end, or a method that finds its own, such as dopri5"
         )
+    if held is not None and not isinstance(held, Mapping):
+        raise ValueError(f"held is {held!r}; give a mapping from layers to masks")
     for name, mask in (held or {}).items():
         if name not in network.neurons:
             raise ValueError(f"held names the layer {name!r}; the layers are {', '.join(network.neurons)}")
+        if not isinstance(mask, Tensor):
+            raise ValueError(f"layer {name}: the mask of held neurons is {mask!r}; give a tensor of booleans")
         try:
             torch.broadcast_to(mask, start[name].shape)
         except RuntimeError as error:

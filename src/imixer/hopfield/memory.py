@@ -543,9 +543,11 @@ class AssociativeMemory(nn.Module):
             raise ValueError(f"known is of {_kind_of(known)}; give booleans, true where a pixel is known")
         if known.shape not in (query.shape, query.shape[1:]):
             raise ValueError(f"known has shape {tuple(known.shape)}; give {tuple(self.shape)} or {tuple(query.shape)}")
-        if not holds(~known.all()):
+        each = known.expand(query.shape).flatten(1).all(1)
+        if not holds(~each.any()):
+            which = f" of query {int(each.nonzero()[0])}" if len(each) > 1 and not each.all() else ""
             raise ValueError(
-                "known holds every pixel, which leaves nothing to retrieve; leave it out, or free some pixels"
+                f"known holds every pixel{which}, which leaves nothing to retrieve; leave it out, or free some pixels"
             )
         return x, self.to_visible(known.to(x.device).expand(query.shape))
 

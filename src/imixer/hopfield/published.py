@@ -42,8 +42,9 @@ def energy_transformer(
 
     Source: Hoover et al., arXiv 2302.07253.
     """
-    if shift is not None and shift.shape != (features,):
-        raise ValueError(f"shift is {tuple(shift.shape)}; give one number per feature, ({features},)")
+    if shift is not None and not (isinstance(shift, torch.Tensor) and shift.shape == (features,)):
+        what = tuple(shift.shape) if isinstance(shift, torch.Tensor) else shift
+        raise ValueError(f"shift is {what}; give one number per feature, ({features},), in a tensor")
     delta = torch.nn.Parameter(torch.zeros(features) if shift is None else shift.detach().clone())
     layer = Neurons((tokens, features), LayerNorm(eps=eps, gain=gain, shift=delta), decay=0.0)
     attention = AttentionSynapse(features, num_heads, head_features)

@@ -81,6 +81,8 @@ def _of_model(config: TrainConfig) -> Iterator[tuple[str, str]]:
         yield from ((f"model.{name}", "solver is fixed") for name in ("tolerance", "max_steps"))
     if solver != "fixed" and layers in (None, 3):
         yield "model.n_iter", f"solver is {solver}, which goes to a tolerance"
+    if config.compile and (solver, gradient) == ("fixed", "unroll"):
+        yield "model.on_failure", "compile is true, which does not look at fixed iterations"
     if gradient != "neumann":
         yield "model.gradient_terms", f"gradient is {gradient}"
 

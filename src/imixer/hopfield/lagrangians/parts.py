@@ -103,7 +103,11 @@ def positive(name: str, value: float) -> float:
     Raises:
         ValueError: If it is not positive and finite; with the name.
     """
-    if not (math.isfinite(value) and value > 0):
+    try:
+        possible = math.isfinite(value) and value > 0
+    except (RuntimeError, TypeError, ValueError):  # of what is no number, or several
+        raise ValueError(f"{name} is {value!r}; give one number, positive and finite") from None
+    if not possible:
         raise ValueError(f"{name} is {value}; it must be positive and finite")
     return float(value)
 
