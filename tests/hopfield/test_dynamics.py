@@ -480,3 +480,19 @@ def test_impossible_times_and_events_are_refused(kwargs, named):
     network = chain([3, 4], ["relu", "relu"])
     with pytest.raises(ValueError, match=named):
         integrate(network, **{"start": network.initial_state(x1=torch.zeros(2, 3)), "t_end": 1.0} | kwargs)
+
+
+@pytest.mark.parametrize("held", [True, [True], {"x1": True}])
+def test_what_holds_neurons_is_a_mapping_to_masks(held):
+    network = chain([3, 4], ["identity", "tanh"])
+    with pytest.raises(
+        ValueError, match=r"held is .*; give a mapping|layer x1: the mask of held neurons is True;"
+    ):
+        integrate(network, network.initial_state(x1=torch.randn(2, 3)), 1.0, held=held)
+
+
+def test_more_steps_than_an_event_is_looked_for_in_are_refused_before_the_first():
+    network = chain([3, 4], ["identity", "tanh"])
+    start, late = network.initial_state(x1=torch.randn(2, 3)), lambda t, state: 40.0 - t
+    with pytest.raises(ValueError, match=r"50000 steps to t_end, and event takes 20000 at most; give a larger step"):
+        integrate(network, start, 50.0, method="rk4", step_size=1e-3, event=late)

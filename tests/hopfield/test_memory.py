@@ -747,6 +747,11 @@ def test_bad_memories(patterns, kind, options, parts):
         (signs(2), {"until": math.nan}, ["until is nan"]),
         (signs(2), {"known": torch.ones(8, 8)}, ["known", "float32", "booleans"]),
         (signs(2), {"known": torch.ones(8, 8, dtype=torch.bool)}, ["known holds every pixel", "free some"]),
+        (
+            signs(2),
+            {"known": torch.tensor([False, True])[:, None, None].expand(2, 8, 8)},
+            ["known holds every pixel of query 1,", "free some"],
+        ),
         (signs(2), {"among": torch.ones(3)}, ["among is of torch.float32", "booleans"]),
         (signs(2), {"among": torch.ones(2, dtype=torch.bool)}, ["among has shape (2,)", "(3,) or (2, 3)"]),
         (signs(2), {"among": torch.zeros(3, dtype=torch.bool)}, ["among leaves the queries no pattern"]),
@@ -788,3 +793,20 @@ def test_arguments_of_another_kind_are_refused_in_a_sentence(call, said):
     patterns = torch.randn(3, 8)
     with pytest.raises(ValueError, match=said):
         call(AssociativeMemory(patterns, "modern"), patterns)
+
+
+@pytest.mark.parametrize("kind", ["polynomial", "classical"])
+def test_a_query_that_overlaps_with_no_pattern_is_given_no_label(kind):
+    pattern = torch.tensor([[1.0, -1.0, 1.0, 1.0]])
+    memory = AssociativeMemory(pattern, kind)
+    assert memory.weights(pattern).tolist() == [[1.0]]
+    query = torch.cat([pattern, -pattern if kind == "polynomial" else torch.tensor([[1.0, 1.0, 1.0, -1.0]])])
+    for ask in (memory.weights, lambda query: memory(query, values=torch.eye(3)[:1])):
+        with pytest.raises(ValueError, match=r"query 1 overlaps with no pattern.*; give a nearer one, or take the kind"):
+            ask(query)
+
+
+@pytest.mark.parametrize("beta", ["1", torch.ones(2), None.__class__])
+def test_what_is_no_number_is_no_beta_of_a_hierarchy(beta):
+    with pytest.raises(ValueError, match=r"beta is .*; give one number, positive and finite"):
+        AssociativeMemory(torch.randn(3, 8, 8), "hierarchical", beta=beta)

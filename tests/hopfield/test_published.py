@@ -102,3 +102,5 @@ def test_an_association_of_hflayers_is_a_modern_memory_per_query_and_head(more):
 def test_a_shift_that_is_not_one_per_feature_is_refused():
     with pytest.raises(ValueError, match=r"shift is \(3,\); give one number per feature, \(4,\)"):
         energy_transformer(2, 4, num_heads=1, head_features=2, shift=torch.zeros(3))
+    with pytest.raises(ValueError, match=r"shift is \[0\.0, 1\.0\]; give one number per feature, \(2,\), in a tensor"):
+        energy_transformer(2, 2, num_heads=1, head_features=2, shift=[0.0, 1.0])

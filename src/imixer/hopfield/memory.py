@@ -238,7 +238,8 @@ class AssociativeMemory(nn.Module):
             patterns: A memory of its own for each query, as in `retrieve`.
 
         Raises:
-            ValueError: If an argument does not fit, or the rule of a classical memory has no neuron per pattern.
+            ValueError: If an argument does not fit, the rule of a classical memory has no neuron per pattern, or a
+                query overlaps with none.
         """
         memory = self._special(among, patterns, query)
         return memory._shares(memory._start(query, None)[0])
@@ -267,8 +268,9 @@ class AssociativeMemory(nn.Module):
             among: Mask of the patterns to choose from, (K,) or (B, K), true where allowed. The neurons of others are
                 silent.
             patterns: A memory of its own for each query, (B, K, *shape), of this one's kind and options, whose own
-                patterns then do not count. Pad with anything and mask that by `among`. Not for `hierarchical`, nor for
-                rules other than `hebbian`.
+                patterns then do not count, but for a `beta` that was chosen by them: give one for patterns of another
+                size. Pad with anything and mask that by `among`. Not for `hierarchical`, nor for rules other than
+                `hebbian`.
             asynchronous: Let visible neurons move one at a time, in a random order, each seeing what those before it
                 did. A step is then a sweep over all, and costs as many evaluations as there are neurons.
             generator: Source of the random order, on the CPU. Default: torch's own.
@@ -435,7 +437,13 @@ class AssociativeMemory(nn.Module):
             raise ValueError(f"rule {self.options['rule']!r} has no neuron per pattern; give rule='hebbian'")
         name = self.update.layers[-1]
         g = self.network.layer(name).activation(self._at_rest(x)[name]).clamp(min=0)
-        return g / g.sum(1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
+        total = g.sum(1, keepdim=True)
+        if not holds(total > 0):
+            raise ValueError(
+                f"query {int((total[:, 0] <= 0).nonzero()[0])} overlaps with no pattern, so that none has a share in "
+                "its answer; give a nearer one, or take the kind modern"
+            )
+        return g / total.clamp(min=torch.finfo(g.dtype).tiny)
 
     def _special(self, among: Tensor | None, patterns: Tensor | None, query: Tensor) -> "AssociativeMemory":
         """Return this memory, or one with the same parameters that is restricted, or has patterns per query."""
