@@ -485,9 +485,7 @@ def test_impossible_times_and_events_are_refused(kwargs, named):
 @pytest.mark.parametrize("held", [True, [True], {"x1": True}])
 def test_what_holds_neurons_is_a_mapping_to_masks(held):
     network = chain([3, 4], ["identity", "tanh"])
-    with pytest.raises(
-        ValueError, match=r"held is .*; give a mapping|layer x1: the mask of held neurons is True;"
-    ):
+    with pytest.raises(ValueError, match=r"held is .*; give a mapping|layer x1: the mask of held neurons is True;"):
         integrate(network, network.initial_state(x1=torch.randn(2, 3)), 1.0, held=held)
 
 

@@ -802,7 +802,7 @@ def test_a_query_that_overlaps_with_no_pattern_is_given_no_label(kind):
     assert memory.weights(pattern).tolist() == [[1.0]]
     query = torch.cat([pattern, -pattern if kind == "polynomial" else torch.tensor([[1.0, 1.0, 1.0, -1.0]])])
     for ask in (memory.weights, lambda query: memory(query, values=torch.eye(3)[:1])):
-        with pytest.raises(ValueError, match=r"query 1 overlaps with no pattern.*; give a nearer one, or take the kind"):
+        with pytest.raises(ValueError, match=r"query 1 overlaps with no pattern.*; give a nearer one, or take"):
             ask(query)
 
 
