@@ -58,3 +58,23 @@ def test_tensorboard_shows_each_epoch_of_a_resumed_run_once(train_quick, tmp_pat
     assert [scalar.step for scalar in events.Scalars("residual/block_0")] == [22, 44]
     with (run / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["22", "44"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_mlflow_shows_a_resumed_run_as_one(train_quick, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    from imixer.training.progress_bar import TrainingProgress
+
+    def interrupt(self, done, loss):
+        if done == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "step", interrupt)
+        with pytest.raises(AssertionError):
+            train_quick(run, "--logger", "mlflow")
+    assert main(["train", "--resume", str(run)]) == 0
+    client = mlflow.MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
+    (shown,) = client.search_runs([client.get_experiment_by_name("imixer").experiment_id])
+    assert [each.step for each in client.get_metric_history(shown.info.run_id, "val_acc")] == [22, 44]

@@ -14,6 +14,8 @@ from imixer.reading import read_json
 from imixer.training.run.directory import RunDirectory
 
 _EXTRAS = ("wandb", "mlflow")  # called like their packages
+_PROJECT = "imixer"
+_SERVER = "MLFLOW_TRACKING_URI"
 
 
 def check_logger(name: str) -> None:
@@ -45,7 +47,13 @@ def build_logger(name: str, run: RunDirectory, config: dict[str, Any], step: int
         return None
     if name == "tensorboard":
         return _TensorBoard(run.tensorboard, step)
-    logger = _online_logger(name, run)
+    identity = read_json(run.environment, ["run"])["run"]  # by which a resumed run finds its page
+    title = run.path.absolute().name
+    if name == "mlflow":
+        return _mlflow(title, identity, run, config)
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(name=title, save_dir=str(run.path), project=_PROJECT, id=identity, resume="allow")
     logger.log_hyperparams(config)
     return logger
 
@@ -63,13 +71,22 @@ class _TensorBoard(TensorBoardLogger):
         return str(self._folder)
 
 
-def _online_logger(name: str, run: RunDirectory) -> Logger:
-    from lightning.pytorch import loggers
+def _mlflow(title: str, identity: str, run: RunDirectory, config: dict[str, Any]) -> Logger:
+    from lightning.pytorch.loggers import MLFlowLogger
+    from mlflow import MlflowClient
 
-    title = run.path.absolute().name
-    if name == "wandb":  # a resumed run continues its page
-        identity = read_json(run.environment, ["run"])["run"]
-        return loggers.WandbLogger(name=title, save_dir=str(run.path), project="imixer", id=identity, resume="allow")
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    server = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.path.absolute() / 'mlflow.db'}")
-    return loggers.MLFlowLogger(experiment_name="imixer", run_name=title, tracking_uri=server)
+    given = os.environ.get(_SERVER)
+    server = given or f"sqlite:///{run.path.absolute() / 'mlflow.db'}"
+    client, tags = MlflowClient(server), {"imixer_run": identity}
+    project = client.get_experiment_by_name(_PROJECT)
+    wanted = f"tags.imixer_run = '{identity}'"
+    earlier = client.search_runs([project.experiment_id], wanted, max_results=1) if project else []
+    run_id = earlier[0].info.run_id if earlier else None
+    logger = MLFlowLogger(_PROJECT, run_name=title, tracking_uri=server, tags=tags, run_id=run_id)
+    _ = logger.experiment  # connects
+    if given is None:
+        os.environ.pop(_SERVER, None)  # where MLflow leaves the address, for the next run of this process
+    if not earlier:  # otherwise the settings stand there, which MLflow does not change
+        logger.log_hyperparams(config)
+    return logger
