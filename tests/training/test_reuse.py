@@ -173,6 +173,16 @@ def test_an_unreadable_image_among_others_is_left_out_and_named(run, images, tmp
     refused(capsys, ["predict", run, there], "1.png")
 
 
+def test_images_of_more_bits_than_those_of_training_are_told(run, tmp_path, capsys):
+    Image.fromarray(np.full((8, 8), 4095, dtype=np.uint16)).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((8, 8), 200, dtype=np.uint8)).save(tmp_path / "usual.png")
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    said = "1 of 2 images have more than 8 bits, unlike those of training, and were read as 16, so that 65,535 is white"
+    assert f"{said}; the first: {tmp_path / 'deep.png'}" in capsys.readouterr().err
+    assert main(["predict", str(run), str(tmp_path / "usual.png")]) == 0
+    assert "more than 8 bits" not in capsys.readouterr().err
+
+
 def test_predict_takes_the_true_class_from_class_folders(run, test_set, tmp_path, capsys):
     few = tmp_path / "few"
     for label in "37":

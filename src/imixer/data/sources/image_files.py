@@ -223,7 +223,9 @@ def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS
 def load_images(
     files: Sequence[Path], in_chans: int, pixels: PixelFormat = EIGHT_BITS
 ) -> Iterator[tuple[Path, Image.Image]]:
-    """Read image files one by one, and leave out those that cannot be read, of which a warning tells at the end.
+    """Read image files one by one, and leave out those that cannot be read.
+
+    Warnings at the end tell of these, and of images of more than 8 bits where no range says what is black and white.
 
     Args:
         files: The files.
@@ -237,17 +239,31 @@ def load_images(
         InputError: If none of them can be read. The message is that of the first.
     """
     unreadable: list[InputError] = []
+    deep: list[Path] = []
     for file in files:
         try:
             image = load_image(file, in_chans, pixels)
         except InputError as error:
             unreadable.append(error)
             continue
+        if pixels.value_range is None and _holds_integers(file):
+            deep.append(file)
         yield file, image
     if unreadable and len(unreadable) == len(files):
         raise unreadable[0]
     if unreadable:
         _log.warning(f"left out {len(unreadable):,} of {len(files):,} images; the first: {unreadable[0]}")
+    if deep:
+        _log.warning(
+            f"{len(deep):,} of {len(files):,} images have more than 8 bits, unlike those of training, and were read as "
+            f"16, so that 65,535 is white; the first: {deep[0]}"
+        )
+
+
+def _holds_integers(file: Path) -> bool:
+    """Whether an image file stores integers of more than 8 bits; floats are checked as they are converted."""
+    with Image.open(file) as opened:
+        return opened.mode.startswith("I")
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
