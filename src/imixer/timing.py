@@ -18,6 +18,8 @@ def wait_for(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def milliseconds(work: Callable[[], object], device: torch.device, least_s: float = 0.3) -> float:
@@ -33,7 +35,7 @@ def milliseconds(work: Callable[[], object], device: torch.device, least_s: floa
     while calls == 0 or time.perf_counter() - began < least_s:
         work()
         calls += 1
-        if device.type != "cuda" or calls % _BETWEEN_WAITS == 0:
+        if device.type == "cpu" or calls % _BETWEEN_WAITS == 0:
             wait_for(device)
     wait_for(device)
     return (time.perf_counter() - began) / calls * 1e3

@@ -63,3 +63,20 @@ def test_float32_is_measured_as_the_run_multiplies_it(monkeypatch):
     finally:
         torch.set_float32_matmul_precision(before)
     assert seen == ["high", "highest"]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "there", "device"), [("auto", True, "mps"), ("cpu", True, "cpu"), ("auto", False, "cpu")]
+)
+def test_precision_is_measured_on_the_device_that_trains(accelerator, there, device, monkeypatch):
+    measured = []
+
+    def measure(device):
+        measured.append(device.type)
+        return Measurement(1.0, 2.0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there)
+    monkeypatch.setattr("imixer.training.devices.measure_precision", measure)
+    assert resolve_precision(TrainConfig(precision="auto", accelerator=accelerator)).precision == "32"
+    assert measured == [device]

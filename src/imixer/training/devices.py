@@ -102,7 +102,8 @@ def resolve_precision(config: TrainConfig) -> TrainConfig:
         return config
     if started_by_launcher():
         raise InputError("precision is auto, which processes started apart could decide differently; give bf16 or 32")
-    device = torch.device("cuda" if _on_cuda(config) else "cpu")
+    on_mps = config.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
+    device = torch.device("cuda" if _on_cuda(config) else "mps" if on_mps else "cpu")
     set_float32_products(device, config.tf32)  # as the run multiplies
     measured = measure_precision(device)
     _log.info(measured.summary)
