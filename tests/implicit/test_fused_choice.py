@@ -84,3 +84,12 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(kernel, capability):
     )
     assert made.asm["cubin"]
     assert made.metadata.shared <= 99 * 1024  # what the smallest of these GPUs lets a program have
+
+
+def test_tensors_on_a_processor_are_left_alone_though_the_kernel_is_on(monkeypatch):
+    monkeypatch.setattr(fused, "find_spec", lambda name: name)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with fused_mode("on"):
+        assert not may_fuse(torch.zeros(1, 2, 3))
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert may_fuse(torch.zeros(1, 2, 3))

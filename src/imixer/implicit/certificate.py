@@ -116,8 +116,10 @@ def certify(
             f"z is {z.dtype} of shape {tuple(z.shape)}; give one or more real inputs (B, ...), such as z.float()"
         )
     given = as_tuple(tensors)
-    if broken := int((~z.isfinite()).sum()):
-        raise ValueError(f"z has {broken} of {z.numel()} numbers that are not finite; give inputs that are")
+    if not z.isfinite().all():
+        raise ValueError(
+            f"z has {int((~z.isfinite()).sum())} of {z.numel()} numbers that are not finite; give inputs that are"
+        )
     for i, x in enumerate(given):
         if x.isnan().any():  # not infinity, which masks of attention are made of
             raise ValueError(

@@ -60,7 +60,9 @@ def may_fuse(v: Tensor) -> bool:
         return False
     if _mode == "measured" and not (PROVEN and v.is_cuda and torch.cuda.get_device_name(v.device) in PROVEN):
         return False
-    return find_spec("triton") is not None and (v.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
+    if _mode == "on" and v.device.type in ("cpu", "mps") and os.environ.get("TRITON_INTERPRET") != "1":
+        return False
+    return find_spec("triton") is not None
 
 
 def token_mixing(v: Tensor, weights: Sequence[Tensor | None], n_iter: int) -> Tensor | None:

@@ -256,7 +256,8 @@ def gather_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 
 def scatter_state(model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Give each process its shard of what `gather_state` returned. All processes must call it with the whole state."""
-    set_model_state_dict(model, state["model"], options=StateDictOptions(full_state_dict=True))
     # What never had a gradient has no moments. Under plain gradient descent nothing has; then torch knows no device.
     options = StateDictOptions(full_state_dict=bool(state["optimizer"].get("state")), strict=False)
     set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+    # last, since the one before takes a step of nothing, which moves weights under some optimizers
+    set_model_state_dict(model, state["model"], options=StateDictOptions(full_state_dict=True))
