@@ -9,6 +9,18 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from imixer.cli import main
+from imixer.training.progress_bar import TrainingProgress
+
+
+def stop_at_step_30(monkeypatch, train_quick, run, *flags):
+    def interrupt(self, done, loss):
+        if done == 30:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "step", interrupt)
+        with pytest.raises(AssertionError):
+            train_quick(run, *flags)
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -39,17 +51,8 @@ def test_other_loggers_write_into_the_run_without_a_server(train_quick, tmp_path
 
 @pytest.mark.usefixtures("undrawn")
 def test_tensorboard_shows_each_epoch_of_a_resumed_run_once(train_quick, tmp_path, monkeypatch):
-    from imixer.training.progress_bar import TrainingProgress
-
-    def interrupt(self, done, loss):
-        if done == 30:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingProgress, "step", interrupt)
-        with pytest.raises(AssertionError):
-            train_quick(run)
+    stop_at_step_30(monkeypatch, train_quick, run)
     time.sleep(1.1)  # files are named by the second, and those begun in one by one process have no certain order
     assert main(["train", "--resume", str(run)]) == 0
     events = EventAccumulator(str(run / "tensorboard"))
@@ -63,17 +66,8 @@ def test_tensorboard_shows_each_epoch_of_a_resumed_run_once(train_quick, tmp_pat
 @pytest.mark.usefixtures("undrawn")
 def test_mlflow_shows_a_resumed_run_as_one(train_quick, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
-    from imixer.training.progress_bar import TrainingProgress
-
-    def interrupt(self, done, loss):
-        if done == 30:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     run = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingProgress, "step", interrupt)
-        with pytest.raises(AssertionError):
-            train_quick(run, "--logger", "mlflow")
+    stop_at_step_30(monkeypatch, train_quick, run, "--logger", "mlflow")
     assert main(["train", "--resume", str(run)]) == 0
     client = mlflow.MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
     (shown,) = client.search_runs([client.get_experiment_by_name("imixer").experiment_id])
