@@ -95,6 +95,16 @@ def test_a_trial_waits_until_the_processes_of_a_lost_worker_have_let_go_of_it(tm
     assert trained == [True]
 
 
+def test_a_share_that_no_machine_of_a_given_cluster_has_yet_is_told(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="imixer")
+    monkeypatch.setattr(ray_executor, "_connect", lambda address: None)
+    monkeypatch.setattr(ray_executor, "_most", lambda *what: 4.0)
+    with ray_executor.RayExecutor(address="head:6379", cpus=64, gpus=1):
+        pass
+    said = caplog.text
+    assert "cpus is 64, and no machine there has more than 4; waiting for one" in said and "gpus" not in said
+
+
 def test_a_stopped_sweep_lets_its_trials_save(elsewhere, tiny):
     tiny(PLAN.replace("epochs: 15", "epochs: 1000"))
     command = [sys.executable, "-m", "imixer", "sweep", "tiny.yaml", "--executor", "ray"]

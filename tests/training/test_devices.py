@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from imixer.cli import main
 from imixer.data.config import DataConfig
@@ -27,6 +28,7 @@ from imixer.training.devices import resolve_devices, started_by_launcher
 from imixer.training.launch import _death, launch
 from imixer.training.run.config import TrainConfig
 from imixer.training.run.parsing import save_config
+from imixer.training.stop_signals import Interrupted
 from imixer.training.validation import require_held_out
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -253,6 +255,18 @@ def test_a_worker_says_what_its_user_can_mend_in_a_line(tmp_path, monkeypatch, e
     assert worker.main(str(tmp_path / "config.yaml")) == code
     reported = tmp_path / "error-0"
     assert reported.read_text().startswith(said) if said else not reported.exists()
+
+
+@pytest.mark.parametrize("saved", [{}, {"saved": "`imixer train --resume run` continues from step 8"}])
+def test_what_is_saved_is_said_where_processes_are_stopped_before_they_can_say_it(monkeypatch, saved):
+    def stopped(period):
+        raise SignalException("stopped", signal.SIGTERM)
+
+    processes = SimpleNamespace(wait=stopped, close=lambda **options: None)
+    monkeypatch.setattr("imixer.training.launch.start_processes", lambda **options: processes)
+    with pytest.raises(Interrupted) as said:
+        launch("imixer.training.worker", "config.yaml", devices=2, **saved)
+    assert str(said.value).startswith(saved.get("saved", "before the first checkpoint, nothing is saved"))
 
 
 @pytest.mark.parametrize("there", [True, False])

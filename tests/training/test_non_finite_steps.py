@@ -207,6 +207,25 @@ def test_a_step_can_be_skipped_instead(tmp_path, capsys, poison):
     assert all(math.isfinite(row["train_loss"]) for row in saved["rows"])
 
 
+def test_a_step_of_weights_in_shards_is_skipped_and_not_looked_at_again(tmp_path, capsys, poison, monkeypatch):
+    """As under fsdp, where no process has the weights."""
+    poison(4)
+    made = TrainState.__init__
+
+    def in_shards(self, *args, **options):
+        made(self, *args, **options)
+        self.sharded = True
+
+    monkeypatch.setattr(TrainState, "__init__", in_shards)
+    monkeypatch.setattr("imixer.training.step_dump.StepDump.locate", lambda *args: pytest.fail("looked at again"))
+    run = tmp_path / "run"
+    assert main(["train", "--out", str(run), *TINY, "--non_finite", "skip"]) == 0
+    said = capsys.readouterr().err
+    assert "step 5 (epoch 1) is not finite: its gradient is the first that is not" in said
+    assert "; a step of weights in shards is not kept; skipped" in said
+    assert not (run / "nonfinite").exists()
+
+
 def test_a_stopped_run_goes_on_without_the_step(tmp_path, capsys, poison):
     poison(4, 5)  # the second: the same step, in the resumed run, to which the count goes on
     run = tmp_path / "run"
