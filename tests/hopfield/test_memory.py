@@ -806,7 +806,15 @@ def test_a_query_that_overlaps_with_no_pattern_is_given_no_label(kind):
             ask(query)
 
 
-@pytest.mark.parametrize("beta", ["1", torch.ones(2), None.__class__])
-def test_what_is_no_number_is_no_beta_of_a_hierarchy(beta):
-    with pytest.raises(ValueError, match=r"beta is .*; give one number, positive and finite"):
-        AssociativeMemory(torch.randn(3, 8, 8), "hierarchical", beta=beta)
+@pytest.mark.parametrize("kind", ["modern", "hierarchical"])
+@pytest.mark.parametrize(
+    ("beta", "said"),
+    [
+        ("1", "beta is '1'; give a number above 0"),
+        (torch.ones(2), r"beta has shape \(2,\); give one number"),
+        (math.inf, "beta is inf; .* give a large one, such as 1e4, for a temperature of 0"),
+    ],
+)
+def test_a_beta_that_is_not_one_positive_number_is_refused_by_every_kind_with_one(kind, beta, said):
+    with pytest.raises(ValueError, match=said):
+        AssociativeMemory(torch.randn(3, 8, 8), kind, beta=beta)
