@@ -179,7 +179,7 @@ def _modern(
     if not 1 <= alpha <= 2:
         raise ValueError(f"alpha is {alpha}; give 1 (softmax) to 2 (sparsemax)")
     squares = patterns.flatten(1).square().sum(1)
-    beta = _separating_beta(patterns.flatten(1)) if beta is None else _one_beta(beta)
+    beta = _separating_beta(patterns.flatten(1)) if beta is None else float(inverse_temperature(beta))
     field = -squares / 2 if similarity == "distance" else None
     answer = Softmax(beta) if alpha == 1 else Entmax(alpha, beta)
     network = _two_layers(patterns, 1.0, "identity", Neurons(len(patterns), answer, tau=_HIDDEN_TAU, field=field))
@@ -222,8 +222,10 @@ def _hierarchical(
     K, P, D = patches_KPD.shape
     dictionary_MD = _dictionary(patches_KPD.flatten(0, 1), primitives)
     M = len(dictionary_MD)
+    if isinstance(beta, Tensor) and beta.numel() > 1:
+        raise ValueError(f"beta has shape {tuple(beta.shape)}, and all primitives share it; give one number")
     unit = _mean_square(patches_KPD.square().sum(-1))
-    beta = 20 / unit if beta is None else _one_beta(beta)
+    beta = 20 / unit if beta is None else float(inverse_temperature(beta))
     strength = positive("feedback", feedback) * unit
     pair = at_least_float32(patches_KPD.flatten(0, 1)), at_least_float32(dictionary_MD)
     which_KP = torch.cdist(*pair).argmin(1).view(K, P)
@@ -248,13 +250,6 @@ _KINDS: dict[str, Callable[..., Built]] = {
     "modern": _modern,
     "hierarchical": _hierarchical,
 }
-
-
-def _one_beta(beta: float | Tensor) -> float:
-    value = inverse_temperature(beta)
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"beta has shape {tuple(value.shape)}; give one number")
-    return float(value)
 
 
 def to_patches(x: Tensor, ndim: int, patch_size: int) -> Tensor:
