@@ -145,12 +145,12 @@ def find_start(config: ModelConfig) -> Start:
             "reads; give a classification, or the weights that it started from"
         )
     args = {name: value for name, value in built_with.items() if name not in FROM_DATA}
-    preparation = normalisation(packed.get("pretrained_cfg") or {})
-    size = built_with.get("img_size") or (packed.get("pretrained_cfg") or {}).get("input_size", ())[-2:]
+    described = packed.get("pretrained_cfg") or {}
+    size = built_with.get("img_size") or described.get("input_size", ())[-2:]
     return Start(
         packed["architecture"],
         args,
-        preparation,
+        normalisation(described),
         str(folder / "model.safetensors"),
         config.checkpoint_key,
         img_size=to_2tuple(size) if size else None,

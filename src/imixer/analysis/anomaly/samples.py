@@ -12,10 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from imixer.data.sources.decoding import (
-    EIGHT_BITS,
-    PixelFormat,
-)
+from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat
 from imixer.data.sources.image_files import (
     FolderListing,
     count_by_extension,

@@ -213,11 +213,16 @@ def load_image(path: str | Path, in_chans: int, pixels: PixelFormat = EIGHT_BITS
             and white. The message names the file.
     """
     path = expand_user(path)
+    return convert_image(_stored_image(path), in_chans, pixels, str(path))
+
+
+def _stored_image(path: Path) -> Image.Image:
+    """Read one image file in the mode it is stored in."""
     if not os.path.lexists(path):
         raise InputError(f"no such image file: {middle_cut(str(path), 80)}; correct the path")
     if path.is_dir():
         raise InputError(f"{path} is a folder; give an image file")
-    return convert_image(read_image_file(path, "give a complete image file"), in_chans, pixels, str(path))
+    return read_image_file(path, "give a complete image file")
 
 
 def load_images(
@@ -242,11 +247,13 @@ def load_images(
     deep: list[Path] = []
     for file in files:
         try:
-            image = load_image(file, in_chans, pixels)
+            stored = _stored_image(file)
+            image = convert_image(stored, in_chans, pixels, str(file))
         except InputError as error:
             unreadable.append(error)
             continue
-        if pixels.value_range is None and _holds_integers(file):
+        # of integers alone: floats without a range are checked as they are converted
+        if pixels.value_range is None and stored.mode.startswith("I"):
             deep.append(file)
         yield file, image
     if unreadable and len(unreadable) == len(files):
@@ -258,12 +265,6 @@ def load_images(
             f"{len(deep):,} of {len(files):,} images have more than 8 bits, unlike those of training, and were read as "
             f"16, so that 65,535 is white; the first: {deep[0]}"
         )
-
-
-def _holds_integers(file: Path) -> bool:
-    """Whether an image file stores integers of more than 8 bits; floats are checked as they are converted."""
-    with Image.open(file) as opened:
-        return opened.mode.startswith("I")
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:
