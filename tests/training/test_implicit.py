@@ -1,10 +1,16 @@
 """Solvers and gradients are set from the command line, and survive in the run."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import yaml
 
 from imixer.cli import main
+from imixer.errors import InputError
+from imixer.implicit import NotConvergedError
+from imixer.training.loop import Loop
+from imixer.training.run.directory import RunDirectory
 
 OPTIONS = {"solver": "anderson", "gradient": "implicit", "tolerance": 1e-3, "max_steps": 60, "on_failure": "warn"}
 
@@ -38,3 +44,17 @@ def test_a_run_whose_inverse_is_not_found_is_saved_and_can_go_on_with_what_it_fi
     with pytest.warns(UserWarning, match="did not converge in 1 steps"):
         assert main(["train", "--resume", str(run), "--model.on_failure", "warn"]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["on_failure"] in ("warn", None)
+
+
+def test_on_several_devices_what_goes_on_after_an_inverse_that_is_not_found_is_what_was_saved(tmp_path):
+    saved = SimpleNamespace(files=[])
+    loop = SimpleNamespace(
+        fabric=SimpleNamespace(world_size=2), checkpoints=saved, run=RunDirectory(tmp_path), step=4, rows=[]
+    )
+    for files, said in (
+        ([], "nothing is saved yet, begin again"),
+        ([tmp_path / "step-3.pt"], "continue from step-3.pt: "),
+    ):
+        saved.files = files
+        with pytest.raises(InputError, match=said), Loop._saved_if_unsolved(loop):
+            raise NotConvergedError("no fixed point in 1 step")

@@ -77,7 +77,9 @@ def _check(words: Sequence[str]) -> int:
         if name not in names:
             raise InputError(f"no part {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}")
     if args.data_dir is not None and not Path(args.data_dir).is_dir():
-        raise InputError(f"data_dir is {args.data_dir}, which is no folder; give the one with the data sets")
+        raise InputError(
+            f"data_dir is {args.data_dir}, which is no folder; give the one with the data sets, or leave it out"
+        )
     if args.resume is not None and args.out is not None:
         raise InputError(f"out is {args.out}, and resume writes into {args.resume}; leave one of them out")
     if args.resume is not None and not (Path(args.resume) / JOURNAL).is_file():

@@ -308,12 +308,16 @@ class Loop:
         try:
             yield
         except NotConvergedError as error:
-            if self.fabric.world_size == 1:  # others may have found theirs, and would wait
+            begin = f"continue: imixer train --resume {shell_word(self.run.path)}"
+            if self.fabric.world_size == 1:
                 self._save()
+            elif saved := self.checkpoints.files:  # other processes may have found theirs: a save would wait for them
+                begin = f"continue from {saved[-1].name}: imixer train --resume {shell_word(self.run.path)}"
+            else:
+                begin = "nothing is saved yet, begin again"
             raise InputError(
-                f"step {self.step + 1} (epoch {len(self.rows) + 1}): {one_line(error)}; continue with more steps, or "
-                f"with what they give: imixer train --resume {shell_word(self.run.path)} --model.max_steps N, or "
-                "--model.on_failure warn"
+                f"step {self.step + 1} (epoch {len(self.rows) + 1}): {one_line(error)}; for more steps, or for what "
+                f"they give, {begin} --model.max_steps N, or --model.on_failure warn"
             ) from error
 
     def _handle_non_finite(self, step: int) -> None:
