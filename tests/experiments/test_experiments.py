@@ -205,6 +205,8 @@ def test_figure_7_is_of_imagenet_where_the_scale_has_it(scale):
     if scale == "paper":
         assert config == changed(recipe("paper/imixer_s16_imagenet"), n_iter=4)
         assert rows("fig7", scale)[0].data == "imagenet"
+        asked = replace(SCALES[scale], data_given=True)  # --data cifar10, which is the default of the others
+        assert [row.data for row in EXPERIMENTS["fig7"].rows(asked)] == ["cifar10"]
     else:
         assert config == configs("table2", scale)["h_r=2-n=4"]
 

@@ -60,6 +60,7 @@ def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper, mon
     trained = [run for run in HERE.glob("runs/*/*/seed-*") if run.is_dir() and not run.is_symlink()]
     assert sorted(trained) == [HERE / "runs" / "fig3" / f"n={n}" / "seed-0" for n in (1, 2, 4)]
     measured = compare_convergence([load_run(str(run)) for run in sorted(trained)])
+    assert "Nothing is compared" not in (HERE / "index.md").read_text()
     for name in FIGURES:
         for suffix in ("png", "pdf", "json", "md"):
             assert (HERE / f"{name}.{suffix}").stat().st_size > 100
@@ -86,6 +87,7 @@ def test_three_figures_of_three_models_that_are_trained_once(capsys, deeper, mon
     assert "it takes 4 blocks, and there are 2" in page("fig5")
     for name in FIGURES:
         assert "held-out fifth of the training images (360 images)" in page(name)
+        assert "tensor(" not in page(name) and ("Seed 0" in page(name) or name != "fig3")
         assert "the trial with seed 0" in page(name) and "imixer\\_s\\_ni1" in page(name)
         assert f"]({name}.png)" in page(name)
 

@@ -449,6 +449,20 @@ def test_a_margin_of_ones_own_decides_what_is_equivalent(pretend, tiny):
     assert "per iteration: equivalent to per forward within 2 points" in texts("legacy")["md"].decode()
 
 
+def test_what_reports_show_of_an_experiment_speaks_of_its_own_tests(pretend, tiny):
+    pretend(lambda name: 0.5 + 0.01 * int(name[-1]) + 0.002 * ("legacy/legacy" in name) * int(name[-1]))
+    assert main(["reproduce", "legacy", "--trials", "3"]) == 0
+    shown = facts("legacy")["shown"]
+    assert shown["sentences"][0].startswith("Differences of this experiment: 1;")
+    assert any("corrected by Holm for the 1 test of this experiment" in note for note in shown["notes"])
+
+
+def test_an_experiment_that_trains_nothing_refuses_options_of_training(capsys):
+    for flag, value in (("--executor", "ray"), ("--data_dir", "somewhere")):
+        assert main(["reproduce", "anomaly", flag, value]) == 2
+        assert f"{flag[2:]} is {value}, and anomaly trains nothing; leave it out" in capsys.readouterr().err
+
+
 def test_several_experiments_make_a_page_that_is_corrected_for_all_of_them(pretend, tiny, monkeypatch):
     def accuracy(name):
         seed, row = int(name[-1]), name.split("/")[1]

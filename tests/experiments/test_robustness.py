@@ -126,6 +126,6 @@ def test_the_command_measures_each_run_once_and_writes_page_numbers_and_index(ti
     run = folder / "runs/robustness/imixer/seed-0"
     stored = run / "analysis/trained_robustness.json"
     assert measure_robustness(run).accuracy == json.loads(stored.read_text())["accuracy"]
-    stored.write_text('{"images": 1, "what": 2}')
+    stored.write_text(json.dumps(json.loads(stored.read_text()) | {"what": 2}))
     with pytest.raises(InputError, match=r"trained_robustness\.json is damaged"):
         measure_robustness(run)

@@ -106,6 +106,23 @@ def test_trials_in_different_precisions_are_told(monkeypatch):
     assert not any("precision" in line for line in shown(result(BASE)).remarks)
 
 
+def test_what_a_resumed_run_went_on_with_is_told_once(monkeypatch):
+    about = {"gpus": [], "cores": 2, "cpu": "X", "python": "3", "torch": "2", "timm": "1", "imixer": "0", "commit": "c"}
+    several = [about | {"resumed": [{"step": step, "commit": "d", "cpu": "Y"}]} for step in (3, 5)]
+    several.append(about | {"resumed": [{"step": 5}]})
+    monkeypatch.setattr(ExperimentResult, "environments", several)
+    first, second = [line for line in shown(result(BASE)).remarks if line.startswith("ran on")]
+    assert first.endswith(", commit c; resumed with commit d, cpu Y")
+    assert second.endswith(", commit c; resumed, and what it was begun with is lost")
+
+
+def test_a_paired_difference_of_fewer_seeds_than_the_means_beside_it_says_of_how_many():
+    found = result(BASE, row_result("other", [82.1, 84.0]))
+    assert cells(found, 1, "other")["test"] == "paired, 2 seeds"
+    assert cells(found, 1, "other")["difference"] == "+2.05"  # and not of the means, which is 1.30
+    assert "of paired rows over the seeds that both have" in " ".join(shown(found).legend)
+
+
 def test_each_number_stands_in_its_column():
     other = row_result("other", [82.1, 84.0, 86.0, 82.9], paper=PaperAccuracy(88.6, 0.3))
     found = result(BASE, other)
@@ -212,6 +229,9 @@ def test_the_contraction_of_a_run_is_measured_once(run, tmp_path):
     assert numbers["images"] == 16 and numbers["norm"] == first.norm
     file.write_text(json.dumps(numbers | {"norm": None}))
     assert measure_contraction(run_copy) == replace(first, norm=float("inf"))
+    file.write_text(json.dumps({name: value for name, value in numbers.items() if name != "measurement"}))
+    assert measure_contraction(run_copy) == first  # of an earlier version: measured again
+    assert json.loads(file.read_text()) == numbers
 
 
 def test_a_page_shows_figures_with_what_was_read_off_them(tmp_path):

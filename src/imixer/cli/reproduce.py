@@ -113,13 +113,17 @@ def run(args: Namespace) -> int:
             raise InputError(f"{name} has no scale {scale}; give --scale {' or '.join(others)}")
     if not args.train:
         _refuse_given(args, _OF_EXECUTION, "train is false, which trains nothing; leave one of them out")
+    asked = [EXPERIMENTS[name] for name in dict.fromkeys(args.what) if name != "all"]
+    experiments = experiments_at(scale) if "all" in args.what else asked
+    if all(each.measured == "anomalies" for each in experiments):
+        names = " and ".join(each.name for each in experiments)
+        _refuse_given(args, _OF_EXECUTION | {"data_dir": None}, f"{names} trains nothing; leave it out")
     executor = build_executor(args)
     announce_loading("the data")
     from imixer.experiments.reproduce import reproduce
 
-    asked = [EXPERIMENTS[name] for name in dict.fromkeys(args.what) if name != "all"]
     results = reproduce(
-        experiments_at(scale) if "all" in args.what else asked,
+        experiments,
         SCALES[scale],
         new_console(),
         out=args.out,

@@ -222,9 +222,12 @@ def _judged(
     return Judgement(comparison, margin, verdict, within, p, p_equivalence, comparison.detectable(level))
 
 
+_ROUNDING = 5e-4  # of values in points: files keep six digits of an accuracy
+
+
 def _varies(values: Sequence[float]) -> bool:
     """Tell whether values differ by more than rounding: accuracies are counts of images over their number."""
-    return max(values) - min(values) > 1e-9 * max(1.0, *map(abs, values))
+    return max(values) - min(values) > _ROUNDING
 
 
 def _quantile(p: float, df: float) -> float:

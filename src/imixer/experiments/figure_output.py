@@ -151,7 +151,11 @@ def _measure_convergence(result: ExperimentResult, trials: list[list[TrialRun]])
         draw=lambda: _DRAWINGS[figure](measured[0]),
         grids=(
             (_verdict_grid(statements, seeds), "What the paper reads off it"),
-            *((_condition_grid(each[0]), f"{each[0].text} Seed {shown}") for each in statements if each[0].conditions),
+            *(
+                (_condition_grid(each[0]), f"{each[0].text} Seed {of_seed}")
+                for each in statements
+                if each[0].conditions
+            ),
         ),
     )
 

@@ -42,7 +42,7 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
         f"`{command}`; {for_markdown('; '.join(machines) or 'nothing is finished')}.\n",
         f"{for_markdown(summarise(judgements))}. What is decided, in points of {metrics} after the last epoch:\n"
         if said
-        else f"{for_markdown(summarise(judgements))}.\n",
+        else f"{for_markdown(summarise(judgements))}.\n" * bool(tabulated),
         bullets(said),
         f"{' and '.join(measured)}: differences in measures of their own, each corrected for its own tests.\n"
         if measured

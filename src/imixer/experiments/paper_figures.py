@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imixer.experiments.experiment import Experiment, FigureKind, Row
 from imixer.experiments.paper import TRIALS
-from imixer.experiments.scales import SCALES, Scale
+from imixer.experiments.scales import Scale
 
 N_ITERS = (1, 2, 4)  # whose models Figures 3, 5 and 6 compare
 _FEATURES_N, _FEATURES_DATA = 4, "imagenet"  # of Figure 7
@@ -17,9 +17,7 @@ def _models(scale: Scale) -> list[Row]:
 
 def _features(scale: Scale) -> list[Row]:
     """Return a single row, on ImageNet where the scale has it and no other data are asked for."""
-    data = (
-        _FEATURES_DATA if _FEATURES_DATA in scale.table4_data and scale.data == SCALES[scale.name].data else scale.data
-    )
+    data = _FEATURES_DATA if _FEATURES_DATA in scale.table4_data and not scale.data_given else scale.data
     settings = scale.imixer(data=data, n_iter=_FEATURES_N)
     return [Row(f"n={_FEATURES_N}", {"n": str(_FEATURES_N)}, settings, data, trials=TRIALS.get(data))]
 

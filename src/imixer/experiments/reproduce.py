@@ -236,7 +236,7 @@ def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scal
     if all(experiment is TABLE_4 or experiment.measured == "anomalies" for experiment in experiments):
         names = " and ".join(experiment.name for experiment in experiments)
         raise InputError(f"data is {data}, and {names} has data sets of its own; leave it out")
-    return replace(scale, data=data)
+    return replace(scale, data=data, data_given=True)
 
 
 def _typed(names: Sequence[str], options: Mapping[str, object]) -> str:

@@ -15,7 +15,14 @@ from imixer.analysis.ood.scores import SCORES
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement, compare_means, judge
 from imixer.experiments.experiment_result import ExperimentResult, mean_and_std
 from imixer.experiments.measured_page import MeasuredPage
-from imixer.experiments.sentences import detectable_words, interval_words, p_words, verdict_legend, verdict_words
+from imixer.experiments.sentences import (
+    OF_EXPERIMENT,
+    detectable_words,
+    interval_words,
+    p_words,
+    verdict_legend,
+    verdict_words,
+)
 from imixer.experiments.table_output import conditions, remarks
 from imixer.experiments.trained_robustness import IMAGES, TrainedRobustness, measure_robustness
 from imixer.progress import with_progress
@@ -244,13 +251,13 @@ def _legend(result: ExperimentResult, comparisons: Sequence[RobustnessComparison
     return [
         "; ".join(costs),
         f"per cent, mean +- standard deviation over the trials; on the held-out images, {IMAGES:,} of them at most, "
-        "evenly spread. Corrupted: mean over corruptions and severities. Within epsilon: whatever PGD of 20 steps did. "
-        "AUROC of other images: mean over images of noise, shuffled, rotated and inverted ones; a score is meant to be "
-        "higher on the model's own",
+        "evenly spread; the calibration error on all of them. Corrupted: mean over corruptions and severities. Within "
+        "epsilon: whatever PGD of 20 steps did. AUROC of other images: mean over images of noise, shuffled, rotated "
+        "and inverted ones; a score is meant to be higher on the model's own",
         "difference: iMixer minus Mixer, in points; t-test on the differences seed by seed: a seed gives both the same "
         "order and shifts in training, and all runs are measured on the same harder images. detectable: the smallest "
         f"that such trials find with {POWER:.0%} power",
-        verdict_legend(tests, result.margin, "of this experiment"),
+        verdict_legend(tests, result.margin, OF_EXPERIMENT),
         "single corruptions and kinds of images are listed, not tested",
     ]
 

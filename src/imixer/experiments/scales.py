@@ -33,6 +33,7 @@ class Scale:
         embed_dim: Width C, by size.
         overrides: Settings that win over the recipe's, by dotted name.
         only_own: Whether it has none but the experiments that name it.
+        data_given: Whether the data set was asked for, and is no default.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Scale:
     embed_dim: dict[ModelSize, int]
     overrides: dict[str, Any]
     only_own: bool = False
+    data_given: bool = False
 
     def mixer(self, size: ModelSize = "S", data: str | None = None, mlp_ratio: float | None = None) -> dict[str, Any]:
         """Return the settings of an MLP-Mixer, by dotted name.

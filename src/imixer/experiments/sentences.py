@@ -9,19 +9,23 @@ from imixer.escaping import is_numeral
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
 from imixer.experiments.experiment_result import ExperimentResult, RowResult
 
+ON_PAGE = "in the tables of this page"
+OF_EXPERIMENT = "of this experiment"
 
-def summarise(judgements: Sequence[Mapping[str, Judgement]]) -> str:
+
+def summarise(judgements: Sequence[Mapping[str, Judgement]], where: str = ON_PAGE) -> str:
     """Count the verdicts of a page in one sentence.
 
     Args:
         judgements: The judgements of each experiment, by row, as `judge_page` returns them.
+        where: Where these differences stand, in words.
     """
     every = [judgement for each in judgements for judgement in each.values()]
     if not every:
         return "Nothing is compared: no row and its baseline have both a finished trial"
     counts = Counter(judgement.verdict for judgement in every)
     return (
-        f"Differences in the tables of this page: {len(every)}; larger {counts['larger']}, smaller "
+        f"Differences {where}: {len(every)}; larger {counts['larger']}, smaller "
         f"{counts['smaller']}, equivalent within the margin {counts['equivalent']}, undecided {counts['undecided']}"
     )
 
@@ -94,7 +98,7 @@ def verdict_words(judgement: Judgement) -> str:
     return judgement.verdict
 
 
-def verdict_legend(tests: int, margin: float, where: str = "in the tables of this page") -> str:
+def verdict_legend(tests: int, margin: float, where: str = ON_PAGE) -> str:
     """Explain the columns p and verdict of a table.
 
     Args:

@@ -14,6 +14,8 @@ from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
 from imixer.experiments.experiment_result import ExperimentResult, RowResult, judge_page, mean_and_std
 from imixer.experiments.paper import CONDITIONS
 from imixer.experiments.sentences import (
+    OF_EXPERIMENT,
+    ON_PAGE,
     describe,
     detectable_words,
     interval_words,
@@ -55,13 +57,16 @@ class Presentation:
     remarks: list[str]
 
 
-def present(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int) -> Presentation:
+def present(
+    result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int, where: str = ON_PAGE
+) -> Presentation:
     """Collect everything that a page shows of an experiment.
 
     Args:
         result: The experiment.
         judgements: Its judgements by row, as `judge_page` returns them for the page.
         tests: Number of tests on the page, see `count_tests`.
+        where: Where these tests stand, in words.
     """
     tables = [("Results", _results(result))]
     if any(row_result.row.baseline for row_result in result.rows):
@@ -72,7 +77,7 @@ def present(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
         describe(result, judgements),
         tables,
         [f"Each row is compared to {result.experiment.baseline}"] * bool(judgements) + list(result.experiment.notes),
-        _legend(result, judgements, tests),
+        _legend(result, judgements, tests, where),
         remarks(result),
     )
 
@@ -86,8 +91,9 @@ def write_tables(result: ExperimentResult, console: Console) -> None:
     """
     name = result.experiment.name
     judgements = judge_page([result])
-    page = present(result, judgements[0], count_tests(judgements))
-    summary = summarise(judgements)
+    # what is written here is shown in reports beside others, which are corrected for their own tests
+    page = present(result, judgements[0], count_tests(judgements), OF_EXPERIMENT)
+    summary = summarise(judgements, OF_EXPERIMENT)
     records = [_record(result, row_result, judgements[0].get(row_result.row.name)) for row_result in result.rows]
     notes = [*page.notes, *page.legend, *page.remarks]
     shown = {
@@ -219,12 +225,20 @@ def _difference(result: ExperimentResult, row_result: RowResult, judgement: Judg
     return [
         f"{judgement.comparison.difference:+.2f}",
         interval_words(judgement),
-        judgement.comparison.test,
+        _test(result, row_result, judgement),
         p_words(judgement.p),
         detectable_words(judgement.detectable),
         *paper,
         verdict_words(judgement),
     ]
+
+
+def _test(result: ExperimentResult, row_result: RowResult, judgement: Judgement) -> str:
+    """Name the test, with the number of pairs where a mean beside it is of other trials."""
+    baseline, comparison = result.baseline(row_result), judgement.comparison
+    assert baseline is not None
+    alike = comparison.test != "paired" or comparison.pairs == len(row_result.last) == len(baseline.last)
+    return comparison.test if alike else f"{comparison.test}, {comparison.pairs} seed{'s' * (comparison.pairs != 1)}"
 
 
 def _mean_and_std(values: dict[int, float]) -> str:
@@ -248,8 +262,8 @@ def _trials(result: ExperimentResult) -> str:
     return f"{several} per row" + "".join(f", of {data} {count}" for data, count in fewer.items())
 
 
-def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int) -> list[str]:
-    """Explain the columns, and the tests that the page has."""
+def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests: int, where: str) -> list[str]:
+    """Explain the columns, and the tests."""
     kinds = {judgement.comparison.test for judgement in judgements.values()}
     legend = [
         f"last epoch, best epoch: {result.experiment.metric} on the held-out images, mean +- standard deviation over "
@@ -269,11 +283,11 @@ def _legend(result: ExperimentResult, judgements: Mapping[str, Judgement], tests
         legend.append("time: of training, over the baseline's; trials that shared a machine with others blur it")
     if judgements:
         legend += [
-            f"difference: of the means, in points{_PAPERS_MEANS * _beside_paper(result)}. detectable: the "
-            f"smallest that such trials find with {POWER:.0%} power, at the spread observed and the level of the "
-            "correction's first step",
+            "difference: of the means, in points, of paired rows over the seeds that both have"
+            f"{_PAPERS_MEANS * _beside_paper(result)}. detectable: the smallest that such trials find with "
+            f"{POWER:.0%} power, at the spread observed and the level of the correction's first step",
             *_tests(kinds),
-            verdict_legend(tests, result.margin),
+            verdict_legend(tests, result.margin, where),
         ]
     return [
         *legend,
@@ -297,11 +311,12 @@ def remarks(result: ExperimentResult) -> list[str]:
     failed = [f"failed: {run.path}: {run.outcome.error}" for run in result.failed]
     precisions = list(dict.fromkeys(filter(None, (each.get("precision") for each in result.environments))))
     mixed = [f"trials differ in precision: {' and '.join(precisions)}, which round otherwise"] * (len(precisions) > 1)
-    return [*missing, *failed, *mixed, *(f"{_RAN_ON}{machine(each)}" for each in result.environments)]
+    ran_on = dict.fromkeys(f"{_RAN_ON}{machine(each)}" for each in result.environments)
+    return [*missing, *failed, *mixed, *ran_on]
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Write hardware and versions in one line.
+    """Write hardware and versions in one line, and what of them changed when the run was resumed.
 
     Args:
         environment: As `environment.json` of a run has it.
@@ -309,7 +324,17 @@ def machine(environment: Mapping[str, Any]) -> str:
     hardware = ", ".join(environment["gpus"]) or f"{environment['cores']} cores of {environment['cpu']}"
     versions = ", ".join(f"{name} {environment[name]}" for name in ("python", "torch", "timm", "imixer"))
     precision = f"; precision {environment['precision']}" if "precision" in environment else ""
-    return f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}{precision}"
+    later = dict.fromkeys(_resumed_with(each) for each in environment.get("resumed", ()))
+    return "; ".join([f"{hardware}; {versions}, commit {environment.get('commit') or 'unknown'}{precision}", *later])
+
+
+def _resumed_with(changes: Mapping[str, Any]) -> str:
+    named = [
+        f"{name} {', '.join(value) or 'none' if name == 'gpus' else value}"
+        for name, value in changes.items()
+        if name != "step"
+    ]
+    return f"resumed with {', '.join(named)}" if named else "resumed, and what it was begun with is lost"
 
 
 def _facts(result: ExperimentResult, summary: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from imixer.verdict import Verdict
 from imixer.writing import write_json
 
 IMAGES = 16  # as many as the paper's figures take
+_MEASURED = {"measurement": 1, "images": IMAGES}  # raise the number where the same run would give other values
 _SEVERITY: tuple[Verdict, ...] = ("guaranteed", "observed", "undecided", "violated")
 
 
@@ -39,7 +40,7 @@ class TrainedContraction:
 
 
 def measure_contraction(path: Path) -> TrainedContraction:
-    """Measure the contraction of a finished run on evenly spread held-out images, or read an earlier measurement.
+    """Measure the contraction of a finished run on evenly spread held-out images, or read what was measured alike.
 
     Args:
         path: The run directory of an iMixer.
@@ -48,8 +49,8 @@ def measure_contraction(path: Path) -> TrainedContraction:
         InputError: If the data are missing, the model has no inverse, or the earlier measurement is damaged.
     """
     file = RunDirectory(path).analysis / "trained_contraction.json"
-    if file.is_file():
-        return _read(file)
+    if file.is_file() and (numbers := read_measured(file, _MEASURED)) is not None:
+        return _contraction(file, numbers)
     from imixer.analysis.contraction import contraction_along_depth
     from imixer.analysis.images import held_out_images
     from imixer.training.finished_run import load_run
@@ -67,7 +68,7 @@ def measure_contraction(path: Path) -> TrainedContraction:
         verdict=max((block.verdict for block in blocks), key=_SEVERITY.index),
     )
     file.parent.mkdir(exist_ok=True)
-    write_json(file, {"images": IMAGES} | asdict(measured), non_finite="null")  # a bound may be infinite
+    write_json(file, _MEASURED | asdict(measured), non_finite="null")  # a bound may be infinite
     return measured
 
 
@@ -93,9 +94,21 @@ def _largest(values: Sequence[float]) -> float:
     return math.inf if any(math.isnan(value) for value in values) else max(values)
 
 
-def _read(file: Path) -> TrainedContraction:
-    numbers = read_json(file, ["images"])
-    numbers.pop("images")
+def read_measured(file: Path, alike: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the numbers of an earlier measurement of a run. None if it was made otherwise, or by an earlier version.
+
+    Args:
+        file: The JSON file.
+        alike: How it is measured now, which the file has beside its numbers.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    numbers = read_json(file)
+    return numbers if all(numbers.pop(name, None) == value for name, value in alike.items()) else None
+
+
+def _contraction(file: Path, numbers: Mapping[str, Any]) -> TrainedContraction:
     fields: dict[str, Any] = {name: math.inf if value is None else value for name, value in numbers.items()}
     try:
         return TrainedContraction(**fields)

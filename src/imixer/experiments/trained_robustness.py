@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from imixer.errors import InputError
-from imixer.reading import read_json
+from imixer.experiments.trained_contraction import read_measured
 from imixer.training.run.directory import RunDirectory
 from imixer.writing import write_json
 
 IMAGES = 1000  # held-out images at most: ten runs on all of CIFAR-10's would take hours
 EPSILONS = (2.0, 4.0, 8.0, 16.0)  # of 255
+# raise the number where the same run would give other values
+_MEASURED = {"measurement": 1, "most_images": IMAGES, "epsilons": list(EPSILONS)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class TrainedRobustness:
 
 
 def measure_robustness(path: Path) -> TrainedRobustness:
-    """Measure a finished run on its held-out images, or read an earlier measurement.
+    """Measure a finished run on its held-out images, or read what was measured alike.
 
     Images are corrupted alike, attacks begin alike, and images of another kind are the same for every run on the same
     data.
@@ -60,8 +64,8 @@ def measure_robustness(path: Path) -> TrainedRobustness:
         InputError: If the data are missing, the package that corrupts images is, or the earlier measurement is damaged.
     """
     file = RunDirectory(path).analysis / "trained_robustness.json"
-    if file.is_file():
-        return _read(file)
+    if file.is_file() and (numbers := read_measured(file, _MEASURED)) is not None:
+        return _robustness(file, numbers)
     from imixer.analysis.views import adversarial, corruptions, ood
     from imixer.training.evaluate import evaluate
     from imixer.training.finished_run import load_run
@@ -87,13 +91,11 @@ def measure_robustness(path: Path) -> TrainedRobustness:
         },
     )
     file.parent.mkdir(exist_ok=True)
-    write_json(file, {"images": len(harder.clean)} | asdict(measured))
+    write_json(file, _MEASURED | asdict(measured))
     return measured
 
 
-def _read(file: Path) -> TrainedRobustness:
-    numbers = read_json(file, ["images"])
-    numbers.pop("images")
+def _robustness(file: Path, numbers: Mapping[str, Any]) -> TrainedRobustness:
     try:
         return TrainedRobustness(**numbers)
     except TypeError as error:
