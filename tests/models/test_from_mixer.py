@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import yaml
 from safetensors.torch import save_file
 from timm.models._hub import save_for_hf
 from timm.models.mlp_mixer import MlpMixer
@@ -201,6 +202,55 @@ def test_what_would_not_be_the_mixer_is_refused_with_what_to_give(file, options,
     with pytest.raises(InputError, match=re.escape(said)) as error:
         started(file, **options)
     assert "\n" not in str(error.value) and file in str(error.value)
+
+
+STAGES = {"patch_size": 1, "num_blocks": [1, 2], "embed_dim": [8, 16], "tokens_dim": [6, 5], "mlp_ratio": (0.5, 3.0)}
+SHAPED_STAGES = {name: value for name, value in STAGES.items() if name != "mlp_ratio"}
+
+
+@pytest.mark.parametrize(
+    ("made_with", "sizes"),
+    [
+        (STAGES, SHAPED_STAGES),
+        ({**STAGES, "num_blocks": [1, 0], "tokens_dim": [6, 9]}, {"num_blocks": [1, 0], "tokens_dim": [6, 1]}),
+        ({**STAGES, "stem": "whitened", "patch_size": 2}, {**SHAPED_STAGES, "stem": "whitened", "patch_size": 2}),
+        ({"stem": "whitened", "patch_size": 4}, {"stem": "whitened", "patch_size": 4, "stem_width": 8}),
+        ({"stem": "conv", "patch_size": 4, "stem_width": 5}, {"stem": "conv", "patch_size": 4, "stem_width": 5}),
+        ({"stem": "deep", "patch_size": 4}, {"stem": "deep", "patch_size": 4, "stem_width": 6}),
+        ({"stem": "deep", "patch_size": 8}, {"stem": "deep", "patch_size": 8, "stem_width": 6}),
+        ({}, {**SIZES, "patch_size": 2, "tokens_dim": 8}),
+    ],
+    ids=str,
+)
+def test_the_sizes_of_a_mixer_are_read_from_its_shapes(made_with, sizes, tmp_path):
+    save_file(trained_mixer(**made_with).state_dict(), tmp_path / "w.safetensors")
+    read = read_mixer(str(tmp_path / "w.safetensors")).sizes
+    assert read == read | sizes and read.keys() >= {"num_blocks", "embed_dim", "patch_size", "tokens_dim"}
+    assert ("stem" in read) == ("stem" in made_with)
+
+
+@pytest.mark.parametrize(
+    ("stem", "patch_size", "options"),
+    [
+        ("patch", 1, {"mlp_ratio": (0.5, 2.0)}),
+        ("conv", 4, {"stem": "whitened"}),
+        ("whitened", 2, {"num_blocks": 2, "embed_dim": 16, "tokens_dim": 6}),
+        ("deep", 4, {}),
+    ],
+)
+def test_whoever_gives_what_is_said_starts_from_a_mixer_with_stages(stem, patch_size, options, tmp_path):
+    mixer = trained_mixer(**STAGES | {"stem": stem, "patch_size": patch_size})
+    file = str(tmp_path / "w.safetensors")
+    save_file(mixer.state_dict(), file)
+    for _ in range(2):
+        with pytest.raises(InputError) as refused:
+            timm.create_model("imixer_t2_8", from_mixer=file, **options)
+        given = str(refused.value).rpartition("; give ")[2].split(" and ")
+        options = options | {name: yaml.safe_load(value) for name, value in (each.split(" ", 1) for each in given)}
+    model = timm.create_model("imixer_t2_8", from_mixer=file, **options).double()
+    model.load_state_dict(read_mixer(file).state, strict=False)  # which creating in float32 has rounded
+    images = torch.rand(3, 1, 8, 8).double()
+    torch.testing.assert_close(model.eval()(images), mixer(images))
 
 
 @pytest.mark.parametrize("channels", [3, 4, 6])

@@ -19,6 +19,7 @@ from imixer.data.config import DataConfig
 from imixer.errors import InputError
 from imixer.models import read_mixer
 from imixer.recipes import finetune_settings
+from imixer.training import initial_weights
 from imixer.training.finetune import describe_parameters, freeze
 from imixer.training.initial_weights import find_start, load_weights
 from imixer.training.model import BuiltModel, build_model
@@ -251,6 +252,19 @@ def test_what_cannot_be_fine_tuned_is_refused_in_one_line(words, said, mixer_run
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("imixer: ") and said in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mixer_with_stages_that_no_imixer_has_by_name_is_refused_with_the_sizes_of_each(tmp_path, monkeypatch):
+    sizes = {"num_blocks": [1, 2], "embed_dim": [8, 16], "stem": "whitened", "patch_size": 2, "tokens_dim": [6, 5]}
+    file = str(tmp_path / "w.safetensors")
+    save_file(timm.create_model("mixer_t2_8", **sizes).state_dict(), file)
+    monkeypatch.setattr(initial_weights, "matching_variant", lambda mixer: None)
+    said = " and ".join(f"model.{name} {value}" for name, value in sizes.items())
+    with pytest.raises(InputError, match=re.escape(f"such as imixer_s16_224, with {said}")):
+        find_start(ModelConfig(from_mixer=file))
+    named = ModelConfig(name="imixer_s16_224", from_mixer=file, **sizes)
+    built = build_model(named, DataConfig(), native_size=(8, 8), in_chans=3, num_classes=2)
+    assert torch.equal(built.model.blocks[1].conv.weight, load_file(file)["blocks.1.conv.weight"])
 
 
 def test_weights_for_images_of_other_channels_are_refused_with_what_to_do():

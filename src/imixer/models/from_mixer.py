@@ -26,6 +26,7 @@ from imixer.models.weight_files import model_folder, read_weights
 
 _PREPARED = ("mean", "std", "crop_pct", "interpolation")  # how images were prepared for the weights
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
+_LAYER = re.compile(r"stem\.layers\.(\d+)\.weight")
 _FILE = re.compile(r"\.(safetensors|pth|pt|bin|ckpt|tar|npz)$")
 _PATCH_STEM = {"stem.proj.weight", "stem.proj.bias"}
 _OTHERS = {  # by a part of a name that only they have
@@ -54,8 +55,8 @@ class MixerWeights:
     img_size: tuple[int, int] | None = None
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """The arguments of `IMixer` that the weights were made with, as far as shapes tell."""
+    def sizes(self) -> dict[str, Any]:
+        """The arguments of `IMixer` that the weights were made with, as far as shapes tell; lists if it has stages."""
         return _sizes(self.state)
 
     @property
@@ -280,17 +281,43 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Tell the arguments of a Mixer from its state dict, with the names of an iMixer."""
     numbers = {int(found[1]) for name in state if (found := _BLOCK.match(name))}
-    sizes = {"num_blocks": max(numbers, default=-1) + 1}
+    merges = [number for number in sorted(numbers) if f"blocks.{number}.conv.weight" in state]
+    starts, ends = [0, *(number + 1 for number in merges)], [*merges, max(numbers, default=-1) + 1]
+    sizes: dict[str, Any] = {"num_blocks": [end - start for start, end in zip(starts, ends, strict=True)]}
     if "norm.weight" in state:
-        sizes["embed_dim"] = len(state["norm.weight"])
-    if "stem.proj.weight" in state:
-        sizes["patch_size"] = state["stem.proj.weight"].shape[-1]
-    if (token := _token_mixing(state)) is not None:
-        sizes["tokens_dim"] = len(token)
-    return sizes
+        before = [state[f"blocks.{number}.conv.weight"].shape[1] for number in merges]
+        sizes["embed_dim"] = [*before, len(state["norm.weight"])]
+    sizes |= _stem_sizes(state)
+    if _token_mixing(state) is not None:
+        firsts = (state.get(f"blocks.{start}.mlp_tokens.fc_in.weight") for start in starts)
+        sizes["tokens_dim"] = [1 if first is None else len(first) for first in firsts]  # without blocks any will do
+    if merges:
+        return sizes
+    return {name: value[0] if isinstance(value, list) else value for name, value in sizes.items()}
+
+
+def _stem_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Tell the arguments of a stem, which is `patch` unless it is named.
+
+    A single convolution behind whitened pixels is taken for that of `whitened`, though `deep` may have made it.
+    """
+    if "stem.proj.weight" not in state:
+        return {}
+    first = state["stem.proj.weight"]
+    weights = {int(found[1]): value for name, value in state.items() if (found := _LAYER.match(name))}
+    learned = [weights[number] for number in sorted(weights) if weights[number].ndim == 4]
+    if not learned:
+        return {"patch_size": first.shape[-1]}
+    if 0 in weights:  # a norm, where the others have GELU
+        name, learned = "conv", [first, *learned]
+    else:
+        name = "whitened" if len(learned) == 1 or 2 in weights else "deep"  # which pools before that norm
+    halvings = (len(learned) + 1) // 2 if name == "deep" else len(learned)
+    width = {"stem_width": len(learned[0])} if len(learned) > 1 else {}
+    return {"stem": name, **width, "patch_size": 2**halvings}
 
 
 def _token_mixing(state: Mapping[str, Tensor]) -> Tensor | None:
@@ -299,7 +326,7 @@ def _token_mixing(state: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def _check_sizes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str, option: str, prefix: str) -> None:
-    there, here = _sizes(state), _sizes(own)
+    there, here = ({"stem": "patch"} | _sizes(each) for each in (state, own))
     other = {name: value for name, value in there.items() if here.get(name, value) != value}
     if "embed_dim" in other and 2 * other.get("tokens_dim", 0) == other["embed_dim"]:
         del other["tokens_dim"]  # follows
@@ -309,13 +336,14 @@ def _check_sizes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source:
         give = " and ".join(f"{prefix}{name} {value}" for name, value in other.items())
         raise InputError(f"{option}: {source} has {has}, and the model {mine}; give {give}")
     ratio = {
-        name: len(value) / there["embed_dim"]
+        name: len(value) / value.shape[1]
         for name, value in state.items()
         if name.endswith(".mlp_channels.fc1.weight") and name in own and len(value) != len(own[name])
     }
-    if ratio and "embed_dim" in there:
+    if ratio:
         kwargs = "kwargs." if prefix else ""
-        wide = there["tokens_dim"] / there["embed_dim"]
+        tokens = state[next(iter(ratio)).replace("mlp_channels.fc1", "mlp_tokens.fc_in")]
+        wide = len(tokens) / state[next(iter(ratio))].shape[1]
         raise InputError(
             f"{option}: {source} mixes channels with {next(iter(ratio.values())):g} times as many neurons as channels, "
             f"and the model does not; give {prefix}{kwargs}mlp_ratio [{wide:g}, {next(iter(ratio.values())):g}]"
