@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from imixer.data.sampler import BatchShard
 from imixer.errors import InputError, in_short
-from imixer.training.precision import fabric_precision, measure_precision, set_float32_products
+from imixer.training.precision import fabric_precision, measure_precision
 from imixer.training.run.config import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -104,8 +104,7 @@ def resolve_precision(config: TrainConfig) -> TrainConfig:
         raise InputError("precision is auto, which processes started apart could decide differently; give bf16 or 32")
     on_mps = config.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
     device = torch.device("cuda" if _on_cuda(config) else "mps" if on_mps else "cpu")
-    set_float32_products(device, config.tf32)  # as the run multiplies
-    measured = measure_precision(device)
+    measured = measure_precision(device, config.tf32)
     _log.info(measured.summary)
     return replace(config, precision=measured.precision)
 

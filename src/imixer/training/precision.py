@@ -83,15 +83,17 @@ class Measurement:
 
 
 @cache
-def measure_precision(device: torch.device) -> Measurement:
+def measure_precision(device: torch.device, tf32: bool) -> Measurement:
     """Measure how long a small linear layer takes in float32 and in bfloat16, the best of a few repeats.
 
-    Measured once in a process, so that all its runs compute alike. A measurement is needed since the processor's name
-    tells nothing: without instructions for them, bfloat16 products are tens of times slower.
+    Measured once in a process for each way to multiply, so that all its runs compute alike. A measurement is needed
+    since the processor's name tells nothing: without instructions for them, bfloat16 products are tens of times slower.
 
     Args:
         device: The device to measure on.
+        tf32: Whether float32 products may round to TF32 there, as in the run.
     """
+    set_float32_products(device, tf32)
     x = torch.randn(_ROWS, _WIDTH, device=device, requires_grad=True)
     weight = torch.randn(_HIDDEN, _WIDTH, device=device, requires_grad=True)
 
