@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
@@ -149,6 +150,14 @@ def test_zero_init_starts_every_block_as_the_identity(name, options):
                                  module.mlp_tokens.fc2.out_features, module.norm1.normalized_shape[0])  # fmt: skip
             assert torch.equal(module(tokens), tokens)
     assert not torch.equal(create(name, options).eval()(x), model(x))
+
+
+def test_the_plain_stem_cuts_off_what_no_whole_patch_covers():
+    stem = build_stem("patch", img_size=(9, 11), patch_size=4, in_chans=1, embed_dim=8)
+    image = torch.rand(2, 1, 9, 11)
+    assert stem.grid_size == (2, 2)
+    cut = F.pad(image[..., :8, :8], (0, 3, 0, 1))
+    assert torch.equal(stem(image), stem(cut))
 
 
 def test_names_of_blocks_count_what_merges_tokens_too():

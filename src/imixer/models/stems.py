@@ -36,12 +36,13 @@ def build_stem(
     """Build the stem of that name.
 
     Args:
-        name: `patch`: one convolution, cutting patches as MLP-Mixer does. `conv`: 3x3 convolutions of stride 2, as many
-            as make patches of `patch_size`, widths doubling up to `embed_dim`. `whitened`: the same on top of a frozen
-            `Whitening`. `deep`: `Whitening`, then 3x3 convolutions of stride 1 with pooling, two per halving but the
-            first: the most accurate, and nearly half a convolutional net by its multiply-adds.
+        name: `patch`: one convolution, cutting patches as MLP-Mixer does; what is left of the image is cut off. `conv`:
+            3x3 convolutions of stride 2, as many as make patches of `patch_size`, widths doubling up to `embed_dim`.
+            `whitened`: the same on top of a frozen `Whitening`. `deep`: `Whitening`, then 3x3 convolutions of stride 1
+            with pooling, two per halving but the first: the most accurate, and nearly half a convolutional net by its
+            multiply-adds.
         img_size: Height and width of the image in pixels, or one side.
-        patch_size: Pixels per token and side, a power of 2 unless the name is `patch`.
+        patch_size: Pixels per token and side, a power of 2 that divides the image unless the name is `patch`.
         in_chans: Channels of the image.
         embed_dim: Channels C of the tokens.
         width: Channels of the first convolution; those between it and the last follow. Default: `embed_dim` halved
@@ -51,8 +52,8 @@ def build_stem(
         dtype: In which type.
 
     Raises:
-        ValueError: If there is no such stem, `patch_size` is no power of 2 or does not divide the image, or `width`
-            makes no sense.
+        ValueError: If there is no such stem, `patch_size` is no power of 2 or does not divide the image, which `patch`
+            does not need, or `width` makes no sense.
 
     Source: `conv`: Xiao et al., arXiv 2106.14881; `whitened`, `deep`: Jordan, arXiv 2404.00498, section 3.
     """
