@@ -118,6 +118,10 @@ def test_every_published_recipe_says_in_a_line_what_it_trains():
     )
 
 
+def test_every_recipe_is_described_by_a_whole_sentence():
+    assert [name for name, line in recipes().items() if not line.endswith(".")] == []
+
+
 def test_the_learning_rate_of_the_paper_follows_the_batch():
     assert configured("--recipe", "paper/imixer_s16_cifar10").peak_lr == 5e-4
     assert configured("--recipe", "paper/imixer_s16_cifar10", "--data.batch_size", "128").peak_lr == 1.25e-4
