@@ -436,6 +436,24 @@ def test_a_setting_without_effect_says_so(config, said):
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("brought", "given", "said"),
+    [
+        ({"solver": "anderson"}, {"tolerance": 1e-3, "max_steps": 9}, []),
+        ({"gradient": "neumann"}, {"gradient_terms": 4}, []),
+        ({"gradient": "neumann"}, {"gradient_terms": 4, "gradient": "unroll"}, ["model.gradient_terms 4: gradient is"]),
+        ({"norm": "none"}, {"coeff": 0.8}, ["model.coeff 0.8: norm is none"]),
+        ({"norm": "none", "coeff": 0.8}, {}, []),
+        ({"num_layers": 2}, {"n_iter": 3}, ["model.n_iter 3: num_layers is 2"]),
+        ({"solver": "picard"}, {"n_iter": 3}, ["model.n_iter 3: solver is picard"]),
+    ],
+    ids=str,
+)
+def test_what_comes_with_the_weights_decides_what_has_an_effect(brought, given, said):
+    found = unused_settings(TrainConfig(model=ModelConfig(**given)), args=brought | given)
+    assert len(found) == len(said) and all(map(str.startswith, found, said))
+
+
 def test_settings_that_the_data_themselves_decide_say_so():
     data = DataConfig("cifar10", val_fraction=0.1, split_seed=7, cache_gb=2.0, streaming="always")
     found = unused_settings(TrainConfig(data=data), own_split=True, streamed=False)

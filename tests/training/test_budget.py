@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from imixer.cli import main
 from imixer.data.config import DataConfig
 from imixer.errors import InputError
-from imixer.training.budget import duration, optimizer_cost
+from imixer.training.budget import _rounded_up, duration, optimizer_cost
 from imixer.training.model import build_model, forward_cost
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig, parse_budget
 from imixer.training.run.parsing import build_config, expand_config_flags, parse, train_parser
@@ -91,6 +92,19 @@ def test_a_budget_below_one_epoch_is_refused_with_what_an_epoch_takes(tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 50, 1234, 56_789, 12_345_678])
+def test_the_budget_that_a_refusal_asks_for_is_enough_and_has_three_digits(steps_per_epoch):
+    with pytest.raises(InputError) as refused:
+        duration(TrainConfig(budget="1e-9T"), built(), steps_per_epoch)
+    needed = re.search(r"one epoch takes (\S+); give at least that", str(refused.value))[1]
+    assert duration(TrainConfig(budget=needed), built(), steps_per_epoch).epochs <= 2
+    assert len(re.sub(r"e[-+]\d+|\D|^[0.]+", "", needed)) <= 3
+
+
+def test_a_budget_that_a_float_falls_short_of_is_not_asked_for():
+    assert _rounded_up(71_600 * 10**12) == "71.7P" and _rounded_up(71_500 * 10**12) == "71.5P"
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -115,6 +129,25 @@ def test_what_multiplies_as_often_as_its_images_need_has_no_budget(option):
     config = TrainConfig(budget="1T", model=ModelConfig(**{name: value}))
     with pytest.raises(InputError, match=rf"model\.{option} multiplies as often as its images need.*model\.{name} "):
         duration(config, built(), 5)
+
+
+@pytest.mark.parametrize(
+    ("brought", "given"), [({"gradient": "implicit"}, {}), ({}, {"kwargs": {"gradient": "implicit"}})]
+)
+def test_a_gradient_that_comes_with_the_weights_or_as_a_further_argument_has_no_budget_either(brought, given):
+    model, name = built(**brought, **given), "model.kwargs.gradient" if given else "model.gradient"
+    with pytest.raises(InputError, match=rf"and {name} implicit multiplies as often.*or {name} unroll$"):
+        duration(TrainConfig(budget="1T", model=ModelConfig(**given)), model, 5)
+    segmenter = replace(model, name="segmenter", args={"backbone": model.name, "backbone_args": model.args})
+    assert segmenter.model_args == model.args
+
+
+def test_what_comes_with_the_weights_is_named_as_uncounted():
+    model = built(correction_penalty=0.1, gradient="neumann")
+    said = duration(TrainConfig(budget="1T"), model, 5).summary
+    assert said.endswith("; not counted is what model.correction_penalty, model.gradient neumann adds")
+    unrolled = TrainConfig(budget="1T", model=ModelConfig(gradient="unroll"))
+    assert duration(unrolled, model, 5).summary.endswith("; not counted is what model.correction_penalty adds")
 
 
 def test_what_a_step_multiplies_beyond_three_forwards_is_named():

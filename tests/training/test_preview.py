@@ -75,6 +75,15 @@ def test_what_is_left_out_is_named_and_counted(data, built):
     assert "not used" not in shown(replace(data, left_out=()), built)
 
 
+def test_a_setting_has_the_effect_that_the_arguments_of_the_weights_leave_it(data, built):
+    config = replace(CONFIG, model=ModelConfig(tolerance=1e-3))
+    assert shown(data, built, config)["no effect"] == ["model.tolerance 0.001: solver is fixed"]
+    solved = replace(built, args=built.args | {"solver": "anderson"})
+    assert "no effect" not in shown(data, solved, config)
+    behind_a_head = {"backbone": built.name, "backbone_args": solved.args, "head": "linear"}
+    assert "no effect" not in shown(data, replace(built, args=behind_a_head), config)
+
+
 def test_images_that_fill_no_batch_are_counted(data, built):
     (line,) = shown(data, built)["batches"]
     assert line.startswith("1 of 64 images per epoch; the other 46 of the 110 fill no batch")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from timm.optim import get_optimizer_info
 from timm.optim.muon import DEFAULT_NS_STEPS, Muon
@@ -79,14 +81,16 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
     """
     assert config.budget is not None
     forward, optimizer = forward_cost(built), optimizer_cost(built, config.optim.opt)
+    options = built.model_args | config.model.overrides()
     for option, value, remedy in (
-        ("solver", config.model.solver, "fixed"),
-        ("gradient", "implicit" if config.model.gradient == "implicit" else None, "unroll"),
+        ("solver", options.get("solver"), "fixed"),
+        ("gradient", "implicit" if options.get("gradient") == "implicit" else None, "unroll"),
     ):
         if value not in (None, remedy):
+            name = f"model.kwargs.{option}" if option in config.model.kwargs else f"model.{option}"
             raise InputError(
-                f"budget is {config.budget}, and model.{option} {value} multiplies as often as its images need; give "
-                f"epochs instead, or model.{option} {remedy}"
+                f"budget is {config.budget}, and {name} {value} multiplies as often as its images need; give epochs "
+                f"instead, or {name} {remedy}"
             )
     if forward is None:
         raise InputError(
@@ -96,12 +100,12 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
     steps = int(parse_budget(config.budget) // (images + optimizer))
     if steps < steps_per_epoch:
         raise InputError(
-            f"budget is {config.budget}, and one epoch takes {_shown(steps_per_epoch * (images + optimizer))}; give "
-            "at least that"
+            f"budget is {config.budget}, and one epoch takes {_rounded_up(steps_per_epoch * (images + optimizer))}; "
+            "give at least that"
         )
     share = f", of which convolutions are {forward.convolutions / forward.total:.1%}"
     newton = f"; Newton-Schulz adds {optimizer / images:.1%}" if optimizer else ""
-    uncounted = ", ".join(_uncounted(config))
+    uncounted = ", ".join(_uncounted(config, options))
     return Duration(
         steps,
         -(-steps // steps_per_epoch),
@@ -111,13 +115,18 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
     )
 
 
-def _uncounted(config: TrainConfig) -> list[str]:
+def _uncounted(config: TrainConfig, options: Mapping[str, Any]) -> list[str]:
     """Name the settings by which a step multiplies more than 3 forward passes do."""
-    penalties = [f"model.{name}" for name in PENALTIES if getattr(config.model, name)]
-    gradient = config.model.gradient
+    penalties = [f"model.{name}" for name in PENALTIES if options.get(name)]
+    gradient = options.get("gradient")
     again = [f"model.gradient {gradient}"] if gradient in ("recompute", "neumann") else []
     return [*penalties, *again, *(["grad_checkpointing"] if config.grad_checkpointing else [])]
 
 
-def _shown(cost: float) -> str:
-    return f"{cost / 1e15:.3g}P" if cost >= 1e14 else f"{cost / 1e12:.3g}T"
+def _rounded_up(cost: int) -> str:
+    """Write a cost with three digits, as a budget that pays for it."""
+    unit, zeros = ("P", 15) if cost >= 1e14 else ("T", 12)
+    last = 10 ** max(0, len(str(cost)) - 3)
+    rounded = -(-cost // last) * last
+    text = f"{rounded / 10**zeros:.3g}{unit}"
+    return text if parse_budget(text) >= cost else _rounded_up(rounded + 1)  # a float may fall short

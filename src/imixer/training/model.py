@@ -57,6 +57,12 @@ class BuiltModel:
         """The name to call it by: that of the backbone, if it has a head of its own."""
         return str(self.args.get("backbone", self.name))
 
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """The arguments of the model itself: those of the backbone, if it has a head of its own."""
+        args: dict[str, Any] = self.args.get("backbone_args", self.args)
+        return args
+
 
 def default_name(size: Size | None) -> str:
     """Choose the iMixer for images of a size.

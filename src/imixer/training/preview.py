@@ -56,6 +56,7 @@ def show_preview(
     unused = unused_settings(
         config,
         chosen,
+        args=built.model_args,
         trains_inverses=trained,
         own_split=data.split is not None,
         streamed=data.windows is not None,

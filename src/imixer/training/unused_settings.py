@@ -5,7 +5,7 @@ They are shown and not refused: a recipe, or other cells of a sweep, may need th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -24,6 +24,7 @@ def unused_settings(
     config: TrainConfig,
     chosen: Collection[Choosable] = (),
     *,
+    args: Mapping[str, Any] | None = None,
     trains_inverses: bool = True,
     own_split: bool = False,
     streamed: bool = True,
@@ -35,6 +36,8 @@ def unused_settings(
     Args:
         config: The run's configuration.
         chosen: What was chosen for the images and the device before, as `config.choose` names it.
+        args: The keyword arguments that the model was built with, some of which come with the weights that it starts
+            from. Default: what the configuration says.
         trains_inverses: Whether the model has an F, whose inverse mixes the tokens, that is trained.
         own_split: Whether the data say themselves which images are held out.
         streamed: Whether the data are streamed, or may be.
@@ -43,7 +46,7 @@ def unused_settings(
         A clause for each, such as `model.tolerance 0.001: solver is fixed`.
     """
     clauses: dict[str, str] = {}
-    several = [*_of_model(config), *_of_data(config), *_of_schedule(config), *_of_task(config)]
+    several = [*_of_model(config, args or {}), *_of_data(config), *_of_schedule(config), *_of_task(config)]
     if not {"model", "steps"} & {*config.choose, *chosen}:
         several.append(("minutes", "neither model nor steps are chosen"))
     if not trains_inverses:
@@ -65,10 +68,10 @@ def unused_settings(
     return list(clauses.values())
 
 
-def _of_model(config: TrainConfig) -> Iterator[tuple[str, str]]:
-    chosen = config.model.overrides()
-    layers, norm, sigma = (chosen.get(name) for name in ("num_layers", "norm", "sigma"))
-    solver, gradient = chosen.get("solver", "fixed"), chosen.get("gradient", "unroll")
+def _of_model(config: TrainConfig, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    options = {**args, **config.model.overrides()}
+    layers, norm, sigma = (options.get(name) for name in ("num_layers", "norm", "sigma"))
+    solver, gradient = options.get("solver", "fixed"), options.get("gradient", "unroll")
     if layers == 2:
         yield from ((f"model.{name}", "num_layers is 2, which has no inverse") for name in _INVERTS)
     if norm in ("none", "batch"):
