@@ -350,7 +350,8 @@ def draw_cost() -> None:
                 axes.plot(P, float(row["accuracy"]), mark, color=INK, mfc="none", label=label)
                 below = -12 if row["model"] == "Mixer-nano" else -3  # beside it lies another
                 at = dict(xytext=(6, below), textcoords="offset points", size=8)
-                axes.annotate(row["model"], (P, float(row["accuracy"])), **at)
+                name = f"{row['model']}, {row['at test time']} at test time" if row["at test time"] else row["model"]
+                axes.annotate(name, (P, float(row["accuracy"])), **at)
         for row, name, color, beside in (("imixer", "iMixer", ORANGE, 0.96), ("mixer", "Mixer", BLUE, 1.04)):
             runs = [run for run in table("laptop") if run["experiment"] == "laptop" and run["row"] == row]
             seeds = [float(run["accuracy"]) for run in runs]
