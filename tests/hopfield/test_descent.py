@@ -1,5 +1,7 @@
 """The energy falls along the flow where theory says so, and where it does not, the verdict says that."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,6 +144,21 @@ def test_an_energy_that_overflows_is_refused_with_its_time_and_a_runaway_is_seen
     assert descent(network, integrate(network, start, 24.0)).bounded == "runaway"
     with pytest.raises(FloatingPointError, match=r"on; integrate to an earlier t_end$"):
         descent(network, integrate(network, start, 200.0))
+
+
+@pytest.mark.parametrize("company", [-3.0, 1000.0])
+def test_the_verdict_on_a_sample_is_the_same_in_any_company(company):
+    network, state = alone("gelu", [-3.0], [-1.0])
+    state = {"v": torch.cat([state["v"], torch.full((1, 1), company, dtype=torch.float64)])}
+    found = descent(network, integrate(network, state, 10.0))
+    assert found.verdict == "violated" and (1, 0) in [rise[:2] for rise in found.rises]
+
+
+def test_a_rise_is_one_however_large_the_energy_is_later():
+    network, state = alone("gelu", [-3.0], [-1.0])
+    way = integrate(network, state, 10.0)
+    large = torch.where(way.times[:, None, None] < 9, way.states["v"], 1e6 * way.times[:, None, None])
+    assert descent(network, way).rises[:5] == descent(network, replace(way, states={"v": large})).rises[:5]
 
 
 def test_an_asymmetric_network_has_no_descent():

@@ -36,7 +36,8 @@ class Descent:
         violated_conditions: What keeps theory from promising that the energy falls; empty if it does.
         boundedness_violations: What keeps theory from promising a lower bound; empty if it does.
         rises: Where the energy rose by more than the tolerance: frame, sample (of the flattened batch), by how much.
-        tolerance: Rise that the integration's own error explains.
+        tolerance: Rise that the integration's own error explains. Each step of each sample has its own, by the energies
+            that it joins, and this is the largest.
         times: When, (T,).
     """
 
@@ -98,11 +99,12 @@ def descent(network: HopfieldNetwork, trajectory: Trajectory) -> Descent:
     rate = network.energy_rate(trajectory.states, trajectory.held)
     sizes = components.abs().sum(0)  # of the parts, which are far larger than their sum
     _require_finite(sizes + rate.abs(), trajectory.times)
+    sizes, steps = sizes.reshape(len(sizes), -1), energy.reshape(len(energy), -1).diff(dim=0)
     # Rounding of the parts, and what the solver allows itself.
-    scale = float(sizes.max())
-    tolerance = 10 * (torch.finfo(energy.dtype).eps * scale + trajectory.rtol * scale + trajectory.atol)
-    steps = energy.diff(dim=0).reshape(len(energy) - 1, energy[0].numel())
-    rises = [(int(i) + 1, int(j), float(steps[i, j])) for i, j in (steps > tolerance).nonzero()]
+    scales = torch.maximum(sizes[1:], sizes[:-1])
+    tolerances = 10 * (torch.finfo(energy.dtype).eps * scales + trajectory.rtol * scales + trajectory.atol)
+    rises = [(int(i) + 1, int(j), float(steps[i, j])) for i, j in (steps > tolerances).nonzero()]
+    tolerance = float(tolerances.max()) if len(tolerances) else 0.0
     violated_conditions = network.violated_conditions(trajectory.held)
     verdict: Verdict = "violated" if rises else "observed" if violated_conditions else "guaranteed"
     unbounded = boundedness_violations(network)

@@ -45,7 +45,7 @@ class Retrieval:
         converged: Whether it did, (B,).
         nearest: Index (B,) of the stored pattern of largest overlap with what was retrieved.
         overlap: That overlap (B,), a cosine; 0 if the state vanished.
-        tolerance: Rise of the energy that rounding explains.
+        tolerance: Rise of the energy that rounding explains, (B,).
         merged: Whether a query came to rest between patterns, (B,): further from the nearest than a quarter of the way
             to that one's nearest neighbour.
     """
@@ -56,7 +56,7 @@ class Retrieval:
     converged: Tensor
     nearest: Tensor
     overlap: Tensor
-    tolerance: float
+    tolerance: Tensor
     merged: Tensor
 
     def __repr__(self) -> str:
@@ -80,8 +80,8 @@ class Retrieval:
 
     @property
     def energy_decreases(self) -> bool:
-        """Whether the energy rose in no step by more than the tolerance."""
-        return self.largest_rise <= self.tolerance
+        """Whether the energy of no query rose in any step by more than its tolerance."""
+        return bool((self.energies.diff(dim=0) <= self.tolerance).all())
 
     def animate(self, path: str | PathLike[str], frames_per_second: int = 4) -> None:
         """Write the way from the queries to the patterns, and its energy, as an animated GIF; of many a dozen is shown.
@@ -305,7 +305,7 @@ class AssociativeMemory(nn.Module):
         allowed = None if among is None else among.to(final.device)
         overlap, nearest = _own_overlaps(final, stored, allowed).max(1)
         parts = torch.stack(components)  # (T, parts, B); far larger than their sum, which is the energy
-        tolerance = 10 * torch.finfo(parts.dtype).eps * float(parts.abs().sum(1).max())
+        tolerance = 10 * torch.finfo(parts.dtype).eps * parts.abs().sum(1).amax(0)
         merged = resting & memory._between(final, stored, allowed)
         if merged.any():
             warnings.warn(
