@@ -301,6 +301,22 @@ def test_a_matrix_that_is_not_finite_has_no_bound_and_is_named(layer, number):
             call(nn.Sequential(nn.Tanh(), layer))
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("act", [nn.PReLU(3), nn.LeakyReLU(), nn.RReLU(), nn.ELU()], ids=lambda act: type(act).__name__)
+def test_an_activation_whose_slope_is_not_finite_has_no_bound_and_is_named(act, number):
+    act, kind = copy.deepcopy(act), type(act).__name__
+    if isinstance(act, nn.PReLU):
+        act.weight.data[1] = number
+    act.negative_slope = act.lower = act.alpha = number
+    F = Contraction(3, 4, coeff=0.5)
+    F.act = act
+    for module, name in ((nn.Sequential(nn.Tanh(), act), r"F\[1\]"), (act, "F"), (F, "F, activation 2")):
+        with pytest.raises(ValueError, match=rf"^{name} \({kind}\) is not finite; no bound is to be had of it$"):
+            lipschitz_bound(module)
+    with pytest.raises(ValueError, match=rf"\({kind}\) is not finite; no bound is to be had of it$"):
+        certify(F, z=torch.randn(2, 3))
+
+
 @pytest.mark.parametrize("grows", [2.0, 0.9])
 def test_a_stated_bound_that_a_jacobian_contradicts_is_refused(grows):
     class Boasting(nn.Module):

@@ -103,8 +103,8 @@ def certify(
 
     Raises:
         ValueError: If z is missing or not finite or F does not take it, a tensor has NaN, lipschitz has not one entry
-            per activation or is given for another module, a matrix is not finite, F does not lead from z to its like, a
-            Jacobian is steeper than the bound that F states, tol is not positive or max_steps below 1.
+            per activation or is given for another module, a matrix or a slope is not finite, F does not lead from z to
+            its like, a Jacobian is steeper than the bound that F states, tol is not positive or max_steps below 1.
     """
     if not isinstance(F, nn.Module):
         raise ValueError(f"F is {type(F).__name__}; give a module that states its bound by a method lipschitz_bound()")

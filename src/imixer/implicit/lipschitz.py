@@ -48,22 +48,37 @@ _SLOPES: dict[type[nn.Module], float] = {
 }
 
 
-def activation_slope(act: nn.Module) -> float | None:
-    """Return the Lipschitz constant of one of torch's activations, or what the module states; None if not known."""
+def activation_slope(act: nn.Module, name: str | None = None) -> float | None:
+    """Return the Lipschitz constant of one of torch's activations, or what the module states; None if not known.
+
+    Args:
+        act: The activation.
+        name: What to call it in messages. Default: its type.
+
+    Raises:
+        ValueError: If a slope that it has been given or has learned is not finite, or it states no number of 0 or more.
+    """
     stated = _stated(act)
     if stated is not None:
         return stated
     if isinstance(act, nn.GELU) and act.approximate == "tanh":
         return GELU_TANH_SLOPE
     if type(act) is nn.LeakyReLU:
-        return max(1.0, abs(act.negative_slope))
+        return _at_least_1(act.negative_slope, act, name)
     if type(act) is nn.PReLU:
-        return max(1.0, float(act.weight.detach().abs().max()))
+        return _at_least_1(float(act.weight.detach().abs().max()), act, name)
     if type(act) is nn.RReLU:
-        return max(1.0, abs(act.lower + act.upper) / 2)
+        return _at_least_1((act.lower + act.upper) / 2, act, name)
     if type(act) is nn.ELU:
-        return max(1.0, abs(act.alpha))
+        return _at_least_1(act.alpha, act, name)
     return _SLOPES.get(type(act))
+
+
+def _at_least_1(slope: float, act: nn.Module, name: str | None) -> float:
+    """Return the size of the slope that an activation has on one side, or 1, which it has on the other."""
+    if not math.isfinite(slope):  # max() would let 1 stand for what is not a number
+        raise ValueError(_not_finite(name or type(act).__name__))
+    return max(1.0, abs(slope))
 
 
 def lipschitz_bound(module: nn.Module) -> float:
@@ -80,7 +95,7 @@ def lipschitz_bound(module: nn.Module) -> float:
         The bound; infinity if some part states none.
 
     Raises:
-        ValueError: If a matrix is not finite, or a method returns anything but a number of 0 or more.
+        ValueError: If a matrix or a slope is not finite, or a method returns anything but a number of 0 or more.
     """
     return _bound(module, "F", [], None)[0]
 
@@ -106,7 +121,7 @@ def _bound(module: nn.Module, name: str, unstated: list[str], z: torch.Tensor | 
         parts = [_bound(part, f"{name}[{i}]", unstated, z) for i, part in enumerate(module)]
         exact, computed = zip(*parts, strict=True) if parts else ((), ())
         return _product(exact), _product(computed)
-    slope = activation_slope(module)
+    slope = activation_slope(module, f"{name} ({type(module).__name__})")
     if slope is not None:
         return slope, slope * _rounding(module, z)
     if (isinstance(module, NormalizedLinear) or type(module) is nn.Linear) and owns_weight(module):
@@ -133,7 +148,11 @@ def _of_matrix(layer: nn.Linear, name: str) -> tuple[float, float]:
 
 def _require_finite(module: nn.Module, name: str) -> None:
     if not all(p.isfinite().all() for p in module.parameters()):
-        raise ValueError(f"{name} is not finite; no bound is to be had of it")
+        raise ValueError(_not_finite(name))
+
+
+def _not_finite(name: str) -> str:
+    return f"{name} is not finite; no bound is to be had of it"
 
 
 def _rounding(module: nn.Module, z: torch.Tensor | None) -> float:

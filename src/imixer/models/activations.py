@@ -63,7 +63,7 @@ def lipschitz_constant(act: nn.Module) -> float:
     """Return the largest slope of an activation, in absolute value; of softmax, the largest norm of its Jacobian.
 
     Raises:
-        ValueError: If it is not known and the module does not state it in a method `lipschitz_bound()`.
+        ValueError: If it is not known and the module does not state it in a method `lipschitz_bound()`, or not finite.
     """
     slope = GELU_TANH_SLOPE if isinstance(act, GELUTanh) else activation_slope(act)
     if slope is None:
