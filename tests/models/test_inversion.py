@@ -381,6 +381,24 @@ def test_batch_normalisation_may_be_solved_to_a_tolerance():
     torch.testing.assert_close(model(IMAGES), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_batch_normalisation_in_half_precision_is_solved_in_single_and_moves_its_statistics(dtype):
+    steps = {"solver": "picard", "tolerance": 1e-12, "max_steps": 5, "on_failure": "ignore"}  # always as many
+    model = small(0.2, norm="batch", num_blocks=1, **steps)
+    half = copy.deepcopy(model).to(dtype)
+    torch.testing.assert_close(half(IMAGES.to(dtype)).float(), model(IMAGES), rtol=0.05, atol=0.05)
+    for each in (model, half):
+        each.train()(IMAGES.to(each.head.weight.dtype)).float().square().mean().backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == dtype for p in half.parameters())
+    for ours, theirs in zip(half.modules(), model.modules(), strict=True):
+        if isinstance(ours, nn.BatchNorm1d):
+            assert ours.running_mean.dtype == dtype and ours.num_batches_tracked == theirs.num_batches_tracked > 0
+            for name in ("running_mean", "running_var"):
+                moved = getattr(ours, name).float()
+                torch.testing.assert_close(moved, getattr(theirs, name), rtol=0.05, atol=0.05)
+                assert (moved - float(name == "running_var")).abs().max() > 0.1
+
+
 def test_an_inversion_is_immutable_and_compares():
     assert replace(Inversion(), solver="picard") == Inversion("picard") != Inversion()
 

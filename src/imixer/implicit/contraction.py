@@ -171,7 +171,7 @@ class Contraction(nn.Module):
         g = _call(self.act, x, of_act)
         if masks is not None:
             g = g * masks[0]
-        h = _over_features(self.bn1, _call(self.fc1, g, first))
+        h = over_features(self.bn1, _call(self.fc1, g, first))
         if self.inner is not None:
             if n_iter is None:
                 raise ValueError("n_iter is missing, and this contraction has another inside: F(x, weights, n_iter)")
@@ -182,7 +182,7 @@ class Contraction(nn.Module):
         g = _call(self.act_hidden, h, of_act_hidden)
         if masks is not None:
             g = g * masks[1]
-        return _over_features(self.bn2, _call(self.fc2, g, second))
+        return over_features(self.bn2, _call(self.fc2, g, second))
 
     def _divided(self, weights: list[Tensor]) -> list[list[Tensor]]:
         """Divide what `weights()` gave into the tensors of fc1, fc2, act, act_hidden, and `inner`."""
@@ -300,12 +300,24 @@ def _call(layer: Any, x: Tensor, tensors: list[Tensor]) -> Tensor:
     return y
 
 
-def _over_features(bn: nn.Module, x: Tensor) -> Tensor:
+def over_features(bn: nn.Module, x: Tensor) -> Tensor:
     """Apply BatchNorm to the last axis of x (..., features), statistics taken over all others."""
     if isinstance(bn, nn.Identity):
         return x
-    y: Tensor = bn(x.flatten(0, -2)).view(x.shape)
+    rows = x.flatten(0, -2)
+    wide = {} if isinstance(x, torch.fx.Proxy) else _widened(bn, x.dtype)
+    y: Tensor = (torch.func.functional_call(bn, wide, (rows,)) if wide else bn(rows)).view(x.shape)
+    if wide and bn.training:  # what moved is the copy
+        for name, buffer in bn.named_buffers():
+            if name in wide:
+                buffer.copy_(wide[name])
     return y
+
+
+def _widened(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return those tensors of a module that are narrower than a type, in that type."""
+    bits, tensors = torch.finfo(dtype).bits, [*module.named_parameters(), *module.named_buffers()]
+    return {name: x.to(dtype) for name, x in tensors if x.is_floating_point() and torch.finfo(x.dtype).bits < bits}
 
 
 @torch.fx.wrap  # shapes are not known while tracing
