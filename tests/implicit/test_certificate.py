@@ -124,6 +124,38 @@ def test_the_automatic_ceiling_is_guaranteed(depth):
     assert found.verdict == "guaranteed" and found.worst.bound == pytest.approx(0.81, abs=1e-3)
 
 
+def batch_normed(kind) -> Contraction:
+    """F with statistics that make W1 steeper."""
+    F = make(norm="batch", scale=0.2)
+    F.bn1.weight.data.fill_(10.0)
+    F.bn2.running_var.fill_(0.5)
+    if kind == "sync":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(F)
+    if kind == "not affine":
+        F.bn1 = nn.BatchNorm1d(7, affine=False, dtype=torch.float64).eval()
+        F.bn1.running_var.fill_(0.01)
+    return F
+
+
+@pytest.mark.parametrize("kind", ["usual", "sync", "not affine"])
+def test_a_certificate_counts_batch_norm_of_any_class(kind):
+    F = batch_normed(kind)
+    found, bare = certify(F, [GELU, GELU], points()), certify(make(norm="batch", scale=0.2), [GELU, GELU], points())
+    assert found.worst.bound == pytest.approx(10 * math.sqrt(2) * bare.worst.bound, rel=1e-3)
+    x, weights = found.data.x, F.weights()
+    torch.testing.assert_close(x, points() + F(x, weights))
+    torch.testing.assert_close(fold(F)(x, fold(F).weights()), F(x, weights))
+
+
+@pytest.mark.parametrize("bn", [nn.BatchNorm1d(7, track_running_stats=False), nn.LayerNorm(7)], ids=repr)
+def test_what_cannot_be_folded_is_measured_and_guarantees_nothing(bn):
+    F = make(norm="batch", scale=0.2)
+    F.bn1 = bn.double().eval()
+    found = certify(F, [GELU, GELU], points(), max_steps=50)
+    assert found.worst.bound == math.inf and found.verdict != "guaranteed"
+    torch.testing.assert_close(found.data.x, points() + F(found.data.x, F.weights()))
+
+
 def test_a_divergent_map_is_violated_and_an_unknown_slope_is_no_guarantee():
     F = make(norm="none", scale=30.0)
     assert certify(F, [GELU, GELU], points()).verdict == "violated"

@@ -5,6 +5,7 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 
 from imixer.implicit.contraction import Contraction, layer_tensors
@@ -138,8 +139,10 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _fold_batch_norm(layer: nn.Module, bn: nn.Module) -> tuple[nn.Module, nn.Module]:
-    if not isinstance(bn, nn.BatchNorm1d) or type(layer) is not nn.Linear:
+    if not isinstance(bn, _BatchNorm) or type(layer) is not nn.Linear:
         return layer, bn
-    assert bn.running_var is not None and bn.running_mean is not None
-    gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    return _linear(layer.weight * gain[:, None], (layer.bias - bn.running_mean) * gain + bn.bias), nn.Identity()
+    if bn.running_var is None or bn.running_mean is None:  # what it does depends on the batch
+        return layer, bn
+    gain = (1 if bn.weight is None else bn.weight) / torch.sqrt(bn.running_var + bn.eps)
+    bias = ((0 if layer.bias is None else layer.bias) - bn.running_mean) * gain
+    return _linear(layer.weight * gain[:, None], bias if bn.bias is None else bias + bn.bias), nn.Identity()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from imixer.errors import check_whole
-from imixer.implicit.contraction import Contraction
+from imixer.implicit.contraction import Contraction, over_features
 from imixer.implicit.folding import fold
 from imixer.implicit.solution import Solution, choose, finite_samples
 from imixer.implicit.solvers import Anderson, Map, Picard, Solver
@@ -269,17 +269,15 @@ class _Derivative:
 
 
 def _up(F: Contraction, x: Tensor) -> Tensor:
-    h: Tensor = F.fc1(F.act(x))
-    return h
+    return over_features(F.bn1, F.fc1(F.act(x)))
 
 
 def _down(F: Contraction, h: Tensor) -> Tensor:
-    x: Tensor = F.fc2(F.act_hidden(h))
-    return x
+    return over_features(F.bn2, F.fc2(F.act_hidden(h)))
 
 
 def _frozen(F: Contraction, x: Tensor) -> Contraction:
-    """Copy a contraction with plain matrices, in the dtype and on the device of x."""
+    """Copy a contraction with plain matrices where they can be had, in the dtype and on the device of x."""
     return fold(F).to(x)
 
 

@@ -23,7 +23,8 @@ class WorstCase:
 
     Attributes:
         sigmas: Spectral norms of W1 and W2 as they multiply in evaluation, after normalisation: exact, by SVD in
-            float64. Of a wrapped layer, the norm of what it does, wrapper included; infinity if it is not affine.
+            float64. Of a wrapped layer, the norm of what it does, wrapper included; infinity if it is not affine, or is
+            followed by a normalisation that cannot be folded into it.
         estimates: The norms that the layers themselves know. Power iteration sees them from below, `row_norm` from
             above. None if nothing holds the matrices.
         coeff: Ceiling c that the estimates are held at; None if nothing holds them.
@@ -73,7 +74,7 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
         raise ValueError(f"lipschitz has {len(lipschitz)} entries; this contraction has {len(nest) + 1} activations")
     folded = levels(fold(F))
     _require_finite(folded)
-    sigmas = [(_sigma(plain.fc1), _sigma(plain.fc2)) for plain in folded]
+    sigmas = [(_sigma(plain.fc1, plain.bn1), _sigma(plain.fc2, plain.bn2)) for plain in folded]
     gains = [s1 * s2 * lipschitz[A] * lipschitz[A + 1] for A, (s1, s2) in enumerate(sigmas)]
     rounded = [gain * _rounding(F.fc1) * _rounding(F.fc2) for gain, F in zip(gains, folded, strict=True)]
     estimates = [_estimates(level) for level in nest]
@@ -89,8 +90,10 @@ def worst_case(F: Contraction, lipschitz: Sequence[float]) -> WorstCase:
     )
 
 
-def _sigma(layer: nn.Module) -> float:
-    return float(exact_sigma(layer.weight.double())) if type(layer) is nn.Linear else math.inf
+def _sigma(layer: nn.Module, bn: nn.Module) -> float:
+    if type(layer) is not nn.Linear or not isinstance(bn, nn.Identity):  # what is left of a fold is no matrix
+        return math.inf
+    return float(exact_sigma(layer.weight.double()))
 
 
 def _require_finite(folded: Sequence[Contraction]) -> None:
