@@ -66,6 +66,7 @@ def test_an_inner_map_may_be_what_decides():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [(([1.0, 0.0],), "lipschitz"), (([1.0, -1.0],), "lipschitz"), (([1.0, math.nan],), "lipschitz"),
+     (([math.inf, 1.0],), r"lipschitz is \[inf, 1.0\]; each constant must be above 0 and finite"),
      (([1.0, 1.0], 1.0), "bound"), (([1.0, 1.0], 0.0), "bound")],
 )  # fmt: skip
 def test_impossible_values_are_refused_by_name(arguments, named):

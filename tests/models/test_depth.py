@@ -1,6 +1,7 @@
 """iMLP of any depth: L = 2 is MLP-Mixer, L = 3 the paper's, more nest inverses; couplings tied or not."""
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -348,6 +349,13 @@ def test_exports_of_a_tied_nest_agree(tmp_path):
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+class Unbounded(nn.Identity):
+    """States that there is no bound."""
+
+    def lipschitz_bound(self) -> float:
+        return math.inf
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -361,6 +369,8 @@ def test_exports_of_a_tied_nest_agree(tmp_path):
         ({"coeff": "outo"}, "coeff is 'outo'; give a number or auto"),
         ({"coeff": "auto", "norm": "none"}, "coeff is auto.*norm is none"),
         ({"coeff": "auto", "act_layer": nn.Hardshrink}, "coeff is auto.*Hardshrink.*give coeff as a number"),
+        ({"coeff": "auto", "act_layer": "prelu"}, "coeff is auto, but PReLU has parameters.*give coeff as a number"),
+        ({"coeff": "auto", "act_layer": ["relu", Unbounded]}, r"coeff is auto, but lipschitz is \[1.0, inf\].* finite"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(kwargs, message):

@@ -54,10 +54,10 @@ def ceiling(lipschitz: Sequence[float], bound: float = 0.81) -> float:
         c; infinity for L = 2, where there is no F.
 
     Raises:
-        ValueError: If a Lipschitz constant is not positive, or bound not between 0 and 1.
+        ValueError: If a Lipschitz constant is not positive and finite, or bound not between 0 and 1.
     """
-    if not all(slope > 0 for slope in lipschitz):
-        raise ValueError(f"lipschitz is {list(lipschitz)}; each constant must be above 0")
+    if not all(0 < slope < math.inf for slope in lipschitz):
+        raise ValueError(f"lipschitz is {list(lipschitz)}; each constant must be above 0 and finite")
     if not 0 < bound < 1:
         raise ValueError(f"bound is {bound}; give a number between 0 and 1")
     if len(lipschitz) < 2:

@@ -221,9 +221,16 @@ def _ceiling(options: InverseOptions, acts: Sequence[Callable[[], nn.Module]]) -
     if norm not in ("spectral", "orthogonal"):
         raise ValueError(f"coeff is auto, a ceiling that only norm=spectral and orthogonal hold, and norm is {norm}")
     try:
-        return ceiling([lipschitz_constant(act()) / (1 - options.inner_drop_rate) for act in acts])
+        return ceiling([_lasting_slope(act()) / (1 - options.inner_drop_rate) for act in acts])
     except ValueError as error:
         raise ValueError(f"coeff is auto, but {error}; give coeff as a number") from error
+
+
+def _lasting_slope(act: nn.Module) -> float:
+    """Return the largest slope of an activation that training leaves as it is."""
+    if next(act.parameters(), None) is not None:
+        raise ValueError(f"{type(act).__name__} has parameters, and its slope changes as they are learned")
+    return lipschitz_constant(act)
 
 
 def _one_each(name: str, value: T | list[T] | tuple[T, ...], count: int) -> list[T]:
