@@ -76,6 +76,15 @@ def test_intermediates_stand_on_their_own_grids(name, options):
     assert len(model.blocks) == 1
 
 
+@pytest.mark.parametrize("name", ["imixer_t4_32", "mixer_t4_32"])
+def test_features_that_end_at_an_earlier_stage_are_not_normed(name):
+    model, x = create(name, "pyramid").eval(), torch.randn(2, 3, 32, 32)
+    last, maps = model.forward_intermediates(x, indices=[0], stop_early=True, output_fmt="NLC")
+    assert torch.equal(last, maps[0])
+    whole, _ = model.forward_intermediates(x, indices=[0])
+    torch.testing.assert_close(whole, model.forward_features(x))
+
+
 def test_a_norm_that_fits_the_last_stage_only_is_refused():
     with pytest.raises(ValueError, match="norm"):
         create(options="pyramid").forward_intermediates(torch.randn(1, 3, 32, 32), norm=True)

@@ -178,6 +178,8 @@ class Mixer(MlpMixer):
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Return the features at the chosen `levels`, in the order of the indices, and the last, as timm's does.
 
+        The last are normed, but those of an earlier stage of another width, where `stop_early` may end, are not.
+
         Raises:
             ValueError: If `norm` is asked of stages of different widths, or the format is unknown.
         """
@@ -191,7 +193,10 @@ class Mixer(MlpMixer):
         for tokens, grid in (after[self.levels[level] + 1] for level in taken):
             y = self.norm(tokens) if norm else tokens
             maps.append(y if output_fmt == "NLC" else y.transpose(1, 2).unflatten(2, grid).contiguous())
-        return maps if intermediates_only else (self.norm(after[-1][0]), maps)
+        if intermediates_only:
+            return maps
+        last = after[-1][0]
+        return self.norm(last) if last.shape[-1] == self.num_features else last, maps
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
