@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 from dataclasses import replace
 
 import pytest
@@ -397,6 +398,30 @@ def test_batch_normalisation_in_half_precision_is_solved_in_single_and_moves_its
                 moved = getattr(ours, name).float()
                 torch.testing.assert_close(moved, getattr(theirs, name), rtol=0.05, atol=0.05)
                 assert (moved - float(name == "running_var")).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"gradient": "implicit"}, "blocks.0.mlp_tokens: gradient is implicit"),
+        ({"gradient": "recompute"}, "blocks.0.mlp_tokens: gradient is recompute"),
+        ({"tied": True}, "fc2 is the transpose of fc1"),
+    ],
+)
+def test_what_copies_without_parameters_cannot_do_is_refused_with_another_way(options, said, monkeypatch):
+    def copies(tensors, devices, detach=False):
+        return [[x.clone() for x in tensors] for _ in devices]
+
+    monkeypatch.setattr(sys.modules["torch.nn.parallel.replicate"], "_broadcast_coalesced_reshape", copies)
+    model = small(**options)
+    (replica,) = nn.parallel.replicate(model, [0])
+    with pytest.raises(ValueError, match=f"^{said}, and nn.DataParallel .*; use .*DistributedDataParallel$"):
+        replica(IMAGES)
+    if "gradient" in options:
+        with torch.no_grad():
+            torch.testing.assert_close(replica(IMAGES), model(IMAGES))
+    (replica,) = nn.parallel.replicate(small(), [0])
+    torch.testing.assert_close(replica(IMAGES), small()(IMAGES))
 
 
 def test_an_inversion_is_immutable_and_compares():

@@ -51,14 +51,24 @@ def refuse_wrapped(name: str, layer: nn.Module, back: str) -> None:
 
     Raises:
         ValueError: If it is no `nn.Linear` or has a forward of its own, as wrappers do, or if its weight is computed by
-            a hook, as `torch.nn.utils.prune` does.
+            a hook, as `torch.nn.utils.prune` does, or if `nn.DataParallel` has made a copy of it.
     """
+    refuse_replica(layer, f"{back} is the transpose of {name}")
     layer = wrapped_by_lora(layer) or layer  # whose sum has a transpose
     plain = isinstance(layer, nn.Linear) and type(layer).forward is nn.Linear.forward
     if not plain or not owns_weight(layer):
         raise ValueError(
             f"{name} is {type(layer).__name__}, and {back} its transpose: what is added to a layer from outside has no "
             f"transpose. Put the change into {name}.weight, see torch.nn.utils.parametrizations, or choose tied=False"
+        )
+
+
+def refuse_replica(module: nn.Module, asked: str) -> None:
+    """Raise ValueError if a module is a copy by `nn.DataParallel`, and what is asked of it needs parameters."""
+    if getattr(module, "_is_replica", False):
+        raise ValueError(
+            f"{asked}, and nn.DataParallel makes copies without parameters, which cannot have that; "
+            "use torch.nn.parallel.DistributedDataParallel"
         )
 
 

@@ -13,6 +13,7 @@ from imixer.implicit.solution import Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import FixedIterations, Picard, Solver, ToTolerance
 from imixer.implicit.spectral import at_least_float32
+from imixer.implicit.transposed import refuse_replica
 from imixer.inverse_options import GradientName, SolverName, SolverOptions, check_choice
 
 
@@ -98,7 +99,8 @@ class Inversion(SolverOptions):
 
         Raises:
             NotConvergedError: If the inverse is not found and on_failure is `raise`.
-            ValueError: If it is traced symbolically, which cannot follow steps that depend on the data.
+            ValueError: If it is traced symbolically, which cannot follow steps that depend on the data, or
+                differentiated by another gradient than `unroll` in a copy by `nn.DataParallel`.
         """
         if isinstance(z, torch.fx.Proxy):
             raise ValueError(
@@ -106,6 +108,8 @@ class Inversion(SolverOptions):
                 f"on_failure {self.on_failure}; set model.solver = 'fixed', model.gradient = 'unroll' and "
                 "model.on_failure = None, or make imixer.models.IMLP a leaf of the tracer"
             )
+        if torch.is_grad_enabled() and not isinstance(self._gradient(), Unroll):
+            refuse_replica(F, f"{name}: gradient is {self.gradient}")
         if not self.needs_float32:
             return self._solve(F, z, weights, n_iter, name, masks)
         with torch.autocast(z.device.type, enabled=False):
