@@ -246,13 +246,17 @@ def test_export(run, tmp_path, capsys, format, suffix):
     refused(capsys, ["export", run, "--format", format, "--out", tmp_path / "no" / "m"], "no folder")
 
 
-def test_moved_data(train_quick, tmp_path, capsys):
-    here, there = tmp_path / "here", tmp_path / "there"
+def cats_and_dogs(folder):
     for place, name in enumerate(("cat", "dog")):
-        (here / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for number in range(6):
             pixels = np.random.default_rng(number + 9 * place).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(here / name / f"{number}.png")
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_moved_data(train_quick, tmp_path, capsys):
+    here, there = cats_and_dogs(tmp_path / "here"), tmp_path / "there"
     run = train_quick(tmp_path / "run", "--data.name", str(here), "--data.batch_size", "4")
     assert main(["evaluate", str(run)]) == 0
     before = json.loads((run / "evaluation.json").read_text())
@@ -262,6 +266,37 @@ def test_moved_data(train_quick, tmp_path, capsys):
     assert main(["evaluate", str(run), "--data", str(there)]) == 0
     assert json.loads((run / "evaluation.json").read_text())["loss"] == before["loss"]
     refused(capsys, ["evaluate", run, "--data", "digits"], "cat, dog", str(run))
+
+
+def test_images_that_were_trained_on_are_never_called_held_out(train_quick, tmp_path, capsys):
+    data = cats_and_dogs(tmp_path / "data")
+    run = train_quick(tmp_path / "run", "--data.name", str(data), "--data.batch_size", "4")
+    (data / "cat" / "6.png").write_bytes((data / "dog" / "0.png").read_bytes())
+    for words in (["evaluate", run], ["predict", run], ["analyze", "inverse", run]):
+        refused(capsys, words, "data has changed since", str(run), "--test FOLDER")
+    (data / "cat" / "0.png").unlink()  # as many as before
+    refused(capsys, ["evaluate", run], "data has changed since")
+    (data / "cat" / "6.png").rename(data / "cat" / "0.png")
+    assert main(["evaluate", str(run)]) == 0
+    shutil.copytree(data, tmp_path / "parts" / "train")
+    shutil.copytree(data, tmp_path / "parts" / "val")
+    refused(capsys, ["evaluate", run, "--data", tmp_path / "parts"], "parts has changed since")
+    assert main(["evaluate", str(run), "--test", str(data)]) == 0
+
+
+def test_a_held_out_part_may_grow_and_may_not_vanish(train_quick, tmp_path, capsys):
+    data = tmp_path / "data"
+    cats_and_dogs(data / "train")
+    shutil.copytree(data / "train", data / "val")
+    run = train_quick(tmp_path / "run", "--data.name", str(data), "--data.batch_size", "4")
+    (data / "val" / "cat" / "6.png").write_bytes((data / "val" / "dog" / "0.png").read_bytes())
+    assert main(["evaluate", str(run)]) == 0
+    shutil.rmtree(data / "val")
+    refused(capsys, ["evaluate", run], "data has changed since")
+    result = json.loads((run / "result.json").read_text())
+    del result["held_out_draw"]  # of an earlier version
+    (run / "result.json").write_text(json.dumps(result))
+    assert main(["evaluate", str(run)]) == 0
 
 
 def test_a_run_is_reloaded_as_trained(run):

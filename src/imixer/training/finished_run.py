@@ -36,6 +36,7 @@ from imixer.training.run.damage import model_damage
 from imixer.training.run.directory import RunDirectory, open_run
 from imixer.training.run.parsing import load_config
 from imixer.training.run.result import read_result
+from imixer.training.same_data import check_held_out
 from imixer.training.third_party_warnings import silence
 from imixer.weights import is_packaged
 from imixer.writing import check_output_folder
@@ -179,11 +180,11 @@ class FinishedRun:
             data_path: The place where the data lie now. Default: where they lay in training.
 
         Raises:
-            InputError: If the data are not there, or have other classes or channels, or the run gives an image no
-                class.
+            InputError: If the data are not there, or have other classes or channels, or would hold out other images
+                than in training, or the run gives an image no class.
         """
         self.require_classes()
-        return self._as_in_training(open_dataset(self._data_config(data_path)))
+        return self._as_held_out(open_dataset(self._data_config(data_path)))
 
     def require_classes(self) -> None:
         """Check that the run gives each image a class, as `data` does too: its model takes any image without a word.
@@ -218,7 +219,8 @@ class FinishedRun:
             test: A folder of other images with masks that mean the same, all of which are then held out.
 
         Raises:
-            InputError: If the data are not there, or have other classes or channels, or the run is no segmentation.
+            InputError: If the data are not there, or have other classes or channels, or would hold out other images
+                than in training, or the run is no segmentation.
         """
         if self.config.task != "segment":
             raise InputError(f"{self.name} is no segmentation: it was trained without masks")
@@ -226,7 +228,7 @@ class FinishedRun:
         if masks.palette is None and (not own or test is not None):
             masks = replace(own_masks(self.config.data.name, masks), classes=list(self.class_names))
         if test is None:
-            return self._as_in_training(open_masked(self._data_config(data_path), masks))
+            return self._as_held_out(open_masked(self._data_config(data_path), masks))
         place = test if is_remote(test) else str(expand_user(local_path(test)).absolute())  # so it is no built-in name
         if not is_remote(test) and not os.path.isdir(place):
             raise InputError(f"test: no folder {middle_cut(test, 80)}; correct the path")
@@ -244,7 +246,8 @@ class FinishedRun:
             data_path: The place where the data lie now. Default: where they lay in training.
 
         Raises:
-            InputError: If the data are not there, or have other classes or channels.
+            InputError: If the data are not there, or have other classes or channels, or would hold out other images
+                than in training.
         """
         return self.masked_data(data_path) if self.config.task == "segment" else self.data(data_path)
 
@@ -261,6 +264,13 @@ class FinishedRun:
             move = relocated_masks if self.config.task == "segment" else relocated
             config = move(config, data_path)
         return config
+
+    def _as_held_out(self, data: _DataT) -> _DataT:
+        """Check that data hold out what they did in training, beside what `_as_in_training` does."""
+        data = self._as_in_training(data)
+        if self.directory.result.is_file():
+            check_held_out(read_result(self.directory).held_out_draw, data, self.name)
+        return data
 
     def _as_in_training(self, data: _DataT) -> _DataT:
         """Check that data are of the run's classes and channels, and normalise them as in training."""

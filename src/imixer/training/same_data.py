@@ -1,7 +1,9 @@
-"""Tell whether a resumed run has the data that it was begun with."""
+"""Tell whether a resumed run has the data that it was begun with, and a finished one the images it held out."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,41 @@ def check_same_data(state: State, data: ImageSet, run: RunDirectory) -> None:
             raise InputError(
                 f"{run.path} was trained on {data.name} with other {name} ({shown[0]}; now {shown[1]}); {remedy}"
             )
+
+
+def held_out_draw(data: ImageSet) -> str:
+    """Return a checksum of which images are held out of those of training, by their names, wherever they lie.
+
+    Args:
+        data: The data.
+
+    Returns:
+        The checksum; empty if the data have a part of their own for it.
+    """
+    if data.split is not None:
+        return ""
+    names = [str(name) for name in getattr(data.val, "paths", None) or getattr(data.val, "names", None) or ()]
+    folder = os.path.commonpath(map(os.path.dirname, names)) if names else ""
+    told = [str(len(data.train)), str(len(data.val)), *sorted(name[len(folder) :] for name in names)]
+    return hashlib.sha256("\0".join(told).encode(errors="surrogateescape")).hexdigest()
+
+
+def check_held_out(before: str | None, data: ImageSet, run: str) -> None:
+    """Check that the held-out images are those of training, for the others may have been trained on.
+
+    Args:
+        before: What `held_out_draw` said in training. None: nothing is known.
+        data: The data.
+        run: The name of the run.
+
+    Raises:
+        InputError: If images were held out of those of training, then or now, and they are others.
+    """
+    if before is not None and held_out_draw(data) != before:
+        raise InputError(
+            f"{data.name} has changed since {run} was trained, and images that it would hold out now may have been "
+            "trained on; put it back as it was, or measure on other images with `imixer evaluate RUN --test FOLDER`"
+        )
 
 
 def _look_at_some(data: ImageSet) -> list[list[float]]:

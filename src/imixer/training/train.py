@@ -59,7 +59,7 @@ from imixer.training.run.metrics import MetricsWriter
 from imixer.training.run.parsing import load_config, save_config
 from imixer.training.run.result import TrainingResult, best_row, read_result
 from imixer.training.run.resume_rules import check_changes, check_parts
-from imixer.training.same_data import check_same_data, data_fingerprint
+from imixer.training.same_data import check_same_data, data_fingerprint, held_out_draw
 from imixer.training.stop_signals import Interrupted
 from imixer.training.tasks.registry import find_task
 from imixer.training.tasks.task import Task
@@ -392,6 +392,7 @@ def _finish(loop: Loop, task: Task, config: TrainConfig, data: ImageSet, device:
         held_out=len(data.val),
         skipped=data.skipped,
         device=device if loop.fabric.world_size == 1 else f"{loop.fabric.world_size} x {device}",
+        held_out_draw=held_out_draw(data),
     )
     weights = loop.train_state.eval_state_dict()
     if loop.fabric.is_global_zero:

@@ -31,6 +31,9 @@ class TrainingResult:
         skipped: The names of unreadable images that were left out.
         device: The name of the device.
         best: The metrics of the best epoch, likewise; see `best_row`. None: written by an earlier version.
+        held_out_draw: The checksum of which images were held out of those of training, see
+            `imixer.training.same_data.held_out_draw`. Empty: the data had a part of their own for it. None: written by
+            an earlier version.
     """
 
     run: RunDirectory
@@ -44,6 +47,7 @@ class TrainingResult:
     skipped: tuple[str, ...]
     device: str
     best: dict[str, Any] | None = None
+    held_out_draw: str | None = None
 
     def write(self) -> None:
         """Write `result.json`, with null for what is not finite, such as a bound that does not exist."""
@@ -135,4 +139,6 @@ def _first_wrong(read: TrainingResult) -> str | None:
     for name in ("model", "data", "device"):
         if not isinstance(getattr(read, name), str):
             return name
+    if not isinstance(read.held_out_draw, str | None):
+        return "held_out_draw"
     return None if all(isinstance(name, str) for name in read.skipped) else "skipped"
