@@ -29,6 +29,7 @@ from imixer.analysis.anomaly.heat_maps import _fill_maps
 from imixer.analysis.anomaly.samples import GOOD, OTHER_CLASS, digit_samples, open_defect_folder
 from imixer.analysis.energy import energy_along_depth, token_energies
 from imixer.cli import main
+from imixer.data.sources.image_files import load_images
 from imixer.errors import InputError
 from imixer.experiments.anomaly_study import (
     DetectorTrials,
@@ -444,6 +445,11 @@ def test_the_range_of_deep_images_is_measured_where_none_is_set(tmp_path, kind, 
     assert torch.equal(deep.normal, plain.normal) and torch.equal(deep.test, plain.test)
 
 
+def test_deep_images_to_judge_by_a_detector_of_8_bits_are_told(tmp_path):
+    (note,) = open_defect_folder(deepen(benchmark(tmp_path), "12 bits"), 1, (12, 20), learn=False).notes
+    assert "have more than 8 bits, unlike those of training, and were read as 16, so that 65,535 is white" in note
+
+
 def png_of_16_bits(values):
     """Encode colours (H, W, 3) of 16 bits, which Pillow reads and does not write."""
     height, width, _ = values.shape
@@ -456,10 +462,15 @@ def png_of_16_bits(values):
 
 
 @pytest.mark.parametrize("bits", [12, 16])
-def test_colours_of_16_bits_are_told_and_refused_where_they_would_be_black(tmp_path, bits):
+def test_colours_of_16_bits_are_told_and_refused_where_they_would_be_black(tmp_path, bits, caplog):
     for file in [*benchmark(tmp_path).glob("train/**/*.png"), *tmp_path.glob("test/**/*.png")]:
         values = np.asarray(Image.open(file)).astype(np.uint16)[..., None].repeat(3, 2) << (bits - 8)
         file.write_bytes(png_of_16_bits(values))
+    judged = open_defect_folder(tmp_path, 3, (12, 20), learn=False).notes
+    read = [file for file, _ in load_images(sorted(tmp_path.glob("test/**/*.png")), 3)]
+    assert len(read) > 1
+    dark = "have 16-bit colours, of which the upper 8 bits are read, and these reach only 15 of 255"
+    assert any(dark in note for note in judged) == (dark in caplog.text) == (bits == 12)
     if bits == 12:
         with pytest.raises(InputError, match=r"images of .* have 16-bit colours, .* only 15 of 255; convert them to 8"):
             open_defect_folder(tmp_path, 3, (12, 20))

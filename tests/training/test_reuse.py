@@ -181,6 +181,11 @@ def test_images_of_more_bits_than_those_of_training_are_told(run, tmp_path, caps
     assert f"{said}; the first: {tmp_path / 'deep.png'}" in capsys.readouterr().err
     assert main(["predict", str(run), str(tmp_path / "usual.png")]) == 0
     assert "more than 8 bits" not in capsys.readouterr().err
+    for number, file in enumerate(("deep.png", "usual.png")):
+        (tmp_path / "test" / str(number)).mkdir(parents=True)
+        (tmp_path / file).rename(tmp_path / "test" / str(number) / file)
+    assert main(["evaluate", str(run), "--test", str(tmp_path / "test")]) == 0
+    assert f"{said}; the first: {tmp_path / 'test' / '0' / 'deep.png'}" in capsys.readouterr().err
 
 
 def test_predict_takes_the_true_class_from_class_folders(run, test_set, tmp_path, capsys):

@@ -175,7 +175,67 @@ def test_a_test_set_is_read_as_the_training_images_were_and_what_is_left_out_is_
     read = np.asarray(loaded.masked_data(test=str(root)).val[0][0])
     assert np.array_equal(read, np.asarray(load_image(root / "images" / "0.png", 3, pixel_format(loaded.config.data))))
     assert main(["evaluate", str(run), "--test", str(root)]) == 0
-    assert f"not used of {root}: extra/ (1 image)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"not used of {root}: extra/ (1 image)" in said
+    assert "1 of 2 images have more than 8 bits, unlike those of training, and were read as 16" in said
+    assert "black and white, as values run" not in said  # of a range that is not used
+
+
+def test_pixels_of_a_test_set_that_count_for_nothing_are_told(run, tmp_path, capsys, undrawn_masks):
+    root = squares(tmp_path / "other", 2)
+    file = root / "masks" / "0.png"
+    mask = np.asarray(Image.open(file)).copy()
+    mask[:6] = 255
+    save(file, mask)
+    assert main(["evaluate", str(run), "--test", str(root)]) == 0
+    assert "12.50% of the pixels of the test masks are 255, and count for nothing" in capsys.readouterr().err
+    assert json.loads((run / "test_evaluation.json").read_text())["ignored"] == 0.125
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_test_set_in_parts_is_that_of_its_test_part_alone(run, tmp_path, capsys, inside):
+    root, parts = tmp_path / "data", ("train", "val", "test")
+    for number, part in enumerate(parts):
+        squares(tmp_path / part, 2, first=10 * number)
+        for kind in ("images", "masks"):
+            shutil.copytree(tmp_path / part / kind, root / kind / part if inside else root / part / kind)
+
+    def remove(part):
+        for kind in ("images", "masks"):
+            shutil.rmtree(root / kind / part if inside else root / part / kind)
+
+    loaded = load_run(str(run))
+    names = [Path(path).name for path in loaded.masked_data(test=str(root)).val.paths]
+    assert names == ["20.png", "21.png"]
+    for part in ("train", "val"):
+        remove(part)
+        assert [Path(path).name for path in loaded.masked_data(test=str(root)).val.paths] == names
+
+
+def test_a_test_set_of_parts_without_one_to_test_on_is_refused(run, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    squares(tmp_path / "data" / "train", 2)
+    squares(tmp_path / "data" / "val", 2)
+    loaded = load_run(str(run))
+    with pytest.raises(InputError, match=r"a part to train on and none called test.*give the folder of the part"):
+        loaded.masked_data(test=str(tmp_path / "data"))
+    assert len(loaded.masked_data(test=str(tmp_path / "data" / "val")).val) == 2
+    columns = {
+        kind: [{"bytes": file.read_bytes(), "path": None} for file in sorted((tmp_path / "data/val" / kind).iterdir())]
+        for kind in ("images", "masks")
+    }
+    table = pa.table({"image": columns["images"], "mask": columns["masks"]})
+    (tmp_path / "set").mkdir()
+    for part in ("train", "val"):
+        pq.write_table(table, tmp_path / "set" / f"{part}.parquet")
+    with pytest.raises(InputError, match="a part to train on and none called test"):
+        loaded.masked_data(test=str(tmp_path / "set"))
+    pq.write_table(table.slice(1), tmp_path / "set" / "test.parquet")
+    assert len(loaded.masked_data(test=str(tmp_path / "set")).val) == 1
+    (tmp_path / "set" / "train.parquet").unlink()
+    assert len(loaded.masked_data(test=str(tmp_path / "set")).val) == 1
 
 
 def test_scenes_drawn_otherwise_are_not_compared_as_the_same_images():
@@ -349,7 +409,7 @@ def test_data_that_are_not_there_are_one_line(words, said, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("undrawn_masks")
-def test_a_run_on_parquet_files_is_evaluated_where_they_lie_now(tmp_path):
+def test_a_run_on_parquet_files_is_evaluated_where_they_lie_now(tmp_path, capsys):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -366,3 +426,7 @@ def test_a_run_on_parquet_files_is_evaluated_where_they_lie_now(tmp_path):
     assert main(["evaluate", str(run)]) == 2
     assert main(["evaluate", str(run), "--data", str(tmp_path / "moved")]) == 0
     assert json.loads((run / "evaluation.json").read_text())["images"] == 2
+    table = pa.table({"image": images, "annotation": masks})
+    pq.write_table(table.slice(1), tmp_path / "moved" / "train.parquet")
+    assert main(["evaluate", str(run), "--data", str(tmp_path / "moved")]) == 2
+    assert "moved has changed since" in capsys.readouterr().err.splitlines()[-1]

@@ -226,10 +226,12 @@ def _held_out(run: FinishedRun, data_path: str | None) -> _LabelledSet:
 
 
 def _test_set(run: FinishedRun, folder: str) -> _LabelledSet:
-    items, skipped, left_out = open_test_folder(Path(folder), run.class_names, run.input_size[0], run.config.data)
-    if left_out:
-        _log.warning(f"not used of {folder}: {'; '.join(map(printable, left_out))}")
-    return _LabelledSet(folder, items, skipped)
+    test = open_test_folder(Path(folder), run.class_names, run.input_size[0], run.config.data)
+    if test.left_out:
+        _log.warning(f"not used of {folder}: {'; '.join(map(printable, test.left_out))}")
+    for note in test.notes:
+        _log.warning(printable(note))
+    return _LabelledSet(folder, test.images, test.skipped)
 
 
 def _evaluate(run: FinishedRun, images: _LabelledSet, batch_size: int) -> _Outcome:

@@ -65,6 +65,7 @@ class MaskEvaluation:
         skipped: The names of images that were left out.
         per_class: The scores of each class, in the order of the logits.
         checkpoint: Whose weights were evaluated: those of the `last` epoch, or of the `best`.
+        ignored: The share of the pixels of the true masks that count for nothing.
     """
 
     model: str
@@ -78,6 +79,7 @@ class MaskEvaluation:
     skipped: Sequence[str] = ()
     per_class: list[PixelClassScore] = field(default_factory=list)
     checkpoint: WhichWeights = "last"
+    ignored: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,17 @@ def evaluate_masks(
             written.
     """
     data = run.masked_data(data_path, test)
-    if test is not None and data.left_out:
-        _log.warning(f"not used of {test}: {'; '.join(map(printable, data.left_out))}")
+    if test is not None:
+        unused = (f"not used of {test}: {'; '.join(data.left_out)}",) if data.left_out else ()
+        for note in (*unused, *data.notes):
+            _log.warning(printable(note))
     metrics = SegmentationMetrics(len(run.class_names), run.input_size[1:], run.config.masks.overlap)
     predictor, size = MaskPredictor(run), batch_size or run.config.micro_batch
     files = evaluation_files(run.make_outputs(), is_test=test is not None)
     files.check()
     announce(f"evaluating {len(data.val):,} images")
     scores: list[_ImageScore] = []
+    pixels = ignored = 0
     began = time.perf_counter()
     starts = range(0, len(data.val), size)
     for start in with_progress(([start] for start in starts), len(starts), "evaluating batches"):
@@ -125,6 +130,7 @@ def evaluate_masks(
         for logits, (_, mask) in zip(predictor.logits([image for image, _ in items]), items, strict=True):
             truth = torch.from_numpy(mask).long()
             metrics.update(logits[None], truth[None])
+            pixels, ignored = pixels + truth.numel(), ignored + int((truth == IGNORED).sum())
             scores.append(_score_image(len(scores), logits, truth))
     speed = len(scores) / (time.perf_counter() - began)
     whole = metrics.compute()
@@ -141,6 +147,7 @@ def evaluate_masks(
         skipped=data.skipped,
         per_class=_per_class(metrics.confusion, metrics.iou, run.class_names),
         checkpoint=run.checkpoint,
+        ignored=ignored / pixels,
     )
     scores.sort(key=lambda score: (score.miou, -score.loss))
     names = image_names(data.val, "held-out" if test is None else "test")

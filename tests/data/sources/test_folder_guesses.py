@@ -286,7 +286,7 @@ def test_a_test_folder_says_what_it_leaves_out_and_which_class_is_meant(tmp_path
     make_folder(tmp_path, {"cat": 2, "dog": 2})
     (tmp_path / "readme.md").write_text("")
     (tmp_path / "__MACOSX").mkdir()
-    images, skipped, left_out = open_test_folder(tmp_path, ("cat", "dog", "emu"), 3, DataConfig())
+    images, skipped, left_out, _ = open_test_folder(tmp_path, ("cat", "dog", "emu"), 3, DataConfig())
     assert (len(images), skipped, left_out) == (4, (), ("__MACOSX/", f"1 .md in {tmp_path.name}"))
     with pytest.raises(InputError, match="class folder 'cat', which the model does not know; it knows 'Cat'"):
         open_test_folder(tmp_path, ("Cat", "dog"), 3, DataConfig())

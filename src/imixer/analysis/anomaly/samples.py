@@ -26,7 +26,7 @@ from imixer.data.sources.image_files import (
     subfolders,
 )
 from imixer.data.sources.layout import left_out_beside, with_image_count
-from imixer.data.sources.statistics import measured_format
+from imixer.data.sources.statistics import depth_notes, measured_format
 from imixer.errors import InputError
 from imixer.escaping import printable
 from imixer.progress import with_progress
@@ -99,7 +99,7 @@ def open_defect_folder(
         skip_bad: Leave out what is wrong with single images and masks, and name it.
         learn: Whether to open `train/good`. Otherwise there are no images to learn from.
         pixels: How stored pixel values become bytes. Where it has no range and there is something to learn, the range
-            of images of more than 8 bits is measured.
+            of images of more than 8 bits is measured. Without, notes tell of such images.
 
     Raises:
         InputError: If a folder is missing or empty, two share an image by a link, an image cannot be read or is smaller
@@ -115,10 +115,11 @@ def open_defect_folder(
     require_disjoint(used, root)
     normal_files = [file for listing in learned.values() for file in listing.images]
     kinds = {kind: listing.images for kind, listing in listings.items()}
-    notes: tuple[str, ...] = ()
+    files = [file for listing in used.values() for file in listing.images]
     if learn:
-        files = [file for listing in used.values() for file in listing.images]
         pixels, notes = measured_format(files, pixels, f"the images of {root}")
+    else:
+        notes = depth_notes(files, pixels, f"the images of {root}")
     if left_out := _left_out(root, used, learn=learn):
         notes += (f"not used of {root}: {'; '.join(map(printable, left_out))}",)
     reading = (in_chans, size, smallest, pixels, bad)

@@ -36,7 +36,7 @@ from imixer.data.sources.image_files import (
 from imixer.data.sources.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
 from imixer.data.sources.shard_files import parquet_files
 from imixer.data.sources.splitting import held_out_share, require_two_classes, split_role, stratified_split
-from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
+from imixer.data.sources.statistics import MinMaxObserver, depth_notes, usable_statistics
 from imixer.errors import InputError
 from imixer.escaping import few_names, middle_cut
 
@@ -172,11 +172,13 @@ class TestFolder(NamedTuple):
         images: All images in it.
         skipped: Names of those that cannot be read.
         left_out: Folders and files that are not used.
+        notes: What was seen, a sentence each.
     """
 
     images: FolderImages
     skipped: tuple[str, ...]
     left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, config: DataConfig) -> TestFolder:
@@ -206,8 +208,10 @@ def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, conf
         )
     bad = _check(listing.paths, root, config)
     listing.drop(set(bad))
-    images = FolderImages(listing.paths, listing.labels(class_names), in_chans, pixel_format(config))
-    return TestFolder(images, tuple(bad.values()), listing.left_out)
+    pixels = pixel_format(config)
+    images = FolderImages(listing.paths, listing.labels(class_names), in_chans, pixels)
+    notes = depth_notes(listing.paths, pixels, f"the images of {root}")
+    return TestFolder(images, tuple(bad.values()), listing.left_out, notes)
 
 
 def open_folder(root: Path, config: DataConfig) -> ImageData:

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from imixer.data.sources.decoding import EIGHT_BITS, PixelFormat, convert_image, error_reason, read_image_file
+from imixer.data.sources.statistics import DepthObserver
 from imixer.errors import InputError
 from imixer.escaping import middle_cut
 
@@ -230,7 +231,8 @@ def load_images(
 ) -> Iterator[tuple[Path, Image.Image]]:
     """Read image files one by one, and leave out those that cannot be read.
 
-    Warnings at the end tell of these, and of images of more than 8 bits where no range says what is black and white.
+    Warnings at the end tell of these, of images of more than 8 bits where no range says what is black and white, and of
+    colours of 16 bits that are all nearly black.
 
     Args:
         files: The files.
@@ -244,7 +246,7 @@ def load_images(
         InputError: If none of them can be read. The message is that of the first.
     """
     unreadable: list[InputError] = []
-    deep: list[Path] = []
+    depth = DepthObserver(pixels)
     for file in files:
         try:
             stored = _stored_image(file)
@@ -252,19 +254,14 @@ def load_images(
         except InputError as error:
             unreadable.append(error)
             continue
-        # of integers alone: floats without a range are checked as they are converted
-        if pixels.value_range is None and stored.mode.startswith("I"):
-            deep.append(file)
+        depth.observe(stored, file)
         yield file, image
     if unreadable and len(unreadable) == len(files):
         raise unreadable[0]
     if unreadable:
         _log.warning(f"left out {len(unreadable):,} of {len(files):,} images; the first: {unreadable[0]}")
-    if deep:
-        _log.warning(
-            f"{len(deep):,} of {len(files):,} images have more than 8 bits, unlike those of training, and were read as "
-            f"16, so that 65,535 is white; the first: {deep[0]}"
-        )
+    for note in depth.notes("the images"):
+        _log.warning(note)
 
 
 def find_images(paths: Sequence[str | Path]) -> list[Path]:

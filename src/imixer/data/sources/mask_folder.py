@@ -19,7 +19,7 @@ from imixer.data.sources.image_files import (
 from imixer.data.sources.layout import left_out_beside, require_one_of_each, with_image_count
 from imixer.data.sources.masked_pairs import FilePair, Incomplete, Pairs, PatchSide, open_pairs
 from imixer.data.sources.masks import given_classes
-from imixer.data.sources.splitting import ROLES, split_role
+from imixer.data.sources.splitting import ROLES, role_to_test, split_role
 from imixer.errors import InputError
 from imixer.escaping import few_names
 from imixer.reading import read_text
@@ -43,13 +43,13 @@ def open_mask_folder(
         config: How images are split and read, and whether unreadable ones are skipped.
         masks: What masks mean.
         patch_side: See `open_pairs`.
-        whole: See `open_pairs`.
+        whole: See `open_pairs`. Of splits, that to test on is taken alone: see `role_to_test`.
 
     Raises:
         InputError: If there are no images or no masks, one is without the other, two folders are called like one split,
-            there is a split and none to train on, or `open_pairs` refuses a pair.
+            there is a split and none to train on, or to test on, or `open_pairs` refuses a pair.
     """
-    folders = _find_folders(root)
+    folders = _find_folders(root, test=whole)
     train_folders, val_folders = folders.train, folders.val
     train, incomplete = pair_files(*train_folders, root)
     val, incomplete_val = pair_files(*val_folders, root) if val_folders else (None, [])
@@ -94,17 +94,24 @@ class _Folders:
     left_out: tuple[str, ...] = ()
 
 
-def _find_folders(root: Path) -> _Folders:
-    """Find the folders of images and masks of the training split, and of the held-out one if there is one."""
+def _find_folders(root: Path, *, test: bool) -> _Folders:
+    """Find the folders of images and masks of the training split, and of the held-out one if there is one.
+
+    For a test set, those of the split to test on take the place of the former, and none is held out.
+    """
     parts = {role: [each for each in those if _named(each, _IMAGES)] or those for role, those in _by_role(root).items()}
     whole = [part for those in parts.values() for part in those if _named(part, _IMAGES)]
-    if whole and whole[0] in parts["train"]:
-        return _in_parts(root, parts)
-    if whole and _named(root, _IMAGES):
+    if whole and whole[0] not in parts["train"] and _named(root, _IMAGES):
         raise InputError(
             f"data.name: {whole[0]} is called like a part, and lies beside a folder of images; put the others into "
             f"{root / 'train'}, or move {whole[0].name}"
         )
+    if whole and test:
+        there = {role: [each for each in those if each in whole] for role, those in parts.items()}
+        parts = _alone(there, _role_to_test(there, root))
+        whole = parts["train"]
+    if whole and whole[0] in parts["train"]:
+        return _in_parts(root, parts)
     if whole:
         raise _no_training_part(root, whole)
     images, masks = _beside(root)
@@ -112,9 +119,12 @@ def _find_folders(root: Path) -> _Folders:
     parts = _by_role(images)
     if not any(parts.values()):
         return _Folders((images, masks), left_out=(*outside, *_no_images(images, root)))
+    theirs = _by_role(masks)
+    if test:
+        role = _role_to_test(parts, images)
+        parts, theirs = _alone(parts, role), _alone(theirs, role)
     if not parts["train"]:
         raise _no_training_part(images, [part for those in parts.values() for part in those])
-    theirs = _by_role(masks)
     for folder, by_role in ((images, parts), (masks, theirs)):
         require_one_of_each(by_role, folder)
     pairs: list[tuple[Path, Path]] = []
@@ -126,6 +136,18 @@ def _find_folders(root: Path) -> _Folders:
     for folder, used in zip((images, masks), zip(*pairs, strict=True), strict=True):
         outside += _left_out(folder, used, root)
     return _with_held_out(pairs, [pair[0].name for pair in pairs], outside, root)
+
+
+def _role_to_test(parts: Mapping[str, Sequence[Path]], folder: Path) -> str:
+    """Choose the split to test on, which must be one folder."""
+    role = role_to_test([role for role in ROLES if parts[role]], str(folder))
+    require_one_of_each({**dict.fromkeys(ROLES, ()), role: parts[role]}, folder)
+    return role
+
+
+def _alone(parts: Mapping[str, list[Path]], role: str) -> dict[str, list[Path]]:
+    """Put the folders of one split in the place of those to train on, and leave out all others."""
+    return {each: parts[role] if each == "train" else [] for each in ROLES}
 
 
 def _in_parts(root: Path, parts: Mapping[str, Sequence[Path]]) -> _Folders:

@@ -24,10 +24,11 @@ from imixer.data.sources.decoding import (
     decode_bytes,
     decode_file,
     find_unreadable,
+    pixel_format,
 )
 from imixer.data.sources.masks import MaskCoding, coding_of, default_palette
 from imixer.data.sources.rows import NO_BYTES
-from imixer.data.sources.statistics import MinMaxObserver, usable_statistics
+from imixer.data.sources.statistics import DepthObserver, MinMaxObserver, usable_statistics
 from imixer.errors import InputError
 from imixer.escaping import few_names
 
@@ -264,11 +265,13 @@ def open_pairs(
         raise InputError(f"{first.place} {first.reason}{more}; mend or remove it, or train with --data.skip_bad true")
     coding = coding_of(masks, len(pairs.class_names) if pairs.class_names else None)
     every = [*pairs.train, *(pairs.val or ())]
-    counts, observer = _Counts(), MinMaxObserver()
+    counts, observer, depth = _Counts(), MinMaxObserver(), DepthObserver(pixel_format(config))
 
     def check(pair: Pair) -> None:
         image = pair.image()
         observer.observe(image)
+        if whole:
+            depth.observe(image, pair.place)
         mask = pair.mask()
         if mask.size != image.size:
             raise UnreadableImage(
@@ -301,6 +304,8 @@ def open_pairs(
     statistics = usable_statistics(lambda index: train[index].image(), len(train), config, pairs.place, observer)
     sizes = {pair: sizes[pair] for pair in [*train, *val]}
     least = min(sizes, key=lambda pair: min(sizes[pair]))
+    # the range that was measured is of no use for a test set, which is read as in training
+    notes = depth.notes(f"the images of {pairs.place}") if whole else statistics.notes
     coding = MaskCoding(len(class_names), coding.palette, coding.ignored, coding.values)
     common: Any = (coding, statistics.in_chans, statistics.pixels)
     return MaskedData(
@@ -314,7 +319,7 @@ def open_pairs(
         std=statistics.std,
         skipped=(*(each.name for each in pairs.incomplete), *(pair.name for pair in unfit)),
         sources=(pairs.sources[0], pairs.sources[1] or f"{config.val_fraction:.0%} of them"),
-        notes=(*pairs.notes, *_pixel_notes(pixels, class_names, train, counts, coding, whole=whole), *statistics.notes),
+        notes=(*pairs.notes, *_pixel_notes(pixels, class_names, train, counts, coding, whole=whole), *notes),
         left_out=pairs.left_out,
         value_range=statistics.pixels.value_range,
         split=pairs.split,

@@ -33,7 +33,8 @@ def open_masked(
         masks: What masks mean.
         patch_side: From the size (height, width) that all images share, or None, to the side of a patch of the model
             in pixels, below which an image is of no use.
-        whole: Whether all images are a test set: both splits then hold all of them. Scenes are split as ever.
+        whole: Whether the images are a test set: both splits then hold all of them, or those of the test part alone
+            where there are parts. Scenes are split as ever.
 
     Returns:
         The data set, without transforms.
@@ -49,14 +50,14 @@ def open_masked(
         _refuse_columns(masks, name)
         return open_mask_set(name, config, masks, patch_side, whole=whole)
     if is_remote(name):
-        shards = find_shards(RemotePath(name), PARQUET, list_files(RemotePath(name)))
+        shards = find_shards(RemotePath(name), PARQUET, list_files(RemotePath(name)), test=whole)
         if shards is None:
             raise InputError(f"data.name: no parquet file is at {name}; correct the URL, or copy the images here")
         return open_mask_parquet(RemotePath(name), shards, config, masks, patch_side, whole=whole)
     path = expand_user(local_path(name))
     if name and os.path.isdir(path):
         try:
-            if not has_masks(path) and (shards := find_shards(path, PARQUET)) is not None:
+            if not has_masks(path) and (shards := find_shards(path, PARQUET, test=whole)) is not None:
                 return open_mask_parquet(path, shards, config, masks, patch_side, whole=whole)
             _refuse_columns(masks, name)
             return open_mask_folder(path, config, masks, patch_side, whole=whole)

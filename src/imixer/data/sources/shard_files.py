@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from imixer.data.sources.image_files import contains_image, visible_folders
-from imixer.data.sources.splitting import split_words
+from imixer.data.sources.splitting import role_to_test, split_words
 from imixer.errors import InputError
 from imixer.escaping import few_names
 
@@ -72,7 +72,9 @@ def _files_on_disk(root: Path, suffix: str) -> Sequence[PurePath]:
     return _direct_files(root, suffix) or _files_in_subfolders(root, suffix)
 
 
-def find_shards(root: PurePath, suffix: str, listing: Sequence[PurePath] | None = None) -> ShardFiles | None:
+def find_shards(
+    root: PurePath, suffix: str, listing: Sequence[PurePath] | None = None, *, test: bool = False
+) -> ShardFiles | None:
     """Find the shards of each split, told by words in their names, or else in those of their folders.
 
     Files are taken from the folder itself, else from its `data` folder, else from the only set of folders that has any,
@@ -82,13 +84,15 @@ def find_shards(root: PurePath, suffix: str, listing: Sequence[PurePath] | None 
         root: The folder, here or elsewhere.
         suffix: `.parquet` or `.tar`.
         listing: All files in it and below it. Default: those on the disk.
+        test: Whether to find the shards to test on, which `train` then holds: see `role_to_test`. Without words for
+            splits, these are all.
 
     Returns:
         The files. None: there are none.
 
     Raises:
         InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
-            is no training split, or a link makes one file a part of both splits.
+            is no training split, or a link makes one file a part of both splits; or none to test on.
     """
     files = _files_on_disk(Path(root), suffix) if listing is None else _files_of_listing(root, suffix, listing)
     if not files:
@@ -101,6 +105,8 @@ def find_shards(root: PurePath, suffix: str, listing: Sequence[PurePath] | None 
             parts.setdefault(role, {}).setdefault(word, []).append(file)
         else:
             unnamed.append(file)
+    if parts and test:
+        parts = {"train": parts[role_to_test(parts, str(root))]}
     if parts and "train" not in parts:
         raise InputError(f"no train-*{suffix} among the {len(files)} {suffix[1:]} files in {files[0].parent}; add them")
     train = _files_of_one_word(parts["train"], root) if parts else list(files)

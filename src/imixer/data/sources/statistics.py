@@ -157,6 +157,72 @@ class CutObserver:
         return (f"{self.images:,} of {count:,} looked at have 16-bit colours, of which the upper 8 bits are used",)
 
 
+class DepthObserver:
+    """The images of more bits than those that a model was trained on. Several threads may feed it.
+
+    Choose it for images that a trained model is given, whose range is that of training; `MinMaxObserver` measures one.
+
+    Args:
+        pixels: How stored pixel values become bytes, as in training.
+    """
+
+    def __init__(self, pixels: PixelFormat) -> None:
+        self.pixels = pixels
+        self._lock = threading.Lock()
+        self._images = 0
+        self._deep: list[str] = []
+        self._cut = CutObserver()
+
+    def observe(self, stored: Image.Image, name: str | Path) -> None:
+        """Count an image in.
+
+        Args:
+            stored: The image in the mode it is stored in; one with colours of 16 bits, with its pixels.
+            name: The name of the image.
+        """
+        if stored.info.get(CUT):
+            self._cut.observe(stored, to_channels(stored, 3, self.pixels))
+        # of integers alone: floats without a range are checked as they are converted
+        deep = self.pixels.value_range is None and stored.mode.startswith("I")
+        with self._lock:
+            self._images += 1
+            self._deep += [str(name)] if deep else []
+
+    def notes(self, what: str) -> tuple[str, ...]:
+        """Write which images are darker for the model than those of training, a sentence each.
+
+        Args:
+            what: What the images are.
+        """
+        told = []
+        if self._deep:
+            told.append(
+                f"{len(self._deep):,} of {self._images:,} images have more than 8 bits, unlike those of training, and "
+                f"were read as 16, so that 65,535 is white; the first: {min(self._deep)}"
+            )
+        if self._images and (problem := self._cut.problem(self._images, what)):
+            told.append(problem)
+        return tuple(told)
+
+
+def depth_notes(files: Sequence[Path], pixels: PixelFormat, what: str) -> tuple[str, ...]:
+    """Look at image files and write what `DepthObserver` does. A file that cannot be read is left to those who read it.
+
+    Args:
+        files: The files.
+        pixels: How stored pixel values become bytes, as in training.
+        what: What the images are.
+    """
+    observer = DepthObserver(pixels)
+
+    def look(file: Path) -> None:
+        header = decode_header(file)
+        observer.observe(decode_file(file) if header.info.get(CUT) else header, file)
+
+    find_unreadable(files, look, str, skip_bad=True)
+    return observer.notes(what)
+
+
 def measured_format(
     files: Sequence[Path], pixels: PixelFormat, what: str, remedy: str = _SET_OR_CONVERT
 ) -> tuple[PixelFormat, tuple[str, ...]]:
