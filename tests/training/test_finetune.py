@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict
 
 import huggingface_hub
@@ -400,6 +401,30 @@ def test_an_imixer_run_starts_from_a_mixer_run_and_resumes(mixer_run, tmp_path, 
     (run / "model" / "model.safetensors").unlink()
     assert main(["train", "--resume", str(run)]) == 0
     assert all(torch.equal(after[name], value) for name, value in weights(run).items())
+
+
+def test_a_run_goes_on_wherever_the_weights_it_began_with_lie_by_now(mixer_run, tmp_path, train_quick, capsys):
+    start, moved, other = (tmp_path / name for name in ("start", "moved", "other"))
+    shutil.copytree(mixer_run, start)
+    flags = ["--model.checkpoint", str(start), "--data.batch_size", "256"]
+    run = train_quick(tmp_path / "run", *flags, "--epochs", "1", "--schedule.warmup_epochs", "0")
+    whole = weights(run)
+    (run / "model" / "model.safetensors").unlink()
+    start.rename(moved)
+    resume = ["train", "--resume", str(run)]
+    assert main(resume) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"{start}, which {run} began with, is gone; say with --model.checkpoint where it lies now" in line
+    shutil.copytree(moved, other)
+    record = json.loads((other / "model" / "config.json").read_text())
+    record["pretrained_cfg"]["mean"] = [0.25]
+    (other / "model" / "config.json").write_text(json.dumps(record))
+    assert main([*resume, "--model.checkpoint", str(other)]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"the weights of {other} are of another model, or for images prepared otherwise" in line
+    assert main([*resume, "--model.checkpoint", str(moved)]) == 0
+    assert all(torch.equal(whole[name], value) for name, value in weights(run).items())
+    assert load_config(run / "config.yaml").model.checkpoint == str(moved)
 
 
 def test_gray_images_are_normalised_as_colours_that_are_all_normalised_alike(tmp_path, train_quick, capsys):

@@ -43,7 +43,7 @@ def test_a_run_whose_inverse_is_not_found_is_saved_and_can_go_on_with_what_it_fi
     assert any((run / "checkpoints").iterdir())
     with pytest.warns(UserWarning, match="did not converge in 1 steps"):
         assert main(["train", "--resume", str(run), "--model.on_failure", "warn"]) == 0
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["on_failure"] in ("warn", None)
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["on_failure"] == "warn"
 
 
 def test_on_several_devices_what_goes_on_after_an_inverse_that_is_not_found_is_what_was_saved(tmp_path):

@@ -403,6 +403,17 @@ def test_a_disk_that_fills_up_ends_training_in_one_line_and_what_is_saved_serves
     assert rows(run) == rows(uninterrupted)
 
 
+def test_a_disk_that_fills_up_before_the_first_checkpoint_advises_nothing_that_cannot_be_done(flags, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["train", "--out", str(run), *flags, "--epochs", "2", "--checkpoints.every_steps", "2"]
+    with largest_file(20_000) as fill, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingProgress, "step", lambda self, done, loss: fill())
+        assert main(words) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "there is none before it; make room, and start again" in line and "--resume" not in line
+    assert not run.exists()
+
+
 def test_a_model_that_cannot_be_written_is_one_line(uninterrupted, tmp_path, capsys):
     with largest_file(20_000) as fill:
         fill()

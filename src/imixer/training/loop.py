@@ -261,6 +261,7 @@ class Loop:
             "seconds": self.seconds,
             "images_per_s": self.metrics.images_per_s,
             "data_fingerprint": self.data_fingerprint,
+            "built": self.built.identity,
         }
 
     def load(self, state: State) -> None:

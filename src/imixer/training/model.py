@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -29,6 +30,7 @@ from imixer.training.run.config import ModelConfig, TrainConfig
 
 Size = tuple[int, int]
 _FLOAT = 4  # bytes
+_FREE_ON_RESUME = ("max_steps", "on_failure")
 FORWARDS_PER_STEP = 3  # what forward and backward of an image cost, in forward passes
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,13 @@ class BuiltModel:
         """The arguments of the model itself: those of the backbone, if it has a head of its own."""
         args: dict[str, Any] = self.args.get("backbone_args", self.args)
         return args
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a run's sessions: the model without its weights, and how images are prepared."""
+        args = {name: value for name, value in self.args.items() if name not in _FREE_ON_RESUME}
+        whole = {"name": self.name, "args": args, "preparation": self.preparation}
+        return cast("dict[str, Any]", json.loads(json.dumps(whole, sort_keys=True, default=str)))
 
 
 def default_name(size: Size | None) -> str:

@@ -77,6 +77,25 @@ def check_same_data(state: State, data: ImageSet, run: RunDirectory) -> None:
             )
 
 
+def check_same_start(state: State, identity: dict[str, Any], start: str, run: RunDirectory) -> None:
+    """Check that weights that lie elsewhere by now bring the model and the preparation of images that a run has.
+
+    Args:
+        state: The checkpoint that the run goes on from. One of before does not say.
+        identity: What `BuiltModel.identity` says of the model that was built for them.
+        start: The place of the weights.
+        run: The run.
+
+    Raises:
+        InputError: If they do not.
+    """
+    if state.get("built", identity) != identity:
+        raise InputError(
+            f"the weights of {start} are of another model, or for images prepared otherwise, than those that "
+            f"{run.path} was begun with; give these, wherever they lie now"
+        )
+
+
 def held_out_draw(data: ImageSet) -> str:
     """Return a checksum of which images are held out of those of training, by their names, wherever they lie.
 

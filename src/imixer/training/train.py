@@ -50,7 +50,7 @@ from imixer.training.precision import set_float32_products
 from imixer.training.preview import show_preview
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints, State
-from imixer.training.run.config import Choosable, TrainConfig
+from imixer.training.run.config import Choosable, ModelConfig, TrainConfig
 from imixer.training.run.damage import damage, set_aside_damaged_model
 from imixer.training.run.directory import RunDirectory, check_out, create_run, open_begun
 from imixer.training.run.environment import environment, environment_changes
@@ -59,7 +59,7 @@ from imixer.training.run.metrics import MetricsWriter
 from imixer.training.run.parsing import load_config, save_config
 from imixer.training.run.result import TrainingResult, best_row, read_result
 from imixer.training.run.resume_rules import check_changes, check_parts
-from imixer.training.same_data import check_same_data, data_fingerprint, held_out_draw
+from imixer.training.same_data import check_same_data, check_same_start, data_fingerprint, held_out_draw
 from imixer.training.stop_signals import Interrupted
 from imixer.training.tasks.registry import find_task
 from imixer.training.tasks.task import Task
@@ -124,7 +124,18 @@ def resume(path: str, config: TrainConfig | None = None) -> TrainingResult:
             return read_result(run)
         _log.warning(f"{problem}; written again from the checkpoints")
     check_output_folder(run.path, "resume")
+    _require_start(config, run)
     return _start(config, run)
+
+
+def _require_start(config: TrainConfig, run: RunDirectory) -> None:
+    """Check that the weights are there that a run began with, which say what model it is."""
+    for name in ("checkpoint", "from_mixer"):
+        place = getattr(config.model, name)
+        if place and os.path.isabs(place) and not os.path.exists(place):
+            raise InputError(
+                f"{place}, which {run.path} began with, is gone; say with --model.{name} where it lies now"
+            )
 
 
 def resolve_defaults(
@@ -164,13 +175,18 @@ def resolve_defaults(
         streaming=streaming or config.data.streaming,
         **absolute,
     )
+    model = replace(_with_absolute_starts(config.model), name=built.title)
+    return replace(config, data=data, model=model, out=None)
+
+
+def _with_absolute_starts(model: ModelConfig) -> ModelConfig:
+    """Make the paths of the weights to start from absolute."""
     starts: dict[str, Any] = {
         field: str(Path(value).absolute())
         for field in ("checkpoint", "from_mixer")
-        if (value := getattr(config.model, field)) and value not in packaged_models() and os.path.exists(value)
+        if (value := getattr(model, field)) and value not in packaged_models() and os.path.exists(value)
     }
-    model = replace(config.model, name=built.title, **starts)
-    return replace(config, data=data, model=model, out=None)
+    return replace(model, **starts)
 
 
 def _start(config: TrainConfig, run: RunDirectory | None) -> TrainingResult:
@@ -256,6 +272,11 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
         state = _latest(fabric, run) if begun else None
         if state is not None:
             check_same_data(state, data, run)
+            before = load_config(run.config).model
+            if (start := config.model.checkpoint or config.model.from_mixer) != (
+                before.checkpoint or before.from_mixer
+            ):
+                check_same_start(state, built.identity, str(start), run)
             config, steps = _as_begun(config, steps, state, steps_per_epoch)
         elif begun:
             whiten_stem(built.model, config, data, built.input_size)
@@ -265,6 +286,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             write_text(run.environment, json_text(_begun_with(config)))
         if fabric.is_global_zero and begun:
             _note_changes(run, config, state["step"] if state else 0)
+            _remember_model(run, config)
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )
@@ -434,6 +456,14 @@ def _note_changes(run: RunDirectory, config: TrainConfig, step: int) -> None:
         _log.warning(f"resumed with {shown}: numbers may differ in their last digits")
         begun.setdefault("resumed", []).append({"step": step} | changes)
         write_text(run.environment, json_text(begun))
+
+
+def _remember_model(run: RunDirectory, config: TrainConfig) -> None:
+    """Write down what a resumed run says anew of its model, so that the next one needs not be told."""
+    before = load_config(run.config)
+    now = replace(before, model=_with_absolute_starts(config.model))
+    if now != before:
+        save_config(now, run.config)
 
 
 @contextmanager

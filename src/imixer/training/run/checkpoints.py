@@ -236,8 +236,8 @@ class Checkpoints:
         why = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         entries = self.entries()
         left = f"that of step {entries[-1].step} is whole" if entries else "there is none before it"
-        again = f"make room, then `imixer train --resume {shell_word(self.folder.parent)}`"
-        return f"checkpoint {path} could not be written ({why}); {left}; {again}"
+        go_on = f"then `imixer train --resume {shell_word(self.folder.parent)}`" if entries else "and start again"
+        return f"checkpoint {path} could not be written ({why}); {left}; make room, {go_on}"
 
 
 class _Damaged(InputError):

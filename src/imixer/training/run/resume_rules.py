@@ -26,6 +26,8 @@ _FREE = {
     "devices",
     "grad_checkpointing",
     "logger",
+    "model.checkpoint",  # the weights may have moved; they are those of the checkpoint by now
+    "model.from_mixer",
     "model.max_steps",  # the remedy for an inverse that is not found
     "model.on_failure",
     "non_finite",
