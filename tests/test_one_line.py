@@ -240,6 +240,17 @@ def test_too_little_memory_is_one_line_with_a_remedy(capsys, monkeypatch, error)
     refused(capsys, ["train"], "not enough memory", "data.batch_size")
 
 
+@pytest.mark.parametrize("how", ["is killed by signal: Bus error. It is possible", "exited unexpectedly"])
+def test_a_loader_process_that_dies_is_one_line_with_a_remedy(capsys, monkeypatch, how):
+    from imixer.cli import dispatch
+
+    def fail(argv):
+        raise RuntimeError(f"DataLoader worker (pid(s) 12) {how}")
+
+    monkeypatch.setattr(dispatch, "_run", fail)
+    refused(capsys, ["train"], "a loader process has died", how.split(".")[0].removeprefix("is "), "--data.workers 0")
+
+
 def shell(line):
     command = line.replace("imixer", f"{sys.executable} -m imixer")
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ)

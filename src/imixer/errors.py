@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import operator
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from imixer.escaping import middle_cut, one_line
 
+_LOADER_DIED = re.compile(r"DataLoader worker \(pid.*(killed by signal[^.]*|exited unexpectedly)")
 _MOST_LETTERS = 200  # of a file's name or a library's message
 
 
@@ -117,6 +119,11 @@ def user_line(error: OSError | MemoryError | RuntimeError) -> str | None:
         return (
             f"there is not enough memory ({said or 'of this machine'}); lower data.batch_size, raise accumulate, or "
             "take a smaller model or image"
+        )
+    if died := _LOADER_DIED.search(str(error)):
+        return (
+            f"a loader process has died ({died[1]}), most likely of too little memory, or shared memory (/dev/shm); "
+            "pass --data.workers 0 or fewer than now, which --resume takes too"
         )
     # of imixer.implicit, which nobody may have needed yet
     return one_line(error) if kind == "NotConvergedError" else None

@@ -244,6 +244,31 @@ def test_a_bad_image_of_a_hub_set_is_named_and_not_replaced_by_its_neighbour(mon
         data.val[2]
 
 
+@pytest.mark.parametrize("hidden", [-1, None, 2])
+def test_a_hidden_label_of_a_hub_set_is_refused_before_training_or_as_it_is_read(monkeypatch, make_image, hidden):
+    said = rf"image 1 of hfds/Some/Pets \((training|validation)\) has the label {hidden}, and .* from 0 to 1; save the"
+    monkeypatch.setattr(HubReader, "__getitem__", lambda self, index: (io.BytesIO(self.contents[index]), hidden))
+    monkeypatch.setattr(timm_sets, "read_item", lambda items, index, name: (items[index][0], 0))
+    data = open_hub(monkeypatch, encoded(make_image, 6))
+    with pytest.raises(InputError, match=said):
+        data.val[1]
+
+    class Table(SimpleNamespace):
+        def __getitem__(self, column):
+            return {"label": [0, hidden, 1, 0, 1, 0]}[column]
+
+    began = HubReader.__init__
+
+    def begin(self, contents, listed=None):
+        began(self, contents, listed)
+        self.label_key, self.dataset = "label", Table(info=self.dataset.info)
+
+    monkeypatch.setattr(HubReader, "__init__", begin)
+    monkeypatch.setattr(timm_sets, "usable_statistics", lambda *args: pytest.fail("labels go first"))
+    with pytest.raises(InputError, match=said):
+        open_hub(monkeypatch, encoded(make_image, 6))
+
+
 @pytest.mark.parametrize(("name", "suggestion"), [("cifar", "cifar10"), ("digit", "digits"), ("Food-101", "food101")])
 def test_an_unknown_name_gets_the_known_ones_and_the_closest(tmp_path, monkeypatch, name, suggestion):
     monkeypatch.chdir(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from timm.data import create_dataset
@@ -13,7 +14,7 @@ from imixer.data.sources.decoding import UnreadableImage, decode_bytes, error_re
 from imixer.data.sources.image_files import data_root
 from imixer.data.sources.splitting import split_role
 from imixer.data.sources.statistics import usable_statistics
-from imixer.data.sources.wrapped import WrappedDataset, read_item
+from imixer.data.sources.wrapped import WrappedDataset, known_label, read_item
 from imixer.errors import InputError
 from imixer.extras import require_extra
 
@@ -54,7 +55,8 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
         config: Gives `root` and `download`, and how images are read.
 
     Raises:
-        InputError: If it cannot be opened or downloaded, comes as a stream, or has no held-out split or class names.
+        InputError: If it cannot be opened or downloaded, comes as a stream, has no held-out split or class names, or
+            has a label of no class.
     """
     prefix = timm_prefix(name)
     if prefix in _STREAMS:
@@ -73,11 +75,14 @@ def open_timm(name: str, config: DataConfig) -> ImageData:
     train = _open_split(name, "train", config)
     val, val_split = _open_held_out(name, config, train)
     class_names = _class_names(train, name)
+    for items, split in ((train, "training"), (val, "validation")):
+        for index, label in enumerate(_labels(items)):
+            known_label(label, index, f"{name} ({split})", len(class_names))
     statistics = usable_statistics(lambda index: read_item(train, index, name)[0], len(train), config, name)
     return ImageData(
         name=name.lower().replace("/", "_"),
-        train=WrappedDataset(train, statistics.in_chans, f"{name} (training)", statistics.pixels),
-        val=WrappedDataset(val, statistics.in_chans, f"{name} (validation)", statistics.pixels),
+        train=WrappedDataset(train, statistics.in_chans, f"{name} (training)", statistics.pixels, len(class_names)),
+        val=WrappedDataset(val, statistics.in_chans, f"{name} (validation)", statistics.pixels, len(class_names)),
         class_names=class_names,
         in_chans=statistics.in_chans,
         native_size=statistics.native_size,
@@ -131,6 +136,13 @@ def _listed_splits(train: Any) -> list[str]:
     """Name the splits that Hugging Face's data set of the training images lists; none where it lists none."""
     info = getattr(getattr(getattr(train, "reader", None), "dataset", None), "info", None)
     return list(getattr(info, "splits", None) or ())
+
+
+def _labels(items: Any) -> Iterable[Any]:
+    """Return the label of each item of Hugging Face's data set, without reading an image; none of others."""
+    reader: Any = getattr(items, "reader", None)
+    column = getattr(reader, "label_key", None)
+    return () if column is None else reader.dataset[column]
 
 
 def _class_names(dataset: Any, name: str) -> tuple[str, ...]:

@@ -143,10 +143,11 @@ def open_torchvision(name: str, config: DataConfig) -> ImageData:
                 "--data.download true"
             ) from error
         raise InputError(f"{missing} and cannot be downloaded automatically; {remedy}") from error
+    classes = len(train.classes)
     return ImageData(
         name=name,
-        train=WrappedDataset(train, 3, f"{name} (training)"),
-        val=WrappedDataset(val, 3, f"{name} (validation)"),
+        train=WrappedDataset(train, 3, f"{name} (training)", classes=classes),
+        val=WrappedDataset(val, 3, f"{name} (validation)", classes=classes),
         # ImageNet gives each class a tuple of synonyms
         class_names=tuple(each if isinstance(each, str) else ", ".join(each) for each in train.classes),
         in_chans=3,
