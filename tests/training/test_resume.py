@@ -267,6 +267,7 @@ def refused(capsys, words, *parts):
     ("changes", "parts"),
     [
         ("--optim.lr 1", ["optim.lr is 1.0", "was begun with 0.002"]),
+        ("--model.checkpoint imixer_n2_8.digits", ["model.checkpoint is imixer_n2_8.digits", "was begun with None"]),
         ("--epochs 9", ["epochs is 9", "begun with 2"]),
         ("--out other", ["out is other, and resume writes into", "leave one of them out"]),
         ("--model.n_iter 3", ["model.n_iter is 3"]),

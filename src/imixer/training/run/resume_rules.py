@@ -26,14 +26,13 @@ _FREE = {
     "devices",
     "grad_checkpointing",
     "logger",
-    "model.checkpoint",  # the weights may have moved; they are those of the checkpoint by now
-    "model.from_mixer",
     "model.max_steps",  # the remedy for an inverse that is not found
     "model.on_failure",
     "non_finite",
     "num_nodes",
     "strategy",
 }
+_STARTS = ("model.checkpoint", "model.from_mixer")  # may have moved; the weights are those of the checkpoint by now
 
 
 def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
@@ -53,7 +52,8 @@ def check_changes(before: TrainConfig, now: TrainConfig, path: str) -> None:
     old, new = flatten(asdict(before)), flatten(asdict(now))
     for name in {**new, **old}:  # an empty mapping has no names of its own
         value = new.get(name)
-        if value != old.get(name) and name not in _FREE and not name.startswith("checkpoints."):
+        free = name in _FREE or name.startswith("checkpoints.") or (name in _STARTS and value and old.get(name))
+        if value != old.get(name) and not free:
             of_weights = f", from these weights with --model.checkpoint {shell_word(path)}"
             started = of_weights if before.task == "classify" and RunDirectory(Path(path)).finished else ""
             raise InputError(
