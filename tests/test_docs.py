@@ -406,6 +406,30 @@ def test_the_files_that_contributors_are_sent_to_exist():
         assert (ROOT / name).exists() or (ROOT / "src/imixer" / name).exists(), name
 
 
+def test_the_names_that_contributors_are_sent_to_stand_in_their_files():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = [each for each in re.findall(r"`([\w.]+)` (?:in|of) `([\w/]+\.py)`", text) if "NAME" not in each[0]]
+    assert len(named) > 20
+    for name, file in named:
+        source = next(path for path in (ROOT / file, ROOT / "src/imixer" / file) if path.exists()).read_text()
+        last = name.rpartition(".")[2]
+        assert re.search(rf"^ *(?:(?:def|class) {last}\b|{last}\b.* = )", source, re.MULTILINE), f"{name} in {file}"
+
+
+def test_a_step_of_a_walk_calls_what_its_file_calls():
+    """In `NAME in FILE calls OTHER of THAT_FILE`, FILE names OTHER."""
+    steps = re.findall(r"^\d+\. .*", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    called = [
+        (caller, name)
+        for step in steps
+        for caller, rest in re.findall(r"` in `([\w/]+\.py)`(.*)", step)
+        for name in re.findall(r"`(\w+)` of `[\w/]+\.py`", rest)
+    ]
+    assert ("analysis/contraction.py", "worst_case") in called
+    for caller, name in called:
+        assert re.search(rf"\b{name}\(", (ROOT / "src/imixer" / caller).read_text()), f"{name} in {caller}"
+
+
 def test_a_walk_takes_at_most_ten_steps():
     walks = (ROOT / "CONTRIBUTING.md").read_text().partition("## Three walks")[2].split("\n### ")[1:]
     assert [len(re.findall(r"^\d+\. ", walk, re.MULTILINE)) <= 10 for walk in walks] == [True] * 3
