@@ -25,6 +25,7 @@ from timm.models.mlp_mixer import MixerBlock
 
 import imixer
 from imixer.extras import MODULES
+from imixer.hopfield.lagrangians.registry import LAGRANGIANS
 from imixer.training.run.directory import RunDirectory
 
 ROOT = Path(__file__).parent.parent
@@ -226,6 +227,29 @@ def test_the_api_pages_document_what_exists():
     for page in (ROOT / "docs/api").glob("*.md"):
         for dotted in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE):
             resolve(dotted)
+
+
+# Classes that calls return or raise: nobody chooses them.
+RETURNED = {
+    *("Certificate", "Descent", "Drawing", "MixerStart", "MixerWeights", "NotConvergedError", "Retrieval"),
+    *("Solution", "Trajectory"),
+}
+
+
+@pytest.mark.parametrize("package", ["hopfield", "hopfield.lagrangians", "implicit", "models"])
+def test_a_class_says_when_to_choose_it_or_to_write_a_subclass(package):
+    module = importlib.import_module(f"imixer.{package}")
+    exported = {name: getattr(module, name) for name in module.__all__ if name not in RETURNED}
+    classes = {name: one for name, one in exported.items() if inspect.isclass(one)}
+    assert [n for n, one in classes.items() if not re.search(r"\b(Choose|Write a subclass)\b", one.__doc__)] == []
+
+
+def test_a_lagrangian_of_one_neuron_says_whether_descent_can_be_guaranteed():
+    said = {True: "g never falls: descent can be guaranteed", False: "observed at best"}
+    own = [one for one in LAGRANGIANS.values() if one.__module__.endswith(".elementwise")]
+    assert len(own) == 10
+    for one in own:
+        assert said[one().convex] in " ".join(one.__doc__.split()), one
 
 
 @pytest.mark.parametrize("package", ["hopfield", "hopfield.lagrangians", "implicit", "models"])

@@ -29,6 +29,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., None])
 class SolverOptions:
     """How x = G(v) + F(x) is solved and differentiated, and what restricts the choice.
 
+    Choose it to hold these alone. `Inversion` also checks that they go together, and `InverseOptions` has those of F.
+
     From Python, solver and gradient may also be objects of `imixer.implicit`, such as `Anderson(memory=8)`, with
     tolerances of their own.
 
@@ -78,6 +80,8 @@ class SolverOptions:
 @dataclass(frozen=True)
 class InverseOptions(SolverOptions):
     """Everything that may be chosen about the token mixing's inverse. `IMLP`, `IMixer` and the command line take these.
+
+    Choose it to hold or check options together; models take them one by one, by name.
 
     Args:
         num_layers: Layers L of the token mixing's network, the visible one included: 2 is MLP-Mixer, 3 the paper's

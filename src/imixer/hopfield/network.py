@@ -24,6 +24,8 @@ class HopfieldNetwork(nn.Module):
         tau_A dx^A/dt = sum of what the synapses give A + b^A - alpha_A x^A                  (32)
         E = sum_A alpha_A [<x^A, g^A> - L^A] - <b^A, g^A> + sum of the synapses' energies    (6)
 
+    Choose it for graphs other than a row, or for couplings of several kinds, such as attention beside memories.
+
     Args:
         neurons: Layer name -> neurons. Names may contain no dot, and be no method of a dictionary, such as `keys`.
         synapses: Pairs of the names a synapse joins, in its order, and the synapse:

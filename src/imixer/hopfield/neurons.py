@@ -13,6 +13,8 @@ from imixer.hopfield.lagrangians.parts import layer_shape, real_numbers
 class Neurons(nn.Module):
     """Layer A of a network: tau dx/dt = inputs + b - alpha x, with activations g = dL/dx.
 
+    Choose it for every layer of a `HopfieldNetwork`; `chain` and its relatives make the layers themselves.
+
     Args:
         shape: Shape of x for one sample, such as (tokens, channels).
         lagrangian: L, an instance or a name such as `gelu`.

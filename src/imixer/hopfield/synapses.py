@@ -118,6 +118,9 @@ class BilinearSynapse(Synapse):
     """Two layers a and b; b receives xi g_a (`up`), a receives xi~ g_b (`down`). Symmetric if xi~ = xi^T.
 
     The energy is that of the symmetric part, -<g_b, (xi + xi~^T) g_a> / 2, which is -<g_b, xi g_a> if symmetric.
+
+    Write a subclass for a linear map that is neither `LinearSynapse` nor `ConvSynapse`: give it `up` and `down`,
+    and `symmetric` if these are no transposes.
     """
 
     def up(self, g_a: Tensor) -> Tensor:
@@ -429,6 +432,9 @@ class AttentionSynapse(Synapse):
 
     It joins one layer (tokens, channels) with itself, or the layer of the queries with that of the keys. A query
     receives the keys by their softmax, as in attention; a key receives the queries that look at it.
+
+    Choose it where the tokens' activations are to decide how strongly they are coupled; `LinearSynapse` couples them by
+    fixed weights.
 
     Args:
         features: Channels of the layers.

@@ -25,6 +25,8 @@ class Contraction(nn.Module):
     F' is `inner`, one more contraction, for the layer above; without it the inverse is 1. The paper's F^A is F, and
     F^(A+1) is F'.
 
+    Choose it to have the paper's F outside of a model, for `solve` and `certify`; `IMLP` makes its own.
+
     `F(x, weights)` takes all that F depends on besides x from `F.weights()`: the effective matrices, the biases, and
     what activations learn. So the caller decides how often matrices are normalised: once per forward, however often F
     and all inside it are applied. And `solve(lambda x, *w: F(x, list(w)), z, F.weights())` has a gradient for

@@ -49,6 +49,8 @@ def row_norm_bound(weight: Tensor) -> Tensor:
 class NormalizedLinear(nn.Linear):
     """Linear layer that multiplies by a function of its weight, whose spectral norm has a ceiling.
 
+    Write a subclass for a normalisation other than `SpectralLinear` and `OrthogonalLinear`.
+
     Args:
         in_features: Width of the input.
         out_features: Width of the output.

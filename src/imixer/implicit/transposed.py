@@ -11,7 +11,7 @@ from imixer.implicit.low_rank import wrapped_by_lora
 class TransposedLinear(nn.Module):
     """Linear layer that applies the transpose of another layer's weight, given at each call. It has only a bias.
 
-    So a symmetric coupling is one parameter, found once in a state dict.
+    Choose it as `fc2` of a tied F, so that a symmetric coupling is one parameter and stands once in a state dict.
 
     Args:
         out_features: Width of the output, the other layer's input.

@@ -103,6 +103,9 @@ def _of_inversion(option: str) -> property:
 class IMixer(Mixer):
     """timm's `MlpMixer` with `IMixerBlock`s: logits (B, num_classes) of an image (B, in_chans, H, W).
 
+    Choose it for sizes of your own; `timm.create_model` makes those that have names, such as `imixer_s16_224`, and
+    finds weights for them.
+
     Weights trained at another image size, square or not, load through any of timm's ways, as do those of the published
     code. The attributes `n_iter`, `solver`, `gradient`, `tolerance`, `max_steps`, `gradient_terms` and `on_failure` may
     be set on a trained model.

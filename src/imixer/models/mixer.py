@@ -28,7 +28,7 @@ _NORM = partial(nn.LayerNorm, eps=1e-6)  # timm's default
 class Merge(nn.Module):
     """LayerNorm, then a 3x3 convolution of stride 2 over the token grid: a quarter of the tokens, of other channels.
 
-    Tokens (B, S, dim) -> (B, S / 4, out_dim). `Mixer` puts one between two stages.
+    Choose it between two stages of a model of your own, as `Mixer` does. Tokens (B, S, dim) -> (B, S / 4, out_dim).
 
     Args:
         dim: Channels before.

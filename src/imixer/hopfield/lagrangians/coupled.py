@@ -50,6 +50,9 @@ class Attentive(Tempered):
 class Softmax(Attentive):
     """g = softmax(beta x), L = log(sum(e^(beta x))) / beta: the hidden neurons of a modern Hopfield network.
 
+    Choose it for a memory of real-valued patterns that answers with a mean of those near the query. Descent can be
+    guaranteed.
+
     Args:
         beta: Inverse temperature at the start. Positive. A tensor of size 1 along the axes, such as (heads, 1), gives
             each distribution its own.
@@ -194,6 +197,9 @@ class LayerNorm(Lagrangian):
     N is the number of neurons along the axes. The gain is one number: with one per neuron, torch's affine weight, g is
     not the gradient of anything.
 
+    Choose it for the visible neurons of a mixer or an attention network, in torch's scaling. Where the gain is not
+    negative, descent can be guaranteed.
+
     Args:
         axis: Axis or axes that are normalised, counted from the end.
         eps: Added to the variance. Positive.
@@ -276,6 +282,8 @@ class LayerNorm(Lagrangian):
 @register("spherical")
 class Spherical(Lagrangian):
     """g = radius x / sqrt(sum(x^2) + eps), L = radius sqrt(sum(x^2) + eps): neurons projected on a sphere.
+
+    Choose it for visible neurons of which only the direction counts. Descent can be guaranteed.
 
     Args:
         axis: Axis or axes of the sum, counted from the end.

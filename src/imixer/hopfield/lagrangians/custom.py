@@ -21,6 +21,8 @@ _DIRECTIONS = 24  # of the Krylov space in which curvatures are looked for
 class Elementwise(Lagrangian):
     """A Lagrangian given as a function L(x) of one neuron, written in torch operations on a tensor of any shape.
 
+    Choose it to try out an activation of single neurons without writing a class; `FromDensity` is for coupled ones.
+
     What is said about it is checked at construction, in float64, at points `SPACING` apart up to `REACH` on either
     side of 0: by its slopes there and by the chords between them. That can refute a claim, not prove it.
 

@@ -13,7 +13,11 @@ from imixer.hopfield.lagrangians.registry import register
 
 @register("identity")
 class Identity(Lagrangian):
-    """g = x, L = x^2 / 2."""
+    """g = x, L = x^2 / 2.
+
+    Choose it for neurons that are their own activation, such as the visible ones of a `modern` memory. g never falls:
+    descent can be guaranteed.
+    """
 
     lipschitz = 1.0
 
@@ -28,7 +32,10 @@ class Identity(Lagrangian):
 
 @register("relu")
 class ReLU(Lagrangian):
-    """g = max(x, 0), L = g^2 / 2."""
+    """g = max(x, 0), L = g^2 / 2.
+
+    Choose it for the hidden neurons of a mixer in the place of `GELU`. g never falls: descent can be guaranteed.
+    """
 
     lipschitz = 1.0
 
@@ -44,6 +51,8 @@ class ReLU(Lagrangian):
 @register("rectified_power")
 class RectifiedPower(Lagrangian):
     """g = max(x, 0)^n, L = max(x, 0)^(n + 1) / (n + 1): the hidden neurons of a dense associative memory.
+
+    Choose it for a memory of many patterns of +-1, such as `polynomial`. g never falls: descent can be guaranteed.
 
     Args:
         power: The n of g, 1 or more (1: ReLU). The memory's energy is then of order n + 1.
@@ -80,7 +89,10 @@ class RectifiedPower(Lagrangian):
 
 @register("softplus")
 class Softplus(Lagrangian):
-    """g = log(1 + e^x), L = -Li2(-e^x), which vanishes at -inf."""
+    """g = log(1 + e^x), L = -Li2(-e^x), which vanishes at -inf.
+
+    Choose it in the place of `ReLU` where the slope is to be continuous. g never falls: descent can be guaranteed.
+    """
 
     lipschitz = 1.0
 
@@ -95,7 +107,11 @@ class Softplus(Lagrangian):
 
 @register("sigmoid")
 class Sigmoid(Tempered):
-    """g = 1 / (1 + e^(-beta x)), L = log(1 + e^(beta x)) / beta."""
+    """g = 1 / (1 + e^(-beta x)), L = log(1 + e^(beta x)) / beta.
+
+    Choose it for neurons that are on or off, from 0 to 1. g never falls: descent can be guaranteed. It is bounded,
+    which leaves couplings free.
+    """
 
     max_slope = 1 / 4
     asymptotic_slope = 0.0
@@ -111,7 +127,11 @@ class Sigmoid(Tempered):
 
 @register("tanh")
 class Tanh(Tempered):
-    """g = tanh(beta x), L = log(cosh(beta x)) / beta."""
+    """g = tanh(beta x), L = log(cosh(beta x)) / beta.
+
+    Choose it for neurons that stand for signs, as in memories of patterns of +-1. g never falls: descent can be
+    guaranteed. It is bounded, which leaves couplings free.
+    """
 
     max_slope = 1.0
     asymptotic_slope = 0.0
@@ -132,6 +152,8 @@ class Tanh(Tempered):
 @register("exponential")
 class Exponential(Tempered):
     """g = e^(beta x), L = e^(beta x) / beta, up to beta x = cutoff; beyond it g goes on as its tangent.
+
+    Choose it for a memory of the most patterns of +-1, such as `exponential`. g never falls: descent can be guaranteed.
 
     So L is convex with a continuous Hessian, and float32 holds it to |beta x| = 1e4 and beyond. The Lipschitz
     constant is that of the tangent, beta e^cutoff: finite, but no use as a bound unless the cutoff is small.
@@ -174,7 +196,8 @@ class Exponential(Tempered):
 class GELU(Lagrangian):
     """g = x Phi(x), L = [(x^2 - 1) Phi(x) + x phi(x)] / 2, which vanishes at -inf. Not convex: g falls below -0.75.
 
-    The exact form, by erf; its slope is largest at sqrt 2.
+    Choose it to compute what the paper's models and timm's compute; descent is then observed at best, and `ReLU` allows
+    a guaranteed one. It is the exact form, by erf; its slope is largest at sqrt 2.
     """
 
     convex = False
@@ -195,7 +218,11 @@ class GELU(Lagrangian):
 
 @register("gelu_1lip")
 class GELU1Lip(GELU):
-    """GELU divided by its steepest slope, 1.1289: Lipschitz constant 1. Not convex either."""
+    """GELU divided by its steepest slope, 1.1289: Lipschitz constant 1. Not convex either.
+
+    Choose it where GELU's shape is wanted and a ceiling on the couplings is to bound F, as the activation of this name
+    does in models. Descent is observed at best.
+    """
 
     lipschitz = 1.0
     asymptotic_slope = 1 / GELU.lipschitz
@@ -211,7 +238,11 @@ class GELU1Lip(GELU):
 
 @register("silu")
 class SiLU(Lagrangian):
-    """g = x / (1 + e^-x), L = x log(1 + e^x) + Li2(-e^x), which vanishes at -inf. Not convex: g falls below -1.28."""
+    """g = x / (1 + e^-x), L = x log(1 + e^x) + Li2(-e^x), which vanishes at -inf. Not convex: g falls below -1.28.
+
+    Choose it to study networks with this activation, also called swish; descent is observed at best, and `Softplus`
+    allows a guaranteed one.
+    """
 
     convex = False
     # The slope is largest at x tanh(x / 2) = 2, where it is 1/2 + x/4.
