@@ -308,10 +308,16 @@ def test_the_study_judges_the_energy_against_each_other_score_by_seed():
         ("knn", "smaller"),
         ("retrieval", "equivalent"),
     ]
-    assert comparison_grid(comparisons).rows[0][1:4] == ("nearest neighbours", "image AUROC", "-5.02")
+    (low, high), p = comparisons[0].judgement.comparison.interval, comparisons[0].judgement.p
+    grid = comparison_grid(comparisons)
+    assert grid.header[3:] == ("difference", "95% interval", "p", "verdict")
+    assert grid.rows[0][1:5] == ("nearest neighbours", "image AUROC", "-5.02", f"[{low:.2f}, {high:.2f}]")
+    assert [row[-1] for row in grid.rows] == ["smaller", "equivalent within 1"] and p < 0.001
     assert trials_grid(made).rows[0][:3] == ("model", "memory energy", "90.8 +- 0.8")
     worse, alike = describe_detectors(comparisons)
-    assert "is worse than nearest neighbours (-5.02 points" in worse and "equivalent within 1 to retrieval" in alike
+    said = f"the memory's energy is worse (-5.02 points, 95% interval [{low:.2f}, {high:.2f}], corrected p < 0.001)"
+    assert worse == f"image AUROC, features of model, against nearest neighbours: {said}"
+    assert alike.startswith("image AUROC, features of model, against retrieval: equivalent within 1 points (")
 
 
 def test_the_study_reads_what_it_has_measured(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from rich.console import Console
@@ -18,14 +18,22 @@ from imixer.analysis.anomaly.detectors import DETECTORS
 from imixer.analysis.anomaly.samples import OTHER_CLASS, digit_samples
 from imixer.errors import InputError
 from imixer.experiments.anomalies import MARGIN
-from imixer.experiments.comparison import Judgement, compare_means, judge
+from imixer.experiments.comparison import CONFIDENCE, Judgement, compare_means, judge
 from imixer.experiments.experiment_result import ExperimentResult
 from imixer.experiments.measured_page import MeasuredPage
-from imixer.experiments.sentences import OF_EXPERIMENT, p_words, verdict_legend
+from imixer.experiments.sentences import (
+    OF_EXPERIMENT,
+    describe_measures,
+    interval_words,
+    mean_words,
+    p_words,
+    verdict_legend,
+    verdict_words,
+)
 from imixer.experiments.table_output import machine
 from imixer.progress import with_progress
 from imixer.reading import read_json
-from imixer.tables import Grid, on_screen, plus_minus
+from imixer.tables import Grid, on_screen
 from imixer.training.finished_run import load_run
 from imixer.training.run.config import AnomalyConfig
 from imixer.training.run.environment import environment
@@ -194,26 +202,12 @@ def write_detectors(result: ExperimentResult, console: Console, *, measure: bool
 
 def describe_detectors(comparisons: Sequence[DetectorComparison]) -> list[str]:
     """Describe what the comparisons decide, in a sentence each, and what they leave open, in one."""
-    sentences, undecided = [], []
-    for each in comparisons:
-        judgement = each.judgement
-        what = f"{_MEASURES[each.measure]}, features of {each.source}"
-        other = DETECTORS[each.score].label
-        if judgement.verdict == "undecided":
-            undecided.append(f"{other} ({what})")
-            continue
-        said = {
-            "larger": "better than",
-            "smaller": "worse than",
-            "equivalent": f"equivalent within {judgement.margin:g} to",
-        }[judgement.verdict]
-        difference = f"{judgement.comparison.difference:+.2f} points"
-        less = ", by less than the margin" if judgement.within and judgement.verdict != "equivalent" else ""
-        p = p_words(judgement.p)
-        sentences.append(f"{what}: the memory's energy is {said} {other} ({difference}, p {p}){less}")
-    if undecided:
-        sentences.append(f"Undecided against: {'; '.join(undecided)}")
-    return sentences
+    names = [
+        f"{_MEASURES[each.measure]}, features of {each.source}, against {DETECTORS[each.score].label}"
+        for each in comparisons
+    ]
+    judged = zip(names, comparisons, strict=True)
+    return describe_measures("the memory's energy", [(name, each.judgement, True) for name, each in judged])
 
 
 def _ran_on(files: Sequence[Path]) -> str:
@@ -264,35 +258,30 @@ def judge_detectors(trials: Sequence[DetectorTrials], margin: float = MARGIN) ->
 def trials_grid(trials: Sequence[DetectorTrials]) -> Grid:
     """Make the table of all scores, in per cent, mean and standard deviation over the seeds."""
     rows = [
-        (each.source, DETECTORS[each.score].label, *(_cell(each.values.get(measure)) for measure in _MEASURES))
+        (
+            each.source,
+            DETECTORS[each.score].label,
+            *(mean_words(each.values.get(measure, {}), 1) for measure in _MEASURES),
+        )
         for each in trials
     ]
     return Grid(("features", "score", *_MEASURES.values()), tuple(rows), 2)
 
 
-def _cell(values: dict[int, float] | None) -> str:
-    if not values:
-        return "-"
-    every = list(values.values())
-    return plus_minus(fmean(every), stdev(every) if len(every) > 1 else None, 1)
-
-
 def comparison_grid(comparisons: Sequence[DetectorComparison]) -> Grid:
     """Make the table of the comparisons: memory energy minus the other score, in points."""
-    rows = []
-    for each in comparisons:
-        judgement = each.judgement
-        interval = judgement.comparison.interval
-        rows.append(
-            (
-                each.source,
-                DETECTORS[each.score].label,
-                _MEASURES[each.measure],
-                f"{judgement.comparison.difference:+.2f}",
-                "-" if interval is None else f"{interval[0]:+.2f} to {interval[1]:+.2f}",
-                "-" if judgement.p is None else p_words(judgement.p),
-                judgement.verdict,
-            )
+    rows = [
+        (
+            each.source,
+            DETECTORS[each.score].label,
+            _MEASURES[each.measure],
+            f"{each.judgement.comparison.difference:+.2f}",
+            interval_words(each.judgement),
+            p_words(each.judgement.p),
+            verdict_words(each.judgement),
         )
-    header = ("features", "memory energy minus", "measure", "points", "95 % interval", "p, corrected", "verdict")
+        for each in comparisons
+    ]
+    interval = f"{CONFIDENCE:.0%} interval"
+    header = ("features", "memory energy minus", "measure", "difference", interval, "p", "verdict")
     return Grid(header, tuple(rows), 3)

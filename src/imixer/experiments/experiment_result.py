@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -174,7 +174,7 @@ class ExperimentResult:
         return environments
 
 
-def mean_and_std(values: dict[int, float]) -> MeanStd | None:
+def mean_and_std(values: Mapping[int, float]) -> MeanStd | None:
     """Return the mean and the standard deviation over trials. None without a trial.
 
     Args:

@@ -13,12 +13,14 @@ from rich.console import Console
 
 from imixer.analysis.ood.scores import SCORES
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement, compare_means, judge
-from imixer.experiments.experiment_result import ExperimentResult, mean_and_std
+from imixer.experiments.experiment_result import ExperimentResult
 from imixer.experiments.measured_page import MeasuredPage
 from imixer.experiments.sentences import (
     OF_EXPERIMENT,
+    describe_measures,
     detectable_words,
     interval_words,
+    mean_words,
     p_words,
     verdict_legend,
     verdict_words,
@@ -26,7 +28,7 @@ from imixer.experiments.sentences import (
 from imixer.experiments.table_output import conditions, remarks
 from imixer.experiments.trained_robustness import IMAGES, TrainedRobustness, measure_robustness
 from imixer.progress import with_progress
-from imixer.tables import Grid, on_screen, plus_minus
+from imixer.tables import Grid, on_screen
 from imixer.writing import write_csv
 
 _OOD_SCORES = ("max_softmax", "logsumexp", "hopfield_mean", "hopfield_last")  # which iMixer and Mixer both have
@@ -134,7 +136,7 @@ def comparison_table(comparisons: Sequence[RobustnessComparison]) -> Grid:
                 detectable_words(judgement.detectable),
                 verdict_words(judgement),
             )
-        rows.append((each.measure.label, _mean(each.imixer), _mean(each.mixer), *compared))
+        rows.append((each.measure.label, mean_words(each.imixer, 1), mean_words(each.mixer, 1), *compared))
     return Grid(header, tuple(rows), 1)
 
 
@@ -144,7 +146,7 @@ def corruption_table(imixer: Trials, mixer: Trials) -> Grid:
     rows = [
         (
             name.replace("_", " "),
-            *(_mean({seed: trial.corrupted[name] for seed, trial in trials.items()}) for trials in (imixer, mixer)),
+            *(mean_words({seed: t.corrupted[name] for seed, t in trials.items()}, 1) for trials in (imixer, mixer)),
         )
         for name in names
     ]
@@ -159,43 +161,19 @@ def ood_table(imixer: Trials, mixer: Trials) -> Grid:
     rows = []
     for kind, score in product(kinds, scores):
         cells = [
-            _mean({seed: t.ood_auroc[score][kind] for seed, t in trials.items() if score in t.ood_auroc})
+            mean_words({seed: t.ood_auroc[score][kind] for seed, t in trials.items() if score in t.ood_auroc}, 1)
             for trials in (imixer, mixer)
         ]
         rows.append((kind, SCORES[score].label, *cells))
     return Grid(("images", "score", "iMixer", "Mixer"), tuple(rows), 2)
 
 
-def _mean(values: dict[int, float]) -> str:
-    over_trials = mean_and_std(values)
-    return "-" if over_trials is None else plus_minus(over_trials.mean, over_trials.std, 1)
-
-
 def describe_robustness(comparisons: Sequence[RobustnessComparison]) -> list[str]:
     """Describe what the comparisons decide, in a sentence each, and what they leave open, in one."""
-    sentences, undecided = [], []
-    for each in comparisons:
-        judgement = each.judgement
-        if judgement is None:
-            continue
-        if judgement.verdict == "undecided":
-            undecided.append(each)
-            continue
-        numbers = (
-            f"{judgement.comparison.difference:+.2f} points, {CONFIDENCE:.0%} interval {interval_words(judgement)}"
-        )
-        if judgement.verdict == "equivalent":
-            sentences.append(f"{each.measure.label}: equivalent within {judgement.margin:g} points ({numbers})")
-            continue
-        better = (judgement.verdict == "larger") == each.measure.higher_is_better
-        p = f"p {p_words(judgement.p)}" if (judgement.p or 0) < 0.001 else f"p = {p_words(judgement.p)}"
-        less = f", by less than the margin of {judgement.margin:g}" if judgement.within else ""
-        who = "the iMixer is better" if better else "the iMixer is worse"
-        sentences.append(f"{each.measure.label}: {who} ({numbers}, corrected {p}){less}")
-    if undecided:
-        names = "; ".join(each.measure.label for each in undecided)
-        sentences.append(f"Undecided: {names}. Neither a difference nor its absence is shown")
-    return sentences
+    judged = [(each.measure, each.judgement) for each in comparisons if each.judgement is not None]
+    return describe_measures(
+        "the iMixer", [(measure.label, judgement, measure.higher_is_better) for measure, judgement in judged]
+    )
 
 
 def write_robustness(result: ExperimentResult, console: Console) -> None:

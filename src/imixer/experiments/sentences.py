@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from imixer.escaping import is_numeral
 from imixer.experiments.comparison import CONFIDENCE, POWER, Judgement
-from imixer.experiments.experiment_result import ExperimentResult, RowResult
+from imixer.experiments.experiment_result import ExperimentResult, RowResult, mean_and_std
+from imixer.tables import plus_minus
 
 ON_PAGE = "in the tables of this page"
 OF_EXPERIMENT = "of this experiment"
@@ -59,6 +60,27 @@ def describe_decided(result: ExperimentResult, judgements: Mapping[str, Judgemen
         for row_result in rows
         if judgements[row_result.row.name].verdict != "undecided"
     ]
+
+
+def describe_measures(subject: str, measures: Sequence[tuple[str, Judgement, bool]]) -> list[str]:
+    """Describe what comparisons by several measures decide, in a sentence each, and what they leave open, in one.
+
+    Args:
+        subject: What is compared, such as `the iMixer`.
+        measures: Name of each measure, its judgement of the subject minus another, and whether more of it is better.
+    """
+    sentences, undecided = [], []
+    for name, judgement, higher_is_better in measures:
+        if judgement.verdict == "undecided":
+            undecided.append(name)
+        elif judgement.verdict == "equivalent":
+            sentences.append(f"{name}: equivalent within {judgement.margin:g} points ({_difference(judgement)})")
+        else:
+            better = (judgement.verdict == "larger") == higher_is_better
+            sentences.append(f"{name}: {subject} is {'better' if better else 'worse'} {_significance(judgement)}")
+    if undecided:
+        sentences.append(f"Undecided: {'; '.join(undecided)}. Neither a difference nor its absence is shown")
+    return sentences
 
 
 def describe_contraction(result: ExperimentResult) -> list[str]:
@@ -114,6 +136,17 @@ def verdict_legend(tests: int, margin: float, where: str = ON_PAGE) -> str:
     )
 
 
+def mean_words(values: Mapping[int, float], digits: int = 2) -> str:
+    """Write mean and standard deviation over trials for a table, or a dash if there is no trial.
+
+    Args:
+        values: A number of each trial, by seed.
+        digits: Digits after the point.
+    """
+    over_trials = mean_and_std(values)
+    return "-" if over_trials is None else plus_minus(over_trials.mean, over_trials.std, digits)
+
+
 def interval_words(judgement: Judgement) -> str:
     """Write the confidence interval of a difference, or nothing if there is none."""
     interval = judgement.comparison.interval
@@ -145,18 +178,24 @@ def paper_difference(result: ExperimentResult, row_result: RowResult) -> float |
 def _decided(result: ExperimentResult, row_result: RowResult, judgement: Judgement) -> str:
     baseline = result.baseline(row_result)
     assert baseline is not None
-    difference, margin = judgement.comparison.difference, judgement.margin
-    numbers = f"{difference:+.2f} points, {CONFIDENCE:.0%} interval {interval_words(judgement)}"
     if judgement.verdict == "equivalent":
-        said = f"equivalent to {row_name(baseline)} within {margin:g} points ({numbers})"
+        said = f"equivalent to {row_name(baseline)} within {judgement.margin:g} points ({_difference(judgement)})"
     else:
-        p = f"p {p_words(judgement.p)}" if (judgement.p or 0) < 0.001 else f"p = {p_words(judgement.p)}"
-        said = f"{judgement.verdict} than {row_name(baseline)} ({numbers}, corrected {p})"
-        if judgement.within:
-            said += f", by less than the margin of {margin:g}"
+        said = f"{judgement.verdict} than {row_name(baseline)} {_significance(judgement)}"
     reported = paper_difference(result, row_result)
     paper = "" if reported is None else f"; the paper's means differ by {reported:+.2f}"
     return f"{row_name(row_result)}: {said}{paper}"
+
+
+def _difference(judgement: Judgement) -> str:
+    return f"{judgement.comparison.difference:+.2f} points, {CONFIDENCE:.0%} interval {interval_words(judgement)}"
+
+
+def _significance(judgement: Judgement) -> str:
+    """Write the difference with its p-value, in parentheses, and whether it lies within the margin."""
+    p = f"p {p_words(judgement.p)}" if (judgement.p or 0) < 0.001 else f"p = {p_words(judgement.p)}"
+    less = f", by less than the margin of {judgement.margin:g}" if judgement.within else ""
+    return f"({_difference(judgement)}, corrected {p}){less}"
 
 
 def _undecided(rows: Mapping[str, RowResult], judgements: Mapping[str, Judgement], baseline: str) -> str:

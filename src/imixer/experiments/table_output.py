@@ -19,6 +19,7 @@ from imixer.experiments.sentences import (
     describe,
     detectable_words,
     interval_words,
+    mean_words,
     p_words,
     paper_difference,
     summarise,
@@ -178,8 +179,8 @@ def _results(result: ExperimentResult) -> Grid:
 def _numbers(result: ExperimentResult, row_result: RowResult) -> list[str]:
     complexity, paper = row_result.complexity, row_result.row.paper
     return [
-        "not run" if row_result.config is None else _mean_and_std(row_result.last),
-        "" if row_result.config is None else _mean_and_std(row_result.best),
+        "not run" if row_result.config is None else mean_words(row_result.last),
+        "" if row_result.config is None else mean_words(row_result.best),
         *[plus_minus(paper.mean, paper.spread) if paper else ""] * _beside_paper(result),
         _count(row_result),
         *(_contraction(row_result) if result.experiment.show_contraction else []),
@@ -239,11 +240,6 @@ def _test(result: ExperimentResult, row_result: RowResult, judgement: Judgement)
     assert baseline is not None
     alike = comparison.test != "paired" or comparison.pairs == len(row_result.last) == len(baseline.last)
     return comparison.test if alike else f"{comparison.test}, {comparison.pairs} seed{'s' * (comparison.pairs != 1)}"
-
-
-def _mean_and_std(values: dict[int, float]) -> str:
-    over_trials = mean_and_std(values)
-    return "-" if over_trials is None else plus_minus(over_trials.mean, over_trials.std)
 
 
 def _count(row_result: RowResult) -> str:
