@@ -13,6 +13,7 @@ from imixer.extras import MODULES
 
 SOURCE = Path(imixer.__file__).parent
 CORE_BASE = {
+    "dtypes",
     "errors",
     "escaping",
     "extras",
@@ -31,8 +32,8 @@ BASE = CORE_BASE | {
     "tables",
 }  # of those, what needs the extra `train`
 MAY_IMPORT = {
-    "hopfield": {"errors", "extras", "verdict"},
-    "implicit": {"errors", "timing", "verdict"},
+    "hopfield": {"dtypes", "errors", "extras", "verdict"},
+    "implicit": {"dtypes", "errors", "timing", "verdict"},
     "weights": CORE_BASE,
     "models": {"implicit", "weights", *CORE_BASE},
     "data": BASE,
@@ -76,6 +77,7 @@ THIRD_PARTY = {
 }
 THEIRS = {  # what single files need besides
     "hugging_face.py": {"transformers"},  # imported after Transformers, if anybody imports that
+    "dtypes.py": {"torch"},
     "timing.py": {"torch"},
     "fused_kernels.py": {"triton"},  # imported where there is Triton, which comes with torch for GPUs
 }
@@ -135,6 +137,13 @@ def test_no_file_imports_itself_by_way_of_others():
 SHARED_CLASSES = {
     "GELU1Lip",  # the Lagrangian and the activation of one function
 }
+# Names that two functions share on purpose, each with its reason.
+SHARED_FUNCTIONS = {
+    "main",  # of a module that is run by itself
+    "posterize",  # of a picture on the host, and of a batch on the device
+}
+# Rooms whose functions are parts with names of their own, such as `draw` of every view.
+FUNCTIONS_BY_ROLE = ("cli", "gpu_check", "analysis/views")
 # Rooms whose files are called like what they are about: a command like what it runs, a view like its measurement.
 MIRRORS = ("cli", "analysis/views")
 # Names that files of two rooms share on purpose: the room says of what.
@@ -167,6 +176,28 @@ def test_no_two_classes_have_one_name():
             if isinstance(node, ast.ClassDef):
                 classes[node.name].append(str(file.relative_to(SOURCE)))
     assert places(classes, SHARED_CLASSES) == {}
+
+
+def test_no_two_public_functions_have_one_name():
+    functions = defaultdict(list)
+    for file in sorted(SOURCE.rglob("*.py")):
+        if file.parent.relative_to(SOURCE).as_posix() not in FUNCTIONS_BY_ROLE:
+            for node in ast.parse(file.read_text()).body:
+                if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                    functions[node.name].append(str(file.relative_to(SOURCE)))
+    assert places(functions, SHARED_FUNCTIONS) == {}
+
+
+# Fields whose name stands in files that are there.
+WRITTEN = {"experiments/trained_contraction.py": "found"}
+
+
+def test_no_name_says_only_that_something_was_found():
+    for file in sorted(SOURCE.rglob("*.py")):
+        tree, name = ast.parse(file.read_text()), str(file.relative_to(SOURCE))
+        stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        given = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        assert "found" not in (stored | given) - {WRITTEN.get(name)}, name
 
 
 def test_no_two_files_have_one_name():

@@ -11,7 +11,7 @@ from PIL import Image
 
 import imixer  # noqa: F401
 from imixer.analysis.analyze import analyze
-from imixer.analysis.convergence import compare_convergence, convergence_along_depth, iterates
+from imixer.analysis.convergence import block_iterates, compare_convergence, convergence_along_depth
 from imixer.analysis.images import random_images
 from imixer.analysis.views.convergence import ANALYSIS, draw, draw_cosines, draw_first_block, draw_norms
 from imixer.cli import main
@@ -63,7 +63,7 @@ def test_a_contraction_settles_geometrically():
 )
 def test_the_iterates_end_where_the_model_does(kwargs):
     for inside in capture_activations(create(n_iter=3, **kwargs), IMAGES):
-        found = iterates(inside, 3)
+        found = block_iterates(inside, 3)
         assert len(found) == 4
         torch.testing.assert_close(found[-1], inside.x)
 

@@ -9,7 +9,7 @@ from imixer.analysis.convergence import convergence_along_depth
 from imixer.analysis.energy import energy_along_depth
 from imixer.analysis.features import features_at
 from imixer.analysis.ood.scores import SCORES, ood_scores
-from imixer.analysis.weights import token_mixing
+from imixer.analysis.weights import token_mixing_matrices
 from imixer.training.monitor import convergence
 
 
@@ -20,7 +20,7 @@ def pyramid():
 
 
 def test_token_mixing_is_drawn_on_each_stages_grid(pyramid):
-    found = token_mixing(pyramid)
+    found = token_mixing_matrices(pyramid)
     assert [each.block for each in found] == [0, 2, 3]
     assert [tuple(each.reads.shape[1:]) for each in found] == [(16, 16), (8, 8), (8, 8)]
 

@@ -12,10 +12,10 @@ from imixer.errors import InputError
 from imixer.experiments.registry import EXPERIMENTS
 from imixer.experiments.robustness_output import (
     compare_robustness,
-    comparison_table,
     corruption_table,
     describe_robustness,
     ood_table,
+    robustness_table,
 )
 from imixer.experiments.scales import SCALES
 from imixer.experiments.trained_robustness import TrainedRobustness, measure_robustness
@@ -64,7 +64,7 @@ def test_a_score_that_one_model_lacks_is_listed_and_not_compared():
 
 
 def test_tables_have_both_models_and_their_difference_in_this_order():
-    grid = comparison_table(list(compared().values()))
+    grid = robustness_table(list(compared().values()))
     assert grid.header[:4] == ("measure", "iMixer", "Mixer", "difference")
     by_measure = {row[0]: row for row in grid.rows}
     assert by_measure["accuracy on corrupted images"][1:4] == ("70.0 +- 0.1", "60.0 +- 0.1", "+10.00")

@@ -18,7 +18,7 @@ from imixer.gpu_check.checks import PROMISES, promises_on
 from imixer.gpu_check.journal import Bench, Journal, last_attempts
 from imixer.gpu_check.part_list import PARTS, Part
 from imixer.gpu_check.part_process import run_parts
-from imixer.gpu_check.promise import Place, at_most, relative_error
+from imixer.gpu_check.promise import Place, at_most, relative_distance
 from imixer.gpu_check.results_page import draw_page
 from imixer.gpu_check.trainings import train_rows
 from imixer.sweep.trial import record_failure
@@ -75,10 +75,10 @@ def test_no_two_promises_have_one_name():
 
 def test_what_is_expected_to_be_zero_proves_nothing():
     with pytest.raises(AssertionError, match="nothing to compare"):
-        relative_error(torch.zeros(3), torch.zeros(3))
+        relative_distance(torch.zeros(3), torch.zeros(3))
     with pytest.raises(AssertionError):
         at_most(float("nan"), 1.0)
-    assert relative_error([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 0.0])]) == pytest.approx(4 / 3)
+    assert relative_distance([torch.tensor([3.0, 4.0])], [torch.tensor([3.0, 0.0])]) == pytest.approx(4 / 3)
 
 
 def bench(folder, part="hardware"):

@@ -192,13 +192,13 @@ def test_what_is_analysed_stays_on_one_device():
     from imixer.analysis.energy import energy_along_depth, token_energies
     from imixer.analysis.inverse import inverse_along_depth
     from imixer.analysis.ood.scores import ood_scores
-    from imixer.analysis.weights import token_mixing
+    from imixer.analysis.weights import token_mixing_matrices
     from imixer.training.monitor import convergence
 
     measures = (
         *(convergence, contraction_along_depth, convergence_along_depth, energy_along_depth),
         *(inverse_along_depth, ood_scores, lambda model, images: token_energies(model)(images)),
-        lambda model, images: token_mixing(model),
+        lambda model, images: token_mixing_matrices(model),
     )
     for options in ({}, {"num_layers": 4}):
         with fake_gpu(may_wait=True) as host:

@@ -133,7 +133,7 @@ def resolve_n_iter(imlp: IMLP, n_iter: int | None) -> int:
 
 
 @torch.no_grad()
-def iterates(inside: BlockActivations, n_iter: int, dtype: torch.dtype | None = None) -> Tensor:
+def block_iterates(inside: BlockActivations, n_iter: int, dtype: torch.dtype | None = None) -> Tensor:
     """Iterate x^0 = G(v), x^(a+1) = G(v) + F(x^a). Inverses inside F keep the model's n.
 
     Args:
@@ -157,7 +157,7 @@ def iterates(inside: BlockActivations, n_iter: int, dtype: torch.dtype | None = 
 
 
 def _measure(inside: BlockActivations, n_iter: int) -> BlockConvergence:
-    x = iterates(inside, n_iter, torch.float64).flatten(2)
+    x = block_iterates(inside, n_iter, torch.float64).flatten(2)
     C, S = inside.v.shape[1:]
     return BlockConvergence(
         block=inside.block,

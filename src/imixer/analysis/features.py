@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from imixer.analysis.convergence import iterates, resolve_n_iter
+from imixer.analysis.convergence import block_iterates, resolve_n_iter
 from imixer.errors import InputError
 from imixer.models.mixer import grid_of
 from imixer.models.probe import capture_activations, number_ranges, require_implicit_layers
@@ -108,7 +108,7 @@ def features_at(
     if block not in blocks:
         raise InputError(f"block is {block}; this model has inverses in the blocks {number_ranges(blocks)}")
     inside = capture_activations(model, image[None], "draw")[blocks.index(block)]
-    x = iterates(inside, resolve_n_iter(inside.imlp, n_iter))[:, 0]
+    x = block_iterates(inside, resolve_n_iter(inside.imlp, n_iter))[:, 0]
     return Features(
         block=block,
         name=name,

@@ -114,8 +114,8 @@ def _measure(inside: BlockActivations) -> BlockInverse:
     F, fc_in = inside.F, inside.imlp.fc_in
     v, W = inside.v.double(), fc_in.weight.detach().double()
     z = nn.functional.linear(v, W, None if fc_in.bias is None else fc_in.bias.detach().double())
-    found = fixed_point(F, z.flatten(0, -2))
-    solved = found.states[0].view(z.shape)
+    solution = fixed_point(F, z.flatten(0, -2))
+    solved = solution.states[0].view(z.shape)
     back_run, back_solved = recover_G(F, inside.x.double()), recover_G(F, solved)
     seen = visible_part(fc_in, v)
     singular = torch.linalg.svdvals(W)
@@ -130,5 +130,5 @@ def _measure(inside: BlockActivations) -> BlockInverse:
         tokens=v.shape[-1],
         condition=float(nonzero[0] / nonzero[-1]),
         visible=(seen.flatten(1).square().sum(1) / v.flatten(1).square().sum(1)).cpu(),
-        converged=found.converged.view(z.shape[:-1]).flatten(1).all(1).cpu(),
+        converged=solution.converged.view(z.shape[:-1]).flatten(1).all(1).cpu(),
     )

@@ -53,7 +53,7 @@ class TokenMixing:
         return float(self.energies[self.strongest(count)].sum() / self.energies.sum())
 
 
-def token_mixing(model: nn.Module) -> tuple[TokenMixing, ...]:
+def token_mixing_matrices(model: nn.Module) -> tuple[TokenMixing, ...]:
     """Return the token mixing matrices of an iMixer or a Mixer, a set per block, in float64.
 
     Raises:

@@ -49,5 +49,5 @@ def experiments_at(scale: str) -> list[Experiment]:
     Args:
         scale: Name of the scale.
     """
-    found = (scale,) if SCALES[scale].only_own else (None, scale)
-    return [experiment for experiment in EXPERIMENTS.values() if experiment.scale in found]
+    scales = (scale,) if SCALES[scale].only_own else (None, scale)
+    return [experiment for experiment in EXPERIMENTS.values() if experiment.scale in scales]

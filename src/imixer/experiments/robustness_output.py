@@ -121,7 +121,7 @@ def _values(measure: RobustnessMeasure, trials: Trials) -> dict[int, float]:
     return {seed: value for seed, value in taken.items() if value is not None}
 
 
-def comparison_table(comparisons: Sequence[RobustnessComparison]) -> Grid:
+def robustness_table(comparisons: Sequence[RobustnessComparison]) -> Grid:
     """Make the table of all measures, a row each: both models in per cent, and the iMixer minus the Mixer in points."""
     header = ("measure", "iMixer", "Mixer", "difference", f"{CONFIDENCE:.0%} interval", "p", "detectable", "verdict")
     rows = []
@@ -204,7 +204,7 @@ def write_robustness(result: ExperimentResult, console: Console) -> None:
         conditions(result),
         describe_robustness(comparisons),
         {
-            "iMixer and Mixer": comparison_table(comparisons),
+            "iMixer and Mixer": robustness_table(comparisons),
             "Corruptions": corruption_table(imixer, mixer),
             "Images of another kind": ood_table(imixer, mixer),
         },

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from imixer.errors import in_short
 from imixer.gpu_check.journal import Bench
-from imixer.gpu_check.promise import relative_error
+from imixer.gpu_check.promise import relative_distance
 from imixer.implicit.fused import fused_mode, fused_ms, step_by_step, step_by_step_ms, token_mixing
 
 # samples, channels, tokens S, D_S, N_h, n of the largest token mixings that are trained
@@ -62,7 +62,7 @@ def error_of(v: Tensor, weights: list[Tensor], n_iter: int) -> float:
             with torch.no_grad():
                 ahead = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view(y.shape).to(y)
             sides.append([y, *torch.autograd.grad(y, leaves, ahead)])
-    return max(relative_error(a, b) for a, b in zip(*sides, strict=True))
+    return max(relative_distance(a, b) for a, b in zip(*sides, strict=True))
 
 
 def run(bench: Bench) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import imixer  # noqa: F401  (registers our models with timm)
-from imixer.gpu_check.promise import Place, Promise, at_most, relative_error
+from imixer.gpu_check.promise import Place, Promise, at_most, relative_distance
 from imixer.implicit import Anderson, Broyden, Implicit, Picard, SpectralLinear, fold, solve
 from imixer.implicit.spectral import advance
 
@@ -55,8 +55,8 @@ def _forward_and_backward(place: Place, options: dict[str, Any], dtype: torch.dt
     model = tiny_model(**options).double()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     there = copy.deepcopy(model).to(place.device, dtype)
-    found, expected = _gradients(there, images.to(place.device, dtype)), _gradients(model, images)
-    return at_most(relative_error(found, expected), TOLERANCE[dtype] * (10 if options.get("solver") else 1))
+    computed, expected = _gradients(there, images.to(place.device, dtype)), _gradients(model, images)
+    return at_most(relative_distance(computed, expected), TOLERANCE[dtype] * (10 if options.get("solver") else 1))
 
 
 def _autocast(place: Place, dtype: torch.dtype, options: dict[str, Any]) -> float:
@@ -69,8 +69,8 @@ def _autocast(place: Place, dtype: torch.dtype, options: dict[str, Any]) -> floa
         there.zero_grad()
         loss = there(images.to(place.device)).float().square().mean()
     loss.backward()
-    found = [p.grad for p in there.parameters() if p.grad is not None]
-    return at_most(relative_error(found, expected), 2 * TOLERANCE[dtype])
+    computed = [p.grad for p in there.parameters() if p.grad is not None]
+    return at_most(relative_distance(computed, expected), 2 * TOLERANCE[dtype])
 
 
 def _channels_last(place: Place) -> float:
@@ -82,7 +82,7 @@ def _channels_last(place: Place) -> float:
     there = there.to(memory_format=torch.channels_last)
     moved: Any = images.to(place.device)
     return at_most(
-        relative_error(_gradients(there, moved.to(memory_format=torch.channels_last)), expected),
+        relative_distance(_gradients(there, moved.to(memory_format=torch.channels_last)), expected),
         TOLERANCE[torch.float32],
     )
 
@@ -96,7 +96,7 @@ def _power_iterations(place: Place, scale: float) -> float:
         advance(together)
         for layer in alone:
             layer.advance()
-    found, one_by_one, exact = (
+    computed, one_by_one, exact = (
         torch.stack(each)
         for each in (
             [layer.sigma() for layer in together],
@@ -104,8 +104,8 @@ def _power_iterations(place: Place, scale: float) -> float:
             [layer.sigma(exact=True) for layer in together],
         )
     )
-    at_most(relative_error(found / scale, exact / scale), 1e-3)
-    return at_most(relative_error(found / scale, one_by_one / scale), 1e-5)
+    at_most(relative_distance(computed / scale, exact / scale), 1e-3)
+    return at_most(relative_distance(computed / scale, one_by_one / scale), 1e-5)
 
 
 def _no_tf32(place: Place) -> float:
@@ -116,7 +116,7 @@ def _no_tf32(place: Place) -> float:
             layer.advance()
         here = copy.deepcopy(layer).cpu()
         here.warm_up()
-        return at_most(relative_error(layer.sigma(), here.sigma()), 1e-5)
+        return at_most(relative_distance(layer.sigma(), here.sigma()), 1e-5)
     finally:
         _exact_products()
 
@@ -133,14 +133,14 @@ def _solver(place: Place, solver: Callable[..., Any], check_every: int) -> float
 
     gradient = Implicit(solver(**options))
     expected = solve(F, z, (W,), solver=solver(**options), gradient=gradient).value
-    found = solve(
+    computed = solve(
         F, z.to(place.device), (there,), solver=solver(**options, check_every=check_every), gradient=gradient
     ).value
-    for value in (expected, found):
+    for value in (expected, computed):
         value.square().sum().backward()
     assert W.grad is not None and there.grad is not None
-    at_most(relative_error(there.grad, W.grad), 1e-9)
-    return at_most(relative_error(found, expected), 1e-10)
+    at_most(relative_distance(there.grad, W.grad), 1e-9)
+    return at_most(relative_distance(computed, expected), 1e-10)
 
 
 def _one_graph(place: Place, options: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def _compiled(place: Place) -> float:
     images = torch.randn(4, 3, 8, 8, device=place.device)
     other: Any = copy.deepcopy(model)
     other.compile()
-    return at_most(relative_error(_gradients(other, images), _gradients(model, images)), 1e-4)
+    return at_most(relative_distance(_gradients(other, images), _gradients(model, images)), 1e-4)
 
 
 def _graph(place: Place) -> float:
@@ -173,7 +173,7 @@ def _graph(place: Place) -> float:
         with torch.cuda.graph(graph):
             logits = model(images)
         graph.replay()
-    return at_most(relative_error(logits, expected), 1e-5)
+    return at_most(relative_distance(logits, expected), 1e-5)
 
 
 def _dropout_repeats(place: Place) -> float:
@@ -187,7 +187,7 @@ def _dropout_repeats(place: Place) -> float:
     for each in (model, other):
         torch.manual_seed(1)
         grads.append(_gradients(each, images))
-    return at_most(relative_error(grads[1], grads[0]), 1e-5)
+    return at_most(relative_distance(grads[1], grads[0]), 1e-5)
 
 
 def _short(dtype: torch.dtype) -> str:

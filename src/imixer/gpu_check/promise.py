@@ -40,15 +40,15 @@ class Promise:
     slow: bool = False
 
 
-def relative_error(found: Any, expected: Any) -> float:
+def relative_distance(computed: Any, expected: Any) -> float:
     """Measure the distance of some tensors from others, over the length of the latter, in float64 on the CPU.
 
     Args:
-        found: A tensor, or a sequence of tensors.
+        computed: A tensor, or a sequence of tensors.
         expected: Likewise, of the same shapes.
     """
-    found, expected = ([x] if isinstance(x, torch.Tensor) else list(x) for x in (found, expected))
-    a, b = (torch.cat([t.detach().double().cpu().flatten() for t in side]) for side in (found, expected))
+    computed, expected = ([x] if isinstance(x, torch.Tensor) else list(x) for x in (computed, expected))
+    a, b = (torch.cat([t.detach().double().cpu().flatten() for t in side]) for side in (computed, expected))
     assert b.norm() > 0, "there is nothing to compare: all that is expected is 0"
     return float((a - b).norm() / b.norm())
 

@@ -29,7 +29,7 @@ from imixer.data.sampler import BatchShard
 from imixer.gpu_check.model_promises import tiny_model
 from imixer.gpu_check.noise import noise_data
 from imixer.gpu_check.part_process import processes
-from imixer.gpu_check.promise import Place, Promise, at_most, relative_error
+from imixer.gpu_check.promise import Place, Promise, at_most, relative_distance
 from imixer.reading import read_rows
 from imixer.training.devices import build_fabric
 from imixer.training.guard import Guard, gradient_norm
@@ -90,7 +90,7 @@ def _batches(place: Place, config: dict[str, Any]) -> float:
     worst = 0.0
     for (images, targets), (images_there, targets_there) in zip(here.epoch(1), there.epoch(1), strict=True):
         worst = max(worst, float((images_there.cpu() - images).abs().mean()))
-        at_most(relative_error(targets_there, targets), 1e-6)
+        at_most(relative_distance(targets_there, targets), 1e-6)
     for (images, _), (images_there, _) in zip(held, held_there, strict=True):
         at_most(float((images_there.cpu() - images).abs().max()), 0.05)
     return at_most(worst, 2e-3)
@@ -155,8 +155,8 @@ def _in_process(words: Sequence[str], kill_after_epoch: int | None = None, run: 
     assert kill_after_epoch is not None or process.exitcode == 0, f"it ended with exit code {process.exitcode}"
 
 
-def _same_weights(found: Path, expected: Path) -> None:
-    files = [RunDirectory(run).model / "model.safetensors" for run in (found, expected)]
+def _same_weights(trained: Path, expected: Path) -> None:
+    files = [RunDirectory(run).model / "model.safetensors" for run in (trained, expected)]
     ours, theirs = map(load_file, files)
     for name, weight in theirs.items():
         off = (ours[name].double() - weight.double()).abs().max()
@@ -186,7 +186,7 @@ def _fused_optimizer(place: Place) -> float:
             optimizer.zero_grad()
             net(x.to(next(net.parameters()).device)).square().mean().backward()
             optimizer.step()
-    return at_most(relative_error(there.parameters(), model.parameters()), 1e-4)
+    return at_most(relative_distance(there.parameters(), model.parameters()), 1e-4)
 
 
 def _guard(place: Place) -> None:

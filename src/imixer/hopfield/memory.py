@@ -14,11 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from imixer.dtypes import at_least_float32
 from imixer.errors import check_whole
 from imixer.hopfield.adiabatic import AdiabaticUpdate
 from imixer.hopfield.lagrangians.coupled import Attentive
 from imixer.hopfield.lagrangians.masked import Masked
-from imixer.hopfield.lagrangians.parts import at_least_float32, holds
+from imixer.hopfield.lagrangians.parts import holds
 from imixer.hopfield.memory_kinds import BINARY, Kind, build, from_patches, to_patches
 from imixer.hopfield.network import HopfieldNetwork, State
 from imixer.hopfield.pictures import animate
@@ -352,8 +353,8 @@ class AssociativeMemory(nn.Module):
 
     def _softmaxes(self) -> list[Attentive]:
         """List the hidden layers' softmaxes whose inverse temperature is a plain number."""
-        found = (self.network.layer(name).lagrangian for name in self.update.layers[1:])
-        return [each for each in found if isinstance(each, Attentive) and isinstance(each.beta, float)]
+        lagrangians = (self.network.layer(name).lagrangian for name in self.update.layers[1:])
+        return [each for each in lagrangians if isinstance(each, Attentive) and isinstance(each.beta, float)]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = f"{prefix}_extra_state"

@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from imixer.dtypes import at_least_float32
 from imixer.errors import check_options, check_whole, did_you_mean
 from imixer.hopfield.lagrangian import Lagrangian
 from imixer.hopfield.lagrangians import Entmax, Exponential, RectifiedPower, Softmax, Tanh
-from imixer.hopfield.lagrangians.parts import at_least_float32, inverse_temperature, positive
+from imixer.hopfield.lagrangians.parts import inverse_temperature, positive
 from imixer.hopfield.network import HopfieldNetwork
 from imixer.hopfield.neurons import Neurons
 from imixer.hopfield.synapses import LinearSynapse

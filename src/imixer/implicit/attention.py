@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from imixer.dtypes import at_least_float32
 from imixer.errors import check_whole
-from imixer.implicit.spectral import at_least_float32
 
 
 class L2Attention(nn.Module):

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as fn
 from torch import Tensor, nn
 
+from imixer.dtypes import at_least_float32
 from imixer.errors import as_whole, check_whole
 from imixer.implicit.spectral import (
     WARM_UP_STEPS,
     PowerIterated,
-    at_least_float32,
     binade,
     full_precision,
     replaying,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from imixer.dtypes import at_least_float32
 from imixer.errors import check_whole
 from imixer.implicit.func_transforms import differentiable, drawn_by_the_host, duals_in_use, transformed
-from imixer.implicit.spectral import at_least_float32
 from imixer.implicit.states import as_tuple, per_sample
 
 

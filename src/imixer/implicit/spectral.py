@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from imixer.dtypes import at_least_float32
 from imixer.errors import check_whole
 from imixer.implicit.low_rank import added_weight, changes_weight, chosen_adapters
 
@@ -569,11 +570,6 @@ def _orthonormal(U: Tensor, V: Tensor) -> Tensor:
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Turn autocast off on a device."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return x in float64 if it is so, else in float32."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def replaying() -> bool:

@@ -283,7 +283,7 @@ def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Tell the arguments of a Mixer from its state dict, with the names of an iMixer."""
-    numbers = {int(found[1]) for name in state if (found := _BLOCK.match(name))}
+    numbers = {int(match[1]) for name in state if (match := _BLOCK.match(name))}
     merges = [number for number in sorted(numbers) if f"blocks.{number}.conv.weight" in state]
     starts, ends = [0, *(number + 1 for number in merges)], [*merges, max(numbers, default=-1) + 1]
     sizes: dict[str, Any] = {"num_blocks": [end - start for start, end in zip(starts, ends, strict=True)]}
@@ -307,7 +307,7 @@ def _stem_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if "stem.proj.weight" not in state:
         return {}
     first = state["stem.proj.weight"]
-    weights = {int(found[1]): value for name, value in state.items() if (found := _LAYER.match(name))}
+    weights = {int(match[1]): value for name, value in state.items() if (match := _LAYER.match(name))}
     learned = [weights[number] for number in sorted(weights) if weights[number].ndim == 4]
     if not learned:
         return {"patch_size": first.shape[-1]}

@@ -6,13 +6,13 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from imixer.dtypes import at_least_float32
 from imixer.implicit import Contraction
 from imixer.implicit.choices import named_gradient, named_solver
 from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll
 from imixer.implicit.solution import Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import FixedIterations, Picard, Solver, ToTolerance
-from imixer.implicit.spectral import at_least_float32
 from imixer.implicit.transposed import refuse_replica
 from imixer.inverse_options import GradientName, SolverName, SolverOptions, check_choice
 

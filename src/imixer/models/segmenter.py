@@ -218,13 +218,13 @@ def names_among_features(names: Iterable[str]) -> dict[str, str]:
     Returns:
         The same names, by themselves, and by `model.stages...`, `body.stages...` and `stages_0...`.
     """
-    found: dict[str, str] = {}
+    originals: dict[str, str] = {}
     for name in names:
         first, _, rest = name.partition(".")
         for here in (name, f"model.{name}", f"body.{name}", f"{first}_{rest}"):
-            found.setdefault(here, name)
-        found[name] = name
-    return found
+            originals.setdefault(here, name)
+        originals[name] = name
+    return originals
 
 
 def _rising(levels: Sequence[int], backbone: str, args: Mapping[str, Any]) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ from timm.layers import PatchEmbed, to_2tuple
 from timm.layers.trace_utils import _assert
 from torch import Tensor, nn
 
-from imixer.implicit.spectral import at_least_float32, full_precision
+from imixer.dtypes import at_least_float32
+from imixer.implicit.spectral import full_precision
 
 StemName = Literal["patch", "conv", "whitened", "deep"]
 Size = int | tuple[int, int]

@@ -82,10 +82,10 @@ def per_region_overlap(maps: Floats, masks: Booleans, limit: float = PRO_LIMIT) 
     for weight, mask in zip(weights, masks, strict=True):
         regions, _ = label(mask, np.ones((3, 3)))
         weight[mask] = 1 / np.bincount(regions.ravel())[regions[mask]]
-    false, found, _ = roc_curve(masks.ravel(), maps.ravel(), sample_weight=weights.ravel())
+    false, overlaps, _ = roc_curve(masks.ravel(), maps.ravel(), sample_weight=weights.ravel())
     inside = false <= limit
     x = np.append(false[inside], limit)
-    y = np.append(found[inside], np.interp(limit, false, found))
+    y = np.append(overlaps[inside], np.interp(limit, false, overlaps))
     return float(auc(x, y) / limit)
 
 

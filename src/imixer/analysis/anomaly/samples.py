@@ -239,21 +239,21 @@ def _kinds(test: Path) -> dict[str, FolderListing]:
 
 def _masks_by_image(kinds: dict[str, list[Path]], test: Path, truth: Path, bad: _BadFiles) -> dict[Path, Path]:
     """Find the mask of each image with a defect."""
-    found: dict[Path, Path] = {}
+    masks: dict[Path, Path] = {}
     for file in (file for kind, files in kinds.items() if kind != GOOD for file in files):
         mask = _mask_of(file, truth / file.relative_to(test).parent)
         if mask is None:
             folder = truth / file.relative_to(test).parent
             bad.leave_out(file, f"{file} has no mask; put {file.stem}_mask.png into {folder}, or remove {truth}")
         else:
-            found[file] = mask
-    for mask in sorted(set(images_under(truth)) - set(found.values())):
+            masks[file] = mask
+    for mask in sorted(set(images_under(truth)) - set(masks.values())):
         kind = mask.relative_to(truth).parts[0]
         if kind != GOOD:
             bad.leave_out(mask, f"{mask} is the mask of no image in {test / kind}; remove it, or add its image")
         elif _marks_something(mask):
             bad.leave_out(mask, f"{mask} marks a defect in a {GOOD} image; move both to a folder of the defect's name")
-    return found
+    return masks
 
 
 def _mask_of(file: Path, folder: Path) -> Path | None:

@@ -13,7 +13,7 @@ import torch
 from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 
-from imixer.analysis.convergence import iterates
+from imixer.analysis.convergence import block_iterates
 from imixer.analysis.energy import MixingEnergy, energy_along_depth
 from imixer.analysis.features import features_at
 from imixer.analysis.iterations import MAX_STEPS, EarlyExit, Setting, solving_by
@@ -222,13 +222,13 @@ def _classes(run: FinishedRun, image: Tensor, top: int) -> tuple[tuple[str, floa
 
 
 def _residuals(inside: BlockActivations, shown: int, solver: _Solver, place: int) -> BlockResiduals:
-    x = iterates(inside, shown, torch.float64).flatten(1)
-    found = inside.x.double()
+    x = block_iterates(inside, shown, torch.float64).flatten(1)
+    x_run = inside.x.double()
     residual = inside.residual(torch.float64)
     return BlockResiduals(
         block=inside.block,
         residuals=_numbers(_norm(x.diff(dim=0)) / _norm(x[1:])),
-        left=_number(_norm(residual.flatten(1)) / _norm((found - residual).flatten(1))),
+        left=_number(_norm(residual.flatten(1)) / _norm((x_run - residual).flatten(1))),
         evaluations=solver.evaluations[place] if solver.evaluations else None,
         met=solver.met[place] if solver.met else None,
     )

@@ -27,9 +27,9 @@ def measure(finished: FinishedRun) -> tuple[TokenMixing, ...]:
     Args:
         finished: The run.
     """
-    from imixer.analysis.weights import token_mixing
+    from imixer.analysis.weights import token_mixing_matrices
 
-    return token_mixing(finished.model)
+    return token_mixing_matrices(finished.model)
 
 
 def numbers(mixings: Sequence[TokenMixing]) -> dict[str, Any]:

@@ -99,8 +99,8 @@ class _ByIndex:
         folder = index_dir(self.config.cache_dir) if self.streamed or remote else None
         with ThreadPoolExecutor(_READERS) as pool:
             each = ([index] for index in pool.map(partial(load_index, folder=folder), files))
-            found = with_progress(each, len(files), "indexing tar files", patience=5.0)
-            indices = dict(zip(files, found, strict=True))
+            loaded = with_progress(each, len(files), "indexing tar files", patience=5.0)
+            indices = dict(zip(files, loaded, strict=True))
         window = self.config.cache_gb * GIGABYTE / 2
         limit = int(min(_LARGEST_GROUP, window / _LEAST_GROUPS))
         groups = [group for file, index in indices.items() for group in _groups(file, index, limit)]

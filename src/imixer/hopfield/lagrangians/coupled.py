@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from imixer.dtypes import at_least_float32
 from imixer.hopfield.lagrangian import Lagrangian
-from imixer.hopfield.lagrangians.parts import Tempered, at_least_float32, from_the_end, positive
+from imixer.hopfield.lagrangians.parts import Tempered, from_the_end, positive
 from imixer.hopfield.lagrangians.registry import register
 
 _ENTMAX_STEPS = 30  # of Newton's, which double the digits once near

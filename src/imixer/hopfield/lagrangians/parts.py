@@ -146,8 +146,3 @@ def from_the_end(axis: int | tuple[int, ...]) -> tuple[int, ...]:
 def holds(mask: Tensor) -> bool:
     """Tell whether a mask holds throughout; inside transforms of `torch.func`, where nobody may look, it counts so."""
     return bool(torch._C._are_functorch_transforms_active()) or bool(mask.all())
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return x in float64 if it is so, else in float32."""
-    return x if x.dtype == torch.float64 else x.float()

@@ -97,12 +97,12 @@ def runs_below(folder: Path) -> list[Path]:
     """
     runs, links, perhaps = list[Path](), list[Path](), list[Path]()
     for path, folders, files in os.walk(folder):
-        found = _RUN_FILES.intersection(folders + files)
-        if len(found) > 1 and found & _OURS:
+        present = _RUN_FILES.intersection(folders + files)
+        if len(present) > 1 and present & _OURS:
             runs.append(Path(path))
             folders.clear()
             continue
-        if len(found) > 1:
+        if len(present) > 1:
             perhaps.append(Path(path))
         for link in (os.path.join(path, name) for name in folders if os.path.islink(os.path.join(path, name))):
             with suppress(OSError):  # of what may not be listed
