@@ -20,7 +20,7 @@ CORE := -m "not slow" tests/models tests/implicit tests/hopfield tests/test_core
 MINUTES := 8
 DATA := data
 
-.PHONY: demo gpu test test-slow test-elsewhere test-dense test-remote test-lowest test-newest lint docs clean
+.PHONY: demo gpu test test-slow test-elsewhere test-coming-from test-dense test-loggers test-remote test-lowest test-newest lint docs clean
 
 demo: $(VENV)/.installed  ## train on handwritten digits, evaluate, draw a prediction
 	$(if $(filter file,$(origin RUN)),rm -rf runs/demo)
@@ -36,13 +36,22 @@ test-slow: $(VENV)/.installed-test  ## the tests that take longer
 
 test-elsewhere: $(VENV)/.installed-test  ## the tests with other tools, of which the large ones are installed first
 	$(INSTALL) -e '.[elsewhere]'
-	$(BIN)/python -m pytest tests/elsewhere
+	$(BIN)/python -m pytest tests/elsewhere tests/analysis/test_attribution.py tests/models/test_called_not_read.py
+
+# hflayers comes from its repository alone, and is skipped
+test-coming-from: $(VENV)/.installed-test  ## the page "Coming from ..." with the libraries it compares, which are installed first
+	$(INSTALL) -e '.[coming-from]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/elsewhere/test_coming_from.py
 
 # anomalib asks for an older jsonargparse than imixer has: it comes alone, with what its two models import
 test-dense: $(VENV)/.installed-test  ## the tests with heads for feature maps, whose libraries are installed first
 	$(INSTALL) -e '.[dense]'
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps anomalib einops freia kornia kornia-rs omegaconf pandas platformdirs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models/test_dense.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/models/test_dense.py tests/training/test_foreign_weights.py
+
+test-loggers: $(VENV)/.installed-test  ## the loggers of other services, which are installed first
+	$(INSTALL) -e '.[wandb,mlflow]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_loggers.py
 
 test-remote: $(VENV)/.installed-test  ## streamed images on an object server of its own, which is installed first
 	$(INSTALL) -e '.[object-server]'

@@ -86,7 +86,8 @@ print(tuple(model(torch.zeros(1, *model.pretrained_cfg["input_size"])).shape))
 
 def test_the_workflow_runs_targets_that_exist_on_the_pythons_that_are_declared():
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
-    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    weekly = jobs["weekly"]
+    commands = [step["run"] for job in jobs.values() if job is not weekly for step in job["steps"] if "run" in step]
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in commands:
         program, *words = command.split()
@@ -95,6 +96,34 @@ def test_the_workflow_runs_targets_that_exist_on_the_pythons_that_are_declared()
     declared = re.findall(r"Programming Language :: Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text())
     assert jobs["newest"]["strategy"]["matrix"]["python"] == declared
     assert jobs["lowest"]["strategy"]["matrix"]["python"][0] == declared[0]
+    assert weekly["if"] == "github.event_name == 'schedule'"
+    assert weekly["steps"][-1]["run"] == "make ${{ matrix.target }}"
+    others = {name for name in targets if name.startswith("test-")} - {"test-lowest", "test-newest"}
+    assert set(weekly["strategy"]["matrix"]["target"]) == others
+
+
+# What `make test` installs, or else a document, a GPU or a version of Python brings.
+THERE = {
+    *("entmax", "hatchling", "imagecorruptions", "onnx", "onnxruntime", "onnxscript", "packaging", "playwright", "ray"),
+    *("mkdocs", "scipy", "starlette", "tomllib", "torchvision", "triton", "uvicorn"),
+}
+INSTALLED_FIRST = {
+    "test-elsewhere": {"accelerate", "captum", "openvino", "peft", "pytorch_grad_cam", "torchao", "transformers"},
+    "test-dense": {"anomalib", "omegaconf", "segmentation_models_pytorch"},
+    "test-loggers": {"mlflow"},
+    "test-remote": {"aiohttp", "moto", "s3fs"},
+}
+
+
+def test_a_test_that_is_skipped_without_a_package_is_run_by_a_target_that_installs_it():
+    makefile = (ROOT / "Makefile").read_text()
+    recipes = dict(re.findall(r"^(test-[\w-]+):.*\n((?:\t.*\n)+)", makefile, re.MULTILINE))
+    assert "coming-from" in recipes["test-coming-from"] and "test_coming_from.py" in recipes["test-coming-from"]
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        name = file.relative_to(ROOT)
+        for module in set(re.findall(r'importorskip\("(\w+)', file.read_text())) - THERE:
+            target = next(target for target, modules in INSTALLED_FIRST.items() if module in modules)
+            assert {str(path) for path in (name, *name.parents)} & {*recipes[target].split()}, f"{name}: {module}"
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
