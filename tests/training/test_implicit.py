@@ -1,14 +1,18 @@
 """Solvers and gradients are set from the command line, and survive in the run."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import timm
+import torch
 import yaml
 
 from imixer.cli import main
 from imixer.errors import InputError
 from imixer.implicit import NotConvergedError
+from imixer.training.evaluate import score
+from imixer.training.finished_run import load_run
 from imixer.training.loop import Loop
 from imixer.training.run.directory import RunDirectory
 
@@ -44,6 +48,27 @@ def test_a_run_whose_inverse_is_not_found_is_saved_and_can_go_on_with_what_it_fi
     with pytest.warns(UserWarning, match="did not converge in 1 steps"):
         assert main(["train", "--resume", str(run), "--model.on_failure", "warn"]) == 0
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["on_failure"] == "warn"
+
+
+def test_an_image_whose_inverse_is_not_found_costs_no_other_its_result(train_quick, tmp_path, capsys):
+    flags = ["--model.solver", "picard", "--model.gradient", "implicit", "--model.act_layer", "[gelu_1lip, gelu_1lip]"]
+    run = train_quick(tmp_path / "solved", *flags)
+    finished = load_run(str(run))
+    solved = score(finished)
+    assert solved.unsolved == 0
+    finished.model.on_failure, finished.model.max_steps = "raise", 3
+    with torch.inference_mode(), pytest.raises(NotConvergedError):
+        finished.model(torch.randn(2, *finished.input_size))
+    hurried = score(finished)
+    assert hurried.unsolved > 0 and hurried.images == solved.images
+    config = json.loads((run / "model/config.json").read_text())
+    config["model_args"] |= {"max_steps": 3}
+    (run / "model/config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    for command in ("evaluate", "predict"):
+        assert main([command, str(run)]) == 0
+        assert "the inverse of a block was not found for" in capsys.readouterr().err
+    assert json.loads((run / "evaluation.json").read_text())["unsolved"] == hurried.unsolved
 
 
 def test_on_several_devices_what_goes_on_after_an_inverse_that_is_not_found_is_what_was_saved(tmp_path):

@@ -1,7 +1,10 @@
 """How an iMLP finds x = (1 - F)^-1 G(v), and its gradient: by the names of the options."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -10,7 +13,7 @@ from imixer.dtypes import at_least_float32
 from imixer.implicit import Contraction
 from imixer.implicit.choices import named_gradient, named_solver
 from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Unroll
-from imixer.implicit.solution import Solution
+from imixer.implicit.solution import Policy, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import FixedIterations, Picard, Solver, ToTolerance
 from imixer.implicit.transposed import refuse_replica
@@ -130,7 +133,7 @@ class Inversion(SolverOptions):
 
         solver, gradient = self._solver(n_iter), self._gradient()
         stepwise = isinstance(solver, FixedIterations) and isinstance(gradient, Unroll)
-        run = solve if stepwise else _solve_eagerly
+        run = solve if stepwise else _solved_eagerly
         policy = self.on_failure or ("raise" if self.needs_float32 else "ignore")
         batched = z if z.dim() > 1 else z[None]
         solution: Solution[Tensor] = run(
@@ -154,5 +157,36 @@ class Inversion(SolverOptions):
         return named_gradient(self.gradient, solver, self.gradient_terms)
 
 
+@contextmanager
+def unsolved_collected() -> Iterator[list[Tensor]]:
+    """Let forwards go on where an inverse is not found, and collect of which samples.
+
+    What they go on with is the iterate of least residual, which stays as it is if it is not finite. Fixed iterations
+    have no tolerance, and nothing is collected of them.
+
+    Choose it to evaluate a trained model, where one image among thousands must not cost the others' results.
+
+    Yields:
+        A list, which gets a mask (B,) for each inverse that is solved: whether it was not found.
+    """
+    collected: list[Tensor] = []
+    token = _COLLECTED.set(collected)
+    try:
+        yield collected
+    finally:
+        _COLLECTED.reset(token)
+
+
+_COLLECTED: ContextVar[list[Tensor] | None] = ContextVar("unsolved", default=None)
+
+
+def _solved(*args: Any, on_failure: Policy, **options: Any) -> Solution[Tensor]:
+    collected = _COLLECTED.get()
+    solution: Solution[Tensor] = solve(*args, on_failure=on_failure if collected is None else "ignore", **options)
+    if collected is not None and solution.converged is not None:
+        collected.append(~solution.converged)
+    return solution
+
+
 # When to stop is up to the data, which no graph can tell.
-_solve_eagerly = torch.compiler.disable(solve)
+_solved_eagerly = torch.compiler.disable(_solved)

@@ -24,7 +24,7 @@ from imixer.progress import announce, with_progress
 from imixer.training.best_weights import WhichWeights
 from imixer.training.figures import WorstImage, draw_confusion_matrix, draw_worst_images
 from imixer.training.finished_run import FinishedRun, load_run
-from imixer.training.finite_checks import require_finite_logits
+from imixer.training.finite_checks import checked_logits, unsolved_note
 from imixer.training.run.confusion import write_confusion
 from imixer.training.run.directory import RunDirectory
 from imixer.training.validation import ConfidenceBin, calibration_error, reliability
@@ -70,6 +70,7 @@ class Evaluation:
         per_class: The scores of each class, in the order of the logits.
         reliability: The accuracy by confidence; see `imixer.training.validation.reliability`.
         checkpoint: Whose weights were evaluated: those of the `last` epoch, or of the `best`.
+        unsolved: The number of images of which the inverse of a block was not found.
     """
 
     model: str
@@ -85,6 +86,7 @@ class Evaluation:
     per_class: list[ClassScore] = field(default_factory=list)
     reliability: list[ConfidenceBin] = field(default_factory=list)
     checkpoint: WhichWeights = "last"
+    unsolved: int = 0
 
     def write(self, file: Path) -> None:
         """Write the scores as JSON, rounded to six decimals, which is more than the number of images can tell."""
@@ -242,7 +244,7 @@ def _evaluate(run: FinishedRun, images: _LabelledSet, batch_size: int) -> _Outco
     )
     announce(f"evaluating {len(images.items):,} images")
     try:
-        logits, targets, speed = _logits(run, batches)
+        logits, targets, unsolved, speed = _logits(run, batches)
     except InputError as error:
         raise InputError(worker_message(error)) from error
     scores = Evaluation(
@@ -259,7 +261,10 @@ def _evaluate(run: FinishedRun, images: _LabelledSet, batch_size: int) -> _Outco
         per_class=_per_class(logits.argmax(1), targets, run.class_names),
         reliability=reliability(logits, targets),
         checkpoint=run.checkpoint,
+        unsolved=unsolved,
     )
+    if unsolved:
+        _log.warning(unsolved_note(unsolved, len(targets), "images"))
     return _Outcome(scores, logits, targets)
 
 
@@ -344,18 +349,19 @@ def _write_confusion_matrix(
 
 
 @torch.inference_mode()
-def _logits(run: FinishedRun, batches: HeldOutBatches) -> tuple[Tensor, Tensor, float]:
-    """Compute the logits of all images; return them with the true classes and the images per second."""
-    logits, targets, began, counted = [], [], time.perf_counter(), 0
+def _logits(run: FinishedRun, batches: HeldOutBatches) -> tuple[Tensor, Tensor, int, float]:
+    """Compute the logits of all images; return them with the true classes, how many are unsolved, and images per s."""
+    logits, targets, unsolved, began, counted = [], [], 0, time.perf_counter(), 0
     shown = with_progress(([batch] for batch in batches), len(batches), "evaluating batches")
     for step, (images, labels) in enumerate(shown):
-        logits.append(run.model(images).float().cpu())
-        require_finite_logits(run.model, images, logits[-1], run.name)
+        own, lost = checked_logits(run.model, images, run.name)
+        logits.append(own.float().cpu())
+        unsolved += lost
         targets.append(labels.cpu())
         counted += len(labels)
         if step + 1 == _WARM_UP < len(batches):
             began, counted = time.perf_counter(), 0
-    return torch.cat(logits), torch.cat(targets), counted / (time.perf_counter() - began)
+    return torch.cat(logits), torch.cat(targets), unsolved, counted / (time.perf_counter() - began)
 
 
 def _top5(logits: Tensor, targets: Tensor) -> float | None:

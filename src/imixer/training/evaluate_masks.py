@@ -66,6 +66,7 @@ class MaskEvaluation:
         per_class: The scores of each class, in the order of the logits.
         checkpoint: Whose weights were evaluated: those of the `last` epoch, or of the `best`.
         ignored: The share of the pixels of the true masks that count for nothing.
+        unsolved: The number of windows of which the inverse of a block was not found.
     """
 
     model: str
@@ -80,6 +81,7 @@ class MaskEvaluation:
     per_class: list[PixelClassScore] = field(default_factory=list)
     checkpoint: WhichWeights = "last"
     ignored: float = 0.0
+    unsolved: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ def evaluate_masks(
         per_class=_per_class(metrics.confusion, metrics.iou, run.class_names),
         checkpoint=run.checkpoint,
         ignored=ignored / pixels,
+        unsolved=predictor.unsolved,
     )
+    predictor.tell_unsolved()
     scores.sort(key=lambda score: (score.miou, -score.loss))
     names = image_names(data.val, "held-out" if test is None else "test")
     rows = [[names[s.place], *(f"{value:.6f}" for value in (s.miou, s.accuracy, s.loss))] for s in scores]

@@ -1,4 +1,4 @@
-"""Refuse to evaluate a model whose weights or outputs are not finite."""
+"""Refuse to evaluate a model whose weights or outputs are not finite, and count the inverses that are not found."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from imixer.errors import InputError
+from imixer.models.inversion import unsolved_collected
 from imixer.training.run.safetensors_file import place_of
 
 _REMEDY = "nothing it gives is a result; take an earlier checkpoint, or train again"
@@ -58,6 +59,42 @@ def require_finite_logits(model: nn.Module, images: Tensor, logits: Tensor, path
     """
     if not logits.isfinite().all():
         raise InputError(f"the model of {path} {_trouble(model, images)}")
+
+
+def checked_logits(model: nn.Module, images: Tensor, path: object) -> tuple[Tensor, int]:
+    """Compute the logits of images, and check that they are finite.
+
+    Where an inverse is not found, the model goes on with what its solver came to.
+
+    Args:
+        model: The model, in evaluation mode.
+        images: (B, in_chans, H, W).
+        path: The place the model comes from, for the message.
+
+    Returns:
+        The logits, and the number of images of which the inverse of a block was not found.
+
+    Raises:
+        InputError: If a logit is not finite, see `require_finite_logits`.
+    """
+    with unsolved_collected() as unsolved:
+        logits: Tensor = model(images)
+        require_finite_logits(model, images, logits, path)
+    return logits, int(torch.stack(unsolved).any(0).sum()) if unsolved else 0
+
+
+def unsolved_note(unsolved: int, total: int, what: str) -> str:
+    """Say of how many images an inverse was not found, and what is to be done about it.
+
+    Args:
+        unsolved: The number of them.
+        total: The number of all.
+        what: What they are.
+    """
+    return (
+        f"the inverse of a block was not found for {unsolved:,} of {total:,} {what}: their logits are of what the "
+        "solver came to; a model trained with more model.max_steps, or a larger model.tolerance, finds more"
+    )
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from imixer.data.image_data import MaskedData
 from imixer.data.masked_batches import JointTransform, joint_transform
 from imixer.training.finished_run import FinishedRun
-from imixer.training.finite_checks import require_finite_logits
+from imixer.training.finite_checks import checked_logits, unsolved_note
 from imixer.training.segmentation_metrics import sliding_logits
+
+_log = logging.getLogger(__name__)
 
 
 class MaskPredictor:
@@ -27,10 +30,15 @@ class MaskPredictor:
 
     Args:
         run: The finished run of a segmentation.
+
+    Attributes:
+        windows: The number of windows so far.
+        unsolved: The number of those of which the inverse of a block was not found.
     """
 
     def __init__(self, run: FinishedRun) -> None:
         self.run = run
+        self.windows = self.unsolved = 0
         cfg = run.pretrained_cfg
         empty: Any = MaskedData(
             "", [], [], run.class_names, run.input_size[0], None, tuple(cfg["mean"]), tuple(cfg["std"])
@@ -63,9 +71,15 @@ class MaskPredictor:
         return (_to_size(each, image).cpu() for each, image in zip(computed, images, strict=True))
 
     def _of_window(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.run.model(images)
-        require_finite_logits(self.run.model, images, logits, self.run.name)
+        logits, unsolved = checked_logits(self.run.model, images, self.run.name)
+        self.windows += len(images)
+        self.unsolved += unsolved
         return logits
+
+    def tell_unsolved(self) -> None:
+        """Warn of the windows of which an inverse was not found, if there are any."""
+        if self.unsolved:
+            _log.warning(unsolved_note(self.unsolved, self.windows, "windows of the model's size"))
 
     def classes(self, images: Sequence[Image.Image]) -> list[NDArray[np.uint8]]:
         """Predict the class of each pixel of images, uint8 (height, width) each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from imixer.progress import announce, with_progress
 from imixer.training.best_weights import WhichWeights
 from imixer.training.figures import draw_predictions
 from imixer.training.finished_run import FinishedRun, load_run
-from imixer.training.finite_checks import require_finite_logits
+from imixer.training.finite_checks import checked_logits, unsolved_note
 from imixer.writing import check_output_file, csv_text, write_text
 
 _BATCH = 64
 SHOWN = 16  # images in the picture
 _HELD_OUT = 8
 _MOST_ITERATIONS = 10_000
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def predict(
     total = len(files) or len(held_out)
     announce(f"predicting {total:,} images")
     predictions: list[Prediction] = []
+    unsolved = 0
     shown: list[_Source] = []
     loaded = (
         _Source(str(file), class_of_folder(file, images, run.class_names), image)
@@ -109,10 +112,14 @@ def predict(
     )
     sources = with_progress(([source] for source in (loaded if files else held_out)), total, "predicting images")
     while batch := list(islice(sources, _BATCH)):
-        predictions += _predict(run, batch, top)
+        predicted, lost = _predict(run, batch, top)
+        predictions += predicted
+        unsolved += lost
         shown += batch[: max(0, SHOWN - len(shown))]
     if csv_file:
         _write_csv(predictions, Path(csv_file))
+    if unsolved:
+        _log.warning(unsolved_note(unsolved, len(predictions), "images"))
     first = predictions[: len(shown)]
     drawn(
         picture,
@@ -174,16 +181,16 @@ def _held_out(run: FinishedRun, data_path: str | None) -> list[_Source]:
 
 
 @torch.inference_mode()
-def _predict(run: FinishedRun, sources: Sequence[_Source], top: int) -> list[Prediction]:
+def _predict(run: FinishedRun, sources: Sequence[_Source], top: int) -> tuple[list[Prediction], int]:
+    """Predict the classes of images; return them with the number of images that are unsolved."""
     names = run.class_names
     batch = torch.stack([run.transform(source.image) for source in sources]).to(run.device)
-    logits = run.model(batch).float()
-    require_finite_logits(run.model, batch, logits, run.name)
-    chances, classes = logits.softmax(1).topk(min(top, len(names)))
+    logits, unsolved = checked_logits(run.model, batch, run.name)
+    chances, classes = logits.float().softmax(1).topk(min(top, len(names)))
     return [
         Prediction(source.name, tuple(names[i] for i in best), tuple(chance), source.truth)
         for source, best, chance in zip(sources, classes.tolist(), chances.tolist(), strict=True)
-    ]
+    ], unsolved
 
 
 def _write_csv(predictions: Sequence[Prediction], path: Path) -> None:

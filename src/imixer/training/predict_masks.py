@@ -95,6 +95,7 @@ def predict_masks(
         predictions.append(MaskPrediction(source.name, mask, laid, shares))
         if len(panels) < _SHOWN:
             panels.append(MaskPanel(source.image, classes, source.truth, Path(source.name).name))
+    predictor.tell_unsolved()
     drawn(outputs.prediction, lambda path: draw_masks(panels, run.class_names, palette, path))
     return predictions, outputs.prediction
 
