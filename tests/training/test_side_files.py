@@ -226,13 +226,17 @@ def test_a_run_stopped_before_its_first_checkpoint_says_that_it_starts_over(copy
 @pytest.mark.parametrize("damage_", [missing, zeros], ids=["missing", "zeros"])
 def test_what_checkpoints_can_give_again_they_give(copy, measured, capsys, name, damage_):
     damage_(copy / name)
-    assert name.endswith("safetensors") or damage(RunDirectory(copy)) is not None
+    damaged = {file.name: file.read_bytes() for file in (copy / "model").iterdir()}
+    assert damage(RunDirectory(copy)) is not None
     assert main(["train", "--resume", str(copy)]) == 0
     assert damage(RunDirectory(copy)) is None
     if name != "result.json":  # which has times
         assert (copy / name).read_bytes() == (measured / name).read_bytes()
-    kept = list(copy.glob("model.damaged-*"))
-    assert len(kept) == (name.startswith("model") and (copy / "model.damaged-1").exists())
+    aside, said = copy / "model.damaged-1", capsys.readouterr().err
+    assert list(copy.glob("model.damaged-*")) == ([aside] if name.startswith("model/") else [])
+    if name.startswith("model/"):
+        assert {file.name: file.read_bytes() for file in aside.iterdir()} == damaged
+        assert f"{copy / 'model'} was damaged and is now {aside}" in said
 
 
 def test_metrics_that_end_in_zeros_are_written_again_and_lost_convergence_is_named(copy, measured, capsys):
