@@ -134,6 +134,44 @@ def test_a_mask_stays_where_its_image_is_when_both_are_scaled(crop, edge):
         assert torch.equal((brightness > 0.5)[certain], (mask == 1)[certain])
 
 
+def texture(height, width):
+    """Random classes 0 and 1, which match themselves in no other place."""
+    return np.random.default_rng(0).integers(0, 2, (height, width)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "extended"),
+    [
+        ({"data": {"crop": "center", "hflip": 1.0}}, lambda mask: mask[:, ::-1]),
+        ({"data": {"crop": "pad", "hflip": 0.0}}, lambda mask: np.pad(mask, ((2, 2), (1, 1)), constant_values=IGNORED)),
+        ({"data": {"crop": "reflect", "hflip": 0.0}}, lambda mask: np.pad(mask, ((2, 2), (1, 1)), "reflect")),
+        ({"data": {"hflip": 0.0}, "masks": {"fit": "window"}}, lambda mask: mask),
+    ],
+    ids=["mirrored", "shifted into black", "shifted into its mirror image", "windows"],
+)
+def test_a_mask_stays_where_its_image_is_when_both_are_moved(options, extended):
+    window = "masks" in options
+    classes = texture(*(32, 24) if window else (16, 8))
+    transform = pair_of(options, (16, 8))
+    parts = np.lib.stride_tricks.sliding_window_view(extended(classes), (16, 8)).reshape(-1, 16, 8)
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(20):
+        image, mask = transform(Image.fromarray(classes * 255), classes)
+        assert torch.equal((image[0] + 0.5).long(), mask.where(mask != IGNORED, 0))
+        (place,) = np.flatnonzero((parts == mask.numpy()).all((1, 2)))
+        seen.add(int(place))
+    assert len(seen) > min(5, len(parts) - 1)
+
+
+def test_jitter_changes_the_brightness_of_an_image_and_nothing_of_its_mask():
+    classes = texture(8, 8)
+    transform = pair_of({"data": {"crop": "center", "hflip": 0.0}, "masks": {"jitter": 0.5}}, (8, 8))
+    pairs = [transform(Image.fromarray(classes * 100 + 50), classes) for _ in range(5)]
+    assert all(np.array_equal(mask.numpy(), classes) for _, mask in pairs)
+    assert len({float(image.mean()) for image, _ in pairs}) == 5
+
+
 def test_a_mask_of_the_models_size_is_taken_as_it_is():
     mask = np.random.default_rng(0).integers(0, 3, (8, 12)).astype(np.uint8)
     _, taken = pair_of({}, (8, 12), train=False)(Image.fromarray(mask), mask)
