@@ -11,6 +11,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from filelock import FileLock
 from PIL import Image
 
 from imixer.cli import main
+from imixer.training import loop as loop_module
 from imixer.training.budget import duration
+from imixer.training.loop import Loop
 from imixer.training.progress_bar import TrainingProgress
 from imixer.training.run.checkpoints import Checkpoints
 
@@ -226,6 +229,34 @@ def test_a_run_killed_at_random_moments_ends_the_same(flags, tmp_path, kills, ep
     assert int(done.stdout.split()[-1]) == kills
     assert_same(killed, whole)
     assert not list(tmp_path.rglob("*.writing"))
+
+
+@pytest.mark.parametrize(
+    ("ages", "expected"),
+    [
+        ({3: 59}, [(STEPS, 1), (2 * STEPS, 2)]),
+        ({3: 119}, [(STEPS, 0), (STEPS, 1), (2 * STEPS, 2)]),  # before a validation, which may be long
+        ({3: 121}, [(3, 0), (STEPS, 1), (2 * STEPS, 2)]),
+    ],
+)
+def test_a_checkpoint_is_saved_when_the_last_is_too_old(ages, expected, train, tmp_path, monkeypatch):
+    """`ages` has the seconds since the last one, by step."""
+    seconds, saved = [0.0], []
+    monkeypatch.setattr(loop_module, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    take, save = Loop._take_step, Loop._save
+
+    def step(self, micro_batches):
+        take(self, micro_batches)
+        seconds[0] += ages.get(self.step, 0)
+
+    def count(self, **options):
+        saved.append((self.step, len(self.rows)))
+        save(self, **options)
+
+    monkeypatch.setattr(Loop, "_take_step", step)
+    monkeypatch.setattr(Loop, "_save", count)
+    train(tmp_path / "run", "--epochs", "2", "--checkpoints.every_minutes", "2")
+    assert saved == expected
 
 
 def damaged(run):

@@ -113,6 +113,22 @@ def test_pixels_without_a_weight_have_no_loss_whatever_the_smoothing():
         SegmentConfig(class_weights=[0.0, 0.0])
 
 
+@pytest.mark.parametrize(
+    ("given", "pixels", "expected"),
+    [
+        ("balanced", (1, 4, 16), (12 / 7, 6 / 7, 3 / 7)),
+        ("balanced", (1, 0, 16), (4 / 3, 4 / 3, 1 / 3)),  # no pixel counts as few as the rarest
+        ([1, 2, 0.5], (1, 4, 16), (1.0, 2.0, 0.5)),
+        (None, (1, 4, 16), None),
+    ],
+)
+def test_classes_weigh_by_the_inverse_root_of_their_pixels_or_as_given(given, pixels, expected):
+    data = SimpleNamespace(name="made", class_names=("a", "b", "c"), pixels=pixels)
+    config = TrainConfig(task="segment", smoothing=0.1, segment=SegmentConfig(dice=0.25, class_weights=given))
+    loss = find_task("segment").loss(data, config)
+    assert loss == SegmentationLoss(0.1, 0.25, expected and pytest.approx(expected))
+
+
 def pair_of(options, size, *, train=True, mean=(0.5,)):
     """The transform of a gray image and its mask."""
     data = SimpleNamespace(mean=mean, std=(1.0,))
