@@ -444,9 +444,16 @@ def test_a_margin_of_ones_own_decides_what_is_equivalent(pretend, tiny):
     assert main(["reproduce", "legacy", "--trials", "2", "--margin", "2"]) == 0
     comparison = rows("legacy")["legacy"]["comparison"]
     assert (comparison["margin"], comparison["verdict"], comparison["test"]) == (2.0, "equivalent", "paired")
-    for text in texts("legacy").values():
-        assert b"equivalent within 2" in text or b"equivalent" in text
-    assert "per iteration: equivalent to per forward within 2 points" in texts("legacy")["md"].decode()
+    md, tex, csv_text, kept = (text.decode() for text in texts("legacy").values())
+    (in_md,) = (line for line in md.splitlines() if line.startswith("| per iteration |") and " paired " in line)
+    assert in_md.strip("| ").split(" | ")[-1] == "equivalent within 2"
+    (in_tex,) = (line for line in tex.splitlines() if line.startswith("per iteration &") and " paired " in line)
+    assert in_tex.removesuffix(r" \\").split(" & ")[-1] == "equivalent within 2"
+    in_csv = {row["name"]: row for row in csv.DictReader(io.StringIO(csv_text))}["legacy"]
+    assert (in_csv["comparison_margin"], in_csv["comparison_verdict"]) == ("2.0", "equivalent")
+    shown = [row for table in json.loads(kept)["shown"]["tables"] for row in table["rows"]]
+    assert [row[-1] for row in shown if "paired" in row] == ["equivalent within 2"]
+    assert "per iteration: equivalent to per forward within 2 points" in md
 
 
 def test_what_reports_show_of_an_experiment_speaks_of_its_own_tests(pretend, tiny):
