@@ -50,23 +50,42 @@ MAY_IMPORT = {
 }
 
 
-def imports(file: Path) -> set[str]:
+def modules(file: Path) -> set[str]:
+    """The files of imixer that a file imports, by their dotted names below it, and the packages that they are in."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("imixer.")}
-    return {name for name in found if (SOURCE / name).is_dir() or (SOURCE / f"{name}.py").exists()}
+            found |= {alias.name for alias in node.names}
+    found = {name.removeprefix("imixer.") for name in found if name.startswith("imixer.")}
+    paths = {name: SOURCE / name.replace(".", "/") for name in found}
+    return {name for name, path in paths.items() if path.is_dir() or path.with_suffix(".py").exists()}
+
+
+def imports(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in modules(file)}
 
 
 @pytest.mark.parametrize("package", sorted(p.parent.name for p in SOURCE.glob("*/__init__.py")))
 def test_no_arrow_turns_back(package):
     for file in (SOURCE / package).rglob("*.py"):
         assert imports(file) - {package} <= MAY_IMPORT[package], file
+
+
+@pytest.mark.parametrize("file", sorted(SOURCE.glob("*.py")), ids=lambda file: file.name)
+def test_a_single_file_needs_no_package(file):
+    needs = {
+        "__main__.py": {"cli"},
+        "inverse_options.py": {"implicit"},  # the types of solvers and gradients
+    }
+    assert {name for name in imports(file) if (SOURCE / name).is_dir()} == needs.get(file.name, set())
+
+
+def test_the_files_of_a_run_need_nothing_of_the_loop_above_them():
+    for file in (SOURCE / "training/run").rglob("*.py"):
+        of_training = {name for name in modules(file) if name.startswith("training.")}
+        assert {name for name in of_training if not f"{name}.".startswith("training.run.")} == set(), file
 
 
 THIRD_PARTY = {
