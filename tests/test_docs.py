@@ -262,6 +262,18 @@ def test_the_api_pages_document_all_that_a_package_exports(package):
         assert inspect.ismodule(exported) or any(exported is one for one in documented), name
 
 
+def shown_in(figure):
+    """The texts of an SVG file, the number of its shapes and their colours, none of which fonts or versions move.
+
+    Matplotlib writes the shapes of letters, and each text beside them as a comment.
+    """
+    content = figure.read_text(encoding="utf-8")
+    texts = re.findall(r"<!--(.*?)-->|<text[^>]*>(.*?)</text>", content, re.DOTALL)
+    drawn = re.sub(r"<defs>.*?</defs>", "", content, flags=re.DOTALL)  # letters and markers, before they are placed
+    shapes = len(re.findall(r"<(?:path|rect|circle|line|image)\b", drawn))
+    return ["".join(text).strip() for text in texts], shapes, re.findall(r"#[0-9a-f]{6}\b", drawn)
+
+
 def test_the_figures_of_idea_theory_and_laptop_are_drawn_by_their_script(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("figures", ROOT / "docs/figures.py")
     figures = importlib.util.module_from_spec(spec)
@@ -271,6 +283,10 @@ def test_the_figures_of_idea_theory_and_laptop_are_drawn_by_their_script(tmp_pat
     images = ROOT / "docs/images"
     assert {path.name for path in tmp_path.iterdir()} == {path.name for kind in ("idea_*", "paper_fig*", "laptop_*")
                                                           for path in images.glob(f"{kind}.svg")}  # fmt: skip
+    for drawn in tmp_path.iterdir():
+        texts, shapes, colours = shown_in(drawn)
+        assert len(texts) > 3 and shapes > 2 and len(colours) > 2, drawn.name
+        assert shown_in(images / drawn.name) == (texts, shapes, colours), f"{drawn.name}: python docs/figures.py"
 
 
 def test_every_word_of_the_glossary_says_where_it_is_used():
