@@ -123,7 +123,8 @@ def user_line(error: OSError | MemoryError | RuntimeError) -> str | None:
     if died := _LOADER_DIED.search(str(error)):
         return (
             f"a loader process has died ({died[1]}), most likely of too little memory, or shared memory (/dev/shm); "
-            "pass --data.workers 0 or fewer than now, which --resume takes too"
+            "pass --data.workers 0 or fewer than now, which --resume takes too; other commands do as the run's "
+            "config.yaml says"
         )
     # of imixer.implicit, which nobody may have needed yet
     return one_line(error) if kind == "NotConvergedError" else None

@@ -9,7 +9,7 @@ import pytest
 
 from imixer.cli import main
 from imixer.errors import InputError
-from imixer.experiments.image_comparison import compare_on_images
+from imixer.experiments.image_comparison import ImageScores, _difference, compare_on_images
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,3 +244,12 @@ def test_what_cannot_be_compared_is_refused_in_a_line(spoilt_runs, monkeypatch, 
     assert main(["compare", *words]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("imixer: ") and all(part in line for part in parts), line
+
+
+def test_what_files_round_away_is_no_difference_on_every_image():
+    names = [str(number) for number in range(40)]
+    one = ImageScores("one", "scenes", "mIoU of an image", dict.fromkeys(names, 0.5), {})
+    shifts = {name: 0.5 + 1e-6 * (1 + number % 2) for number, name in enumerate(names)}
+    assert _difference(one, ImageScores("two", "scenes", "mIoU of an image", shifts, {})).p is None
+    same = dict.fromkeys(names, 0.75)
+    assert _difference(one, ImageScores("two", "scenes", "mIoU of an image", same, {})).p < 1e-9

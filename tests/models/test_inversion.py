@@ -413,13 +413,13 @@ def test_what_copies_without_parameters_cannot_do_is_refused_with_another_way(op
         return [[x.clone() for x in tensors] for _ in devices]
 
     monkeypatch.setattr(sys.modules["torch.nn.parallel.replicate"], "_broadcast_coalesced_reshape", copies)
-    model = small(**options)
+    model = small(**options).train()
     (replica,) = nn.parallel.replicate(model, [0])
     with pytest.raises(ValueError, match=f"^{said}, and nn.DataParallel .*; use .*DistributedDataParallel$"):
         replica(IMAGES)
     if "gradient" in options:
-        with torch.no_grad():
-            torch.testing.assert_close(replica(IMAGES), model(IMAGES))
+        (replica,) = nn.parallel.replicate(model.eval(), [0])
+        torch.testing.assert_close(replica(IMAGES), model(IMAGES))
     (replica,) = nn.parallel.replicate(small(), [0])
     torch.testing.assert_close(replica(IMAGES), small()(IMAGES))
 

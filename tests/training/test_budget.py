@@ -142,6 +142,11 @@ def test_a_gradient_that_comes_with_the_weights_or_as_a_further_argument_has_no_
     assert segmenter.model_args == model.args
 
 
+def test_a_run_that_was_begun_with_a_budget_of_open_cost_goes_on():
+    config = TrainConfig(model=ModelConfig(gradient="implicit"), budget="1T")
+    assert duration(config, built(), 4, begun=True).steps > 4
+
+
 def test_what_comes_with_the_weights_is_named_as_uncounted():
     model = built(correction_penalty=0.1, gradient="neumann")
     said = duration(TrainConfig(budget="1T"), model, 5).summary

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import huggingface_hub
 import pytest
@@ -26,7 +26,9 @@ from imixer.training.initial_weights import find_start, load_weights
 from imixer.training.model import BuiltModel, build_model
 from imixer.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from imixer.training.run.config import ModelConfig, OptimConfig, ScheduleConfig, TrainConfig
+from imixer.training.run.directory import RunDirectory
 from imixer.training.run.parsing import build_config, expand_config_flags, flatten, load_config, parse, train_parser
+from imixer.training.same_data import check_same_start
 from imixer.training.tasks.segmentation import with_head
 from imixer.training.train_state import TrainState
 from imixer.weights import find_packaged
@@ -455,3 +457,21 @@ def test_the_panel_counts_what_is_trained():
     assert describe_parameters(model, None) == f"{total:,} parameters"
     freeze(model, "head", "mixer_t2_8")
     assert describe_parameters(model, "head") == f"85 of {total:,} parameters are trained: the head"
+
+
+def test_a_checkpoint_that_does_not_say_what_it_began_with_takes_no_other_weights(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(InputError, match=r"do not say which weights it was begun with, and other may be others; put"):
+        check_same_start({"step": 1}, "a", "other", run)
+    check_same_start({"built": "a"}, "a", "other", run)
+
+
+@pytest.mark.parametrize("name", ["max_steps", "on_failure"])
+def test_what_may_change_on_a_resumption_is_no_part_of_what_a_model_is_with_a_head_of_its_own_either(name):
+    plain = BuiltModel(nn.Identity(), "imixer_t2_8", {"n_iter": 2}, (1, 8, 8))
+    headed = BuiltModel(nn.Identity(), "segmenter", {"backbone": "x", "backbone_args": {"n_iter": 2}}, (1, 8, 8))
+    assert replace(plain, args={**plain.args, name: 3}).identity == plain.identity
+    inner = {**headed.args["backbone_args"], name: 3}
+    assert replace(headed, args={**headed.args, "backbone_args": inner}).identity == headed.identity
+    inner = {"n_iter": 3}
+    assert replace(headed, args={**headed.args, "backbone_args": inner}).identity != headed.identity

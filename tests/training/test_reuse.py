@@ -1,9 +1,11 @@
 """evaluate, predict and export on a finished run, through the command line."""
 
 import csv
+import io
 import json
 import re
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +289,29 @@ def test_images_that_were_trained_on_are_never_called_held_out(train_quick, tmp_
     shutil.copytree(data, tmp_path / "parts" / "val")
     refused(capsys, ["evaluate", run, "--data", tmp_path / "parts"], "parts has changed since")
     assert main(["evaluate", str(run), "--test", str(data)]) == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_held_out_images_are_known_again_wherever_and_however_the_data_are_named(
+    train_quick, tmp_path, monkeypatch, kind
+):
+    data = cats_and_dogs(tmp_path / "data")
+    if kind == "tar":
+        (tmp_path / "shards").mkdir()
+        with tarfile.open(tmp_path / "shards" / "pets.tar", "w") as archive:
+            for number, file in enumerate(sorted(data.rglob("*.png"))):
+                for suffix, content in ((".png", file.read_bytes()), (".cls", str(number // 6).encode())):
+                    member = tarfile.TarInfo(f"{number:03}{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+        data = tmp_path / "shards"
+    monkeypatch.chdir(data if kind == "folder" else tmp_path)
+    name = "." if kind == "folder" else "shards"
+    run = train_quick(tmp_path / "run", "--data.name", name, "--data.batch_size", "4")
+    assert main(["evaluate", str(run)]) == 0
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, tmp_path / "elsewhere" / "copy")
+    assert main(["evaluate", str(run), "--data", "elsewhere/copy"]) == 0
 
 
 def test_a_held_out_part_may_grow_and_may_not_vanish(train_quick, tmp_path, capsys):

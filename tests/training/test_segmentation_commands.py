@@ -212,16 +212,16 @@ def test_a_test_set_in_parts_is_that_of_its_test_part_alone(run, tmp_path, capsy
         assert [Path(path).name for path in loaded.masked_data(test=str(root)).val.paths] == names
 
 
-def test_a_test_set_of_parts_without_one_to_test_on_is_refused(run, tmp_path):
+def test_a_test_set_of_parts_without_one_to_test_on_is_that_of_validation_or_all(run, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     squares(tmp_path / "data" / "train", 2)
     squares(tmp_path / "data" / "val", 2)
     loaded = load_run(str(run))
-    with pytest.raises(InputError, match=r"a part to train on and none called test.*give the folder of the part"):
-        loaded.masked_data(test=str(tmp_path / "data"))
-    assert len(loaded.masked_data(test=str(tmp_path / "data" / "val")).val) == 2
+    for place in (tmp_path / "data", tmp_path / "data" / "val"):
+        taken = loaded.masked_data(test=str(place)).val.paths
+        assert [Path(path).parent.parent.name for path in taken] == ["val", "val"]
     columns = {
         kind: [{"bytes": file.read_bytes(), "path": None} for file in sorted((tmp_path / "data/val" / kind).iterdir())]
         for kind in ("images", "masks")
@@ -230,8 +230,11 @@ def test_a_test_set_of_parts_without_one_to_test_on_is_refused(run, tmp_path):
     (tmp_path / "set").mkdir()
     for part in ("train", "val"):
         pq.write_table(table, tmp_path / "set" / f"{part}.parquet")
-    with pytest.raises(InputError, match="a part to train on and none called test"):
-        loaded.masked_data(test=str(tmp_path / "set"))
+    assert len(loaded.masked_data(test=str(tmp_path / "set")).val) == 2
+    (tmp_path / "set" / "val.parquet").unlink()
+    assert (
+        len(loaded.masked_data(test=str(tmp_path / "set")).val) == 2
+    )  # as many data sets have it: all is for training
     pq.write_table(table.slice(1), tmp_path / "set" / "test.parquet")
     assert len(loaded.masked_data(test=str(tmp_path / "set")).val) == 1
     (tmp_path / "set" / "train.parquet").unlink()

@@ -126,7 +126,12 @@ def measure_detectors(
     def measured() -> Iterator[list[tuple[int, str, dict[str, dict[str, float]]]]]:
         for seed, normal, source in units:
             file = _numbers(folder, source, normal, seed)
-            if not file.is_file() or read_json(file, ["scores"]).get("measurement") != _MEASUREMENT:
+            if file.is_file():
+                there = read_json(file, [*alike, "scores"])
+                for name, value in alike.items():
+                    if there[name] != value:
+                        raise InputError(f"{file} has {name} {there[name]}, and not {value}; give another folder")
+            if not _is_measured(file):
                 samples = digit_samples(in_chans, size, normal=normal, seed=seed)
                 scores = detect_anomalies(
                     samples, sources[source], memory=memory, neighbours=neighbours, seed=seed, device=finished.device
@@ -135,11 +140,7 @@ def measure_detectors(
                 write_json(
                     file, {"measurement": _MEASUREMENT, **alike, "scores": own, "ran_on": machine(environment())}
                 )
-            there = read_json(file, [*alike, "scores"])
-            for name, value in alike.items():
-                if there[name] != value:
-                    raise InputError(f"{file} has {name} {there[name]}, and not {value}; give another folder")
-            yield [(seed, source, there["scores"])]
+            yield [(seed, source, read_json(file, ["scores"])["scores"])]
 
     parts: dict[tuple[str, str, str, int], list[float]] = {}
     for seed, source, by_score in with_progress(measured(), len(units), "finding anomalies"):
@@ -160,6 +161,11 @@ def _numbers(folder: Path, source: str, normal: int, seed: int) -> Path:
     return folder / f"{source}-{normal}-seed-{seed}.json"
 
 
+def _is_measured(file: Path) -> bool:
+    """Tell whether numbers are there that were measured as this version does."""
+    return file.is_file() and read_json(file).get("measurement") == _MEASUREMENT
+
+
 def write_detectors(result: ExperimentResult, console: Console, *, measure: bool = True) -> None:
     """Measure the scores of anomalies, compare them, write `<experiment>.md` and `.json`, and print them.
 
@@ -174,7 +180,7 @@ def write_detectors(result: ExperimentResult, console: Console, *, measure: bool
     name, title = result.experiment.name, result.experiment.title
     run, folder, own_seeds = str(find_packaged(DEFAULT_MODEL)), result.folder / "runs" / name, range(result.trials)
     files = [_numbers(folder, source, normal, seed) for seed, normal, source in product(own_seeds, CLASSES, SOURCES)]
-    missing = sum(not file.is_file() for file in files)
+    missing = sum(not _is_measured(file) for file in files)
     if missing and not measure:
         console.print(f"{name}: {missing} of {len(files)} parts are not measured, and no page is written", markup=False)
         return

@@ -196,7 +196,7 @@ def _difference(first: ImageScores, other: ImageScores) -> MeanDifference:
     different = sum(own[i] != baseline[i] for i in own)
     if different < FEWEST_DIFFERENT:
         return MeanDifference(difference.difference, difference.test, difference.pairs)
-    if difference.error is None and difference.difference != 0:
+    if difference.error is None and difference.difference != 0 and _spread([own[i] - baseline[i] for i in own]) < 1e-9:
         # The same on every image, as of all right and all wrong: McNemar's exact test, or any other score's sign test.
         return replace(difference, exact_p=0.5 ** (difference.pairs - 1))
     return difference

@@ -219,8 +219,11 @@ def _at(
     """Return the scale on the data asked for, and the folder."""
     if trials is not None and trials < 1:
         raise InputError(f"trials is {trials}; give 1 or more")
-    name = scale.name if data in (None, scale.data) else f"{scale.name}-{data}"
-    return scale if data is None else _on_data(experiments, scale, data), Path(out or f"reproduced/{name}")
+    if data is None:
+        return scale, Path(out or f"reproduced/{scale.name}")
+    asked = _on_data(experiments, scale, data)
+    same = data == scale.data and all(each.rows(asked) == each.rows(scale) for each in experiments)
+    return asked, Path(out or f"reproduced/{scale.name}" + f"-{data}" * (not same))
 
 
 def _on_data(experiments: Sequence[Experiment], scale: Scale, data: str) -> Scale:

@@ -167,6 +167,7 @@ class _SpectralConv(PowerIterated):
             )
         if sigma not in get_args(ConvolutionSigma):
             raise ValueError(f"sigma is {sigma!r}; choose {' or '.join(get_args(ConvolutionSigma))}")
+        self.size = _checked(size, padding_mode, self.axes)
         made = getattr(nn, f"Conv{self.axes}d")(
             in_channels, out_channels, kernel, groups=groups, device=device, dtype=dtype
         )
@@ -176,22 +177,11 @@ class _SpectralConv(PowerIterated):
         self.dilation, self.groups, self.coeff, self.detach_sigma = dilation, groups, coeff, detach_sigma
         self.n_power_iterations = n_power_iterations
         self.advances_itself = True
-        self.register_buffer("v", torch.empty(0, device=self.weight.device) if sigma == "power" else None)
-        self.size = size
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Sizes of the images. Power iteration begins anew for others."""
-        return self._size
-
-    @size.setter
-    def size(self, size: int | Sequence[int]) -> None:
         with torch.no_grad():
-            self._fourier_sigma(size)
-        self._size = _checked(size, self.padding_mode, self.axes)
-        if self.v is not None:
-            self.v = self.v.new_empty(self.weight.shape[1] * self.groups, *self._size)
-            self.init_non_persistent_buffers()
+            self._fourier_sigma()
+        v = torch.empty(in_channels, *self.size, device=self.weight.device) if sigma == "power" else None
+        self.register_buffer("v", v)
+        self.init_non_persistent_buffers()
 
     @torch.no_grad()
     def warm_up(self) -> None:
@@ -215,9 +205,8 @@ class _SpectralConv(PowerIterated):
         v = self.v.to(kernel.dtype, copy=True)  # the backward may come after the next forward
         return scale * torch.linalg.vector_norm(self._apply_kernel(v, kernel)) / torch.linalg.vector_norm(v)
 
-    def _fourier_sigma(self, size: int | Sequence[int] | None = None) -> Tensor:
-        size = self.size if size is None else size
-        return convolution_sigma(self.weight, size, self.padding_mode, dilation=self.dilation, groups=self.groups)
+    def _fourier_sigma(self) -> Tensor:
+        return convolution_sigma(self.weight, self.size, self.padding_mode, dilation=self.dilation, groups=self.groups)
 
     @torch.no_grad()
     def _iterate(self, steps: int) -> None:
@@ -281,8 +270,11 @@ class _SpectralConv(PowerIterated):
         Raises:
             ValueError: If the images have another size, for which nothing is known.
         """
-        if x.dim() != self.axes + 2 or tuple(x.shape[2:]) != self.size:
-            raise ValueError(f"images are {tuple(x.shape[2:])}, and the norm is known for {self.size}; set size")
+        known = self.size if self.v is None else tuple(self.v.shape[1:])
+        if x.dim() != self.axes + 2 or tuple(x.shape[2:]) != known:
+            raise ValueError(
+                f"images are {tuple(x.shape[2:])}, and the norm is known for {known}; build the layer for that size"
+            )
         return self._convolved(
             x, self.normalized_weight() if weight is None else weight, self.bias if bias is None else bias
         )
@@ -320,7 +312,6 @@ class SpectralConv2d(_SpectralConv):
         n_power_iterations: Power iterations per training forward, starting from the last image.
 
     Attributes:
-        size: Height and width of the images, as a tuple. May be changed, and the ceiling then holds for the new size.
         v: The power iteration's image, (I, H, W); None with `fourier`.
 
     Raises:

@@ -227,8 +227,9 @@ def _ceiling(options: InverseOptions, acts: Sequence[Callable[[], nn.Module]]) -
 
 
 def _lasting_slope(act: nn.Module) -> float:
-    """Return the largest slope of an activation that training leaves as it is."""
-    if next(act.parameters(), None) is not None:
+    """Return the largest slope of an activation that training leaves as it is, or that it states itself."""
+    stated = callable(getattr(act, "lipschitz_bound", None))
+    if any(parameter.requires_grad for parameter in act.parameters()) and not stated:
         raise ValueError(f"{type(act).__name__} has parameters, and its slope changes as they are learned")
     return lipschitz_constant(act)
 

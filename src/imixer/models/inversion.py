@@ -16,7 +16,7 @@ from imixer.implicit.gradients import CheckpointedUnroll, Gradient, Implicit, Un
 from imixer.implicit.solution import Policy, Solution
 from imixer.implicit.solve import solve
 from imixer.implicit.solvers import FixedIterations, Picard, Solver, ToTolerance
-from imixer.implicit.transposed import refuse_replica
+from imixer.implicit.transposed import learns_in_replica, refuse_replica
 from imixer.inverse_options import GradientName, SolverName, SolverOptions, check_choice
 
 
@@ -111,7 +111,7 @@ class Inversion(SolverOptions):
                 f"on_failure {self.on_failure}; set model.solver = 'fixed', model.gradient = 'unroll' and "
                 "model.on_failure = None, or make imixer.models.IMLP a leaf of the tracer"
             )
-        if torch.is_grad_enabled() and not isinstance(self._gradient(), Unroll):
+        if torch.is_grad_enabled() and not isinstance(self._gradient(), Unroll) and learns_in_replica(F):
             refuse_replica(F, f"{name}: gradient is {self.gradient}")
         if not self.needs_float32:
             return self._solve(F, z, weights, n_iter, name, masks)

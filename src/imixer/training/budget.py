@@ -64,7 +64,7 @@ def for_steps(config: TrainConfig, steps: int, steps_per_epoch: int) -> TrainCon
     return replace(config, epochs=epochs, schedule=replace(config.schedule, warmup_epochs=warmup))
 
 
-def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Duration:
+def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int, *, begun: bool = False) -> Duration:
     """Convert the budget of a run into optimizer steps.
 
     A step costs 3 forward passes for each image of the batch, and the matrix products of the optimizer. Power
@@ -75,9 +75,10 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
         config: The configuration of the run, with a budget.
         built: The model.
         steps_per_epoch: Optimizer steps per epoch.
+        begun: Whether the run goes on with the steps that it was begun for, at whatever cost.
 
     Raises:
-        InputError: If the budget is less than one epoch, or the cost depends on the images.
+        InputError: If the budget is less than one epoch, or the cost depends on the images and the run is new.
     """
     assert config.budget is not None
     forward, optimizer = forward_cost(built), optimizer_cost(built, config.optim.opt)
@@ -86,7 +87,7 @@ def duration(config: TrainConfig, built: BuiltModel, steps_per_epoch: int) -> Du
         ("solver", options.get("solver"), "fixed"),
         ("gradient", "implicit" if options.get("gradient") == "implicit" else None, "unroll"),
     ):
-        if value not in (None, remedy):
+        if value not in (None, remedy) and not begun:
             name = f"model.kwargs.{option}" if option in config.model.kwargs else f"model.{option}"
             raise InputError(
                 f"budget is {config.budget}, and {name} {value} multiplies as often as its images need; give epochs "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -27,6 +26,7 @@ from imixer.progress import announce
 from imixer.training.devices import is_first_process
 from imixer.training.initial_weights import FROM_DATA, find_start, normalisation
 from imixer.training.run.config import ModelConfig, TrainConfig
+from imixer.writing import json_text
 
 Size = tuple[int, int]
 _FLOAT = 4  # bytes
@@ -66,11 +66,19 @@ class BuiltModel:
         return args
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> str:
         """What must not change between a run's sessions: the model without its weights, and how images are prepared."""
-        args = {name: value for name, value in self.args.items() if name not in _FREE_ON_RESUME}
-        whole = {"name": self.name, "args": args, "preparation": self.preparation}
-        return cast("dict[str, Any]", json.loads(json.dumps(whole, sort_keys=True, default=str)))
+        whole = {"name": self.name, "args": _without_free(self.args), "preparation": _sorted(self.preparation)}
+        return json_text(whole, non_finite="null", indent=None, default=str)
+
+
+def _without_free(args: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in _sorted(args).items() if name not in _FREE_ON_RESUME}
+    return kept | {"backbone_args": _without_free(kept["backbone_args"])} if "backbone_args" in kept else kept
+
+
+def _sorted(values: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(values.items()))
 
 
 def default_name(size: Size | None) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from imixer.data.image_data import ImageSet
+from imixer.data.image_data import ImageSet, MaskedData
 from imixer.data.kept import sample_numbers
+from imixer.data.sources.rows import ShardImages
 from imixer.errors import InputError
 from imixer.training.run.checkpoints import Checkpoints, State
 from imixer.training.run.directory import RunDirectory
@@ -77,19 +78,24 @@ def check_same_data(state: State, data: ImageSet, run: RunDirectory) -> None:
             )
 
 
-def check_same_start(state: State, identity: dict[str, Any], start: str, run: RunDirectory) -> None:
+def check_same_start(state: State, identity: str, start: str, run: RunDirectory) -> None:
     """Check that weights that lie elsewhere by now bring the model and the preparation of images that a run has.
 
     Args:
-        state: The checkpoint that the run goes on from. One of before does not say.
+        state: The checkpoint that the run goes on from.
         identity: What `BuiltModel.identity` says of the model that was built for them.
         start: The place of the weights.
         run: The run.
 
     Raises:
-        InputError: If they do not.
+        InputError: If they do not, or the checkpoint is of an earlier version and does not say.
     """
-    if state.get("built", identity) != identity:
+    if "built" not in state:
+        raise InputError(
+            f"the checkpoints of {run.path} do not say which weights it was begun with, and {start} may be others; put "
+            "those back where its config.yaml says that they lay"
+        )
+    if state["built"] != identity:
         raise InputError(
             f"the weights of {start} are of another model, or for images prepared otherwise, than those that "
             f"{run.path} was begun with; give these, wherever they lie now"
@@ -107,10 +113,19 @@ def held_out_draw(data: ImageSet) -> str:
     """
     if data.split is not None:
         return ""
-    names = [str(name) for name in getattr(data.val, "paths", None) or getattr(data.val, "names", None) or ()]
-    folder = os.path.commonpath(map(os.path.dirname, names)) if names else ""
-    told = [str(len(data.train)), str(len(data.val)), *sorted(name[len(folder) :] for name in names)]
+    told = [str(len(data.train)), str(len(data.val)), *sorted(_names_anywhere(data))]
     return hashlib.sha256("\0".join(told).encode(errors="surrogateescape")).hexdigest()
+
+
+def _names_anywhere(data: ImageSet) -> list[str]:
+    """Name held-out images by what is the same wherever the data lie: rows by number, files by folder and name.
+
+    Of masked pairs the name is all that is sure: the folder of a shard is that of the data.
+    """
+    if isinstance(data.val, ShardImages):
+        return [str(row) for row in data.val.chosen]
+    kept = 1 if isinstance(data, MaskedData) else 2
+    return ["/".join(PurePath(path).parts[-kept:]) for path in getattr(data.val, "paths", ())]
 
 
 def check_held_out(before: str | None, data: ImageSet, run: str) -> None:

@@ -248,7 +248,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     loss = task.loss(data, config)
     steps, steps_per_epoch = config.steps, len(training) // config.accumulate
     if config.budget is not None:
-        lasts = duration(config, built, steps_per_epoch)
+        lasts = duration(config, built, steps_per_epoch, begun=begun is not None)
         steps = lasts.steps
         if fabric.is_global_zero:
             _log.info(lasts.summary)

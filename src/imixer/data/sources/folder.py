@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, LabelledImage
 from imixer.data.sources.decoding import (
+    CUT,
     EIGHT_BITS,
     SKIP_REMEDY,
     PixelFormat,
@@ -36,7 +37,7 @@ from imixer.data.sources.image_files import (
 from imixer.data.sources.layout import class_folders, find_layout, left_out_beside, letters_in_both_cases
 from imixer.data.sources.shard_files import parquet_files
 from imixer.data.sources.splitting import held_out_share, require_two_classes, split_role, stratified_split
-from imixer.data.sources.statistics import MinMaxObserver, depth_notes, usable_statistics
+from imixer.data.sources.statistics import DepthObserver, MinMaxObserver, usable_statistics
 from imixer.errors import InputError
 from imixer.escaping import few_names, middle_cut
 
@@ -151,7 +152,11 @@ def _require_same_classes(train: _ClassFolders, val: _ClassFolders) -> None:
 
 
 def _check(
-    paths: Sequence[Path], root: Path, config: DataConfig, observer: MinMaxObserver | None = None
+    paths: Sequence[Path],
+    root: Path,
+    config: DataConfig,
+    observer: MinMaxObserver | None = None,
+    depth: DepthObserver | None = None,
 ) -> dict[Path, str]:
     """Check image files as `config.check` says, and return the unreadable ones, by their path below `root`."""
     how = config.check
@@ -159,8 +164,14 @@ def _check(
         how = "full" if len(paths) <= _FULL_CHECK_UP_TO else "header"
     if how == "off":
         return {}
-    observer = observer or MinMaxObserver()
-    work = (lambda path: observer.observe(decode_file(path))) if how == "full" else decode_header
+
+    def work(path: Path) -> None:
+        image = decode_file(path) if how == "full" else decode_header(path)
+        if how == "full" and observer is not None:
+            observer.observe(image)
+        if depth is not None:
+            depth.observe(decode_file(path) if how == "header" and image.info.get(CUT) else image, path)
+
     bad = find_unreadable(paths, work, str, skip_bad=config.skip_bad)
     return {path: str(path.relative_to(root)) for path in bad}
 
@@ -206,12 +217,12 @@ def open_test_folder(root: Path, class_names: Sequence[str], in_chans: int, conf
             f"test: {root} has the class folder {name!r}, which the model does not know; {knows}. "
             "Give the folder that holds the class folders"
         )
-    bad = _check(listing.paths, root, config)
-    listing.drop(set(bad))
     pixels = pixel_format(config)
+    depth = DepthObserver(pixels)
+    bad = _check(listing.paths, root, config, depth=depth)
+    listing.drop(set(bad))
     images = FolderImages(listing.paths, listing.labels(class_names), in_chans, pixels)
-    notes = depth_notes(listing.paths, pixels, f"the images of {root}")
-    return TestFolder(images, tuple(bad.values()), listing.left_out, notes)
+    return TestFolder(images, tuple(bad.values()), listing.left_out, depth.notes(f"the images of {root}"))
 
 
 def open_folder(root: Path, config: DataConfig) -> ImageData:

@@ -47,7 +47,7 @@ def open_mask_folder(
 
     Raises:
         InputError: If there are no images or no masks, one is without the other, two folders are called like one split,
-            there is a split and none to train on, or to test on, or `open_pairs` refuses a pair.
+            there is a split and none to train on, or `open_pairs` refuses a pair.
     """
     folders = _find_folders(root, test=whole)
     train_folders, val_folders = folders.train, folders.val
@@ -140,7 +140,7 @@ def _find_folders(root: Path, *, test: bool) -> _Folders:
 
 def _role_to_test(parts: Mapping[str, Sequence[Path]], folder: Path) -> str:
     """Choose the split to test on, which must be one folder."""
-    role = role_to_test([role for role in ROLES if parts[role]], str(folder))
+    role = role_to_test([role for role in ROLES if parts[role]])
     require_one_of_each({**dict.fromkeys(ROLES, ()), role: parts[role]}, folder)
     return role
 

@@ -92,7 +92,7 @@ def find_shards(
 
     Raises:
         InputError: If there are several sets, a name says two splits, splits of two names serve one purpose, or there
-            is no training split, or a link makes one file a part of both splits; or none to test on.
+            is no training split, or a link makes one file a part of both splits.
     """
     files = _files_on_disk(Path(root), suffix) if listing is None else _files_of_listing(root, suffix, listing)
     if not files:
@@ -106,7 +106,7 @@ def find_shards(
         else:
             unnamed.append(file)
     if parts and test:
-        parts = {"train": parts[role_to_test(parts, str(root))]}
+        parts = {"train": parts[role_to_test(parts)]}
     if parts and "train" not in parts:
         raise InputError(f"no train-*{suffix} among the {len(files)} {suffix[1:]} files in {files[0].parent}; add them")
     train = _files_of_one_word(parts["train"], root) if parts else list(files)

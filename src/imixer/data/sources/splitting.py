@@ -61,22 +61,13 @@ def split_role(name: str) -> str | None:
     return roles.pop() if len(roles) == 1 and not others else None
 
 
-def role_to_test(roles: Collection[str], where: str) -> str:
-    """Choose the part of a data set that a model is to be tested on: that of test, or one for validation alone.
+def role_to_test(roles: Collection[str]) -> str:
+    """Choose the part of a data set that a model is to be tested on: that of test, or else of validation, or all.
 
     Args:
         roles: Those of `ROLES` that there are parts for, at least one.
-        where: The data set, for messages.
-
-    Raises:
-        InputError: If there is a part to train on and none to test on.
     """
-    if "test" not in roles and "train" in roles:
-        raise InputError(
-            f"test: {where} has a part to train on and none called test, and a model may know these images; give the "
-            "folder of the part to test on"
-        )
-    return "test" if "test" in roles else "val"
+    return next(role for role in ("test", "val", "train") if role in roles)
 
 
 def require_two_classes(labels: NDArray[np.int64], class_names: Sequence[str], what: str) -> None:
