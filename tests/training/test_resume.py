@@ -388,8 +388,8 @@ def test_a_budget_goes_on_to_the_steps_it_was_begun_with(train, stop_at, tmp_pat
     whole = train(tmp_path / "whole", *budget)
     run = stop_at(tmp_path / "run", 3, *budget)
 
-    def counted_otherwise(*args):
-        found = duration(*args)
+    def counted_otherwise(*args, **kwargs):
+        found = duration(*args, **kwargs)
         return replace(found, steps=2 * found.steps, epochs=2 * found.epochs)
 
     monkeypatch.setattr("imixer.training.train.duration", counted_otherwise)
