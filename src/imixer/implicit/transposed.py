@@ -74,8 +74,10 @@ def refuse_replica(module: nn.Module, asked: str) -> None:
 
 def learns_in_replica(module: nn.Module) -> bool:
     """Tell whether a copy by `nn.DataParallel` is one of a module in training that has parameters to learn."""
+    if not (module.training and getattr(module, "_is_replica", False)):
+        return False
     former = (value for each in module.modules() for value in getattr(each, "_former_parameters", {}).values())
-    return module.training and any(value is not None and value.requires_grad for value in former)
+    return any(value is not None and value.requires_grad for value in former)
 
 
 def owns_weight(layer: nn.Module) -> bool:

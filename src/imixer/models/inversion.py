@@ -111,7 +111,7 @@ class Inversion(SolverOptions):
                 f"on_failure {self.on_failure}; set model.solver = 'fixed', model.gradient = 'unroll' and "
                 "model.on_failure = None, or make imixer.models.IMLP a leaf of the tracer"
             )
-        if torch.is_grad_enabled() and not isinstance(self._gradient(), Unroll) and learns_in_replica(F):
+        if learns_in_replica(F) and torch.is_grad_enabled() and not isinstance(self._gradient(), Unroll):
             refuse_replica(F, f"{name}: gradient is {self.gradient}")
         if not self.needs_float32:
             return self._solve(F, z, weights, n_iter, name, masks)
