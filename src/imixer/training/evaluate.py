@@ -229,11 +229,21 @@ def _held_out(run: FinishedRun, data_path: str | None) -> _LabelledSet:
 
 def _test_set(run: FinishedRun, folder: str) -> _LabelledSet:
     test = open_test_folder(Path(folder), run.class_names, run.input_size[0], run.config.data)
-    if test.left_out:
-        _log.warning(f"not used of {folder}: {'; '.join(map(printable, test.left_out))}")
-    for note in test.notes:
-        _log.warning(printable(note))
+    tell_of_test_set(folder, test.left_out, test.notes)
     return _LabelledSet(folder, test.images, test.skipped)
+
+
+def tell_of_test_set(place: str, left_out: Sequence[str], notes: Sequence[str]) -> None:
+    """Warn of what is not used of a test set, and of what was seen in it.
+
+    Args:
+        place: Where it lies.
+        left_out: The folders and files that are not used.
+        notes: What was seen, a sentence each.
+    """
+    unused = [f"not used of {place}: {'; '.join(left_out)}"] if left_out else []
+    for note in (*unused, *notes):
+        _log.warning(printable(note))
 
 
 def _evaluate(run: FinishedRun, images: _LabelledSet, batch_size: int) -> _Outcome:

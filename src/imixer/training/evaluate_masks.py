@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,11 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imixer.data.image_data import IGNORED, MaskedData
-from imixer.escaping import printable
 from imixer.plotting import drawn
 from imixer.progress import announce, with_progress
 from imixer.training.best_weights import WhichWeights
-from imixer.training.evaluate import EvaluationFiles, evaluation_files, image_names, result_kept, rounded
+from imixer.training.evaluate import (
+    EvaluationFiles,
+    evaluation_files,
+    image_names,
+    result_kept,
+    rounded,
+    tell_of_test_set,
+)
 from imixer.training.figures import draw_confusion_matrix
 from imixer.training.finished_run import FinishedRun
 from imixer.training.mask_figures import MaskPanel, draw_masks
@@ -27,7 +32,6 @@ from imixer.training.segmentation_metrics import SegmentationMetrics
 from imixer.writing import csv_text, json_text, write_text
 
 _WORST = 16  # images in the picture
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,7 @@ def evaluate_masks(
     """
     data = run.masked_data(data_path, test)
     if test is not None:
-        unused = (f"not used of {test}: {'; '.join(data.left_out)}",) if data.left_out else ()
-        for note in (*unused, *data.notes):
-            _log.warning(printable(note))
+        tell_of_test_set(test, data.left_out, data.notes)
     metrics = SegmentationMetrics(len(run.class_names), run.input_size[1:], run.config.masks.overlap)
     predictor, size = MaskPredictor(run), batch_size or run.config.micro_batch
     files = evaluation_files(run.make_outputs(), is_test=test is not None)

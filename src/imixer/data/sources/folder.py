@@ -15,7 +15,6 @@ from torch.utils.data import Dataset
 from imixer.data.config import DataConfig
 from imixer.data.image_data import ImageData, LabelledImage
 from imixer.data.sources.decoding import (
-    CUT,
     EIGHT_BITS,
     SKIP_REMEDY,
     PixelFormat,
@@ -166,11 +165,16 @@ def _check(
         return {}
 
     def work(path: Path) -> None:
-        image = decode_file(path) if how == "full" else decode_header(path)
-        if how == "full" and observer is not None:
+        if how == "header":
+            header = decode_header(path)
+            if depth is not None:
+                depth.observe_header(header, path)
+            return
+        image = decode_file(path)
+        if observer is not None:
             observer.observe(image)
         if depth is not None:
-            depth.observe(decode_file(path) if how == "header" and image.info.get(CUT) else image, path)
+            depth.observe(image, path)
 
     bad = find_unreadable(paths, work, str, skip_bad=config.skip_bad)
     return {path: str(path.relative_to(root)) for path in bad}

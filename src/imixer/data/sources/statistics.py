@@ -188,6 +188,15 @@ class DepthObserver:
             self._images += 1
             self._deep += [str(name)] if deep else []
 
+    def observe_header(self, header: Image.Image, file: Path) -> None:
+        """Count an image in that was opened without its pixels, which are read if they are needed.
+
+        Args:
+            header: What `decode_header` gave.
+            file: The file.
+        """
+        self.observe(decode_file(file) if header.info.get(CUT) else header, file)
+
     def notes(self, what: str) -> tuple[str, ...]:
         """Write which images are darker for the model than those of training, a sentence each.
 
@@ -214,12 +223,7 @@ def depth_notes(files: Sequence[Path], pixels: PixelFormat, what: str) -> tuple[
         what: What the images are.
     """
     observer = DepthObserver(pixels)
-
-    def look(file: Path) -> None:
-        header = decode_header(file)
-        observer.observe(decode_file(file) if header.info.get(CUT) else header, file)
-
-    find_unreadable(files, look, str, skip_bad=True)
+    find_unreadable(files, lambda file: observer.observe_header(decode_header(file), file), str, skip_bad=True)
     return observer.notes(what)
 
 
