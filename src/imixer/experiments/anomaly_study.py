@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -126,21 +126,19 @@ def measure_detectors(
     def measured() -> Iterator[list[tuple[int, str, dict[str, dict[str, float]]]]]:
         for seed, normal, source in units:
             file = _numbers(folder, source, normal, seed)
-            if file.is_file():
-                there = read_json(file, [*alike, "scores"])
-                for name, value in alike.items():
-                    if there[name] != value:
-                        raise InputError(f"{file} has {name} {there[name]}, and not {value}; give another folder")
-            if not _is_measured(file):
+            there: dict[str, Any] = read_json(file, [*alike, "scores"]) if file.is_file() else alike
+            for name, value in alike.items():
+                if there[name] != value:
+                    raise InputError(f"{file} has {name} {there[name]}, and not {value}; give another folder")
+            if there.get("measurement") != _MEASUREMENT:
                 samples = digit_samples(in_chans, size, normal=normal, seed=seed)
                 scores = detect_anomalies(
                     samples, sources[source], memory=memory, neighbours=neighbours, seed=seed, device=finished.device
                 )
                 own = {name: _measures(quality) for name, quality in scores.quality.items()}
-                write_json(
-                    file, {"measurement": _MEASUREMENT, **alike, "scores": own, "ran_on": machine(environment())}
-                )
-            yield [(seed, source, read_json(file, ["scores"])["scores"])]
+                there = {"measurement": _MEASUREMENT, **alike, "scores": own, "ran_on": machine(environment())}
+                write_json(file, there)
+            yield [(seed, source, there["scores"])]
 
     parts: dict[tuple[str, str, str, int], list[float]] = {}
     for seed, source, by_score in with_progress(measured(), len(units), "finding anomalies"):

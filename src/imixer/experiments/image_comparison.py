@@ -193,10 +193,10 @@ def _difference(first: ImageScores, other: ImageScores) -> MeanDifference:
     own, baseline = ({i: 100 * each.scores[name] for i, name in enumerate(names)} for each in (other, first))
     difference = compare_means(own, baseline)
     assert difference is not None  # there are images
-    different = sum(own[i] != baseline[i] for i in own)
-    if different < FEWEST_DIFFERENT:
+    differences = [own[i] - baseline[i] for i in own]
+    if sum(each != 0 for each in differences) < FEWEST_DIFFERENT:
         return MeanDifference(difference.difference, difference.test, difference.pairs)
-    if difference.error is None and difference.difference != 0 and _spread([own[i] - baseline[i] for i in own]) < 1e-9:
+    if difference.error is None and difference.difference != 0 and _spread(differences) < 1e-9:
         # The same on every image, as of all right and all wrong: McNemar's exact test, or any other score's sign test.
         return replace(difference, exact_p=0.5 ** (difference.pairs - 1))
     return difference

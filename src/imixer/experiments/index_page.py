@@ -37,12 +37,13 @@ def write_index(page: Sequence[ExperimentResult], command: str) -> Path:
     ]
     measured = [each.experiment.name for each in page if each.experiment.measured]
     metrics = " and ".join(dict.fromkeys(each.experiment.metric for each in tabulated))
+    summary = f"{for_markdown(summarise(judgements))}."
+    if said:
+        summary += f" What is decided, in points of {metrics} after the last epoch:"
     parts = [
         f"# The paper's tables and figures at the scale {scale.name}\n",
         f"`{command}`; {for_markdown('; '.join(machines) or 'nothing is finished')}.\n",
-        f"{for_markdown(summarise(judgements))}. What is decided, in points of {metrics} after the last epoch:\n"
-        if said
-        else f"{for_markdown(summarise(judgements))}.\n" * bool(tabulated),
+        f"{summary}\n" if tabulated else "",
         bullets(said),
         f"{' and '.join(measured)}: differences in measures of their own, each corrected for its own tests.\n"
         if measured

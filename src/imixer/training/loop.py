@@ -309,11 +309,12 @@ class Loop:
         try:
             yield
         except NotConvergedError as error:
-            begin = f"continue: imixer train --resume {shell_word(self.run.path)}"
+            command = f"imixer train --resume {shell_word(self.run.path)}"
             if self.fabric.world_size == 1:
                 self._save()
+                begin = f"continue: {command}"
             elif saved := self.checkpoints.files:  # other processes may have found theirs: a save would wait for them
-                begin = f"continue from {saved[-1].name}: imixer train --resume {shell_word(self.run.path)}"
+                begin = f"continue from {saved[-1].name}: {command}"
             else:
                 begin = "nothing is saved yet, begin again"
             raise InputError(

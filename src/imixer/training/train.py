@@ -270,12 +270,11 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
     report_run(run.path)
     with _locked(fabric, run), _removed_if_empty(fabric, run, new=not begun):
         state = _latest(fabric, run) if begun else None
+        before = load_config(run.config) if begun else config
         if state is not None:
             check_same_data(state, data, run)
-            before = load_config(run.config).model
-            if (start := config.model.checkpoint or config.model.from_mixer) != (
-                before.checkpoint or before.from_mixer
-            ):
+            start, start_before = (each.model.checkpoint or each.model.from_mixer for each in (config, before))
+            if start != start_before:
                 check_same_start(state, built.identity, str(start), run)
             config, steps = _as_begun(config, steps, state, steps_per_epoch)
         elif begun:
@@ -286,7 +285,7 @@ def _train(fabric: Fabric, config: TrainConfig, begun: RunDirectory | None) -> T
             write_text(run.environment, json_text(_begun_with(config)))
         if fabric.is_global_zero and begun:
             _note_changes(run, config, state["step"] if state else 0)
-            _remember_model(run, config)
+            _remember_model(run, before, config)
         logger = build_logger(
             config.logger if fabric.is_global_zero else "csv", run, asdict(config), state["step"] if state else 0
         )
@@ -458,9 +457,8 @@ def _note_changes(run: RunDirectory, config: TrainConfig, step: int) -> None:
         write_text(run.environment, json_text(begun))
 
 
-def _remember_model(run: RunDirectory, config: TrainConfig) -> None:
+def _remember_model(run: RunDirectory, before: TrainConfig, config: TrainConfig) -> None:
     """Write down what a resumed run says anew of its model, so that the next one needs not be told."""
-    before = load_config(run.config)
     now = replace(before, model=_with_absolute_starts(config.model))
     if now != before:
         save_config(now, run.config)
